@@ -1,0 +1,56 @@
+# Each target sets up what it needs: Python 3.11 or newer, git and make are enough to begin with.
+PYTHON ?= python3
+BIN := .venv/bin
+SHELL := /bin/bash
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lab docs bench setup system lock format clean
+
+help:  ## Show the targets
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
+
+demo: setup  ## Carry a year of New York flights through the lifecycle
+	mlcycle run
+
+test: setup  ## Run every test
+	@echo "-- ruff" && ruff check . && ruff format --check tests benchmarks docs
+	@echo "-- notebooks are clean and exported" && python tests/in_sync.py
+	@echo "-- nbdev-test" && nbdev-test --n-workers 2
+	@echo "-- pytest" && python -m pytest -n 2
+
+lab: setup  ## Open the notebooks in JupyterLab
+	jupyter lab nbs
+
+docs: setup  ## Build the site into _docs/html
+	python docs/build.py
+
+bench: setup  ## Compare with peers, as ratios
+	python benchmarks/run.py
+
+setup: .venv/ready  ## Make the environment .venv
+
+.venv/ready: requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "Python 3.11 or newer is needed; $$($(PYTHON) --version) was found. Say which: make PYTHON=python3.12 …"; exit 2; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || \
+		{ echo "Python's venv module is missing. On Debian and Ubuntu: apt-get install python3-venv"; exit 2; }
+	$(PYTHON) -m venv --clear .venv
+	python -m pip install --quiet --require-hashes -r requirements.lock
+	python -m pip install --quiet --no-deps --no-build-isolation -e .
+	@touch $@
+
+system:  ## Install the system packages that browser tests drive (Debian, as root)
+	apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium fonts-liberation
+
+lock: setup  ## Pin every dependency anew
+	python -m pip install --quiet uv
+	uv pip compile --quiet --universal --python-version 3.11 --all-extras --generate-hashes --no-emit-index-url \
+		--no-annotate --no-header --upgrade pyproject.toml -o requirements.lock
+
+format: setup  ## Clean and export the notebooks, and lay out the code
+	nbdev-clean && nbdev-export && ruff check --fix . && ruff format tests benchmarks docs
+
+clean:  ## Remove what was built; runs and their workspace stay
+	rm -rf .venv _docs _proc build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
