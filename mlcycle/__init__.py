@@ -2,7 +2,12 @@
 
 __version__ = "0.1.0"
 
-_LAZY = {"run": "runner", "open": "runner", "Run": "workspace", "Workspace": "workspace"}
+_LAZY = {
+    "run": ("runner", "run_project"),
+    "open": ("workspace", "open_run"),
+    "Run": ("workspace", "Run"),
+    "Workspace": ("workspace", "Workspace"),
+}
 
 
 def __getattr__(name: str):
@@ -11,7 +16,8 @@ def __getattr__(name: str):
         raise AttributeError(f"module 'mlcycle' has no attribute {name!r}")
     from importlib import import_module
 
-    return getattr(import_module(f"mlcycle.lifecycle.{_LAZY[name]}"), name)
+    module, attribute = _LAZY[name]
+    return getattr(import_module(f"mlcycle.lifecycle.{module}"), attribute)
 
 
 def __dir__() -> list[str]:

@@ -55,6 +55,7 @@ def notebook_html(
     settings = Config()
     settings.TagRemovePreprocessor.enabled = True
     settings.TagRemovePreprocessor.remove_cell_tags = ["remove-cell", *papermill_banners]
+    settings.TagRemovePreprocessor.remove_all_outputs_tags = ["decision"] # The page shows it at the top
     exporter = HTMLExporter(settings, template_name="basic", exclude_input=True, exclude_input_prompt=True,
                             exclude_output_prompt=True, exclude_anchor_links=True)
     return exporter.from_notebook_node(nbformat.read(path, as_version=4))[0]

@@ -124,7 +124,8 @@ def _execute(notebook: Path, cells: int, parameters: dict, engine: dict[str, str
         papermill.execute_notebook(
             str(notebook), str(notebook), parameters, engine_name=engine["name"] or None, progress_bar=False,
             execution_timeout=int(engine["cell_timeout"]), config=private,
-            on_cell_start=lambda cell, cell_index: on_cell(cell_index, cells))
+            on_cell_start=lambda cell, cell_index: on_cell(cell_index, cells),
+            extra_arguments=["--log-level=CRITICAL"])
     except papermill.PapermillExecutionError as error:
         raise _stage_error(notebook, error) from error
     except (CellTimeoutError, DeadKernelError) as error:

@@ -64,7 +64,8 @@ def running_service(
     timeout: float = 60, # Seconds it may take to start
 ) -> Iterator[Service]:
     "A service on loopback, for the length of a `with`."
-    command = [sys.executable, "-m", "mlcycle.deployment.service", str(bundle), "--run", run]
+    main = "from mlcycle.deployment.service import main; main()"
+    command = [sys.executable, "-c", main, str(bundle), "--run", run]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "MLCYCLE_EVENTS_URL": events_url}
     start = time.perf_counter()
     with TemporaryFile("w+") as log, subprocess.Popen(

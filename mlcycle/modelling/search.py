@@ -51,7 +51,7 @@ def try_candidate(
     jobs: int = 1, # Processes
 ) -> Trial:
     "Score a candidate on every fold."
-    results = Parallel(n_jobs=jobs)(delayed(_fit_fold)(model, problem, rows, fold) for fold in folds)
+    results = Parallel(n_jobs=jobs, max_nbytes=None)(delayed(_fit_fold)(model, problem, rows, fold) for fold in folds)
     held_out, scores, seconds = map(list, zip(*results, strict=True))
     line = LeaderboardLine(model=name, score=mean_score(problem.metric, scores, folds), folds=scores,
                            fit_seconds=float(np.mean(seconds)), parameters=parameters or {})

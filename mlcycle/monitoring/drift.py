@@ -33,7 +33,7 @@ def compare_column(
 def _compare_categories(before: pd.Series, after: pd.Series) -> tuple[str, float, float]:
     "Chi-squared test on the counts of common categories."
     common = pd.concat([before, after]).value_counts().head(MOST_CATEGORIES).index
-    counts = np.array([[*(part == value for value in common), ~part.isin(common)] for part in (before, after)]).sum(axis=2)
+    counts = np.array([[*((part == value).sum() for value in common), (~part.isin(common)).sum()] for part in (before, after)])
     counts = counts[:, counts.sum(axis=0) > 0]
     if counts.shape[1] < 2:
         return "chi-squared", 0.0, 1.0

@@ -22,6 +22,8 @@ from ..outcomes import Problem
 TRUSTED = [
     "mlcycle.features.dates.DateParts", # Ours: no state but column names
     "sklearn.ensemble._hist_gradient_boosting.predictor.TreePredictor", # Arrays of nodes
+    "sklearn.model_selection._split.KFold", # Three plain settings
+    "sklearn.model_selection._split.StratifiedKFold", # Three plain settings
     "sklearn.tree._tree.Tree", # Arrays of nodes
 ]
 

@@ -7,6 +7,7 @@ __all__ = ['open_registry', 'register_model', 'model_file', 'load_registered', '
 
 # %% ../../nbs/stores/registry.ipynb #86084073
 import logging
+import os
 import warnings
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import mlflow
 import pandas as pd
 from mlflow.exceptions import MlflowException
 from mlflow.models import infer_signature
+from mlflow.models.model import ModelInfo
 from sklearn.base import BaseEstimator
 
 from ..outcomes import LeaderboardLine, ModelRef
@@ -28,6 +30,7 @@ def open_registry(
     "A client to the registry, with the experiment chosen."
     for name in ("mlflow", "alembic"):
         logging.getLogger(name).setLevel(logging.ERROR) # Else migrations fill the reports
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     mlflow.set_tracking_uri(tracking_uri)
     if mlflow.get_experiment_by_name(experiment) is None:
         mlflow.create_experiment(experiment, artifact_location=artifacts or None)
@@ -52,13 +55,21 @@ def register_model(
             warnings.filterwarnings("ignore", message=".*integer column.*")
             info = mlflow.sklearn.log_model(
                 model, name="model", serialization_format="skops", skops_trusted_types=TRUSTED, input_example=example,
-                signature=infer_signature(example, outputs), registered_model_name=name,
+                signature=infer_signature(example, outputs),
                 pip_requirements=["mlcycle", "scikit-learn", "skops", "pandas"])
-    version = int(info.registered_model_version)
+    return _add_version(name, info, run.info.run_id, tags)
+
+# %% ../../nbs/stores/registry.ipynb #c3aeef11
+def _add_version(name: str, info: ModelInfo, run_id: str, tags: dict[str, str]) -> ModelRef:
+    "A logged model as a new version of a registered one."
+    client = mlflow.MlflowClient()
+    if not client.search_registered_models(f"name = '{name}'"):
+        client.create_registered_model(name)
+    version = int(client.create_model_version(name, info.model_uri, run_id, model_id=info.model_id).version)
     sha256 = hash_file(model_file(name, version))
     for key, value in (tags | {"sha256": sha256}).items():
-        mlflow.MlflowClient().set_model_version_tag(name, str(version), key, value)
-    return ModelRef(name=name, version=version, run_id=run.info.run_id, sha256=sha256)
+        client.set_model_version_tag(name, str(version), key, value)
+    return ModelRef(name=name, version=version, run_id=run_id, sha256=sha256)
 
 # %% ../../nbs/stores/registry.ipynb #3d8b134c
 def _log_line(line: LeaderboardLine) -> None:

@@ -9,7 +9,7 @@ __all__ = ['load_candidate', 'measure_gap', 'move_champion', 'validate_model']
 import pandas as pd
 
 from ..lifecycle.workspace import Workspace
-from ..metrics import Predictions, score_intervals
+from ..metrics import Predictions, score, score_intervals
 from ..outcomes import Candidate, Dataset, Gate, Problem, Score, Verdict
 from ..stores.datasets import read_table
 from ..stores.models import predict
@@ -69,7 +69,8 @@ def validate_model(
     train, sealed = (read_table(workspace.tables, dataset.tables[name]) for name in ("train", "sealed"))
     truth, said = sealed[problem.target], predict(model, sealed, problem, candidate.threshold)
     guess = baseline_predictions(problem, train[problem.target], len(sealed))
-    scores, theirs = (score_intervals(problem.metrics, problem, truth, p, resamples, seed) for p in (said, guess))
+    scores = score_intervals(problem.metrics, problem, truth, said, resamples, seed)
+    theirs = [Score(metric=name, value=score(name, problem, truth, guess)) for name in problem.metrics]
     gates = decide_gates(problem, truth, said, guess, resamples, seed)
     before, after = move_champion(candidate, gates, workspace)
     failed = [gate.criterion for gate in gates if not gate.passed]
