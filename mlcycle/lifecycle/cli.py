@@ -10,7 +10,7 @@ __all__ = ['app', 'console', 'errors', 'main', 'clear_errors', 'parse_assignment
 from collections.abc import Callable
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -21,6 +21,9 @@ from rich.table import Table
 from .. import __version__
 from ..errors import MlcycleError, ParameterError, suggest
 from ..outcomes import STAGES
+
+if TYPE_CHECKING:
+    from mlcycle.lifecycle.workspace import Run
 
 # %% ../../nbs/lifecycle/cli.ipynb #2c42e942
 app = typer.Typer(no_args_is_help=True, invoke_without_command=True, add_completion=False, rich_markup_mode=None,

@@ -15,7 +15,7 @@ import sys
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 from filelock import FileLock
@@ -24,6 +24,9 @@ from ..errors import ArtefactError, suggest
 from .notebook import packaged, stage_notebooks
 from .settings import STORES, find_project, read_settings, section
 from ..outcomes import OUTCOMES, STAGES, Outcome
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 # %% ../../nbs/lifecycle/workspace.ipynb #e49c41a8
 def write_text(
@@ -36,6 +39,11 @@ def write_text(
     half = path.with_name(f".{path.name}.{uuid4().hex[:8]}")
     half.write_text(text)
     half.replace(path)
+
+# %% ../../nbs/lifecycle/workspace.ipynb #32045369
+def _expand(address: str) -> str:
+    "An address with environment variables filled in."
+    return os.path.expandvars(address)
 
 # %% ../../nbs/lifecycle/workspace.ipynb #34b4b1d5
 @dataclass(frozen=True)
@@ -51,33 +59,24 @@ class Workspace:
         project = find_project(project)
         return cls(project, section(read_settings(project), "stores"))
 
-    def _address(self, name: str, default: str) -> str:
-        return os.path.expandvars(self.stores[name]) or default
-
     @property
     def root(self) -> Path:
         return Path(self.project) / self.stores["workspace"]
-
     @property
     def reports(self) -> Path:
         return Path(self.project) / self.stores["reports"]
-
     @property
     def tables(self) -> Path:
         return self.root / "tables"
-
     @property
     def tracking_uri(self) -> str:
-        return self._address("tracking_uri", f"sqlite:///{self.root / 'mlflow.db'}")
-
+        return _expand(self.stores["tracking_uri"]) or f"sqlite:///{self.root / 'mlflow.db'}"
     @property
     def artifacts(self) -> str:
-        "Where MLflow keeps files; a tracking server knows itself."
         return "" if self.tracking_uri.startswith("http") else str(self.root / "artifacts")
-
     @property
     def events_url(self) -> str:
-        return self._address("events_url", f"sqlite:///{self.root / 'events.db'}")
+        return _expand(self.stores["events_url"]) or f"sqlite:///{self.root / 'events.db'}"
 
     def lock(self, name: str) -> FileLock:
         "A lock that all processes on this workspace share."

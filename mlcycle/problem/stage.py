@@ -9,7 +9,7 @@ __all__ = ['check_columns', 'choose_metrics', 'define_problem', 'describe_target
 import pandas as pd
 
 from ..criteria import parse_criterion
-from ..errors import MetricError, ParameterError, TargetError, suggest
+from ..errors import ParameterError, TargetError, suggest
 from ..metrics import DEFAULT_METRICS, get_metric
 from ..outcomes import Label, Problem, Task
 from .task import check_target, find_positive, find_task

@@ -1,0 +1,56 @@
+"""Small real tables, a command line in a process of its own, and runs that several tests look at."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from sklearn.datasets import load_breast_cancer, load_diabetes, load_wine
+
+import mlcycle as mc
+
+ROOT = Path(__file__).resolve().parent.parent
+QUICK = {"trials": 2, "folds": 3, "resamples": 50, "parity_rows": 30, "replay_rows": 60, "windows": 2}
+
+
+def cli(*words: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess:
+    "Run `mlcycle …` in a process of its own, as a person would."
+    command = [str(Path(sys.executable).parent / "mlcycle"), *map(str, words)]
+    wide = {"COLUMNS": "200", **environment}
+    return subprocess.run(command, cwd=cwd, env=os.environ | wide, capture_output=True, text=True, timeout=600)
+
+
+def penguins() -> pd.DataFrame:
+    "The raw penguins: text, dates, comments, missing values."
+    from palmerpenguins import load_penguins_raw
+
+    return load_penguins_raw()
+
+
+TABLES = {
+    "cancer": (lambda: load_breast_cancer(as_frame=True).frame, "target"),
+    "wine": (lambda: load_wine(as_frame=True).frame, "target"),
+    "diabetes": (lambda: load_diabetes(as_frame=True).frame, "target"),
+    "penguins": (penguins, "Species"),
+}
+
+
+@pytest.fixture(scope="session")
+def table_run(tmp_path_factory):
+    "A run on one of `TABLES` through the command line, made once for all tests of a worker."
+    made = {}
+
+    def run_on(name: str) -> mc.Run:
+        if name not in made:
+            folder = tmp_path_factory.mktemp(name)
+            frame, target = TABLES[name]
+            frame().to_csv(folder / f"{name}.csv", index=False)
+            quick = [word for key, value in QUICK.items() for word in ("-p", f"{key}={value}")]
+            done = cli("run", "--source", f"{name}.csv", "--target", target, *quick, cwd=folder)
+            assert done.returncode == 0, done.stdout + done.stderr
+            made[name] = mc.open("last", folder)
+        return made[name]
+
+    return run_on
