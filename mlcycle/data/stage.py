@@ -18,7 +18,7 @@ from ..lifecycle.workspace import Workspace, write_text
 from ..outcomes import Dataset, FileRef, Problem
 from ..stores.datasets import write_table
 from ..stores.models import hash_file
-from ..stores.sources import hash_rows, read_source
+from ..stores.sources import fill_in, hash_rows, read_source
 
 # %% ../../nbs/02_data.ipynb #c90949ad
 def read_again(
@@ -56,9 +56,10 @@ def prepare_data(
 ) -> Dataset:
     "Read, clean, split and store the rows of a problem."
     workspace, rows = workspace or Workspace.of(), read_again(problem)
+    bounds = fill_in(problem.source, "data", {"sealed_from": sealed_from, "future_from": future_from})
     clean, aside, ledger = clean_rows(rows, [name for name in (problem.target, problem.time) if name])
     if problem.time:
-        parts, how = split_by_time(clean, problem.time, sealed_from, future_from, sealed_share, future_share)
+        parts, how = split_by_time(clean, problem.time, **bounds, sealed_share=sealed_share, future_share=future_share)
     else:
         parts, how = split_at_random(clean, problem, sealed_share, seed)
     contract_file, contract = save_contract(parts["train"], workspace)

@@ -13,7 +13,7 @@ from ..errors import ParameterError, TargetError, suggest
 from ..metrics import DEFAULT_METRICS, get_metric
 from ..outcomes import Label, Problem, Task
 from .task import check_target, find_positive, find_task
-from ..stores.sources import hash_rows, read_source
+from ..stores.sources import fill_in, hash_rows, read_source
 
 # %% ../../nbs/01_problem.ipynb #7bdf8d4c
 def check_columns(
@@ -52,8 +52,8 @@ def choose_metrics(
 
 # %% ../../nbs/01_problem.ipynb #1c9c95c3
 def define_problem(
-    source: str, # A CSV or Parquet file or a bundled source
-    target: str, # The column to predict
+    source: str, # A CSV or Parquet file, or a bundled source, which fills in what is left empty
+    target: str = "", # The column to predict
     criteria: list[str] | None = None, # What success means; "beats baseline" if nothing is said
     question: str = "", # In words
     owner: str = "", # Who asks it
@@ -66,18 +66,20 @@ def define_problem(
     rows: pd.DataFrame | None = None, # Of the source, if they have been read already
 ) -> Problem:
     "Write down a question, checked against its data."
-    rows, excluded = read_source(source) if rows is None else rows, excluded or {}
-    check_columns(rows, target, time, excluded)
-    values = rows[target].dropna()
+    said = fill_in(source, "problem", {
+        "target": target, "criteria": criteria, "question": question, "owner": owner, "positive": positive, "metric": metric,
+        "time": time, "excluded": excluded or {}})
+    rows = read_source(source) if rows is None else rows
+    check_columns(rows, said["target"], said["time"], said["excluded"])
+    values = rows[said["target"]].dropna()
     task = find_task(values) if task == "auto" else task
     check_target(values, task)
-    names, lines = choose_metrics(metric, metrics or [], task), criteria or ["beats baseline"]
-    parsed = [parse_criterion(line, task, names[0]).text for line in lines]
-    sought = find_positive(values, positive) if task == "binary" else None
-    return Problem(
-        question=question or f"What is '{target}', given the other columns?", owner=owner, source=source,
-        source_sha256=hash_rows(rows), target=target, task=task, classes=_classes(values, task), positive=sought,
-        metric=names[0], metrics=names, criteria=parsed, time=time, excluded=excluded, rows=len(rows),
+    names = choose_metrics(said["metric"], metrics or [], task)
+    parsed = [parse_criterion(line, task, names[0]).text for line in said["criteria"] or ["beats baseline"]]
+    sought = find_positive(values, said["positive"]) if task == "binary" else None
+    described = said | {"question": said["question"] or f"What is '{values.name}', given the other columns?"}
+    return Problem(**described | {"positive": sought, "metric": names[0], "metrics": names, "criteria": parsed},
+        source=source, source_sha256=hash_rows(rows), task=task, classes=_classes(values, task), rows=len(rows),
         share=describe_target(values, task),
         decision=f"A {task} task on {len(values):,} of {len(rows):,} rows; success means {' and '.join(parsed)}.")
 

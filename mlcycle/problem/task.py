@@ -75,7 +75,7 @@ def find_positive(
     named = [label for label in classes if str(label) == wanted]
     if wanted and not named:
         raise TargetError(f"The positive class '{wanted}' does not occur in the target '{values.name}'.",
-                          f"Its classes are {', '.join(map(str, classes))}.")
+                          f"Its classes are {', '.join(sorted(map(str, classes)))}.")
     says_yes = [label for label in classes if str(label).lower() in YES]
     rarer = values.value_counts().idxmin()
     return (named or says_yes or [rarer.item() if hasattr(rarer, "item") else rarer])[0]
