@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from filelock import FileLock
 from sklearn.datasets import load_breast_cancer, load_diabetes, load_wine
 
 import mlcycle as mc
@@ -38,19 +39,22 @@ TABLES = {
 
 
 @pytest.fixture(scope="session")
-def table_run(tmp_path_factory):
-    "A run on one of `TABLES` through the command line, made once for all tests of a worker."
-    made = {}
+def table_run(tmp_path_factory, worker_id):
+    "A run on one of `TABLES` through the command line, made once for all tests and workers."
+    shared = tmp_path_factory.getbasetemp() if worker_id == "master" else tmp_path_factory.getbasetemp().parent
 
     def run_on(name: str) -> mc.Run:
-        if name not in made:
-            folder = tmp_path_factory.mktemp(name)
-            frame, target = TABLES[name]
-            frame().to_csv(folder / f"{name}.csv", index=False)
-            quick = [word for key, value in QUICK.items() for word in ("-p", f"{key}={value}")]
-            done = cli("run", "--source", f"{name}.csv", "--target", target, *quick, cwd=folder)
-            assert done.returncode == 0, done.stdout + done.stderr
-            made[name] = mc.open("last", folder)
-        return made[name]
+        folder = shared / f"run-{name}"
+        with FileLock(f"{folder}.lock"):
+            if not folder.is_dir():
+                folder.mkdir()
+                frame, target = TABLES[name]
+                frame().to_csv(folder / f"{name}.csv", index=False)
+                quick = [word for key, value in QUICK.items() for word in ("-p", f"{key}={value}")]
+                done = cli("run", "-q", "--source", f"{name}.csv", "--target", target, *quick, cwd=folder)
+                (folder / "printed.txt").write_text(done.stdout + done.stderr)
+        run = mc.open("last", folder)
+        assert run.about["status"] == "done", (folder / "printed.txt").read_text()
+        return run
 
     return run_on

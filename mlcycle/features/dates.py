@@ -11,8 +11,8 @@ import pandas as pd
 from sklearn.base import BaseEstimator, TransformerMixin
 from sklearn.utils.validation import check_is_fitted
 
-# %% ../../nbs/features/dates.ipynb #ef1159f5
-PARTS = ("year", "month", "day", "dayofweek", "hour", "minute") # Attributes of a pandas time stamp
+# %% ../../nbs/features/dates.ipynb #2d591052
+PARTS = ("year", "month", "day", "weekday", "hour", "minute") # Attributes of a pandas time stamp
 
 # %% ../../nbs/features/dates.ipynb #a1ff76b8
 class DateParts(TransformerMixin, BaseEstimator):

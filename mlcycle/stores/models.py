@@ -21,6 +21,7 @@ from ..outcomes import Problem
 # %% ../../nbs/stores/models.ipynb #9e371e81
 TRUSTED = [
     "mlcycle.features.dates.DateParts", # Ours: no state but column names
+    "numpy.dtype", # A type of numbers
     "sklearn.ensemble._hist_gradient_boosting.predictor.TreePredictor", # Arrays of nodes
     "sklearn.model_selection._split.KFold", # Three plain settings
     "sklearn.model_selection._split.StratifiedKFold", # Three plain settings
