@@ -299,6 +299,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                       'mlcycle/modelling/search.py')},
             'mlcycle.modelling.stage': { 'mlcycle.modelling.stage.compete': ('modelling.html#compete', 'mlcycle/modelling/stage.py'),
                                          'mlcycle.modelling.stage.find_model': ('modelling.html#find_model', 'mlcycle/modelling/stage.py'),
+                                         'mlcycle.modelling.stage.fit_winner': ('modelling.html#fit_winner', 'mlcycle/modelling/stage.py'),
                                          'mlcycle.modelling.stage.model_name': ('modelling.html#model_name', 'mlcycle/modelling/stage.py'),
                                          'mlcycle.modelling.stage.register': ('modelling.html#register', 'mlcycle/modelling/stage.py')},
             'mlcycle.monitoring.decision': { 'mlcycle.monitoring.decision.decide': ( 'monitoring/decision.html#decide',

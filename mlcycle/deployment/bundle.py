@@ -17,7 +17,7 @@ from pydantic import ValidationError
 from sklearn.base import BaseEstimator
 
 from ..errors import ArtefactError, InputError
-from ..outcomes import ModelRef, Problem, Record
+from ..outcomes import MISSING_TEXT, ModelRef, Problem, Record
 from ..stores.models import hash_file, load_model
 
 # %% ../../nbs/deployment/bundle.ipynb #7e33aaca
@@ -70,18 +70,21 @@ def to_frame(
     if missing:
         raise InputError(f"The column '{missing[0]}' is missing.", f"Expected are {', '.join(columns)}.",
                          "A value that is not known is null.")
-    return pd.DataFrame({name: _column(name, kind, [row[name] for row in rows]) for name, kind in columns.items()})
+    return pd.DataFrame({name: _column(name, kind, [row[name] for row in rows]) for name, kind in columns.items()}, copy=False)
 
-# %% ../../nbs/deployment/bundle.ipynb #5645e8c9
-def _column(name: str, kind: str, values: list) -> pd.Series:
+# %% ../../nbs/deployment/bundle.ipynb #8eb8cffc
+def _column(name: str, kind: str, values: list):
     "Values in the type of their column."
     try:
         if kind == "str":
-            return pd.Series([None if value is None else str(value) for value in values], dtype="str")
+            return pd.array([None if value is None or value in MISSING_TEXT else str(value) for value in values], dtype="str")
         if kind.startswith("datetime"):
-            return pd.to_datetime(pd.Series(values, dtype=object), format="ISO8601").astype(kind)
-        if any(isinstance(value, str) for value in values):
-            raise ValueError(f"'{next(value for value in values if isinstance(value, str))}' is text")
-        return pd.Series(np.array(values, dtype=float)).astype(float if None in values else kind)
+            return pd.to_datetime(values, format="ISO8601", utc=True).tz_localize(None).astype(kind)
+        if (wrong := [value for value in values if isinstance(value, str) or isinstance(value, bool) != (kind == "bool")
+                      and value is not None]):
+            raise ValueError(f"{wrong[0]!r} is no number" if kind != "bool" else f"{wrong[0]!r} is neither true nor false")
+        if None in values:
+            return np.array(values, dtype=float)
+        return pd.Series(values, dtype=kind).to_numpy() # A whole number that has decimals is refused, not cut
     except (ValueError, TypeError) as error:
         raise InputError(f"The column '{name}' cannot be read: {error}.", f"Its type is {kind}.") from error

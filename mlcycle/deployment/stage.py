@@ -8,7 +8,6 @@ __all__ = ['prove_parity', 'withheld', 'release_model']
 # %% ../../nbs/06_deployment.ipynb #dcbd0b27
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 
 from .bundle import Bundle, build_bundle
@@ -27,14 +26,15 @@ def prove_parity(
     rows: pd.DataFrame, # To be asked, one by one
 ) -> tuple[Parity, pd.DataFrame]: # The count, and each answer beside the pipeline's
     "Ask a running service and the pipeline the same."
-    own = predict(load_model(folder / "model.skops"), rows, bundle.problem, bundle.threshold)
+    model = load_model(folder / "model.skops", bundle.model.sha256)
+    own = [predict(model, rows.iloc[[place]], bundle.problem, bundle.threshold) for place in range(len(rows))]
     with running_service(folder) as service:
         told = [service.ask([row], [str(i)]) for i, row in zip(rows.index, to_json_rows(rows), strict=True)]
-    answers = pd.DataFrame({"service": [t["predictions"][0] for t in told], "pipeline": own.labels.tolist()}, index=rows.index)
+    answers = pd.DataFrame({"service": [t["predictions"][0] for t in told], "pipeline": [p.labels.tolist()[0] for p in own]},
+                           index=rows.index)
     same = answers.service == answers.pipeline
-    if own.scores is not None:
-        scores = np.array([t["scores"][0] for t in told])
-        same &= (scores == own.scores).reshape(len(rows), -1).all(axis=1)
+    if bundle.problem.task != "regression":
+        same &= [t["scores"] == p.scores.tolist() for t, p in zip(told, own, strict=True)]
     return Parity(rows=len(rows), equal=int(same.sum()), start_seconds=round(service.start_seconds, 2)), answers
 
 # %% ../../nbs/06_deployment.ipynb #cf752f35

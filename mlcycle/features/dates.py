@@ -28,7 +28,8 @@ class DateParts(TransformerMixin, BaseEstimator):
     def transform(self, X: pd.DataFrame) -> np.ndarray:
         "Numbers, shape (n, parts); a missing time gives missing parts."
         check_is_fitted(self)
-        columns = [getattr(X[name].dt, part).to_numpy(dtype=float, na_value=np.nan)
+        times = {name: pd.DatetimeIndex(X[name]) for name in self.feature_names_in_}
+        columns = [getattr(times[name], part).to_numpy(dtype=float, na_value=np.nan)
                    for name, part in (full.rsplit("_", 1) for full in self.parts_)]
         return np.column_stack(columns) if columns else np.empty((len(X), 0))
 

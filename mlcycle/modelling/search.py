@@ -33,12 +33,12 @@ class Trial:
 # %% ../../nbs/modelling/search.ipynb #63017de3
 def _fit_fold(model: BaseEstimator, problem: Problem, rows: pd.DataFrame, fold: tuple) -> tuple[Predictions, float, float]:
     "Predictions for the rows that were held out, their score, and the seconds it took to learn."
-    learn, ask = rows.iloc[fold[0]], rows.iloc[fold[1]]
+    columns, target = rows.drop(columns=problem.target), rows[problem.target]
     start = time.perf_counter()
-    fitted = clone(model).fit(learn, learn[problem.target])
+    fitted = clone(model).fit(columns.iloc[fold[0]], target.iloc[fold[0]])
     seconds = time.perf_counter() - start
-    said = predict(fitted, ask, problem)
-    return said, score(problem.metric, problem, ask[problem.target], said), seconds
+    said = predict(fitted, columns.iloc[fold[1]], problem)
+    return said, score(problem.metric, problem, target.iloc[fold[1]], said), seconds
 
 # %% ../../nbs/modelling/search.ipynb #1f166bd4
 def try_candidate(

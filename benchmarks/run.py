@@ -1,0 +1,65 @@
+"""Compare mlcycle with peers on one machine, side by side, as ratios."""
+
+import json
+from dataclasses import asdict
+from enum import StrEnum
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Annotated
+
+import modelling
+import service
+import typer
+from comparison import Comparison
+from rich.console import Console
+from rich.table import Table
+
+from mlcycle.lifecycle.cli import StageBars, clear_errors
+from mlcycle.lifecycle.runner import make_plan, run_plan, versions
+from mlcycle.lifecycle.workspace import Run
+
+BENCHMARKS = {"service": service.compare, "modelling": modelling.compare}
+Name = StrEnum("Name", list(BENCHMARKS))
+console = Console()
+
+
+def make_release(source: str, folder: Path) -> Run:
+    """A run up to its release."""
+    bars = StageBars()
+    with bars.progress:
+        run = run_plan(make_plan({"source": source}, folder), "deployment", bars)
+    if not run.release.released:
+        raise SystemExit(f"There is nothing to compare: {run.release.decision}")
+    return run
+
+
+def measure(names: list[str], source: str) -> list[Comparison]:
+    """The comparisons of some benchmarks; all state goes with the folder."""
+    with TemporaryDirectory(prefix="mlcycle-bench-") as folder:
+        run, lines = make_release(source, Path(folder)), []
+        for name in names:
+            with console.status(name) as status:
+                lines += BENCHMARKS[name](run, lambda what, name=name: status.update(f"{name}: {what}"))
+    return lines
+
+
+def main(
+    names: Annotated[list[Name] | None, typer.Argument(help="Which ones; all if none is named.")] = None,
+    source: Annotated[str, typer.Option(help="Bundled source: sample, or flights (takes long).")] = "sample",
+    out: Annotated[Path | None, typer.Option(help="JSON file for what was measured.")] = None,
+):
+    """Compare mlcycle with peers on this machine, as ratios; nothing passes or fails by the clock."""
+    with clear_errors():
+        lines = measure(names or list(BENCHMARKS), source)
+        table = Table("what", "ours", "theirs", "ours / theirs", "min - max", "better", "note", title="Medians")
+        for line in lines:
+            table.add_row(*line.cells())
+        console.print(table)
+        if out:
+            measured = [asdict(line) | {"ratios": line.ratios} for line in lines]
+            out.parent.mkdir(parents=True, exist_ok=True)
+            out.write_text(json.dumps({"source": source, "versions": versions(), "lines": measured}, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    typer.run(main)
