@@ -32,10 +32,10 @@ def prove_parity(
         told = [service.ask([row], [str(i)]) for i, row in zip(rows.index, to_json_rows(rows), strict=True)]
     answers = pd.DataFrame({"service": [t["predictions"][0] for t in told], "pipeline": [p.labels.tolist()[0] for p in own]},
                            index=rows.index)
-    same = answers.service == answers.pipeline
-    if bundle.problem.task != "regression":
-        same &= [t["scores"] == p.scores.tolist() for t, p in zip(told, own, strict=True)]
-    return Parity(rows=len(rows), equal=int(same.sum()), start_seconds=round(service.start_seconds, 2)), answers
+    scores = [None if p.scores is None else p.scores.tolist() for p in own]
+    equal = sum(answer.service == answer.pipeline and t["scores"] == s
+                for answer, t, s in zip(answers.itertuples(), told, scores, strict=True))
+    return Parity(rows=len(rows), equal=equal, start_seconds=round(service.start_seconds, 2)), answers
 
 # %% ../../nbs/06_deployment.ipynb #cf752f35
 def withheld(

@@ -14,14 +14,16 @@ import re
 import tokenize
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_origin
+from typing import TYPE_CHECKING, Any, Literal, get_origin
 
-import nbformat
 from pydantic import TypeAdapter, ValidationError
 
 import mlcycle
 from ..errors import ParameterError
 from ..outcomes import STAGES
+
+if TYPE_CHECKING:
+    from nbformat import NotebookNode
 
 # %% ../../nbs/lifecycle/notebook.ipynb #1e0801b2
 def packaged(
@@ -130,13 +132,15 @@ def _lines(text: str, kind: type) -> list | dict:
 # %% ../../nbs/lifecycle/notebook.ipynb #e9d99e81
 def read_notebook(
     path: Path, # Of a stage notebook
-) -> nbformat.NotebookNode:
+) -> "NotebookNode":
     "A notebook in the current format."
+    import nbformat
+
     return nbformat.read(path, as_version=4)
 
 # %% ../../nbs/lifecycle/notebook.ipynb #4e2cc7a5
 def is_hinge(
-    cell: nbformat.NotebookNode, # Of a notebook
+    cell: "NotebookNode", # Of a notebook
 ) -> bool:
     "Whether a cell is tagged `parameters`."
     return "parameters" in cell.metadata.get("tags", [])
@@ -154,7 +158,7 @@ def read_parameters(
 # %% ../../nbs/lifecycle/notebook.ipynb #29286061
 def run_half(
     path: Path, # Of a stage notebook
-) -> nbformat.NotebookNode: # Its title, and everything after the heading `## Run`
+) -> "NotebookNode": # Its title, and everything after the heading `## Run`
     "The half of a notebook that a run executes."
     notebook = read_notebook(path)
     heading = [number for number, cell in enumerate(notebook.cells) if cell.source.strip() == "## Run"]

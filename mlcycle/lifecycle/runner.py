@@ -20,8 +20,6 @@ from tempfile import TemporaryDirectory
 from typing import Any
 from uuid import uuid4
 
-import nbformat
-
 from ..errors import InputError, MlcycleError, StageError, error_class
 from .notebook import read_parameters, run_half, stage_notebooks
 from .report import write_index, write_page
@@ -95,6 +93,8 @@ def run_stage(
     on_cell: Callable[[int, int], None] = lambda cell, cells: None, # Told which cell starts, of how many
 ) -> None:
     "Execute a stage's notebook; raise if it fails."
+    import nbformat
+
     source, start = plan.notebooks[stage], time.perf_counter()
     notebook, output = run_half(source), Path(pages) / source.name
     write_text(output, nbformat.writes(notebook))

@@ -67,7 +67,12 @@ def mean_score(
     ratio = np.mean([len(ask) / len(learn) for learn, ask in folds])
     error = np.std(scores, ddof=1) * np.sqrt(1 / len(scores) + ratio)
     half = float(stats.t.ppf(0.975, len(scores) - 1) * error)
-    return Score(metric=metric, value=np.mean(scores), low=np.mean(scores) - half, high=np.mean(scores) + half)
+    low, high = np.mean(scores) - half, np.mean(scores) + half
+    if get_metric(metric).higher_is_better: # The best that is possible is 1, of an error 0
+        high = min(high, 1.0)
+    else:
+        low = max(low, 0.0)
+    return Score(metric=metric, value=np.mean(scores), low=low, high=high)
 
 # %% ../../nbs/modelling/search.ipynb #cf5ed4ab
 def search_boosting(
