@@ -1,8 +1,10 @@
 """What fails in the middle: a cell, a kernel, an artefact, a neighbour."""
 
 import json
+import signal
 import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -76,6 +78,24 @@ def test_a_failing_first_stage_leaves_a_run_that_says_so(wine):
     with pytest.raises(StageError, match="ZeroDivisionError"):
         mc.run(project=wine, **QUICK)
     assert mc.open("last", wine).about["status"] == "failed"
+
+
+def test_an_interruption_keeps_what_was_done(wine):
+    own_notebooks(wine, "features", "open('here', 'w').close(); import time; time.sleep(300)")
+    command = [Path(sys.executable).with_name("mlcycle"), "run", "-q", *WORDS]
+    with subprocess.Popen(command, cwd=wine, stderr=subprocess.PIPE, text=True) as process:
+        while not (wine / "here").exists():
+            assert process.poll() is None
+            time.sleep(0.1)
+        process.send_signal(signal.SIGINT)
+        _, printed = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Interrupted." in printed
+    assert "Traceback" not in printed
+    run = mc.open("last", wine)
+    assert (run.about["status"], run.about["error"]) == ("failed", "Interrupted.")
+    assert run.dataset.rows_in == 178
+    assert "Interrupted." in (run.workspace.reports / run.id / "03_features.html").read_text()
 
 
 def test_two_runs_at_once_do_not_harm_each_other(wine):

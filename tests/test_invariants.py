@@ -58,7 +58,7 @@ def test_notebook_has_no_outputs_and_a_full_kernelspec(path):
 @pytest.mark.parametrize("path", named(NOTEBOOKS))
 def test_exported_cells_fit_a_screen_and_hold_no_magic(path):
     for source in exported_cells(path):
-        assert len(source.splitlines()) <= 40, source
+        assert len(source.splitlines()) < 40, source
         assert not re.search(r"^\s*[%!]", source, re.MULTILINE), source
         assert "import *" not in source, source
 

@@ -52,6 +52,7 @@ def test_runs_from_any_folder(wheel, tmp_path):
     quick = [word for key, value in QUICK.items() for word in ("-p", f"{key}={value}")]
     run = [python.with_name("mlcycle"), "run", "-q", "--source", "wine.csv", "--target", "target", *quick]
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    environment["JUPYTER_PATH"] = f"{sys.prefix}/share/jupyter"  # Page templates are data files of our dependencies
     done = subprocess.run(run, cwd=tmp_path / "elsewhere", env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     assert mc.open("last", tmp_path / "elsewhere").verdict.approved

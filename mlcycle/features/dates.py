@@ -11,8 +11,8 @@ import pandas as pd
 from sklearn.base import BaseEstimator, TransformerMixin
 from sklearn.utils.validation import check_is_fitted
 
-# %% ../../nbs/features/dates.ipynb #2d591052
-PARTS = ("year", "month", "day", "weekday", "hour", "minute") # Attributes of a pandas time stamp
+# %% ../../nbs/features/dates.ipynb #9ad90596
+PARTS = {"year": "year", "month": "month", "day": "day", "weekday": "day_of_week", "hour": "hour", "minute": "minute"}
 
 # %% ../../nbs/features/dates.ipynb #a1ff76b8
 class DateParts(TransformerMixin, BaseEstimator):
@@ -22,14 +22,15 @@ class DateParts(TransformerMixin, BaseEstimator):
         "Find the parts that vary in the training rows."
         self.feature_names_in_ = np.asarray(X.columns, dtype=object)
         self.n_features_in_ = X.shape[1]
-        self.parts_ = [f"{name}_{part}" for name in X for part in PARTS if getattr(X[name].dt, part).nunique() > 1]
+        self.parts_ = [f"{name}_{part}" for name in X for part, attribute in PARTS.items()
+                       if getattr(X[name].dt, attribute).nunique() > 1]
         return self
 
     def transform(self, X: pd.DataFrame) -> np.ndarray:
         "Numbers, shape (n, parts); a missing time gives missing parts."
         check_is_fitted(self)
         times = {name: pd.DatetimeIndex(X[name]) for name in self.feature_names_in_}
-        columns = [getattr(times[name], part).to_numpy(dtype=float, na_value=np.nan)
+        columns = [getattr(times[name], PARTS[part]).to_numpy(dtype=float, na_value=np.nan)
                    for name, part in (full.rsplit("_", 1) for full in self.parts_)]
         return np.column_stack(columns) if columns else np.empty((len(X), 0))
 

@@ -101,7 +101,7 @@ def run_stage(
     try:
         _execute(output, len(notebook.cells), plan.parameters[stage] | {"run_dir": str(run.folder)}, plan.engine, on_cell)
         run.outcome(stage) # A notebook that ends without one has failed
-    except MlcycleError as error:
+    except BaseException as error: # An interruption too leaves a page as far as it got
         _finish(run, stage, output, start, error)
         raise
     _finish(run, stage, output, start)
@@ -114,10 +114,12 @@ def _execute(notebook: Path, cells: int, parameters: dict, engine: dict[str, str
 
     logging.getLogger("papermill").setLevel(logging.ERROR)
     try:
-        papermill.execute_notebook(
-            str(notebook), str(notebook), parameters, engine_name=engine["name"] or None, progress_bar=False,
-            execution_timeout=int(engine["cell_timeout"]), kernel_manager_class=kernel_manager(notebook.with_suffix(".log")),
-            on_cell_start=lambda cell, cell_index: on_cell(cell_index, cells))
+        with TemporaryDirectory(prefix="mlcycle-") as sockets:
+            papermill.execute_notebook(
+                str(notebook), str(notebook), parameters, engine_name=engine["name"] or None, progress_bar=False,
+                execution_timeout=int(engine["cell_timeout"]),
+                kernel_manager_class=kernel_manager(sockets, notebook.with_suffix(".log")),
+                on_cell_start=lambda cell, cell_index: on_cell(cell_index, cells))
     except papermill.PapermillExecutionError as error:
         raise _stage_error(notebook, error) from error
     except (CellTimeoutError, DeadKernelError) as error:
@@ -127,6 +129,7 @@ def _execute(notebook: Path, cells: int, parameters: dict, engine: dict[str, str
 
 # %% ../../nbs/lifecycle/runner.ipynb #1d84943b
 def kernel_manager(
+    sockets: str, # An empty folder
     log: Path, # Gets what the kernel's processes print
 ) -> type: # A manager of Jupyter kernels
     "Kernels that are private and do not write on the terminal."
@@ -134,7 +137,7 @@ def kernel_manager(
 
     class Manager(AsyncKernelManager):
         async def _async_start_kernel(self, **options):
-            self.transport = "ipc"
+            self.transport, self.ip, self.connection_file = "ipc", f"{sockets}/kernel", f"{sockets}/kernel.json"
             with open(log, "w") as file:
                 await super()._async_start_kernel(stdout=file, stderr=file, **options)
 
@@ -151,11 +154,16 @@ def _stage_error(notebook: Path, error) -> MlcycleError:
     return StageError(f"{notebook.name} failed in cell {error.cell_index}: {error.ename}: {error.evalue}",
                       remedy=f"The page {notebook.stem}.html of the run shows where and why.")
 
-# %% ../../nbs/lifecycle/runner.ipynb #506eb09d
-def _finish(run: Run, stage: str, output: Path, start: float, error: MlcycleError | None = None) -> None:
+# %% ../../nbs/lifecycle/runner.ipynb #ae1493c1
+def _words(error: BaseException) -> str:
+    "An error as it is shown."
+    return str(error) or {"KeyboardInterrupt": "Interrupted."}.get(type(error).__name__, type(error).__name__)
+
+# %% ../../nbs/lifecycle/runner.ipynb #82b565f2
+def _finish(run: Run, stage: str, output: Path, start: float, error: BaseException | None = None) -> None:
     "Note how a stage went, and render its page."
     seconds = round(time.perf_counter() - start, 1)
-    decision = str(error) if error else run.outcome(stage).decision
+    decision = _words(error) if error else run.outcome(stage).decision
     done = {"seconds": seconds, "decision": decision, "failed": error is not None}
     note(run, stages=run.about["stages"] | {stage: done})
     if not error:
@@ -209,7 +217,7 @@ def _run_rest(plan: Plan, run: Run, stages: list[str], on_stage: Callable) -> Ru
 # %% ../../nbs/lifecycle/runner.ipynb #6f4b81c4
 def _close(run: Run, error: BaseException | None = None) -> Run:
     "Note how a run ended, and list it in the index."
-    note(run, status="failed" if error else "done", error=str(error) or type(error).__name__ if error else "")
+    note(run, status="failed" if error else "done", error=_words(error) if error else "")
     for notebook in sorted((run.workspace.reports / run.id).glob("*.ipynb")):
         write_page(run, notebook.stem.split("_")[1], notebook) # Again, now that its neighbours exist
     write_index(run.workspace)
@@ -233,7 +241,7 @@ def make_sample(
     until: str = "", # The last stage that is needed; none if empty
 ) -> None:
     "Bring the run on the bundled sample up to a stage."
-    plan = make_plan({"source": "sample"}, Path(home))
+    plan = make_plan({"source": "sample", "trials": 3, "folds": 3}, Path(home))
     folder = plan.workspace.root / "runs" / "sample"
     run = Run(folder) if (folder / "run.json").is_file() else start_run(plan, folder, "sample")
     for stage in STAGES[:STAGES.index(until) + 1] if until else []:

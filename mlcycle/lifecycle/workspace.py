@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ATTRIBUTES', 'write_text', 'Workspace', 'Run', 'save_outcome', 'note', 'predict_with', 'all_runs', 'open_run',
-           'code_version', 'sample_run']
+           'code_version', 'forget_samples', 'sample_run']
 
 # %% ../../nbs/lifecycle/workspace.ipynb #7dfaae46
 import json
@@ -12,6 +12,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
@@ -197,13 +198,24 @@ def code_version() -> str: # A hash of all notebooks and modules
              *packaged("lifecycle/templates").glob("*")]
     return sha256(b"".join(sha256(file.read_bytes()).digest() for file in sorted(files))).hexdigest()[:12]
 
+# %% ../../nbs/lifecycle/workspace.ipynb #61f7f7df
+def forget_samples(
+    newest: Path, # Stays
+    days: float = 1, # Others go when nothing was begun in them for so long
+) -> None:
+    "Remove runs on the sample that older code made."
+    for home in newest.parent.iterdir():
+        if home != newest and time.time() - home.stat().st_mtime > days * 86_400:
+            shutil.rmtree(home)
+
 # %% ../../nbs/lifecycle/workspace.ipynb #193d9f70
 def sample_run(
     stage: str, # About to be opened
 ) -> Path: # Folder of a run that has the outcomes before `stage`
     "A run on the bundled sample."
     home = Workspace.of().root / "samples" / code_version()
-    home.mkdir(parents=True, exist_ok=True)
+    write_text(home / "settings.ini", "") # A project of its own, inside the other's workspace
+    forget_samples(home)
     before = STAGES[:STAGES.index(stage)]
     with FileLock(home / "sample.lock"):
         make = "import sys; from mlcycle.lifecycle.runner import make_sample; make_sample(*sys.argv[1:])"
