@@ -121,10 +121,8 @@ class Run:
         if name not in ATTRIBUTES:
             raise AttributeError(f"A run has no '{name}'. Its outcomes are {', '.join(ATTRIBUTES)}.")
         return self.outcome(ATTRIBUTES[name])
-
     def __dir__(self):
         return [*super().__dir__(), *ATTRIBUTES]
-
     def __repr__(self):
         return f"Run({self.id}, {self.about.get('status', '')})"
 

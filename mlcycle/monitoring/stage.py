@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['WORDS', 'rows_to_watch', 'replay', 'typed', 'unwatched', 'monitor_model']
 
-# %% ../../nbs/07_monitoring.ipynb #809ce46d
+# %% ../../nbs/07_monitoring.ipynb #e023ba3d
+import numpy as np
 import pandas as pd
 
 from ..lifecycle.serving import running_service, to_json_rows
@@ -26,8 +27,7 @@ def rows_to_watch(
     "The rows that will go through the service."
     name = "future" if "future" in dataset.tables else "sealed"
     rows = read_table(workspace.tables, dataset.tables[name])
-    step = max(1, -(-len(rows) // most))
-    return name, rows.iloc[::step]
+    return name, rows.iloc[np.linspace(0, len(rows) - 1, min(len(rows), most)).astype(int)]
 
 # %% ../../nbs/07_monitoring.ipynb #5e54d1a1
 def replay(
