@@ -91,11 +91,7 @@ ATTRIBUTES = dict(zip(("problem", "dataset", "plan", "candidate", "verdict", "re
 class Run:
     "One trip through the stages; its outcomes are attributes."
 
-    def __init__(
-        self,
-        folder: Path, # Of the run
-        stage: str = "", # The one at work, if any
-    ):
+    def __init__(self, folder: Path, stage: str = ""): # Its folder; the stage at work, if any
         self.folder, self.stage = Path(folder), stage
         self.about = json.loads((self.folder / "run.json").read_text())
         self.workspace = Workspace(Path(self.about["project"]), self.about["stores"])
@@ -121,8 +117,10 @@ class Run:
         if name not in ATTRIBUTES:
             raise AttributeError(f"A run has no '{name}'. Its outcomes are {', '.join(ATTRIBUTES)}.")
         return self.outcome(ATTRIBUTES[name])
+
     def __dir__(self):
         return [*super().__dir__(), *ATTRIBUTES]
+
     def __repr__(self):
         return f"Run({self.id}, {self.about.get('status', '')})"
 
