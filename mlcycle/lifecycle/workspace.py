@@ -109,8 +109,7 @@ class Run:
         "What a stage decided."
         path = self.folder / f"{stage}.json"
         if not path.is_file():
-            raise ArtefactError(f"The run {self.id} has no outcome of the stage '{stage}'.",
-                                remedy="Run that stage first." if stage in STAGES else suggest(stage, STAGES))
+            raise ArtefactError(f"The run {self.id} has no outcome of the stage '{stage}'.", remedy="Run that stage first.")
         return OUTCOMES[stage].model_validate_json(path.read_text())
 
     def __getattr__(self, name: str) -> Outcome:
