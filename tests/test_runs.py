@@ -137,3 +137,16 @@ def test_parquet_and_a_model_that_knows_the_answer(tmp_path):
     assert run.verdict.approved
     assert run.verdict.scores[0].metric == "f1"
     assert list(run.predict(frame).columns) == ["prediction", "score"]
+
+
+def test_time_without_moments_splits_by_share(tmp_path):
+    "A table with a time column and nothing else said: seven parts teach, two are sealed, one is the future."
+    rng = np.random.default_rng(0)
+    days = pd.date_range("2024-01-01", periods=400).to_series().sample(frac=1, random_state=0)
+    frame = pd.DataFrame({"placed": days.dt.strftime("%Y-%m-%d"), "price": rng.random(400), "late": rng.choice(["a", "b"], 400)})
+    frame.to_csv(tmp_path / "orders.csv", index=False)
+    run = mc.run(str(tmp_path / "orders.csv"), "late", tmp_path, "data", time="placed")
+    parts = {name: read_table(run.workspace.tables, table).placed for name, table in run.dataset.tables.items()}
+    assert {name: len(part) for name, part in parts.items()} == {"train": 280, "sealed": 80, "future": 40}
+    assert parts["train"].max() < parts["sealed"].min() <= parts["sealed"].max() < parts["future"].min()
+    assert parts["train"].is_monotonic_increasing
