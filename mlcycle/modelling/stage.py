@@ -17,7 +17,7 @@ from ..lifecycle.workspace import Workspace
 from ..metrics import get_metric
 from .candidates import NAMES, make_candidate
 from .folds import make_folds, thin
-from .search import Trial, choose_threshold, search_boosting, try_candidate
+from .search import Trial, choose_threshold, search_boosting, try_candidate, worker_processes
 from ..outcomes import Candidate, Dataset, FeaturePlan, ModelRef, Problem
 from ..stores.datasets import read_table
 from ..stores.models import load_model, predict
@@ -42,9 +42,10 @@ def compete(
     jobs: int, # Processes
 ) -> list[Trial]: # Best first
     "All candidates and the trials of the search, ranked."
-    simple = [try_candidate(name, make_candidate(name, problem.task, plan, seed), problem, rows, folds, jobs=jobs)
-              for name in NAMES[:-1]]
-    every = simple + search_boosting(plan, problem, rows, folds, trials, seconds, seed, jobs)
+    with worker_processes(jobs):
+        simple = [try_candidate(name, make_candidate(name, problem.task, plan, seed), problem, rows, folds, jobs=jobs)
+                  for name in NAMES[:-1]]
+        every = simple + search_boosting(plan, problem, rows, folds, trials, seconds, seed, jobs)
     better = get_metric(problem.metric).higher_is_better
     return sorted(every, key=lambda trial: trial.line.score.value, reverse=better)
 
