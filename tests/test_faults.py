@@ -83,7 +83,8 @@ def test_a_failing_first_stage_leaves_a_run_that_says_so(wine):
 def test_an_interruption_keeps_what_was_done(wine):
     own_notebooks(wine, "features", "open('here', 'w').close(); import time; time.sleep(300)")
     command = [Path(sys.executable).with_name("mlcycle"), "run", "-q", *WORDS]
-    with subprocess.Popen(command, cwd=wine, stderr=subprocess.PIPE, text=True) as process:
+    heed = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # noqa: E731 - a background shell has its children ignore it
+    with subprocess.Popen(command, cwd=wine, stderr=subprocess.PIPE, text=True, preexec_fn=heed) as process:
         while not (wine / "here").exists():
             assert process.poll() is None
             time.sleep(0.1)
