@@ -46,7 +46,8 @@ def plan_features(
     if not kinds:
         raise TargetError("No column is left to learn from.", remedy="; ".join(f"{k}: {why}" for k, why in dropped.items()))
     pipeline = build_pipeline(kinds, problem.task != "regression", seed)
-    features = list_features(pipeline, candidates.tail(20_000), rows[problem.target].tail(20_000))
+    spread = slice(None, None, max(1, len(rows) // 20_000)) # Over the whole table, so that every part of a date varies
+    features = list_features(pipeline, candidates.iloc[spread], rows[problem.target].iloc[spread])
     name = f"plans/{run or 'plan'}.skops"
     return FeaturePlan(
         columns=list(kinds), features=features, dropped={**problem.excluded, **dropped},
