@@ -40,7 +40,11 @@ def open_events(
     engine = sa.create_engine(url)
     if engine.dialect.name == "sqlite":
         sa.event.listen(engine, "connect", _sqlite_for_many)
-    SCHEMA.create_all(engine, checkfirst=True)
+    with engine.begin() as connection: # Several services may come first at once
+        for table in SCHEMA.sorted_tables:
+            connection.execute(sa.schema.CreateTable(table, if_not_exists=True))
+            for index in table.indexes:
+                connection.execute(sa.schema.CreateIndex(index, if_not_exists=True))
     return engine
 
 # %% ../../nbs/stores/events.ipynb #eb847030
