@@ -245,8 +245,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                'mlcycle/lifecycle/workspace.py'),
                                              'mlcycle.lifecycle.workspace.Workspace.tracking_uri': ( 'lifecycle/workspace.html#workspace.tracking_uri',
                                                                                                      'mlcycle/lifecycle/workspace.py'),
-                                             'mlcycle.lifecycle.workspace._expand': ( 'lifecycle/workspace.html#_expand',
-                                                                                      'mlcycle/lifecycle/workspace.py'),
                                              'mlcycle.lifecycle.workspace.all_runs': ( 'lifecycle/workspace.html#all_runs',
                                                                                        'mlcycle/lifecycle/workspace.py'),
                                              'mlcycle.lifecycle.workspace.code_version': ( 'lifecycle/workspace.html#code_version',

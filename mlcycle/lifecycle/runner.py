@@ -6,7 +6,8 @@
 __all__ = ['DEFAULT_SOURCE', 'Plan', 'make_plan', 'versions', 'start_run', 'run_stage', 'kernel_manager', 'run_plan',
            'run_project', 'make_sample']
 
-# %% ../../nbs/lifecycle/runner.ipynb #fdffbe4d
+# %% ../../nbs/lifecycle/runner.ipynb #688be55e
+import json
 import logging
 import platform
 import shutil
@@ -76,12 +77,11 @@ def start_run(
 ) -> Run:
     "A run with nothing done."
     now = datetime.now(UTC)
-    (folder := Path(folder)).mkdir(parents=True, exist_ok=True)
-    write_text(folder / "run.json", "{\"project\": \"\", \"stores\": {}}")
-    run = Run(folder)
-    note(run, id=name or f"{now:%Y%m%d-%H%M%S}-{uuid4().hex[:4]}", status="running", started=f"{now:%Y-%m-%d %H:%M} UTC",
-         project=str(plan.workspace.project), stores=plan.workspace.stores, parameters=plan.changed,
-         versions=versions(), stages={}, error="")
+    facts = {
+        "id": name or f"{now:%Y%m%d-%H%M%S}-{uuid4().hex[:4]}", "status": "running", "started": f"{now:%Y-%m-%d %H:%M} UTC",
+        "project": str(plan.workspace.project), "stores": plan.workspace.stores, "parameters": plan.changed,
+        "versions": versions(), "stages": {}, "error": ""}
+    write_text(Path(folder) / "run.json", json.dumps(facts, indent=2) + "\n")
     return Run(folder)
 
 # %% ../../nbs/lifecycle/runner.ipynb #adddeb49

@@ -41,11 +41,6 @@ def write_text(
     half.write_text(text)
     half.replace(path)
 
-# %% ../../nbs/lifecycle/workspace.ipynb #32045369
-def _expand(address: str) -> str:
-    "An address with environment variables filled in."
-    return os.path.expandvars(address)
-
 # %% ../../nbs/lifecycle/workspace.ipynb #34b4b1d5
 @dataclass(frozen=True)
 class Workspace:
@@ -71,13 +66,13 @@ class Workspace:
         return self.root / "tables"
     @property
     def tracking_uri(self) -> str:
-        return _expand(self.stores["tracking_uri"]) or f"sqlite:///{self.root / 'mlflow.db'}"
+        return os.path.expandvars(self.stores["tracking_uri"]) or f"sqlite:///{self.root / 'mlflow.db'}"
     @property
     def artifacts(self) -> str:
         return "" if self.tracking_uri.startswith("http") else str(self.root / "artifacts")
     @property
     def events_url(self) -> str:
-        return _expand(self.stores["events_url"]) or f"sqlite:///{self.root / 'events.db'}"
+        return os.path.expandvars(self.stores["events_url"]) or f"sqlite:///{self.root / 'events.db'}"
 
     def lock(self, name: str) -> FileLock:
         "A lock that all processes on this workspace share."
@@ -91,8 +86,8 @@ ATTRIBUTES = dict(zip(("problem", "dataset", "plan", "candidate", "verdict", "re
 class Run:
     "One trip through the stages; its outcomes are attributes."
 
-    def __init__(self, folder: Path, stage: str = ""): # Its folder; the stage at work, if any
-        self.folder, self.stage = Path(folder), stage
+    def __init__(self, folder: Path):
+        self.folder = Path(folder)
         self.about = json.loads((self.folder / "run.json").read_text())
         self.workspace = Workspace(Path(self.about["project"]), self.about["stores"])
 
@@ -103,7 +98,7 @@ class Run:
     @classmethod
     def open(cls, stage: str, run_dir: str = "") -> "Run":
         "The run around a stage's notebook; without one, a run on the bundled sample."
-        return cls(run_dir or sample_run(stage), stage)
+        return cls(run_dir or sample_run(stage))
 
     def outcome(self, stage: str) -> Outcome:
         "What a stage decided."

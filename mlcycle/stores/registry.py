@@ -13,7 +13,6 @@ from pathlib import Path
 
 import mlflow
 import pandas as pd
-from mlflow.exceptions import MlflowException
 from mlflow.models import infer_signature
 from mlflow.models.model import ModelInfo
 from sklearn.base import BaseEstimator
@@ -97,14 +96,12 @@ def load_registered(
 
 # %% ../../nbs/stores/registry.ipynb #7e9bb263
 def get_alias(
-    name: str, # Of the registered model
+    name: str, # Of a registered model; one that is not there raises
     alias: str = "champion", # Which alias
 ) -> int | None: # The version, if the alias is set
     "The version that an alias points to."
-    try:
-        return int(mlflow.MlflowClient().get_model_version_by_alias(name, alias).version)
-    except MlflowException:
-        return None
+    version = mlflow.MlflowClient().get_registered_model(name).aliases.get(alias)
+    return None if version is None else int(version)
 
 # %% ../../nbs/stores/registry.ipynb #809af0ae
 def set_alias(
