@@ -11,7 +11,6 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import skops.io
 from sklearn.base import BaseEstimator
 
 from ..errors import ArtefactError
@@ -42,6 +41,8 @@ def save_model(
     path: Path, # Where to; its folder is made
 ) -> str: # SHA-256 of the file
     "Save an estimator with skops."
+    import skops.io
+
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     half = path.with_suffix(".half")
@@ -55,6 +56,8 @@ def load_model(
     sha256: str = "", # If given, the file must have this hash
 ) -> BaseEstimator:
     "Load an estimator without running code from the file."
+    import skops.io
+
     if not Path(path).is_file():
         raise ArtefactError(f"The model file {path} does not exist.", remedy="Run the stage that makes it again.")
     if sha256 and hash_file(path) != sha256:

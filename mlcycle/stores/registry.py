@@ -10,23 +10,27 @@ import logging
 import os
 import warnings
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import mlflow
 import pandas as pd
-from mlflow.models import infer_signature
-from mlflow.models.model import ModelInfo
 from sklearn.base import BaseEstimator
 
 from ..outcomes import LeaderboardLine, ModelRef
 from .models import TRUSTED, hash_file, load_model
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.models.model import ModelInfo
 
 # %% ../../nbs/stores/registry.ipynb #b60362e1
 def open_registry(
     tracking_uri: str, # For instance sqlite:///…/mlflow.db
     artifacts: str, # Where MLflow keeps files, if it does not know itself
     experiment: str, # Runs are gathered under this name
-) -> mlflow.MlflowClient:
+) -> "MlflowClient":
     "A client to the registry, with the experiment chosen."
+    import mlflow
+
     for name in ("mlflow", "alembic"):
         logging.getLogger(name).setLevel(logging.ERROR) # Else migrations fill the reports
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
@@ -46,6 +50,9 @@ def register_model(
     tags: dict[str, str], # The run, the data versions, the seed
 ) -> ModelRef:
     "A fitted model as a new version."
+    import mlflow
+    from mlflow.models import infer_signature
+
     with mlflow.start_run(run_name=tags.get("run"), tags=tags) as run:
         for line in leaderboard:
             _log_line(line)
@@ -58,9 +65,11 @@ def register_model(
                 pip_requirements=["mlcycle", "scikit-learn", "skops", "pandas"])
     return _add_version(name, info, run.info.run_id, tags)
 
-# %% ../../nbs/stores/registry.ipynb #c3aeef11
-def _add_version(name: str, info: ModelInfo, run_id: str, tags: dict[str, str]) -> ModelRef:
+# %% ../../nbs/stores/registry.ipynb #9bcf94f2
+def _add_version(name: str, info: "ModelInfo", run_id: str, tags: dict[str, str]) -> ModelRef:
     "A logged model as a new version of a registered one."
+    import mlflow
+
     client = mlflow.MlflowClient()
     if not client.search_registered_models(f"name = '{name}'"):
         client.create_registered_model(name)
@@ -73,6 +82,8 @@ def _add_version(name: str, info: ModelInfo, run_id: str, tags: dict[str, str]) 
 # %% ../../nbs/stores/registry.ipynb #3d8b134c
 def _log_line(line: LeaderboardLine) -> None:
     "A line of the leaderboard as a run of its own."
+    import mlflow
+
     with mlflow.start_run(run_name=line.model, nested=True):
         mlflow.log_params(line.parameters)
         mlflow.log_metrics({line.score.metric: line.score.value, "fit_seconds": line.fit_seconds})
@@ -85,6 +96,8 @@ def model_file(
     version: int, # Which one
 ) -> Path: # Its skops file, on this machine
     "The file of a registered version."
+    import mlflow
+
     return Path(mlflow.artifacts.download_artifacts(artifact_uri=f"models:/{name}/{version}")) / "model.skops"
 
 # %% ../../nbs/stores/registry.ipynb #b26625c0
@@ -100,6 +113,8 @@ def get_alias(
     alias: str = "champion", # Which alias
 ) -> int | None: # The version, if the alias is set
     "The version that an alias points to."
+    import mlflow
+
     version = mlflow.MlflowClient().get_registered_model(name).aliases.get(alias)
     return None if version is None else int(version)
 
@@ -109,4 +124,6 @@ def set_alias(
     alias: str = "champion", # Which alias
 ) -> None:
     "Point an alias to a version."
+    import mlflow
+
     mlflow.MlflowClient().set_registered_model_alias(ref.name, alias, str(ref.version))
