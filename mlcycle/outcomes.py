@@ -7,8 +7,8 @@ __all__ = ['Label', 'Task', 'MISSING_TEXT', 'OUTCOMES', 'STAGES', 'Record', 'Out
            'LedgerLine', 'Dataset', 'Feature', 'FeaturePlan', 'LeaderboardLine', 'ModelRef', 'Candidate', 'Gate',
            'Verdict', 'Parity', 'Release', 'Drift', 'Window', 'Health']
 
-# %% ../nbs/outcomes.ipynb #1f404033
-from typing import ClassVar, Literal
+# %% ../nbs/outcomes.ipynb #d262a4f8
+from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict
 
@@ -17,6 +17,20 @@ class Record(BaseModel):
     "A frozen record without unknown fields."
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+    measured: ClassVar[tuple[str, ...]] = () # Fields that differ each time: seconds, and names drawn at random
+
+    def meaning(self) -> dict:
+        "The record without what was only measured."
+        return {name: _meaning(getattr(self, name)) for name in type(self).model_fields if name not in self.measured}
+
+# %% ../nbs/outcomes.ipynb #fd3ecc64
+def _meaning(value: Any) -> Any:
+    "A field without what was only measured."
+    if isinstance(value, Record):
+        return value.meaning()
+    if isinstance(value, dict):
+        return {key: _meaning(one) for key, one in value.items()}
+    return [_meaning(one) for one in value] if isinstance(value, list) else value
 
 # %% ../nbs/outcomes.ipynb #d39a71d4
 class Outcome(Record):
@@ -125,6 +139,7 @@ class FeaturePlan(Outcome):
 class LeaderboardLine(Record):
     "One model, scored on held-out folds."
 
+    measured: ClassVar[tuple[str, ...]] = ("fit_seconds",)
     model: str
     score: Score
     folds: list[float]
@@ -135,6 +150,7 @@ class LeaderboardLine(Record):
 class ModelRef(Record):
     "A version in the registry."
 
+    measured: ClassVar[tuple[str, ...]] = ("run_id",)
     name: str
     version: int
     run_id: str
@@ -182,6 +198,7 @@ class Verdict(Outcome):
 class Parity(Record):
     "Rows sent through a service and compared with the pipeline."
 
+    measured: ClassVar[tuple[str, ...]] = ("start_seconds",)
     rows: int
     equal: int # Label and score the same, to the last bit
     start_seconds: float
@@ -220,6 +237,7 @@ class Window(Record):
 class Health(Outcome):
     "How the service does, and what to do about it."
 
+    measured: ClassVar[tuple[str, ...]] = ("latency_ms",)
     stage: ClassVar[str] = "monitoring"
     watched: str # Which rows: the future, the sealed ones, or none
     rows: int
