@@ -22,7 +22,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError, MlcycleError
-from .notebook import packaged, read_notebook, run_half
+from .notebook import packaged, run_half
 from .workspace import write_text
 from ..outcomes import STAGES
 
@@ -44,7 +44,7 @@ def project_half(
     "What a project can change of a notebook."
     import nbformat
 
-    notebook, stage = _stripped(run_half(path)), Path(path).stem.split("_", 1)[1]
+    notebook, stage = _stripped(nbformat.from_dict(run_half(path))), Path(path).stem.split("_", 1)[1]
     origin = (f"The functions that this notebook calls come from the installed package: `mlcycle.{stage}.stage`. "
               "What stands below is the project's own.")
     between = [nbformat.v4.new_markdown_cell(origin, id="origin"), nbformat.v4.new_markdown_cell("## Run", id="run")]
@@ -138,9 +138,11 @@ class Versions:
 # %% ../../nbs/lifecycle/project.ipynb #fd51b26a
 def _read(path: Path) -> "NotebookNode":
     "A notebook of a project, without outputs."
+    import nbformat
+
     try:
-        return _stripped(read_notebook(path))
-    except ValueError as error: # What nbformat raises for text that is no notebook
+        return _stripped(nbformat.read(path, as_version=4))
+    except (ValueError, AttributeError, KeyError, TypeError, nbformat.ValidationError) as error: # All that nbformat raises
         raise InputError(f"The file {path} is not a notebook.", "Jupyter's format is expected.", str(error)[:200]) from error
 
 # %% ../../nbs/lifecycle/project.ipynb #95debcb8
