@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MlcycleError', 'InputError', 'SourceError', 'TargetError', 'MetricError', 'CriterionError', 'ParameterError',
-           'ArtefactError', 'StageError', 'error_class', 'suggest']
+           'ArtefactError', 'StageError', 'DiskFullError', 'error_class', 'suggest']
 
 # %% ../nbs/errors.ipynb #09c7adcd
 from difflib import get_close_matches
@@ -57,6 +57,15 @@ class ArtefactError(MlcycleError):
 # %% ../nbs/errors.ipynb #cd3ce644
 class StageError(MlcycleError):
     "A stage whose notebook failed."
+
+# %% ../nbs/errors.ipynb #f01bd446
+class DiskFullError(MlcycleError):
+    "No room is left for what must be written."
+
+    @classmethod
+    def at(cls, folder) -> "DiskFullError":
+        "The error for the disk that holds a folder."
+        return cls(f"The disk that holds {folder} is full.", remedy="Make room, and run again: what was finished is kept.")
 
 # %% ../nbs/errors.ipynb #2e9de86d
 def error_class(

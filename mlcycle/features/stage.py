@@ -5,7 +5,9 @@
 # %% auto #0
 __all__ = ['MADE_BY', 'list_features', 'plan_features']
 
-# %% ../../nbs/03_features.ipynb #25035f1a
+# %% ../../nbs/03_features.ipynb #f886f87a
+import hashlib
+
 import pandas as pd
 from sklearn.base import clone
 
@@ -15,7 +17,7 @@ from .pipeline import build_pipeline, trace_features
 from ..lifecycle.workspace import Workspace
 from ..outcomes import Dataset, Feature, FeaturePlan, FileRef, Problem
 from ..stores.datasets import read_table
-from ..stores.models import save_model
+from ..stores.models import model_bytes, save_model
 
 # %% ../../nbs/03_features.ipynb #ee9775db
 MADE_BY = {"number": "kept", "category": "one-hot", "many categories": "target encoding", "date": "date parts"}
@@ -36,7 +38,6 @@ def plan_features(
     dataset: Dataset, # Of stage 2
     workspace: Workspace | None = None, # Holds the tables; that of the working directory if not given
     seed: int = 0, # Of cross-fitted encodings
-    run: str = "", # Names the pipeline's file
 ) -> FeaturePlan:
     "Choose columns, and how each becomes features."
     workspace = workspace or Workspace.of()
@@ -48,7 +49,7 @@ def plan_features(
     pipeline = build_pipeline(kinds, problem.task != "regression", seed)
     spread = slice(None, None, max(1, len(rows) // 20_000)) # Over the whole table, so that every part of a date varies
     features = list_features(pipeline, candidates.iloc[spread], rows[problem.target].iloc[spread])
-    name = f"plans/{run or 'plan'}.skops"
+    name = f"plans/{hashlib.sha256(model_bytes(pipeline)).hexdigest()[:12]}.skops"
     return FeaturePlan(
         columns=list(kinds), features=features, dropped={**problem.excluded, **dropped},
         pipeline=FileRef(path=name, sha256=save_model(pipeline, workspace.root / name)),

@@ -16,7 +16,7 @@ from .drift import find_drift
 from .quality import latencies, score_events, score_windows
 from ..outcomes import Dataset, FeaturePlan, Health, Problem, Release, Verdict
 from ..stores.datasets import read_table
-from ..stores.events import open_events, read_events
+from ..stores.events import forget_events, open_events, read_events
 
 # %% ../../nbs/07_monitoring.ipynb #c3dec324
 def rows_to_watch(
@@ -94,6 +94,7 @@ def monitor_model(
     if not release.released:
         return unwatched(release), pd.DataFrame()
     watched, rows = rows_to_watch(dataset, workspace, replay_rows)
+    forget_events(open_events(workspace.events_url), run) # Of an earlier attempt
     replay(rows, problem, plan.columns, workspace.root / release.bundle, workspace.events_url, run)
     events, features = read_events(open_events(workspace.events_url), run)
     events["when"] = rows[problem.time].to_numpy() if problem.time else events.received

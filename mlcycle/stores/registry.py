@@ -5,10 +5,12 @@
 # %% auto #0
 __all__ = ['open_registry', 'register_model', 'model_file', 'load_registered', 'get_alias', 'set_alias']
 
-# %% ../../nbs/stores/registry.ipynb #86084073
+# %% ../../nbs/stores/registry.ipynb #c2bc4595
+import hashlib
 import logging
 import os
 import warnings
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,7 +18,7 @@ import pandas as pd
 from sklearn.base import BaseEstimator
 
 from ..outcomes import LeaderboardLine, ModelRef
-from .models import TRUSTED, hash_file, load_model
+from .models import TRUSTED, hash_file, load_model, model_bytes
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -49,10 +51,13 @@ def register_model(
     leaderboard: list[LeaderboardLine], # Best first
     tags: dict[str, str], # The run, the data versions, the seed
 ) -> ModelRef:
-    "A fitted model as a new version."
+    "A fitted model as a version; one that is already there is not added again."
     import mlflow
     from mlflow.models import infer_signature
 
+    tags = tags | {"fingerprint": hashlib.sha256(model_bytes(model)).hexdigest()}
+    if known := _find_version(name, tags["fingerprint"]):
+        return known
     with mlflow.start_run(run_name=tags.get("run"), tags=tags) as run:
         for line in leaderboard:
             _log_line(line)
@@ -64,6 +69,19 @@ def register_model(
                 signature=infer_signature(example, outputs),
                 pip_requirements=["mlcycle", "scikit-learn", "skops", "pandas"])
     return _add_version(name, info, run.info.run_id, tags)
+
+# %% ../../nbs/stores/registry.ipynb #e31f9509
+def _find_version(name: str, fingerprint: str) -> ModelRef | None:
+    "The oldest version of a model with a fingerprint, if its file is as it was."
+    import mlflow
+
+    found = mlflow.MlflowClient().search_model_versions(f"name = '{name}' and tag.fingerprint = '{fingerprint}'")
+    for version in sorted(found, key=lambda each: int(each.version)):
+        sha256 = version.tags.get("sha256", "")
+        with suppress(mlflow.exceptions.MlflowException, OSError): # Its files are gone
+            if sha256 and hash_file(model_file(name, int(version.version))) == sha256:
+                return ModelRef(name=name, version=int(version.version), run_id=version.run_id, sha256=sha256)
+    return None
 
 # %% ../../nbs/stores/registry.ipynb #9bcf94f2
 def _add_version(name: str, info: "ModelInfo", run_id: str, tags: dict[str, str]) -> ModelRef:
@@ -122,8 +140,14 @@ def get_alias(
 def set_alias(
     ref: ModelRef, # A registered version
     alias: str = "champion", # Which alias
-) -> None:
-    "Point an alias to a version."
+) -> int | None: # The version to which it pointed before, also if it is set again
+    "Point an alias to a version, which remembers whom it follows."
     import mlflow
 
-    mlflow.MlflowClient().set_registered_model_alias(ref.name, alias, str(ref.version))
+    client, before = mlflow.MlflowClient(), get_alias(ref.name, alias)
+    if before != ref.version:
+        client.set_model_version_tag(ref.name, str(ref.version), f"{alias}_after", str(before or ""))
+        client.set_registered_model_alias(ref.name, alias, str(ref.version))
+        return before
+    followed = client.get_model_version(ref.name, str(ref.version)).tags.get(f"{alias}_after", "")
+    return int(followed) if followed else None

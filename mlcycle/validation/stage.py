@@ -46,13 +46,13 @@ def move_champion(
     candidate: Candidate, # Wants to serve
     gates: list[Gate], # Each must have passed
     workspace: Workspace, # Knows the registry
+    promote: bool = True, # Whether it may
 ) -> tuple[int | None, int | None]: # The champion's version before and after
     "Point `champion` to the candidate if every gate passed."
     with workspace.lock("registry"):
-        before = get_alias(candidate.model.name)
-        if all(gate.passed for gate in gates):
-            set_alias(candidate.model)
-        return before, get_alias(candidate.model.name)
+        if promote and all(gate.passed for gate in gates):
+            return set_alias(candidate.model), candidate.model.version
+        return (get_alias(candidate.model.name),) * 2
 
 # %% ../../nbs/05_validation.ipynb #99fb34f2
 def validate_model(
@@ -62,6 +62,7 @@ def validate_model(
     workspace: Workspace | None = None, # Holds tables and registry; that of the working directory if not given
     resamples: int = 200, # For intervals
     seed: int = 0, # Of the resampling
+    promote: bool = True, # Whether an approved model becomes champion
 ) -> tuple[Verdict, Predictions]: # The predictions are those for the sealed rows
     "Judge a candidate on the sealed rows."
     workspace = workspace or Workspace.of()
@@ -72,12 +73,12 @@ def validate_model(
     scores = score_intervals(problem.metrics, problem, truth, said, resamples, seed)
     theirs = [Score(metric=name, value=score(name, problem, truth, guess)) for name in problem.metrics]
     gates = decide_gates(problem, truth, said, guess, resamples, seed)
-    before, after = move_champion(candidate, gates, workspace)
+    before, after = move_champion(candidate, gates, workspace, promote)
     failed = [gate.criterion for gate in gates if not gate.passed]
     version = f"{candidate.model.name} version {candidate.model.version}"
     verdict = Verdict(
         approved=not failed, gates=gates, scores=scores, baseline=theirs, sealed_rows=len(sealed),
         gap=measure_gap(problem, candidate, model, train, scores[0]), champion_before=before, champion_after=after,
         decision=f"Rejected: {version} does not show {' and '.join(failed)}." if failed
-        else f"Approved: {version} passes {len(gates)} of {len(gates)} gates and is now champion.")
+        else f"Approved: {version} passes {len(gates)} of {len(gates)} gates{' and is now champion' if promote else ''}.")
     return verdict, said
