@@ -16,7 +16,8 @@ import pytest
 from conftest import ROOT
 
 from mlcycle.lifecycle import hooks
-from mlcycle.lifecycle.hooks import HOOKS, hook_facts, run_hook
+from mlcycle.lifecycle.hooks import hook_facts, run_hook
+from mlcycle.lifecycle.settings import HOOKS
 from mlcycle.lifecycle.settings import STORES
 from mlcycle.lifecycle.workspace import Run, write_text
 
