@@ -114,7 +114,9 @@ def show(
         return "; ".join(map(show, value))
     if isinstance(value, bool):
         return "yes" if value else "no"
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    if isinstance(value, float) and not value.is_integer():
+        return f"{value:.4g}" if abs(value) < 1000 else f"{value:.1f}"
+    return str(int(value) if isinstance(value, float) else value)
 
 # %% ../../nbs/lifecycle/comparison.ipynb #cc558e49
 def compare_runs(

@@ -17,7 +17,9 @@ function show(value) {
   if (Array.isArray(value)) return value.map(show).join("; ");
   if (value && typeof value === "object") return Object.entries(value).map(([key, inner]) => `${key}: ${show(inner)}`).join("; ");
   if (typeof value === "boolean") return value ? "yes" : "no";
-  if (typeof value === "number" && !Number.isInteger(value)) return String(Number(value.toPrecision(4)));
+  if (typeof value === "number" && !Number.isInteger(value)) {
+    return Math.abs(value) < 1000 ? String(Number(value.toPrecision(4))) : value.toFixed(1);
+  }
   return String(value);
 }
 
