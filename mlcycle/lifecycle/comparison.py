@@ -29,7 +29,7 @@ def read_outcomes(
 # %% ../../nbs/lifecycle/comparison.ipynb #2fb83476
 def _scores(outcomes: dict[str, dict]) -> dict[str, dict[str, Any]]:
     "Scores on sealed rows, the primary one first, and what the held-out folds had said."
-    found = [(score["metric"], score) for score in outcomes["validation"].get("scores", [])]
+    found = [(score["metric"], score) for score in outcomes["validation"].get("scores", []) if score["value"] is not None]
     if board := outcomes["modelling"].get("leaderboard"):
         found.append((f"{board[0]['score']['metric']}, held-out folds", board[0]["score"]))
     return {name: {key: score.get(key) for key in ("value", "low", "high")}

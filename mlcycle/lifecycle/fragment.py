@@ -21,12 +21,14 @@ if TYPE_CHECKING:
 def failed_cell(
     cells: list["NotebookNode"], # Of an executed notebook
 ) -> int | None: # Its place; `None` if there is none
-    "The cell that ended a notebook: it raised, or was not finished when its kernel was."
+    "The cell that ended a notebook: it raised, or none after it was run."
     for place, cell in enumerate(cells):
-        raised = any(output.output_type == "error" for output in cell.get("outputs", []))
-        if raised or cell.metadata.get("papermill", {}).get("status") in ("failed", "running"):
+        if any(output.output_type == "error" for output in cell.get("outputs", [])):
             return place
-    return None
+    code = [place for place, cell in enumerate(cells) if cell.cell_type == "code" and cell.source.strip()
+            and "skip-execution" not in cell.metadata.get("tags", [])]
+    ran = [place for place in code if cells[place].execution_count]
+    return ran[-1] if ran and ran[-1] != code[-1] else None
 
 # %% ../../nbs/lifecycle/fragment.ipynb #7b5a369b
 def shown_cells(
