@@ -30,10 +30,11 @@ from ..errors import DiskFullError, InputError, MlcycleError, ParameterError, St
 from .cache import (State, code_cells, entry_folder, examine, keep_entry, keep_summaries, read_summaries,
                                      stage_state)
 from .forks import call_in_fork, import_statements, warm_up
+from .fragment import render_body
 from .hooks import hook_facts, run_hook
 from .notebook import run_half
 from .plan import Plan, make_plan, versions
-from .report import render_body, write_index, write_page
+from .report import write_index, write_page, write_pages
 from .settings import read_settings, section
 from .workspace import Run, Workspace, all_runs, note, write_text
 from ..outcomes import STAGES
@@ -443,11 +444,7 @@ def _close(run: Run, error: BaseException | None = None, listener: Listener | No
     "Note how a run ended, list it in the index, and call the hooks."
     status = "done" if error is None else "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
     note(run, status=status, error=_words(error) if error else "")
-    pages = run.workspace.reports / run.id
-    for stage in run.about["stages"]:
-        notebook = next(pages.glob(f"??_{stage}.ipynb"), None)
-        if notebook: # Again, now that its neighbours exist
-            write_page(run, stage, notebook)
+    write_pages(run) # Again, now that its neighbours exist
     write_index(run.workspace)
     hook = section(read_settings(run.workspace.project), "hooks")["on_success" if status == "done" else "on_failure"]
     if status != "interrupted" and (trouble := run_hook(hook, hook_facts(run))):

@@ -1,0 +1,52 @@
+"use strict";
+// On every page: the theme, folded code, and boxes that scroll.
+const root = document.documentElement;
+
+function toggle(id, start, act) {
+  const button = document.getElementById(id);
+  if (!button) return;
+  button.hidden = false;
+  button.setAttribute("aria-pressed", start);
+  button.addEventListener("click", () => {
+    const on = button.getAttribute("aria-pressed") !== "true";
+    button.setAttribute("aria-pressed", on);
+    act(on);
+  });
+}
+
+const dark = root.dataset.theme ? root.dataset.theme === "dark" : matchMedia("(prefers-color-scheme: dark)").matches;
+toggle("theme-toggle", dark, (on) => {
+  root.dataset.theme = on ? "dark" : "light";
+  try {
+    localStorage.setItem("mlcycle-theme", root.dataset.theme);
+  } catch {
+    // Not remembered, then.
+  }
+});
+
+toggle("code-toggle", false, (on) => {
+  root.classList.toggle("with-code", on);
+  for (const code of document.querySelectorAll("details.code")) code.open = on || code.closest(".failed") !== null;
+});
+
+// On a small screen the contents stand above the text: folded, they are no hurdle.
+if (matchMedia("(max-width: 68rem)").matches) {
+  for (const contents of document.querySelectorAll(".contents details")) contents.open = false;
+}
+
+// A box that scrolls can be reached by keyboard; one that does not is no stop on the way.
+function nameBoxes() {
+  for (const box of document.querySelectorAll(".wide")) {
+    const scrolls = box.scrollWidth > box.clientWidth;
+    if (scrolls) {
+      box.tabIndex = 0;
+      box.setAttribute("role", "group");
+      box.setAttribute("aria-label", box.dataset.label || "Table, scrolls sideways");
+    } else {
+      for (const name of ["tabindex", "role", "aria-label"]) box.removeAttribute(name);
+    }
+  }
+}
+nameBoxes();
+addEventListener("resize", nameBoxes);
+document.addEventListener("toggle", nameBoxes, true);
