@@ -19,7 +19,7 @@ from papermill.clientwrap import PapermillNotebookClient
 from papermill.engines import Engine
 from papermill.log import logger
 
-from .forks import INLINE, hidden_main, import_statements, start_shell, warm_up
+from .forks import INLINE, LIVING, hidden_main, import_statements, start_shell, warm_up
 
 # %% ../../nbs/lifecycle/engine.ipynb #e1c98828
 class ForkedShell:
@@ -35,6 +35,7 @@ class ForkedShell:
         self.process = context.Process(target=start_shell, args=arguments)
         with hidden_main():
             self.process.start()
+        LIVING.add(self.process.pid)
         pipe.close()
         lifeline.close()
 
@@ -77,6 +78,7 @@ class ForkedShell:
         with suppress(ProcessLookupError, PermissionError):
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.join()
+        LIVING.discard(self.process.pid)
         for end in (self.pipe, self.lifeline, self.log):
             end.close()
 

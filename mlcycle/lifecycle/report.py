@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['TITLES', 'page_name', 'duration', 'script_hash', 'render', 'body_of', 'split_body', 'write_page', 'tone',
-           'write_pages', 'line', 'write_index', 'write_comparison']
+           'write_pages', 'line', 'write_note', 'write_index', 'write_comparison']
 
 # %% ../../nbs/lifecycle/report.ipynb #9ce471b2
 import json
@@ -179,6 +179,18 @@ def line(
     page = os.path.relpath(run.workspace.reports / run.id / page_name(first), folder)
     verdict = {None: "", True: "approved", False: "rejected"}[known["approved"]]
     return known | {"page": Path(page).as_posix(), "verdict": verdict}
+
+# %% ../../nbs/lifecycle/report.ipynb #7969fb44
+def write_note(
+    notebook: Path, # Executed; the page is written beside it
+    body: str, # Its fragment
+    facts: dict[str, Any], # `parameters`, `seconds`, `error`
+) -> Path: # Of the page
+    "The page of a notebook that is no stage."
+    page = Path(notebook).with_suffix(".html")
+    index = Path(os.path.relpath(page.parent.parent.parent / "index.html", page.parent)).as_posix()
+    write_text(page, render("note.html.j2", index=index, notebook=Path(notebook).name, **facts, **split_body(body, page.stem)))
+    return page
 
 # %% ../../nbs/lifecycle/report.ipynb #f9394bf9
 def write_index(
