@@ -8,6 +8,7 @@ __all__ = ['Mention', 'ON_IMPORT', 'Module', 'imported_names', 'parse_module', '
 
 # %% ../../nbs/lifecycle/dependencies.ipynb #683a92be
 import ast
+import os
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
@@ -85,9 +86,8 @@ def find_file(
 ) -> Path | None: # None for those of other packages
     "The source file of a module of ours or of the project's."
     root, *rest = module.split(".")
-    home = Path(mlcycle.__file__).parent if root == "mlcycle" else Path(project) / root
-    path = home.joinpath(*rest)
-    return next((file for file in (path.with_suffix(".py"), path / "__init__.py") if file.is_file()), None)
+    home = os.path.join(os.path.dirname(mlcycle.__file__) if root == "mlcycle" else os.path.join(project, root), *rest)
+    return next((Path(file) for file in (f"{home}.py", f"{home}/__init__.py") if os.path.isfile(file)), None)
 
 # %% ../../nbs/lifecycle/dependencies.ipynb #a143c6a0
 Mention = tuple[str, str, str]
