@@ -18,7 +18,7 @@ from hashlib import sha256
 from pathlib import Path
 from uuid import uuid4
 
-from .dependencies import Reach, reach_of
+from .dependencies import Reach, Sources, reach_of
 from .notebook import is_hinge, run_half
 from .plan import Plan, package_version
 from .workspace import Run, Workspace, hash_file, write_text
@@ -75,15 +75,15 @@ def ingredients(
     plan: Plan, # Knows the notebooks and parameters
     stage: str, # Which one
     decided: dict[str, str], # What earlier stages decided, as hashes
-    summaries: dict, # Of modules and cells; grows
+    sources: Sources, # Modules, with summaries
 ) -> dict[str, str]: # Value by name
     "All that a stage depends on."
     cells, parameters = code_cells(plan.notebooks[stage]), plan.parameters[stage]
-    reach = reach_of(list(cells.values()), plan.workspace.project, summaries)
+    reach = reach_of(list(cells.values()), sources)
     return ({f"parameter {name}": json.dumps(value) for name, value in parameters.items() if name != "run_dir"}
             | files_named(parameters)
             | {"order of cells": short_hash(list(cells))}
-            | {f"cell {name}": hash_cell(source, summaries) for name, source in cells.items()}
+            | {f"cell {name}": hash_cell(source, sources.summaries) for name, source in cells.items()}
             | {f"code {name}": value for name, value in reach.code.items()}
             | library_versions(reach)
             | {f"outcome {name}": value for name, value in decided.items()})
@@ -185,10 +185,10 @@ def stage_state(
     plan: Plan, # Knows the notebooks and parameters
     stage: str, # Which one
     decided: dict[str, str], # What earlier stages decided
-    summaries: dict, # Of modules and cells; grows
+    sources: Sources, # Modules, with summaries
 ) -> State:
     "How a stage stands, given what earlier ones decided."
-    now = ingredients(plan, stage, decided, summaries)
+    now = ingredients(plan, stage, decided, sources)
     key = short_hash(now)
     entry = Entry.read(entry_folder(plan.workspace, stage, key))
     damage = entry.damage(plan.workspace) if entry else ""
@@ -221,10 +221,10 @@ def examine(
     forced: set[str] = frozenset(), # Stages that shall run in any case
 ) -> dict[str, State]: # By stage, in order
     "How every stage stands."
-    summaries = read_summaries(plan.workspace)
-    known, states, decided = len(summaries), {}, {}
+    sources = Sources(plan.workspace.project, read_summaries(plan.workspace))
+    known, states, decided = len(sources.summaries), {}, {}
     for stage in STAGES:
-        state = stage_state(plan, stage, decided, summaries)
+        state = stage_state(plan, stage, decided, sources)
         blocked = next((each for each in states.values() if each.status != "fresh"), None)
         if blocked:
             last = latest_entry(plan.workspace, stage)
@@ -233,8 +233,8 @@ def examine(
             state = State(stage, "stale", "it was asked for", state.key, state.ingredients, state.entry)
         states[stage] = state
         decided[stage] = state.entry.about["meaning"] if state.entry else "-"
-    if len(summaries) > known:
-        keep_summaries(plan.workspace, summaries)
+    if len(sources.summaries) > known:
+        keep_summaries(plan.workspace, sources.summaries)
     return states
 
 # %% ../../nbs/lifecycle/cache.ipynb #2f6fd750

@@ -29,6 +29,7 @@ from filelock import FileLock, Timeout
 from ..errors import DiskFullError, InputError, MlcycleError, ParameterError, StageError, error_class, suggest
 from .cache import (State, code_cells, entry_folder, examine, keep_entry, keep_summaries, read_summaries,
                                      stage_state)
+from .dependencies import Sources
 from .forks import call_in_fork, import_statements, warm_up
 from .fragment import render_body
 from .hooks import hook_facts, run_hook
@@ -37,6 +38,7 @@ from .plan import Plan, make_plan, versions
 from .report import write_index, write_page, write_pages
 from .settings import read_settings, section
 from .workspace import Run, Workspace, all_runs, note, write_text
+from .warm import WarmEngine
 from ..outcomes import STAGES
 
 # %% ../../nbs/lifecycle/runner.ipynb #d2b1d579
@@ -177,9 +179,7 @@ def engine_options(
     if engine["name"] == "warm":
         from papermill.engines import papermill_engines
 
-        from mlcycle.lifecycle.engine import WarmEngine
-
-        papermill_engines.register("warm", WarmEngine)
+        papermill_engines.register("warm", WarmEngine) # Its entry point may be missing where the package was not installed
         yield {"engine_name": "warm", "notebook_timeout": float(engine["notebook_timeout"])}
         return
     with TemporaryDirectory(prefix="mlcycle-") as sockets, open(f"{sockets}/log", "w+") as log:
@@ -382,14 +382,14 @@ def _adopt(plan: Plan, draft: Run, pages: Path, stack: ExitStack) -> Run:
 # %% ../../nbs/lifecycle/runner.ipynb #46271bde
 def _run_stages(plan: Plan, run: Run, pages: Path, choice: Choice, listener: Listener) -> Run:
     "Bring each stage of a run up to date; close the run however it ends."
-    decided, summaries = {}, read_summaries(plan.workspace)
+    decided, sources = {}, Sources(plan.workspace.project, read_summaries(plan.workspace))
     try:
         for stage in choice.stages:
             if stage not in run.about["keys"]: # The first stage of a new run has just run
-                _bring_up_to_date(plan, run, stage, decided, summaries, pages, choice, listener)
+                _bring_up_to_date(plan, run, stage, decided, sources, pages, choice, listener)
             key = run.about["keys"][stage]
             decided[stage] = json.loads((entry_folder(plan.workspace, stage, key) / "entry.json").read_text())["meaning"]
-        keep_summaries(plan.workspace, summaries)
+        keep_summaries(plan.workspace, sources.summaries)
         return _close(run, listener=listener)
     except BaseException as error: # An interruption too closes the run
         if is_disk_full(error) or isinstance(error, DiskFullError):
@@ -399,17 +399,17 @@ def _run_stages(plan: Plan, run: Run, pages: Path, choice: Choice, listener: Lis
         _close(run, error, listener)
         raise
 
-# %% ../../nbs/lifecycle/runner.ipynb #4e9fbda5
-def _bring_up_to_date(plan: Plan, run: Run, stage: str, decided: dict, summaries: dict, pages: Path, choice: Choice,
+# %% ../../nbs/lifecycle/runner.ipynb #d4877e9c
+def _bring_up_to_date(plan: Plan, run: Run, stage: str, decided: dict, sources: Sources, pages: Path, choice: Choice,
                       listener: Listener) -> None:
     "Take a stage from the cache, or run it."
-    state = stage_state(plan, stage, decided, summaries)
+    state = stage_state(plan, stage, decided, sources)
     if state.status == "fresh" and stage not in choice.forced:
         take_stage(run, plan, state, pages)
         return listener.reused(stage, state.entry.about["run"])
     with stage_lock(run, state, listener) as waited:
         if waited and stage not in choice.forced: # Whoever held the lock may have done the work
-            state = stage_state(plan, stage, decided, summaries)
+            state = stage_state(plan, stage, decided, sources)
         if waited and state.status == "fresh":
             take_stage(run, plan, state, pages)
             return listener.reused(stage, state.entry.about["run"])

@@ -88,7 +88,7 @@ def serve_shell(
     _settle(log, environment, folder)
     kernel, loop = ForkedKernel.instance(pipe), asyncio.new_event_loop()
     asyncio.set_event_loop(loop)
-    pipe.send(kernel.language_info)
+    kernel.session.send(None, "kernel_info", kernel.language_info)
     while (message := _receive(pipe)) is not None:
         loop.run_until_complete(kernel.answer(message))
     atexit._run_exitfuncs() # multiprocessing ends its processes without

@@ -105,11 +105,8 @@ class Run:
     @classmethod
     def open(cls, stage: str, run_dir: str = "") -> "Run":
         "The run around a stage's notebook; without one, a run on the bundled sample."
-        if not run_dir:
-            from mlcycle.lifecycle.sample import sample_run
-
-            run_dir = sample_run(stage)
-        return cls(run_dir)
+        from mlcycle.lifecycle.sample import sample_run
+        return cls(run_dir or sample_run(stage))
 
     def outcome(self, stage: str) -> Outcome:
         "What a stage decided."
