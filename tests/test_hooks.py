@@ -17,8 +17,7 @@ from conftest import ROOT
 
 from mlcycle.lifecycle import hooks
 from mlcycle.lifecycle.hooks import hook_facts, run_hook
-from mlcycle.lifecycle.settings import HOOKS
-from mlcycle.lifecycle.settings import STORES
+from mlcycle.lifecycle.settings import HOOKS, STORES
 from mlcycle.lifecycle.workspace import Run, write_text
 
 SECRET = "T0p-Secret"

@@ -57,8 +57,8 @@ def read_sets(
         raise ParameterError(f"The file '{path}' cannot be read.", "A CSV or YAML file is expected.", str(error)) from error
     if not isinstance(rows, list) or not rows or not all(isinstance(row, dict) for row in rows):
         raise ParameterError(f"The file '{path}' holds no sets of parameters.", "One row or mapping a run is expected.")
-    crooked = next((number for number, row in enumerate(rows, 2) if None in row or None in row.values() and path.suffix == ".csv"),
-                   None)
+    is_csv = Path(path).suffix == ".csv"
+    crooked = next((number for number, row in enumerate(rows, 2) if is_csv and (None in row or None in row.values())), None)
     if crooked:
         raise ParameterError(f"Line {crooked} of '{path}' has more or fewer cells than its header.")
     return [{name: value for name, value in row.items() if value != ""} for row in rows]

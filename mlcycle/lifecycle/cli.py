@@ -72,7 +72,7 @@ SOURCE = Annotated[str, typer.Option(help="CSV or Parquet file, or a bundled sou
 TARGET = Annotated[str, typer.Option(help="Column to predict.")]
 METRIC = Annotated[str, typer.Option(help="Primary metric, for instance roc_auc, f1, rmse.")]
 TIME = Annotated[str, typer.Option(help="Column that orders the rows in time.")]
-PARAMETER = Annotated[list[str] | None, typer.Option("-p", metavar="NAME=VALUE", help="A parameter of any stage; may be repeated.")]
+PARAMETER = Annotated[list[str] | None, typer.Option("-p", metavar="NAME=VALUE", help="A parameter; may be repeated.")]
 FILE = Annotated[Path | None, typer.Option("-f", help="YAML file with parameters.")]
 PROJECT = Annotated[Path | None, typer.Option(help="Folder with settings.ini; found from the working directory if not given.")]
 UNTIL = Annotated[str, typer.Option(metavar="STAGE", help="Last stage to run.")]
@@ -233,7 +233,7 @@ def params(
 @app.command()
 def batch(
     sets: Annotated[Path | None, typer.Argument(help="CSV or YAML file, one set of parameters a run.")] = None,
-    grid: Annotated[list[str] | None, typer.Option("-g", metavar="NAME=A,B,C", help="Values to combine; may be repeated.")] = None,
+    grid: Annotated[list[str] | None, typer.Option("-g", metavar="NAME=A,B", help="Values to combine; may be repeated.")] = None,
     parameter: PARAMETER = None, file: FILE = None, project: PROJECT = None, until: UNTIL = "",
     jobs: Annotated[int, typer.Option(help="Runs side by side; 0: as many as there are cores.")] = 0,
     quiet: QUIET = False,
@@ -279,7 +279,8 @@ def runs(project: PROJECT = None):
         for run in all_runs(Workspace.of(project)):
             stages, status = run.about["stages"], run.about["status"]
             last = list(stages.values())[-1]["decision"] if stages else ""
-            table.add_row(run.id, "killed" if status == "running" and not is_alive(run) else status, str(len(stages)), escape(last))
+            status = "killed" if status == "running" and not is_alive(run) else status
+            table.add_row(run.id, status, str(len(stages)), escape(last))
         console.print(table)
 
 # %% ../../nbs/lifecycle/cli.ipynb #615a62a2
@@ -361,11 +362,10 @@ def update(
     from mlcycle.lifecycle.settings import find_project
 
     with clear_errors():
-        if not merge:
-            return print(describe_changes(find_project(project), color=console.is_terminal))
-        result = merge_shipped(find_project(project))
-        print(result)
-        if result.conflicts:
+        home = find_project(project)
+        result = merge_shipped(home) if merge else None
+        print(result if merge else describe_changes(home, color=console.is_terminal))
+        if result and result.conflicts:
             raise typer.Exit(1)
 
 # %% ../../nbs/lifecycle/cli.ipynb #9cf7ae93

@@ -29,7 +29,7 @@ class ForkedShell:
     def __init__(self):
         context = get_context("forkserver")
         self.session, self.shell_channel = Session(key=b"pipe"), self
-        self.log = NamedTemporaryFile("r", prefix="mlcycle-", suffix=".log")
+        self.log = NamedTemporaryFile("r", prefix="mlcycle-", suffix=".log")  # noqa: SIM115 - end_shell closes it
         (self.pipe, pipe), (self.lifeline, lifeline) = context.Pipe(), context.Pipe()
         arguments = (pipe, lifeline, self.log.name, {"MPLBACKEND": INLINE} | os.environ, os.getcwd())
         self.process = context.Process(target=start_shell, args=arguments)

@@ -142,7 +142,8 @@ def check_value(
 # %% ../../nbs/lifecycle/notebook.ipynb #a64c81f0
 def _wrong(parameter: Parameter, value: Any) -> ParameterError:
     "The error for a value of the wrong type."
-    near = suggest(str(value), list(map(str, get_args(parameter.plain_type)))) if get_origin(parameter.plain_type) is Literal else ""
+    choices = [str(choice) for choice in get_args(parameter.plain_type)] if get_origin(parameter.plain_type) is Literal else []
+    near = suggest(str(value), choices)
     return ParameterError(f"The parameter '{parameter.name}' cannot be {value!r}.",
                           f"Its type is {parameter.annotation}, for instance {parameter.default!r}.",
                           near or (f"It means: {parameter.help}." if parameter.help else ""))

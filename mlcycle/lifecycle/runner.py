@@ -376,7 +376,7 @@ def _adopt(plan: Plan, draft: Run, pages: Path, stack: ExitStack) -> Run:
             half.rename(home)
         except OSError as error:
             shutil.rmtree(half, ignore_errors=True)
-            raise DiskFullError.at(plan.workspace.root) if is_disk_full(error) else error
+            raise (DiskFullError.at(plan.workspace.root) if is_disk_full(error) else error) from error
     return Run(plan.workspace.root / "runs" / draft.id)
 
 # %% ../../nbs/lifecycle/runner.ipynb #46271bde

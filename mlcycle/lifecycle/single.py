@@ -40,7 +40,8 @@ def run_notebook(
     stamp = f"{datetime.now(UTC):%Y%m%d-%H%M%S}"
     output = workspace.reports / "notebooks" / f"{notebook.stem}-{stamp}" / notebook.name
     write_text(output, json.dumps(content))
-    warm_up([*import_statements([cell["source"] for cell in content["cells"] if cell["cell_type"] == "code"]), "import nbconvert"])
+    code = [cell["source"] for cell in content["cells"] if cell["cell_type"] == "code"]
+    warm_up([*import_statements(code), "import nbconvert"])
     start, error = time.perf_counter(), ""
     try:
         execute(output, values, engine, on_cell)

@@ -122,7 +122,6 @@ class Run:
 
     def __dir__(self):
         return [*super().__dir__(), *ATTRIBUTES]
-
     def __repr__(self):
         return f"Run({self.id}, {self.about.get('status', '')})"
 
