@@ -300,6 +300,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                           'mlcycle/lifecycle/engine.py'),
                                           'mlcycle.lifecycle.engine.WarmClient.execute': ( 'lifecycle/engine.html#warmclient.execute',
                                                                                            'mlcycle/lifecycle/engine.py'),
+                                          'mlcycle.lifecycle.engine.at_most_each': ( 'lifecycle/engine.html#at_most_each',
+                                                                                     'mlcycle/lifecycle/engine.py'),
                                           'mlcycle.lifecycle.engine.end_shell': ( 'lifecycle/engine.html#end_shell',
                                                                                   'mlcycle/lifecycle/engine.py'),
                                           'mlcycle.lifecycle.engine.how_it_ended': ( 'lifecycle/engine.html#how_it_ended',

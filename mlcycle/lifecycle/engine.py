@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['ForkedShell', 'receive', 'end_shell', 'how_it_ended', 'ListeningClient', 'WarmClient', 'wait_for_reply',
-           'last_output', 'ForkingEngine']
+           'last_output', 'ForkingEngine', 'at_most_each']
 
 # %% ../../nbs/lifecycle/engine.ipynb #4e7bee09
 import os
 import signal
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from multiprocessing import connection, get_context
 from tempfile import NamedTemporaryFile
@@ -196,7 +197,27 @@ class ForkingEngine(Engine):
         if language != "python":
             raise ValueError(f"The engine 'warm' runs Python notebooks; this one is written in {language}.")
         warm_up(import_statements([cell.source for cell in nb_man.nb.cells if cell.cell_type == "code"]))
+        nb_man.save = at_most_each(1.0, nb_man.save) # papermill writes the notebook twice a cell
         known = {name: value for name, value in options.items() if WarmClient.class_traits().get(name) is not None}
-        return WarmClient(
-            nb_man, notebook_timeout, log=logger, log_output=log_output, stdout_file=stdout_file, stderr_file=stderr_file,
-            startup_timeout=start_timeout, timeout=execution_timeout, **known).execute()
+        try:
+            return WarmClient(
+                nb_man, notebook_timeout, log=logger, log_output=log_output, stdout_file=stdout_file, stderr_file=stderr_file,
+                startup_timeout=start_timeout, timeout=execution_timeout, **known).execute()
+        finally:
+            del nb_man.save # papermill writes the whole in the end
+
+# %% ../../nbs/lifecycle/engine.ipynb #2eccd770
+def at_most_each(
+    seconds: float, # Between two calls
+    function: Callable, # Called without regard for what it returns
+) -> Callable:
+    "A function that does nothing when it has just been called."
+    last = float("-inf")
+
+    def call(*arguments, **options):
+        nonlocal last
+        if time.monotonic() - last >= seconds:
+            function(*arguments, **options)
+            last = time.monotonic()
+
+    return call

@@ -13,7 +13,6 @@ import json
 import logging
 import os
 import shutil
-import sys
 import time
 from collections.abc import Callable
 from contextlib import ExitStack, contextmanager, suppress
@@ -152,7 +151,7 @@ def execute(
     on_cell: Callable[[int, int], None] = lambda cell, cells: None, # Told which cell starts, of how many
 ) -> None:
     "Run a notebook with papermill; turn what goes wrong into an error of ours."
-    sys.modules.setdefault("rfc3987_syntax", None) # jsonschema would compile a grammar for it, which takes 1.5 s
+    warm_up([]) # Unless it is warm already
     import papermill
     from nbclient.exceptions import CellTimeoutError, DeadKernelError
 
