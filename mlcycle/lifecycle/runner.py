@@ -209,7 +209,7 @@ def _cell_error(notebook: Path, error) -> MlcycleError:
         return kind(error.evalue)
     if is_disk_full(error.evalue):
         return DiskFullError.at(notebook.parent)
-    return StageError(f"{notebook.name} failed in cell {error.cell_index}: {error.ename}: {error.evalue}",
+    return StageError(f"{notebook.name} failed in cell {error.cell_index}: {error.ename}: {error.evalue}".rstrip(".:") + ".",
                       remedy=f"The page {notebook.stem}.html of the run shows where and why.")
 
 # %% ../../nbs/lifecycle/runner.ipynb #925d231e
