@@ -43,8 +43,7 @@ def warm_up(
 ) -> None:
     "Start the server in the background, unless it runs."
     sys.modules.setdefault("rfc3987_syntax", None) # jsonschema, behind nbformat, would compile a grammar with it for 1.5 s
-    here = {"MLCYCLE_PRELOAD": "\n".join(statements), "MPLBACKEND": INLINE,
-            "PYDEVD_DISABLE_FILE_VALIDATION": "1"} # Else each kernel says how its debugger feels
+    here = {"MLCYCLE_PRELOAD": "\n".join(statements), "MPLBACKEND": INLINE}
     before = {name: os.environ.get(name) for name in here}
     os.environ.update(here)
     try:

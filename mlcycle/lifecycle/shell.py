@@ -16,12 +16,12 @@ import sys
 import threading
 import time
 from multiprocessing.connection import Connection
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 
-import ipykernel.debugger  # noqa: F401 - each kernel asks for it, and a fork has what its server imported
 from ipykernel.inprocess.ipkernel import InProcessKernel
 from ipykernel.iostream import OutStream
 from jupyter_client.session import Session
+from traitlets import Any
 from traitlets.config import Config
 
 # %% ../../nbs/lifecycle/shell.ipynb #4d07a6ba
@@ -38,11 +38,17 @@ class PipeSession(Session):
             self.pipe.send((self.pack(plain), [bytes(buffer) for buffer in buffers or []]))
         return message
 
+# %% ../../nbs/lifecycle/shell.ipynb #4738cacd
+if "ipykernel.debugger" not in sys.modules: # Nobody debugs here, and importing the debugger takes half as long as pandas
+    sys.modules["ipykernel.debugger"] = ModuleType("ipykernel.debugger")
+    sys.modules["ipykernel.debugger"]._is_debugpy_available = False
+
 # %% ../../nbs/lifecycle/shell.ipynb #d5e38439
 class ForkedKernel(InProcessKernel):
     "ipykernel's kernel without sockets, made whole."
 
     _supports_kernel_subshells = False
+    debugger_class = Any()
 
     def __init__(self, pipe: Connection):
         session = PipeSession(key=b"pipe")
