@@ -36,6 +36,7 @@ from .fragment import render_body
 from .hooks import hook_facts, run_hook
 from .notebook import is_hinge, run_half
 from .plan import Plan, make_plan, versions
+from .rehearsal import REHEARSED
 from .report import write_index, write_page, write_pages
 from .settings import read_settings, section
 from .workspace import Run, Workspace, all_runs, copy_file, hash_file, note, write_text
@@ -400,8 +401,7 @@ def preloaded(
 ) -> list[str]: # Import statements
     "What the stages import, at once or later."
     cells = [source for stage in stages for source in code_cells(plan.notebooks[stage]).values()]
-    late = ["import nbconvert", "import skops.io", "import mlflow.sklearn"] # Imported where they are used
-    return [*import_statements(cells), *late]
+    return [*import_statements(cells), *REHEARSED]
 
 # %% ../../nbs/lifecycle/runner.ipynb #65ffaa2e
 def open_for(
