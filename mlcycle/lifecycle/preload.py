@@ -35,7 +35,7 @@ def preload(
         try:
             if not is_local(statement.split()[1], Path.cwd()):
                 exec(statement, {})
-        except Exception: # The notebook will say what is wrong when it comes to the same line
+        except BaseException: # Some modules even exit. The notebook will say what is wrong when it comes to the same line
             failed.append(statement)
     gc.freeze() # What was imported stays, and forks need not copy it
     gc.enable()
