@@ -27,11 +27,11 @@ warm_up(import_statements(["".join(c["source"]) for path in sys.argv[1:] for c i
 def empty(path: Path, to: Path) -> Path:
     "A stage notebook of which only the imports are left."
     notebook = run_half(path)
-    for cell in notebook.cells:
-        if cell.cell_type == "code":
-            kept = [node for node in ast.parse(cell.source).body if isinstance(node, (ast.Import, ast.ImportFrom))]
-            cell.source = "\n".join(map(ast.unparse, kept))
-    nbformat.write(notebook, to / path.name)
+    for cell in notebook["cells"]:
+        if cell["cell_type"] == "code":
+            kept = [node for node in ast.parse(cell["source"]).body if isinstance(node, (ast.Import, ast.ImportFrom))]
+            cell["source"] = "\n".join(map(ast.unparse, kept))
+    nbformat.write(nbformat.from_dict(notebook), to / path.name)
     return to / path.name
 
 

@@ -31,7 +31,6 @@ from ..errors import MlcycleError, ParameterError
 from .cache import examine
 from .forks import LIVING, end_kernels, warm_up
 from .plan import Plan, make_plan
-from .rehearsal import REHEARSED
 from .runner import Choice, Listener, is_alive, preloaded, run_plan
 from .workspace import Run, Workspace, all_runs
 from ..outcomes import STAGES
@@ -171,7 +170,7 @@ def prepare_server(
     warm = plans[0].settings["engine"]["name"] == "warm"
     if warm and any(state.status != "fresh" for plan in plans for state in examine(plan, choice.forced).values()
                     if state.stage in choice.stages):
-        warm_up([*preloaded(plans[0], choice.stages), *REHEARSED])
+        warm_up(preloaded(plans[0], choice.stages))
 
 # %% ../../nbs/lifecycle/batch.ipynb #c123ede7
 def _run_one(plan: Plan, choice: Choice, listener: "RunListener", name: str, at_work: set[int]) -> tuple[Run | None, str]:

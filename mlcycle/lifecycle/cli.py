@@ -20,7 +20,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeEl
 from rich.table import Table
 
 from .. import __version__
-from ..errors import MlcycleError, ParameterError, suggest
+from ..errors import MlcycleError, ParameterError
 from .plan import Plan, make_plan
 from .runner import Choice, Listener, run_plan
 from ..outcomes import STAGES

@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['is_local', 'preload']
 
-# %% ../../nbs/lifecycle/preload.ipynb #6385bdc0
+# %% ../../nbs/lifecycle/preload.ipynb #13be050c
+import atexit
 import gc
 import importlib.util
 import os
@@ -34,7 +35,7 @@ def preload(
         try:
             if not is_local(statement.split()[1], Path.cwd()):
                 exec(statement, {})
-        except Exception: # The notebook will say what is wrong when it comes to the same line
+        except BaseException: # Some modules even exit. The notebook will say what is wrong when it comes to the same line
             failed.append(statement)
     gc.freeze() # What was imported stays, and forks need not copy it
     gc.enable()
@@ -43,4 +44,5 @@ def preload(
 # %% ../../nbs/lifecycle/preload.ipynb #fad25895
 if "MLCYCLE_PRELOAD" in os.environ:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    atexit.register(os._exit, 0) # Comes last: libraries that complain about what they could not tidy up are not heard
     preload(os.environ["MLCYCLE_PRELOAD"].splitlines())

@@ -15,7 +15,8 @@ LATE = [f"import {name}" for name in (
     "alembic.command", "deltalake.fs", "h11", "httpcore", "mlflow.pyfunc", "mlflow.sklearn",
     "mlflow.store.model_registry.sqlalchemy_workspace_store", "mlflow.store.tracking.sqlalchemy_workspace_store",
     "mlflow.tracing.export", "mlflow.tracing.processor", "mlflow.types.responses", "nbconvert",
-    "pandera.backends.pandas.register", "pandera.io", "pyarrow.dataset", "pyarrow.pandas_compat", "skops.io", "sqlalchemy.dialects.sqlite")]
+    "pandera.backends.pandas.register", "pandera.io", "pyarrow.dataset", "pyarrow.pandas_compat", "skops.io",
+    "sqlalchemy.dialects.sqlite")]
 
 # %% ../../nbs/lifecycle/rehearsal.ipynb #0f2f3e39
 def small_notebook() -> dict:
@@ -32,14 +33,14 @@ def small_notebook() -> dict:
 def rehearse() -> None:
     "Draw a plot and render a page, and forget both."
     import seaborn as sns
-    from matplotlib import pyplot as plt
+    from matplotlib.figure import Figure
 
     from mlcycle.lifecycle.fragment import render_body
 
     with TemporaryDirectory(prefix="mlcycle-") as folder:
-        sns.barplot(x=[1, 2], y=["a", "b"]).set(xlabel="size", title="rehearsal")
-        plt.savefig(Path(folder) / "plot.png", bbox_inches="tight")
-        plt.close("all")
+        figure = Figure() # Without pyplot: the backend is chosen in the fork, by a kernel that shows what it draws
+        sns.barplot(x=[1, 2], y=["a", "b"], ax=figure.subplots()).set(xlabel="size", title="rehearsal")
+        figure.savefig(Path(folder) / "plot.png", bbox_inches="tight")
         notebook = Path(folder) / "small.ipynb"
         notebook.write_text(json.dumps(small_notebook()))
         render_body(notebook)

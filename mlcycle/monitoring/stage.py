@@ -42,7 +42,7 @@ def replay(
     "Send rows through a running service and report the truth later."
     asked = to_json_rows(rows[columns])
     ids, truths = [str(i) for i in rows.index], rows[problem.target].tolist()
-    with running_service(folder, events_url, run) as service:
+    with running_service(folder, events_url, run, fork=True) as service:
         for start in range(0, len(rows), stretch):
             for place in range(start, min(start + stretch, len(rows))):
                 service.ask([asked[place]], [ids[place]])

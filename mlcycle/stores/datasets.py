@@ -32,20 +32,20 @@ def write_table(
             table = TableRef(name=name, version=version, rows=len(rows), sha256=sha256)
             if is_intact(folder, table):
                 return table
-        before = set(path.glob("*.parquet"))
+        before = set(path.rglob("*"))
         try:
             write_deltalake(path, rows.reset_index(), mode="overwrite", schema_mode="overwrite",
                             commit_properties=CommitProperties(custom_metadata={"sha256": sha256, **about}))
         except BaseException: # A full disk, for instance: leave no part of it
-            for half in set(path.glob("*.parquet")) - before:
-                half.unlink()
+            for half in sorted(set(path.rglob("*")) - before, reverse=True): # Files before their folders
+                half.rmdir() if half.is_dir() else half.unlink()
             raise
         return TableRef(name=name, version=DeltaTable(path).version(), rows=len(rows), sha256=sha256)
 
 # %% ../../nbs/stores/datasets.ipynb #6260d0eb
 def _versions_of(path: Path, sha256: str) -> list[int]:
     "The versions of a table that hold some rows, newest first."
-    if not (path / "_delta_log").is_dir():
+    if not any(path.glob("_delta_log/*.json")): # Nothing was ever written, or whoever did was killed
         return []
     try:
         return [commit["version"] for commit in DeltaTable(path).history() if commit.get("sha256") == sha256]
