@@ -143,6 +143,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                          'mlcycle.lifecycle.batch.flatten': ('lifecycle/batch.html#flatten', 'mlcycle/lifecycle/batch.py'),
                                          'mlcycle.lifecycle.batch.interrupt': ( 'lifecycle/batch.html#interrupt',
                                                                                 'mlcycle/lifecycle/batch.py'),
+                                         'mlcycle.lifecycle.batch.one_parser': ( 'lifecycle/batch.html#one_parser',
+                                                                                 'mlcycle/lifecycle/batch.py'),
                                          'mlcycle.lifecycle.batch.plan_batch': ( 'lifecycle/batch.html#plan_batch',
                                                                                  'mlcycle/lifecycle/batch.py'),
                                          'mlcycle.lifecycle.batch.prepare_server': ( 'lifecycle/batch.html#prepare_server',

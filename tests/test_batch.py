@@ -135,7 +135,7 @@ def test_a_wrong_file_is_found_before_anything_runs(name, text, said, tmp_path):
     done = cli("batch", name, cwd=tmp_path)
     assert done.returncode == 2
     assert said in done.stderr
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["cancer.csv", "settings.ini", name]
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(["cancer.csv", "settings.ini", name])
 
 
 def test_a_set_that_fails_does_not_stop_the_others(tmp_path):
@@ -161,8 +161,11 @@ def start(project: Path, *words: str) -> subprocess.Popen:
     heed = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # noqa: E731 - a background shell has its children ignore it
     command = [Path(sys.executable).with_name("mlcycle"), "batch", *words, "--until", "data", "--jobs", "2"]
     process = subprocess.Popen(command, cwd=project, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=heed)
+    deadline = time.monotonic() + 120
     while not all((project / f"here-{seed}").exists() for seed in (1, 2)):
-        assert process.poll() is None, process.communicate()
+        if process.poll() is not None or time.monotonic() > deadline:
+            process.kill()
+            pytest.fail(f"The batch does not wait: {process.communicate()}")
         time.sleep(0.1)
     return process
 
