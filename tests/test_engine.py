@@ -243,7 +243,9 @@ def test_a_kernel_that_dies_in_silence_says_what_was_printed_before():
     with pytest.raises(DeadKernelError, match=r"(?s)Cell 1 of silent.ipynb .*SIGABRT.*from the first cell"):
         run(path)
     path = write("silent.ipynb", "import os; os._exit(0)")
-    with pytest.raises(DeadKernelError, match="Cell 0 of silent.ipynb did not end. The process ended by itself with exit code 0.$"):
+    with pytest.raises(
+        DeadKernelError, match="Cell 0 of silent.ipynb did not end. The process ended by itself with exit code 0.$"
+    ):
         run(path)
 
 
@@ -252,7 +254,11 @@ def test_papermills_command_line(tmp_path, code, exit_code):
     write("in.ipynb", START_SLEEP, "print('half-way')", code)
     (tmp_path / "elsewhere").mkdir()
     done = subprocess.run(
-        [PAPERMILL, "../in.ipynb", "../out.ipynb", "--engine", "warm"], cwd="elsewhere", capture_output=True, text=True, timeout=60
+        [PAPERMILL, "../in.ipynb", "../out.ipynb", "--engine", "warm"],
+        cwd="elsewhere",
+        capture_output=True,
+        text=True,
+        timeout=60,
     )
     assert done.returncode == exit_code, done.stderr
     cells = read("out.ipynb").cells
@@ -379,13 +385,17 @@ def test_a_module_that_exits_harms_only_who_imports_it(monkeypatch, tmp_path):
     (tmp_path / "lib" / "leaver.py").write_text("raise SystemExit(4)")
     write("in.ipynb", "if False:\n    import leaver\nprint('here')")
     environment = os.environ | {"PYTHONPATH": f"{tmp_path / 'lib'}:{os.environ.get('PYTHONPATH', '')}"}
-    done = subprocess.run([PAPERMILL, "in.ipynb", "out.ipynb", "--engine", "warm"], env=environment, capture_output=True, timeout=60)
+    done = subprocess.run(
+        [PAPERMILL, "in.ipynb", "out.ipynb", "--engine", "warm"], env=environment, capture_output=True, timeout=60
+    )
     assert done.returncode == 0, done.stderr
     assert printed(read("out.ipynb").cells[0]) == "here\n"
 
 
 def test_what_cannot_run_says_so():
-    notebook = new_notebook(cells=[new_code_cell("1")], metadata={"kernelspec": {"name": "ir", "language": "R", "display_name": "R"}})
+    notebook = new_notebook(
+        cells=[new_code_cell("1")], metadata={"kernelspec": {"name": "ir", "language": "R", "display_name": "R"}}
+    )
     nbformat.write(notebook, "r.ipynb")
     with pytest.raises(ValueError, match="written in R"):
         run("r.ipynb")

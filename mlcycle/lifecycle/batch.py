@@ -4,14 +4,16 @@
 
 # %% auto #0
 __all__ = ['MODEST', 'expand_grid', 'read_sets', 'plan_batch', 'BatchResult', 'run_batch', 'describe_set', 'single_threaded',
-           'prepare_server', 'interrupt', 'write_results', 'flatten', 'value_of', 'column', 'result_row', 'RunListener',
-           'BatchListener', 'LiveTable', 'Lines', 'show_progress', 'clean_runs']
+           'one_parser', 'prepare_server', 'interrupt', 'write_results', 'flatten', 'value_of', 'column', 'result_row',
+           'RunListener', 'BatchListener', 'LiveTable', 'Lines', 'show_progress', 'clean_runs']
 
-# %% ../../nbs/lifecycle/batch.ipynb #96de4fa8
+# %% ../../nbs/lifecycle/batch.ipynb #02ac0286
+import ast
 import csv
 import ctypes
 import itertools
 import json
+import logging
 import os
 import shutil
 import signal
@@ -126,7 +128,7 @@ def run_batch(
         raise ParameterError(f"A batch cannot do {jobs} runs side by side.", "A number of processes is expected, or 0.")
     name = f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{uuid4().hex[:4]}"
     listeners = [listener.of(number, describe_set(each), len(choice.stages)) for number, each in enumerate(sets, 1)]
-    with single_threaded(jobs > 1), ThreadPoolExecutor(jobs) as pool:
+    with single_threaded(jobs > 1), one_parser(), ThreadPoolExecutor(jobs) as pool:
         prepare_server(plans, choice)
         at_work: set[int] = set()
         work = [pool.submit(_run_one, plan, choice, each, name, at_work) for plan, each in zip(plans, listeners, strict=True)]
@@ -160,6 +162,22 @@ def single_threaded(
         yield
     finally:
         del os.environ["OMP_NUM_THREADS"]
+
+# %% ../../nbs/lifecycle/batch.ipynb #e1c417c8
+@contextmanager
+def one_parser() -> Iterator[None]:
+    "Let threads parse one after the other."
+    parse, lock = ast.parse, threading.Lock()
+
+    def parse_alone(*arguments, **options):
+        with lock:
+            return parse(*arguments, **options)
+
+    ast.parse = parse_alone
+    try:
+        yield
+    finally:
+        ast.parse = parse
 
 # %% ../../nbs/lifecycle/batch.ipynb #eace7da8
 def prepare_server(
@@ -195,6 +213,7 @@ def interrupt(
     grace: float = 10, # Seconds
 ) -> None:
     "Interrupt the runs of a batch."
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL) # It would tell of each task that was left
     for future in work:
         future.cancel()
     for thread in list(at_work):
@@ -356,7 +375,7 @@ class Lines(BatchListener):
 
         return RunListener(end=end)
 
-# %% ../../nbs/lifecycle/batch.ipynb #e1c417c8
+# %% ../../nbs/lifecycle/batch.ipynb #7878999f
 @contextmanager
 def show_progress(
     runs: int, # How many
