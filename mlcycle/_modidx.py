@@ -248,6 +248,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                      'mlcycle/lifecycle/comparison.py'),
                                               'mlcycle.lifecycle.comparison._best': ( 'lifecycle/comparison.html#_best',
                                                                                       'mlcycle/lifecycle/comparison.py'),
+                                              'mlcycle.lifecycle.comparison._read': ( 'lifecycle/comparison.html#_read',
+                                                                                      'mlcycle/lifecycle/comparison.py'),
                                               'mlcycle.lifecycle.comparison._results': ( 'lifecycle/comparison.html#_results',
                                                                                          'mlcycle/lifecycle/comparison.py'),
                                               'mlcycle.lifecycle.comparison._scores': ( 'lifecycle/comparison.html#_scores',
