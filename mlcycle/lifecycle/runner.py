@@ -167,13 +167,18 @@ def execute(
     warm_up([]) # Unless it is warm already
     import papermill
     from nbclient.exceptions import CellTimeoutError, DeadKernelError
+    from papermill.translators import papermill_translators
+
+    from mlcycle.lifecycle.engine import ExactTranslator
 
     logging.getLogger("papermill").setLevel(logging.ERROR)
+    papermill_translators.register("python", ExactTranslator)
+    path = str(notebook).replace("{", "{{").replace("}", "}}") # papermill would fill in parameters
     cells = len(json.loads(notebook.read_text())["cells"])
     try:
         with engine_options(engine, notebook) as options:
             papermill.execute_notebook(
-                str(notebook), str(notebook), parameters, progress_bar=False, execution_timeout=int(engine["cell_timeout"]),
+                path, path, parameters, progress_bar=False, execution_timeout=int(engine["cell_timeout"]),
                 on_cell_start=lambda cell, cell_index: on_cell(cell_index, cells), **options)
     except papermill.PapermillExecutionError as error:
         raise _cell_error(notebook, error) from error
