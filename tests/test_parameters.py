@@ -283,7 +283,9 @@ WRONG = {
 
 
 @pytest.mark.parametrize(
-    ("annotation", "value"), [(kind, value) for kind, values in WRONG.items() for value in values], ids=lambda v: repr(v)[:40]
+    ("annotation", "value"),
+    [(kind, value) for kind, values in WRONG.items() for value in values],
+    ids=lambda v: repr(v).split(" at 0x")[0][:40],
 )
 def test_a_value_of_the_wrong_type_is_a_clear_error(annotation, value):
     with pytest.raises(ParameterError, match="'x' cannot be") as caught:
