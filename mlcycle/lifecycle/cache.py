@@ -14,6 +14,7 @@ import json
 import os
 import shutil
 import sys
+from contextlib import suppress
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
@@ -289,6 +290,7 @@ def keep_summaries(
     workspace: Workspace, # Keeps them
     summaries: dict, # All of them
 ) -> None:
-    "Keep summaries for the next time, where there is a workspace."
-    if workspace.root.is_dir():
-        write_signed(workspace.root / "cache" / "code.json", summaries)
+    "Keep summaries for the next time, where there is a workspace with room."
+    with suppress(OSError):
+        if workspace.root.is_dir():
+            write_signed(workspace.root / "cache" / "code.json", summaries)

@@ -9,6 +9,7 @@ __all__ = ['GROUPS', 'LOWER_IS_BETTER', 'read_outcomes', 'facts', 'summary', 'Co
 # %% ../../nbs/lifecycle/comparison.ipynb #dfda2675
 import json
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from .workspace import Run
@@ -23,8 +24,15 @@ def read_outcomes(
     run: Run, # Any, finished or not
 ) -> dict[str, dict[str, Any]]: # By stage; empty where there is none
     "The outcomes of a run as they are on disk."
-    paths = {stage: run.folder / f"{stage}.json" for stage in STAGES}
-    return {stage: json.loads(path.read_text()) if path.is_file() else {} for stage, path in paths.items()}
+    return {stage: _read(run.folder / f"{stage}.json") for stage in STAGES}
+
+# %% ../../nbs/lifecycle/comparison.ipynb #0ce8e7d6
+def _read(path: Path) -> dict[str, Any]:
+    "An outcome; a page of a run can do without one that is missing or damaged."
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
 
 # %% ../../nbs/lifecycle/comparison.ipynb #2fb83476
 def _scores(outcomes: dict[str, dict]) -> dict[str, dict[str, Any]]:

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['ForkedShell', 'receive', 'end_shell', 'how_it_ended', 'ListeningClient', 'WarmClient', 'wait_for_start',
-           'wait_for_reply', 'notebook_name', 'last_words', 'ForkingEngine', 'at_most_each', 'notebook_language']
+           'wait_for_reply', 'notebook_name', 'last_words', 'ForkingEngine', 'at_most_each', 'notebook_language',
+           'ExactTranslator']
 
 # %% ../../nbs/lifecycle/engine.ipynb #4e7bee09
 import os
@@ -21,6 +22,7 @@ from nbclient.exceptions import CellExecutionComplete, CellTimeoutError, DeadKer
 from papermill.clientwrap import PapermillNotebookClient
 from papermill.engines import Engine
 from papermill.log import logger
+from papermill.translators import PythonTranslator
 
 from .forks import INLINE, LIVING, STARTING, hidden_main, import_statements, start_shell, warm_up
 
@@ -267,3 +269,12 @@ def notebook_language(
     "The language that a notebook is written in."
     about = notebook.metadata
     return about.get("language_info", {}).get("name") or about.get("kernelspec", {}).get("language") or "python"
+
+# %% ../../nbs/lifecycle/engine.ipynb #21eb723a
+class ExactTranslator(PythonTranslator):
+    "papermill's Python, with the keys of mappings as they are."
+
+    @classmethod
+    def translate_dict(cls, val):
+        "A mapping as Python source."
+        return "{" + ", ".join(f"{cls.translate(key)}: {cls.translate(value)}" for key, value in val.items()) + "}"

@@ -13,6 +13,7 @@ import errno
 import json
 import logging
 import os
+import resource
 import shutil
 import time
 from collections.abc import Callable
@@ -166,13 +167,18 @@ def execute(
     warm_up([]) # Unless it is warm already
     import papermill
     from nbclient.exceptions import CellTimeoutError, DeadKernelError
+    from papermill.translators import papermill_translators
+
+    from mlcycle.lifecycle.engine import ExactTranslator
 
     logging.getLogger("papermill").setLevel(logging.ERROR)
+    papermill_translators.register("python", ExactTranslator)
+    path = str(notebook).replace("{", "{{").replace("}", "}}") # papermill would fill in parameters
     cells = len(json.loads(notebook.read_text())["cells"])
     try:
         with engine_options(engine, notebook) as options:
             papermill.execute_notebook(
-                str(notebook), str(notebook), parameters, progress_bar=False, execution_timeout=int(engine["cell_timeout"]),
+                path, path, parameters, progress_bar=False, execution_timeout=int(engine["cell_timeout"]),
                 on_cell_start=lambda cell, cell_index: on_cell(cell_index, cells), **options)
     except papermill.PapermillExecutionError as error:
         raise _cell_error(notebook, error) from error
@@ -232,7 +238,9 @@ def is_disk_full(
     codes = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
     if isinstance(error, DiskFullError) or isinstance(error, OSError) and error.errno in codes:
         return True
-    return any(os.strerror(code) in str(error) for code in codes) or "disk is full" in str(error)
+    limited = resource.getrlimit(resource.RLIMIT_FSIZE)[0] != resource.RLIM_INFINITY # SQLite's words for a file that may not grow
+    words = [os.strerror(code) for code in codes] + ["disk is full"] + (["disk I/O error"] if limited else [])
+    return any(each in str(error) for each in words)
 
 # %% ../../nbs/lifecycle/runner.ipynb #adddeb49
 def run_stage(
@@ -360,7 +368,8 @@ def run_plan(
 ) -> Run: # With the outcomes of its stages
     "Bring a run up to date."
     choice, listener = choice or Choice(), listener or Listener()
-    states = {stage: state for stage, state in examine(plan, choice.forced).items() if stage in choice.stages}
+    sources = Sources(plan.workspace.project, read_summaries(plan.workspace))
+    states = {stage: state for stage, state in examine(plan, choice.forced, sources).items() if stage in choice.stages}
     stale = [stage for stage, state in states.items() if state.status != "fresh"]
     if choice.only and stale[0] != choice.only:
         raise ParameterError(f"The stage '{choice.only}' cannot run alone: {stale[0]} is {states[stale[0]].status}.",
@@ -374,7 +383,7 @@ def run_plan(
     with ExitStack() as stack, room_or_nothing(plan.workspace):
         run, pages = open_for(plan, states[STAGES[0]], listener, stack, facts)
         with room_or_nothing(plan.workspace, run.folder, pages):
-            return _run_stages(plan, run, pages, choice, listener)
+            return _run_stages(plan, run, pages, choice, listener, sources.summaries)
 
 # %% ../../nbs/lifecycle/runner.ipynb #1131b07e
 @contextmanager
@@ -416,6 +425,8 @@ def open_for(
         with suppress(Timeout): # Somebody else was faster: then a new one
             stack.enter_context(run_lock(plan.workspace, run.id).acquire(timeout=0))
             note(run, status="running", error="", process=os.getpid(), stages={}, keys={})
+            for stage in STAGES: # Some may be torn; what was finished is in the cache
+                (run.folder / f"{stage}.json").unlink(missing_ok=True)
             return run, plan.workspace.reports / run.id
     with TemporaryDirectory(prefix="mlcycle-") as staging:
         draft, pages = start_run(plan, Path(staging) / "run", **facts), Path(staging) / "pages"
@@ -455,16 +466,16 @@ def _adopt(plan: Plan, draft: Run, pages: Path, stack: ExitStack) -> Run:
         raise
     return Run(homes[draft.folder])
 
-# %% ../../nbs/lifecycle/runner.ipynb #46271bde
-def _run_stages(plan: Plan, run: Run, pages: Path, choice: Choice, listener: Listener) -> Run:
+# %% ../../nbs/lifecycle/runner.ipynb #ea9027e7
+def _run_stages(plan: Plan, run: Run, pages: Path, choice: Choice, listener: Listener, summaries: dict) -> Run:
     "Bring each stage of a run up to date; close the run however it ends."
-    decided, sources = {}, Sources(plan.workspace.project, read_summaries(plan.workspace))
+    decided, sources = {}, Sources(plan.workspace.project, summaries)
     try:
+        keep_summaries(plan.workspace, summaries)
         for stage in choice.stages:
             if stage not in run.about["keys"]: # The first stage of a new run has just run
                 _bring_up_to_date(plan, run, stage, decided, sources, pages, choice, listener)
             decided[stage] = meaning_of(run.folder / f"{stage}.json", stage)
-        keep_summaries(plan.workspace, sources.summaries)
         return _close(run, listener=listener)
     except BaseException as error: # An interruption too closes the run
         if not is_disk_full(error):

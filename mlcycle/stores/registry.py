@@ -20,7 +20,7 @@ import pandas as pd
 from sklearn.base import BaseEstimator
 
 from ..outcomes import LeaderboardLine, ModelRef
-from .models import TRUSTED, hash_file, load_model, model_bytes
+from .models import TRUSTED, hash_file, load_model, model_bytes, save_model
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -78,7 +78,10 @@ def register_model(
                 model, name="model", serialization_format="skops", skops_trusted_types=TRUSTED, input_example=example,
                 signature=infer_signature(example, outputs),
                 pip_requirements=["mlcycle", "scikit-learn", "skops", "pandas"])
-        return _add_version(name, info, run.info.run_id, tags)
+        file = Path(mlflow.artifacts.download_artifacts(artifact_uri=info.model_uri)) / "model.skops"
+        at_hand = FILES.get(mlflow.get_tracking_uri()) # Then the file may give way to one that is the same each time
+        sha256 = save_model(model, file) if at_hand else hash_file(file)
+        return _add_version(name, info, run.info.run_id, tags | {"sha256": sha256})
 
 # %% ../../nbs/stores/registry.ipynb #b320b3a6
 @contextmanager
@@ -116,9 +119,8 @@ def _add_version(name: str, info: "ModelInfo", run_id: str, tags: dict[str, str]
     client = mlflow.MlflowClient()
     if not client.search_registered_models(f"name = '{name}'"):
         client.create_registered_model(name)
-    sha256 = hash_file(Path(mlflow.artifacts.download_artifacts(artifact_uri=info.model_uri)) / "model.skops")
-    made = client.create_model_version(name, info.model_uri, run_id, tags | {"sha256": sha256}, model_id=info.model_id)
-    return ModelRef(name=name, version=int(made.version), run_id=run_id, sha256=sha256)
+    made = client.create_model_version(name, info.model_uri, run_id, tags, model_id=info.model_id)
+    return ModelRef(name=name, version=int(made.version), run_id=run_id, sha256=tags["sha256"])
 
 # %% ../../nbs/stores/registry.ipynb #3d8b134c
 def _log_line(line: LeaderboardLine) -> None:
