@@ -7,19 +7,25 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Annotated
 
+import batch
+import engine
 import modelling
+import noop
 import service
 import typer
 from comparison import Comparison
 from rich.console import Console
+from rich.status import Status
 from rich.table import Table
 
 from mlcycle.lifecycle.cli import StageBars, clear_errors
-from mlcycle.lifecycle.runner import make_plan, run_plan, versions
+from mlcycle.lifecycle.plan import make_plan, versions
+from mlcycle.lifecycle.runner import Choice, run_plan
 from mlcycle.lifecycle.workspace import Run
 
-BENCHMARKS = {"service": service.compare, "modelling": modelling.compare}
-Name = StrEnum("Name", list(BENCHMARKS))
+BENCHMARKS = {"service": service.compare, "modelling": modelling.compare}  # Of a release
+ALONE = {"engine": engine.compare, "noop": noop.compare, "batch": batch.compare}
+Name = StrEnum("Name", [*BENCHMARKS, *ALONE])
 console = Console()
 
 
@@ -27,7 +33,7 @@ def make_release(source: str, folder: Path) -> Run:
     """A run up to its release."""
     bars = StageBars()
     with bars.progress:
-        run = run_plan(make_plan({"source": source}, folder), "deployment", bars)
+        run = run_plan(make_plan({"source": source}, folder), Choice(until="deployment"), bars)
     if not run.release.released:
         raise SystemExit(f"There is nothing to compare: {run.release.decision}")
     return run
@@ -35,11 +41,16 @@ def make_release(source: str, folder: Path) -> Run:
 
 def measure(names: list[str], source: str) -> list[Comparison]:
     """The comparisons of some benchmarks; all state goes with the folder."""
+    lines, about_runs = [], [name for name in names if name in BENCHMARKS]
     with TemporaryDirectory(prefix="mlcycle-bench-") as folder:
-        run, lines = make_release(source, Path(folder)), []
-        for name in names:
+        run = make_release(source, Path(folder)) if about_runs else None
+        for name in [*about_runs, *(name for name in names if name in ALONE)]:
             with console.status(name) as status:
-                lines += BENCHMARKS[name](run, lambda what, name=name: status.update(f"{name}: {what}"))
+
+                def step(what: str, name: str = name, status: Status = status) -> None:
+                    status.update(f"{name}: {what}")
+
+                lines += BENCHMARKS[name](run, step) if name in BENCHMARKS else ALONE[name](step)
     return lines
 
 
@@ -50,7 +61,7 @@ def main(
 ):
     """Compare mlcycle with peers on this machine, as ratios; nothing passes or fails by the clock."""
     with clear_errors():
-        lines = measure(names or list(BENCHMARKS), source)
+        lines = measure(names or [*BENCHMARKS, *ALONE], source)
         table = Table("what", "ours", "theirs", "ours / theirs", "min - max", "better", "note", title="Medians")
         for line in lines:
             table.add_row(*line.cells())

@@ -338,10 +338,12 @@ class LiveTable(BatchListener):
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
         from rich.table import Column
 
-        whole = Column(no_wrap=True, overflow="ellipsis")
-        self.bars = Progress(TextColumn("{task.description}", markup=False), BarColumn(20), MofNCompleteColumn(),
-                             TimeElapsedColumn(), TextColumn("{task.fields[now]}", markup=False, table_column=whole),
-                             console=console)
+        rest = Column(no_wrap=True, overflow="ellipsis", ratio=1)
+        self.bars = Progress(
+            TextColumn("{task.description}", markup=False, table_column=Column(no_wrap=True, min_width=8)),
+            BarColumn(16, table_column=Column(min_width=16)), MofNCompleteColumn(table_column=Column(no_wrap=True, min_width=5)),
+            TimeElapsedColumn(table_column=Column(no_wrap=True, min_width=7)),
+            TextColumn("{task.fields[now]}", markup=False, table_column=rest), console=console, expand=True)
         self.all, self.most, self.failed = self.bars.add_task("batch", total=runs, now=""), most, 0
 
     def of(self, number: int, words: str, stages: int) -> RunListener:
