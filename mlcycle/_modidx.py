@@ -676,6 +676,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                          'mlcycle.lifecycle.shell.Printed': ('lifecycle/shell.html#printed', 'mlcycle/lifecycle/shell.py'),
                                          'mlcycle.lifecycle.shell.Printed.__init__': ( 'lifecycle/shell.html#printed.__init__',
                                                                                        'mlcycle/lifecycle/shell.py'),
+                                         'mlcycle.lifecycle.shell.Printed._forked': ( 'lifecycle/shell.html#printed._forked',
+                                                                                      'mlcycle/lifecycle/shell.py'),
                                          'mlcycle.lifecycle.shell.Printed._watch_pipe_fd': ( 'lifecycle/shell.html#printed._watch_pipe_fd',
                                                                                              'mlcycle/lifecycle/shell.py'),
                                          'mlcycle.lifecycle.shell.Printed.drain': ( 'lifecycle/shell.html#printed.drain',

@@ -114,9 +114,8 @@ CELLS = {
     "timing": "%time 1 + 1",
     "pager": "print?",
     "no such magic": "%no_such_magic",
-    "file descriptors": "import os\nimport subprocess\nos.write(1, b'written\\n')\n"
-    "subprocess.run(['echo', 'ünder'])\nos.system('echo system');",
-    "many lines past Python": "subprocess.run('seq 20000', shell=True);",
+    "file descriptors": "import os\nimport subprocess\nimport time\nos.write(1, b'written\\n')\n"
+    "subprocess.run(['echo', 'ünder'])\nos.system('echo system')\ntime.sleep(0.3)",
     "await": "import asyncio\nawait asyncio.sleep(0.01)\nprint('awaited')",
     "task": "done = []\nasync def later():\n    await asyncio.sleep(0.01)\n    done.append(1)\n"
     "task = asyncio.create_task(later())",
@@ -128,11 +127,7 @@ CELLS = {
     "thread": "import threading\nthread = threading.Thread(target=print, args=('from a thread',))\nthread.start()\nthread.join()",
     "late thread": "def late():\n    time.sleep(0.2)\n    print('late')\nthreading.Thread(target=late).start()",
     "meanwhile": "time.sleep(0.6)\nprint('now')",
-    "fork": "import multiprocessing\nchild = multiprocessing.Process(target=print, args=('from a fork',))\n"
-    "child.start()\nchild.join()\nchild.exitcode",
-    "pool": "def double(x):\n    return 2 * x\n"
-    "with multiprocessing.Pool(2) as pool:\n    numbers = pool.map(double, range(5))\nnumbers",
-    "process": "multiprocessing.current_process().name, multiprocessing.get_start_method()",
+    "process": "import multiprocessing\nmultiprocessing.current_process().name, multiprocessing.get_start_method()",
     "shell's name": "get_ipython().__class__.__name__, sys.stdout.isatty(), sys.stdout.encoding, plt.get_backend()",
     "rich": "import rich\nrich.print('[bold]x[/]')",
     "history": "_, In[2], len(Out)",
@@ -175,8 +170,14 @@ def normal(cell) -> list:
 def anonymous(content) -> str:
     "As JSON, without addresses, names made at random and times."
     text = json.dumps(content, sort_keys=True)
-    times = (r"[\d.:e+]+ ?(\\u03bc|n|m)?(s|it/s)\b", r"\d+:\d+<\d+:\d+")
-    for pattern in (r"0x[0-9a-f]{6,}", r"/tmp/ipykernel_\d+/\d+\.py", r"\b[0-9a-f]{32}\b", r"T_[0-9a-f]{5}", *times):
+    times = (r"\d[\d.:e+]* ?(\\u03bc|n|m)?(s|it/s)\b", r"\d+:\d+<\d+:\d+")
+    for pattern in (
+        r"0x[0-9a-f]{6,}",
+        r"/tmp/ipykernel_\d+/\d+\.py",
+        r"(?<![0-9a-f])[0-9a-f]{32}(?![0-9a-f])",
+        r"T_[0-9a-f]{5}",
+        *times,
+    ):
         text = re.sub(pattern, "…", text)
     return text
 
@@ -190,7 +191,7 @@ def test_outputs_are_those_of_papermills_own_engine(monkeypatch):
         notebook.cells.append(new_code_cell("print('never')", metadata={"tags": ["skip-execution"]}))
         nbformat.write(notebook, path)
         with pytest.raises(papermill.PapermillExecutionError):  # It looks for errors whatever the tags say
-            run(path, engine, request_save_on_cell_execute=False)
+            run(path, engine, request_save_on_cell_execute=False, execution_timeout=60)
         done[engine] = read(path)
     own, warm = done["nbclient"], done["warm"]
     for name, mine, his in zip([*CELLS, "skipped"], warm.cells, own.cells, strict=True):
@@ -257,21 +258,23 @@ def test_a_kernel_that_dies_in_silence_says_what_was_printed_before():
         run(path)
 
 
-@pytest.mark.parametrize(("code", "exit_code"), [("print('fine')", 0), ("1 / 0", 1), ("import os; os._exit(0)", 138)])
+LEAVER = "if False:\n    import leaver  # It would end whoever imports it, even the server\nprint('fine')"
+
+
+@pytest.mark.parametrize(("code", "exit_code"), [(LEAVER, 0), ("1 / 0", 1), ("import os; os._exit(0)", 138)])
 def test_papermills_command_line(tmp_path, code, exit_code):
     write("in.ipynb", START_SLEEP, "print('half-way')", code)
     (tmp_path / "elsewhere").mkdir()
-    done = subprocess.run(
-        [PAPERMILL, "../in.ipynb", "../out.ipynb", "--engine", "warm"],
-        cwd="elsewhere",
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
+    Path("leaver.py").write_text("raise SystemExit(4)")
+    environment = os.environ | {"PYTHONPATH": f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}"}
+    words = [PAPERMILL, "../in.ipynb", "../out.ipynb", "--engine", "warm"]
+    done = subprocess.run(words, cwd="elsewhere", env=environment, capture_output=True, text=True, timeout=60)
     assert done.returncode == exit_code, done.stderr
     cells = read("out.ipynb").cells
     assert printed(cells[1]) == "half-way\n"
     assert not alive(printed(cells[0]).split()[1]), "what a notebook starts ends with it"
+    if exit_code == 0:
+        assert printed(cells[2]) == "fine\n"
     if exit_code == 138:
         assert "Cell 2 of in.ipynb did not end" in done.stderr
 
@@ -345,9 +348,8 @@ def test_ctrl_c_ends_the_child_and_keeps_what_was_done():
     assert not cells[3].outputs
 
 
-@pytest.mark.parametrize("code", ["import time; time.sleep(600)", "sum(range(10**12))"], ids=["asleep", "busy in C"])
-def test_a_killed_parent_leaves_nobody_behind(code):
-    process, children = start_papermill(code)
+def test_a_killed_parent_leaves_nobody_behind():
+    process, children = start_papermill("sum(range(10**12))  # No thread of the kernel could notice")
     with process:
         process.kill()
     assert wait_until(lambda: not any(map(alive, children)), 2)
@@ -362,9 +364,24 @@ def test_outputs_arrive_while_a_cell_runs():
         with suppress(nbformat.reader.NotJSONError):  # papermill is just writing
             seen.add(printed(read(path).cells[0]).count("tick"))
         time.sleep(0.1)
-    thread.join()
-    assert len(seen) > 4, seen
-    assert max(seen) == 40
+    assert len(seen) > 2, f"more than none and all: {seen}"
+    assert printed(read(path).cells[0]).count("tick") == 40
+
+
+def test_a_notebook_may_fork():
+    fork = "child = multiprocessing.Process(target=print, args=('from a fork',))\nchild.start()\nchild.join(9)\nchild.exitcode"
+    pool = "def double(x):\n    return 2 * x\nwith multiprocessing.Pool(2) as pool:\n    print(pool.map(double, range(5)))"
+    cells = run(write("in.ipynb", "import multiprocessing", fork, pool)).cells
+    assert printed(cells[1]) == "from a fork\n"
+    assert cells[1].outputs[-1].data["text/plain"] == "0"
+    assert printed(cells[2]) == "[0, 2, 4, 6, 8]\n"
+
+
+def test_nothing_is_lost_of_what_is_written_past_python():
+    code = "import os, subprocess\nsubprocess.run('seq 20000', shell=True)\nos.write(1, 'ü🎉'.encode() * 20_000);"
+    cells = run(write("in.ipynb", code, *["subprocess.run(['echo', 'one']);"] * 20)).cells
+    assert printed(cells[0]) == "".join(f"{number}\n" for number in range(1, 20_001)) + "ü🎉" * 20_000
+    assert [printed(cell) for cell in cells[1:]] == ["one\n"] * 20, "each in its own cell"
 
 
 def test_environment_folder_and_local_modules_are_those_of_the_call(monkeypatch, tmp_path):
@@ -386,18 +403,6 @@ def test_notebooks_do_not_see_each_other():
         told = [printed(done.cells[0]).splitlines() for done in pool.map(run, [write(f"{i}.ipynb", code) for i in range(4)])]
     assert {seen for _, seen in told} == {"False False"}
     assert len({number for number, _ in told}) == 4, "each draws its own numbers"
-
-
-def test_a_module_that_exits_harms_only_who_imports_it(monkeypatch, tmp_path):
-    (tmp_path / "lib").mkdir()
-    (tmp_path / "lib" / "leaver.py").write_text("raise SystemExit(4)")
-    write("in.ipynb", "if False:\n    import leaver\nprint('here')")
-    environment = os.environ | {"PYTHONPATH": f"{tmp_path / 'lib'}:{os.environ.get('PYTHONPATH', '')}"}
-    done = subprocess.run(
-        [PAPERMILL, "in.ipynb", "out.ipynb", "--engine", "warm"], env=environment, capture_output=True, timeout=60
-    )
-    assert done.returncode == 0, done.stderr
-    assert printed(read("out.ipynb").cells[0]) == "here\n"
 
 
 def test_what_cannot_run_says_so():

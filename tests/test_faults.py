@@ -94,7 +94,7 @@ def test_an_interruption_keeps_what_was_done(wine):
     assert "Interrupted." in printed
     assert "Traceback" not in printed
     run = mc.open("last", wine)
-    assert (run.about["status"], run.about["error"]) == ("failed", "Interrupted.")
+    assert (run.about["status"], run.about["error"]) == ("interrupted", "Interrupted.")
     assert run.dataset.rows_in == 178
     assert "Interrupted." in (run.workspace.reports / run.id / "03_features.html").read_text()
 

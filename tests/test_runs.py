@@ -122,7 +122,8 @@ def test_the_same_inputs_give_the_same_outcomes(table_run, tmp_path):
     assert again.problem == first.problem
     assert again.dataset == first.dataset
     assert again.plan.features == first.plan.features
-    assert [line.folds for line in again.candidate.leaderboard] == [line.folds for line in first.candidate.leaderboard]
+    assert again.candidate.meaning() == first.candidate.meaning()
+    assert again.candidate.model.sha256 == first.candidate.model.sha256, "equal models are equal files"
     assert again.verdict.scores == first.verdict.scores
 
 

@@ -47,7 +47,8 @@ def warm_up(
 ) -> None:
     "Start the server in the background, unless it runs."
     sys.modules.setdefault("rfc3987_syntax", None) # jsonschema, behind nbformat, would compile a grammar with it for 1.5 s
-    here = {"MLCYCLE_PRELOAD": "\n".join(statements), "MPLBACKEND": os.environ.get("MPLBACKEND", INLINE)}
+    default = {"MPLBACKEND": INLINE, "OMP_WAIT_POLICY": "PASSIVE"}
+    here = {"MLCYCLE_PRELOAD": "\n".join(statements)} | {name: os.environ.get(name, value) for name, value in default.items()}
     with STARTING:
         before = {name: os.environ.get(name) for name in here}
         os.environ.update(here)

@@ -19,6 +19,7 @@ import signal
 import sys
 import threading
 import time
+from collections import defaultdict
 from multiprocessing.connection import Connection
 from types import ModuleType, SimpleNamespace
 
@@ -64,7 +65,11 @@ class Printed(OutStream):
         self.reading = threading.Lock()
         echo = io.TextIOWrapper(io.FileIO(log, "a"), encoding="utf-8", errors="replace", write_through=True)
         super().__init__(session, thread, name, watchfd="force", echo=echo)
-        os.register_at_fork(after_in_child=lambda: setattr(self, "echo", None)) # What a fork prints comes here, and is noted then
+        os.register_at_fork(after_in_child=self._forked)
+
+    def _forked(self):
+        self.echo = None # What a fork prints comes here, and is noted then
+        self._buffer_lock, self._buffers = threading.RLock(), defaultdict(io.StringIO) # Another thread may have held the one
 
     def _watch_pipe_fd(self):
         decoder = codecs.getincrementaldecoder("utf-8")("replace") # A letter may be cut in two
