@@ -418,7 +418,7 @@ def test_twenty_kills_at_random_moments_change_nothing(base, tmp_path):
                 if kills < 20:
                     wait_at_random(process, project, rng)
                     process.send_signal(signal.SIGKILL)  # Does nothing to one that has just ended
-                said = process.communicate()[1]
+                said = process.communicate(timeout=120)[1]
             done = process.returncode == 0
             kills += not done
             assert process.returncode in (0, -signal.SIGKILL), said
@@ -459,7 +459,7 @@ def test_kills_while_something_is_written_change_nothing(base, new, tmp_path):
     for number in range(2, 200, 7):
         mark = uuid4().hex
         with start(new, mark, PYTHONPATH=path, KILL_AT=str(number), KILL_WHEN=("before", "after")[number % 2]) as process:
-            said = process.communicate()[1]
+            said = process.communicate(timeout=120)[1]
         assert process.returncode in (0, -signal.SIGKILL), said
         whole(new)
         if not process.returncode:

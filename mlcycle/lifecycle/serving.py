@@ -9,11 +9,12 @@ __all__ = ['Started', 'MAIN', 'to_json_rows', 'Service', 'running_service', 'spa
 import os
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from multiprocessing.connection import Connection
 from multiprocessing.reduction import DupFd
 from pathlib import Path
@@ -123,7 +124,8 @@ def forked(
 
 # %% ../../nbs/lifecycle/serving.ipynb #508d355a
 def _serve(printed: Connection, log, words: list[str], environment: dict[str, str]) -> None:
-    "Be a service; the target of a fork."
+    "Be a service for as long as there is who started it; the target of a fork."
+    threading.Thread(target=lambda: parent_process().join() or os._exit(1), daemon=True).start()
     os.dup2(printed.fileno(), 1)
     os.dup2(log.detach(), 2)
     sys.stdout, sys.stderr = open(1, "w", buffering=1, closefd=False), open(2, "w", buffering=1, closefd=False)  # noqa: SIM115
