@@ -5,10 +5,13 @@
 # %% auto #0
 __all__ = ['MOST_CATEGORIES', 'infer_contract', 'find_violations', 'write_contract', 'read_contract']
 
-# %% ../../nbs/data/contract.ipynb #f479243f
+# %% ../../nbs/data/contract.ipynb #35d6ceed
+from typing import TYPE_CHECKING
+
 import pandas as pd
-import pandera.pandas as pa
-from pandera.errors import SchemaErrors
+
+if TYPE_CHECKING: # Slow to import, and needed in one stage only
+    import pandera.pandas as pa
 
 # %% ../../nbs/data/contract.ipynb #ecadeaef
 MOST_CATEGORIES = 30 # Text with more values is not listed
@@ -16,13 +19,17 @@ MOST_CATEGORIES = 30 # Text with more values is not listed
 # %% ../../nbs/data/contract.ipynb #b3355f43
 def infer_contract(
     rows: pd.DataFrame, # Training rows, plain types
-) -> pa.DataFrameSchema:
+) -> "pa.DataFrameSchema":
     "The contract that some rows suggest."
+    import pandera.pandas as pa
+
     return pa.DataFrameSchema({name: _column(rows[name]) for name in rows}, name="rows", strict=False)
 
-# %% ../../nbs/data/contract.ipynb #f3582b9c
-def _column(values: pd.Series) -> pa.Column:
+# %% ../../nbs/data/contract.ipynb #84312d54
+def _column(values: pd.Series) -> "pa.Column":
     "What one column must be."
+    import pandera.pandas as pa
+
     known, checks = values.dropna(), []
     if pd.api.types.is_numeric_dtype(values) and not pd.api.types.is_bool_dtype(values) and len(known):
         margin = (float(known.max()) - float(known.min())) / 2
@@ -34,9 +41,11 @@ def _column(values: pd.Series) -> pa.Column:
 # %% ../../nbs/data/contract.ipynb #d4a0e1c5
 def find_violations(
     rows: pd.DataFrame, # Plain types
-    contract: pa.DataFrameSchema, # What they must be
+    contract: "pa.DataFrameSchema", # What they must be
 ) -> pd.DataFrame: # One line per failure: `row_id` (empty for a whole column), `column`, `rule`, `value`
     "What breaks the contract."
+    from pandera.errors import SchemaErrors
+
     try:
         contract.validate(_as_promised(rows, contract), lazy=True)
         cases = pd.DataFrame(columns=["index", "column", "check", "failure_case"])
@@ -45,8 +54,8 @@ def find_violations(
     names = {"index": "row_id", "check": "rule", "failure_case": "value"}
     return cases.rename(columns=names)[["row_id", "column", "rule", "value"]]
 
-# %% ../../nbs/data/contract.ipynb #3d431c71
-def _as_promised(rows: pd.DataFrame, contract: pa.DataFrameSchema) -> pd.DataFrame:
+# %% ../../nbs/data/contract.ipynb #d7b9ff58
+def _as_promised(rows: pd.DataFrame, contract: "pa.DataFrameSchema") -> pd.DataFrame:
     "Whole numbers that arrive as decimals, as whole numbers again."
     wanted = {name: column.dtype.type for name, column in contract.columns.items() if name in rows}
     whole = [name for name, kind in wanted.items() if str(kind) == "int64" and rows[name].dtype == "float64"
@@ -56,7 +65,7 @@ def _as_promised(rows: pd.DataFrame, contract: pa.DataFrameSchema) -> pd.DataFra
 
 # %% ../../nbs/data/contract.ipynb #7d5e12df
 def write_contract(
-    contract: pa.DataFrameSchema, # What rows must be
+    contract: "pa.DataFrameSchema", # What rows must be
 ) -> str: # YAML
     "A contract as text."
     return contract.to_yaml()
@@ -64,6 +73,8 @@ def write_contract(
 # %% ../../nbs/data/contract.ipynb #8c0c635b
 def read_contract(
     text: str, # YAML
-) -> pa.DataFrameSchema:
+) -> "pa.DataFrameSchema":
     "A contract from text."
+    import pandera.pandas as pa
+
     return pa.DataFrameSchema.from_yaml(text)

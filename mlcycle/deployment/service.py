@@ -18,7 +18,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from uuid import uuid4
 
-import sqlalchemy as sa
 import uvicorn
 from fastapi import FastAPI, HTTPException
 from fastapi.responses import JSONResponse
@@ -27,7 +26,7 @@ from pydantic import BaseModel, Field
 from .bundle import Bundle, open_bundle, to_frame
 from ..errors import InputError, MlcycleError
 from ..outcomes import Label
-from ..stores.events import PREDICTIONS, TRUTHS, add_events, open_events
+from ..stores.events import add_events, open_events
 from ..stores.models import predict
 
 # %% ../../nbs/deployment/service.ipynb #fc90b147
@@ -51,22 +50,26 @@ class Truths(BaseModel):
 class EventWriter:
     "Writes events in a thread of its own; nothing is lost when it closes."
 
-    def __init__(self, engine: sa.Engine | None, run: str):
+    def __init__(self, engine, run: str):
         self.engine, self.run, self.waiting = engine, run, queue.Queue()
         self.thread = threading.Thread(target=self._work, daemon=True)
         self.thread.start()
 
-    def add(self, table: sa.Table, events: list[dict]) -> None:
+    def add(self, kind: str, events: list[dict]) -> None:
         "Hand events over; returns at once."
         now = datetime.now(UTC).replace(tzinfo=None)
         if self.engine is not None:
-            self.waiting.put((table, [{"run": self.run, "received": now} | event for event in events]))
+            self.waiting.put((kind, [{"run": self.run, "received": now} | event for event in events]))
 
     def _work(self) -> None:
+        if self.engine is None:
+            return
+        from sqlalchemy.exc import SQLAlchemyError
+
         while (item := self.waiting.get()) is not None:
             try:
                 add_events(self.engine, *item)
-            except sa.exc.SQLAlchemyError as error: # An answer is worth more than its record
+            except SQLAlchemyError as error: # An answer is worth more than its record
                 print(f"An event was not recorded: {type(error).__name__}", file=sys.stderr)
 
     def close(self) -> None:
@@ -90,7 +93,7 @@ def answer(
     labels = said.labels.tolist()
     scores = None if said.scores is None else said.scores.tolist()
     milliseconds = (time.perf_counter() - start) * 1000
-    writer.add(PREDICTIONS, [
+    writer.add("predictions", [
         {"row_id": row_id, "latency_ms": milliseconds, "features": {name: row[name] for name in bundle.columns},
          "prediction": label, "score": None if scores is None else scores[place]}
         for place, (row_id, row, label) in enumerate(zip(ids, question.rows, labels, strict=True))])
@@ -137,7 +140,7 @@ def _add_routes(app: FastAPI, bundle: Bundle, model, writer: EventWriter) -> Non
     def truths(known: Truths) -> dict:
         if len(known.truths) != len(known.row_ids):
             raise HTTPException(422, f"There are {len(known.row_ids)} row_ids for {len(known.truths)} truths.")
-        writer.add(TRUTHS, [{"row_id": i, "truth": t} for i, t in zip(known.row_ids, known.truths, strict=True)])
+        writer.add("truths", [{"row_id": i, "truth": t} for i, t in zip(known.row_ids, known.truths, strict=True)])
         return {"taken": len(known.truths)}
 
 # %% ../../nbs/deployment/service.ipynb #94484468

@@ -48,12 +48,13 @@ def warm_up(
     "Start the server in the background, unless it runs."
     sys.modules.setdefault("rfc3987_syntax", None) # jsonschema, behind nbformat, would compile a grammar with it for 1.5 s
     default = {"MPLBACKEND": INLINE, "OMP_WAIT_POLICY": "PASSIVE"}
-    here = {"MLCYCLE_PRELOAD": "\n".join(statements)} | {name: os.environ.get(name, value) for name, value in default.items()}
+    here = {name: os.environ.get(name, value) for name, value in default.items()}
+    here["MLCYCLE_PRELOAD"] = "\n".join(["import mlcycle.lifecycle.shell", *statements])
     with STARTING:
         before = {name: os.environ.get(name) for name in here}
         os.environ.update(here)
         try:
-            forkserver.set_forkserver_preload(["mlcycle.lifecycle.shell", "mlcycle.lifecycle.preload"])
+            forkserver.set_forkserver_preload(["mlcycle.lifecycle.preload"])
             forkserver.ensure_running()
         finally:
             for name, value in before.items():

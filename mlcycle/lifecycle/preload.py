@@ -11,15 +11,16 @@ import gc
 import importlib.util
 import os
 import signal
+from functools import cache
 from pathlib import Path
 
-# %% ../../nbs/lifecycle/preload.ipynb #8753c96c
+# %% ../../nbs/lifecycle/preload.ipynb #f69ed597
+@cache
 def is_local(
-    module: str, # Its name, with dots
+    root: str, # Name of a module, up to the first dot
     folder: Path, # The working directory
 ) -> bool:
     "Whether a module lies in the working directory, where it may change while the server lives."
-    root = module.split(".")[0]
     spec = importlib.util.find_spec(root)
     home = Path((spec and spec.origin) or "/")
     return root != "mlcycle" and home.is_relative_to(folder) and "site-packages" not in home.parts
@@ -33,7 +34,7 @@ def preload(
     gc.disable() # It would look through everything again and again
     for statement in statements:
         try:
-            if not is_local(statement.split()[1], Path.cwd()):
+            if not is_local(statement.split()[1].split(".")[0], Path.cwd()):
                 exec(statement, {})
         except BaseException: # Some modules even exit. The notebook will say what is wrong when it comes to the same line
             failed.append(statement)

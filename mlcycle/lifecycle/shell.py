@@ -20,6 +20,7 @@ import sys
 import threading
 import time
 from collections import defaultdict
+from importlib import import_module
 from multiprocessing.connection import Connection
 from types import ModuleType, SimpleNamespace
 
@@ -29,6 +30,11 @@ from ipykernel.zmqshell import ZMQInteractiveShell
 from jupyter_client.session import Session
 from traitlets import Any
 from traitlets.config import Config
+
+# %% ../../nbs/lifecycle/shell.ipynb #c58a3dc9
+for _name in ("IPython.core.application", "IPython.core.completerlib", "IPython.core.logger", "IPython.core.oinspect",
+              "tornado.platform.asyncio"):
+    import_module(_name)
 
 # %% ../../nbs/lifecycle/shell.ipynb #4d07a6ba
 class PipeSession(Session):
@@ -139,7 +145,9 @@ def serve_shell(
     loop = asyncio.new_event_loop()
     asyncio.set_event_loop(loop)
     loop.run_until_complete(_serve(ForkedKernel.instance(pipe, file), pipe))
+    atexit.unregister(os._exit) # The server's
     atexit._run_exitfuncs() # multiprocessing ends its processes without
+    pipe.close() # Whoever waits need not wait for the memory to be given back
 
 # %% ../../nbs/lifecycle/shell.ipynb #c7f225b7
 def _settle(log: int, environment: dict[str, str], folder: str) -> None:

@@ -12,7 +12,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
-import optuna
 import pandas as pd
 from joblib import Parallel, delayed
 from joblib.externals.loky import get_reusable_executor
@@ -101,6 +100,8 @@ def search_boosting(
     jobs: int = 1, # Processes
 ) -> list[Trial]: # In the order in which they were tried
     "Gradient boosting with settings that Optuna proposes."
+    import optuna
+
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     done, better = [], get_metric(problem.metric).higher_is_better
     study = optuna.create_study(direction="maximize" if better else "minimize", sampler=optuna.samplers.TPESampler(seed=seed))
