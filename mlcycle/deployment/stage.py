@@ -24,11 +24,12 @@ def prove_parity(
     folder: Path, # Of a release bundle
     bundle: Bundle, # What it says
     rows: pd.DataFrame, # To be asked, one by one
+    cold_start: bool = True, # Whether the service starts from nothing
 ) -> tuple[Parity, pd.DataFrame]: # The count, and each answer beside the pipeline's
     "Ask a running service and the pipeline the same."
     model = load_model(folder / "model.skops", bundle.model.sha256)
     own = [predict(model, rows.iloc[[place]], bundle.problem, bundle.threshold) for place in range(len(rows))]
-    with running_service(folder) as service:
+    with running_service(folder, fork=not cold_start) as service:
         told = [service.ask([row], [str(i)]) for i, row in zip(rows.index, to_json_rows(rows), strict=True)]
     answers = pd.DataFrame({"service": [t["predictions"][0] for t in told], "pipeline": [p.labels.tolist()[0] for p in own]},
                            index=rows.index)
@@ -54,6 +55,7 @@ def release_model(
     verdict: Verdict, # Of stage 5
     workspace: Workspace | None = None, # Gets the bundle; that of the working directory if not given
     parity_rows: int = 200, # So many sealed rows are asked
+    cold_start: bool = True, # Whether the service starts from nothing
 ) -> tuple[Release, pd.DataFrame]: # The answers of service and pipeline side by side
     "Bundle an approved model and prove that its service answers like it."
     workspace = workspace or Workspace.of()
@@ -67,7 +69,7 @@ def release_model(
         open_registry(workspace.tracking_uri, workspace.artifacts, candidate.model.name)
     files = build_bundle(workspace.root / name, bundle, model_file(candidate.model.name, candidate.model.version))
     asked = sealed.sample(min(len(sealed), parity_rows), random_state=0)
-    parity, answers = prove_parity(workspace.root / name, bundle, asked)
+    parity, answers = prove_parity(workspace.root / name, bundle, asked, cold_start)
     if parity.equal != parity.rows:
         raise StageError(f"The service answers {parity.rows - parity.equal} of {parity.rows} rows unlike the pipeline.",
                          "Each answer must be the same, to the last bit.")

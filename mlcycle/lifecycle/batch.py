@@ -71,8 +71,8 @@ def read_sets(
         raise ParameterError(f"Line {crooked} of '{path}' has more or fewer cells than its header.")
     return [{name: value for name, value in row.items() if value != ""} for row in rows]
 
-# %% ../../nbs/lifecycle/batch.ipynb #b51ec6ba
-MODEST = {"promote": "false", "jobs": "1"} # What a batch says where nobody else says anything
+# %% ../../nbs/lifecycle/batch.ipynb #963b07a7
+MODEST = {"promote": "false", "jobs": "1", "cold_start": "false"} # What a batch says where nobody else says anything
 
 # %% ../../nbs/lifecycle/batch.ipynb #a50293a4
 def plan_batch(

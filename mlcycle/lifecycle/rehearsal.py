@@ -15,8 +15,8 @@ LATE = [f"import {name}" for name in (
     "alembic.command", "deltalake.fs", "h11", "httpcore", "mlflow.pyfunc", "mlflow.sklearn",
     "mlflow.store.model_registry.sqlalchemy_workspace_store", "mlflow.store.tracking.sqlalchemy_workspace_store",
     "mlflow.tracing.export", "mlflow.tracing.processor", "mlflow.types.responses", "nbconvert",
-    "pandera.backends.pandas.register", "pandera.io", "pyarrow.dataset", "pyarrow.pandas_compat", "skops.io",
-    "sqlalchemy.dialects.sqlite")]
+    "pandera.backends.pandas.register", "pandera.io", "pandera.strategies.pandas_strategies", "pyarrow.dataset",
+    "pyarrow.pandas_compat", "skops.io", "sqlalchemy.dialects.sqlite")]
 
 # %% ../../nbs/lifecycle/rehearsal.ipynb #0f2f3e39
 def small_notebook() -> dict:
@@ -31,9 +31,11 @@ def small_notebook() -> dict:
 
 # %% ../../nbs/lifecycle/rehearsal.ipynb #841683e4
 def rehearse() -> None:
-    "Draw a plot and render a page, and forget both."
+    "Draw a plot, style a table, render a page, look up what packages are installed, and forget it."
+    import pandas as pd
     import seaborn as sns
     from matplotlib.figure import Figure
+    from mlflow.utils.requirements_utils import warn_dependency_requirement_mismatches
 
     from mlcycle.lifecycle.fragment import render_body
 
@@ -44,6 +46,8 @@ def rehearse() -> None:
         notebook = Path(folder) / "small.ipynb"
         notebook.write_text(json.dumps(small_notebook()))
         render_body(notebook)
+    pd.DataFrame({"a": [1]}).style.hide().to_html()
+    warn_dependency_requirement_mismatches(["mlflow"]) # The registry asks for each model; the answer is kept
 
 # %% ../../nbs/lifecycle/rehearsal.ipynb #3c5da8b8
 REHEARSED = [*LATE, "from mlcycle.lifecycle.rehearsal import rehearse; rehearse()"]

@@ -11,6 +11,7 @@ import atexit
 import codecs
 import faulthandler
 import fcntl
+import gc
 import io
 import multiprocessing
 import os
@@ -146,6 +147,7 @@ def serve_shell(
     asyncio.set_event_loop(loop)
     loop.run_until_complete(_serve(ForkedKernel.instance(pipe, file), pipe))
     atexit.unregister(os._exit) # The server's
+    gc.freeze() # Else IPython, asked to clean up, looks for garbage in all that was ever imported
     atexit._run_exitfuncs() # multiprocessing ends its processes without
     pipe.close() # Whoever waits need not wait for the memory to be given back
 
