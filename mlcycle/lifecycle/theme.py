@@ -5,6 +5,9 @@
 # %% auto #0
 __all__ = ['set_theme', 'draw_once']
 
+# %% ../../nbs/lifecycle/theme.ipynb #a2f7d8c8
+from contextlib import suppress
+
 # %% ../../nbs/lifecycle/theme.ipynb #a6b485d8
 def set_theme() -> None:
     "Give every plot the look of the house."
@@ -24,5 +27,6 @@ def draw_once() -> None:
     from matplotlib_inline.config import InlineBackend
 
     plt.switch_backend(plt.get_backend()) # Now, since pyplot hooks itself in as it does
-    plt.uninstall_repl_displayhook()
+    with suppress(ValueError): # The hook is in another shell of this process
+        plt.uninstall_repl_displayhook()
     InlineBackend.instance().print_figure_kwargs = {"bbox_inches": None}
