@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
+from scipy.stats import rankdata
 from sklearn import metrics as sk
 
 from .errors import MetricError, suggest
@@ -42,6 +43,19 @@ class Metric:
     needs: str # "labels" or "scores"
     higher_is_better: bool
     meaning: str # In words a manager understands
+    together: Callable | None = None # (truths, labels or scores), both (resamples, n) -> (resamples,); binary, regression
+
+# %% ../nbs/metrics.ipynb #dcaa329c
+def _in_columns(function: Callable, **options) -> Callable:
+    "Score resamples in one call."
+    return lambda truths, given: function(truths.T, given.T, **options)
+
+# %% ../nbs/metrics.ipynb #22900763
+def _roc_aucs(truths, scores):
+    "Areas under the curve, one a line, by the sum of the ranks of true cases."
+    true = truths.sum(axis=1)
+    sums = (rankdata(scores, axis=1) * truths).sum(axis=1)
+    return (sums - true * (true + 1) / 2) / (true * (truths.shape[1] - true))
 
 # %% ../nbs/metrics.ipynb #957dc01e
 def _averaged(function: Callable) -> Callable:
@@ -70,23 +84,30 @@ def _log_loss(truth, scores):
 # %% ../nbs/metrics.ipynb #62840f03
 _BOTH, _ALL_CLASSES, _NUMBER = ("binary",), ("binary", "multiclass"), ("regression",)
 
+_BY_LABEL, _BY_OUTPUT = {"average": None, "zero_division": 0}, {"multioutput": "raw_values"}
+
 METRICS = {m.name: m for m in [
-    Metric("roc_auc", _roc_auc, _ALL_CLASSES, "scores", True, "How often a true case is ranked above a false one."),
-    Metric("accuracy", sk.accuracy_score, _ALL_CLASSES, "labels", True, "The share of answers that are right."),
+    Metric("roc_auc", _roc_auc, _ALL_CLASSES, "scores", True, "How often a true case is ranked above a false one.", _roc_aucs),
+    Metric("accuracy", sk.accuracy_score, _ALL_CLASSES, "labels", True, "The share of answers that are right.",
+           lambda truths, labels: (truths == labels).mean(axis=1)),
     Metric("balanced_accuracy", sk.balanced_accuracy_score, _ALL_CLASSES, "labels", True,
            "The share of right answers, each class counting the same."),
     Metric("precision", _averaged(sk.precision_score), _ALL_CLASSES, "labels", True,
-           "Of those it points at, the share that are true."),
-    Metric("recall", _averaged(sk.recall_score), _ALL_CLASSES, "labels", True, "Of the true ones, the share it finds."),
-    Metric("f1", _averaged(sk.f1_score), _ALL_CLASSES, "labels", True, "Precision and recall in one number."),
+           "Of those it points at, the share that are true.", _in_columns(sk.precision_score, **_BY_LABEL)),
+    Metric("recall", _averaged(sk.recall_score), _ALL_CLASSES, "labels", True, "Of the true ones, the share it finds.",
+           _in_columns(sk.recall_score, **_BY_LABEL)),
+    Metric("f1", _averaged(sk.f1_score), _ALL_CLASSES, "labels", True, "Precision and recall in one number.",
+           _in_columns(sk.f1_score, **_BY_LABEL)),
     Metric("average_precision", sk.average_precision_score, _BOTH, "scores", True,
-           "Precision, averaged over all levels of recall."),
+           "Precision, averaged over all levels of recall.", _in_columns(sk.average_precision_score, average=None)),
     Metric("log_loss", _log_loss, _ALL_CLASSES, "scores", False, "How surprised it is by the truth; 0 is never."),
     Metric("brier", sk.brier_score_loss, _BOTH, "scores", False, "The squared error of its probabilities."),
-    Metric("r2", sk.r2_score, _NUMBER, "labels", True, "The share of the variation that it explains."),
-    Metric("mae", sk.mean_absolute_error, _NUMBER, "labels", False, "By how much it is off, on average."),
+    Metric("r2", sk.r2_score, _NUMBER, "labels", True, "The share of the variation that it explains.",
+           _in_columns(sk.r2_score, **_BY_OUTPUT)),
+    Metric("mae", sk.mean_absolute_error, _NUMBER, "labels", False, "By how much it is off, on average.",
+           _in_columns(sk.mean_absolute_error, **_BY_OUTPUT)),
     Metric("rmse", sk.root_mean_squared_error, _NUMBER, "labels", False,
-           "By how much it is off, large errors counting more."),
+           "By how much it is off, large errors counting more.", _in_columns(sk.root_mean_squared_error, **_BY_OUTPUT)),
 ]}
 
 # %% ../nbs/metrics.ipynb #a8b0f10a
@@ -137,8 +158,12 @@ def score(
 # %% ../nbs/metrics.ipynb #3352b164
 def _score(metric: Metric, problem: Problem, encoded: np.ndarray, predictions: Predictions) -> float:
     "The same, with the truth encoded."
-    given = predictions.scores if metric.needs == "scores" else encode(predictions.labels, problem)
-    return float(metric.function(encoded, given))
+    return float(metric.function(encoded, _given(metric, problem, predictions)))
+
+# %% ../nbs/metrics.ipynb #80c5724a
+def _given(metric: Metric, problem: Problem, predictions: Predictions) -> np.ndarray:
+    "What the metric needs of the predictions."
+    return predictions.scores if metric.needs == "scores" else encode(predictions.labels, problem)
 
 # %% ../nbs/metrics.ipynb #c13163ae
 def resample(
@@ -147,11 +172,26 @@ def resample(
     seed: int, # The same seed, the same resamples
     by_class: bool, # Draw within each class
 ):
-    "Row numbers drawn with replacement, `times` times."
+    "Row numbers drawn with replacement: arrays (resamples, n), a million numbers or one resample at a time."
     rng = np.random.default_rng(seed)
     groups = [np.flatnonzero(truth == k) for k in np.unique(truth)] if by_class else [np.arange(len(truth))]
-    for _ in range(times):
-        yield np.concatenate([rng.choice(group, len(group)) for group in groups])
+    at_once = max(1, 1_000_000 // max(1, len(truth)))
+    for start in range(0, times, at_once):
+        count = min(at_once, times - start)
+        yield np.stack([np.concatenate([rng.choice(group, len(group)) for group in groups]) for _ in range(count)])
+
+# %% ../nbs/metrics.ipynb #27564ee9
+def _score_rows(
+    metric: Metric,
+    task: str,
+    encoded: np.ndarray, # Truth, (n,)
+    given: np.ndarray, # What the metric needs, (n,) or (n, classes)
+    rows: np.ndarray, # (resamples, n)
+) -> np.ndarray: # (resamples,)
+    "The metric on each resample."
+    if metric.together and task != "multiclass":
+        return metric.together(encoded[rows], given[rows])
+    return np.array([metric.function(encoded[drawn], given[drawn]) for drawn in rows])
 
 # %% ../nbs/metrics.ipynb #97833bd8
 def score_intervals(
@@ -164,13 +204,14 @@ def score_intervals(
 ) -> list[Score]: # One a metric, in the same order
     "Metrics with their 95 % intervals."
     metrics, encoded = [get_metric(name, problem.task) for name in names], encode(truth, problem)
-    draws = np.array([
-        [_score(metric, problem, encoded[rows], predictions[rows]) for metric in metrics]
+    given = [_given(metric, problem, predictions) for metric in metrics]
+    draws = np.concatenate([
+        [_score_rows(metric, problem.task, encoded, said, rows) for metric, said in zip(metrics, given, strict=True)]
         for rows in resample(encoded, times, seed, by_class=problem.task != "regression")
-    ])
-    low, high = np.percentile(draws, [2.5, 97.5], axis=0)
-    return [Score(metric=metric.name, value=_score(metric, problem, encoded, predictions), low=lo, high=hi)
-            for metric, lo, hi in zip(metrics, low, high, strict=True)]
+    ], axis=1)
+    low, high = np.percentile(draws, [2.5, 97.5], axis=1)
+    return [Score(metric=metric.name, value=float(metric.function(encoded, said)), low=lo, high=hi)
+            for metric, said, lo, hi in zip(metrics, given, low, high, strict=True)]
 
 # %% ../nbs/metrics.ipynb #119f82d0
 def difference_interval(
@@ -185,11 +226,11 @@ def difference_interval(
     "By how much `ours` is better than `theirs`."
     metric, encoded = get_metric(name, problem.task), encode(truth, problem)
     sign = 1 if metric.higher_is_better else -1
-
-    def better(rows):
-        return sign * (_score(metric, problem, encoded[rows], ours[rows])
-                       - _score(metric, problem, encoded[rows], theirs[rows]))
-
-    draws = [better(rows) for rows in resample(encoded, times, seed, by_class=problem.task != "regression")]
+    given = [_given(metric, problem, predictions) for predictions in (ours, theirs)]
+    draws = np.concatenate([
+        sign * np.subtract(*(_score_rows(metric, problem.task, encoded, said, rows) for said in given))
+        for rows in resample(encoded, times, seed, by_class=problem.task != "regression")
+    ])
     low, high = np.percentile(draws, [2.5, 97.5])
-    return Score(metric=name, value=better(slice(None)), low=low, high=high)
+    value = sign * (metric.function(encoded, given[0]) - metric.function(encoded, given[1]))
+    return Score(metric=name, value=float(value), low=low, high=high)

@@ -119,7 +119,7 @@ CELLS = {
     "await": "import asyncio\nawait asyncio.sleep(0.01)\nprint('awaited')",
     "task": "done = []\nasync def later():\n    await asyncio.sleep(0.01)\n    done.append(1)\n"
     "task = asyncio.create_task(later())",
-    "while a task waits": "import time\ntime.sleep(0.1)",
+    "while a task waits": "import time\nawait asyncio.sleep(0.1)",
     "task is done": "done, task.done()",
     "loop runs": "coroutine = later()\ntry:\n    asyncio.run(coroutine)\nfinally:\n    coroutine.close()",
     "class": "class Thing:\n    def __repr__(self):\n        return 'thing'",

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from .bundle import Bundle, build_bundle
+from .bundle import Bundle, build_bundle, hash_files
 from ..errors import StageError
 from ..lifecycle.serving import running_service, to_json_rows
 from ..lifecycle.workspace import Workspace
@@ -64,15 +64,16 @@ def release_model(
     sealed = read_table(workspace.tables, dataset.tables["sealed"])[plan.columns]
     columns = {name: str(kind) for name, kind in sealed.dtypes.items()}
     bundle = Bundle(problem=problem, columns=columns, threshold=candidate.threshold, model=candidate.model)
-    name = f"releases/{candidate.model.name}-{candidate.model.version}"
     with workspace.lock("registry"):
         open_registry(workspace.tracking_uri, workspace.artifacts, candidate.model.name)
-    files = build_bundle(workspace.root / name, bundle, model_file(candidate.model.name, candidate.model.version))
+        file = model_file(candidate.model.name, candidate.model.version)
+        folder = build_bundle(workspace.root / "releases", bundle, file)
     asked = sealed.sample(min(len(sealed), parity_rows), random_state=0)
-    parity, answers = prove_parity(workspace.root / name, bundle, asked, cold_start)
+    parity, answers = prove_parity(folder, bundle, asked, cold_start)
     if parity.equal != parity.rows:
         raise StageError(f"The service answers {parity.rows - parity.equal} of {parity.rows} rows unlike the pipeline.",
                          "Each answer must be the same, to the last bit.")
-    return Release(released=True, model=candidate.model, bundle=name, files=files, parity=parity,
-                   decision=f"{name.split('/')[1]} is released: {parity.equal} of {parity.rows} answers over HTTP equal the "
-                            f"pipeline's."), answers
+    decision = (f"{candidate.model.name}, version {candidate.model.version}, is released: {parity.equal} of {parity.rows} "
+                "answers over HTTP equal the pipeline's.")
+    return Release(released=True, model=candidate.model, bundle=f"releases/{folder.name}", files=hash_files(folder),
+                   parity=parity, decision=decision), answers

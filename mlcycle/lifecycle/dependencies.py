@@ -10,6 +10,7 @@ __all__ = ['Mention', 'ON_IMPORT', 'READ_BEFORE', 'NOTEBOOK', 'Module', 'importe
 import ast
 import os
 from dataclasses import dataclass, field
+from functools import cache
 from hashlib import sha256
 from pathlib import Path
 
@@ -128,7 +129,8 @@ def _in_text(text: str) -> set[Mention]:
     imports = [node for node in body if isinstance(node, (ast.Import, ast.ImportFrom))]
     return {(*target, "") for node in imports for target in imported_names(node, "").values()}
 
-# %% ../../nbs/lifecycle/dependencies.ipynb #d4face44
+# %% ../../nbs/lifecycle/dependencies.ipynb #990782ab
+@cache
 def summarise(
     source: str, # Of a module, or of the cells of a notebook
     name: str, # With dots
