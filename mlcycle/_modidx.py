@@ -454,6 +454,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                         'mlcycle.lifecycle.plan.Plan.changed': ( 'lifecycle/plan.html#plan.changed',
                                                                                  'mlcycle/lifecycle/plan.py'),
                                         'mlcycle.lifecycle.plan.make_plan': ('lifecycle/plan.html#make_plan', 'mlcycle/lifecycle/plan.py'),
+                                        'mlcycle.lifecycle.plan.noted_version': ( 'lifecycle/plan.html#noted_version',
+                                                                                  'mlcycle/lifecycle/plan.py'),
                                         'mlcycle.lifecycle.plan.package_version': ( 'lifecycle/plan.html#package_version',
                                                                                     'mlcycle/lifecycle/plan.py'),
                                         'mlcycle.lifecycle.plan.versions': ('lifecycle/plan.html#versions', 'mlcycle/lifecycle/plan.py')},

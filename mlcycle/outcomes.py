@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict
 class Record(BaseModel):
     "A frozen record without unknown fields."
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True) # Built when first used
     measured: ClassVar[tuple[str, ...]] = () # Fields that differ each time: seconds, and names drawn at random
 
     def meaning(self) -> dict:
