@@ -8,6 +8,7 @@ from tempfile import TemporaryDirectory
 from typing import Annotated
 
 import batch
+import data
 import engine
 import modelling
 import noop
@@ -24,7 +25,7 @@ from mlcycle.lifecycle.runner import Choice, run_plan
 from mlcycle.lifecycle.workspace import Run
 
 BENCHMARKS = {"service": service.compare, "modelling": modelling.compare}  # Of a release
-ALONE = {"engine": engine.compare, "noop": noop.compare, "batch": batch.compare}
+ALONE = {"data": data.compare, "engine": engine.compare, "noop": noop.compare, "batch": batch.compare}
 Name = StrEnum("Name", [*BENCHMARKS, *ALONE])
 console = Console()
 
