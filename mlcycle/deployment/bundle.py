@@ -40,14 +40,14 @@ def build_bundle(
     model_file: Path, # A skops file
 ) -> Path: # Its folder
     "Write a release bundle, unless it is there."
-    half = folder / f".{uuid4().hex[:8]}"
+    half, needed = folder / f".{uuid4().hex[:8]}", "".join(f"{name}=={version(name)}\n" for name in NEEDED)
     half.mkdir(parents=True)
     shutil.copy(model_file, half / "model.skops")
     (half / "bundle.json").write_text(bundle.model_dump_json(indent=2) + "\n")
-    (half / "requirements.txt").write_text("".join(f"{name}=={version(name)}\n" for name in NEEDED))
-    files = hash_files(half)
-    whole = folder / f"{bundle.model.name}-{bundle.model.version}-{sha256(str(files).encode()).hexdigest()[:8]}"
-    if hash_files(whole) != files: # It is not there, or damaged
+    (half / "requirements.txt").write_text(needed)
+    inside = sha256(f"{bundle.meaning()} {needed}".encode()).hexdigest()[:8]
+    whole = folder / f"{bundle.model.name}-{bundle.model.version}-{inside}"
+    if hash_files(whole) != hash_files(half): # It is not there, or damaged
         shutil.rmtree(whole, ignore_errors=True)
         half.rename(whole)
     shutil.rmtree(half, ignore_errors=True)
