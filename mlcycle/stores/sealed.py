@@ -8,7 +8,6 @@ __all__ = ['KINDS', 'MANY_OPENINGS', 'Opening', 'openings_file', 'read_openings'
 
 # %% ../../nbs/stores/sealed.ipynb #04cbc883
 import getpass
-import json
 import os
 from datetime import UTC, datetime
 from pathlib import Path
