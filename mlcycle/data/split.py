@@ -11,7 +11,7 @@ from typing import Literal
 
 import numpy as np
 import pandas as pd
-from sklearn.model_selection import ShuffleSplit, train_test_split
+from sklearn.model_selection import ShuffleSplit
 
 from ..errors import ParameterError, suggest
 from ..outcomes import Problem
@@ -65,24 +65,24 @@ def split_at_random(
     seed: int = 0, # The same seed, the same rows
 ) -> tuple[Parts, str]: # `train` and `sealed`; and how it was done, in words
     "Sealed rows drawn at random."
-    classes, places = class_codes(rows, problem), np.arange(len(rows))
-    if classes is not None and (few := np.bincount(classes)).min() < 2:
-        rare = rows[problem.target].iloc[np.flatnonzero(classes == few.argmin())[0]]
-        raise ParameterError(f"The class '{rare}' of '{problem.target}' has a single row.", "Both parts need one of each class.",
-                             "Merge rare classes, or set their rows aside.")
-    train, sealed = train_test_split(places, test_size=sealed_share, random_state=seed, stratify=classes)
-    missed = [] if classes is None else np.setdiff1d(classes, classes[sealed])
-    sealed = np.sort(np.append(sealed, [train[classes[train] == each][0] for each in missed]).astype(int))
-    how = "At random" if classes is None else "At random, each class in its proportion"
-    return _parts(rows, sealed), f"{how}: {sealed_share:.0%} sealed."
+    classes, rng, drawn = class_codes(rows, problem), np.random.default_rng(seed), []
+    for code in range(classes.max() + 1):
+        members = np.flatnonzero(classes == code)
+        if len(members) < 2:
+            raise ParameterError(f"The class '{rows[problem.target].iloc[members[0]]}' of '{problem.target}' has a single row.",
+                                 "Both parts need one of each class.", "Merge rare classes, or set their rows aside.")
+        many = int(np.clip(round(sealed_share * len(members)), 1, len(members) - 1))
+        drawn.append(rng.choice(members, many, replace=False, shuffle=False))
+    how = "At random" if problem.task == "regression" else "At random, each class in its proportion"
+    return _parts(rows, np.concatenate(drawn)), f"{how}: {sealed_share:.0%} sealed."
 
 # %% ../../nbs/data/split.ipynb #18b958af
 def class_codes(
     rows: pd.DataFrame, # With the target
     problem: Problem, # Names it
-) -> np.ndarray | None: # A number a row; none for a regression
+) -> np.ndarray: # A number a row; the same for all in a regression
     "The classes of rows as numbers."
-    return None if problem.task == "regression" else pd.factorize(rows[problem.target], sort=True)[0]
+    return np.zeros(len(rows), dtype=int) if problem.task == "regression" else pd.factorize(rows[problem.target], sort=True)[0]
 
 # %% ../../nbs/data/split.ipynb #c6f6adbc
 def _parts(rows: pd.DataFrame, sealed: np.ndarray) -> Parts:
@@ -103,7 +103,6 @@ def split_by_group(
     if groups.max() < 1:
         raise ParameterError(f"All rows are about the same '{problem.entity}'.", "At least two are needed.",
                              "Name another column, or split in another way.")
-    classes = np.zeros(len(rows), dtype=int) if classes is None else classes
     width = classes.max() + 1
     counts = np.bincount(groups * width + classes, minlength=(groups.max() + 1) * width).reshape(-1, width)
     drawn = _draw_groups(counts, sealed_share, seed)
@@ -146,8 +145,10 @@ def split_as_given(
         raise ParameterError(f"There is no column '{column}' that tells the split.", remedy=suggest(column, list(rows.columns)))
     codes, said = pd.factorize(rows[column])
     names = [str(name).strip().lower() for name in said]
-    if wrong := [name for name in names if name not in ("train", "sealed", "future")] or (["nothing"] if (codes < 0).any() else []):
-        raise ParameterError(f"The column '{column}' says '{wrong[0]}'.", "It says 'train', 'sealed' or 'future' for each row.")
+    wrong = [name for name in names if name not in ("train", "sealed", "future")]
+    if wrong or (codes < 0).any():
+        raise ParameterError(f"The column '{column}' says {repr(wrong[0]) if wrong else 'nothing'} of some row.",
+                             "It says 'train', 'sealed' or 'future' of each.")
     parts = {part: rows[np.isin(codes, [code for code, name in enumerate(names) if name == part])].drop(columns=column)
              for part in ("train", "sealed", "future")}
     return parts, f"As the column '{column}' tells."
