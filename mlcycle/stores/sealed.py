@@ -92,13 +92,12 @@ def open_sealed(
         raise SealedError(f"The stage '{stage}' may not open sealed rows.", "They are for stage 5.")
     if not why.strip():
         raise SealedError("Sealed rows are not opened without a reason.", remedy="Say why: mlcycle data show sealed --why '…'")
+    if KINDS[stage] == "proof" and not any(each.kind == "verdict" for each in read_openings(workspace, table.sha256)):
+        raise SealedError(f"The stage '{stage}' asks for sealed rows on which nothing has been decided.",
+                          "Stage 5 opens them first.", "Run stage 5.")
+    rows = _read_rows(workspace.tables, table)
     with workspace.lock("sealed/openings"):
-        known = read_openings(workspace, table.sha256)
-        if KINDS[stage] == "proof" and not any(each.kind == "verdict" for each in known):
-            raise SealedError(f"The stage '{stage}' asks for sealed rows on which nothing has been decided.",
-                              "Stage 5 opens them first.", "Run stage 5.")
-        rows = _read_rows(workspace.tables, table)
-        if not run or not any((each.run, each.stage) == (run, stage) for each in known):
+        if not run or not any((each.run, each.stage) == (run, stage) for each in read_openings(workspace, table.sha256)):
             _append(openings_file(workspace), Opening(
                 sha256=table.sha256, version=table.version, kind=KINDS[stage], stage=stage, run=run, who=user_name(),
                 when=f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}", why=why.strip()))
