@@ -14,6 +14,7 @@ from mlcycle.metrics import difference_interval, score
 from mlcycle.stores.datasets import read_table
 from mlcycle.stores.models import predict
 from mlcycle.stores.registry import load_registered, open_registry
+from mlcycle.stores.sealed import open_sealed
 
 PEER = "HistGradientBoosting, default"
 
@@ -37,7 +38,8 @@ def plain_boosting() -> Pipeline:
 def compare(run: Run, step: Callable[[str], None]) -> list[Comparison]:
     """ROC-AUC of both on the sealed rows."""
     problem, columns, model = run.problem, run.plan.columns, run.candidate.model
-    train, sealed = (read_table(run.workspace.tables, run.dataset.tables[name]) for name in ("train", "sealed"))
+    train = read_table(run.workspace.tables, run.dataset.tables["train"])
+    sealed = open_sealed(run.workspace, run.dataset.tables["sealed"], why="a benchmark of the model")
     step("fit the peer")
     peer = plain_boosting().fit(train[columns], train[problem.target])
     open_registry(run.workspace.tracking_uri, run.workspace.artifacts, model.name)

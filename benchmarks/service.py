@@ -18,7 +18,7 @@ from mlcycle.deployment.service import bind
 from mlcycle.errors import StageError
 from mlcycle.lifecycle.serving import running_service, to_json_rows
 from mlcycle.lifecycle.workspace import Run
-from mlcycle.stores.datasets import read_table
+from mlcycle.stores.sealed import open_sealed
 
 PEER = "mlflow models serve"
 STARTS, ROUNDS, REQUESTS, WARM_UP = 3, 5, 40, 20
@@ -78,7 +78,7 @@ def milliseconds(ask: Callable, row: dict) -> float:
 
 def compare(run: Run, step: Callable[[str], None]) -> list[Comparison]:
     """Latency in rounds of requests, and start-up time."""
-    sealed = read_table(run.workspace.tables, run.dataset.tables["sealed"])[run.plan.columns]
+    sealed = open_sealed(run.workspace, run.dataset.tables["sealed"], why="a benchmark of the service")[run.plan.columns]
     rows = to_json_rows(sealed.sample(WARM_UP + ROUNDS * REQUESTS, random_state=0, replace=True))
     starts = []
     for turn in range(STARTS):

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MlcycleError', 'InputError', 'SourceError', 'TargetError', 'MetricError', 'CriterionError', 'ParameterError',
-           'ArtefactError', 'StageError', 'DiskFullError', 'error_class', 'suggest']
+           'ArtefactError', 'SealedError', 'StageError', 'DiskFullError', 'error_class', 'suggest']
 
 # %% ../nbs/errors.ipynb #09c7adcd
 from difflib import get_close_matches
@@ -53,6 +53,10 @@ class ParameterError(InputError):
 # %% ../nbs/errors.ipynb #b702c67c
 class ArtefactError(MlcycleError):
     "A stored file that is missing, altered, or asks for code that is not trusted."
+
+# %% ../nbs/errors.ipynb #438e5334
+class SealedError(MlcycleError):
+    "Sealed rows that were to be opened by somebody who may not, or who did not say why."
 
 # %% ../nbs/errors.ipynb #cd3ce644
 class StageError(MlcycleError):

@@ -251,6 +251,7 @@ class Gate(Record):
 class Verdict(Outcome):
     "Whether the candidate may serve."
 
+    measured: ClassVar[tuple[str, ...]] = ("sealed_openings",) # What it decides does not depend on it
     stage: ClassVar[str] = "validation"
     approved: bool
     gates: list[Gate]
@@ -258,7 +259,7 @@ class Verdict(Outcome):
     baseline: list[Score] # Of the dummy on the same rows
     gap: dict[str, Score] # The primary metric on train, validation (held-out folds) and sealed rows
     sealed_rows: int
-    sealed_openings: int = 0 # How often the sealed rows had been opened, this time included
+    sealed_openings: int = 0 # How often these very rows had been looked at, this time included
     champion_before: int | None = None # Model version
     champion_after: int | None = None
 

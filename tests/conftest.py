@@ -11,6 +11,7 @@ from filelock import FileLock
 from sklearn.datasets import load_breast_cancer, load_diabetes, load_wine
 
 import mlcycle as mc
+from mlcycle.stores.sealed import read_any
 
 ROOT = Path(__file__).resolve().parent.parent
 QUICK = {"trials": 2, "folds": 3, "resamples": 50, "parity_rows": 30, "replay_rows": 60, "windows": 2}
@@ -29,6 +30,11 @@ def penguins() -> pd.DataFrame:
     from palmerpenguins import load_penguins_raw
 
     return load_penguins_raw()
+
+
+def stored_rows(run: mc.Run, name: str) -> pd.DataFrame:
+    "The rows of one of a run's tables, sealed or not."
+    return read_any(run.workspace, run.dataset.tables[name], why="a test looks")
 
 
 TABLES = {

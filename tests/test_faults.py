@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from conftest import QUICK, TABLES, cli, penguins
+from conftest import QUICK, TABLES, cli, penguins, stored_rows
 
 import mlcycle as mc
 from mlcycle.errors import ArtefactError, StageError
@@ -108,7 +108,7 @@ def test_two_runs_at_once_do_not_harm_each_other(wine):
     runs = {run.problem.source: run for run in (mc.open(p.name, wine) for p in (wine / ".mlcycle" / "runs").iterdir())}
     for source, rows in (("wine.csv", 178), ("diabetes.csv", 442)):
         run = runs[source]
-        tables = [read_table(run.workspace.tables, table) for table in run.dataset.tables.values()]
+        tables = [stored_rows(run, table) for table in run.dataset.tables]
         assert sum(map(len, tables)) == rows
         open_registry(run.workspace.tracking_uri, run.workspace.artifacts, run.candidate.model.name)
         assert get_alias(run.candidate.model.name) == run.candidate.model.version
@@ -137,7 +137,7 @@ def test_altered_artefacts_are_never_used(table_run):
 
 def test_a_pipeline_saved_by_one_process_loads_in_a_fresh_one(table_run, tmp_path):
     run = table_run("penguins")
-    sealed = read_table(run.workspace.tables, run.dataset.tables["sealed"])[run.plan.columns]
+    sealed = stored_rows(run, "sealed")[run.plan.columns]
     sealed.to_parquet(tmp_path / "rows.parquet")
     model = run.workspace.root / run.release.bundle / "model.skops"
     code = (

@@ -17,13 +17,12 @@ from uuid import uuid4
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import ROOT, cli
+from conftest import ROOT, cli, stored_rows
 from filelock import FileLock
 
 import mlcycle as mc
 from mlcycle.lifecycle.workspace import Workspace, all_runs
 from mlcycle.outcomes import STAGES
-from mlcycle.stores.datasets import read_table
 
 SETTINGS = """
 [problem]
@@ -167,7 +166,7 @@ def test_a_copied_project_is_fresh_and_stands_alone(project, base):
     run(project)
     made = mc.open("last", project)
     assert made.workspace.project == project
-    sealed = read_table(made.workspace.tables, made.dataset.tables["sealed"])
+    sealed = stored_rows(made, "sealed")
     assert len(made.predict(sealed)) == len(sealed)
     run(project, "-p", "sealed_share=0.3", "--until", "validation")
     assert mc.open("last", project).candidate.model.version == 2
@@ -523,7 +522,7 @@ LIGHT = {
     "cache/code.json": ("garbage", ""),
 }
 HEAVY = {
-    "tables/sealed/*.parquet": ("cut", "data"),
+    "sealed/sealed/*.parquet": ("cut", "data"),
     "tables/train/_delta_log/*0.json": ("cut", "data"),
     "artifacts/models/*/artifacts/model.skops": ("edited", "modelling"),
 }
@@ -554,7 +553,7 @@ def test_damaged_files_are_named_and_made_again(project, files):
         assert computed(made) == ["problem", "data", "features", "validation", "deployment"]
         assert meanings(made) == expected
     assert not_fresh(project) == []
-    sealed = read_table(made.workspace.tables, made.dataset.tables["sealed"])
+    sealed = stored_rows(made, "sealed")
     assert len(made.predict(sealed)) == len(sealed)
 
 

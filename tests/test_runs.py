@@ -6,13 +6,12 @@ import re
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import QUICK, TABLES, cli
+from conftest import QUICK, TABLES, cli, stored_rows
 from sklearn import metrics
 
 import mlcycle as mc
 from mlcycle.lifecycle.report import page_name
 from mlcycle.outcomes import STAGES
-from mlcycle.stores.datasets import read_table
 from mlcycle.stores.events import open_events, read_events
 
 TASKS = {"cancer": "binary", "wine": "multiclass", "diabetes": "regression", "penguins": "multiclass"}
@@ -40,13 +39,13 @@ def test_finds_the_task_and_loses_no_row(run):
     assert run.problem.task == TASKS[name]
     dataset, frame = run.dataset, TABLES[name][0]()
     assert dataset.rows_in == len(frame) == dataset.rows_clean + dataset.rows_set_aside
-    tables = {key: read_table(run.workspace.tables, table) for key, table in dataset.tables.items()}
+    tables = {name: stored_rows(run, name) for name in dataset.tables}
     ids = pd.concat([pd.Series(rows.index) for rows in tables.values()])
     assert sorted(ids) == list(range(len(frame))), "every row is in exactly one table"
 
 
 def test_sealed_scores_can_be_computed_again(run):
-    sealed = read_table(run.workspace.tables, run.dataset.tables["sealed"])
+    sealed = stored_rows(run, "sealed")
     said, truth = run.predict(sealed), sealed[run.problem.target]
     shown = {score.metric: score for score in run.verdict.scores}
     if run.problem.task == "regression":
@@ -86,7 +85,7 @@ def test_without_a_future_the_sealed_rows_are_watched(run):
 def test_flights_in_time_order(tmp_path):
     "The bundled flights, thinned: the past teaches, the later is asked, the future is met."
     run = mc.run("sample", project=tmp_path, **QUICK)
-    parts = {name: read_table(run.workspace.tables, table) for name, table in run.dataset.tables.items()}
+    parts = {name: stored_rows(run, name) for name in run.dataset.tables}
     when = "scheduled_departure"
     assert parts["train"][when].max() < pd.Timestamp("2013-09-01") <= parts["sealed"][when].min()
     assert parts["sealed"][when].max() < pd.Timestamp("2013-11-01") <= parts["future"][when].min()
@@ -147,7 +146,7 @@ def test_time_without_moments_splits_by_share(tmp_path):
     frame = pd.DataFrame({"placed": days.dt.strftime("%Y-%m-%d"), "price": rng.random(400), "late": rng.choice(["a", "b"], 400)})
     frame.to_csv(tmp_path / "orders.csv", index=False)
     run = mc.run(str(tmp_path / "orders.csv"), "late", tmp_path, "data", time="placed")
-    parts = {name: read_table(run.workspace.tables, table).placed for name, table in run.dataset.tables.items()}
+    parts = {name: stored_rows(run, name).placed for name in run.dataset.tables}
     assert {name: len(part) for name, part in parts.items()} == {"train": 280, "sealed": 80, "future": 40}
     assert parts["train"].max() < parts["sealed"].min() <= parts["sealed"].max() < parts["future"].min()
     assert parts["train"].is_monotonic_increasing

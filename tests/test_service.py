@@ -7,11 +7,10 @@ from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import pytest
-from conftest import cli
+from conftest import cli, stored_rows
 
 from mlcycle.errors import StageError
 from mlcycle.lifecycle.serving import running_service, to_json_rows
-from mlcycle.stores.datasets import read_table
 from mlcycle.stores.events import open_events, read_events
 
 
@@ -19,7 +18,7 @@ from mlcycle.stores.events import open_events, read_events
 def asked(table_run, tmp_path_factory):
     "A running service of the penguins' release, and rows to ask it."
     run = table_run("penguins")
-    rows = read_table(run.workspace.tables, run.dataset.tables["sealed"])[run.plan.columns]
+    rows = stored_rows(run, "sealed")[run.plan.columns]
     events = f"sqlite:///{tmp_path_factory.mktemp('events')}/events.db"
     with running_service(run.workspace.root / run.release.bundle, events, "test") as service:
         yield run, service, rows, events
@@ -75,7 +74,7 @@ def test_wrong_bodies_are_refused(asked):
 
 def test_many_clients_at_once_and_no_event_is_lost(table_run, tmp_path):
     run = table_run("wine")
-    rows = read_table(run.workspace.tables, run.dataset.tables["sealed"])
+    rows = stored_rows(run, "sealed")
     wire, url = to_json_rows(rows[run.plan.columns]), f"sqlite:///{tmp_path}/events.db"
     with running_service(run.workspace.root / run.release.bundle, url, "many") as service:
 

@@ -16,7 +16,7 @@ from .split import split_at_random, split_by_time
 from ..errors import SourceError
 from ..lifecycle.workspace import Workspace, write_text
 from ..outcomes import Dataset, FileRef, Problem
-from ..stores.datasets import write_table
+from ..stores.datasets import commit_facts, write_table
 from ..stores.models import hash_file
 from ..stores.sources import fill_in, hash_rows, read_source
 
@@ -64,7 +64,8 @@ def prepare_data(
         parts, how = split_at_random(clean, problem, sealed_share, seed)
     contract_file, contract = save_contract(parts["train"], workspace)
     violations = {name: find_violations(part, contract).row_id.nunique() for name, part in parts.items()}
-    tables = {name: write_table(workspace.tables, name, part, run=run, source=problem.source_sha256)
+    facts = commit_facts(run, problem, contract_file)
+    tables = {name: write_table(workspace.tables, name, part, **facts)
               for name, part in (parts | {"set_aside": aside}).items() if len(part)}
     return Dataset(
         rows_in=len(rows), rows_clean=len(clean), rows_set_aside=len(aside), ledger=ledger, contract=contract_file,

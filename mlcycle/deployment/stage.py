@@ -15,9 +15,9 @@ from ..errors import StageError
 from ..lifecycle.serving import running_service, to_json_rows
 from ..lifecycle.workspace import Workspace
 from ..outcomes import Candidate, Dataset, FeaturePlan, Parity, Problem, Release, Verdict
-from ..stores.datasets import read_table
 from ..stores.models import load_model, predict
 from ..stores.registry import model_file, open_registry
+from ..stores.sealed import open_sealed
 
 # %% ../../nbs/06_deployment.ipynb #e1ae5772
 def prove_parity(
@@ -56,12 +56,13 @@ def release_model(
     workspace: Workspace | None = None, # Gets the bundle; that of the working directory if not given
     parity_rows: int = 200, # So many sealed rows are asked
     cold_start: bool = True, # Whether the service starts from nothing
+    run: str = "", # Under which the opening of the sealed rows is written down
 ) -> tuple[Release, pd.DataFrame]: # The answers of service and pipeline side by side
     "Bundle an approved model and prove that its service answers like it."
     workspace = workspace or Workspace.of()
     if not verdict.approved:
         return withheld(candidate, verdict), pd.DataFrame()
-    sealed = read_table(workspace.tables, dataset.tables["sealed"])[plan.columns]
+    sealed = open_sealed(workspace, dataset.tables["sealed"], run, "deployment", "service and pipeline compared")[plan.columns]
     columns = {name: str(kind) for name, kind in sealed.dtypes.items()}
     bundle = Bundle(problem=problem, columns=columns, threshold=candidate.threshold, model=candidate.model)
     with workspace.lock("registry"):

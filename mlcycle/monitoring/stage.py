@@ -17,16 +17,19 @@ from .quality import latencies, score_events, score_windows
 from ..outcomes import Dataset, FeaturePlan, Health, Problem, Release, Verdict
 from ..stores.datasets import read_table
 from ..stores.events import forget_events, open_events, read_events
+from ..stores.sealed import open_sealed
 
 # %% ../../nbs/07_monitoring.ipynb #c3dec324
 def rows_to_watch(
     dataset: Dataset, # Of stage 2
     workspace: Workspace, # Holds the tables
     most: int, # At most so many, spread evenly
+    run: str = "", # Under which an opening of the sealed rows is written down
 ) -> tuple[str, pd.DataFrame]: # Which they are, and the rows in order
     "The rows that will go through the service."
     name = "future" if "future" in dataset.tables else "sealed"
-    rows = read_table(workspace.tables, dataset.tables[name])
+    rows = (read_table(workspace.tables, dataset.tables[name]) if name == "future"
+            else open_sealed(workspace, dataset.tables[name], run, "monitoring", "replayed, since there is no future"))
     return name, rows.iloc[np.linspace(0, len(rows) - 1, min(len(rows), most)).astype(int)]
 
 # %% ../../nbs/07_monitoring.ipynb #5e54d1a1
@@ -93,7 +96,7 @@ def monitor_model(
     workspace = workspace or Workspace.of()
     if not release.released:
         return unwatched(release), pd.DataFrame()
-    watched, rows = rows_to_watch(dataset, workspace, replay_rows)
+    watched, rows = rows_to_watch(dataset, workspace, replay_rows, run)
     forget_events(open_events(workspace.events_url), run) # Of an earlier attempt
     replay(rows, problem, plan.columns, workspace.root / release.bundle, workspace.events_url, run)
     events, features = read_events(open_events(workspace.events_url), run)

@@ -14,6 +14,7 @@ from ..outcomes import Candidate, Dataset, Gate, Problem, Score, Verdict
 from ..stores.datasets import read_table
 from ..stores.models import predict
 from ..stores.registry import get_alias, load_registered, open_registry, set_alias
+from ..stores.sealed import count_openings, open_sealed
 from .gates import baseline_predictions, decide_gates
 
 # %% ../../nbs/05_validation.ipynb #60d89904
@@ -63,11 +64,13 @@ def validate_model(
     resamples: int = 200, # For intervals
     seed: int = 0, # Of the resampling
     promote: bool = True, # Whether an approved model becomes champion
+    run: str = "", # Under which the opening of the sealed rows is written down
 ) -> tuple[Verdict, Predictions]: # The predictions are those for the sealed rows
     "Judge a candidate on the sealed rows."
     workspace = workspace or Workspace.of()
-    model = load_candidate(candidate, workspace)
-    train, sealed = (read_table(workspace.tables, dataset.tables[name]) for name in ("train", "sealed"))
+    model, train = load_candidate(candidate, workspace), read_table(workspace.tables, dataset.tables["train"])
+    version = f"{candidate.model.name} version {candidate.model.version}"
+    sealed = open_sealed(workspace, dataset.tables["sealed"], run, "validation", f"the verdict on {version}")
     truth, said = sealed[problem.target], predict(model, sealed, problem, candidate.threshold)
     guess = baseline_predictions(problem, train[problem.target], len(sealed))
     scores = score_intervals(problem.metrics, problem, truth, said, resamples, seed)
@@ -75,9 +78,9 @@ def validate_model(
     gates = decide_gates(problem, truth, said, guess, resamples, seed)
     before, after = move_champion(candidate, gates, workspace, promote)
     failed = [gate.criterion for gate in gates if not gate.passed]
-    version = f"{candidate.model.name} version {candidate.model.version}"
     verdict = Verdict(
         approved=not failed, gates=gates, scores=scores, baseline=theirs, sealed_rows=len(sealed),
+        sealed_openings=count_openings(workspace, dataset.tables["sealed"].sha256),
         gap=measure_gap(problem, candidate, model, train, scores[0]), champion_before=before, champion_after=after,
         decision=f"Rejected: {version} does not show {' and '.join(failed)}." if failed
         else f"Approved: {version} passes {len(gates)} of {len(gates)} gates{' and is now champion' if promote else ''}.")
