@@ -69,6 +69,7 @@ class Score(Record):
     value: float
     low: float | None = None
     high: float | None = None
+    lower_is_better: bool = False # A difference is always better when it is higher
 
     def __str__(self):
         interval = "" if self.low is None else f" [{self.low:.4f}, {self.high:.4f}]"
