@@ -104,7 +104,8 @@ _FORMS = ("roc_auc >= 0.75", "recall >= 0.6 at precision >= 0.5", "beats baselin
 def _reject(line: str, column: int, expected: str, remedy: str = "") -> NoReturn:
     "Raise with a caret under a column, counted from 1."
     shown = "".join(c if c.isprintable() else "?" for c in line)
-    raise CriterionError(f"The criterion cannot be read at column {column}:\n    {shown}\n    {' ' * (column - 1)}^", expected, remedy)
+    where = f"The criterion cannot be read at column {column}:"
+    raise CriterionError(f"{where}\n    {shown}\n    {' ' * (column - 1)}^", expected, remedy)
 
 # %% ../nbs/criteria.ipynb #d04ba47c
 def _reject_syntax(line: str, error: "UnexpectedInput") -> NoReturn:
@@ -163,7 +164,7 @@ def _read_bound(line: str, tokens: list["Token"], task: str, primary: str) -> Cr
     if not at:
         return Criterion(kind="bound", metric=name, operator=operator, bound=bound)
     if {name, at[0][0]} != {"precision", "recall"} or task != "binary":
-        _reject(line, tokens[3].column, "An operating point is of a binary task: recall at a precision, or precision at a recall.")
+        _reject(line, tokens[3].column, "An operating point of a binary task is recall at a precision, or the reverse.")
     return Criterion(kind="operating point", metric=name, bound=bound, at=at[0][0], at_bound=at[0][2])
 
 # %% ../nbs/criteria.ipynb #34a15100
@@ -231,8 +232,7 @@ def read_criteria(
         if criterion.kind == "ratio" and not (criterion.column or problem.groups):
             raise CriterionError(f"The criterion '{criterion}' compares groups, and the problem names none.",
                                  "Protected groups are those of one column or more.",
-                                 f"Name them in `groups`, or in the criterion: '{criterion.metric} ratio between groups of COLUMN "
-                                 f">= {_write(criterion.bound)}'.")
+                                 f"Name them in `groups`, or here: '{criterion.metric} ratio between groups of COLUMN >= …'.")
     if problem.latency_budget_ms is not None:
         found.append(Criterion(kind="latency", operator="<=", bound=problem.latency_budget_ms))
     return list({str(criterion): criterion for criterion in found}.values())

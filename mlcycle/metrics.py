@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['METRICS', 'ALIASES', 'DEFAULT_METRICS', 'Predictions', 'Metric', 'cost_matrix', 'get_metric', 'own_metric', 'encode',
-           'metric_for', 'score', 'describe_metrics', 'resample', 'score_intervals', 'difference_interval']
+           'metric_for', 'score', 'describe_metrics', 'resample', 'score_draws', 'score_intervals',
+           'difference_interval']
 
 # %% ../nbs/metrics.ipynb #0049eb53
 import sys
@@ -389,7 +390,8 @@ def _import_function(name: str) -> Callable:
                           f"'{module}' is looked for in {project} and among installed packages.",
                           "Write module:function.") from error
     if not callable(found):
-        raise MetricError(f"The metric '{name}' is no function but {type(found).__name__}.", "It is called with truth and answers.")
+        raise MetricError(f"The metric '{name}' is no function but {type(found).__name__}.",
+                          "It is called with truth and answers.")
     return found
 
 # %% ../nbs/metrics.ipynb #b1f13d15
@@ -516,6 +518,22 @@ def _score_rows(
         if metric.together and problem.task != "multiclass":
             return metric.together(encoded[rows], given[rows])
         return np.array([float(metric.function(encoded[drawn], given[drawn])) for drawn in rows])
+
+# %% ../nbs/metrics.ipynb #92351256
+def score_draws(
+    name: str | Metric, # A metric
+    problem: Problem, # Says how to read the labels
+    truth: np.ndarray, # (n,)
+    predictions: Predictions, # For the same rows
+    times: int = 200, # How many resamples
+    seed: int = 0, # Of the resampling
+    by_class: bool = True, # Draw within each class
+) -> np.ndarray: # (times,)
+    "One metric on resamples of some rows."
+    metric, encoded = metric_for(name, problem), encode(truth, problem)
+    given = _given(metric, problem, predictions)
+    return np.concatenate([_score_rows(metric, problem, encoded, given, rows)
+                           for rows in resample(encoded, times, seed, by_class)])
 
 # %% ../nbs/metrics.ipynb #97833bd8
 def score_intervals(
