@@ -211,6 +211,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                        'mlcycle/lifecycle/cache.py'),
                                          'mlcycle.lifecycle.cache.meaning_of': ( 'lifecycle/cache.html#meaning_of',
                                                                                  'mlcycle/lifecycle/cache.py'),
+                                         'mlcycle.lifecycle.cache.own_modules': ( 'lifecycle/cache.html#own_modules',
+                                                                                  'mlcycle/lifecycle/cache.py'),
                                          'mlcycle.lifecycle.cache.read_signed': ( 'lifecycle/cache.html#read_signed',
                                                                                   'mlcycle/lifecycle/cache.py'),
                                          'mlcycle.lifecycle.cache.read_summaries': ( 'lifecycle/cache.html#read_summaries',

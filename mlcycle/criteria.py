@@ -79,8 +79,7 @@ _GRAMMAR = r'''
     LE: "<=" | "≤"
     COLUMN: /[^\s"'<>=≥≤]+/
     QUOTED: /"(\\.|[^"\\])*"/
-    %ignore " "
-'''
+''' + '%ignore " "\n'
 
 # %% ../nbs/criteria.ipynb #a8ce73db
 @cache

@@ -86,6 +86,7 @@ def test_intervals_hold_the_value_and_stay_in_range(task, toys):
     assert [one.metric for one in shown] == names
     for one in shown:
         metric = metric_for(one.metric, problem)
+        assert one.lower_is_better is (metric.higher_is_better is False)
         assert metric.low <= one.low < one.high <= metric.high, one
         assert one.low - 0.1 * (one.high - one.low) <= one.value <= one.high + 0.2 * (one.high - one.low), one
         assert difference_interval(one.metric, problem, truth, said, said, times=5).value == 0

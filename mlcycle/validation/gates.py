@@ -111,7 +111,7 @@ def decide_operating_point(
     thresholds = np.quantile(scores, np.linspace(0, 1, 200), method="nearest") # Near enough to name one
     pairs = [(float(t), *(metric.function(truth, scores >= t) for metric in alone)) for t in np.unique(thresholds)]
     fine = [pair for pair in pairs if pair[2] >= criterion.at_bound]
-    best = max(fine, key=lambda pair: pair[1], default=None)
+    best = max(fine, key=lambda pair: pair[1:], default=None)
     note = (f"A threshold of {best[0]:.3g} gives {criterion.metric} {best[1]:.3f} and {criterion.at} {best[2]:.3f}." if best
             else f"No threshold gives {criterion.at} {criterion.at_bound:g}.")
     return _gate(criterion, shown, criterion.bound, shown.low >= criterion.bound, note)
