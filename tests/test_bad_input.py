@@ -53,7 +53,7 @@ CASES = {
     "a time column of words": (["--source", "good.csv", "--target", "late", "--time", "word"], ["'word'", "w0"]),
     "an unreadable criterion": (
         ["--source", "good.csv", "--target", "late", "-p", "criteria=roc_auc > 0.7"],
-        ["roc_auc > 0.7", "beats baseline"],
+        ["roc_auc > 0.7\n            ^", "column 9", "Did you mean '>='"],
     ),
     "an unknown positive class": (["--source", "good.csv", "--target", "late", "-p", "positive=maybe"], ["maybe", "no, yes"]),
 }

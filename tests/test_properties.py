@@ -1,4 +1,4 @@
-"""Whatever comes in: values of parameters, rows on the wire, criteria, splits."""
+"""Whatever comes in: values of parameters, rows on the wire, splits."""
 
 import json
 import math
@@ -8,13 +8,10 @@ import pandas as pd
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mlcycle.criteria import parse_criterion
 from mlcycle.data.clean import clean_rows
 from mlcycle.deployment.bundle import to_frame
-from mlcycle.errors import MlcycleError
 from mlcycle.lifecycle.notebook import Parameter, parse_parameters, read_value
 from mlcycle.lifecycle.serving import to_json_rows
-from mlcycle.metrics import METRICS
 from mlcycle.outcomes import Score
 from mlcycle.stores.sources import hash_rows, normalise
 
@@ -36,16 +33,6 @@ def test_text_stays_text(text):
 @given(st.lists(WORDS))
 def test_lists_survive_as_json(words):
     assert read_value(Parameter("p", "list[str]", []), json.dumps(words)) == words
-
-
-@given(WORDS)
-def test_a_criterion_is_read_or_refused_clearly(text):
-    try:
-        criterion = parse_criterion(text, "binary", "f1")
-    except MlcycleError as error:
-        assert error.exit_code == 2
-    else:
-        assert criterion.metric in METRICS
 
 
 def column(values):

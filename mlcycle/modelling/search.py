@@ -82,11 +82,9 @@ def mean_score(
     error = np.std(scores, ddof=1) * np.sqrt(1 / len(scores) + ratio)
     half = float(stats.t.ppf(0.975, len(scores) - 1) * error)
     low, high = np.mean(scores) - half, np.mean(scores) + half
-    if get_metric(metric).higher_is_better: # The best that is possible is 1, of an error 0
-        high = min(high, 1.0)
-    else:
-        low = max(low, 0.0)
-    return Score(metric=metric, value=np.mean(scores), low=low, high=high)
+    known = get_metric(metric)
+    low, high = max(low, known.low), min(high, known.high) # No value lies beyond
+    return Score(metric=metric, value=np.mean(scores), low=low, high=high, lower_is_better=known.higher_is_better is False)
 
 # %% ../../nbs/modelling/search.ipynb #cf5ed4ab
 def search_boosting(
