@@ -19,12 +19,18 @@ DAYS = {r"\d\d?\.\d\d?\.\d{4}": ["%d.%m.%Y"], r"\d\d?/\d\d?/\d{4}": ["%d/%m/%Y",
         r"\d\d?-\d\d?-\d{4}": ["%d-%m-%Y", "%m-%d-%Y"], r"\d{4}/\d\d?/\d\d?": ["%Y/%m/%d"], r"\d{8}T\d{6}Z?": ["%Y%m%dT%H%M%SZ"]}
 HOURS = {"": "", r" \d\d?:\d\d": " %H:%M", r" \d\d?:\d\d:\d\d": " %H:%M:%S"}
 
+# %% ../../nbs/stores/notations.ipynb #ceb4d044
+def _first(column: pd.Series) -> pd.Series:
+    "The first values of a column, or of its beginning if there are some."
+    known = column.head(50 * SEEN).dropna().head(SEEN)
+    return known if len(known) else column.dropna().head(SEEN)
+
 # %% ../../nbs/stores/notations.ipynb #fc36579d
 def read_dates(
     column: pd.Series, # Text
 ) -> pd.Series: # Time stamps without a zone, or the column as it was
     "A column of text as time stamps, if all of it is."
-    first = column.dropna().head(SEEN)
+    first = _first(column)
     if first.empty or not first.str[:1].str.isdigit().all():
         return column
     if first.str.fullmatch(ISO).all():
@@ -75,13 +81,14 @@ def find_notation(
     column: pd.Series, # Text
 ) -> str: # One of `NUMBERS`; empty if it holds something else, or what could be read in two ways
     "How the numbers of a column of text are written."
-    first = column.dropna().str.strip()
-    if first.empty or not first.head(SEEN).str.contains(r"^[-+]?\d").all():
+    first = _first(column).str.strip()
+    fitting = [name for name, (form, *_) in NUMBERS.items() if re.match(r"[-+]?\d", next(iter(first), ""))
+               and first.str.fullmatch(form).all()]
+    if not fitting:
         return ""
-    known = first.drop_duplicates()
-    return next((name for name, (form, proof, *_) in NUMBERS.items()
-                 if known.head(SEEN).str.fullmatch(form).all() and known.str.fullmatch(form).all()
-                 and known.str.fullmatch(proof).any()), "")
+    known = pd.Series(column.dropna().unique(), dtype="str").str.strip()
+    return next((name for name in fitting if known.str.fullmatch(NUMBERS[name][0]).all()
+                 and known.str.fullmatch(NUMBERS[name][1]).any()), "")
 
 # %% ../../nbs/stores/notations.ipynb #e83238d4
 def read_numbers(
@@ -98,13 +105,14 @@ def read_numbers(
 # %% ../../nbs/stores/notations.ipynb #81109732
 def read_notations(
     rows: pd.DataFrame, # Some columns are text
+    numbers: bool = True, # Whether text may be a number; where the source has types of its own it is not
 ) -> tuple[pd.DataFrame, list[str]]: # The rows, and what was found, in words
     "Dates and numbers out of columns of text."
     found, columns = {}, []
     for name, column in rows.items():
         if column.dtype == "str":
             dates = read_dates(column)
-            column, how = read_numbers(column) if dates is column else (dates, "")
+            column, how = read_numbers(column) if numbers and dates is column else (dates, "")
             if how:
                 found.setdefault(how, []).append(str(name))
         columns.append(column)

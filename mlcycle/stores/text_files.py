@@ -28,7 +28,7 @@ import pandas as pd
 from ..errors import SourceError
 from ..outcomes import MISSING_TEXT
 from .addresses import read_options
-from .notations import find_notation, read_notations
+from .notations import SEEN, find_notation, read_notations
 from .progress import Counted, Progress
 
 # %% ../../nbs/stores/text_files.ipynb #52bb6f5f
@@ -166,7 +166,7 @@ def find_layout(
     encoding = said.get("encoding") or find_encoding(path, head)
     text = codecs.getincrementaldecoder(encoding)("replace").decode(head)
     lines = text.splitlines(keepends=True)[:-1 if len(head) == SAMPLE else None]
-    lines = [line for line in lines[:2000] if line.strip(" \r\n")]
+    lines = [line for line in lines[:1000] if line.strip(" \r\n")]
     if not lines:
         raise SourceError(f"The file '{path}' is empty.", "A header and rows are expected.")
     separator = SEPARATORS.get(said.get("separator", ""), said.get("separator")) or find_separator(lines)
@@ -198,7 +198,7 @@ def has_header(
 ) -> bool:
     "Whether the first record names the columns."
     first, *others = records
-    others = [record for record in others if len(record) == len(first)]
+    others = [record for record in others[:SEEN] if len(record) == len(first)]
     typed = []
     for number, name in enumerate(first):
         known = [record[number] for record in others if record[number] not in MISSING_TEXT]
@@ -218,8 +218,8 @@ def find_decimal(
     columns = list(zip(*(record for record in records if len(record) == width), strict=True))
     known = [[value.strip() for value in column if value not in MISSING_TEXT] for column in columns]
     commas = sum(find_notation(pd.Series(values, dtype="str")) == "decimal comma" for values in known)
-    points = sum(all(re.fullmatch(r"[-+]?\d*\.?\d+([eE][-+]?\d+)?", value) for value in values)
-                 and any("." in value for value in values) for values in known if values)
+    points = sum(any("." in value for value in values)
+                 and all(re.fullmatch(r"[-+]?\d*\.?\d+([eE][-+]?\d+)?", value) for value in values) for values in known)
     return "," if commas > points else "."
 
 # %% ../../nbs/stores/text_files.ipynb #73752211
@@ -336,18 +336,22 @@ def is_doubtful(
     "Whether pandas may have filled up a short line, or swallowed lines after an open quote."
     if layout.encoding.startswith(("utf-16", "utf_16", "utf-32", "utf_32")):
         return True
-    short = len(rows.columns) > 1 and rows.iloc[:, -1].hasnans
-    lines = separators = quotes = 0
+    short, expected = rows.iloc[:, -1].hasnans, len(rows) + layout.header
+    if not _has_quotes(path):
+        return short and _count(path, layout.separator.encode()) != expected * (len(rows.columns) - 1)
+    return short or _count(path, b"\n") not in (expected, expected - 1)
+
+# %% ../../nbs/stores/text_files.ipynb #7a24c93a
+def _has_quotes(path: Path) -> bool:
+    "Whether there is a quote in a file."
     with open_bytes(path) as file:
-        while piece := file.read(SAMPLE):
-            quotes += b'"' in piece
-            if quotes and short:
-                return True
-            separators += piece.count(layout.separator.encode()) if short else 0
-            lines += piece.count(b"\n")
-            last = piece
-    lines, expected = lines + (not last.endswith(b"\n")), len(rows) + layout.header
-    return lines != expected if quotes else short and separators != expected * (len(rows.columns) - 1)
+        return any(b'"' in piece for piece in iter(lambda: file.read(SAMPLE), b""))
+
+# %% ../../nbs/stores/text_files.ipynb #f5f8d9b6
+def _count(path: Path, sought: bytes) -> int:
+    "How often a byte is in a file."
+    with open_bytes(path) as file:
+        return sum(piece.count(sought) for piece in iter(lambda: file.read(SAMPLE), b""))
 
 # %% ../../nbs/stores/text_files.ipynb #ddfa2c10
 @contextmanager
