@@ -129,7 +129,8 @@ class Ingestion(Record):
     rows: int
     bytes: int = 0 # Read, where that is known
     malformed: int = 0 # Lines kept aside because they cannot be read
-    sha256: str # Of the rows
+    sha256: str # Of the rows; where a query reads files without loading them, of their bytes
+    about: str = "" # What was found: the kind, separator and encoding of a file, the version of a table
     when: str = "" # UTC, ISO 8601
     seconds: float = 0.0
 

@@ -554,12 +554,16 @@ def _close(run: Run, error: BaseException | None = None, listener: Listener | No
 
 # %% ../../nbs/lifecycle/runner.ipynb #dfab8aef
 def run_project(
-    source: str = "", # A CSV or Parquet file or a bundled source; by settings if not given
+    source: Any = "", # An address, a frame or a Bunch of scikit-learn's; by settings if not given
     target: str = "", # The column to predict
     project: Path | None = None, # Folder of the project; found from the working directory if not given
     until: str = "", # The last stage to run
     **parameters: Any, # Of any stage
 ) -> Run:
     "Carry a table through the lifecycle."
-    named = {name: value for name, value in (("source", source), ("target", target)) if value}
+    if not isinstance(source, str | Path): # It is kept where the stages find it
+        from mlcycle.stores.sources import keep_frame
+
+        source = keep_frame(source, make_plan({}, project, where="program").workspace.root)
+    named = {name: value for name, value in (("source", str(source)), ("target", target)) if value}
     return run_plan(make_plan(named | parameters, project, where="program"), Choice(until=until))

@@ -10,7 +10,7 @@ import os
 import re
 from urllib.parse import parse_qsl
 
-from ..errors import SourceError
+from ..errors import SourceError, suggest
 
 # %% ../../nbs/stores/addresses.ipynb #a8c29134
 def expand(
@@ -35,7 +35,8 @@ def mask(
     "A text without secrets."
     names = [name for name in re.findall(r"\$\{?([A-Za-z_]\w*)", address) if os.environ.get(name)]
     written = re.search(r"://[^/@\s]*?:([^@\s]+)@", address)
-    hidden = {os.environ[name]: f"${name}" for name in names} | dict.fromkeys([*secrets, *(written.groups() if written else ())], "…")
+    known = [*secrets, *(written.groups() if written else ())]
+    hidden = dict.fromkeys(known, "…") | {os.environ[name]: f"${name}" for name in names}
     for value in sorted(filter(None, hidden), key=len, reverse=True): # One may be part of another
         text = text.replace(value, hidden[value])
     text = re.sub(r"(://[^/@\s:]*:)(?!\$)[^/@\s]+@", r"\1…@", text)
@@ -56,8 +57,6 @@ def read_options(
     address: str, # Named in errors
 ) -> dict[str, str]:
     "The options of an address."
-    from mlcycle.errors import suggest
-
     options = dict(parse_qsl(text.replace("+", "%2B").replace(";", "%3B"), keep_blank_values=True))
     strange = [name for name in options or ([text] if text else []) if name not in known]
     if strange:

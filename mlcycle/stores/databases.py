@@ -47,7 +47,8 @@ def parse_url(
         raise SourceError(f"The address '{mask(address)}' cannot be read.",
                           "dialect+driver://user:password@host/database is expected.") from None
     filled = {name: expand(value) for name in ("username", "password", "host", "database") if (value := getattr(url, name))}
-    return url.set(**filled, query={name: expand(value) if isinstance(value, str) else value for name, value in url.query.items()})
+    query = {name: expand(value) if isinstance(value, str) else value for name, value in url.query.items()}
+    return url.set(**filled, query=query)
 
 # %% ../../nbs/stores/databases.ipynb #a1603d1e
 @contextmanager
@@ -70,8 +71,9 @@ def reading(
             _forbid_writing(connection)
             yield connection.execution_options(stream_results=True, max_row_buffer=PIECE)
             connection.rollback()
-    except sa.exc.SQLAlchemyError as error:
-        said = str(getattr(error, "orig", None) or error).strip().splitlines()[0]
+    except (sa.exc.SQLAlchemyError, pd.errors.DatabaseError) as error: # pandas wraps what SQLAlchemy raises
+        inner = error.__cause__ if isinstance(error, pd.errors.DatabaseError) and error.__cause__ else error
+        said = str(getattr(inner, "orig", None) or inner).strip().splitlines()[0]
         raise SourceError(f"The database '{mask(address)}' says: {mask(said, address, url.password or '')}",
                           remedy="Check the address, the rights of its user, and the query.") from None
     finally:

@@ -140,7 +140,7 @@ def read_parquet(
     "Parquet files, one below the other."
     total = sum(file.stat().st_size for file in files)
     with quiet_duckdb() as connection:
-        expected = connection.sql(f"SELECT count(*) FROM {parquet_sql(files)}").fetchone()[0]
+        expected = connection.execute(f"SELECT count(*) FROM {parquet_sql(files)}").fetchall()[0][0]
         rows = fetch_rows(connection, f"SELECT * FROM {parquet_sql(files)}", progress, total, expected)
     index = [name for name in rows.columns if str(name).startswith("__index_level_")] # pandas' own, without a name
     return Reading(rows.drop(columns=index), "Parquet" + _how_many(files), total)
@@ -247,7 +247,7 @@ def read_excel(
     try:
         book = pd.ExcelFile(path, engine="calamine")
         options = {"keep_default_na": False, "na_values": list(MISSING_TEXT)}
-        sheets = {name: book.parse(name, **options) for name in ([sheet] if sheet in book.sheet_names else book.sheet_names)}
+        sheets = {name: pd.read_excel(book, sheet_name=name, **options) for name in ([sheet] if sheet in book.sheet_names else book.sheet_names)}
     except Exception as error: # calamine raises many kinds
         raise SourceError(f"The file '{path}' is not a table that can be read.", "A workbook is expected.", str(error)) from error
     if sheet and sheet not in sheets:

@@ -65,12 +65,12 @@ def _read_format(column: pd.Series, form: str) -> pd.Series | None:
 
 # %% ../../nbs/stores/notations.ipynb #1e288269
 NUMBERS = { # What a value must look like, what at least one must look like to leave no doubt, and the marks
-    "decimal comma": (r"[-+]?(\d+|\d{1,3}(\.\d{3})+)(,\d+)?", r"[-+]?(\d*,(\d{1,2}|\d{4,})|0\d*,\d+|\d{4,},\d+|[\d.]+\.\d{3},\d+)",
-                      ".", ","),
+    "decimal comma": (r"[-+]?(\d+|\d{1,3}(\.\d{3})+)(,\d+)?",
+                      r"[-+]?(\d*,(\d{1,2}|\d{4,})|0\d*,\d+|\d{4,},\d+|[\d.]+\.\d{3},\d+)", ".", ","),
     "comma between thousands": (r"[-+]?(\d+|\d{1,3}(,\d{3})+)(\.\d+)?", r"[-+]?\d{1,3}((,\d{3}){2,}|(,\d{3})+\.\d+)", ",", "."),
     "point between thousands": (r"[-+]?(\d+|\d{1,3}(\.\d{3})+)", r"[-+]?\d{1,3}(\.\d{3}){2,}", ".", ","),
-    "space between thousands": (r"[-+]?(\d+|\d{1,3}([ \u00a0\u202f]\d{3})+)(\.\d+)?", r"[-+]?\d{1,3}([ \u00a0\u202f]\d{3})+(\.\d+)?",
-                                "[ \u00a0\u202f]", "."),
+    "space between thousands": (r"[-+]?(\d+|\d{1,3}([ \u00a0\u202f]\d{3})+)(\.\d+)?",
+                                r"[-+]?\d{1,3}([ \u00a0\u202f]\d{3})+(\.\d+)?", "[ \u00a0\u202f]", "."),
     "space between thousands, decimal comma": (r"[-+]?(\d+|\d{1,3}([ \u00a0\u202f]\d{3})+)(,\d+)?",
                                                r"[-+]?\d{1,3}([ \u00a0\u202f]\d{3})+,\d+", "[ \u00a0\u202f]", ","),
     "apostrophe between thousands": (r"[-+]?(\d+|\d{1,3}(['’]\d{3})+)(\.\d+)?", r"[-+]?\d{1,3}(['’]\d{3})+(\.\d+)?", "['’]", "."),

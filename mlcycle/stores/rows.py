@@ -67,8 +67,9 @@ def to_text(
     value, # Of a cell
 ) -> str:
     "A value as text; lists and mappings as JSON."
-    nested = isinstance(value, list | dict | tuple | np.ndarray)
-    return json.dumps(value, default=lambda each: each.tolist() if hasattr(each, "tolist") else str(each)) if nested else str(value)
+    if not isinstance(value, list | dict | tuple | np.ndarray):
+        return str(value)
+    return json.dumps(value, default=lambda each: each.tolist() if hasattr(each, "tolist") else str(each))
 
 # %% ../../nbs/stores/rows.ipynb #8862a86c
 @dataclass

@@ -5,18 +5,19 @@
 # %% auto #0
 __all__ = ['PACKED', 'TEXT', 'SAMPLE', 'MARKS', 'CODE_PAGES', 'OPTIONS', 'SEPARATORS', 'NUMBER', 'LONGEST', 'STRAY', 'OPEN',
            'QUIET', 'open_bytes', 'find_encoding', 'guess_encoding', 'Layout', 'find_layout', 'find_separator',
-           'has_header', 'find_decimal', 'sift_lines', 'parse_text', 'is_doubtful', 'sifted', 'read_text',
+           'has_header', 'find_decimal', 'sift_lines', 'parse_text', 'is_doubtful', 'sift_file', 'read_text',
            'check_names']
 
 # %% ../../nbs/stores/text_files.ipynb #ab93d072
 import codecs
 import csv
 import io
+import os
 import re
 import warnings
 from collections import Counter, deque
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -41,11 +42,11 @@ def open_bytes(
     progress: Progress | None = None, # Told how many bytes of the file on disk were read
 ) -> BinaryIO: # What is in it
     "A file, unpacked as it is read."
-    file, total = open(path, "rb"), Path(path).stat().st_size
+    file = open(path, "rb")  # noqa: SIM115
     inner = _unpacked(path, file)
     if progress is None:
         return inner
-    return io.BufferedReader(Counted(inner, progress, total, file), 1 << 20)
+    return io.BufferedReader(Counted(inner, progress, Path(path).stat().st_size, file), 1 << 20)
 
 # %% ../../nbs/stores/text_files.ipynb #0e9362f0
 def _unpacked(path: Path, file: BinaryIO) -> BinaryIO:
@@ -119,9 +120,11 @@ def guess_encoding(
         return "utf-8"
     from charset_normalizer import from_bytes
 
-    found = from_bytes(b"".join(lines), cp_isolation=CODE_PAGES)
-    names = {each.encoding for each in found if each.chaos <= found.best().chaos + 0.01} if found else set()
-    return "cp1252" if "cp1252" in names else found.best().encoding if found else "latin_1"
+    best = from_bytes(b"".join(lines), cp_isolation=CODE_PAGES).best()
+    with suppress(UnicodeDecodeError): # Of those that read the sample alike, the most common one
+        if best is None or b"".join(lines).decode("cp1252") == str(best):
+            return "cp1252"
+    return best.encoding if best else "latin_1"
 
 # %% ../../nbs/stores/text_files.ipynb #347913df
 def _is_utf8(line: bytes) -> bool:
@@ -146,9 +149,9 @@ class Layout:
 
     def __str__(self):
         mark = {"\t": "tab"}.get(self.separator, f"'{self.separator}'")
-        said = [f"separator {mark}", *(["decimal comma"] if self.decimal == "," else []), *([] if self.header else ["no header"]),
-                self.encoding.replace("_", "-").upper() if self.encoding.startswith(("utf", "latin")) else self.encoding, *self.notes]
-        return "CSV, " + ", ".join(said)
+        code = self.encoding.replace("_", "-").upper() if self.encoding.startswith(("utf", "latin")) else self.encoding
+        said = ["decimal comma" if self.decimal == "," else "", "" if self.header else "no header", code, *self.notes]
+        return ", ".join(["CSV", f"separator {mark}", *filter(None, said)])
 
 # %% ../../nbs/stores/text_files.ipynb #00b87fe3
 OPTIONS = ("encoding", "separator", "decimal", "header")
@@ -313,7 +316,7 @@ def parse_text(
         warnings.simplefilter("ignore", pd.errors.DtypeWarning)
         if plain and Path(path).stat().st_size < QUIET:
             rows = pd.read_csv(path, **options)
-            if not (rows.dtypes == object).any():
+            if object not in set(rows.dtypes):
                 return _switches_as_text(path, rows, options)
         with open_bytes(path, progress) as file: # In one piece, so that each column has one type
             return _switches_as_text(path, pd.read_csv(file, **options, low_memory=False), options)
@@ -353,29 +356,27 @@ def _count(path: Path, sought: bytes) -> int:
     with open_bytes(path) as file:
         return sum(piece.count(sought) for piece in iter(lambda: file.read(SAMPLE), b""))
 
-# %% ../../nbs/stores/text_files.ipynb #ddfa2c10
-@contextmanager
-def sifted(
+# %% ../../nbs/stores/text_files.ipynb #c4120876
+def sift_file(
     path: Path, # Of a file, packed or not
     layout: Layout, # How it is written
+    clean: Path | None = None, # Gets the good records, in UTF-8; nothing is written if not given
     progress: Progress | None = None, # Told how many bytes were read
-):
-    "A file in UTF-8 with the good records only, how many they are, and the malformed lines."
+) -> tuple[int, list[tuple[int, str, str]]]: # How many records are good, and the malformed lines
+    "A file of text, line by line; most lines must be good."
     malformed, good = [], -1 if layout.header else 0
-    with TemporaryDirectory(prefix="mlcycle-") as folder, open_bytes(path, progress) as file:
-        clean = Path(folder) / "clean.csv"
-        errors = "surrogateescape" if layout.encoding.startswith("utf-8") else "replace"
-        with (io.TextIOWrapper(file, layout.encoding, errors, newline="") as lines,
-              open(clean, "w", encoding="utf-8", newline="") as output):
-            for number, text, reason in sift_lines(lines, layout.separator, len(layout.names)):
-                if reason:
-                    letters = text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-                    malformed.append((number, letters.rstrip("\r\n"), reason))
-                else:
-                    output.write(text)
-                    good += 1
-        _refuse_if_most(path, malformed, good)
-        yield clean, good, malformed
+    errors = "surrogateescape" if layout.encoding.startswith("utf-8") else "replace"
+    with (io.TextIOWrapper(open_bytes(path, progress), layout.encoding, errors, newline="") as lines,
+          open(clean or os.devnull, "w", encoding="utf-8", newline="") as output):
+        for number, text, reason in sift_lines(lines, layout.separator, len(layout.names)):
+            if reason:
+                letters = text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+                malformed.append((number, letters.rstrip("\r\n"), reason))
+            else:
+                output.write(text)
+                good += 1
+    _refuse_if_most(path, malformed, good)
+    return good, malformed
 
 # %% ../../nbs/stores/text_files.ipynb #cc2f7292
 def _refuse_if_most(path: Path, malformed: list[tuple[int, str, str]], good: int) -> None:
@@ -401,7 +402,9 @@ def read_text(
         rows = _parse_or_doubt(path, layout, progress) if layout.encoding != "utf-8" else rows
     malformed = []
     if not isinstance(rows, pd.DataFrame) or is_doubtful(path, layout, rows):
-        with sifted(path, layout, progress) as (clean, _, malformed):
+        with TemporaryDirectory(prefix="mlcycle-") as folder:
+            clean = Path(folder) / "clean.csv"
+            _, malformed = sift_file(path, layout, clean, progress)
             if malformed or not isinstance(rows, pd.DataFrame):
                 rows = parse_text(clean, replace(layout, encoding="utf-8"))
     rows, notes = read_notations(rows)
