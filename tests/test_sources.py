@@ -9,7 +9,6 @@ import logging
 import lzma
 import os
 import sqlite3
-import string
 import threading
 import time
 import zipfile
@@ -247,12 +246,12 @@ def test_names(tmp_path):
 
 
 CELLS = st.text(st.characters(codec="utf-8", exclude_characters="\x00\r\x1a", exclude_categories=["Cs"]), max_size=8)
-WORDS = CELLS.map(str.strip).filter(lambda text: text not in MISSING_TEXT and any(each in string.ascii_letters for each in text))
+WORDS = CELLS.map(lambda text: text.strip() + "x").filter(lambda text: text not in MISSING_TEXT)
 
 
 @settings(max_examples=150, deadline=None)
 @given(
-    st.lists(st.tuples(WORDS, st.floats(-1e12, 1e12, width=32), WORDS), min_size=2, max_size=8),
+    st.lists(st.tuples(WORDS, st.floats(-1e12, 1e12), WORDS), min_size=2, max_size=8),
     st.sampled_from([",", ";", "\t", "|"]),
     st.booleans(),
 )
@@ -423,8 +422,8 @@ def shop(postgres):
         connection.execute(sa.text("CREATE SCHEMA archive"))
         connection.execute(
             sa.text(
-                "CREATE TABLE archive.kinds (id serial PRIMARY KEY, amount numeric(10,2), day date, at timestamptz, flag boolean, "
-                "tags jsonb, uid uuid)"
+                "CREATE TABLE archive.kinds (id serial PRIMARY KEY, amount numeric(10,2), day date, at timestamptz, "
+                "flag boolean, tags jsonb, uid uuid)"
             )
         )
         connection.execute(

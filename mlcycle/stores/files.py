@@ -110,7 +110,7 @@ def lines_sql(
     files: list[Path], # Of JSON, one value a line
 ) -> str:
     "What DuckDB selects from to read lines of JSON."
-    return (f"read_json({quoted([str(file) for file in files])}, format='newline_delimited', sample_size=-1, maximum_depth=3, "
+    return (f"read_json({quoted([str(file) for file in files])}, format='newline_delimited', sample_size=-1, "
             "union_by_name=true)")
 
 # %% ../../nbs/stores/files.ipynb #2546ddd0
@@ -214,6 +214,7 @@ def read_lines(
         except duckdb.Error:
             rows = None
         if rows is not None and rows.columns.tolist() != ["json"]: # "json" is what a line becomes that is no record
+            rows = read_notations(normalise(rows), numbers=False)[0]
             return Reading(rows, "lines of JSON" + _how_many(files), total)
     records, malformed = [], []
     for file in files:
@@ -247,7 +248,8 @@ def read_excel(
     try:
         book = pd.ExcelFile(path, engine="calamine")
         options = {"keep_default_na": False, "na_values": list(MISSING_TEXT)}
-        sheets = {name: pd.read_excel(book, sheet_name=name, **options) for name in ([sheet] if sheet in book.sheet_names else book.sheet_names)}
+        wanted = [sheet] if sheet in book.sheet_names else book.sheet_names
+        sheets = {name: pd.read_excel(book, sheet_name=name, **options) for name in wanted}
     except Exception as error: # calamine raises many kinds
         raise SourceError(f"The file '{path}' is not a table that can be read.", "A workbook is expected.", str(error)) from error
     if sheet and sheet not in sheets:

@@ -120,11 +120,15 @@ def guess_encoding(
         return "utf-8"
     from charset_normalizer import from_bytes
 
-    best = from_bytes(b"".join(lines), cp_isolation=CODE_PAGES).best()
-    with suppress(UnicodeDecodeError): # Of those that read the sample alike, the most common one
-        if best is None or b"".join(lines).decode("cp1252") == str(best):
+    found = from_bytes(b"".join(lines), cp_isolation=CODE_PAGES)
+    best = found.best()
+    if best is None:
+        return "latin_1"
+    with suppress(UnicodeDecodeError): # Of those that fit alike, the most common one
+        if b"".join(lines).decode("cp1252") == str(best):
             return "cp1252"
-    return best.encoding if best else "latin_1"
+    alike = {each.encoding for each in found if (each.chaos, each.coherence) == (best.chaos, best.coherence)}
+    return "cp1252" if "cp1252" in alike else best.encoding
 
 # %% ../../nbs/stores/text_files.ipynb #347913df
 def _is_utf8(line: bytes) -> bool:
