@@ -195,7 +195,7 @@ def test_finding_nothing_to_do_imports_nothing_heavy(project):
         pytest.param("features/kinds.py", "def find_kinds(\n", "# A remark\ndef find_kinds(\n", "", id="a comment"),
         pytest.param("validation/gates.py", "def decide_gates(\n", "def decide_gates(\n    *_,\n", "validation", id="stage 5's"),
         pytest.param("metrics.py", "def score_intervals(\n", "def score_intervals(\n    *_,\n", "validation", id="a metric"),
-        pytest.param("stores/sources.py", "def read_file(\n", "def read_file(\n    *_,\n", "problem", id="reading rows"),
+        pytest.param("stores/files.py", "def read_file(\n", "def read_file(\n    *_,\n", "problem", id="reading rows"),
         pytest.param("lifecycle/report.py", "def write_page(\n", "def write_page(\n    *_,\n", "", id="pages are no outcome"),
     ],
 )
