@@ -21,6 +21,7 @@ from rich.table import Table
 
 from .. import __version__
 from ..errors import MlcycleError, ParameterError
+from .contract_cli import contract_app
 from .plan import Plan, make_plan
 from .runner import Choice, Listener, run_plan
 from ..outcomes import STAGES
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 # %% ../../nbs/lifecycle/cli.ipynb #2c42e942
 app = typer.Typer(no_args_is_help=True, invoke_without_command=True, add_completion=False, rich_markup_mode=None,
                   help="A table of data through the whole life of a machine-learning project.")
+app.add_typer(contract_app, name="contract")
 console, errors = Console(), Console(stderr=True)
 
 # %% ../../nbs/lifecycle/cli.ipynb #1d6776aa
