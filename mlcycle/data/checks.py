@@ -15,6 +15,7 @@ import pandas as pd
 
 from .coercion import coerce
 from .contract import Contract, ContractColumn, ContractRule, describe_rule
+from .inference import all_differ
 
 if TYPE_CHECKING: # Slow to import, and needed in one stage only
     import pandera.pandas as pa
@@ -79,13 +80,13 @@ class Breach:
     at: np.ndarray | None # Positions of the rows; none where the table as a whole is wrong
     values: pd.Series # What stands there, as text
 
-# %% ../../nbs/data/checks.ipynb #abe99a2f
-def _representatives(values: pd.Series, checks: list, distinct: pd.Index | None) -> pd.Series:
+# %% ../../nbs/data/checks.ipynb #867c1a4b
+def _representatives(values: pd.Series, checks: list, distinct: pd.Series | None) -> pd.Series:
     "The values that decide for all: distinct ones, or the extremes, and a missing one if there is one."
-    if not checks:
+    if not checks or values.empty:
         chosen = values.iloc[:1]
     elif distinct is not None:
-        chosen = pd.Series(distinct, dtype=values.dtype)
+        chosen = distinct
     else:
         chosen = pd.Series([values.min(), values.max()], dtype=values.dtype)
     missing = pd.Series([None], dtype=values.dtype) if values.hasnans else values.iloc[:0]
@@ -100,17 +101,17 @@ def find_bad_values(
     from pandera.errors import SchemaErrors
 
     ranges = all(check.name in ("in_range", "greater_than_or_equal_to", "less_than_or_equal_to") for check in column.checks)
-    codes, distinct = (None, None) if ranges else pd.factorize(values)
+    distinct = None if ranges else pd.Series(values.unique(), dtype=values.dtype).dropna()
     try:
         column.validate(_representatives(values, column.checks, distinct).to_frame(column.name), lazy=True)
         return {}
     except SchemaErrors:
         bad = {} if column.nullable else {"required": np.flatnonzero(values.isna())}
-        asked = values.dropna() if distinct is None else pd.Series(distinct, dtype=values.dtype)
+        asked = values.dropna() if distinct is None else distinct
         for check in column.checks:
             wrong = ~check(asked).check_output.to_numpy(dtype=bool)
             bad[check.error] = np.flatnonzero(values.notna())[wrong] if distinct is None else np.flatnonzero(
-                np.append(wrong, False)[codes]) # The code of a missing value is -1
+                values.isin(distinct[wrong]))
     return {name: at for name, at in bad.items() if len(at)}
 
 # %% ../../nbs/data/checks.ipynb #bc9bd116
@@ -122,7 +123,7 @@ def _column_breaches(values: pd.Series, column: ContractColumn, lost: pd.DataFra
            for name, at in find_bad_values(values, pandera_column(column)).items()}
     if names.get("nullValues") in bad:
         bad[names["nullValues"]] = np.setdiff1d(bad[names["nullValues"]], unreadable)
-    if "duplicateValues" in names and not values.is_unique:
+    if "duplicateValues" in names and not all_differ(values):
         bad[names["duplicateValues"]] = np.flatnonzero(values.duplicated(keep=False) & values.notna())
     for name, rule in column.rules.items():
         typed = rule.metric == "invalidValues" and rule.arguments == type(rule.arguments)()

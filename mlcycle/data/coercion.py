@@ -21,6 +21,8 @@ TRUTHS = {"true": 1.0, "t": 1.0, "yes": 1.0, "y": 1.0, "1": 1.0, "1.0": 1.0,
 # %% ../../nbs/data/coercion.ipynb #fe2bb468
 def _once_each(values: pd.Series, read: Callable[[pd.Series], pd.Series]) -> pd.Series:
     "Read text, each distinct value once."
+    if values.head(1000).nunique() > 990: # Hardly a value comes again
+        return pd.Series(read(values.astype("str").str.strip().reset_index(drop=True)).array, index=values.index)
     codes, distinct = pd.factorize(values)
     answers = read(pd.Series(distinct, dtype="str").str.strip())
     return pd.Series(answers.reindex(codes).to_numpy() if (codes < 0).any() else answers.to_numpy()[codes], index=values.index)
@@ -36,7 +38,7 @@ def to_numbers(
         return values.astype("int64")
     if pd.api.types.is_numeric_dtype(values):
         return values
-    return _once_each(values, lambda text: pd.to_numeric(text.astype(object), errors="coerce"))
+    return _once_each(values, lambda text: pd.to_numeric(text, errors="coerce"))
 
 # %% ../../nbs/data/coercion.ipynb #113d940d
 def to_integers(
@@ -81,7 +83,7 @@ def to_moments(
         return pd.Series(pd.NaT, index=values.index, dtype="datetime64[us]")
 
     def read(text: pd.Series) -> pd.Series:
-        moments = pd.to_datetime(text, format="ISO8601", errors="coerce", utc=True)
+        moments = pd.to_datetime(text, format="ISO8601", errors="coerce", utc=True, cache=False)
         return moments.dt.tz_localize(None).astype("datetime64[us]")
 
     return _once_each(values, read).astype("datetime64[us]")

@@ -9,6 +9,7 @@ __all__ = ['QUARANTINE_LIMIT', 'Kind', 'check_pattern', 'RuleArguments', 'Contra
 
 # %% ../../nbs/data/contract.ipynb #2edb9b19
 import re
+from collections.abc import Iterator
 from datetime import date, datetime
 from typing import Annotated, Any, Literal
 
@@ -180,22 +181,31 @@ def check_column(
     twice = [name for name in names if names.count(name) > 1]
     if twice:
         raise PydanticCustomError("twice", "has two rules called '{name}': give each a name", {"name": twice[0]})
-    for rule in column.rules.values():
+    for place, rule in _placed_rules(column):
         given, kind = rule.arguments, column.logicalType
         if rule.metric is None:
-            raise PydanticCustomError("metric", "has a rule without a metric")
-        ends = [end for end in (given.minimum, given.maximum) if end is not None]
-        for end in ends:
-            if not _is_bound(end, kind):
-                raise PydanticCustomError("bound", "is a {kind}, for which {end} is no bound",
-                                          {"kind": kind or "column of no type", "end": repr(end)})
+            raise PydanticCustomError("metric", "has no metric", {"at": place[:2]})
+        for name, end in (("minimum", given.minimum), ("maximum", given.maximum)):
+            if end is not None and not _is_bound(end, kind):
+                raise PydanticCustomError("bound", "should be a {kind}, not {end}",
+                                          {"kind": kind or "bound without a type", "end": repr(end), "at": (*place, name)})
         odd = [value for value in given.validValues or [] if kind == "string" and not isinstance(value, str)]
         if odd:
-            raise PydanticCustomError("text", "is text, and {odd} is none to YAML: put it in quotes", {"odd": repr(odd[0])})
+            raise PydanticCustomError("text", "should be text, and {odd} is none to YAML: put it in quotes",
+                                      {"odd": repr(odd[0]), "at": (*place, "validValues")})
         textual = given.pattern is not None or given.minLength is not None or given.maxLength is not None
         if textual and kind != "string":
-            raise PydanticCustomError("text", "has a rule about letters, and is no string")
+            raise PydanticCustomError("text", "is about letters, and the column is no string", {"at": place})
     return column
+
+# %% ../../nbs/data/contract.ipynb #d50b66f2
+def _placed_rules(column: ContractColumn) -> Iterator[tuple[tuple, ContractRule]]:
+    "The rules of a column, each with its place in it."
+    for number, rule in enumerate(column.quality):
+        if rule.type == "library":
+            yield ("quality", number, "arguments"), rule
+    for rule in _short_rules(column):
+        yield ("logicalTypeOptions",), rule
 
 # %% ../../nbs/data/contract.ipynb #e4f5f6a9
 def _is_bound(end: Any, kind: str | None) -> bool:
@@ -381,8 +391,9 @@ def _locate(tree: yaml.Node, place: tuple) -> tuple[int, str]:
 # %% ../../nbs/data/contract.ipynb #9077d574
 def _file_error(error: ValidationError, tree: yaml.Node, file: str) -> ContractFileError:
     "The first mistake in a file, with its line and field."
-    first, more = error.errors()[0], error.error_count() - 1
-    line, name = _locate(tree, first["loc"])
+    first = min(error.errors(), key=lambda one: one["type"] != "extra_forbidden") # A field misspelt is also one missing
+    more = error.error_count() - 1
+    line, name = _locate(tree, (*first["loc"], *first.get("ctx", {}).get("at", ())))
     said, value = first["msg"][0].lower() + first["msg"][1:], first.get("input")
     if first["type"] == "extra_forbidden":
         kind = _record_at(first["loc"][:-1])
