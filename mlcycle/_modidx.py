@@ -401,6 +401,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                   'mlcycle/lifecycle/contract_cli.py'),
                                                 'mlcycle.lifecycle.contract_cli.diff': ( 'lifecycle/contract_cli.html#diff',
                                                                                          'mlcycle/lifecycle/contract_cli.py'),
+                                                'mlcycle.lifecycle.contract_cli.draft_from': ( 'lifecycle/contract_cli.html#draft_from',
+                                                                                               'mlcycle/lifecycle/contract_cli.py'),
                                                 'mlcycle.lifecycle.contract_cli.infer': ( 'lifecycle/contract_cli.html#infer',
                                                                                           'mlcycle/lifecycle/contract_cli.py'),
                                                 'mlcycle.lifecycle.contract_cli.load_contract': ( 'lifecycle/contract_cli.html#load_contract',

@@ -99,20 +99,16 @@ def describe_rule(
 ) -> str:
     "A rule in a few words."
     given, name = rule.arguments, _usual_name(rule)
-    if rule.description:
-        return rule.description
-    if name == "categories":
-        return f"One of {len(given.validValues)} known values."
-    if name == "pattern":
-        return f"Of the form {given.pattern}"
-    if name in ("range", "length"):
-        ends = (given.minimum, given.maximum) if name == "range" else (given.minLength, given.maxLength)
-        low, high = (f"{end:g}" if isinstance(end, float) else str(end) for end in ends)
-        what = "" if name == "range" else " characters"
-        return (f"At most {high}{what}." if ends[0] is None else f"At least {low}{what}." if ends[1] is None
-                else f"Between {low} and {high}{what}.")
+    ends = (given.minimum, given.maximum) if name == "range" else (given.minLength, given.maxLength)
+    low, high = (f"{end:g}" if isinstance(end, float) else str(end) for end in ends)
+    what = " characters" if name == "length" else ""
     together = f" of {' and '.join(given.properties)}" if given.properties else ""
-    return {"required": "Never missing.", "unique": f"No value{together} twice."}.get(name, f"Readable as {kind}.")
+    between = (f"At most {high}{what}." if ends[0] is None else f"At least {low}{what}." if ends[1] is None
+               else f"Between {low} and {high}{what}.")
+    words = {"required": "Never missing.", "unique": f"No value{together} twice.", "range": between, "length": between,
+             "categories": f"One of {len(given.validValues or [])} known values.", "pattern": f"Of the form {given.pattern}.",
+             "type": f"Readable as {kind}."}[name]
+    return f"{words} {rule.description}" if rule.description else words
 
 # %% ../../nbs/data/contract.ipynb #3ef265d0
 class TypeOptions(Record):

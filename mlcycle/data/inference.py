@@ -121,10 +121,10 @@ def is_key(
     return bool(called and kind in ("integer", "string") and len(values) >= FEWEST_VALUES and not values.hasnans
                 and all_differ(values))
 
-# %% ../../nbs/data/inference.ipynb #010f7416
-def _expectation(name: str, description: str, metric: str, limit: int = WARNING_LIMIT, **arguments: Any) -> dict:
+# %% ../../nbs/data/inference.ipynb #e2bca9c9
+def _expectation(name: str, metric: str, limit: int = WARNING_LIMIT, **arguments: Any) -> dict:
     "A rule of severity `warning`, as it stands in the file."
-    return ({"name": name, "description": description, "metric": metric} | ({"arguments": arguments} if arguments else {})
+    return ({"name": name, "metric": metric} | ({"arguments": arguments} if arguments else {})
             | {"mustBeLessOrEqualTo": limit, "unit": "percent", "severity": "warning"})
 
 # %% ../../nbs/data/inference.ipynb #77acf509
@@ -135,18 +135,18 @@ def infer_rules(
     "What the values of a column suggest."
     known = values.dropna()
     if is_key(values, kind):
-        return [_expectation("unique", "Tells rows apart.", "duplicateValues")]
+        return [_expectation("unique", "duplicateValues")]
     if kind in ("number", "integer") and (ends := number_range(known)):
-        return [_expectation("range", "What was seen, widened by half its width.", "invalidValues", **ends)]
+        return [_expectation("range", "invalidValues", **ends)]
     if kind in ("date", "timestamp") and (ends := moment_range(known)):
-        return [_expectation("range", "What was seen, widened by half its width.", "invalidValues", 100, **ends)]
+        return [_expectation("range", "invalidValues", 100, **ends)]
     if kind == "string":
         first = known.head(FIRST_LOOK).unique() # All values of a long column are counted only where that may help
         if len(first) <= MOST_CATEGORIES and (found := find_categories(known.value_counts())):
-            return [_expectation("categories", "What was seen.", "invalidValues", validValues=found)]
+            return [_expectation("categories", "invalidValues", validValues=found)]
         distinct = pd.Index(known.unique() if len(first) <= MOST_CATEGORIES or find_form(pd.Index(first)) else [])
         if len(distinct) > MOST_CATEGORIES and (form := find_form(distinct)):
-            return [_expectation("pattern", "The form of all that was seen.", "invalidValues", pattern=form)]
+            return [_expectation("pattern", "invalidValues", pattern=form)]
     return []
 
 # %% ../../nbs/data/inference.ipynb #aea7b72b
@@ -176,7 +176,8 @@ def infer_contract(
         "apiVersion": "v3.1.0", "kind": "DataContract", "id": name, "name": name, "version": version, "status": "draft",
         "description": {"purpose": f"What rows of {name} must be, as {len(rows):,} of them suggest.",
                         "usage": "Logical type, required and unique are errors: rows that break them go to quarantine. "
-                                 "Rules under quality say their severity: error, or warning (rows stay and are counted)."},
+                                 "Rules under quality say their severity: error, or warning (rows stay and are counted). "
+                                 "Ranges are what was seen, widened by half its width; categories and forms are what was seen."},
         "team": {"name": owner or "nobody yet"},
         "schema": [{"name": name, "logicalType": "object", "physicalType": "table",
                     "properties": [infer_column(rows[column]) for column in rows]}],
