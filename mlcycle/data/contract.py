@@ -57,8 +57,8 @@ class ContractRule(Record):
     metric: Literal["invalidValues", "nullValues", "duplicateValues"] | None = None
     arguments: RuleArguments = RuleArguments()
     mustBe: Literal[0] | None = None
-    mustBeLessThan: float | None = None
-    mustBeLessOrEqualTo: float | None = None
+    mustBeLessThan: int | float | None = None
+    mustBeLessOrEqualTo: int | float | None = None
     unit: Literal["rows", "percent"] = "rows"
     severity: Literal["error", "warning"] = "error"
     id: Any = None # This and what follows is of the standard, and kept

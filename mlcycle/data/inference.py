@@ -47,9 +47,9 @@ def number_range(
     "Bounds for numbers."
     low, high = values.min().item(), values.max().item()
     margin = (float(high) - float(low)) / 2
-    if not margin or not math.isfinite(margin):
+    step = 10.0 ** (math.floor(math.log10(margin)) - 1) if 0 < margin < math.inf else 0.0
+    if not step or not math.isfinite(low - margin) or not math.isfinite(high + margin):
         return None
-    step = 10.0 ** (math.floor(math.log10(margin)) - 1)
     ends = [math.floor((low - margin) / step) * step, math.ceil((high + margin) / step) * step]
     if not all(map(math.isfinite, ends)):
         return None
