@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['MlcycleError', 'InputError', 'SourceError', 'TargetError', 'MetricError', 'CriterionError', 'ParameterError',
-           'ArtefactError', 'SealedError', 'StageError', 'DiskFullError', 'error_class', 'suggest']
+           'ContractFileError', 'ContractError', 'ArtefactError', 'SealedError', 'StageError', 'DiskFullError',
+           'error_class', 'suggest']
 
 # %% ../nbs/errors.ipynb #09c7adcd
 from difflib import get_close_matches
@@ -49,6 +50,14 @@ class CriterionError(InputError):
 # %% ../nbs/errors.ipynb #04ac32b7
 class ParameterError(InputError):
     "A parameter or setting that is unknown or of the wrong type."
+
+# %% ../nbs/errors.ipynb #7665ed33
+class ContractFileError(InputError):
+    "A data contract, or a file of quarantined rows, that cannot be read."
+
+# %% ../nbs/errors.ipynb #b378d94d
+class ContractError(MlcycleError):
+    "Rows that break their contract, more of them than it allows."
 
 # %% ../nbs/errors.ipynb #b702c67c
 class ArtefactError(MlcycleError):

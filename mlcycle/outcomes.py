@@ -162,6 +162,7 @@ class RuleFailure(Record):
     severity: Literal["error", "warning"]
     rows: int
     examples: list[str] # Bad values, five at most
+    expected: str = "" # The rule in words
 
 # %% ../nbs/outcomes.ipynb #26bf3713
 class Dataset(Outcome):

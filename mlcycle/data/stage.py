@@ -10,8 +10,10 @@ from hashlib import sha256
 
 import pandas as pd
 
+from .checks import find_violations
 from .clean import clean_rows
-from .contract import find_violations, infer_contract, write_contract
+from .contract import write_contract
+from .inference import infer_contract
 from .split import split_at_random, split_by_time
 from ..errors import SourceError
 from ..lifecycle.workspace import Workspace, write_text

@@ -22,6 +22,7 @@ from rich.table import Table
 from .. import __version__
 from ..errors import MlcycleError, ParameterError
 from .data_commands import data_app
+from .contract_cli import contract_app
 from .plan import Plan, make_plan
 from .runner import Choice, Listener, run_plan
 from ..outcomes import STAGES
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 app = typer.Typer(no_args_is_help=True, invoke_without_command=True, add_completion=False, rich_markup_mode=None,
                   help="A table of data through the whole life of a machine-learning project.")
 app.add_typer(data_app, name="data")
+app.add_typer(contract_app, name="contract")
 console, errors = Console(), Console(stderr=True)
 
 # %% ../../nbs/lifecycle/cli.ipynb #1d6776aa
