@@ -20,6 +20,8 @@ from hashlib import sha256
 from pathlib import Path
 from uuid import uuid4
 
+import yaml
+
 from .dependencies import Reach, Sources, reach_of
 from .notebook import is_hinge, run_half
 from .plan import Plan, package_version
@@ -74,10 +76,33 @@ def library_versions(
 # %% ../../nbs/lifecycle/cache.ipynb #1d41d957
 def files_named(
     parameters: dict, # Of a stage
+    project: Path = Path(), # Files may be seen from here
 ) -> dict[str, str]: # Hash of the bytes
-    "Files that parameters name."
-    texts = [value for value in parameters.values() if isinstance(value, str) and 0 < len(value) < 1000 and "\n" not in value]
-    return {f"file {text}": hash_file(text)[:16] for text in texts if os.path.isfile(text)}
+    "Files that parameters name, and those that a YAML file among them names."
+    texts = _short_texts(parameters.values())
+    seen = [path for text in texts for path in (Path.cwd() / text, Path(project) / text) if os.path.isfile(path)]
+    written = [text for path in dict.fromkeys(seen) if path.suffix in (".yaml", ".yml") for text in _short_texts(_words(path))]
+    seen += [path for text in written if os.path.isfile(path := Path.cwd() / text)]
+    return {f"file {_shown(path, Path(project).absolute())}": hash_file(path)[:16] for path in dict.fromkeys(seen)}
+
+# %% ../../nbs/lifecycle/cache.ipynb #dd2f7bef
+def _short_texts(values) -> list[str]:
+    "Texts that may be the name of a file."
+    return [value for value in values if isinstance(value, str) and 0 < len(value) < 1000 and "\n" not in value]
+
+# %% ../../nbs/lifecycle/cache.ipynb #860c6eaa
+def _words(path: Path) -> list[str]:
+    "All texts of a YAML file; none if it cannot be read, as its reader will say."
+    try:
+        events = list(yaml.parse(path.read_text(encoding="utf-8-sig"), Loader=yaml.SafeLoader))
+    except (OSError, ValueError, yaml.YAMLError, RecursionError):
+        return []
+    return [event.value for event in events if isinstance(event, yaml.ScalarEvent)]
+
+# %% ../../nbs/lifecycle/cache.ipynb #efc7f757
+def _shown(path: Path, project: Path) -> str:
+    "A path as a person knows it: a project that is moved keeps the names of its files."
+    return str(path.relative_to(project)) if path.is_relative_to(project) else str(path)
 
 # %% ../../nbs/lifecycle/cache.ipynb #3a82666f
 IRRELEVANT = {"run_dir", "jobs"} # Parameters that say where and how fast, not what
@@ -93,7 +118,7 @@ def ingredients(
     cells, parameters = code_cells(plan.notebooks[stage]), plan.parameters[stage]
     reach = reach_of(list(cells.values()), sources)
     return ({f"parameter {name}": json.dumps(value) for name, value in parameters.items() if name not in IRRELEVANT}
-            | files_named(parameters)
+            | files_named(parameters, plan.workspace.project)
             | {"order of cells": short_hash(list(cells))}
             | {f"cell {name}": hash_cell(source, sources.summaries) for name, source in cells.items()}
             | {f"code {name}": value for name, value in reach.code.items()}

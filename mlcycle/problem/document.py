@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['FILE', 'SCHEMA_FILE', 'ProblemDocument', 'locate', 'name_of', 'read_problem', 'make_document', 'find_document',
-           'said_in', 'override', 'overridden', 'problem_schema', 'schema_text', 'draft_problem', 'write_draft']
+           'said_in', 'override', 'overridden', 'problem_schema', 'schema_text', 'draft_problem', 'refuse_overwriting',
+           'write_draft']
 
 # %% ../../nbs/problem/document.ipynb #8e5b8d34
 import json
@@ -249,6 +250,15 @@ def draft_problem(
         parts += [lines if name in answers else textwrap.indent(lines, "# ")]
     return "\n".join(parts) + "\n"
 
+# %% ../../nbs/problem/document.ipynb #b648d1b4
+def refuse_overwriting(
+    path: Path, # Of a problem.yaml
+) -> None:
+    "Raise if the file is there."
+    if path.exists():
+        raise InputError(f"The file {path} exists.", "A question that is written down is not overwritten.",
+                         "Edit it, or move it away.")
+
 # %% ../../nbs/problem/document.ipynb #c0bc6e4c
 def write_draft(
     folder: Path, # Of the project
@@ -257,9 +267,7 @@ def write_draft(
 ) -> list[Path]: # The draft, and the schema that its first line names
     "Write a problem.yaml to begin with; raise if there is one."
     path, schema = Path(folder) / FILE, Path(folder) / SCHEMA_FILE
-    if path.exists():
-        raise InputError(f"The file {path} exists.", "A question that is written down is not overwritten.",
-                         "Edit it, or move it away.")
+    refuse_overwriting(path)
     try:
         write_text(schema, schema_text())
         write_text(path, draft_problem(answers, notes))
