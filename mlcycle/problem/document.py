@@ -176,9 +176,9 @@ def _words(one: dict[str, Any], path: str, lines: dict[tuple, int]) -> tuple[str
         return f"{where}: the field '{name_of(place)}' is not known.", f"Fields are {', '.join(fields)}.", suggest(
             str(place[0]), list(fields), 0)
     expected = _EXPECTED.get(one["type"], f"{one['msg']}.".replace("Input should be", "Expected is").replace("..", "."))
-    shown = json.dumps(one["input"], ensure_ascii=False, default=str)[:80]
+    shown = f"'{one['input']}'" if isinstance(one["input"], str) else json.dumps(one["input"], ensure_ascii=False, default=str)
     remedy = suggest(str(one["input"]), ["auto", "binary", "multiclass", "regression"]) if one["type"] == "literal_error" else ""
-    return f"{where}: the field '{name_of(place)}' cannot be {shown}.", expected, (
+    return f"{where}: the field '{name_of(place)}' cannot be {shown[:80]}.", expected, (
         remedy or f"It means: {fields[place[0]].description}")
 
 # %% ../../nbs/problem/document.ipynb #d9ea0b48

@@ -126,7 +126,7 @@ def plain_columns(
 # %% ../../nbs/problem/feasibility.ipynb #93288c4e
 def encode_columns(
     rows: pd.DataFrame, # Without the answer
-) -> tuple[np.ndarray, np.ndarray]: # For trees, with missing values; for a linear model
+) -> tuple[np.ndarray, np.ndarray]: # For trees, for a linear model
     "The columns as numbers."
     plain = plain_columns(rows)
     numbers = list(plain.select_dtypes("number"))
@@ -137,7 +137,9 @@ def encode_columns(
     filled = make_pipeline(SimpleImputer(strategy="median", add_indicator=True), StandardScaler())
     one_hot = OneHotEncoder(max_categories=12, sparse_output=False)
     linear = make_column_transformer((one_hot, words), (filled, numbers))
-    return np.asarray(trees.fit_transform(plain), float), np.asarray(linear.fit_transform(plain), float)
+    numbered = np.asarray(trees.fit_transform(plain), float)
+    below = np.nanmin(numbered, axis=0) - 0.01 * (np.nanmax(numbered, axis=0) - np.nanmin(numbered, axis=0)) - 1
+    return np.where(np.isnan(numbered), below, numbered), np.asarray(linear.fit_transform(plain), float)
 
 # %% ../../nbs/problem/feasibility.ipynb #96ea295f
 def probe_folds(
@@ -291,12 +293,11 @@ def signal_kernels(
     places: np.ndarray, # Positions of the rows that are looked at
 ) -> list[np.ndarray]: # (rows, rows), each with a mean of 1 on its diagonal
     "Three ways in which two rows can be alike."
-    linear = case.columns["linear"][places]
-    filled = SimpleImputer(strategy="median").fit_transform(case.columns["boosted"][places])
+    linear, numbered = case.columns["linear"][places], case.columns["boosted"][places]
     bins = KBinsDiscretizer(5, encode="onehot-dense", strategy="quantile", quantile_method="averaged_inverted_cdf")
     leaves = RandomTreesEmbedding(60, max_depth=4, sparse_output=False, random_state=case.seed)
     kernels = []
-    for features in (linear, bins.fit_transform(filled), leaves.fit_transform(filled)):
+    for features in (linear, bins.fit_transform(numbered), leaves.fit_transform(numbered)):
         features = features - features.mean(axis=0)
         kernel = features @ features.T
         kernels.append(kernel / max(np.trace(kernel) / len(kernel), 1e-12))
