@@ -197,7 +197,8 @@ def test_pure_noise_is_infeasible_for_19_of_20_seeds():
 
 @pytest.mark.parametrize("task", ["multiclass", "regression"])
 def test_noise_is_infeasible_for_other_tasks(task):
-    verdicts = [define_problem("noise", "y", rows=noise(seed, 120, task), probe_seconds=600).feasibility.verdict for seed in range(3)]
+    tables = [noise(seed, 120, task) for seed in range(3)]
+    verdicts = [define_problem("noise", "y", rows=table, probe_seconds=600).feasibility.verdict for table in tables]
     assert verdicts.count("infeasible") >= 2
 
 

@@ -6,7 +6,7 @@
 __all__ = ['Work', 'plan_work', 'Clock', 'one_thread', 'draw_sample', 'plain_columns', 'encode_columns', 'probe_folds', 'Case',
            'prepare_case', 'quick_model', 'answer_fold', 'as_predictions', 'dummy_predictions', 'held_out',
            'signal_kernels', 'common_classes', 'as_columns', 'correlations', 'quick_signal', 'boosted_signal', 'Signal',
-           'find_signal', 'power_law', 'read_off', 'extrapolate', 'within_range', 'measure_curve', 'reachable_score',
+           'find_signal', 'power_law', 'read_off', 'extrapolate', 'best_score', 'measure_curve', 'reachable_score',
            'find_label_noise', 'needed_score', 'stand', 'judge', 'probe_feasibility']
 
 # %% ../../nbs/problem/feasibility.ipynb #64f1e651
@@ -406,62 +406,64 @@ def find_signal(
 # %% ../../nbs/problem/feasibility.ipynb #6912277c
 def power_law(
     rows: np.ndarray, # To learn from, as a share of the most that were tried
-    limit: float, # What is reached with rows without end
-    gain: float, # Logarithm of what is missing at the most that were tried
+    floor: float, # Logarithm of what is missed with rows without end
+    excess: float, # Logarithm of what is missed besides at the most that were tried
     speed: float, # Says how fast that shrinks
 ) -> np.ndarray:
-    "A score that grows with the rows."
-    return limit - np.exp(gain) * rows ** -(0.25 + 1.25 * expit(speed))
+    "What is missed."
+    return np.exp(floor) + np.exp(excess) * rows ** -(0.25 + 1.25 * expit(speed))
 
 # %% ../../nbs/problem/feasibility.ipynb #c8f38fed
 def read_off(
     rows: np.ndarray, # Shares; the last is 1
-    scores: np.ndarray, # More is better
+    missed: np.ndarray, # By the scores there
     at: float, # Where to read the curve off, 1 or more
     start: tuple[float, float, float] | None = None, # Where to begin to look
-) -> tuple[float, np.ndarray, tuple]: # The score there, those of the fit at `rows`, and its parameters
+) -> tuple[float, np.ndarray, tuple]: # What is missed there, what the fit says at `rows`, and its parameters
     "Fit the power law and follow it."
-    spread = max(scores[-1] - scores[0], 1e-4)
-    start = start or (scores[-1] + spread / 2, np.log(spread / 2), 0.0)
+    least, excess = max(missed[-1], 1e-3), max(missed[0] - missed[-1], 1e-3)
+    start = start or (np.log(least * 0.7), np.log(min(least * 0.3, excess)), 0.0)
     try:
-        found, _ = curve_fit(power_law, rows, scores, p0=start, sigma=rows**-0.5, maxfev=200, ftol=1e-4, xtol=1e-4)
+        found, _ = curve_fit(power_law, rows, missed, p0=start, sigma=rows**-0.5, maxfev=200, ftol=1e-4, xtol=1e-4)
     except RuntimeError: # It does not settle: the curve is flat, or all noise
-        found = (scores[-2:].mean(), -30.0, 0.0)
+        found = (np.log(max(missed[-2:].mean(), 1e-3)), -30.0, 0.0)
     return float(power_law(np.float64(at), *found)), power_law(rows, *found), tuple(found)
 
 # %% ../../nbs/problem/feasibility.ipynb #afa63e8f
 def extrapolate(
     rows: list[int], # Learnt from; fewest first
-    scores: list[float], # On held-out rows
+    missed: list[float], # By the scores on held-out rows, counted from the best there is
     at: int, # Rows of the full table
     error: float, # Standard error of the last score
-    higher_is_better: bool, # Else the curve is turned over
     seed: int = 0, # Of the bootstrap
     times: int = 100, # Resamples
-) -> tuple[float, float, float]: # Value, low, high
+) -> tuple[float, float, float]: # Missed there: value, low, high
     "What a learning curve promises for the full table, with its 95 % interval."
-    sign, share = 1 if higher_is_better else -1, np.array(rows) / rows[-1]
-    goal, good, rng = max(1.0, at / rows[-1]), sign * np.array(scores), np.random.default_rng(seed)
-    unit = max(np.ptp(good), error, 1e-6) # Errors in millions and areas below one are fitted alike
-    value, fitted, found = read_off(share, good / unit, goal)
-    residuals = (good / unit - fitted) * np.sqrt(len(rows) / max(1, len(rows) - 3))
-    drawn = []
+    share, goal, rng = np.array(rows) / rows[-1], max(1.0, at / rows[-1]), np.random.default_rng(seed)
+    unit = max(np.max(missed), error, 1e-9) # Errors in millions and areas below one are fitted alike
+    measured = np.array(missed) / unit
+    value, fitted, found = read_off(share, measured, goal)
+    residuals = (measured - fitted) * np.sqrt(len(rows) / max(1, len(rows) - 3))
+    drawn = [value]
     for _ in range(times):
         noise = rng.choice(residuals, len(rows)) * rng.choice([-1, 1], len(rows)) + rng.normal(0, error / unit)
         drawn.append(read_off(share, fitted + noise, goal, found)[0])
-    ends = sorted(sign * unit * np.percentile([*drawn, value], [2.5, 97.5]))
-    return sign * unit * value, float(ends[0]), float(ends[1])
+    low, high = unit * np.percentile(drawn, [2.5, 97.5])
+    return unit * value, float(min(low, unit * value)), float(max(high, unit * value))
 
-# %% ../../nbs/problem/feasibility.ipynb #22c6fa34
-def within_range(
+# %% ../../nbs/problem/feasibility.ipynb #c66389c2
+def best_score(
     metric: str, # Its name
-    value: float, # As it was extrapolated
+    scores: list[float], # Of the learning curve
     ceiling: float | None = None, # Of accuracy or R2, if one is known
 ) -> float:
-    "A score that is possible: no area under a curve above 1, no error below 0."
-    if not get_metric(metric).higher_is_better:
-        return value if metric == "cost" else max(value, 0.0)
-    return min(value, ceiling if ceiling is not None and metric in ("accuracy", "r2") else 1.0)
+    "The score from which is counted what is missed."
+    better = get_metric(metric).higher_is_better
+    if ceiling is not None and metric in ("accuracy", "r2"):
+        return ceiling
+    if better:
+        return 1.0 if max(scores) <= 1 else max(scores) + np.ptp(scores)
+    return 0.0 if min(scores) >= 0 else min(scores) - np.ptp(scores)
 
 # %% ../../nbs/problem/feasibility.ipynb #14bf0551
 def measure_curve(
@@ -490,13 +492,16 @@ def reachable_score(
     "What all rows might reach."
     problem, whole = case.problem, points[-1][1]
     last = score_intervals([metric], problem, case.truth, whole, times=100, seed=case.seed)[0]
-    values, low, high = [last.value], last.low, last.high
-    if len(points) == case.work.sizes:
-        scores = [score(metric, problem, case.truth, said) for _, said in points[:-1]] + [last.value]
-        sizes, better = [size for size, _ in points], get_metric(metric).higher_is_better
-        values[0], low, high = extrapolate(sizes, scores, rows, (last.high - last.low) / 3.92, better, case.seed)
-    value, low, high = (within_range(metric, one, ceiling) for one in (*values, low, high))
-    return Score(metric=metric, value=value, low=low, high=high)
+    if len(points) < case.work.sizes: # Time was up
+        return last
+    scores = [score(metric, problem, case.truth, said) for _, said in points[:-1]] + [last.value]
+    best, sign = best_score(metric, scores, ceiling), 1 if get_metric(metric).higher_is_better else -1
+    missed = [sign * (best - each) for each in scores]
+    found = extrapolate([size for size, _ in points], missed, rows, (last.high - last.low) / 3.92, case.seed)
+    value, high, low = (best - sign * each for each in found) # Of a score; of an error the other way round
+    if sign < 0:
+        return Score(metric=metric, value=value, low=min(high, max(last.low, best)), high=low)
+    return Score(metric=metric, value=value, low=low, high=max(high, min(last.high, best))) # More rows do not harm
 
 # %% ../../nbs/problem/feasibility.ipynb #c0016546
 def find_label_noise(
@@ -516,8 +521,8 @@ def find_label_noise(
     if regression:
         wrong = float(((answers - groups.transform("mean"))**2).sum() / max(((answers - answers.mean())**2).sum(), 1e-300))
     else:
-        commonest = pd.crosstab(key[size > 1], answers[size > 1].to_numpy()).max(axis=1).sum()
-        wrong = float(((size > 1).sum() - commonest) / len(answers))
+        commonest = answers.groupby([key, answers.to_numpy()]).size().groupby(level=0).max().sum()
+        wrong = float(1 - commonest / len(answers))
     return unequal, 1 - wrong
 
 # %% ../../nbs/problem/feasibility.ipynb #10760775
