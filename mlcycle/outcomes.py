@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['Label', 'Task', 'MISSING_TEXT', 'OUTCOMES', 'STAGES', 'Record', 'Outcome', 'TableRef', 'FileRef', 'Score',
-           'Feasibility', 'Problem', 'Ingestion', 'Change', 'LedgerLine', 'RuleFailure', 'Dataset', 'Feature',
-           'FeaturePlan', 'LeaderboardLine', 'ModelRef', 'Candidate', 'Gate', 'Verdict', 'Parity', 'Release', 'Drift',
-           'Window', 'Health']
+           'CurvePoint', 'Feasibility', 'Problem', 'Ingestion', 'Change', 'LedgerLine', 'RuleFailure', 'Dataset',
+           'Feature', 'FeaturePlan', 'LeaderboardLine', 'ModelRef', 'Candidate', 'Gate', 'Verdict', 'Parity', 'Release',
+           'Drift', 'Window', 'Health']
 
 # %% ../nbs/outcomes.ipynb #d262a4f8
 from typing import Any, ClassVar, Literal
@@ -74,6 +74,13 @@ class Score(Record):
         interval = "" if self.low is None else f" [{self.low:.4f}, {self.high:.4f}]"
         return f"{self.metric} {self.value:.4f}{interval}"
 
+# %% ../nbs/outcomes.ipynb #be6c297f
+class CurvePoint(Record):
+    "A point of a learning curve."
+
+    rows: int # Learnt from
+    score: Score # On rows that were held out
+
 # %% ../nbs/outcomes.ipynb #afe860af
 class Feasibility(Record):
     "Whether machine learning can answer the question, from a quick look at a sample."
@@ -82,11 +89,17 @@ class Feasibility(Record):
     verdict: Literal["feasible", "doubtful", "infeasible"]
     reason: str # One sentence
     rows: int # Of the sample
+    all_rows: int = 0 # Of the table whose answer is known: where the learning curve is read off
     scores: dict[str, Score] # Of quick models: `dummy`, `linear`, `boosted`
     p_value: float # Of the permutation test that there is any signal
+    signal: float = 0.0 # Its statistic: correlation of held-out answers with true ones
+    chance: list[float] = [] # The same with answers shuffled
+    curve: list[CurvePoint] = [] # Of the best quick model, fewest rows first
     reachable: Score # With all rows, by extrapolation of the learning curve
     criteria: dict[str, Literal["within reach", "doubtful", "out of reach", "not probed"]] # By criterion
     label_noise: float | None = None # Share of equal rows with unequal answers; none where no rows repeat
+    ceiling: float | None = None # Accuracy, or R2 of a regression, that unequal answers to equal rows allow at most
+    stopped: str = "" # What was left out because time was up
     seconds: float
 
 # %% ../nbs/outcomes.ipynb #f693d979

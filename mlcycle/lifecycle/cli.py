@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['app', 'console', 'errors', 'SOURCE', 'TARGET', 'METRIC', 'TIME', 'PARAMETER', 'FILE', 'PROJECT', 'UNTIL', 'QUIET',
-           'main', 'clear_errors', 'parse_assignments', 'plan_of', 'StageBars', 'run', 'show_run', 'status',
-           'show_states', 'why', 'params', 'batch', 'nb', 'runs', 'diff', 'report', 'clean', 'init', 'update', 'serve']
+           'problem_app', 'main', 'clear_errors', 'parse_assignments', 'plan_of', 'StageBars', 'run', 'show_run',
+           'status', 'show_states', 'why', 'params', 'batch', 'nb', 'runs', 'diff', 'report', 'clean', 'init', 'update',
+           'init_problem', 'check_problem', 'print_schema', 'serve']
 
 # %% ../../nbs/lifecycle/cli.ipynb #2c52f5a4
 from collections.abc import Callable
@@ -371,6 +372,62 @@ def update(
         print(result if merge else describe_changes(home, color=console.is_terminal))
         if result and result.conflicts:
             raise typer.Exit(1)
+
+# %% ../../nbs/lifecycle/cli.ipynb #1d2aefb0
+problem_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="The written question: problem.yaml.")
+app.add_typer(problem_app, name="problem")
+
+# %% ../../nbs/lifecycle/cli.ipynb #40cb4309
+@problem_app.command("init")
+def init_problem(
+    source: SOURCE = "", target: TARGET = "", project: PROJECT = None,
+):
+    "Write a problem.yaml to begin with, with what a look at the source can say."
+    from mlcycle.lifecycle.settings import find_project
+    from mlcycle.problem.document import FILE, refuse_overwriting, write_draft
+
+    with clear_errors():
+        home = find_project(project)
+        refuse_overwriting(home / FILE)
+        found = ({}, {})
+        if source or target:
+            from mlcycle.problem.stage import draft_answers
+
+            found = draft_answers(source, target)
+        for file in write_draft(home, *found):
+            console.print(str(file), highlight=False, soft_wrap=True)
+        console.print("Next: answer what is left, then: mlcycle problem check", highlight=False, soft_wrap=True)
+
+# %% ../../nbs/lifecycle/cli.ipynb #4a33ee10
+@problem_app.command("check")
+def check_problem(
+    file: Annotated[Path | None, typer.Argument(help="A problem.yaml; the project's if not given.")] = None,
+    project: PROJECT = None,
+):
+    "Check a problem.yaml, and what it says against the source that it names; nothing is run."
+    from mlcycle.lifecycle.settings import find_project
+    from mlcycle.problem.document import FILE, read_problem
+
+    with clear_errors():
+        path = file or find_project(project) / FILE
+        document = read_problem(path)
+        if not document.source:
+            console.print(f"{path}: every field is well formed. It names no source, so columns were not checked.",
+                          highlight=False, soft_wrap=True)
+            return
+        from mlcycle.problem.stage import define_problem
+
+        problem = define_problem(document=document, probe_seconds=0)
+        signed = "" if problem.sign_off else " Not signed off."
+        console.print(f"{path}: {escape(problem.decision)}{signed}", highlight=False, soft_wrap=True)
+
+# %% ../../nbs/lifecycle/cli.ipynb #cbfd0250
+@problem_app.command("schema")
+def print_schema():
+    "Print the JSON Schema of problem.yaml."
+    from mlcycle.problem.document import schema_text
+
+    print(schema_text(), end="")
 
 # %% ../../nbs/lifecycle/cli.ipynb #9cf7ae93
 @app.command()
