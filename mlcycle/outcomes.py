@@ -69,6 +69,7 @@ class Score(Record):
     value: float
     low: float | None = None
     high: float | None = None
+    lower_is_better: bool = False # A difference is always better when it is higher
 
     def __str__(self):
         interval = "" if self.low is None else f" [{self.low:.4f}, {self.high:.4f}]"
@@ -256,11 +257,18 @@ class Gate(Record):
     "A criterion, decided."
 
     criterion: str
-    value: float
-    low: float
-    high: float
-    bound: float
+    value: float | None # None where there is nothing to measure, such as a champion
+    low: float | None
+    high: float | None
+    bound: float | None
     passed: bool
+    note: str = "" # What else is to be known, in a sentence
+    timed: bool = False # A clock measured it: milliseconds, other ones each time
+
+    def meaning(self) -> dict:
+        "The record without what a clock measured."
+        return {name: value for name, value in super().meaning().items()
+                if not self.timed or name not in ("value", "low", "high", "note")}
 
 # %% ../nbs/outcomes.ipynb #1f49beaf
 class Verdict(Outcome):
