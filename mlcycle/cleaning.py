@@ -124,12 +124,13 @@ def skeleton(
 @lru_cache(10_000)
 def letters(
     text: str, # As it was typed
+    least: int = 4, # Letters of a word
 ) -> tuple[str, str]: # Words in which a slip may be told; what must be the same
     "The words of a text, and its codes."
     parts = re.findall(r"\w+|[^\w\s]+", skeleton(text))
     coded = [part for part in parts if any(sign.isdigit() for sign in part)]
     words = " ".join(part for part in parts if part not in coded)
-    return (words if sum(sign.isalpha() for sign in words) >= 4 else ""), " ".join(coded)
+    return (words if sum(sign.isalpha() for sign in words) >= least else ""), " ".join(coded)
 
 # %% ../nbs/cleaning.ipynb #6a56712a
 def misspelt(
@@ -139,7 +140,7 @@ def misspelt(
     "The only known value that a text is a slip away from."
     if (alike := [right for right in known if skeleton(right) == skeleton(text)]):
         return alike[0] if len(alike) == 1 else None
-    words, codes = letters(text)
+    words, codes = letters(text, 3) # One may be lost
     near = {letters(right)[0]: right for right in known if letters(right)[1] == codes and letters(right)[0]}
     if not words or not near:
         return None

@@ -112,7 +112,8 @@ def _spoil(kind, rows, dirty, free, names, count, rng) -> list[tuple]:
     "Put a kind of mistake into some cells."
     record, fit = [], {name: _places(kind, rows[name]) & free[name].to_numpy() for name in names}
     fit = {name: np.flatnonzero(places) for name, places in fit.items() if places.any()}
-    drawn = rng.choice(list(fit), count) if fit else []
+    sizes = np.array([len(places) for places in fit.values()], dtype=float)
+    drawn = rng.choice(list(fit), count, p=sizes / sizes.sum()) if fit else []
     for name in dict.fromkeys(drawn):
         chosen = rng.permutation(fit[name])[:int((drawn == name).sum())]
         old = rows[name].iloc[chosen]

@@ -87,5 +87,8 @@ def _swap_of_numbers(rows: pd.DataFrame, one: str, other: str, middles: dict[str
     (low, high), (least, most) = middles[one], middles[other]
     if low <= most and least <= high:
         return None
+    if low > most:
+        return _swap_of_numbers(rows, other, one, middles)
+    low, most = (low / 3 if low > 0 else 3 * low), most + 3 * (most - least) # Nothing is in the way on the other side
     broken = rows[one].between(least, most) & rows[other].between(low, high)
     return SwapRule(first=one, second=other, first_values=(low, high), second_values=(least, most)), broken.mean()

@@ -4,14 +4,15 @@
 
 # %% auto #0
 __all__ = ['MISSING_WORDS', 'PERHAPS_MISSING', 'UNITS', 'DATE_FORMATS', 'DIGITS', 'FEWEST_REPEATS', 'MOST_KNOWN',
-           'find_missing_words', 'find_number_format', 'find_date_formats', 'find_case', 'find_slips', 'plan_text']
+           'find_missing_words', 'find_number_format', 'find_date_formats', 'find_case', 'find_slips',
+           'find_look_alikes', 'plan_text']
 
 # %% ../../nbs/data/spelling.ipynb #0417b172
 import re
 
 import pandas as pd
 
-from ..cleaning import ColumnPlan, NumberFormat, fold, letters, misspelt, parse_date, parse_number, skeleton, tidy
+from ..cleaning import LOOKS_LIKE, ColumnPlan, NumberFormat, fold, letters, misspelt, parse_date, parse_number, tidy
 
 # %% ../../nbs/data/spelling.ipynb #0e690719
 MISSING_WORDS = ("", "n/a", "na", "nan", "#n/a", "n.a.", "null", "nil", "<na>", "missing", "unknown", "not available",
@@ -127,14 +128,26 @@ def find_slips(
     rare: float = 0.005, # A slip is at most so frequent, as a share of the right value
 ) -> dict[str, str]: # Right spelling of each wrong one
     "Rare values that are a slip away from a frequent one."
-    counts = counts.sort_values(ascending=False)
+    slips = find_look_alikes(counts)
+    counts = counts.drop(list(slips)).sort_values(ascending=False)
     often = tuple(value for value, count in counts.items() if count >= 20)[:1000]
-    slips = {}
     for value, count in counts[counts < max(0.02 * counts.max(), 3)].items():
         sure = tuple(right for right in often if max(2, rare * counts[right]) >= count and right != value)
-        if sure and (letters(value)[0] or not value.isascii()) and (right := misspelt(value, sure)):
+        if sure and letters(value, 3)[0] and (right := misspelt(value, sure)):
             slips[value] = right
     return slips
+
+# %% ../../nbs/data/spelling.ipynb #455bd22a
+def find_look_alikes(
+    counts: pd.Series, # How often each text occurs
+) -> dict[str, str]: # The more frequent spelling of each other one
+    "Values that differ from a more frequent one only in letters of another alphabet."
+    strange = [value for value in counts.index if not value.isascii() and value.translate(LOOKS_LIKE) != value]
+    if not strange:
+        return {}
+    latin = counts.groupby([value.translate(LOOKS_LIKE) for value in counts.index]).idxmax()
+    usual = {value: latin[value.translate(LOOKS_LIKE)] for value in strange}
+    return {value: right for value, right in usual.items() if right != value}
 
 # %% ../../nbs/data/spelling.ipynb #b688aab5
 FEWEST_REPEATS = 2.0 # A category occurs so often on average; a text that occurs once is no category
