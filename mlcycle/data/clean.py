@@ -46,14 +46,24 @@ def plan_cleaning(
     "What is wrong with the cells of a table, and what is to be done."
     steps = tuple(step for step in steps if step in CELL_STEPS)
     rows = rows[[name for name in rows if name not in untouched]]
-    spread = rows.iloc[::max(1, len(rows) // SAMPLE)]
-    planned = {name: plan_column(rows[name], spread[name], steps) for name in rows}
-    planned = {name: column for name, column in planned.items() if column is not None}
-    plan = CleaningPlan(steps=steps, columns=planned, swaps=_find_swaps(rows, planned) if "pairs" in steps else ())
+    planned = _plan_columns(rows, list(rows), steps)
     if "pairs" not in steps:
-        return plan
-    clean, _ = clean_cells(spread.iloc[::max(1, len(spread) // 20_000)], plan)
+        return CleaningPlan(steps=steps, columns=planned)
+    if (swaps := _find_swaps(rows, planned)): # What stood in the wrong column hides what is impossible there
+        put_back, _ = clean_cells(rows, CleaningPlan(swaps=swaps))
+        names = {name for rule in swaps for name in (rule.first, rule.second)}
+        planned = {name: column for name, column in planned.items() if name not in names}
+        planned |= _plan_columns(put_back, sorted(names), steps)
+    plan = CleaningPlan(steps=steps, columns=planned, swaps=swaps)
+    clean, _ = clean_cells(rows.iloc[::max(1, len(rows) // 20_000)], plan)
     return plan.model_copy(update={"pairs": find_pairs(clean)})
+
+# %% ../../nbs/data/clean.ipynb #6931eba7
+def _plan_columns(rows: pd.DataFrame, names: list[str], steps: tuple[str, ...]) -> dict[str, ColumnPlan]:
+    "What is to be done to some columns, where there is anything."
+    spread = slice(None, None, max(1, len(rows) // SAMPLE))
+    planned = {name: plan_column(rows[name], rows[name].iloc[spread], steps) for name in names}
+    return {name: column for name, column in planned.items() if column is not None}
 
 # %% ../../nbs/data/clean.ipynb #2cc76db2
 def plan_column(

@@ -51,7 +51,8 @@ def find_bulk(
     middle = float(np.median(numbers))
     above, below = numbers[numbers > middle] - middle, (middle - numbers[numbers < middle])[::-1]
     wide = max((float(np.quantile(away, 0.9)) for away in (above, below) if len(away) > most * len(numbers)), default=0.0)
-    wide = wide or max((float(np.median(away)) for away in (above, below) if len(away)), default=0.0) # Nearly all are equal
+    if not wide and len(above) + len(below): # Nearly all are equal
+        wide = float(np.quantile(max(above, below, key=len), 0.25))
     up, down = (_edge(away, wide, int(most * len(numbers))) for away in (above, below))
     ends = Bulk(middle - down[0] if down else float(numbers[0]), middle + up[0] if up else float(numbers[-1]))
     ends.low, ends.high = middle - down[1] if down else None, middle + up[1] if up else None
@@ -121,6 +122,8 @@ def find_units(
         return ()
     logs = np.log(numbers)
     spread = logs[int(0.75 * (len(logs) - 1))] - logs[int(0.25 * (len(logs) - 1))]
+    if spread > 1.25: # So wide that any heap would fit
+        return ()
     cuts = np.flatnonzero(np.diff(logs) > max(0.4, spread / 2)) + 1
     heaps = np.split(numbers, cuts)
     bulk = max(heaps, key=len)
@@ -139,7 +142,7 @@ def _factor(heap: np.ndarray, bulk: np.ndarray) -> float | None:
     tried = {factor: ks_2samp(heap * factor, bulk).statistic for each in FACTORS for factor in (each, 1 / each)}
     best = min(tried, key=tried.get)
     inside = np.mean((heap * best >= 0.9 * bulk[0]) & (heap * best <= 1.1 * bulk[-1]))
-    return best if tried[best] <= max(0.12, 1 / np.sqrt(len(heap))) and inside > 0.98 else None
+    return best if tried[best] <= max(0.12, 1.2 / np.sqrt(len(heap))) and inside > 0.98 else None
 
 # %% ../../nbs/data/limits.ipynb #f368b0ea
 SIGNED = re.compile(r"delay|diff|delta|change|gain|loss|profit|margin|return|refund|balance|net|temp|dew|lat|lon|lng|"
