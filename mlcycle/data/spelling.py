@@ -26,7 +26,8 @@ def find_missing_words(
     most: float = 0.05, # A word that may be an answer is one where its share is larger
 ) -> tuple[str, ...]: # Folded
     "Words of a column that stand for a missing value."
-    folded = counts.groupby([fold(value) for value in counts.index]).sum()
+    short = {value: fold(value) for value in counts.index if len(value) < 20}
+    folded = {word: sum(counts[value] for value, its in short.items() if its == word) for word in {*short.values()} & {*PERHAPS_MISSING}}
     rare = [word for word in PERHAPS_MISSING if number or folded.get(word, 0) <= most * counts.sum()]
     return (*MISSING_WORDS, *rare)
 
@@ -44,14 +45,19 @@ def find_number_format(
     least: float = 0.8, # Share of values that must be numbers
 ) -> NumberFormat | None: # None: these are no numbers
     "How the numbers of a text column are written."
-    words = set(find_missing_words(counts, number=True))
-    known = counts[[fold(value) not in words for value in counts.index]]
+    known = _without_words(counts)
     named = pd.Series([bool(re.match(r"[+-]?0\d", value.strip())) for value in known.index], known.index, dtype=bool)
     if not len(known) or known[named].sum() > 0.02 * known.sum():
         return None
     form = NumberFormat(**_find_marks(known), units=_find_units(known))
     read = known[[parse_number(value, form) is not None for value in known.index]]
     return form if read.sum() >= least * known.sum() and len(read) > 1 else None
+
+# %% ../../nbs/data/spelling.ipynb #cc62521e
+def _without_words(counts: pd.Series) -> pd.Series:
+    "The texts that do not stand for a missing value."
+    words = {*MISSING_WORDS, *PERHAPS_MISSING}
+    return counts[[len(value) > 30 or fold(value) not in words for value in counts.index]]
 
 # %% ../../nbs/data/spelling.ipynb #588db30e
 def _find_marks(known: pd.Series) -> dict[str, str]:
@@ -62,7 +68,9 @@ def _find_marks(known: pd.Series) -> dict[str, str]:
     both = [value.rfind(",") > value.rfind(".") for value in known.index if "," in value and "." in value]
     if both and sum(both) > len(both) / 2: # 1.234,5
         return {"comma": "decimal", "point": "thousands" if len(parts["."]) == len(alone["."]) else "decimal"}
-    decimal = len(alone[","]) > len(parts[","]) # 12,34
+    plain = [float(value) for value in known.index if re.fullmatch(r"\d+(\.\d+)?", value)]
+    large = [float(value.replace(",", "")) for value in parts[","] if re.fullmatch(r"[\d,]+", value)]
+    decimal = len(alone[","]) > len(parts[","]) or bool(plain and large) and min(large) > 3 * max(plain) # 12,34; too large else
     point = "thousands" if decimal and alone["."] and len(parts["."]) == len(alone["."]) else "decimal"
     return {"comma": "decimal" if decimal else "thousands", "point": point}
 
@@ -90,10 +98,10 @@ def find_date_formats(
     least: float = 0.8, # Share of values that must be dates
 ) -> tuple[str, ...]: # Most frequent first; empty: these are no dates, or nobody can tell which
     "How the dates of a text column are written."
-    words = set(find_missing_words(counts, number=True))
-    known = counts[[fold(value) not in words for value in counts.index]]
-    few = known.head(2000)
+    few = _without_words(counts.head(2000))
     if sum(bool(DIGITS.search(v)) and 6 <= len(v) <= 32 for v in few.index) < least * len(few) or not len(few):
+        return ()
+    if sum(parse_date(tidy(v), DATE_FORMATS) is not None for v in few.index[:40]) < 0.3 * min(len(few), 40): # A quick look
         return ()
     read = {form: {v for v in few.index if parse_date(tidy(v), (form,))} for form in DATE_FORMATS}
     read = {form: texts for form, texts in sorted(read.items(), key=lambda pair: -few[list(pair[1])].sum()) if texts}
