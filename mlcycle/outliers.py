@@ -158,7 +158,7 @@ def set_outliers_aside(
         return train, train.iloc[:0].assign(reason=pd.Series(dtype="str"))
     guard = make_guard(method, "flag", reach).fit(numbers)
     beyond = guard.is_outlier(numbers)
-    names = [name for name in guard.get_feature_names_out()[numbers.shape[1]:]]
+    names = list(guard.get_feature_names_out()[numbers.shape[1]:])
     odd = beyond.any(axis=1)
     reason = [", ".join(names[place].removesuffix("_outlier") for place in np.flatnonzero(row)) for row in beyond[odd]]
     return train[~odd], train[odd].assign(reason=pd.array([f"outlier: {why}" for why in reason], dtype="str"))

@@ -76,11 +76,12 @@ def _places(kind: str, values: pd.Series) -> np.ndarray:
     often = values.map(values.value_counts()).to_numpy() >= 20 # Of a rare value nobody knows how it is spelt
     word = values.str.fullmatch(r"[^\W\d]{4,}.*").eq(True).to_numpy() & ~values.str.contains(r"\d").eq(True).to_numpy()
     return known & {"white space": often, "case": often & word, "typos": often & word, "sentinels": often,
-                    "look-alikes": often & word & values.str.contains("[ABCEHKMOPTXaceopxy]").eq(True).to_numpy()}.get(kind, nowhere)
+                    "look-alikes": often & word & values.str.contains("[ABCEHKMOPTXaceopxy]").eq(True).to_numpy(),
+                    }.get(kind, nowhere)
 
-# %% ../../nbs/data/corrupt.ipynb #3938ef86
-KINDS = ("white space", "case", "typos", "look-alikes", "sentinels", "malformed", "marks", "impossible", "signs", "units", "swapped",
-         "missing", "missing not at random", "duplicates")
+# %% ../../nbs/data/corrupt.ipynb #ff3e62bb
+KINDS = ("white space", "case", "typos", "look-alikes", "sentinels", "malformed", "marks", "impossible", "signs", "units",
+         "swapped", "missing", "missing not at random", "duplicates")
 
 # %% ../../nbs/data/corrupt.ipynb #5d52fb63
 def corrupt(

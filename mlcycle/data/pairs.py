@@ -35,7 +35,8 @@ def find_pairs(
             if len(both) >= 50 and obeyed <= right.mean() < 1 and (both[first] < both[second]).mean() > 0.5:
                 apart = (both[second] - both[first])[right]
                 usual = apart.quantile(0.99)
-                rules.append(PairRule(first=first, second=second, usual=getattr(usual, "total_seconds", lambda u=usual: float(u))()))
+                usual = usual.total_seconds() if hasattr(usual, "total_seconds") else float(usual)
+                rules.append(PairRule(first=first, second=second, usual=usual))
     return tuple(rules)
 
 # %% ../../nbs/data/pairs.ipynb #093a7388

@@ -27,7 +27,8 @@ def find_missing_words(
 ) -> tuple[str, ...]: # Folded
     "Words of a column that stand for a missing value."
     short = {value: fold(value) for value in counts.index if len(value) < 20}
-    folded = {word: sum(counts[value] for value, its in short.items() if its == word) for word in {*short.values()} & {*PERHAPS_MISSING}}
+    folded = {word: sum(counts[value] for value, its in short.items() if its == word)
+              for word in {*short.values()} & {*PERHAPS_MISSING}}
     rare = [word for word in PERHAPS_MISSING if number or folded.get(word, 0) <= most * counts.sum()]
     return (*MISSING_WORDS, *rare)
 
@@ -88,8 +89,8 @@ def _find_units(known: pd.Series) -> dict[str, float]:
 
 # %% ../../nbs/data/spelling.ipynb #cf37007a
 DATE_FORMATS = ("ISO8601", "%d.%m.%Y", "%d/%m/%Y", "%m/%d/%Y", "%d-%m-%Y", "%m-%d-%Y", "%Y/%m/%d", "%d %b %Y", "%d %B %Y",
-                "%b %d, %Y", "%B %d, %Y", "%d.%m.%Y %H:%M", "%d/%m/%Y %H:%M", "%m/%d/%Y %H:%M", "%d.%m.%y", "%d/%m/%y", "%m/%d/%y",
-                "%d.%m.%Y %H:%M:%S", "%d/%m/%Y %H:%M:%S", "%m/%d/%Y %H:%M:%S")
+                "%b %d, %Y", "%B %d, %Y", "%d.%m.%Y %H:%M", "%d/%m/%Y %H:%M", "%m/%d/%Y %H:%M", "%d.%m.%y", "%d/%m/%y",
+                "%m/%d/%y", "%d.%m.%Y %H:%M:%S", "%d/%m/%Y %H:%M:%S", "%m/%d/%Y %H:%M:%S")
 DIGITS = re.compile(r"\d.*\d")
 
 # %% ../../nbs/data/spelling.ipynb #23054db9
@@ -167,9 +168,11 @@ def plan_text(
     steps: tuple[str, ...], # That are allowed
 ) -> ColumnPlan | None: # None: nothing is to be done
     "What is done to a column of text."
+    if not {*steps} - {"units", "limits", "pairs"}:
+        return None
     missing = find_missing_words(counts) if "sentinels" in steps else ()
-    number = find_number_format(counts) if "numbers" in steps else None
-    dates = find_date_formats(counts) if "dates" in steps and not number else ()
+    number = find_number_format(counts.head(2000)) if "numbers" in steps else None
+    dates = find_date_formats(counts.head(2000)) if "dates" in steps and not number else ()
     if number or dates:
         missing = find_missing_words(counts, number=True) if "sentinels" in steps else ()
         kind = "number" if number else "date"
