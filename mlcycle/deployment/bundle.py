@@ -17,6 +17,7 @@ import pandas as pd
 from pydantic import ValidationError
 from sklearn.base import BaseEstimator
 
+from ..cleaning import CleaningPlan
 from ..errors import ArtefactError, InputError
 from ..outcomes import MISSING_TEXT, ModelRef, Problem, Record
 from ..stores.models import hash_file, load_model
@@ -29,9 +30,10 @@ class Bundle(Record):
     columns: dict[str, str] # Type of each column that the model reads, in order
     threshold: float | None
     model: ModelRef
+    cleaning: CleaningPlan = CleaningPlan() # What is done to each row before its values get their types
 
-# %% ../../nbs/deployment/bundle.ipynb #e4b13227
-NEEDED = ("mlcycle", "fastapi", "numpy", "pandas", "pydantic", "scikit-learn", "skops", "sqlalchemy", "uvicorn")
+# %% ../../nbs/deployment/bundle.ipynb #ffaadd8f
+NEEDED = ("mlcycle", "fastapi", "numpy", "pandas", "pydantic", "rapidfuzz", "scikit-learn", "skops", "sqlalchemy", "uvicorn")
 
 # %% ../../nbs/deployment/bundle.ipynb #c2833ce7
 def build_bundle(

@@ -23,6 +23,7 @@ from fastapi import FastAPI, HTTPException
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 
+from ..cleaning import clean_records
 from .bundle import Bundle, open_bundle, to_frame
 from ..errors import InputError, MlcycleError
 from ..outcomes import Label
@@ -89,14 +90,15 @@ def answer(
     ids = question.row_ids or [uuid4().hex for _ in question.rows]
     if len(ids) != len(question.rows):
         raise InputError(f"There are {len(ids)} row_ids for {len(question.rows)} rows.", "One a row is expected.")
-    said = predict(model, to_frame(question.rows, bundle.columns), bundle.problem, bundle.threshold)
+    rows = clean_records(question.rows, bundle.cleaning)
+    said = predict(model, to_frame(rows, bundle.columns), bundle.problem, bundle.threshold)
     labels = said.labels.tolist()
     scores = None if said.scores is None else said.scores.tolist()
     milliseconds = (time.perf_counter() - start) * 1000
     writer.add("predictions", [
         {"row_id": row_id, "latency_ms": milliseconds, "features": {name: row[name] for name in bundle.columns},
          "prediction": label, "score": None if scores is None else scores[place]}
-        for place, (row_id, row, label) in enumerate(zip(ids, question.rows, labels, strict=True))])
+        for place, (row_id, row, label) in enumerate(zip(ids, rows, labels, strict=True))])
     return {"predictions": labels, "scores": scores, "row_ids": ids, "model": bundle.model.name,
             "version": bundle.model.version}
 

@@ -14,19 +14,22 @@ MOST_CATEGORIES = 30 # With more, a category is encoded by what it means for the
 # %% ../../nbs/features/kinds.ipynb #be847cd4
 def find_kinds(
     rows: pd.DataFrame, # Training rows, features only
+    most_missing: float = 0.95, # Columns with a larger share of missing values are left out
 ) -> tuple[dict[str, str], dict[str, str]]: # Kind of each column that is used; reason for each that is not
     "What each column is."
-    found = {name: _kind(rows[name]) for name in rows}
+    found = {name: _kind(rows[name], most_missing) for name in rows}
     kinds = {name: kind for name, (kind, reason) in found.items() if not reason}
     return kinds, {name: reason for name, (_, reason) in found.items() if reason}
 
-# %% ../../nbs/features/kinds.ipynb #8b99cff1
-def _kind(values: pd.Series) -> tuple[str, str]:
+# %% ../../nbs/features/kinds.ipynb #a0f975be
+def _kind(values: pd.Series, most_missing: float) -> tuple[str, str]:
     "A kind, and a reason not to use the column if there is one."
     known = values.dropna()
     distinct = known.nunique()
     if distinct < 2:
         return "", "always empty" if not distinct else f"always {known.iloc[0]}"
+    if (share := values.isna().mean()) > most_missing:
+        return "", f"missing in {share:.1%} of the training rows"
     if pd.api.types.is_datetime64_any_dtype(values):
         return "date", ""
     if pd.api.types.is_numeric_dtype(values):

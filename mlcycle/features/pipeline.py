@@ -11,17 +11,20 @@ from sklearn.model_selection import KFold, StratifiedKFold
 from sklearn.preprocessing import OneHotEncoder, TargetEncoder
 
 from .dates import DateParts
+from ..outliers import make_guard
 
 # %% ../../nbs/features/pipeline.ipynb #acdca832
 def encoder(
     kind: str, # Of a column
     classify: bool = True, # Keep the proportion of classes when cross-fitting
     seed: int = 0, # Of the cross-fitting
+    outliers: str = "keep", # `keep`, `flag` or `clip`
+    method: str = "robust z", # How they are found
 ): # A transformer, unfitted
     "What turns columns of a kind into numbers."
     splitter = (StratifiedKFold if classify else KFold)(5, shuffle=True, random_state=seed)
     return {
-        "number": "passthrough",
+        "number": "passthrough" if outliers == "keep" else make_guard(method, outliers, seed=seed),
         "category": OneHotEncoder(handle_unknown="infrequent_if_exist", min_frequency=0.005, sparse_output=False),
         "many categories": TargetEncoder(cv=splitter),
         "date": DateParts(),
@@ -32,10 +35,12 @@ def build_pipeline(
     kinds: dict[str, str], # Of each column that is used
     classify: bool = True, # Whether the target is a class
     seed: int = 0, # Of the cross-fitting
+    outliers: str = "keep", # `keep`, `flag` or `clip`
+    method: str = "robust z", # How they are found
 ) -> ColumnTransformer: # Unfitted; reads a frame, gives floats of shape (n, features)
     "The pipeline for some columns."
     groups = {kind: [name for name, its in kinds.items() if its == kind] for kind in dict.fromkeys(kinds.values())}
-    return ColumnTransformer([(kind, encoder(kind, classify, seed), names) for kind, names in groups.items()],
+    return ColumnTransformer([(kind, encoder(kind, classify, seed, outliers, method), names) for kind, names in groups.items()],
                              verbose_feature_names_out=False)
 
 # %% ../../nbs/features/pipeline.ipynb #172213cc
@@ -48,5 +53,5 @@ def trace_features(
         part = fitted.named_transformers_[kind] if kind != "remainder" else None
         for name in part.get_feature_names_out(columns) if part is not None else []:
             near = [column for column in columns if name == column or name.startswith(f"{column}_")]
-            origins[name] = (max(near, key=len), kind)
+            origins[name] = (max(near, key=len, default="(row)"), kind)
     return origins

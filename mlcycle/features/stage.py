@@ -7,6 +7,7 @@ __all__ = ['MADE_BY', 'list_features', 'plan_features']
 
 # %% ../../nbs/03_features.ipynb #f886f87a
 import hashlib
+from typing import Literal
 
 import pandas as pd
 from sklearn.base import clone
@@ -30,7 +31,8 @@ def list_features(
 ) -> list[Feature]:
     "The features that the pipeline makes of some rows."
     origins = trace_features(clone(pipeline).fit(rows, target))
-    return [Feature(name=name, origin=column, kind=kind, made_by=MADE_BY[kind]) for name, (column, kind) in origins.items()]
+    return [Feature(name=name, origin=column, kind=kind, made_by=MADE_BY[kind] if kind != "number" or name == column
+                    else "outlier flag") for name, (column, kind) in origins.items()]
 
 # %% ../../nbs/03_features.ipynb #b0fc7586
 def plan_features(
@@ -38,15 +40,18 @@ def plan_features(
     dataset: Dataset, # Of stage 2
     workspace: Workspace | None = None, # Holds the tables; that of the working directory if not given
     seed: int = 0, # Of cross-fitted encodings
+    most_missing: float = 0.95, # Columns with a larger share of missing values are left out
+    outliers: Literal["keep", "flag", "clip"] = "keep", # What is done about numbers far from the others
+    outlier_method: str = "robust z", # How they are found: also `iqr`, `isolation forest`
 ) -> FeaturePlan:
     "Choose columns, and how each becomes features."
     workspace = workspace or Workspace.of()
     rows = read_table(workspace.tables, dataset.tables["train"])
     candidates = rows.drop(columns=[problem.target, *problem.excluded])
-    kinds, dropped = find_kinds(candidates)
+    kinds, dropped = find_kinds(candidates, most_missing)
     if not kinds:
         raise TargetError("No column is left to learn from.", remedy="; ".join(f"{k}: {why}" for k, why in dropped.items()))
-    pipeline = build_pipeline(kinds, problem.task != "regression", seed)
+    pipeline = build_pipeline(kinds, problem.task != "regression", seed, outliers, outlier_method)
     spread = slice(None, None, max(1, len(rows) // 20_000)) # Over the whole table, so that every part of a date varies
     features = list_features(pipeline, candidates.iloc[spread], rows[problem.target].iloc[spread])
     name = f"plans/{hashlib.sha256(model_bytes(pipeline)).hexdigest()[:12]}.skops"

@@ -24,6 +24,8 @@ from ..outcomes import Problem
 # %% ../../nbs/stores/models.ipynb #9e371e81
 TRUSTED = [
     "mlcycle.features.dates.DateParts", # Ours: no state but column names
+    "mlcycle.outliers.OutlierForest", # Ours: medians, and a forest of scikit-learn's
+    "mlcycle.outliers.OutlierGuard", # Ours: arrays of limits
     "numpy.dtype", # A type of numbers
     "sklearn.ensemble._hist_gradient_boosting.predictor.TreePredictor", # Arrays of nodes
     "sklearn.model_selection._split.KFold", # Three plain settings
