@@ -39,6 +39,11 @@ class Outcome(Record):
 
     stage: ClassVar[str] = ""
     decision: str # One sentence: what was decided
+    made: list[str] = [] # Files that the stage wrote to the project, to be reviewed; means nothing to later stages
+
+    def meaning(self) -> dict:
+        "The outcome without what was only measured or made on the way."
+        return {name: value for name, value in super().meaning().items() if name != "made"}
 
 # %% ../nbs/outcomes.ipynb #69e15bc3
 Label = bool | int | float | str
@@ -194,10 +199,9 @@ class Dataset(Outcome):
     contract_version: str = ""
     failures: list[RuleFailure] = []
     completeness: dict[str, float] = {} # Share of known values of each column
-    violations: dict[str, int] # Rows of each table that break the contract
     split: str # How the parts were made, in words
     leaks: list[str] = [] # What two parts share that they should not, in words
-    tables: dict[str, TableRef] # `train`, `sealed`, and where there are such rows `future`, `set_aside`, `quarantine`
+    tables: dict[str, TableRef] # `train`, `sealed`; if any, `future`, `set_aside`, `quarantine`, `ledger`, `malformed`
 
 # %% ../nbs/outcomes.ipynb #37991c30
 class Feature(Record):

@@ -30,7 +30,7 @@ from filelock import FileLock, Timeout
 
 from ..errors import DiskFullError, InputError, MlcycleError, ParameterError, StageError, error_class, suggest
 from .cache import (State, changes_under_way, code_cells, examine, keep_entry, keep_summaries, meaning_of,
-                                     read_summaries, stage_state, summarise_changes)
+                                     read_summaries, short_hash, stage_state, summarise_changes)
 from .dependencies import Sources
 from .forks import call_in_fork, import_statements, warm_up
 from .fragment import render_body
@@ -263,12 +263,21 @@ def run_stage(
         _note_stage(run, stage, output, start, error)
         raise
     _note_stage(run, stage, output, start)
-    if changes := changes_under_way(plan, state):
-        listener.notice(f"{stage} will run again next time: while it ran, {summarise_changes(changes)}.")
-    else:
-        keep_entry(run, stage, state.key, state.ingredients, output, run.about["stages"][stage]["seconds"])
-        note(run, keys=run.about["keys"] | {stage: state.key})
+    _keep(run, plan, state, output, listener)
     listener.finished(stage)
+
+# %% ../../nbs/lifecycle/runner.ipynb #907c50b6
+def _keep(run: Run, plan: Plan, state: State, output: Path, listener: Listener) -> None:
+    "Keep what a stage left for the next time, unless something changed under its hands."
+    stage, changes = state.stage, changes_under_way(plan, state)
+    made = {f"file {name}" for name in run.outcome(stage).made}
+    if strange := [each for each in changes if each[0] not in made]:
+        listener.notice(f"{stage} will run again next time: while it ran, {summarise_changes(strange)}.")
+        return
+    now = state.ingredients | {name: new for name, _, new in changes}
+    key = short_hash(now)
+    keep_entry(run, stage, key, now, output, run.about["stages"][stage]["seconds"])
+    note(run, keys=run.about["keys"] | {stage: key})
 
 # %% ../../nbs/lifecycle/runner.ipynb #2a2fe186
 def _note_stage(run: Run, stage: str, output: Path, start: float, error: BaseException | None = None) -> None:
