@@ -1327,6 +1327,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                      'mlcycle/problem/feasibility.py'),
                                              'mlcycle.problem.feasibility._ridge': ( 'problem/feasibility.html#_ridge',
                                                                                      'mlcycle/problem/feasibility.py'),
+                                             'mlcycle.problem.feasibility._screen': ( 'problem/feasibility.html#_screen',
+                                                                                      'mlcycle/problem/feasibility.py'),
                                              'mlcycle.problem.feasibility.answer_fold': ( 'problem/feasibility.html#answer_fold',
                                                                                           'mlcycle/problem/feasibility.py'),
                                              'mlcycle.problem.feasibility.as_columns': ( 'problem/feasibility.html#as_columns',

@@ -16,6 +16,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -54,7 +55,7 @@ def plan_work(
     classes: int = 1, # One for a number or two classes
 ) -> Work:
     "As much as takes a second or two."
-    most = int(np.clip(120_000 / max(1, columns), 500, 4000))
+    most = int(np.clip(120_000 / max(1, columns), 1000, 4000))
     trees = int(np.clip(100 / max(1, classes), 5, 30))
     return Work(min(rows, most), trees, folds=5 if columns <= 200 and classes <= 10 else 3)
 
@@ -214,8 +215,9 @@ def quick_model(
     if name == "linear":
         return Ridge(alpha=1.0) if task == "regression" else LogisticRegression(C=0.1, max_iter=60)
     boosted = HistGradientBoostingRegressor if task == "regression" else HistGradientBoostingClassifier
-    return boosted(max_iter=trees, max_leaf_nodes=15, learning_rate=min(0.3, 4 / trees), min_samples_leaf=int(
-        np.clip(rows // 30, 3, 20)), early_stopping=False, random_state=seed)
+    least = int(np.clip(rows // 30, 3, 20))
+    return boosted(max_iter=trees, max_leaf_nodes=15, learning_rate=min(0.3, 4 / trees), min_samples_leaf=least,
+                   max_bins=64, early_stopping=False, random_state=seed)
 
 # %% ../../nbs/problem/feasibility.ipynb #0a7b3754
 def answer_fold(
@@ -343,9 +345,10 @@ def quick_signal(
     orders = [np.arange(len(places)), *(rng.permutation(len(places)) for _ in range(case.work.shuffles))]
     answers = truth[np.array(orders).T].reshape(len(places), -1)
     folds = probe_folds(case.sample.iloc[places], case.problem, case.work.folds, case.seed, stratified=False)
+    models = [partial(_ridge, kernel) for kernel in signal_kernels(case, places)]
     best = np.full(len(orders), -1.0)
-    for kernel in signal_kernels(case, places):
-        said = [_ridge(kernel, answers, learn, ask) for learn, ask in folds]
+    for model in [*models, partial(_screen, case.columns["linear"][places])]:
+        said = [model(answers, learn, ask) for learn, ask in folds]
         each = correlations(said, [answers[ask] for _, ask in folds]).reshape(len(orders), -1)
         best = np.maximum(best, each.mean(axis=1))
     return best
@@ -356,6 +359,16 @@ def _ridge(kernel: np.ndarray, answers: np.ndarray, learn: np.ndarray, ask: np.n
     known = answers[learn] - answers[learn].mean(axis=0)
     factor = cho_factor(kernel[np.ix_(learn, learn)] + np.eye(len(learn)))
     return kernel[np.ix_(ask, learn)] @ cho_solve(factor, known)
+
+# %% ../../nbs/problem/feasibility.ipynb #7604c7a9
+def _screen(columns: np.ndarray, answers: np.ndarray, learn: np.ndarray, ask: np.ndarray, keep: int = 3) -> np.ndarray:
+    "What the columns that go along best with each column of answers say about `ask`."
+    known, spread = columns[learn] - columns[learn].mean(axis=0), columns[learn].std(axis=0)
+    slopes = known.T @ (answers[learn] - answers[learn].mean(axis=0)) / np.where(spread > 1e-9, spread, np.inf)[:, None]
+    size = np.abs(slopes)
+    least = np.partition(size, -keep, axis=0)[-keep] if len(size) > keep else 0.0
+    weights = np.where(size >= least, slopes, 0.0) / np.where(spread > 1e-9, spread, np.inf)[:, None]
+    return (columns[ask] - columns[learn].mean(axis=0)) @ weights
 
 # %% ../../nbs/problem/feasibility.ipynb #d87ae0a1
 def boosted_signal(
