@@ -34,8 +34,8 @@ def check_steps(
             raise ParameterError(f"There is no cleaning step '{step}'.", remedy=suggest(step, list(STEPS)))
     return tuple(step for step in STEPS if step in (steps or USUAL_STEPS))
 
-# %% ../../nbs/data/clean.ipynb #0d62ab57
-SAMPLE = 100_000
+# %% ../../nbs/data/clean.ipynb #b2d585a3
+SAMPLE = 50_000
 
 # %% ../../nbs/data/clean.ipynb #16c7e1ab
 def plan_cleaning(
@@ -46,23 +46,22 @@ def plan_cleaning(
     "What is wrong with the cells of a table, and what is to be done."
     steps = tuple(step for step in steps if step in CELL_STEPS)
     rows = rows[[name for name in rows if name not in untouched]]
-    planned = _plan_columns(rows, list(rows), steps)
+    some = rows.iloc[::max(1, len(rows) // SAMPLE)]
+    planned = _plan_columns(rows, some, list(rows), steps)
     if "pairs" not in steps:
         return CleaningPlan(steps=steps, columns=planned)
-    some = rows.iloc[::max(1, len(rows) // 50_000)]
     if (swaps := _find_swaps(some, planned)): # What stood in the wrong column hides what is impossible there
         put_back, _ = clean_cells(rows, CleaningPlan(swaps=swaps))
         names = {name for rule in swaps for name in (rule.first, rule.second)}
         planned = {name: column for name, column in planned.items() if name not in names}
-        planned |= _plan_columns(put_back, sorted(names), steps)
+        planned |= _plan_columns(put_back, put_back.iloc[::max(1, len(rows) // SAMPLE)], sorted(names), steps)
     plan = CleaningPlan(steps=steps, columns=planned, swaps=swaps)
     clean, _ = clean_cells(some.iloc[::max(1, len(some) // 20_000)], plan)
     return plan.model_copy(update={"pairs": find_pairs(clean)})
 
-# %% ../../nbs/data/clean.ipynb #6931eba7
-def _plan_columns(rows: pd.DataFrame, names: list[str], steps: tuple[str, ...]) -> dict[str, ColumnPlan]:
+# %% ../../nbs/data/clean.ipynb #e157df22
+def _plan_columns(rows: pd.DataFrame, spread: pd.DataFrame, names: list[str], steps: tuple[str, ...]) -> dict[str, ColumnPlan]:
     "What is to be done to some columns, where there is anything."
-    spread = rows[names].iloc[::max(1, len(rows) // SAMPLE)]
     planned = {name: plan_column(rows[name], spread[name], steps) for name in names}
     return {name: column for name, column in planned.items() if column is not None}
 

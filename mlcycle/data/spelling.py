@@ -171,8 +171,9 @@ def plan_text(
     if not {*steps} - {"units", "limits", "pairs"}:
         return None
     missing = find_missing_words(counts) if "sentinels" in steps else ()
-    number = find_number_format(counts.head(2000)) if "numbers" in steps else None
-    dates = find_date_formats(counts.head(2000)) if "dates" in steps and not number else ()
+    likely = "numbers" in steps and find_number_format(counts.head(300), 0.5) # A quick look
+    number = find_number_format(counts) if likely else None
+    dates = find_date_formats(counts) if "dates" in steps and not number else ()
     if number or dates:
         missing = find_missing_words(counts, number=True) if "sentinels" in steps else ()
         kind = "number" if number else "date"
