@@ -40,6 +40,9 @@ def write_csv(path: Path, rows: int, at_once: int = 500_000) -> None:
 
 def ours(file: Path, folder: Path) -> Callable[[], object]:
     """Stage 2, for a problem that is written already."""
+    import duckdb  # noqa: F401  # What is imported late is imported now: imports are not compared
+    import pandera.pandas  # noqa: F401
+
     from mlcycle.data.stage import prepare_data
     from mlcycle.lifecycle.workspace import Workspace
     from mlcycle.outcomes import Problem
