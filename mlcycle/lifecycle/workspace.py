@@ -191,13 +191,16 @@ def predict_with(
     "What the model of a run says about some rows."
     import pandas as pd
 
+    from mlcycle.cleaning import clean_cells
+    from mlcycle.stores.artefacts import read_cleaning
     from mlcycle.stores.models import predict
     from mlcycle.stores.registry import load_registered, open_registry
 
     problem, candidate = run.problem, run.candidate
+    rows, _ = clean_cells(rows[run.plan.columns], read_cleaning(run.dataset, run.workspace))
     with run.workspace.lock("registry"):
         open_registry(run.workspace.tracking_uri, run.workspace.artifacts, candidate.model.name)
-    said = predict(load_registered(candidate.model), rows[run.plan.columns], problem, candidate.threshold)
+    said = predict(load_registered(candidate.model), rows, problem, candidate.threshold)
     table = pd.DataFrame({"prediction": said.labels}, index=rows.index)
     if problem.task == "multiclass":
         return table.join(pd.DataFrame(said.scores, index=rows.index, columns=[f"score_{c}" for c in problem.classes]))
