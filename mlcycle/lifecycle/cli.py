@@ -23,7 +23,7 @@ from rich.table import Table
 from .. import __version__
 from ..errors import MlcycleError, ParameterError
 from .data_commands import data_app
-from .contract_cli import contract_app
+from .contract_commands import contract_app
 from .plan import Plan, make_plan
 from .runner import Choice, Listener, run_plan
 from ..outcomes import STAGES

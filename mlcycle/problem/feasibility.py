@@ -9,8 +9,7 @@ __all__ = ['Work', 'plan_work', 'Clock', 'one_thread', 'draw_sample', 'plain_col
            'find_signal', 'power_law', 'read_off', 'extrapolate', 'best_score', 'measure_curve', 'reachable_score',
            'find_label_noise', 'needed_score', 'stand', 'judge', 'probe_feasibility']
 
-# %% ../../nbs/problem/feasibility.ipynb #64f1e651
-import re
+# %% ../../nbs/problem/feasibility.ipynb #1db6f0ef
 import time
 import warnings
 from collections.abc import Iterator
@@ -33,6 +32,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import KBinsDiscretizer, OneHotEncoder, OrdinalEncoder, StandardScaler
 from threadpoolctl import threadpool_limits
 
+from ..criteria import parse_criterion
 from ..metrics import Predictions, encode, get_metric, score, score_intervals
 from ..outcomes import CurvePoint, Feasibility, Problem, Score
 
@@ -538,10 +538,6 @@ def find_label_noise(
         wrong = float(1 - commonest / len(answers))
     return unequal, 1 - wrong
 
-# %% ../../nbs/problem/feasibility.ipynb #10760775
-_BOUND = re.compile(r"(?P<metric>[\w.]+) (?:>=|<=) (?P<bound>-?\d+(?:\.\d+)?)")
-_BASELINE = re.compile(r"beats baseline(?: by (?P<margin>\d+(?:\.\d+)?) ?(?P<percent>%?))?")
-
 # %% ../../nbs/problem/feasibility.ipynb #91fbee41
 def needed_score(
     criterion: str, # A line of the problem
@@ -550,12 +546,12 @@ def needed_score(
     truth: np.ndarray, # Of the same rows
 ) -> tuple[str, float] | None: # Metric and bound; None if the criterion is about something else
     "What a criterion asks for."
-    line = " ".join(criterion.split())
-    if found := _BOUND.fullmatch(line):
-        return found["metric"], float(found["bound"])
-    if found := _BASELINE.fullmatch(line):
-        guess, margin = score(problem.metric, problem, truth, dummy), float(found["margin"] or 0)
-        margin *= abs(guess) / 100 if found["percent"] else 1
+    asked = parse_criterion(criterion, problem.task, problem.metric)
+    if asked.kind == "bound":
+        return asked.metric, asked.bound
+    if asked.kind == "baseline":
+        guess = score(problem.metric, problem, truth, dummy)
+        margin = asked.bound * (abs(guess) if asked.relative else 1)
         return problem.metric, guess + (margin if get_metric(problem.metric).higher_is_better else -margin)
     return None
 

@@ -4,16 +4,16 @@
 
 # %% auto #0
 __all__ = ['gather_answers', 'read_rows', 'check_columns', 'named_columns', 'check_costs', 'choose_metrics', 'check_metrics',
-           'check_criteria', 'define_problem', 'describe_target', 'draft_answers']
+           'check_criteria', 'check_together', 'define_problem', 'describe_target', 'draft_answers']
 
 # %% ../../nbs/01_problem.ipynb #c1a81beb
 from typing import Any
 
 import pandas as pd
 
-from ..criteria import parse_criterion
-from ..errors import ParameterError, TargetError, suggest
-from ..metrics import DEFAULT_METRICS, get_metric
+from ..criteria import parse_criterion, read_criteria
+from ..errors import MetricError, ParameterError, TargetError, suggest
+from ..metrics import DEFAULT_METRICS, get_metric, metric_for
 from ..outcomes import Feasibility, Label, Problem, Task
 from .document import ProblemDocument, override
 from .feasibility import probe_feasibility
@@ -135,7 +135,11 @@ def check_metrics(
     for place, name in [(("metric",), said.metric), *((("metrics", number), name) for number, name in enumerate(said.metrics))]:
         with said.at(*place):
             choose_metrics(name, [], task)
-    return choose_metrics(said.metric, said.metrics, task)
+    names = choose_metrics(said.metric, said.metrics, task)
+    with said.at("metric"):
+        if get_metric(names[0]).higher_is_better is None:
+            raise MetricError(f"The metric '{names[0]}' cannot be the primary one.", "It has no better and no worse.")
+    return names + ["cost"] * bool(said.costs and "cost" not in names)
 
 # %% ../../nbs/01_problem.ipynb #fe70102a
 def check_criteria(
@@ -149,6 +153,18 @@ def check_criteria(
         with said.at("criteria", number):
             parsed.append(parse_criterion(line, task, primary).text)
     return parsed
+
+# %% ../../nbs/01_problem.ipynb #19fafd5a
+def check_together(
+    said: ProblemDocument, # Knows the lines
+    problem: Problem, # All that was said
+) -> None:
+    "Raise if a metric or a criterion asks for something that the problem does not say: costs, groups."
+    for name in problem.metrics:
+        with said.at("costs"):
+            metric_for(name, problem)
+    with said.at("criteria"):
+        read_criteria(problem)
 
 # %% ../../nbs/01_problem.ipynb #1c9c95c3
 def define_problem(
@@ -176,6 +192,7 @@ def define_problem(
     found = {"question": said.question or f"What is '{said.target}', given the other columns?", "task": task, "positive": sought,
              "classes": classes, "metric": names[0], "metrics": names, "criteria": parsed, "share": describe_target(values, task)}
     problem = Problem(**dict(said) | found, rows=len(rows), source_sha256=hash_rows(rows), decision="-")
+    check_together(said, problem)
     probe = probe_feasibility(rows, problem, probe_seconds) if probe_seconds > 0 else None
     return problem.model_copy(update={"feasibility": probe, "decision": _decide(problem, len(values), probe)})
 
