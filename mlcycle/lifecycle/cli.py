@@ -72,8 +72,8 @@ def parse_assignments(
             raise ParameterError(f"The option '-p {text}' is not an assignment.", "It reads '-p name=value'.")
     return {name.strip(): value for name, value in (text.split("=", 1) for text in texts)}
 
-# %% ../../nbs/lifecycle/cli.ipynb #ced106bb
-SOURCE = Annotated[str, typer.Option(help="File, folder, database, API or function (see the README), or a bundled source: flights, sample.")]
+# %% ../../nbs/lifecycle/cli.ipynb #5a3df504
+SOURCE = Annotated[str, typer.Option(help="File, folder, database, API, function, or bundled: flights, sample.")]
 TARGET = Annotated[str, typer.Option(help="Column to predict.")]
 METRIC = Annotated[str, typer.Option(help="Primary metric, for instance roc_auc, f1, rmse.")]
 TIME = Annotated[str, typer.Option(help="Column that orders the rows in time.")]
