@@ -1574,6 +1574,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                    'mlcycle/stores/registry.py'),
                                          'mlcycle.stores.registry._find_version': ( 'stores/registry.html#_find_version',
                                                                                     'mlcycle/stores/registry.py'),
+                                         'mlcycle.stores.registry._found_database': ( 'stores/registry.html#_found_database',
+                                                                                      'mlcycle/stores/registry.py'),
                                          'mlcycle.stores.registry._log_line': ( 'stores/registry.html#_log_line',
                                                                                 'mlcycle/stores/registry.py'),
                                          'mlcycle.stores.registry.get_alias': ( 'stores/registry.html#get_alias',

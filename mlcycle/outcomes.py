@@ -39,11 +39,11 @@ class Outcome(Record):
 
     stage: ClassVar[str] = ""
     decision: str # One sentence: what was decided
-    made: list[str] = [] # Files that the stage wrote to the project, to be reviewed; means nothing to later stages
+    agreed: list[str] = [] # Files of the project by which the stage went, and which it writes where they are missing
 
     def meaning(self) -> dict:
-        "The outcome without what was only measured or made on the way."
-        return {name: value for name, value in super().meaning().items() if name != "made"}
+        "The outcome without what was only measured, and without names of files."
+        return {name: value for name, value in super().meaning().items() if name != "agreed"}
 
 # %% ../nbs/outcomes.ipynb #69e15bc3
 Label = bool | int | float | str

@@ -48,12 +48,12 @@ def rows_of(folder, dataset, name) -> pd.DataFrame:
 
 def test_a_first_ingestion_writes_the_contract_and_a_later_one_is_held_to_it(prepared, tmp_path):
     first = prepared(orders())
-    assert first.made == ["contract.yaml"] and first.rows_quarantined == 0
+    assert first.agreed == ["contract.yaml"] and first.rows_quarantined == 0
     bad = orders(seed=1).astype({"price": object})
     bad.loc[[3, 50, 70], "price"] = None
     bad.loc[9, "price"] = "a lot"
     second = prepared(bad)
-    assert second.made == [] and second.rows_quarantined == 4
+    assert second.contract_version == "1.0.0" and second.rows_quarantined == 4
     assert second.rows_in == second.rows_clean + second.rows_quarantined + second.rows_set_aside
     kept = rows_of(tmp_path, second, "quarantine")
     assert set(kept.index) == {3, 9, 50, 70} and set(kept.column) == {"price"} and set(kept.severity) == {"error"}
@@ -80,7 +80,7 @@ def test_a_contract_for_another_table_does_not_count(prepared, tmp_path):
     wine.to_csv(tmp_path / "wine.csv", index=False)
     problem = define_problem(str(tmp_path / "wine.csv"), "target", probe_seconds=0)
     made = prepare_data(problem, Workspace(tmp_path))
-    assert made.rows_quarantined == 0 and made.made == [] and (tmp_path / "contract.yaml").read_text() == before
+    assert made.rows_quarantined == 0 and made.agreed == [] and (tmp_path / "contract.yaml").read_text() == before
 
 
 def test_every_row_and_every_changed_cell_is_kept_somewhere(prepared, tmp_path):

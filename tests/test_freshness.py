@@ -194,7 +194,9 @@ def test_finding_nothing_to_do_imports_nothing_heavy(project):
         pytest.param("features/kinds.py", "def find_kinds(\n", "def find_kinds(\n    *_,\n", "features", id="stage 3's"),
         pytest.param("features/kinds.py", "def find_kinds(\n", "# A remark\ndef find_kinds(\n", "", id="a comment"),
         pytest.param("validation/gates.py", "def decide_gates(\n", "def decide_gates(\n    *_,\n", "validation", id="stage 5's"),
-        pytest.param("metrics.py", "def score_intervals(\n", "def score_intervals(\n    *_,\n", "validation", id="a metric"),
+        pytest.param(
+            "metrics.py", "def difference_interval(\n", "def difference_interval(\n    *_,\n", "validation", id="metric"
+        ),
         pytest.param("stores/files.py", "def read_file(\n", "def read_file(\n    *_,\n", "problem", id="reading rows"),
         pytest.param("lifecycle/report.py", "def write_page(\n", "def write_page(\n    *_,\n", "", id="pages are no outcome"),
     ],
@@ -228,7 +230,7 @@ def test_an_edited_function_runs_its_stage_and_no_other_if_it_decides_the_same(p
 
 
 def test_edited_prose_is_shown_and_runs_nothing(project):
-    edit(project / "nbs" / "02_data.ipynb", "Every row that came in is in exactly one table.", "No row is lost on the way.")
+    edit(project / "nbs" / "02_data.ipynb", "Every row that came in is in exactly one part:", "No row is lost on the way.")
     assert not_fresh(project) == []
     done = run(project)
     assert "Nothing to do" in done.stdout

@@ -61,15 +61,15 @@ def agree(
     problem: Problem, # Names source, target and owner
     file: str, # Of the contract, in the project; none if empty
     project: Path, # Holds it
-) -> tuple[Contract, list[str]]: # And the files that were written
+) -> tuple[Contract, list[str]]: # And the file that holds it, if one does
     "The contract that rows must keep."
     path, name = Path(project) / file, re.sub(r"\W+", "_", Path(split_address(problem.source)[0]).stem) or "rows"
     counts = file and problem.source not in BUNDLED and (
         not path.is_file() or problem.target in read_contract(path.read_text(), file).columns)
     if not counts:
         return infer_contract(rows, name, problem.owner), []
-    contract, inferred = contract_for(rows, path, name, problem.owner)
-    return contract, [file] * inferred
+    contract, _ = contract_for(rows, path, name, problem.owner)
+    return contract, [file]
 
 # %% ../../nbs/02_data.ipynb #11305daf
 def keep_text(
@@ -120,7 +120,7 @@ def admit(
     "Read rows, mend them, hold them to their contract; what is lost on the way is stored."
     rows, malformed, readings = read_again(problem)
     clean, aside, plan, changes, ledger = mend(rows, problem, steps, key, newest)
-    contract, made = agree(clean, problem, contract_file, workspace.project)
+    contract, agreed = agree(clean, problem, contract_file, workspace.project)
     kept = keep_text(write_contract(contract), "contracts/{}.yaml", workspace)
     checked = apply_contract(clean, contract, problem.source_sha256)
     commits = commit_facts(run, problem, kept, contract.version, readings)
@@ -131,7 +131,7 @@ def admit(
         "ingestions": readings, "rows_in": len(rows), "rows_quarantined": checked.quarantined, "ledger": ledger,
         "cleaning": keep_text(plan.model_dump_json(indent=1) + "\n", "cleaning/{}.json", workspace), "contract": kept,
         "contract_version": contract.version, "failures": checked.failures, "completeness": checked.completeness,
-        "made": made, "tables": tables}, commits
+        "agreed": agreed, "tables": tables}, commits
 
 # %% ../../nbs/02_data.ipynb #82aedc8e
 def prepare_data(

@@ -65,7 +65,8 @@ def release_model(
         return withheld(candidate, verdict), pd.DataFrame()
     sealed = open_sealed(workspace, dataset.tables["sealed"], run, "deployment", "service and pipeline compared")[plan.columns]
     columns = {name: str(kind) for name, kind in sealed.dtypes.items()}
-    bundle = Bundle(problem=problem, columns=columns, threshold=candidate.threshold, model=candidate.model,
+    served = problem.model_copy(update={"feasibility": None}) # A service has no use for it, and it holds seconds
+    bundle = Bundle(problem=served, columns=columns, threshold=candidate.threshold, model=candidate.model,
                     cleaning=read_cleaning(dataset, workspace))
     with workspace.lock("registry"):
         open_registry(workspace.tracking_uri, workspace.artifacts, candidate.model.name)

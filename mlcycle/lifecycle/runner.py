@@ -270,8 +270,8 @@ def run_stage(
 def _keep(run: Run, plan: Plan, state: State, output: Path, listener: Listener) -> None:
     "Keep what a stage left for the next time, unless something changed under its hands."
     stage, changes = state.stage, changes_under_way(plan, state)
-    made = {f"file {name}" for name in run.outcome(stage).made}
-    if strange := [each for each in changes if each[0] not in made]:
+    agreed = {f"file {name}" for name in run.outcome(stage).agreed}
+    if strange := [(name, old, new) for name, old, new in changes if old != "-" or name not in agreed]:
         listener.notice(f"{stage} will run again next time: while it ran, {summarise_changes(strange)}.")
         return
     now = state.ingredients | {name: new for name, _, new in changes}
