@@ -300,6 +300,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
             'mlcycle.data.stage': { 'mlcycle.data.stage.admit': ('data.html#admit', 'mlcycle/data/stage.py'),
                                     'mlcycle.data.stage.agree': ('data.html#agree', 'mlcycle/data/stage.py'),
                                     'mlcycle.data.stage.describe': ('data.html#describe', 'mlcycle/data/stage.py'),
+                                    'mlcycle.data.stage.is_about_another': ('data.html#is_about_another', 'mlcycle/data/stage.py'),
                                     'mlcycle.data.stage.keep_text': ('data.html#keep_text', 'mlcycle/data/stage.py'),
                                     'mlcycle.data.stage.mend': ('data.html#mend', 'mlcycle/data/stage.py'),
                                     'mlcycle.data.stage.prepare_data': ('data.html#prepare_data', 'mlcycle/data/stage.py'),
