@@ -92,11 +92,10 @@ def end_shell(
     if shell.pipe.closed:
         return
     shell.send(None)
-    done = waited(shell, time.monotonic() + grace)
+    waited(shell, time.monotonic() + grace)
     with suppress(ProcessLookupError, PermissionError):
         os.killpg(shell.process.pid, signal.SIGKILL)
-    if not done:
-        shell.process.join()
+    shell.process.join() # Whoever is told that a notebook has ended may rely on it
     LIVING.discard(shell.process.pid)
     for end in (shell.pipe, shell.lifeline):
         end.close()
@@ -105,14 +104,11 @@ def end_shell(
 def waited(
     shell: ForkedShell, # Told to end
     until: float, # Of the monotonic clock
-) -> bool: # Whether it did, in time
+) -> None:
     "Wait until a kernel closes its end of the pipe: it has nothing more to do, or is dead."
-    try:
+    with suppress(EOFError, OSError):
         while shell.pipe.poll(max(0, until - time.monotonic())):
             shell.pipe.recv()
-    except (EOFError, OSError):
-        return True
-    return False
 
 # %% ../../nbs/lifecycle/engine.ipynb #565f4fac
 def how_it_ended(
