@@ -15,7 +15,7 @@ import pandas as pd
 
 from ..cleaning import CleaningPlan, clean_cells, write_ledger
 from .clean import check_steps, clean_rows, plan_cleaning
-from .contract import Contract, read_contract, write_contract
+from .contract import Contract, write_contract
 from .inference import contract_for, infer_contract
 from .leakage import find_split_leaks
 from .quarantine import apply_contract, check_thresholds
@@ -58,12 +58,12 @@ def mend(
 
 # %% ../../nbs/02_data.ipynb #06b8cb7b
 def is_about_another(
+    contract: Contract, # That a file holds
     rows: pd.DataFrame, # Clean
-    file: Path, # Of a contract
     target: str, # A contract that does not know it is about another table
 ) -> bool:
     "Whether a contract is about another table: it lacks the target, or the rows lack most of its columns."
-    promised = set(read_contract(file.read_text(), str(file)).columns)
+    promised = set(contract.columns)
     return target not in promised or len(promised & set(rows)) < len(promised) / 2
 
 # %% ../../nbs/02_data.ipynb #2220b5fb
@@ -75,10 +75,11 @@ def agree(
 ) -> tuple[Contract, list[str]]: # And the file that holds it, if one does
     "The contract that rows must keep."
     path, name = Path(project) / file, re.sub(r"\W+", "_", Path(split_address(problem.source)[0]).stem) or "rows"
-    if not file or problem.source in BUNDLED or path.is_file() and is_about_another(rows, path, problem.target):
-        return infer_contract(rows, name, problem.owner), []
-    contract, _ = contract_for(rows, path, name, problem.owner)
-    return contract, [file]
+    if file and problem.source not in BUNDLED:
+        contract, _ = contract_for(rows, path, name, problem.owner)
+        if not is_about_another(contract, rows, problem.target):
+            return contract, [file]
+    return infer_contract(rows, name, problem.owner), []
 
 # %% ../../nbs/02_data.ipynb #11305daf
 def keep_text(

@@ -10,14 +10,13 @@ import io
 import re
 import zipfile
 from pathlib import Path
-from uuid import uuid4
 
 import numpy as np
 import pandas as pd
 from sklearn.base import BaseEstimator
 
 from ..errors import ArtefactError
-from ..lifecycle.workspace import hash_file
+from ..lifecycle.workspace import hash_file, replacing
 from ..metrics import Predictions
 from ..outcomes import Problem
 
@@ -58,14 +57,8 @@ def save_model(
     path: Path, # Where to; its folder is made
 ) -> str: # SHA-256 of the file
     "Save an estimator with skops."
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    half = path.with_name(f".{path.name}.{uuid4().hex[:8]}")
-    try:
+    with replacing(path) as half:
         half.write_bytes(model_bytes(model))
-        half.replace(path)
-    finally:
-        half.unlink(missing_ok=True)
     return hash_file(path)
 
 # %% ../../nbs/stores/models.ipynb #a9b48419

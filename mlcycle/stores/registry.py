@@ -16,11 +16,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
-from uuid import uuid4
 
 import pandas as pd
 from sklearn.base import BaseEstimator
 
+from ..lifecycle.workspace import replacing
 from ..outcomes import LeaderboardLine, ModelRef
 from .models import TRUSTED, hash_file, load_model, model_bytes, save_model
 
@@ -28,20 +28,16 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.models.model import ModelInfo
 
-# %% ../../nbs/stores/registry.ipynb #96eaaec3
-def _found_database(tracking_uri: str) -> None:
+# %% ../../nbs/stores/registry.ipynb #602bec98
+def _make_database(tracking_uri: str) -> None:
     "Make a new SQLite database under another name: on a full disk MLflow leaves half of one, which it cannot mend."
     from mlflow import MlflowClient
 
     path = Path(tracking_uri.removeprefix("sqlite:///"))
     if not tracking_uri.startswith("sqlite:///") or path.exists():
         return
-    half = path.with_name(f".{path.name}.{uuid4().hex[:8]}")
-    try:
+    with replacing(path) as half:
         MlflowClient(f"sqlite:///{half}").search_experiments(max_results=1)
-        half.rename(path)
-    finally:
-        half.unlink(missing_ok=True)
 
 # %% ../../nbs/stores/registry.ipynb #b60362e1
 def open_registry(
@@ -55,7 +51,7 @@ def open_registry(
     for name in ("mlflow", "alembic"):
         logging.getLogger(name).setLevel(logging.ERROR) # Else migrations fill the reports
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-    _found_database(tracking_uri)
+    _make_database(tracking_uri)
     mlflow.set_tracking_uri(tracking_uri)
     FILES[tracking_uri] = artifacts
     client, known = mlflow.MlflowClient(), mlflow.get_experiment_by_name(experiment)

@@ -15,11 +15,11 @@ from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import pandas as pd
 
 from ..errors import SourceError
+from ..lifecycle.workspace import replacing
 from ..outcomes import Ingestion
 from . import flights
 from .addresses import expand, mask, split_address
@@ -106,13 +106,8 @@ def keep_frame(
         raise SourceError(f"The frame has two columns named '{twice}'.", remedy="Rename one of them.")
     path = Path(folder) / "sources" / f"{hash_rows(rows)}.parquet"
     if not path.is_file():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        half = path.with_name(f".{path.name}.{uuid4().hex[:8]}")
-        try:
+        with replacing(path) as half:
             rows.to_parquet(half, index=False)
-            half.rename(path)
-        finally:
-            half.unlink(missing_ok=True)
     return str(path)
 
 # %% ../../nbs/stores/sources.ipynb #7c3df3d2
