@@ -31,7 +31,7 @@ def list_features(
 ) -> list[Feature]:
     "The features that the pipeline makes of some rows."
     origins = trace_features(clone(pipeline).fit(rows, target))
-    return [Feature(name=name, origin=column, kind=kind, made_by=MADE_BY[kind] if kind != "number" or name == column
+    return [Feature(name=name, origins=[column], kind=kind, made_by=MADE_BY[kind] if kind != "number" or name == column
                     else "outlier flag") for name, (column, kind) in origins.items()]
 
 # %% ../../nbs/03_features.ipynb #b0fc7586

@@ -14,10 +14,10 @@ from sklearn.base import BaseEstimator
 from sklearn.model_selection import FixedThresholdClassifier
 from threadpoolctl import threadpool_limits
 
+from ..folds import make_folds, thin
 from ..lifecycle.workspace import Workspace
 from ..metrics import get_metric
 from .candidates import NAMES, make_candidate
-from .folds import make_folds, thin
 from .search import Trial, choose_threshold, search_boosting, try_candidate, worker_processes
 from ..outcomes import Candidate, Dataset, FeaturePlan, ModelRef, Problem
 from ..stores.datasets import read_table
@@ -104,10 +104,11 @@ def find_model(
     "Let models compete, and register the best."
     workspace = workspace or Workspace.of()
     features = load_model(workspace.root / plan.pipeline.path, plan.pipeline.sha256)
-    rows = read_table(workspace.tables, dataset.tables["train"])[[*plan.columns, problem.target]]
+    needed = dict.fromkeys([*plan.columns, *filter(None, [problem.entity]), problem.target])
+    rows = read_table(workspace.tables, dataset.tables["train"])[list(needed)]
     few = thin(rows, search_rows)
-    small = len(few) < WORTH_CORES
-    splits = make_folds(problem, few, folds, seed)
+    splits, small = make_folds(problem, few, folds, seed), len(few) < WORTH_CORES
+    rows, few = (table[[*plan.columns, problem.target]] for table in (rows, few))
     with threadpool_limits(1 if small else None):
         ranked = compete(problem, features, few, splits, trials, seconds, seed, 1 if small else jobs)
         best = ranked[0]
