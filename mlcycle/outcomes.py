@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['Label', 'Task', 'MISSING_TEXT', 'Kind', 'OUTCOMES', 'STAGES', 'Record', 'Outcome', 'TableRef', 'FileRef', 'Score',
            'CurvePoint', 'Feasibility', 'Problem', 'Ingestion', 'Change', 'LedgerLine', 'RuleFailure', 'Dataset',
-           'Leak', 'Feature', 'FeaturePlan', 'LeaderboardLine', 'ModelRef', 'Candidate', 'Gate', 'Verdict', 'Parity',
-           'Release', 'Drift', 'Window', 'Health']
+           'Leak', 'Feature', 'FeaturePlan', 'LeaderboardLine', 'ModelRef', 'Calibration', 'Candidate', 'Gate',
+           'Verdict', 'Parity', 'Release', 'Drift', 'Window', 'Health']
 
 # %% ../nbs/outcomes.ipynb #d262a4f8
 from typing import Any, ClassVar, Literal
@@ -247,12 +247,16 @@ class FeaturePlan(Outcome):
 class LeaderboardLine(Record):
     "One model, scored on held-out folds."
 
-    measured: ClassVar[tuple[str, ...]] = ("fit_seconds",)
-    model: str
+    measured: ClassVar[tuple[str, ...]] = ("fit_seconds", "predict_seconds")
+    model: str # With the number of its trial, if it has one
+    kind: str = "" # The candidate: `linear`, `lightgbm`, …
+    family: str = "" # How its features were encoded
     score: Score
     folds: list[float]
-    fit_seconds: float
-    parameters: dict[str, Label | None]
+    difference: Score | None = None # To the best, fold by fold: below zero where it is worse; none for the best itself
+    fit_seconds: float # A fold
+    predict_seconds: float = 0.0 # 1,000 encoded rows
+    parameters: dict[str, Label | None] # Of an ensemble: the weights of its members
 
 # %% ../nbs/outcomes.ipynb #cce01823
 class ModelRef(Record):
@@ -264,10 +268,22 @@ class ModelRef(Record):
     run_id: str
     sha256: str # Of the skops file
 
+# %% ../nbs/outcomes.ipynb #1cdccaf1
+class Calibration(Record):
+    "Whether probabilities had to be put right."
+
+    slope: float # Above 1 bolder, below 1 more timid
+    shifts: list[float] # One a class
+    before: float # Log loss on held-out rows
+    after: float
+    gain: Score # Its difference, higher is better
+    kept: bool # Better by more than noise
+
 # %% ../nbs/outcomes.ipynb #23593cd2
 class Candidate(Outcome):
     "The best model that was found, and what it was compared with."
 
+    measured: ClassVar[tuple[str, ...]] = ("latency_ms", "study", "found")
     stage: ClassVar[str] = "modelling"
     model: ModelRef
     winner: str
@@ -276,6 +292,15 @@ class Candidate(Outcome):
     rows_searched: int # The leaderboard is about so many rows
     rows_fitted: int # The registered model learnt from so many
     threshold: float | None = None # Above it a binary score means the positive class
+    threshold_for: str = "" # The metric for which it was chosen
+    calibration: Calibration | None = None # Of a classification
+    out: dict[str, str] = {} # Candidates and trials that are not on the leaderboard, with the reason
+    searched: list[str] = [] # Candidates whose settings were looked for
+    study: str = "" # Folder of the search in the workspace
+    found: int = 0 # Trials that an interrupted search had left
+    late: bool = False # Time was up before the number of trials was reached: not to be repeated exactly
+    latency_ms: dict[str, float] = {} # `p50` and `p95` of one row, `1000 rows` at once
+    curve: list[CurvePoint] = [] # What the winner would have been with fewer rows
 
 # %% ../nbs/outcomes.ipynb #fc7d62f3
 class Gate(Record):

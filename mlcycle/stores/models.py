@@ -22,6 +22,13 @@ from ..outcomes import Problem
 
 # %% ../../nbs/stores/models.ipynb #9e371e81
 TRUSTED = [
+    "collections.OrderedDict", # A dictionary
+    "lightgbm.basic.Booster", # Trees, written as text and read by LightGBM itself
+    "lightgbm.sklearn.LGBMClassifier", # Settings, and its booster
+    "lightgbm.sklearn.LGBMRegressor", # Settings, and its booster
+    "mlcycle.blends.BlendClassifier", # Ours: models and weights
+    "mlcycle.blends.BlendRegressor", # Ours: models and weights
+    "mlcycle.blends.Calibrated", # Ours: a model and a few numbers
     "mlcycle.features.dates.DateParts", # Ours: no state but column names
     "mlcycle.outliers.OutlierForest", # Ours: medians, and a forest of scikit-learn's
     "mlcycle.outliers.OutlierGuard", # Ours: arrays of limits

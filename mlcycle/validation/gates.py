@@ -4,11 +4,10 @@
 
 # %% auto #0
 __all__ = ['ENOUGH_ROWS', 'ENOUGH_OF_A_CLASS', 'baseline_predictions', 'Evidence', 'decide_bound', 'operating_point',
-           'decide_operating_point', 'decide_against_baseline', 'decide_against_champion', 'time_predictions',
-           'decide_latency', 'name_groups', 'compare_groups', 'decide_ratio', 'decide_gates', 'draw_gates']
+           'decide_operating_point', 'decide_against_baseline', 'decide_against_champion', 'decide_latency',
+           'name_groups', 'compare_groups', 'decide_ratio', 'decide_gates', 'draw_gates']
 
-# %% ../../nbs/validation/gates.ipynb #bb63167c
-import time
+# %% ../../nbs/validation/gates.ipynb #ca432bd1
 from dataclasses import dataclass, field
 from textwrap import fill
 from typing import TYPE_CHECKING
@@ -20,11 +19,9 @@ from ..criteria import Criterion, read_criteria
 from ..metrics import (Metric, Predictions, difference_interval, encode, metric_for, resample, score, score_draws,
                              score_intervals)
 from ..outcomes import Gate, Problem, Score
-from ..stores.models import predict
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-    from sklearn.base import BaseEstimator
 
 # %% ../../nbs/validation/gates.ipynb #bf663228
 def baseline_predictions(
@@ -145,23 +142,6 @@ def decide_against_champion(
     shown = difference_interval(criterion.metric, problem, seen.truth, seen.said, seen.champion, seen.times, seen.seed)
     bound = 0.0 - _margin(criterion, problem, seen, seen.champion)
     return _gate(criterion, shown, bound, shown.low >= bound, seen.champion_note)
-
-# %% ../../nbs/validation/gates.ipynb #183f41bb
-def time_predictions(
-    model: "BaseEstimator", # Fitted
-    rows: pd.DataFrame, # Sealed ones
-    problem: Problem, # Says how to read the answer
-    threshold: float | None = None, # Of a binary task
-    most: int = 300, # So many rows are asked, evenly spread
-) -> np.ndarray: # Milliseconds, one a row
-    "How long single answers take."
-    asked = rows.iloc[np.unique(np.linspace(0, len(rows) - 1, most).astype(int))]
-    taken = []
-    for place in [*[0] * 5, *range(len(asked))]: # The first few warm up
-        row, start = asked.iloc[[place]], time.perf_counter()
-        predict(model, row, problem, threshold)
-        taken.append(1000 * (time.perf_counter() - start))
-    return np.array(taken[5:])
 
 # %% ../../nbs/validation/gates.ipynb #e1e76944
 def decide_latency(

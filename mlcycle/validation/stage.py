@@ -11,6 +11,7 @@ from dataclasses import replace
 import pandas as pd
 
 from ..criteria import read_criteria
+from ..latency import time_predictions
 from ..lifecycle.workspace import Workspace
 from ..metrics import Predictions, score, score_intervals
 from ..outcomes import Candidate, Dataset, Gate, Problem, Score, Verdict
@@ -18,7 +19,7 @@ from ..stores.datasets import read_table
 from ..stores.models import predict
 from ..stores.registry import get_alias, get_ref, load_registered, open_registry, set_alias
 from ..stores.sealed import count_openings, open_sealed
-from .gates import Evidence, baseline_predictions, decide_gates, time_predictions
+from .gates import Evidence, baseline_predictions, decide_gates
 
 # %% ../../nbs/05_validation.ipynb #60d89904
 def load_candidate(
