@@ -94,12 +94,17 @@ def build_model(
 # %% ../../nbs/modelling/choice.ipynb #bfea8cc9
 def leaderboard(
     arena: Arena, # Knows the metric and the folds
-    order: Sequence[Trial], # In the order of choice
+    order: Sequence[Trial], # In the order of choice; whoever was not asked in later rounds is compared on the first
 ) -> list[LeaderboardLine]: # The chosen one first
     "Every candidate, its score with an interval, and how far it is behind the best."
     metric, best = arena.problem.metric, rank(arena, order)[0]
+
+    def behind(trial: Trial) -> Score:
+        both = min(len(trial.scores), len(best.scores))
+        return mean_difference(metric, trial.scores[:both], best.scores[:both], arena.folds)
+
     return [LeaderboardLine(
         model=trial.name, kind=trial.model, family=trial.family, score=mean_score(metric, trial.scores, arena.folds),
         folds=trial.scores, parameters=trial.parameters, fit_seconds=trial.fit_seconds, predict_seconds=trial.predict_seconds,
-        difference=None if trial is best else mean_difference(metric, trial.scores, best.scores, arena.folds))
+        difference=None if trial is best else behind(trial))
         for trial in order]

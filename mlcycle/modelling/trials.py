@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FIRST_ROUND', 'Arena', 'check_folds', 'EncodedFold', 'inner_split', 'adapt', 'fold_file', 'FoldResult', 'fit_fold',
-           'Trial', 'run_trial', 'ask_folds', 'worker_processes']
+           'Trial', 'run_trial', 'ask_folds', 'ask_again', 'worker_processes']
 
 # %% ../../nbs/modelling/trials.ipynb #18435225
 import time
@@ -267,6 +267,21 @@ def _add_results(trial: Trial, arena: Arena, results: list[FoldResult]) -> None:
     per_row = np.mean([result.predict_seconds / len(result.said) for result in results]) * 1000
     trial.fit_seconds += share * (np.mean([result.fit_seconds for result in results]) - trial.fit_seconds)
     trial.predict_seconds += share * (per_row - trial.predict_seconds) if before else per_row
+
+# %% ../../nbs/modelling/trials.ipynb #9030db1a
+def ask_again(
+    arena: Arena, # With further folds after those that it was asked about
+    model: CandidateModel, # Which
+    trial: Trial, # So far
+) -> Trial: # With all folds
+    "A trial, asked about the folds that it does not know."
+    longer = replace(trial, scores=[*trial.scores], said=[*trial.said], grown=[*trial.grown])
+    try:
+        places = np.arange(len(trial.scores), len(arena.folds))
+        _add_results(longer, arena, ask_folds(arena, model, trial.family, trial.parameters, places))
+    except Exception as error: # As in `run_trial`
+        longer.status, longer.reason = "failed", f"{type(error).__name__}: {error}"
+    return longer
 
 # %% ../../nbs/modelling/trials.ipynb #8cb84ef1
 @contextmanager
