@@ -14,10 +14,8 @@ from sklearn.ensemble import (
     RandomForestClassifier,
     RandomForestRegressor,
 )
-from sklearn.impute import SimpleImputer
 from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.pipeline import Pipeline, make_pipeline
-from sklearn.preprocessing import StandardScaler
 
 from ..outcomes import Task
 
@@ -54,8 +52,10 @@ def make_candidate(
 ) -> Pipeline: # Unfitted; reads clean rows
     "A model behind the feature plan."
     model = (_regressor if task == "regression" else _classifier)(name, seed).set_params(**(parameters or {}))
-    scaled = [SimpleImputer(strategy="median", add_indicator=True), StandardScaler()] if name == "linear" else []
-    return make_pipeline(clone(plan), *scaled, model)
+    features = clone(plan)
+    if name == "linear" and "encode__family" in features.get_params():
+        features.set_params(encode__family="linear")
+    return make_pipeline(features, model)
 
 # %% ../../nbs/modelling/candidates.ipynb #da9a15f4
 def suggest_parameters(
