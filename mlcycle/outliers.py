@@ -87,8 +87,9 @@ class OutlierGuard(TransformerMixin, BaseEstimator):
 
     def get_feature_names_out(self, input_features=None):
         "The columns, and their flags."
-        flags = [f"{name}_outlier" for name in self.feature_names_in_[self.flagged_]] if self.action == "flag" else []
-        return np.asarray([*self.feature_names_in_, *flags], dtype=object)
+        names = self.feature_names_in_ if input_features is None else np.asarray(input_features, dtype=object)
+        flags = [f"{name}_outlier" for name in names[self.flagged_]] if self.action == "flag" else []
+        return np.asarray([*names, *flags], dtype=object)
 
 # %% ../nbs/outliers.ipynb #95280f83
 class OutlierForest(TransformerMixin, BaseEstimator):
@@ -116,7 +117,8 @@ class OutlierForest(TransformerMixin, BaseEstimator):
 
     def get_feature_names_out(self, input_features=None):
         "The columns, and the flag."
-        return np.asarray([*self.feature_names_in_, "row_outlier"], dtype=object)
+        names = self.feature_names_in_ if input_features is None else input_features
+        return np.asarray([*names, "row_outlier"], dtype=object)
 
     def _filled(self, X):
         numbers = _numbers(X)

@@ -20,8 +20,9 @@ from ..outcomes import Dataset, Feature, FeaturePlan, FileRef, Problem
 from ..stores.datasets import read_table
 from ..stores.models import model_bytes, save_model
 
-# %% ../../nbs/03_features.ipynb #ee9775db
-MADE_BY = {"number": "kept", "category": "one-hot", "many categories": "target encoding", "date": "date parts"}
+# %% ../../nbs/03_features.ipynb #104046a2
+MADE_BY = {"number": "kept", "category": "one-hot", "many categories": "target encoding", "date": "date parts",
+           "text": "text components"}
 
 # %% ../../nbs/03_features.ipynb #9efd72d7
 def list_features(
@@ -30,9 +31,10 @@ def list_features(
     target: pd.Series, # Of the same rows
 ) -> list[Feature]:
     "The features that the pipeline makes of some rows."
-    origins = trace_features(clone(pipeline).fit(rows, target))
-    return [Feature(name=name, origins=[column], kind=kind, made_by=MADE_BY[kind] if kind != "number" or name == column
-                    else "outlier flag") for name, (column, kind) in origins.items()]
+    origins, kinds = trace_features(clone(pipeline).fit(rows, target)), pipeline["encode"].kinds
+    return [Feature(name=name, origins=[column], kind=(kind := kinds.get(column, "number")),
+                    made_by=MADE_BY[kind] if kind != "number" or name == column else "outlier flag")
+            for name, column in origins.items()]
 
 # %% ../../nbs/03_features.ipynb #b0fc7586
 def plan_features(
@@ -51,7 +53,7 @@ def plan_features(
     kinds, dropped = find_kinds(candidates, most_missing)
     if not kinds:
         raise TargetError("No column is left to learn from.", remedy="; ".join(f"{k}: {why}" for k, why in dropped.items()))
-    pipeline = build_pipeline(kinds, problem.task != "regression", seed, outliers, outlier_method)
+    pipeline = build_pipeline(kinds, classify=problem.task != "regression", seed=seed, outliers=outliers, method=outlier_method)
     spread = slice(None, None, max(1, len(rows) // 20_000)) # Over the whole table, so that every part of a date varies
     features = list_features(pipeline, candidates.iloc[spread], rows[problem.target].iloc[spread])
     name = f"plans/{hashlib.sha256(model_bytes(pipeline)).hexdigest()[:12]}.skops"

@@ -30,6 +30,10 @@ TRUSTED = [
     "mlcycle.blends.BlendRegressor", # Ours: models and weights
     "mlcycle.blends.Calibrated", # Ours: a model and a few numbers
     "mlcycle.features.dates.DateParts", # Ours: no state but column names
+    "mlcycle.features.encode.EncodeFor", # Ours: names, and encoders that are looked at one by one
+    "mlcycle.features.encode.FrequentCodes", # Ours: lists of categories
+    "mlcycle.features.encode.Squash", # Ours: medians and spreads
+    "mlcycle.features.recipes.CreateFeatures", # Ours: a list of recipes that are looked at one by one
     "mlcycle.outliers.OutlierForest", # Ours: medians, and a forest of scikit-learn's
     "mlcycle.outliers.OutlierGuard", # Ours: arrays of limits
     "numpy.dtype", # A type of numbers
