@@ -247,7 +247,7 @@ class FeaturePlan(Outcome):
 class LeaderboardLine(Record):
     "One model, scored on held-out folds."
 
-    measured: ClassVar[tuple[str, ...]] = ("fit_seconds", "predict_seconds")
+    measured: ClassVar[tuple[str, ...]] = ("fit_seconds", "predict_seconds", "size")
     model: str # With the number of its trial, if it has one
     kind: str = "" # The candidate: `linear`, `lightgbm`, …
     family: str = "" # How its features were encoded
@@ -256,6 +256,7 @@ class LeaderboardLine(Record):
     difference: Score | None = None # To the best, fold by fold: below zero where it is worse; none for the best itself
     fit_seconds: float # A fold
     predict_seconds: float = 0.0 # 1,000 encoded rows
+    size: int = 0 # Bytes of the fitted model
     parameters: dict[str, Label | None] # Of an ensemble: the weights of its members
 
 # %% ../nbs/outcomes.ipynb #cce01823

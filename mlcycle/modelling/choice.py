@@ -106,5 +106,6 @@ def leaderboard(
     return [LeaderboardLine(
         model=trial.name, kind=trial.model, family=trial.family, score=mean_score(metric, trial.scores, arena.folds),
         folds=trial.scores, parameters=trial.parameters, fit_seconds=trial.fit_seconds, predict_seconds=trial.predict_seconds,
+        size=trial.size,
         difference=None if trial is best else behind(trial))
         for trial in order]

@@ -108,4 +108,5 @@ def make_ensemble(
     made.parameters = {trial.name: float(weight) for weight, trial in members}
     made.fit_seconds = sum(trial.fit_seconds for _, trial in members)
     made.predict_seconds = sum(trial.predict_seconds for _, trial in members)
+    made.size = sum(trial.size for _, trial in members)
     return made

@@ -6,7 +6,8 @@
 __all__ = ['FIRST_ROUND', 'Arena', 'check_folds', 'EncodedFold', 'inner_split', 'adapt', 'fold_file', 'FoldResult', 'fit_fold',
            'Trial', 'run_trial', 'ask_folds', 'ask_again', 'worker_processes']
 
-# %% ../../nbs/modelling/trials.ipynb #18435225
+# %% ../../nbs/modelling/trials.ipynb #857107f0
+import pickle
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -136,6 +137,7 @@ class FoldResult:
     fit_seconds: float
     predict_seconds: float # For all rows asked
     grown: int = 0 # Trees, where early stopping chose them
+    size: int = 0 # Bytes of the fitted model
 
 # %% ../../nbs/modelling/trials.ipynb #aaffa66f
 def _grow(model: CandidateModel, estimator: BaseEstimator, fold: EncodedFold) -> int:
@@ -185,7 +187,7 @@ def fit_fold(
         said = predict(estimator, fold.ask, arena.problem)
     asked = time.perf_counter()
     value = score(arena.problem.metric, arena.problem, truth, said)
-    return FoldResult(said, value, learnt - start, asked - learnt, grown)
+    return FoldResult(said, value, learnt - start, asked - learnt, grown, len(pickle.dumps(estimator)))
 
 # %% ../../nbs/modelling/trials.ipynb #f7c9984e
 FIRST_ROUND = 2 # Folds
@@ -204,6 +206,7 @@ class Trial:
     fit_seconds: float = 0.0 # A fold, on average
     predict_seconds: float = 0.0 # 1,000 rows
     grown: list[int] = field(default_factory=list) # Trees in each fold, where early stopping chose them
+    size: int = 0 # Bytes of the largest fitted model
     status: str = "complete" # Or `pruned`, `failed`, `late`
     reason: str = "" # Why it is not complete
 
@@ -263,6 +266,7 @@ def _add_results(trial: Trial, arena: Arena, results: list[FoldResult]) -> None:
         trial.scores.append(result.score)
         trial.said.append(result.said)
         trial.grown += [result.grown] if result.grown else []
+        trial.size = max(trial.size, result.size)
     share = len(results) / len(trial.scores)
     per_row = np.mean([result.predict_seconds / len(result.said) for result in results]) * 1000
     trial.fit_seconds += share * (np.mean([result.fit_seconds for result in results]) - trial.fit_seconds)
