@@ -22,7 +22,17 @@ from ..outcomes import Problem
 
 # %% ../../nbs/stores/models.ipynb #9e371e81
 TRUSTED = [
-    "mlcycle.features.dates.DateParts", # Ours: no state but column names
+    "mlcycle.features.arithmetic.CategoryPair", # Ours: names of columns
+    "mlcycle.features.arithmetic.ClockDuration", # Ours: names of columns
+    "mlcycle.features.arithmetic.Difference", # Ours: names of columns
+    "mlcycle.features.arithmetic.Duration", # Ours: names of columns
+    "mlcycle.features.arithmetic.GroupDeviation", # Ours: names of columns, arrays of hashes and means
+    "mlcycle.features.arithmetic.MissingCount", # Ours: names of columns
+    "mlcycle.features.arithmetic.Product", # Ours: names of columns
+    "mlcycle.features.arithmetic.Ratio", # Ours: names of columns
+    "mlcycle.features.dates.Cycle", # Ours: names of a column and of a period
+    "mlcycle.features.dates.DateParts", # Ours: names of columns and parts, and the first moment of each
+    "mlcycle.features.recipes.CreateFeatures", # Ours: a list of recipes
     "mlcycle.outliers.OutlierForest", # Ours: medians, and a forest of scikit-learn's
     "mlcycle.outliers.OutlierGuard", # Ours: arrays of limits
     "numpy.dtype", # A type of numbers
