@@ -171,51 +171,80 @@ def list_candidates(
     found += [MissingCount(gaps)] if len(gaps) > 1 else []
     return found + [Cycle(name, period) for name in of["date"] for period in ("day", "week", "year")]
 
-# %% ../../nbs/features/propose.ipynb #7f5d9977
-def _pursue(
-    bins: dict[int, np.ndarray], # Of each candidate, by its number
-    left: np.ndarray, # What is to be explained, shape (n, answers)
-    halves: np.ndarray, # Which rows learn first
-    most: int, # Take at most so many
-    errors: float, # A candidate must explain so many standard errors
-) -> list[tuple[float, int]]: # Gain and number of each candidate that was taken, in order
-    "Take the best candidate, take away what it explains, and ask the others again."
-    gains = {number: _gain(_explained(each, left, halves), left) for number, each in bins.items()}
-    waiting = [(gain, -number) for number, (gain, sure) in gains.items() if gain > 0 and sure > errors]
-    waiting = sorted(waiting, reverse=True)[:150]
-    taken, fresh = [], set(waiting)
-    while waiting and len(taken) < most:
-        best = waiting.pop(0)
-        said = _explained(bins[-best[1]], left, halves)
-        gain, sure = _gain(said, left)
-        if best in fresh: # Nothing was taken since it was asked
-            taken.append((gain, -best[1]))
-            left, fresh = left - said, set()
-        elif gain > 0 and sure > errors: # Others explain a part of it by now: it waits for its turn
-            fresh.add((gain, best[1]))
-            waiting = sorted([*waiting, (gain, best[1])], reverse=True)
-    return taken
-
-# %% ../../nbs/features/propose.ipynb #c10610ef
-def _screen(
+# %% ../../nbs/features/propose.ipynb #b125a06c
+def _values(
     candidates: list[Recipe], # Distinct
     rows: pd.DataFrame, # With the columns that they read
-    left: dict[bool, np.ndarray], # What is unexplained: by curves (false), by a linear model (true, for cycles)
-    halves: np.ndarray, # Which rows learn first
-    most: int, # Take at most so many
-) -> list[Recipe]: # Best first
-    "The candidates that explain more than chance."
-    bins = {}
+    left: np.ndarray, # What is unexplained, shape (n, answers)
+    halves: np.ndarray, # Each says what categories mean in the other
+    most: int = 250, # Keep so many candidates, those that say most by themselves
+) -> tuple[list[int], np.ndarray]: # Numbers of the candidates that vary, and what a booster sees of them
+    "The candidates' values; of categories, what they say about the other half."
+    found = []
     for number, recipe in enumerate(candidates):
         name, values = next(iter(clone(recipe).fit(rows).make(rows).items()))
-        bins[number] = _bins(values, recipe.kinds()[name])
-    bins = {number: each for number, each in bins.items() if np.count_nonzero(np.bincount(each)) > 1}
-    errors = float(stats.norm.isf(0.01 / max(len(bins), 1)))
-    taken = []
-    for cyclic in (False, True):
-        some = {number: each for number, each in bins.items() if isinstance(candidates[number], Cycle) == cyclic}
-        taken += _pursue(some, left[cyclic], halves, most, errors) if some else []
-    return [candidates[number] for _, number in sorted(taken, key=lambda each: (-each[0], each[1]))][:most]
+        bins = _bins(values, recipe.kinds()[name])
+        if np.count_nonzero(np.bincount(bins)) > 1:
+            said = _explained(bins, left, halves)
+            found.append((_gain(said, left)[0], number, values if recipe.kinds()[name] == "number" else said[:, 0]))
+    found = sorted(sorted(found, key=lambda each: -each[0])[:most], key=lambda each: each[1])
+    return [number for _, number, _ in found], np.column_stack([np.empty((len(rows), 0)), *(values for _, _, values in found)])
+
+# %% ../../nbs/features/propose.ipynb #80c58989
+def _uses(
+    view: np.ndarray, # Columns, shape (n, m)
+    values: np.ndarray, # Candidates, shape (n, c)
+    left: np.ndarray, # What is unexplained, shape (n, answers)
+    halves: np.ndarray, # Which rows learn first
+    seed: int, # Of the noise
+    noises: int = 20, # Columns of noise
+) -> np.ndarray: # Shape (c,); 0 for one that does not do better than noise
+    "How much a booster uses each candidate beside all others."
+    rng, uses = np.random.default_rng(seed), []
+    drawn = rng.choice(values.shape[1], min(noises, values.shape[1]), replace=False)
+    noise = values[rng.permutation(len(values))][:, drawn]
+    seen = np.hstack([view, values, noise])
+    for half in (halves, ~halves):
+        gains = np.zeros(seen.shape[1])
+        for which in range(left.shape[1]):
+            booster = _booster(15, max(20, 80 // left.shape[1]), seed).fit(seen[half], left[half, which])
+            gains += booster.feature_importances_ / max(booster.feature_importances_.sum(), 1e-12)
+        ours, theirs = gains[view.shape[1]: -len(drawn)], gains[-len(drawn):]
+        uses.append(np.where(ours > theirs.max(), ours, 0))
+    return np.where(np.minimum(*uses) > 0, np.mean(uses, axis=0), 0) / left.shape[1]
+
+# %% ../../nbs/features/propose.ipynb #10e065b6
+def _bends(cycles: list[Recipe], rows: pd.DataFrame, off: np.ndarray, halves: np.ndarray) -> Iterator[tuple[float, Recipe]]:
+    "Cycles that say more than chance, each with its share of the variance."
+    for recipe in cycles:
+        gain, sure = _gain(_explained(_bins(next(iter(recipe.make(rows).values())), "number"), off, halves), off)
+        if sure > stats.norm.isf(0.01 / len(cycles)) and gain > 0.002:
+            yield gain, recipe
+
+# %% ../../nbs/features/propose.ipynb #fb6c6695
+def _choose(
+    candidates: list[Recipe], # Distinct
+    rows: pd.DataFrame, # With the columns that they read
+    view: np.ndarray, # What a booster sees of the columns
+    coded: set[int], # Places of categories in it
+    left: np.ndarray, # What curves leave unexplained
+    answers: np.ndarray, # What is predicted
+    problem: Problem, # Says whether time orders the rows
+    seed: int, # Of the halves and the noise
+) -> list[Recipe]: # Best first
+    "The candidates that say more than chance."
+    place = np.arange(len(rows))
+    halves = place * 8 // len(rows) % 2 == 0 if problem.time else np.random.default_rng(seed).permutation(place) % 2 == 0
+    for which in coded: # What a category says about the other half
+        view[:, which] = _explained(view[:, which].astype(int) + 1, answers, halves)[:, 0]
+    cycles = [recipe for recipe in candidates if isinstance(recipe, Cycle)]
+    others = [recipe for recipe in candidates if not isinstance(recipe, Cycle)]
+    numbers, values = _values(others, rows, left, halves)
+    found = [*_bends(cycles, rows, _off_the_line(view, answers, halves), halves)]
+    if numbers:
+        uses = _uses(view, values, left, halves, seed)
+        found += [(float(use), others[number]) for use, number in zip(uses, numbers, strict=True) if use > 0]
+    return [recipe for _, recipe in sorted(found, key=lambda each: -each[0])]
 
 # %% ../../nbs/features/propose.ipynb #99d73598
 def propose_recipes(
@@ -239,8 +268,4 @@ def propose_recipes(
     candidates = list_candidates(rows, dict(sorted(kinds.items(), key=lambda each: -use.get(each[0], 0.0))))
     taken = {*kinds, *(name for recipe in extra for name in recipe.describe())}
     candidates = [recipe for recipe in candidates if not taken & recipe.describe().keys()]
-    place = np.arange(len(rows))
-    halves = place * 8 // len(rows) % 2 == 0 if problem.time else np.random.default_rng(seed).permutation(place) % 2 == 0
-    numbers = [number for number in range(len(owners)) if number not in {*few, *many}]
-    off = _off_the_line(view[:, numbers], answers, halves) if numbers else left
-    return [*extra, *_screen(candidates, rows, {False: left, True: off}, halves, most)]
+    return [*extra, *_choose(candidates, rows, view, {*few, *many}, left, answers, problem, seed)[:most]]
