@@ -29,6 +29,15 @@ TRUSTED = [
     "mlcycle.blends.BlendClassifier", # Ours: models and weights
     "mlcycle.blends.BlendRegressor", # Ours: models and weights
     "mlcycle.blends.Calibrated", # Ours: a model and a few numbers
+    "mlcycle.features.arithmetic.CategoryPair", # Ours: names of columns
+    "mlcycle.features.arithmetic.ClockDuration", # Ours: names of columns
+    "mlcycle.features.arithmetic.Difference", # Ours: names of columns
+    "mlcycle.features.arithmetic.Duration", # Ours: names of columns
+    "mlcycle.features.arithmetic.GroupDeviation", # Ours: names of columns, arrays of hashes and means
+    "mlcycle.features.arithmetic.MissingCount", # Ours: names of columns
+    "mlcycle.features.arithmetic.Product", # Ours: names of columns
+    "mlcycle.features.arithmetic.Ratio", # Ours: names of columns
+    "mlcycle.features.dates.Cycle", # Ours: names of a column and of a period
     "mlcycle.features.dates.DateParts", # Ours: no state but column names
     "mlcycle.features.encode.EncodeFor", # Ours: names, and encoders that are looked at one by one
     "mlcycle.features.encode.FrequentCodes", # Ours: lists of categories
