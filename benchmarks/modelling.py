@@ -38,7 +38,7 @@ def python_of(bench: Path, competitor: str) -> Path:
 
 
 @app.command()
-def setup(bench: Bench = Path(".bench")) -> None:
+def setup(bench: Bench = HERE.parent / ".bench") -> None:
     """Make the environments of the peers, and the tables."""
     bench = bench.resolve()
     for name in sorted(set(ENVIRONMENTS.values())):
@@ -104,7 +104,9 @@ def run_one(bench: Path, about: dict, fold: int, competitor: str, seconds: float
             truth = pd.concat([pd.read_parquet(file) for file in ask])[about["target"]]
             line |= json.loads(told.with_name("took.json").read_text())
             return line | {"score": score(about, truth, pd.read_parquet(predictions))}
-        except (ValueError, KeyError, subprocess.TimeoutExpired) as error:
+        except subprocess.TimeoutExpired as error:
+            return line | {"error": f"it was stopped after {error.timeout:g} seconds"}
+        except (ValueError, KeyError) as error:
             return line | {"error": last_words(str(error))}
 
 
@@ -141,7 +143,7 @@ def measure(
     fold: Annotated[list[int] | None, typer.Option(help="Folds, from 0; all if none is named.")] = None,
     again: Annotated[bool, typer.Option("--again", help="Measure also what was measured before.")] = False,
     results: Annotated[Path | None, typer.Option(help="File to append to; results.jsonl in the bench folder.")] = None,
-    bench: Bench = Path(".bench"),
+    bench: Bench = HERE.parent / ".bench",
 ) -> None:
     """Measure what is not measured yet, one process at a time; an interrupted benchmark goes on where it was."""
     bench = bench.resolve()
@@ -168,10 +170,11 @@ def measure(
 def report(
     results: Annotated[Path | None, typer.Option(help="File of what was measured; results.jsonl in the bench folder.")] = None,
     out: Annotated[Path, typer.Option(help="The page.")] = HERE / "results" / "modelling.md",
-    bench: Bench = Path(".bench"),
+    bench: Bench = HERE.parent / ".bench",
 ) -> None:
     """Write the page of what was measured."""
     tables = [json.loads((bench / "data" / f"{name}.json").read_text()) for name in TABLES]
+    tables = [table | {"about": TABLES[table["name"]].__doc__} for table in tables]
     lines = read_lines(results or bench / "results.jsonl")
     sizes = {table["name"]: part_rows(bench / "data", table) for table in tables}
     lines = [line | sizes[line["table"]][line["fold"]] for line in lines if line["table"] in sizes]

@@ -1,5 +1,6 @@
 """The measured lines of the modelling benchmark as a page of tables."""
 
+import re
 from dataclasses import dataclass
 from statistics import mean, stdev
 
@@ -16,7 +17,8 @@ TITLES = {
 }
 METRICS = {"roc_auc": "ROC-AUC, higher is better", "log_loss": "log loss, lower is better", "rmse": "RMSE, lower is better"}
 LOSSES = ("log_loss", "rmse")
-DIGITS = {"roc_auc": 4, "log_loss": 4, "rmse": 4}
+DIGITS = 4
+VARIANT = re.compile(r"(_r\d+)?(_BAG)?(_L\d+)?(_FULL)?$")  # What AutoGluon adds to the name of a learner
 
 
 @dataclass(frozen=True)
@@ -72,8 +74,8 @@ def score_table(results: Results) -> str:
     for table in results.whole():
         cells = []
         for name in results.competitors:
-            scores, digits = results.scores(table["name"], name), DIGITS[table["metric"]]
-            said = f"{mean(scores):.{digits}f} ± {stdev(scores):.{digits}f}" if scores else "failed"
+            scores = results.scores(table["name"], name)
+            said = f"{mean(scores):.{DIGITS}f} ± {stdev(scores):.{DIGITS}f}" if scores else "failed"
             rank = ranks.loc[table["name"], name]
             cells.append(f"**{said}** ({rank:g})" if rank == ranks.loc[table["name"]].min() else f"{said} ({rank:g})")
         rows.append([table["name"], METRICS[table["metric"]].split(",")[0], *cells])
@@ -126,7 +128,7 @@ def learner_list(results: Results) -> str:
     for name in results.competitors:
         lines = [line for line in results.lines if line["competitor"] == name and "score" in line]
         versions = {f"{package} {its}" for line in lines for package, its in line["versions"].items()}
-        learners = {one.split("_")[0] for line in lines for one in line["learners"] if ":" not in one and " " not in one}
+        learners = {VARIANT.sub("", one) for line in lines for one in line["learners"] if " " not in one}
         said.append(f"- {TITLES[name]}: {', '.join(sorted(versions))}. Learners: {', '.join(sorted(learners))}.")
     return "\n".join(said)
 

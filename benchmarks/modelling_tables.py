@@ -78,7 +78,7 @@ def churn() -> Made:
 
 
 def hotel() -> Made:
-    """Daily rate of a hotel room. Left out: the room assigned on arrival, and the arrival date said a second time, as a number."""
+    """Daily rate of a hotel room. Left out: the room assigned on arrival, and the arrival date once more as a number."""
     rows = rdataset("modeldata", "hotel_rates", leave=("assigned_room_type", "arrival_date_num"))
     return rows.assign(arrival_date=pd.to_datetime(rows["arrival_date"])), "avg_price_per_room", "regression"
 
