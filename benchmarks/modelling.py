@@ -26,7 +26,7 @@ ENVIRONMENTS = {"tables": "tables", "flaml": "flaml", "autogluon_medium": "autog
 ONE_THREAD = ["OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS", "LOKY_MAX_CPU_COUNT"]
 PATIENCE = 5  # Times the seconds, and two minutes more: then a competitor is stopped
 Competitor = StrEnum("Competitor", {name: name for name in COMPETITORS})
-TableName = StrEnum("TableName", {name.replace(" ", "_"): name for name in TABLES})
+TableName = StrEnum("TableName", {name: name for name in TABLES})
 Bench = Annotated[Path, typer.Option(help="Where environments, tables and results are; git ignores the default.")]
 app = typer.Typer(add_completion=False, help=__doc__)
 

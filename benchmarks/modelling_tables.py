@@ -127,9 +127,9 @@ TABLES: dict[str, Callable[[], Made]] = {
     "hotel": hotel,
     "diamonds": diamonds,
     "flights": flights,
-    "flights in time": flights_in_time,
+    "flights_in_time": flights_in_time,
 }  # From few values to many
-TIMES = {"flights in time": "time_hour"}
+TIMES = {"flights_in_time": "time_hour"}
 
 
 def part(name: str, rows: pd.DataFrame, target: str, task: str) -> np.ndarray:
