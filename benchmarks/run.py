@@ -10,7 +10,7 @@ from typing import Annotated
 import batch
 import data
 import engine
-import modelling
+import model
 import noop
 import service
 import typer
@@ -24,7 +24,7 @@ from mlcycle.lifecycle.plan import make_plan, versions
 from mlcycle.lifecycle.runner import Choice, run_plan
 from mlcycle.lifecycle.workspace import Run
 
-BENCHMARKS = {"service": service.compare, "modelling": modelling.compare}  # Of a release
+BENCHMARKS = {"service": service.compare, "model": model.compare}  # Of a release
 ALONE = {"data": data.compare, "engine": engine.compare, "noop": noop.compare, "batch": batch.compare}
 Name = StrEnum("Name", [*BENCHMARKS, *ALONE])
 console = Console()

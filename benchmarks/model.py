@@ -1,0 +1,52 @@
+"""The model that stage 4 chose beside scikit-learn's gradient boosting as it comes, on the same rows."""
+
+from collections.abc import Callable
+
+import pandas as pd
+from comparison import Comparison
+from sklearn.compose import make_column_selector, make_column_transformer
+from sklearn.ensemble import HistGradientBoostingClassifier
+from sklearn.pipeline import Pipeline, make_pipeline
+from sklearn.preprocessing import FunctionTransformer, OrdinalEncoder
+
+from mlcycle.lifecycle.workspace import Run
+from mlcycle.metrics import difference_interval, score
+from mlcycle.stores.datasets import read_table
+from mlcycle.stores.models import predict
+from mlcycle.stores.registry import load_registered, open_registry
+from mlcycle.stores.sealed import open_sealed
+
+PEER = "HistGradientBoosting, default"
+
+
+def to_seconds(times: pd.DataFrame) -> pd.DataFrame:
+    """Time stamps as numbers; a missing one stays missing."""
+    return (times - pd.Timestamp(0)) / pd.Timedelta(seconds=1)
+
+
+def plain_boosting() -> Pipeline:
+    """Default settings on columns turned into numbers the plainest way."""
+    codes = OrdinalEncoder(handle_unknown="use_encoded_value", unknown_value=-1)
+    numbers = make_column_transformer(
+        (codes, make_column_selector(dtype_include="str")),
+        (FunctionTransformer(to_seconds), make_column_selector(dtype_include="datetime")),
+        remainder="passthrough",
+    )
+    return make_pipeline(numbers, HistGradientBoostingClassifier(random_state=0))
+
+
+def compare(run: Run, step: Callable[[str], None]) -> list[Comparison]:
+    """ROC-AUC of both on the sealed rows."""
+    problem, columns, model = run.problem, run.plan.columns, run.candidate.model
+    train = read_table(run.workspace.tables, run.dataset.tables["train"])
+    sealed = open_sealed(run.workspace, run.dataset.tables["sealed"], why="a benchmark of the model")
+    step("fit the peer")
+    peer = plain_boosting().fit(train[columns], train[problem.target])
+    open_registry(run.workspace.tracking_uri, run.workspace.artifacts, model.name)
+    truth = sealed[problem.target].to_numpy()
+    said = [predict(fitted, sealed[columns], problem) for fitted in (load_registered(model), peer)]
+    step("resample")
+    better = difference_interval("roc_auc", problem, truth, *said)
+    note = f"{run.candidate.winner}: better by {better.value:+.3f}, 95 %: {better.low:+.3f} to {better.high:+.3f}"
+    scores = [[score("roc_auc", problem, truth, one)] for one in said]
+    return [Comparison(f"ROC-AUC, {len(sealed)} sealed rows", PEER, *scores, better="higher", note=note)]

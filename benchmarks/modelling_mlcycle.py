@@ -1,0 +1,71 @@
+"""mlcycle as a competitor: stages 3 and 4 on the rows of a fold, in a workspace that goes with the process."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+
+from mlcycle.features.stage import plan_features
+from mlcycle.lifecycle.workspace import Workspace
+from mlcycle.modelling.stage import find_model
+from mlcycle.outcomes import Dataset, FileRef, Problem
+from mlcycle.stores.datasets import write_table
+from mlcycle.stores.models import predict
+from mlcycle.stores.registry import load_registered, open_registry
+
+LEAST = 5.0  # Seconds left to the search when stage 3 has used up nearly all
+TAIL = 0.15  # Of the seconds: for the last fit and the registry
+
+
+def state_problem(train: pd.DataFrame, target: str, task: str, metric: str, when: str = "") -> Problem:
+    """The question, as stage 1 would have said it."""
+    classes = [] if task == "regression" else sorted(train[target].unique().tolist())
+    return Problem(
+        decision="A benchmark.",
+        question=f"What is {target}?",
+        owner="benchmark",
+        source="benchmark.parquet",
+        source_sha256="",
+        target=target,
+        task=task,
+        classes=classes,
+        positive=classes[1] if task == "binary" else None,
+        metric=metric,
+        metrics=[metric],
+        criteria=[],
+        time=when,
+        rows=len(train),
+    )
+
+
+def state_dataset(train: pd.DataFrame, workspace: Workspace) -> Dataset:
+    """The rows, as stage 2 would have stored them."""
+    table = write_table(workspace.tables, "train", train.rename_axis("row_id"))
+    many = {"rows_in": len(train), "rows_clean": len(train), "rows_set_aside": 0}
+    nothing = {"ledger": [], "contract": FileRef(path="", sha256=""), "split": "", "decision": "A benchmark."}
+    return Dataset(**many, **nothing, tables={"train": table})
+
+
+def fit_mlcycle(
+    train: pd.DataFrame, target: str, task: str, metric: str, seconds: float, seed: int, when: str = ""
+) -> tuple[Callable[[pd.DataFrame], tuple[object, list]], list[str]]:
+    """Plan features and find a model, within the seconds; predictions come with their classes, winners with their scores."""
+    started, workspace = time.perf_counter(), Workspace(Path.cwd())
+    problem, dataset = state_problem(train, target, task, metric, when), state_dataset(train, workspace)
+    plan = plan_features(problem, dataset, workspace, seed=seed)
+    left = max(LEAST, seconds * (1 - TAIL) - (time.perf_counter() - started))
+    found = find_model(problem, dataset, plan, workspace, trials=10_000, seconds=left, seed=seed, jobs=1)
+    open_registry(workspace.tracking_uri, workspace.artifacts, found.model.name)
+    model = load_registered(found.model)
+
+    def answer(rows: pd.DataFrame) -> tuple[object, list]:
+        """Numbers of a regression, otherwise a probability for each class."""
+        said = predict(model, rows[plan.columns], problem)
+        if task == "regression":
+            return said.labels, []
+        if task == "binary":  # Of the positive class
+            return pd.DataFrame({0: 1 - said.scores, 1: said.scores}).to_numpy(), [0, 1]
+        return said.scores, problem.classes
+
+    return answer, [f"best: {found.winner}", *dict.fromkeys(line.model.split()[0] for line in found.leaderboard)]
