@@ -15,6 +15,7 @@ from pathlib import Path
 from uuid import uuid4
 
 import pandas as pd
+import pyarrow as pa
 from deltalake import ColumnProperties, CommitProperties, DeltaTable, PostCommitHookProperties, WriterProperties, write_deltalake
 from filelock import FileLock
 
@@ -63,7 +64,8 @@ def write_table(
         before = set(path.rglob("*"))
         facts = {"sha256": sha256, "rows": str(len(rows)), "mlcycle": __version__} | about
         try:
-            write_deltalake(path, rows.reset_index(), mode="overwrite", schema_mode="overwrite",
+            whole = pa.Table.from_pandas(rows.reset_index(), preserve_index=False).combine_chunks() # Else batches change places
+            write_deltalake(path, whole, mode="overwrite", schema_mode="overwrite",
                             commit_properties=CommitProperties(custom_metadata=facts),
                             post_commithook_properties=PostCommitHookProperties(cleanup_expired_logs=False),
                             writer_properties=WriterProperties(compression="SNAPPY", default_column_properties=PLAIN))
