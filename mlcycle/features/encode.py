@@ -243,7 +243,9 @@ def _fit_steps(steps: list, values, target, names: list[str]) -> tuple[list, np.
     for step in steps:
         if done and not values.shape[1]: # A date none of whose parts varies
             break
-        values = step.fit_transform(values, target)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning) # About columns that are empty in these rows
+            values = step.fit_transform(values, target)
         marks = step.get_feature_names_out(marks)
         done.append(step)
     return done, np.asarray(values, dtype=float), [_unmark(mark, names) for mark in marks]
