@@ -52,8 +52,35 @@ SCALERS = {
 # %% ../../nbs/features/encode.ipynb #54fca4ac
 CHUNK = 1 << 16 # Rows that are encoded at once, so that what comes in between stays small
 
-# %% ../../nbs/features/encode.ipynb #7dc62239
-class EncodeFor(TransformerMixin, BaseEstimator):
+# %% ../../nbs/features/encode.ipynb #f2cc1c49
+class _Encoded(TransformerMixin, BaseEstimator):
+    "What an encoder does once it is fitted."
+
+    def transform(self, X: pd.DataFrame):
+        "Floats of shape (n, features); for boosters with categories of their own, a frame."
+        check_is_fitted(self)
+        _check_columns(X, self.kinds)
+        numbers = np.empty((len(X), len(self.features_)))
+        for start in range(0, len(X), CHUNK):
+            _fill(numbers[start:start + CHUNK], X.iloc[start:start + CHUNK], self.parts_)
+        return self._finish(numbers, X.index)
+
+    def _finish(self, numbers, index):
+        return to_native(numbers, index, self.features_, self.origins_, self.parts_) if self.family == "native" else numbers
+
+    def get_feature_names_out(self, input_features=None) -> np.ndarray:
+        "What each number is called."
+        check_is_fitted(self)
+        return np.asarray(self.features_, dtype=object)
+
+    def __sklearn_tags__(self):
+        tags = super().__sklearn_tags__()
+        tags.input_tags.allow_nan = tags.input_tags.string = tags.input_tags.categorical = True
+        tags.target_tags.required = self.family != "native" and "many categories" in self.kinds.values()
+        return tags
+
+# %% ../../nbs/features/encode.ipynb #ca533961
+class EncodeFor(_Encoded):
     "Columns as numbers, for a family of models."
 
     def __init__(
@@ -80,38 +107,13 @@ class EncodeFor(TransformerMixin, BaseEstimator):
         _check_parameters(self)
         _check_columns(X, self.kinds)
         self.feature_names_in_, self.n_features_in_ = np.asarray(X.columns, dtype=object), X.shape[1]
-        self.parts_, self.features_, self.origins_, blocks = [], [], [], []
-        for kind, names in group_columns(self.kinds):
-            part, block, origins = fit_part(self, kind, names, X, None if y is None else _plain(y))
-            self.parts_.append(part)
-            blocks.append(block)
-            self.features_ += [name for name, _ in origins]
-            self.origins_ += [origin for _, origin in origins]
-        self.features_ = _name_apart(self.features_, self.family)
+        target = None if y is None else _plain(y)
+        fitted = [fit_part(self, kind, names, X, target) for kind, names in group_columns(self.kinds)]
+        self.parts_, blocks, made = map(list, zip(*fitted, strict=True)) if fitted else ([], [], [])
+        self.features_ = _name_apart([name for part in made for name, _ in part], self.family)
+        self.origins_ = [origin for part in made for _, origin in part]
+        del fitted # So that blocks can be let go
         return self._finish(_join(blocks, len(X)), X.index)
-
-    def transform(self, X: pd.DataFrame):
-        "Floats of shape (n, features); for boosters with categories of their own, a frame."
-        check_is_fitted(self)
-        _check_columns(X, self.kinds)
-        numbers = np.empty((len(X), len(self.features_)))
-        for start in range(0, len(X), CHUNK):
-            _fill(numbers[start:start + CHUNK], X.iloc[start:start + CHUNK], self.parts_)
-        return self._finish(numbers, X.index)
-
-    def _finish(self, numbers, index):
-        return to_native(numbers, index, self.features_, self.origins_, self.parts_) if self.family == "native" else numbers
-
-    def get_feature_names_out(self, input_features=None) -> np.ndarray:
-        "What each number is called."
-        check_is_fitted(self)
-        return np.asarray(self.features_, dtype=object)
-
-    def __sklearn_tags__(self):
-        tags = super().__sklearn_tags__()
-        tags.input_tags.allow_nan = tags.input_tags.string = tags.input_tags.categorical = True
-        tags.target_tags.required = self.family != "native" and "many categories" in self.kinds.values()
-        return tags
 
 # %% ../../nbs/features/encode.ipynb #5483f2d2
 def _check_parameters(encoder: EncodeFor) -> None:
