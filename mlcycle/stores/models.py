@@ -39,9 +39,11 @@ TRUSTED = [
     "mlcycle.features.arithmetic.Ratio", # Ours: names of columns
     "mlcycle.features.dates.Cycle", # Ours: names of a column and of a period
     "mlcycle.features.dates.DateParts", # Ours: no state but column names
+    "mlcycle.features.encode.Chain", # Ours: names, and encoders that are looked at one by one
     "mlcycle.features.encode.EncodeFor", # Ours: names, and encoders that are looked at one by one
-    "mlcycle.features.encode.FrequentCodes", # Ours: lists of categories
-    "mlcycle.features.encode.Squash", # Ours: medians and spreads
+    "mlcycle.features.encoders.Lookup", # Ours: a list of categories and an array
+    "mlcycle.features.encoders.Squash", # Ours: medians and spreads
+    "mlcycle.features.encoders.TextComponents", # Ours: groups of letters and arrays
     "mlcycle.features.recipes.CreateFeatures", # Ours: a list of recipes that are looked at one by one
     "mlcycle.outliers.OutlierForest", # Ours: medians, and a forest of scikit-learn's
     "mlcycle.outliers.OutlierGuard", # Ours: arrays of limits
