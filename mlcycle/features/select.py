@@ -23,8 +23,8 @@ from sklearn.base import clone
 from ..errors import MetricError
 from .pipeline import build_pipeline, trace_features
 from .recipes import CreateFeatures, Recipe
-from ..folds import half_width, make_folds, mean_difference, mean_score, thin
-from ..metrics import cost_matrix, get_metric, score
+from ..folds import make_folds, mean_difference, mean_score, thin
+from ..metrics import cost_matrix, get_metric, score, score_each
 from ..outcomes import Feature, Problem, Score
 from ..stores.models import predict
 from ..stores.progress import Bar
@@ -80,7 +80,8 @@ def repeat_folds(
     for repeat in repeats:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore") # A class may have fewer rows than there are folds
-            made += [Fold(repeat, *pair) for pair in make_folds(problem, rows, folds + bool(problem.time) * repeat, seed + repeat)]
+            many = folds + repeat if problem.time else folds # Other moments
+            made += [Fold(repeat, *pair) for pair in make_folds(problem, rows, many, seed + repeat)]
     return [fold for fold in made if all(len(np.unique(classes[side])) >= need for side in (fold.learn, fold.ask))]
 
 # %% ../../nbs/features/select.ipynb #378a503e
@@ -98,14 +99,14 @@ class QuickBoosting:
         "Learn from numbers; answers are numbers of classes, or numbers."
         import lightgbm
 
-        kind = self.problem.task if self.problem.task != "multiclass" else {"objective": "multiclass", "num_class": len(self.classes_)}
-        settings = {"verbosity": -1, "num_threads": 1, "deterministic": True, "force_row_wise": True, "max_bin": 63,
-                    "num_leaves": self.work.leaves, "learning_rate": 0.1, "seed": 0, "min_data_in_leaf": min(20, len(numbers) // 10)}
-        settings |= kind if isinstance(kind, dict) else {"objective": kind}
-        data = lightgbm.Dataset(numbers, answers, params={"verbosity": -1, "max_bin": 63})
-        self.model_ = lightgbm.train(settings, data, self.work.trees)
+        task, plain = self.problem.task, {"verbosity": -1, "num_threads": 1, "max_bin": 63}
+        settings = plain | {"objective": task, "deterministic": True, "force_row_wise": True, "num_leaves": self.work.leaves,
+                            "learning_rate": 0.1, "seed": 0, "min_data_in_leaf": min(20, len(numbers) // 10)}
+        settings |= {"num_class": len(self.classes_)} if task == "multiclass" else {}
+        data = lightgbm.Dataset(numbers, answers, params=plain)
+        self.model_ = lightgbm.train(settings, data, self.work.trees, keep_training_booster=True)
         self.used_ = np.flatnonzero(self.model_.feature_importance())
-        self.threshold_ = choose_threshold(self.problem, answers, self.predict(numbers)) if self.problem.task == "binary" else None
+        self.threshold_ = choose_threshold(self.problem, answers, self.predict(numbers)) if task == "binary" else None
         return self
 
     def predict(self, numbers: np.ndarray) -> np.ndarray:
@@ -260,8 +261,7 @@ def permute_fold(
     numbers, truth = np.column_stack([one.ask[:, places], ask])[some], one.truth[some]
     rng, used = np.random.default_rng([seed, len(numbers), int(one.fold.ask[0])]), set(model.used_)
 
-    def said(numbers):
-        return score(problem.metric, problem, truth, predict(model, numbers, problem, model.threshold_))
+    base, where = predict(model, numbers, problem, model.threshold_), {place: k for k, place in enumerate(places)}
 
     def shuffled(columns):
         order = rng.permutation(len(numbers)) # Drawn in any case, so that nothing depends on what is used
@@ -269,11 +269,12 @@ def permute_fold(
             return base
         moved = numbers.copy()
         moved[:, columns] = numbers[order][:, columns]
-        return said(moved)
+        return predict(model, moved, problem, model.threshold_)
 
-    base, where = said(numbers), {place: k for k, place in enumerate(places)}
-    return (base, {name: shuffled([where[place] for place in one.blocks.get(name, [])]) for name in names},
-            [shuffled([len(places) + k for k in group]) for group in probes])
+    said = [base, *(shuffled([where[place] for place in one.blocks.get(name, [])]) for name in names),
+            *(shuffled([len(places) + k for k in group]) for group in probes)]
+    scores = score_each(problem.metric, problem, truth, said).tolist()
+    return scores[0], dict(zip(names, scores[1:], strict=False)), scores[1 + len(names):]
 
 # %% ../../nbs/features/select.ipynb #b4ea7c0b
 @dataclass(frozen=True)
@@ -334,7 +335,8 @@ def find_twins(
 ) -> dict[str, str]: # Reason, by created feature
     "Created features that never differ, or that order the rows as another does."
     some = np.linspace(0, len(one.learn) - 1, min(len(one.learn), 3000)).astype(int)
-    single = [name for name in [*raw, *created] if len(one.blocks.get(name, [])) == 1 and created.get(name, "number") == "number"]
+    single = [name for name in [*raw, *created]
+              if len(one.blocks.get(name, [])) == 1 and created.get(name, "number") == "number"]
     values = np.column_stack([one.learn[some, one.blocks[name][0]] for name in single]) if single else np.empty((1, 0))
     ranks = stats.rankdata(np.where(np.isnan(values), -np.inf, values), axis=0)
     ranks -= ranks.mean(axis=0)
@@ -344,7 +346,8 @@ def find_twins(
     reasons = {name: "it makes nothing of the training rows" for name in created if name not in one.blocks}
     for k, name in enumerate(single):
         if name in created:
-            twin = next((other for other, each in zip(single[:k], near[k], strict=False) if each >= same and other not in reasons), "")
+            twins = (other for other, each in zip(single[:k], near[k], strict=False) if each >= same and other not in reasons)
+            twin = next(twins, "")
             if reason := "always the same" if not length[k] else f"orders the rows as {twin} does" if twin else "":
                 reasons[name] = reason
     return reasons
@@ -389,7 +392,8 @@ def include_created(
         alone = compare_paired(bench, [*sure, *kept.names, name], [*sure, *kept.names], tries, patient=False)
         if alone.low > 0:
             kept.names.append(name)
-        kept.reasons[name] = f"with it, {metric} is {'better' if alone.low > 0 else 'not better by more than noise'}: {_in_words(alone)}"
+        how = "better" if alone.low > 0 else "not better by more than noise"
+        kept.reasons[name] = f"with it, {metric} is {how}: {_in_words(alone)}"
     return kept, worth
 
 # %% ../../nbs/features/select.ipynb #04f260cc
@@ -400,7 +404,7 @@ def drop_raw(
 ) -> tuple[dict[str, str], Worth]: # Reason of each that goes; what each feature is worth
     "Raw columns at the level of noise."
     worth = random_probe(bench, [*raw, *kept])
-    weak = [name for name in raw if worth.stability[name] == 0 and worth.gain[name].value <= worth.noise]
+    weak = [name for name in raw if worth.stability[name] == 0 and worth.gain[name].value <= 0]
     weak = weak if len(weak) < len(raw) + len(kept) else []
     if not weak:
         return {}, worth
@@ -408,7 +412,7 @@ def drop_raw(
     error = (without.high - without.value) / stats.t.ppf(0.975, len(bench.folds) - 1)
     if without.value < -error:
         return {}, worth
-    return dict.fromkeys(weak, "at the level of noise in every repeat"), worth
+    return dict.fromkeys(weak, "at the level of noise in every repeat, and no gain"), worth
 
 # %% ../../nbs/features/select.ipynb #ec21782a
 def list_candidates(
@@ -443,7 +447,8 @@ def make_bench(
     work = plan_work(len(rows), len(problem.classes) if problem.task == "multiclass" else 1, repeats)
     places = repeat_folds(problem, rows, folds or work.folds, range(work.repeats), seed)
     pipeline = build_pipeline({each.name: each.kind for each in features}, recipes, problem.task != "regression", seed)
-    encoded = joblib.Parallel(jobs, prefer="threads")(joblib.delayed(encode_fold)(pipeline, rows, problem, fold) for fold in places)
+    todo = (joblib.delayed(encode_fold)(pipeline, rows, problem, fold) for fold in places)
+    encoded = joblib.Parallel(jobs, prefer="threads")(todo)
     return Bench(problem, work, encoded, seed, jobs)
 
 # %% ../../nbs/features/select.ipynb #46b7a3d9
@@ -479,7 +484,8 @@ def not_measured(
     always: Collection[str] = (), # Created features that stay all the same
 ) -> list[Feature]: # Columns are kept, what was created is not
     "A ledger where nothing could be measured."
-    return [each.model_copy(update={"kept": each.made_by == RAW or each.name in always, "reason": reason}) for each in features]
+    return [each.model_copy(update={"kept": each.made_by == RAW or each.name in always, "reason": reason})
+            for each in features]
 
 # %% ../../nbs/features/select.ipynb #02646ccc
 RAW = Feature.model_fields["made_by"].default # How a column that nobody made is made
@@ -510,7 +516,7 @@ def compare_sets(
     rows: pd.DataFrame, # Training rows, target included; in order of time if there is one
     problem: Problem, # Says how to score
     folds: int = 5, # Of each repeat
-    repeats: Iterable[int] = (100,), # Their numbers: others than those of the selection
+    repeats: Iterable[int] = (3,), # Their numbers: others than those of the selection, which are 0 and 1
     seed: int = 0, # Of the shuffling
     jobs: int = 1, # Threads
 ) -> dict[str, Score]: # One a set, and `gain`: by how much `selected` is better than `raw`
@@ -531,8 +537,9 @@ def compare_sets(
     each = {name: of[joblib.hash(pipeline)] for name, pipeline in sets.items()}
     sizes = [(fold.learn, fold.ask) for fold in places]
     found = {name: mean_score(problem.metric, scores, sizes) for name, scores in each.items()}
-    gain = {"gain": mean_difference(problem.metric, each["selected"], each["raw"], sizes)} if {"selected", "raw"} <= set(each) else {}
-    return found | gain
+    if {"selected", "raw"} <= set(each):
+        found["gain"] = mean_difference(problem.metric, each["selected"], each["raw"], sizes)
+    return found
 
 # %% ../../nbs/features/select.ipynb #95594677
 def other_rows(
@@ -580,7 +587,7 @@ def select_features(
     sets = {name: _pipeline_of(some, recipes, problem, seed) for name, some in (
         ("raw", raw), ("all", [each.model_copy(update={"kept": True}) for each in features]), ("selected", features))}
     asked, fresh = other_rows(rows, most_rows)
-    comparison = compare_sets(sets, asked, problem, seed=seed, jobs=jobs)
+    comparison = compare_sets(sets, asked, problem, repeats=[repeats or 2], seed=seed, jobs=jobs)
     return _conclude(features, recipes, comparison, f"on {'other rows' if fresh else 'other folds of the same rows'}", always)
 
 # %% ../../nbs/features/select.ipynb #9ad2dc8e
@@ -612,8 +619,8 @@ def _conclude(features: list[Feature], recipes: Sequence[Recipe], comparison: di
     dropped, gain = sum(not each.kept and each.made_by == RAW for each in features), comparison.get("gain")
     if gain and gain.value < 0:
         words = f"the raw columns were better {where}: {gain.metric} {_in_words(gain)}"
-        features = [each if each.kept == plain[each.name] else
-                    each.model_copy(update={"kept": plain[each.name], "reason": f"{each.reason}; but {words}"}) for each in features]
+        features = [each if each.kept == plain[each.name] else each.model_copy(
+            update={"kept": plain[each.name], "reason": f"{each.reason}; but {words}"}) for each in features]
         return _selection(features, recipes, comparison, f"Columns are kept as they came: {words}.")
     said = f"; with them {gain.metric} changes by {_in_words(gain)} {where}" if gain and (created or dropped) else ""
     return _selection(features, recipes, comparison, f"{created} created features are kept, {dropped} columns go{said}.")
