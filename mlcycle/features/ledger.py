@@ -80,6 +80,7 @@ def plot_gains(
     axes.axvspan(0, floor, color="C1", alpha=0.25, linewidth=0, label="noise floor")
     unit = max(floor, np.abs(ends).max() / 100, 1e-9)
     axes.set_xscale("symlog", linthresh=unit, linscale=0.7)
+    axes.set_xticks([tick for tick in axes.get_xticks() if not 0 < abs(tick) < unit])
     axes.set_yticks(places, [shorten(each.name) for each in shown])
     axes.set(xlabel=f"{shown[0].gain.metric} lost with the feature shuffled", title="What each feature is worth")
     axes.margins(y=0.5 / len(shown))
