@@ -50,7 +50,7 @@ def plan_work(
 ) -> Work:
     "As much as fits into a few seconds on a small table, and into half a minute on twenty thousand rows."
     small, trees = rows < 3000, int(np.clip((40 if rows < 3000 else 60) / max(1, classes), 8, 60))
-    return Work(repeats or 2, 5, trees, leaves=8 if rows < 1000 else 15 if small else 31, tries=4 if small else 6,
+    return Work(repeats or (3 if small else 2), 5, trees, leaves=8 if rows < 1000 else 15 if small else 31, tries=4 if small else 6,
                 probes=8, asked=2000)
 
 # %% ../../nbs/features/select.ipynb #6529951f
@@ -516,7 +516,7 @@ def compare_sets(
     rows: pd.DataFrame, # Training rows, target included; in order of time if there is one
     problem: Problem, # Says how to score
     folds: int = 5, # Of each repeat
-    repeats: Iterable[int] = (3,), # Their numbers: others than those of the selection, which are 0 and 1
+    repeats: Iterable[int] = (3,), # Their numbers: others than those of the selection, which begin at 0
     seed: int = 0, # Of the shuffling
     jobs: int = 1, # Threads
 ) -> dict[str, Score]: # One a set, and `gain`: by how much `selected` is better than `raw`
@@ -587,7 +587,8 @@ def select_features(
     sets = {name: _pipeline_of(some, recipes, problem, seed) for name, some in (
         ("raw", raw), ("all", [each.model_copy(update={"kept": True}) for each in features]), ("selected", features))}
     asked, fresh = other_rows(rows, most_rows)
-    comparison = compare_sets(sets, asked, problem, repeats=[repeats or 2], seed=seed, jobs=jobs)
+    new = plan_work(min(len(rows), most_rows), repeats=repeats).repeats # The selection had those before it
+    comparison = compare_sets(sets, asked, problem, repeats=[new], seed=seed, jobs=jobs)
     return _conclude(features, recipes, comparison, f"on {'other rows' if fresh else 'other folds of the same rows'}", always)
 
 # %% ../../nbs/features/select.ipynb #9ad2dc8e
