@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['METRICS', 'ALIASES', 'DEFAULT_METRICS', 'Predictions', 'Metric', 'cost_matrix', 'get_metric', 'own_metric', 'encode',
-           'metric_for', 'score', 'describe_metrics', 'resample', 'score_draws', 'score_intervals',
+           'metric_for', 'score', 'score_each', 'describe_metrics', 'resample', 'score_draws', 'score_intervals',
            'difference_interval']
 
 # %% ../nbs/metrics.ipynb #0049eb53
@@ -474,6 +474,24 @@ def _given(metric: Metric, problem: Problem, predictions: Predictions) -> np.nda
     if metric.needs == "scores" and predictions.scores is None:
         raise MetricError(f"The metric '{metric.name}' needs scores.", f"A {problem.task} has none.")
     return predictions.scores if metric.needs == "scores" else encode(predictions.labels, problem)
+
+# %% ../nbs/metrics.ipynb #2f97a955
+def score_each(
+    name: str | Metric, # A metric
+    problem: Problem, # Says how to read the labels
+    truth: np.ndarray, # (n,)
+    answers: list[Predictions], # Each for the same rows
+) -> np.ndarray: # (answers,)
+    "One metric of several predictions against the same truth."
+    metric, encoded = metric_for(name, problem), encode(truth, problem)
+    given = [_given(metric, problem, said) for said in answers]
+    if not metric.counted and not (metric.together and problem.task != "multiclass"):
+        return np.array([_score(metric, encoded, each) for each in given])
+    with _computing(metric):
+        if metric.counted:
+            all_rows = np.arange(len(encoded))[None]
+            return metric.counted(np.concatenate([_count(encoded, each, all_rows, len(problem.classes)) for each in given]))
+        return np.asarray(metric.together(np.broadcast_to(encoded, (len(given), len(encoded))), np.stack(given)))
 
 # %% ../nbs/metrics.ipynb #5fcf0875
 def describe_metrics(

@@ -226,6 +226,7 @@ class Feature(Record):
     missing: float = 0.0 # Share of the training rows
     gain: Score | None = None # What the primary metric loses on held-out rows without it; none if not measured
     stability: float | None = None # Share of the repeats in which it did better than a random column
+    noise: float | None = None # Gain of the best of the random columns beside it
     kept: bool = True
     reason: str = "" # Why it was kept or dropped
 

@@ -30,7 +30,9 @@ class Bar:
         name: str, # Of the source, without secrets
         shown: bool | None = None, # Whether to draw it; in a notebook only if not given
         patience: float = PATIENCE, # Seconds before it is drawn
+        unit: str = "B", # What is counted
     ):
+        self.unit = unit
         self.name, self.shown, self.patience, self.bar = name, in_notebook() if shown is None else shown, patience, None
 
     def __call__(self, rows: int, read: int, total: int) -> None:
@@ -39,7 +41,7 @@ class Bar:
         if self.bar is None:
             from tqdm.auto import tqdm
 
-            self.bar = tqdm(desc=self.name[-40:], unit="B", unit_scale=True, delay=self.patience, leave=False)
+            self.bar = tqdm(desc=self.name[-40:], unit=self.unit, unit_scale=True, delay=self.patience, leave=False)
         self.bar.total = total or None
         self.bar.set_postfix_str(f"{rows:,} rows" if rows else "", refresh=False)
         self.bar.update(read - self.bar.n)
