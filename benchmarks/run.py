@@ -10,12 +10,8 @@ from typing import Annotated
 import batch
 import data
 import engine
-<<<<<<< HEAD
-import model
-=======
 import features
-import modelling
->>>>>>> 7e5e9891190d85731170d0df845462a4bc59da66
+import model
 import noop
 import service
 import typer
@@ -29,11 +25,7 @@ from mlcycle.lifecycle.plan import make_plan, versions
 from mlcycle.lifecycle.runner import Choice, run_plan
 from mlcycle.lifecycle.workspace import Run
 
-<<<<<<< HEAD
 BENCHMARKS = {"service": service.compare, "model": model.compare}  # Of a release
-ALONE = {"data": data.compare, "engine": engine.compare, "noop": noop.compare, "batch": batch.compare}
-=======
-BENCHMARKS = {"service": service.compare, "modelling": modelling.compare}  # Of a release
 ALONE = {
     "data": data.compare,
     "features": features.compare,
@@ -41,7 +33,6 @@ ALONE = {
     "noop": noop.compare,
     "batch": batch.compare,
 }
->>>>>>> 7e5e9891190d85731170d0df845462a4bc59da66
 Name = StrEnum("Name", [*BENCHMARKS, *ALONE])
 console = Console()
 

@@ -50,7 +50,8 @@ def plan_work(
 ) -> Work:
     "As much as fits into a few seconds on a small table, and into half a minute on twenty thousand rows."
     small, trees = rows < 3000, int(np.clip((40 if rows < 3000 else 60) / max(1, classes), 8, 60))
-    return Work(repeats or (3 if small else 2), 5, trees, leaves=8 if rows < 1000 else 15 if small else 31, tries=4 if small else 6,
+    leaves = 8 if rows < 1000 else 15 if small else 31
+    return Work(repeats or (3 if small else 2), 5, trees, leaves=leaves, tries=4 if small else 6,
                 probes=8, asked=2000)
 
 # %% ../../nbs/features/select.ipynb #6529951f
