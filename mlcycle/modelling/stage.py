@@ -22,7 +22,8 @@ from .search import Trial, choose_threshold, search_boosting, try_candidate, wor
 from ..outcomes import Candidate, Dataset, FeaturePlan, ModelRef, Problem
 from ..stores.datasets import read_table
 from ..stores.models import load_model, predict
-from ..stores.registry import open_registry, register_model
+from ..stores.registration import register_model
+from ..stores.registry import open_registry
 
 # %% ../../nbs/04_modelling.ipynb #8a782ef8
 def model_name(
