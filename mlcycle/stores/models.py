@@ -81,8 +81,14 @@ def load_model(
         unknown = set(skops.io.get_untrusted_types(file=path)) - set(TRUSTED)
         if unknown:
             raise ArtefactError(f"The model file {path} asks for types that are not trusted: {', '.join(sorted(unknown))}.",
-                                "Only reviewed types are loaded.", "If a type is safe, add it to mlcycle.stores.models.")
+                                "Only reviewed types are loaded." + _since(path), "If a type is safe, add it to mlcycle.stores.models.")
         return skops.io.load(path, trusted=TRUSTED)
+
+# %% ../../nbs/stores/models.ipynb #847f14aa
+def _since(path: Path) -> str:
+    "What has changed since a file was written, as one more sentence; a library that moved a type makes it unknown."
+    changed = changed_versions(read_stamp(path))
+    return f" Since it was written: {', '.join(changed)}." if changed else ""
 
 # %% ../../nbs/stores/models.ipynb #559ee4ca
 @contextmanager
