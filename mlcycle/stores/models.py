@@ -81,7 +81,8 @@ def load_model(
         unknown = set(skops.io.get_untrusted_types(file=path)) - set(TRUSTED)
         if unknown:
             raise ArtefactError(f"The model file {path} asks for types that are not trusted: {', '.join(sorted(unknown))}.",
-                                "Only reviewed types are loaded." + _since(path), "If a type is safe, add it to mlcycle.stores.models.")
+                                "Only reviewed types are loaded." + _since(path),
+                                "If a type is safe, add it to mlcycle.stores.models.")
         return skops.io.load(path, trusted=TRUSTED)
 
 # %% ../../nbs/stores/models.ipynb #847f14aa
