@@ -72,6 +72,10 @@ def reason_of(
     text = without_secrets(str(error))
     if number := re.search(r"\[Errno -?\d+\] ([^'\")\n:]+)", text):
         return f"{number[1].strip()}."
+    if inner := re.search(r"\([\w.]+Error\) ([^\n\[]+)", text): # SQLAlchemy names what the database raised in brackets
+        return f"{inner[1].strip()}."
+    if status := re.search(r"too many (\d+) error responses|failed with error code (\d+)", text):
+        return f"it answers with HTTP {status[1] or status[2]}."
     if "timed out" in text:
         return "it took too long to answer."
     lines = [line.strip() for line in text.splitlines() if line.strip()] or [type(error).__name__]
