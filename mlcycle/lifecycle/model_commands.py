@@ -57,9 +57,9 @@ def show_versions(
     table = Table("version", "aliases", "score", "registered", "run", "size")
     for line in found.itertuples():
         score = "" if line.score != line.score or line.score is None else f"{line.metric} {line.score:.4f}"
-        interval = f" [{line.low:.4f}, {line.high:.4f}]" if line.low == line.low and line.low is not None else ""
+        interval = f"\n[{line.low:.4f}, {line.high:.4f}]" if line.low == line.low and line.low is not None else ""
         table.add_row(escape(f"{line.name}@{line.version}"), escape("\n".join(line.aliases)), escape(score + interval),
-                      line.registered[:16].replace("T", " "), escape(line.run), decimal(line.bytes))
+                      line.registered[:16].replace("T", "\n"), escape(line.run), decimal(line.bytes))
     console.print(table if table.rows else "There are no models yet. Make one: mlcycle run --until modelling")
 
 # %% ../../nbs/lifecycle/model_commands.ipynb #b2531390
