@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['MlcycleError', 'InputError', 'SourceError', 'TargetError', 'MetricError', 'CriterionError', 'ParameterError',
-           'ContractFileError', 'ContractError', 'ArtefactError', 'SealedError', 'StageError', 'DiskFullError',
-           'error_class', 'suggest']
+           'ContractFileError', 'ContractError', 'ArtefactError', 'RegistryError', 'SealedError', 'StageError',
+           'DiskFullError', 'error_class', 'suggest']
 
 # %% ../nbs/errors.ipynb #09c7adcd
 from difflib import get_close_matches
@@ -62,6 +62,10 @@ class ContractError(MlcycleError):
 # %% ../nbs/errors.ipynb #b702c67c
 class ArtefactError(MlcycleError):
     "A stored file that is missing, altered, or asks for code that is not trusted."
+
+# %% ../nbs/errors.ipynb #047eed05
+class RegistryError(MlcycleError):
+    "A registry of models that does not answer, or cannot write."
 
 # %% ../nbs/errors.ipynb #438e5334
 class SealedError(MlcycleError):

@@ -24,6 +24,7 @@ from .. import __version__
 from ..errors import MlcycleError, ParameterError
 from .data_commands import data_app
 from .contract_commands import contract_app
+from .model_commands import model_app
 from .plan import Plan, make_plan
 from .runner import Choice, Listener, run_plan
 from ..outcomes import STAGES
@@ -36,6 +37,7 @@ app = typer.Typer(no_args_is_help=True, invoke_without_command=True, add_complet
                   help="A table of data through the whole life of a machine-learning project.")
 app.add_typer(data_app, name="data")
 app.add_typer(contract_app, name="contract")
+app.add_typer(model_app, name="models")
 console, errors = Console(), Console(stderr=True)
 
 # %% ../../nbs/lifecycle/cli.ipynb #1d6776aa

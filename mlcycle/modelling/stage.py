@@ -45,7 +45,8 @@ from mlcycle.outcomes import (
 )
 from ..stores.datasets import read_table
 from ..stores.models import load_model, predict
-from ..stores.registry import open_registry, register_model
+from ..stores.registration import register_model
+from ..stores.registry import open_registry
 
 # %% ../../nbs/04_modelling.ipynb #31375d00
 @dataclass(frozen=True)
