@@ -23,6 +23,11 @@ from ..outcomes import Problem
 # %% ../../nbs/stores/models.ipynb #9e371e81
 TRUSTED = [
     "mlcycle.features.dates.DateParts", # Ours: no state but column names
+    "mlcycle.features.functions.FunctionFeature", # Ours: the name and the hash of a function, never its code
+    "mlcycle.features.history.EntityHistory", # Ours: arrays of times, entities and sums
+    "mlcycle.features.history.Lag", # Ours: arrays of times, entities and values
+    "mlcycle.features.history.Rolling", # Ours: arrays of times, entities and sums
+    "mlcycle.features.recipes.CreateFeatures", # Ours: a list of recipes
     "mlcycle.outliers.OutlierForest", # Ours: medians, and a forest of scikit-learn's
     "mlcycle.outliers.OutlierGuard", # Ours: arrays of limits
     "numpy.dtype", # A type of numbers
