@@ -263,6 +263,7 @@ class ModelRef(Record):
     version: int
     run_id: str
     sha256: str # Of the skops file
+    functions: FileRef | None = None # Source of the functions that it calls; the model itself holds no code
 
 # %% ../nbs/outcomes.ipynb #23593cd2
 class Candidate(Outcome):

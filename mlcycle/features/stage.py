@@ -7,17 +7,22 @@ __all__ = ['MADE_BY', 'list_features', 'plan_features']
 
 # %% ../../nbs/03_features.ipynb #f886f87a
 import hashlib
+from collections.abc import Sequence
 from typing import Literal
 
 import pandas as pd
 from sklearn.base import clone
+from sklearn.pipeline import Pipeline
 
 from ..errors import TargetError
+from .functions import make_recipes
 from .kinds import find_kinds
 from .pipeline import build_pipeline, trace_features
+from .recipes import CreateFeatures
 from ..lifecycle.workspace import Workspace
 from ..outcomes import Dataset, Feature, FeaturePlan, FileRef, Problem
 from ..stores.datasets import read_table
+from ..stores.functions import FeatureFunction, save_functions
 from ..stores.models import model_bytes, save_model
 
 # %% ../../nbs/03_features.ipynb #ee9775db
@@ -30,7 +35,8 @@ def list_features(
     target: pd.Series, # Of the same rows
 ) -> list[Feature]:
     "The features that the pipeline makes of some rows."
-    origins = trace_features(clone(pipeline).fit(rows, target))
+    fitted = clone(pipeline).fit(rows, target)
+    origins = trace_features(fitted[-1] if isinstance(fitted, Pipeline) else fitted)
     return [Feature(name=name, origins=[column], kind=kind, made_by=MADE_BY[kind] if kind != "number" or name == column
                     else "outlier flag") for name, (column, kind) in origins.items()]
 
@@ -43,6 +49,7 @@ def plan_features(
     most_missing: float = 0.95, # Columns with a larger share of missing values are left out
     outliers: Literal["keep", "flag", "clip"] = "keep", # What is done about numbers far from the others
     outlier_method: str = "robust z", # How they are found: also `iqr`, `isolation forest`
+    functions: Sequence[FeatureFunction] = (), # Features of a person's own, made by the decorator `feature`
 ) -> FeaturePlan:
     "Choose columns, and how each becomes features."
     workspace = workspace or Workspace.of()
@@ -51,11 +58,16 @@ def plan_features(
     kinds, dropped = find_kinds(candidates, most_missing)
     if not kinds:
         raise TargetError("No column is left to learn from.", remedy="; ".join(f"{k}: {why}" for k, why in dropped.items()))
-    pipeline = build_pipeline(kinds, problem.task != "regression", seed, outliers, outlier_method)
+    recipes = make_recipes(functions, candidates, problem.excluded | {problem.target: "it is the target"})
+    made = {name: kind for recipe in recipes for name, kind in recipe.kinds().items()}
+    pipeline = build_pipeline(kinds | made, problem.task != "regression", seed, outliers, outlier_method)
+    pipeline = Pipeline([("create", CreateFeatures(recipes)), ("encode", pipeline)]) if recipes else pipeline
     spread = slice(None, None, max(1, len(rows) // 20_000)) # Over the whole table, so that every part of a date varies
     features = list_features(pipeline, candidates.iloc[spread], rows[problem.target].iloc[spread])
     name = f"plans/{hashlib.sha256(model_bytes(pipeline)).hexdigest()[:12]}.skops"
     return FeaturePlan(
-        columns=list(kinds), features=features, dropped={**problem.excluded, **dropped},
+        columns=list(dict.fromkeys([*kinds, *(name for recipe in recipes for name in recipe.reads())])),
+        features=features, dropped={**problem.excluded, **dropped},
+        functions=save_functions(functions, workspace.root / "functions") if functions else None,
         pipeline=FileRef(path=name, sha256=save_model(pipeline, workspace.root / name)),
         decision=f"{len(kinds)} columns in, {len(features)} features out; {len(problem.excluded) + len(dropped)} left out.")

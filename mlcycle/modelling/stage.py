@@ -19,8 +19,9 @@ from ..lifecycle.workspace import Workspace
 from ..metrics import get_metric
 from .candidates import NAMES, make_candidate
 from .search import Trial, choose_threshold, search_boosting, try_candidate, worker_processes
-from ..outcomes import Candidate, Dataset, FeaturePlan, ModelRef, Problem
+from ..outcomes import Candidate, Dataset, FeaturePlan, FileRef, ModelRef, Problem
 from ..stores.datasets import read_table
+from ..stores.functions import use_functions
 from ..stores.models import load_model, predict
 from ..stores.registry import open_registry, register_model
 
@@ -75,6 +76,7 @@ def register(
     ranked: list[Trial], # Best first
     workspace: Workspace, # Knows the registry
     tags: dict[str, str], # More to write beside the model
+    functions: FileRef | None = None, # Source of the functions that it calls
 ) -> ModelRef:
     "The model as a new version, with where it comes from."
     name, tables = model_name(problem), {f"table_{t.name}": f"{t.version} {t.sha256[:12]}" for t in dataset.tables.values()}
@@ -82,7 +84,7 @@ def register(
     with workspace.lock("registry"):
         open_registry(workspace.tracking_uri, workspace.artifacts, name)
         return register_model(name, model, example, outputs, [trial.line for trial in ranked],
-                              tags | tables | {"source_sha256": problem.source_sha256})
+                              tags | tables | {"source_sha256": problem.source_sha256}, functions)
 
 # %% ../../nbs/04_modelling.ipynb #99c8311c
 WORTH_CORES = 3000 # Rows: for fewer, starting processes or threads takes longer than they save
@@ -103,6 +105,7 @@ def find_model(
 ) -> Candidate:
     "Let models compete, and register the best."
     workspace = workspace or Workspace.of()
+    use_functions(plan.functions, workspace)
     features = load_model(workspace.root / plan.pipeline.path, plan.pipeline.sha256)
     needed = dict.fromkeys([*plan.columns, *filter(None, [problem.entity]), problem.target])
     rows = read_table(workspace.tables, dataset.tables["train"])[list(needed)]
@@ -114,7 +117,8 @@ def find_model(
         best = ranked[0]
         threshold = choose_threshold(problem, best, few, splits) if problem.task == "binary" else None
         model = fit_winner(problem, features, best, rows, threshold, seed)
-    ref = register(problem, dataset, model, rows[plan.columns].head(5), ranked, workspace, {"run": run, "seed": str(seed)})
+    ref = register(problem, dataset, model, rows[plan.columns].head(5), ranked, workspace, {"run": run, "seed": str(seed)},
+                   plan.functions)
     return Candidate(
         model=ref, winner=best.line.model, leaderboard=[trial.line for trial in ranked], rows_searched=len(few),
         trials=len(ranked) - len(NAMES) + 1, rows_fitted=len(rows),

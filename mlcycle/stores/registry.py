@@ -20,8 +20,9 @@ from typing import TYPE_CHECKING
 import pandas as pd
 from sklearn.base import BaseEstimator
 
-from ..lifecycle.workspace import replacing
-from ..outcomes import LeaderboardLine, ModelRef
+from ..lifecycle.workspace import Workspace, replacing
+from ..outcomes import FileRef, LeaderboardLine, ModelRef
+from .functions import use_functions
 from .models import TRUSTED, hash_file, load_model, model_bytes, save_model
 
 if TYPE_CHECKING:
@@ -74,14 +75,16 @@ def register_model(
     outputs: pd.Series, # Their predictions
     leaderboard: list[LeaderboardLine], # Best first
     tags: dict[str, str], # The run, the data versions, the seed
+    functions: FileRef | None = None, # Source of the functions that it calls: its hash is written down, never the source
 ) -> ModelRef:
     "A fitted model as a version; one that is already there is not added again."
     import mlflow
     from mlflow.models import infer_signature
 
     tags = tags | {"fingerprint": hashlib.sha256(model_bytes(model)).hexdigest()}
+    tags |= {"functions": functions.sha256} if functions else {}
     if known := _find_version(name, tags["fingerprint"]):
-        return known
+        return known.model_copy(update={"functions": functions})
     with no_rest(FILES.get(mlflow.get_tracking_uri())), mlflow.start_run(run_name=tags.get("run"), tags=tags) as run:
         for line in leaderboard:
             _log_line(line)
@@ -125,6 +128,12 @@ def _find_version(name: str, fingerprint: str) -> ModelRef | None:
                 return ModelRef(name=name, version=int(version.version), run_id=version.run_id, sha256=sha256)
     return None
 
+# %% ../../nbs/stores/registry.ipynb #c0732f54
+def _functions(tags: dict[str, str]) -> FileRef | None:
+    "The file of functions that a version calls, as this workspace would call it."
+    sha256 = tags.get("functions", "")
+    return FileRef(path=f"functions/{sha256[:12]}.py", sha256=sha256) if sha256 else None
+
 # %% ../../nbs/stores/registry.ipynb #9bcf94f2
 def _add_version(name: str, info: "ModelInfo", run_id: str, tags: dict[str, str]) -> ModelRef:
     "A logged model as a new version of a registered one."
@@ -134,7 +143,7 @@ def _add_version(name: str, info: "ModelInfo", run_id: str, tags: dict[str, str]
     if not client.search_registered_models(f"name = '{name}'"):
         client.create_registered_model(name)
     made = client.create_model_version(name, info.model_uri, run_id, tags, model_id=info.model_id)
-    return ModelRef(name=name, version=int(made.version), run_id=run_id, sha256=tags["sha256"])
+    return ModelRef(name=name, version=int(made.version), run_id=run_id, sha256=tags["sha256"], functions=_functions(tags))
 
 # %% ../../nbs/stores/registry.ipynb #3d8b134c
 def _log_line(line: LeaderboardLine) -> None:
@@ -165,8 +174,11 @@ def model_file(
 # %% ../../nbs/stores/registry.ipynb #b26625c0
 def load_registered(
     ref: ModelRef, # A registered version
+    workspace: Workspace | None = None, # Has the functions that it calls; that of the working directory if not given
 ) -> BaseEstimator:
     "The model of a registered version."
+    if ref.functions:
+        use_functions(ref.functions, workspace or Workspace.of())
     return load_model(model_file(ref.name, ref.version), ref.sha256)
 
 # %% ../../nbs/stores/registry.ipynb #7e9bb263
@@ -191,7 +203,8 @@ def get_ref(
     if (number := get_alias(name, alias)) is None:
         return None
     version = mlflow.MlflowClient().get_model_version(name, str(number))
-    return ModelRef(name=name, version=number, run_id=version.run_id or "", sha256=version.tags.get("sha256", ""))
+    return ModelRef(name=name, version=number, run_id=version.run_id or "", sha256=version.tags.get("sha256", ""),
+                    functions=_functions(version.tags))
 
 # %% ../../nbs/stores/registry.ipynb #809af0ae
 def set_alias(
