@@ -276,7 +276,7 @@ def own_run(tmp_path_factory) -> mc.Run:
     folder = tmp_path_factory.mktemp("own") / "project"
     made = cli("init", folder, cwd=folder.parent)
     assert made.returncode == 0, made.stderr
-    (path,) = folder.rglob("03_features.ipynb")
+    path = folder / "nbs" / "03_features.ipynb"
     notebook = nbformat.read(path, 4)
     (cell,) = [cell for cell in notebook.cells if "functions" in cell.metadata.get("tags", ())]
     cell.source = CELL

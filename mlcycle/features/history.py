@@ -61,7 +61,8 @@ def _find(values: pd.Series, known: np.ndarray) -> np.ndarray:
     places, found = _distinct(values)
     if (known.dtype.kind == "U") != (found.dtype.kind == "U") or not len(known):
         return np.full(len(values), -1)
-    where = np.minimum(np.searchsorted(known, found), len(known) - 1)
+    like = found.astype(known.dtype) if known.dtype.kind == "U" else found # Else all of `known` would be copied
+    where = np.minimum(np.searchsorted(known, like), len(known) - 1)
     return np.append(np.where(known[where] == found, where, -1), -1)[places]
 
 # %% ../../nbs/features/history.ipynb #e0a535c5
