@@ -48,7 +48,7 @@ def made(recipe, learnt: pd.DataFrame, asked: pd.DataFrame) -> np.ndarray:
     return values
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(
     st.sampled_from(RECIPES),
     st.lists(ROW, min_size=1, max_size=25),
@@ -66,7 +66,7 @@ def test_the_future_changes_nothing_before_it(recipe, first, second, minute, zon
     np.testing.assert_array_equal(made(recipe, shuffled, shuffled)[: len(past)], asked)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(st.sampled_from(RECIPES), st.lists(ROW, min_size=1, max_size=25), st.integers(0, 2**16))
 def test_one_row_is_its_line_in_the_batch_and_the_order_of_rows_is_nothing(recipe, cells, seed):
     rows = table(cells)
@@ -92,7 +92,7 @@ def slow_history(rows: pd.DataFrame, entity: tuple, statistic: str, window: str 
     return answers
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(st.lists(ROW, min_size=1, max_size=25))
 def test_they_say_what_a_loop_over_the_rows_says(cells):
     rows = table(cells)

@@ -332,8 +332,7 @@ class Rolling(Sums):
 
     def describe(self) -> dict[str, str]:
         "One column."
-        whose = _whose(self.entity)
-        of = f" {self.column}" if self.column else ""
+        whose, of = _whose(self.entity), f" {self.column}" if self.column else ""
         name = f"{self.statistic if of else 'rows'}{of}{whose} in {self.window}"
         return {name: f"{STATISTICS[self.statistic]}{of} within {self.window} before{whose and f', of the same{whose[3:]}'}"}
 
