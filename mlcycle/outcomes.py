@@ -269,6 +269,7 @@ class ModelRef(Record):
     version: int
     run_id: str
     sha256: str # Of the skops file
+    functions: FileRef | None = None # Source of the functions that it calls; the model itself holds no code
 
 # %% ../nbs/outcomes.ipynb #1cdccaf1
 class Calibration(Record):

@@ -40,11 +40,14 @@ def build_bundle(
     folder: Path, # Of all releases
     bundle: Bundle, # What the service must know
     model_file: Path, # A skops file
+    functions: Path | None = None, # Source of the functions that it calls
 ) -> Path: # Its folder
     "Write a release bundle, unless it is there."
     half, needed = folder / f".{uuid4().hex[:8]}", "".join(f"{name}=={version(name)}\n" for name in NEEDED)
     half.mkdir(parents=True)
     shutil.copy(model_file, half / "model.skops")
+    if functions:
+        shutil.copy(functions, half / "functions.py")
     (half / "bundle.json").write_text(bundle.model_dump_json(indent=2) + "\n")
     (half / "requirements.txt").write_text(needed)
     inside = sha256(f"{bundle.meaning()} {needed}".encode()).hexdigest()[:8]

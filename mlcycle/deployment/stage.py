@@ -16,6 +16,7 @@ from ..lifecycle.serving import running_service, to_json_rows
 from ..lifecycle.workspace import Workspace
 from ..outcomes import Candidate, Dataset, FeaturePlan, Parity, Problem, Release, Verdict
 from ..stores.artefacts import read_cleaning
+from ..stores.functions import functions_file, use_functions
 from ..stores.models import load_model, predict
 from ..stores.registry import model_file, open_registry
 from ..stores.sealed import open_sealed
@@ -26,11 +27,12 @@ def prove_parity(
     bundle: Bundle, # What it says
     rows: pd.DataFrame, # To be asked, one by one
     cold_start: bool = True, # Whether the service starts from nothing
+    functions: Path | None = None, # The workspace's own file of functions that the model calls
 ) -> tuple[Parity, pd.DataFrame]: # The count, and each answer beside the pipeline's
     "Ask a running service and the pipeline the same."
     model = load_model(folder / "model.skops", bundle.model.sha256)
     own = [predict(model, rows.iloc[[place]], bundle.problem, bundle.threshold) for place in range(len(rows))]
-    with running_service(folder, fork=not cold_start) as service:
+    with running_service(folder, fork=not cold_start, functions=functions) as service:
         told = [service.ask([row], [str(i)]) for i, row in zip(rows.index, to_json_rows(rows), strict=True)]
     answers = pd.DataFrame({"service": [t["predictions"][0] for t in told], "pipeline": [p.labels.tolist()[0] for p in own]},
                            index=rows.index)
@@ -71,9 +73,11 @@ def release_model(
     with workspace.lock("registry"):
         open_registry(workspace.tracking_uri, workspace.artifacts, candidate.model.name)
         file = model_file(candidate.model.name, candidate.model.version)
-        folder = build_bundle(workspace.root / "releases", bundle, file)
+        functions = functions_file(candidate.model.functions, workspace)
+        folder = build_bundle(workspace.root / "releases", bundle, file, functions)
+    use_functions(candidate.model.functions, workspace)
     asked = sealed.sample(min(len(sealed), parity_rows), random_state=0)
-    parity, answers = prove_parity(folder, bundle, asked, cold_start)
+    parity, answers = prove_parity(folder, bundle, asked, cold_start, functions)
     if parity.equal != parity.rows:
         raise StageError(f"The service answers {parity.rows - parity.equal} of {parity.rows} rows unlike the pipeline.",
                          "Each answer must be the same, to the last bit.")

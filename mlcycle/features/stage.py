@@ -7,17 +7,22 @@ __all__ = ['MADE_BY', 'list_features', 'plan_features']
 
 # %% ../../nbs/03_features.ipynb #f886f87a
 import hashlib
+from collections.abc import Sequence
 from typing import Literal
 
 import pandas as pd
 from sklearn.base import clone
+from sklearn.pipeline import Pipeline
 
 from ..errors import TargetError
+from .functions import make_recipes
 from .kinds import find_kinds
 from .pipeline import build_pipeline, trace_features
+from .recipes import CreateFeatures
 from ..lifecycle.workspace import Workspace
 from ..outcomes import Dataset, Feature, FeaturePlan, FileRef, Problem
 from ..stores.datasets import read_table
+from ..stores.functions import FeatureFunction, save_functions
 from ..stores.models import model_bytes, save_model
 
 # %% ../../nbs/03_features.ipynb #104046a2
@@ -45,6 +50,7 @@ def plan_features(
     most_missing: float = 0.95, # Columns with a larger share of missing values are left out
     outliers: Literal["keep", "flag", "clip"] = "keep", # What is done about numbers far from the others
     outlier_method: str = "robust z", # How they are found: also `iqr`, `isolation forest`
+    functions: Sequence[FeatureFunction] = (), # Features of a person's own, made by the decorator `feature`
 ) -> FeaturePlan:
     "Choose columns, and how each becomes features."
     workspace = workspace or Workspace.of()
@@ -58,6 +64,8 @@ def plan_features(
     features = list_features(pipeline, candidates.iloc[spread], rows[problem.target].iloc[spread])
     name = f"plans/{hashlib.sha256(model_bytes(pipeline)).hexdigest()[:12]}.skops"
     return FeaturePlan(
-        columns=list(kinds), features=features, dropped={**problem.excluded, **dropped},
+        columns=list(dict.fromkeys([*kinds, *(name for recipe in recipes for name in recipe.reads())])),
+        features=features, dropped={**problem.excluded, **dropped},
+        functions=save_functions(functions, workspace.root / "functions") if functions else None,
         pipeline=FileRef(path=name, sha256=save_model(pipeline, workspace.root / name)),
         decision=f"{len(kinds)} columns in, {len(features)} features out; {len(problem.excluded) + len(dropped)} left out.")

@@ -443,9 +443,11 @@ def serve(
     with clear_errors():
         from mlcycle.deployment.service import serve_bundle
         from mlcycle.lifecycle.workspace import open_run
+        from mlcycle.stores.functions import functions_file
 
         chosen = open_run(run, project)
         release = chosen.release
         if not release.released:
             raise ParameterError(f"The run {chosen.id} released nothing.", remedy=release.decision)
-        serve_bundle(chosen.workspace.root / release.bundle, host, port, chosen.workspace.events_url, chosen.id)
+        serve_bundle(chosen.workspace.root / release.bundle, host, port, chosen.workspace.events_url, chosen.id,
+                     functions_file(release.model.functions, chosen.workspace))

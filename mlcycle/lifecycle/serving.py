@@ -69,9 +69,10 @@ def running_service(
     run: str = "", # Under which name
     timeout: float = 60, # Seconds it may take to start
     fork: bool = False, # Start it as a fork where the notebook itself is one: at once, and in no time that means anything
+    functions: Path | None = None, # File of functions that the model may call: the caller vouches for it
 ) -> Iterator[Service]:
     "A service on loopback, for the length of a `with`."
-    words = [str(bundle), "--run", run]
+    words = [str(bundle), "--run", run, *(["--functions", str(functions)] if functions else [])]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "MLCYCLE_EVENTS_URL": events_url}
     start = time.perf_counter()
     with TemporaryFile("w+") as log, (forked if fork and IN_FORK else spawned)(words, environment, log) as (line, is_alive):

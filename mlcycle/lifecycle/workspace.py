@@ -200,7 +200,7 @@ def predict_with(
     rows, _ = clean_cells(rows[run.plan.columns], read_cleaning(run.dataset, run.workspace))
     with run.workspace.lock("registry"):
         open_registry(run.workspace.tracking_uri, run.workspace.artifacts, candidate.model.name)
-    said = predict(load_registered(candidate.model), rows, problem, candidate.threshold)
+    said = predict(load_registered(candidate.model, run.workspace), rows, problem, candidate.threshold)
     table = pd.DataFrame({"prediction": said.labels}, index=rows.index)
     if problem.task == "multiclass":
         return table.join(pd.DataFrame(said.scores, index=rows.index, columns=[f"score_{c}" for c in problem.classes]))

@@ -9,7 +9,7 @@ __all__ = ['WORTH_CORES', 'Rules', 'open_arena', 'check_columns', 'Competition',
 # %% ../../nbs/04_modelling.ipynb #97527dea
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Literal
@@ -44,9 +44,10 @@ from mlcycle.outcomes import (
     Problem,
 )
 from ..stores.datasets import read_table
+from ..stores.functions import use_functions
 from ..stores.models import load_model, predict
-from ..stores.registration import register_model
-from ..stores.registry import open_registry
+from ..stores.pending import register_candidate
+from ..stores.registration import lineage_tags
 
 # %% ../../nbs/04_modelling.ipynb #31375d00
 @dataclass(frozen=True)
@@ -256,21 +257,16 @@ def model_name(
 
 # %% ../../nbs/04_modelling.ipynb #bc240134
 def register(
-    problem: Problem, # Names the model
-    dataset: Dataset, # Its versions are written beside the model
+    candidate: Candidate, # Its model has a name, and version 0
+    competition: Competition, # Of which it came
     model: BaseEstimator, # Fitted
     example: pd.DataFrame, # A few rows of what it reads
-    lines: list, # The leaderboard, best first
     workspace: Workspace, # Knows the registry
-    tags: dict[str, str], # More to write beside the model
-) -> ModelRef:
-    "The model as a new version, with where it comes from."
-    name, tables = model_name(problem), {f"table_{t.name}": f"{t.version} {t.sha256[:12]}" for t in dataset.tables.values()}
-    outputs = pd.Series(predict(model, example, problem).labels, name="prediction")
-    with workspace.lock("registry"):
-        open_registry(workspace.tracking_uri, workspace.artifacts, name)
-        return register_model(name, model, example, outputs, lines,
-                              tags | tables | {"source_sha256": problem.source_sha256})
+    tags: dict[str, str], # Where it comes from
+) -> Candidate: # With its version
+    "The model as a new version."
+    outputs = pd.Series(predict(model, example, competition.arena.problem).labels, name="prediction")
+    return register_candidate(workspace, candidate, model, example, outputs, tags)
 
 # %% ../../nbs/04_modelling.ipynb #ff71a83e
 def find_model(
@@ -278,27 +274,30 @@ def find_model(
     dataset: Dataset, # Of stage 2
     plan: FeaturePlan, # Of stage 3
     workspace: Workspace | None = None, # Holds tables and registry; that of the working directory if not given
-    rules: Rules = Rules(), # noqa: B008
+    rules: Rules | None = None, # How they compete; the usual ones if not given
     run: str = "", # Named beside the model
 ) -> tuple[Candidate, Competition]:
     "Let models compete, and register the best."
-    workspace = workspace or Workspace.of()
+    workspace, rules = workspace or Workspace.of(), rules or Rules()
+    use_functions(plan.functions, workspace)
     features = load_model(workspace.root / plan.pipeline.path, plan.pipeline.sha256)
     rows = read_table(workspace.tables, dataset.tables["train"])
     check_columns(rows, plan.columns)
-    name = name_study(problem, dataset, plan, rules)
-    with TemporaryDirectory() as folder, worker_processes(rules.jobs), workspace.lock(f"study-{name}"):
+    study = workspace.root / "studies" / name_study(problem, dataset, plan, rules)
+    with TemporaryDirectory() as folder, worker_processes(rules.jobs), workspace.lock(f"study-{study.name}"):
         arena = open_arena(problem, features, plan.columns, rows, rules, Path(folder))
-        competition = compete(arena, rules, workspace.root / "studies" / name)
+        competition = compete(arena, rules, study)
         weights = row_weights(problem, rows, rules.weights)
         model, taken = fit_winner(competition, rows[[*plan.columns, problem.target]], weights, rules.calibrate)
         points = learning_curve(competition, rows, plan.columns) if rules.curve else []
-    lines = competition.lines()
-    ref = register(problem, dataset, model, rows[plan.columns].head(5), lines, workspace, {"run": run, "seed": str(rules.seed)})
-    return Candidate(
-        model=ref, rows_searched=len(arena.rows), rows_fitted=len(rows), study=f"studies/{name}", latency_ms=taken, curve=points,
-        decision=f"{lines[0].model} won with {lines[0].score} on held-out folds; registered as {ref.name} version {ref.version}.",
-        **competition.facts()), competition
+    name, said = model_name(problem), competition.facts()
+    candidate = Candidate(
+        model=ModelRef(name=name, version=0, run_id="", sha256=""), rows_searched=len(arena.rows), rows_fitted=len(rows),
+        study=str(study.relative_to(workspace.root)), latency_ms=taken, curve=points, **said,
+        decision=f"{said['winner']} won with {said['leaderboard'][0].score} on held-out folds")
+    tags = lineage_tags(workspace, problem, dataset, run, **asdict(rules))
+    tags |= {"functions": plan.functions.sha256} if plan.functions else {}
+    return register(candidate, competition, model, rows[plan.columns].head(5), workspace, tags), competition
 
 # %% ../../nbs/04_modelling.ipynb #c4b3ff04
 def name_study(

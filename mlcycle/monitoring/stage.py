@@ -17,6 +17,7 @@ from .quality import latencies, score_events, score_windows
 from ..outcomes import Dataset, FeaturePlan, Health, Problem, Release, Verdict
 from ..stores.datasets import read_table
 from ..stores.events import forget_events, open_events, read_events
+from ..stores.functions import functions_file
 from ..stores.sealed import open_sealed
 
 # %% ../../nbs/07_monitoring.ipynb #c3dec324
@@ -41,11 +42,12 @@ def replay(
     events_url: str, # Where the service writes events
     run: str, # Under which name
     stretch: int = 100, # Rows between reports of truth
+    functions=None, # The workspace's own file of functions that the model calls
 ) -> None:
     "Send rows through a running service and report the truth later."
     asked = to_json_rows(rows[columns])
     ids, truths = [str(i) for i in rows.index], rows[problem.target].tolist()
-    with running_service(folder, events_url, run, fork=True) as service:
+    with running_service(folder, events_url, run, fork=True, functions=functions) as service:
         for start in range(0, len(rows), stretch):
             for place in range(start, min(start + stretch, len(rows))):
                 service.ask([asked[place]], [ids[place]])
@@ -98,7 +100,8 @@ def monitor_model(
         return unwatched(release), pd.DataFrame()
     watched, rows = rows_to_watch(dataset, workspace, replay_rows, run)
     forget_events(open_events(workspace.events_url), run) # Of an earlier attempt
-    replay(rows, problem, plan.columns, workspace.root / release.bundle, workspace.events_url, run)
+    replay(rows, problem, plan.columns, workspace.root / release.bundle, workspace.events_url, run,
+           functions=functions_file(release.model.functions, workspace))
     events, features = read_events(open_events(workspace.events_url), run)
     events["when"] = rows[problem.time].to_numpy() if problem.time else events.received
     train = read_table(workspace.tables, dataset.tables["train"])[plan.columns]

@@ -48,6 +48,10 @@ TRUSTED = [
     "mlcycle.features.encoders.Lookup", # Ours: a list of categories and an array
     "mlcycle.features.encoders.Squash", # Ours: medians and spreads
     "mlcycle.features.encoders.TextComponents", # Ours: groups of letters and arrays
+    "mlcycle.features.functions.FunctionFeature", # Ours: the name and the hash of a function, never its code
+    "mlcycle.features.history.EntityHistory", # Ours: arrays of times, entities and sums
+    "mlcycle.features.history.Lag", # Ours: arrays of times, entities and values
+    "mlcycle.features.history.Rolling", # Ours: arrays of times, entities and sums
     "mlcycle.features.recipes.CreateFeatures", # Ours: a list of recipes that are looked at one by one
     "mlcycle.outliers.OutlierForest", # Ours: medians, and a forest of scikit-learn's
     "mlcycle.outliers.OutlierGuard", # Ours: arrays of limits

@@ -131,7 +131,7 @@ def register_candidate(
         folder = keep_locally(workspace, candidate, model, example, outputs, tags, key, error.found)
         raise RegistryError(
             error.found, f"Nothing is lost: the model is kept in {folder}.",
-            "Once the registry answers, run again, and nothing is fitted twice; or: mlcycle models register") from error
+            "Once the registry answers, run again: trials are not tried twice; or: mlcycle models register") from error
     return told(candidate.model_copy(update={"model": ref}))
 
 # %% ../../nbs/stores/pending.ipynb #0c8c5771

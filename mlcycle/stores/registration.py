@@ -22,7 +22,7 @@ from sklearn.base import BaseEstimator
 from ..lifecycle.workspace import Workspace, hash_file
 from ..outcomes import Dataset, LeaderboardLine, ModelRef, Problem, Score
 from .models import TRUSTED, model_bytes
-from .registry import CHALLENGER, FILES, get_alias, model_file, set_alias
+from .registry import CHALLENGER, FILES, functions_of, get_alias, model_file, set_alias
 from .stamps import STAMP, stamp, versions_now
 
 if TYPE_CHECKING:
@@ -93,7 +93,8 @@ def _find_version(name: str, fingerprint: str) -> ModelRef | None:
         sha256 = version.tags.get("sha256", "")
         with suppress(mlflow.exceptions.MlflowException, OSError): # Its files are gone
             if sha256 and hash_file(model_file(name, int(version.version))) == sha256:
-                return ModelRef(name=name, version=int(version.version), run_id=version.run_id, sha256=sha256)
+                return ModelRef(name=name, version=int(version.version), run_id=version.run_id, sha256=sha256,
+                                functions=functions_of(version.tags))
     return None
 
 # %% ../../nbs/stores/registration.ipynb #a536d362
@@ -105,7 +106,8 @@ def _add_version(name: str, info: "ModelInfo", run_id: str, tags: dict[str, str]
     if not client.search_registered_models(f"name = '{name}'"):
         client.create_registered_model(name)
     made = client.create_model_version(name, info.model_uri, run_id, tags, model_id=info.model_id)
-    return ModelRef(name=name, version=int(made.version), run_id=run_id, sha256=tags["sha256"])
+    return ModelRef(name=name, version=int(made.version), run_id=run_id, sha256=tags["sha256"],
+                    functions=functions_of(tags))
 
 # %% ../../nbs/stores/registration.ipynb #435e8ed6
 class SteadyFlavour:

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PATIENCE', 'FILES', 'SENT', 'CHAMPION', 'CHALLENGER', 'HISTORY', 'registry_faults', 'is_fault', 'without_secrets',
            'reason_of', 'connect', 'open_registry', 'model_part', 'model_file', 'load_registered', 'get_alias',
-           'get_ref', 'set_alias', 'alias_history']
+           'functions_of', 'get_ref', 'set_alias', 'alias_history']
 
 # %% ../../nbs/stores/registry.ipynb #2447325b
 import json
@@ -22,8 +22,9 @@ from typing import TYPE_CHECKING, Any
 from sklearn.base import BaseEstimator
 
 from ..errors import RegistryError
-from ..lifecycle.workspace import replacing
-from ..outcomes import ModelRef
+from ..lifecycle.workspace import Workspace, replacing
+from ..outcomes import FileRef, ModelRef
+from .functions import use_functions
 from .models import load_model
 
 if TYPE_CHECKING:
@@ -169,8 +170,11 @@ def model_file(
 # %% ../../nbs/stores/registry.ipynb #b26625c0
 def load_registered(
     ref: ModelRef, # A registered version
+    workspace: Workspace | None = None, # Has the functions that it calls; that of the working directory if not given
 ) -> BaseEstimator:
     "The model of a registered version."
+    if ref.functions:
+        use_functions(ref.functions, workspace or Workspace.of())
     return load_model(model_file(ref.name, ref.version), ref.sha256)
 
 # %% ../../nbs/stores/registry.ipynb #dbb7f53c
@@ -188,6 +192,14 @@ def get_alias(
     version = mlflow.MlflowClient().get_registered_model(name).aliases.get(alias)
     return None if version is None else int(version)
 
+# %% ../../nbs/stores/registry.ipynb #4ca660f0
+def functions_of(
+    tags: dict[str, str], # Of a version
+) -> FileRef | None:
+    "The file of functions that a version calls, as this workspace would call it."
+    sha256 = tags.get("functions", "")
+    return FileRef(path=f"functions/{sha256[:12]}.py", sha256=sha256) if sha256 else None
+
 # %% ../../nbs/stores/registry.ipynb #5bd56cb2
 def get_ref(
     name: str, # Of a registered model; one that is not there raises
@@ -199,7 +211,8 @@ def get_ref(
     if (number := get_alias(name, alias)) is None:
         return None
     version = mlflow.MlflowClient().get_model_version(name, str(number))
-    return ModelRef(name=name, version=number, run_id=version.run_id or "", sha256=version.tags.get("sha256", ""))
+    return ModelRef(name=name, version=number, run_id=version.run_id or "", sha256=version.tags.get("sha256", ""),
+                    functions=functions_of(version.tags))
 
 # %% ../../nbs/stores/registry.ipynb #809af0ae
 def set_alias(

@@ -29,7 +29,7 @@ def load_candidate(
     "The candidate's model from the registry."
     with workspace.lock("registry"):
         open_registry(workspace.tracking_uri, workspace.artifacts, candidate.model.name)
-    return load_registered(candidate.model)
+    return load_registered(candidate.model, workspace)
 
 # %% ../../nbs/05_validation.ipynb #f4a91f33
 def measure_gap(
@@ -59,7 +59,7 @@ def ask_champion(
         if (ref := get_ref(candidate.model.name)) is None:
             return None, None, ""
         try:
-            model = load_registered(ref)
+            model = load_registered(ref, workspace)
         except Exception as error: # Its files are gone, or asks for what this version does not know
             return ref.version, None, f"The champion, version {ref.version}, cannot be loaded: {error}"
     try:
