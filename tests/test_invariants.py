@@ -17,7 +17,7 @@ from mlcycle.outcomes import STAGES
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = sorted(path for path in (ROOT / "nbs").rglob("*.ipynb") if not re.search(r"/\.", str(path.relative_to(ROOT))))
 MODULES = sorted(path for path in (ROOT / "mlcycle").rglob("*.py") if path.name not in ("__init__.py", "_modidx.py"))
-GROUND = {"errors", "outcomes", "metrics", "criteria", "cleaning", "outliers", "folds", "stores", "lifecycle"}
+GROUND = {"errors", "outcomes", "metrics", "criteria", "cleaning", "outliers", "missing", "folds", "stores", "lifecycle"}
 
 
 def named(paths):
