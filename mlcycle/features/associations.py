@@ -84,7 +84,8 @@ def rank_correlations(
     "The correlation of every two columns of ranks."
     known = np.isfinite(ranks)
     here = known.astype(float)
-    values = np.where(known, ranks - np.nan_to_num(np.nanmean(np.where(known, ranks, np.nan), axis=0)), 0.0) if known.any() else here
+    centre = [column[there].mean() if there.any() else 0.0 for column, there in zip(ranks.T, known.T, strict=True)]
+    values = np.where(known, ranks - centre, 0.0)
     count, total, square = here.T @ here, values.T @ here, (values * values).T @ here
     with np.errstate(all="ignore"):
         variance = square - total**2 / count
@@ -143,13 +144,14 @@ def cramer_v(
 # %% ../../nbs/features/associations.ipynb #af2adca4
 def cramer_vs(
     groups: np.ndarray, # A column for each grouping; -1 where missing
-) -> np.ndarray: # Square
+    first: int = 0, # Pairs of groupings that both come before this one are not asked about
+) -> np.ndarray: # Square; `nan` where not asked
     "Cramér's V of every two groupings."
-    found = np.eye(groups.shape[1])
+    found = np.full((groups.shape[1], groups.shape[1]), np.nan)
     member = indicators(groups)
     tables = (member.T @ member).toarray()
     ends = np.r_[0, np.cumsum(groups.max(axis=0, initial=-1) + 1)]
-    for a in range(len(found)):
+    for a in range(first, len(found)):
         for b in range(a):
             found[a, b] = found[b, a] = cramer_v(tables[ends[a]:ends[a + 1], ends[b]:ends[b + 1]])
     return found
@@ -157,23 +159,25 @@ def cramer_vs(
 # %% ../../nbs/features/associations.ipynb #989ff8d4
 def measure_associations(
     rows: pd.DataFrame, # A sample of some thousands is enough
-    bins: int = 10, # Of numbers
+    bins: int = 20, # Of numbers; fewer where there are fewer than 30 rows to each
     most: int = 50, # Groups of a category
 ) -> tuple[pd.DataFrame, pd.DataFrame]: # Associations, 0 to 1; rank correlations of ordered columns, -1 to 1
     "How strongly every two columns go together; `nan` where one does not vary."
     ordered = [name for name in rows if is_ordered(rows[name])]
     others = [name for name in rows if name not in set(ordered)]
     ranks = np.column_stack([rank(as_numbers(rows[name])) for name in ordered]) if ordered else np.empty((len(rows), 0))
-    binned = [bin_codes(column, bins) for column in ranks.T]
+    binned = [bin_codes(column, min(bins, max(2, len(rows) // 30))) for column in ranks.T]
     grouped = [group_codes(as_codes(rows[name])[0], most) for name in others]
     groups = np.column_stack([*binned, *grouped]) if len(rows.columns) else np.empty((len(rows), 0), dtype=int)
     with threadpool_limits(1):
         spearman = rank_correlations(ranks)
         ratios = correlation_ratios(ranks, groups)
-        vs = cramer_vs(groups[:, len(ordered):])
+        vs = cramer_vs(groups, len(ordered))
     p = len(ordered)
-    top = np.where(np.isnan(spearman), np.nan, np.fmax(np.abs(spearman), np.fmax(ratios[:p], ratios[:p].T)))
-    found = np.block([[top, ratios[p:].T], [ratios[p:], vs]])
+    found = vs.copy()
+    found[:, :p] = np.fmax(vs[:, :p], ratios)
+    found = np.fmax(found, found.T)
+    found[:p, :p] = np.fmax(np.abs(spearman), found[:p, :p])
     np.fill_diagonal(found, 1.0)
     names = [*ordered, *others]
     strength = pd.DataFrame(found, names, names).loc[list(rows), list(rows)]

@@ -11,8 +11,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pandas as pd
 
-from .associations import as_codes, as_numbers, group_codes, is_ordered, measure_associations
-from .columns import answers_of, describe_columns, draw_rows, mean_by
+from .associations import as_codes, as_numbers, is_ordered, measure_associations
+from .columns import answers_of, describe_columns, mean_by
 from .suspicious import find_suspicious
 from ..missing import find_missing_patterns
 from ..outcomes import Problem
@@ -91,7 +91,8 @@ def follow(
             place = np.bincount(found[found >= 0]).argmax() if len(distinct) else -1
             told = str(distinct[place]) if len(distinct) else ""
             level = mean_by(codes, np.where(found < 0, np.nan, found == place), len(begins))
-        lines.append(pd.DataFrame({"column": name, "period": begins, "level": level, "value": told, "missing": missing}).iloc[enough])
+        line = pd.DataFrame({"column": name, "period": begins, "level": level, "value": told, "missing": missing})
+        lines.append(line.iloc[enough])
     return pd.concat(lines, ignore_index=True)
 
 # %% ../../nbs/features/explore.ipynb #c38e36e1
@@ -125,7 +126,8 @@ def answer_groups(
         classes = [str(one) for one in target.value_counts().index[:most]]
         text = target.astype(object).map(str, na_action="ignore")
         return pd.Series(pd.Categorical(text, categories=sorted(classes), ordered=True), target.index, name=target.name)
-    quarters = pd.qcut(as_numbers(target), 4, duplicates="drop") if target.nunique() > 1 else pd.Categorical(["all"] * len(target))
+    several = target.nunique() > 1
+    quarters = pd.qcut(as_numbers(target), 4, duplicates="drop") if several else pd.Categorical(["all"] * len(target))
     ends = [f"{one.left:,.4g} to {one.right:,.4g}" if isinstance(one, pd.Interval) else one for one in quarters.categories]
     return pd.Series(quarters.rename_categories(ends), target.index, name=target.name)
 
@@ -194,7 +196,8 @@ def look_first(
             continue
         first, names = group.iloc[0], group["column"].astype(str).tolist()
         told = ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
-        lines.append({"column": told, "what": what, "weight": first.weight, "why": f"{len(names)} columns. {names[0]}: {first.why}"})
+        why = f"{len(names)} columns. {names[0]}: {first.why}"
+        lines.append({"column": told, "what": what, "why": why, "weight": first.weight})
     ranked = pd.DataFrame(lines, columns=["column", "what", "why", "weight"])
     ranked = ranked.sort_values("weight", ascending=False, kind="stable", ignore_index=True).head(most)
     words = [next(word for least, word in SEVERITY.items() if weight >= least) for weight in ranked.weight]
