@@ -10,6 +10,7 @@ from typing import Annotated
 import batch
 import data
 import engine
+import explore
 import modelling
 import noop
 import service
@@ -25,7 +26,7 @@ from mlcycle.lifecycle.runner import Choice, run_plan
 from mlcycle.lifecycle.workspace import Run
 
 BENCHMARKS = {"service": service.compare, "modelling": modelling.compare}  # Of a release
-ALONE = {"data": data.compare, "engine": engine.compare, "noop": noop.compare, "batch": batch.compare}
+ALONE = {"data": data.compare, "engine": engine.compare, "explore": explore.compare, "noop": noop.compare, "batch": batch.compare}
 Name = StrEnum("Name", [*BENCHMARKS, *ALONE])
 console = Console()
 

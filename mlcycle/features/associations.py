@@ -109,7 +109,7 @@ def correlation_ratios(
         between = _sum_blocks(np.where(count > 0, total**2 / count, 0.0), starts, widths) - grand**2 / n
         share = between / (square - grand**2 / n)
         filled = _sum_blocks((count > 0).astype(float), starts, widths)
-        return np.sqrt(np.clip(1 - (1 - share) * (n - 1) / (n - filled), 0, 1))
+        return np.where(filled < 2, np.nan, np.sqrt(np.clip(1 - (1 - share) * (n - 1) / (n - filled), 0, 1)))
 
 # %% ../../nbs/features/associations.ipynb #e91ecf4c
 def indicators(

@@ -125,7 +125,7 @@ def answer_groups(
     if task != "regression":
         classes = [str(one) for one in target.value_counts().index[:most]]
         text = target.astype(object).map(str, na_action="ignore")
-        return pd.Series(pd.Categorical(text, categories=sorted(classes), ordered=True), target.index, name=target.name)
+        return pd.Series(pd.Categorical(text, categories=classes, ordered=True), target.index, name=target.name)
     several = target.nunique() > 1
     quarters = pd.qcut(as_numbers(target), 4, duplicates="drop") if several else pd.Categorical(["all"] * len(target))
     ends = [f"{one.left:,.4g} to {one.right:,.4g}" if isinstance(one, pd.Interval) else one for one in quarters.categories]

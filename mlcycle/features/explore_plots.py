@@ -47,10 +47,10 @@ def _short(name: object, most: int = 26) -> str:
 # %% ../../nbs/features/explore_plots.ipynb #880735e2
 def _strongest(found: Exploration, numbers: bool, most: int) -> list[str]:
     "The columns of a sort that tell most about the target; those that vary only."
-    found_kinds = found.columns.kind
-    fits = {"number", "duration"} if numbers else {"text", "category", "yes or no", "mixed"}
-    names = found.with_target.index[found.with_target.association.notna()]
-    return [name for name in names if found_kinds[name] in fits][:most]
+    kinds = {"number", "duration"} if numbers else {"text", "category", "yes or no", "mixed"}
+    facts = found.columns.loc[found.with_target.index[found.with_target.association > 0]]
+    often = facts.top_share * (1 - facts.missing) * found.rows >= (0 if numbers else 10) # Categories that occur more than once
+    return list(facts.index[facts.kind.isin(kinds) & often][:most])
 
 # %% ../../nbs/features/explore_plots.ipynb #1cbd108c
 def plot_missing(
@@ -84,7 +84,7 @@ def plot_numbers(
     "The numbers that tell most, by the target."
     names = _strongest(exploration, True, most)
     if not names:
-        return _say("There is no number column that varies.")
+        return _say("No number column goes with the target.")
     figure, panels = _grid(len(names))
     rows = exploration.sample.iloc[::max(1, len(exploration.sample) // points)]
     groups = answer_groups(rows[exploration.target], exploration.task)
@@ -135,17 +135,19 @@ def plot_categories(
     "The categories that tell most, by the target."
     names = _strongest(exploration, False, most)
     if not names:
-        return _say("There is no category column that varies.")
+        return _say("No category column goes with the target.")
     figure, panels = _grid(len(names), across=2, height=2.6)
     figure.set_size_inches(4.6 * min(len(names), 2), figure.get_size_inches()[1])
     for axes, name in zip(panels, names, strict=True):
         lines = exploration.categories[exploration.categories["column"] == name].head(values)
         labels = [f"{_short(line.value, 20)}  ({line.rows:,})" for line in lines.itertuples()]
         if exploration.task == "multiclass":
-            _draw_division(axes, lines.set_axis(labels)[exploration.classes], axes is panels[0], exploration.target)
+            _draw_division(axes, lines.set_axis(labels)[exploration.classes])
         else:
             _draw_means(axes, lines.set_axis(labels)[exploration.classes[0]], exploration)
         axes.set(ylabel="", title=_short(name, 34))
+    if exploration.task == "multiclass":
+        figure.legend(*panels[0].get_legend_handles_labels(), title=_short(exploration.target), loc="outside lower center", ncols=3)
     return figure
 
 # %% ../../nbs/features/explore_plots.ipynb #c94dadcc
@@ -161,17 +163,15 @@ def _draw_means(axes: "Axes", means: pd.Series, found: Exploration) -> None:
     axes.set(xlabel=f"share of {_short(found.target, 16)} = {_short(found.classes[0], 12)}" if found.task == "binary"
              else f"mean {_short(found.target)}")
 
-# %% ../../nbs/features/explore_plots.ipynb #06feb577
-def _draw_division(axes: "Axes", shares: pd.DataFrame, legend: bool, target: str) -> None:
+# %% ../../nbs/features/explore_plots.ipynb #f83af1e7
+def _draw_division(axes: "Axes", shares: pd.DataFrame) -> None:
     "A bar for each value, divided by class."
     left = np.zeros(len(shares))
     for place, name in enumerate(shares):
-        axes.barh(shares.index, shares[name], left=left, color=f"C{place}", label=_short(name, 14), height=0.75)
+        axes.barh(shares.index, shares[name], left=left, color=f"C{place}", label=_short(name, 20), height=0.75)
         left += shares[name].to_numpy()
     axes.invert_yaxis()
     axes.set(xlabel="share of rows", xlim=(0, 1))
-    if legend:
-        axes.legend(title=_short(target, 18), fontsize="small", loc="lower left", framealpha=0.9)
 
 # %% ../../nbs/features/explore_plots.ipynb #ab9a3260
 def plot_strengths(
@@ -181,9 +181,10 @@ def plot_strengths(
     "The columns that tell most about the target, alone."
     import seaborn as sns
 
-    strength = exploration.with_target.association.dropna().head(most)
+    strength = exploration.with_target.association
+    strength = strength[strength > 0].head(most)
     if not len(strength):
-        return _say("There is no other column that varies.")
+        return _say("No column goes with the target.")
     figure, (axes,) = _grid(1)
     figure.set_size_inches(7, 1 + 0.24 * len(strength))
     sns.barplot(x=strength.to_numpy(), y=[_short(name, 34) for name in strength.index], color="C0", ax=axes)
@@ -234,8 +235,8 @@ def plot_time(
     figure, panels = _grid(2 + len(changing))
     sns.lineplot(whole, x="period", y="rows", ax=panels[0], marker="o", markersize=4)
     panels[0].set(title="rows", ylabel="rows", ylim=(0, None))
-    for name in exploration.classes:
-        sns.lineplot(whole, x="period", y=name, ax=panels[1], marker="o", markersize=4, label=_short(name, 14),
+    for name in exploration.classes: # Of some rows only: a share of three says nothing
+        sns.lineplot(whole[whole.rows >= 10], x="period", y=name, ax=panels[1], marker="o", markersize=4, label=_short(name, 14),
                      legend=len(exploration.classes) > 1)
     one = f"share of {_short(exploration.classes[0], 14)}" if exploration.task == "binary" else "share of each class"
     panels[1].set(title=_short(exploration.target), ylabel="mean" if exploration.task == "regression" else one)

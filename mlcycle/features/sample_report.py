@@ -56,7 +56,7 @@ def dress(
     script = re.search(r'<script type="module">(.*?)</script>', snippet, re.DOTALL)
     if not template or not script:
         raise ArtefactError("skrub's report is made in another way than this version of mlcycle knows.",
-                            expected="a template and a module script", remedy="Install the version of skrub in requirements.lock.")
+                            expected="a template and a module script", remedy="Install the skrub of requirements.lock.")
     inner = re.sub(r"\s*\n\s*", "\n", template[1]).replace("</style>", STYLE + "</style>", 1)
     for place, drawn in enumerate(dict.fromkeys(re.findall(r'\bid="([0-9a-f]{8})"', inner))): # Names drawn at random
         inner = inner.replace(f'="{drawn}"', f'="part-{place}"')
