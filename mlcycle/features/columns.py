@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['NUMBER_FACTS', 'TABLED', 'DATE', 'answers_of', 'kind_of', 'sorted_quantiles', 'describe_number', 'find_spike',
-           'describe_values', 'mean_by', 'describe_spelling', 'missing_answers', 'describe_columns']
+           'describe_values', 'mean_by', 'describe_spelling', 'missing_answers', 'describe_columns', 'brief']
 
 # %% ../../nbs/features/columns.ipynb #45752b8b
 import numpy as np
@@ -184,18 +184,22 @@ def describe_columns(
         kind = kind_of(values)
         if is_ordered(values):
             found = describe_number(values)
+            if kind == "date" and found["distinct"]:
+                found["top"] = str(pd.Timestamp(found["top"], unit="s"))
         else:
             found, table = describe_values(name, values, answers)
             tables.append(table)
-        facts[name] = {"stored": str(values.dtype), "kind": kind, "example": "" if first is None else _brief(values.at[first]),
+        facts[name] = {"stored": str(values.dtype), "kind": kind, "example": "" if first is None else brief(values.at[first]),
                        **found, **missing_answers(values, answers)}
     columns = ["column", "value", "rows", "share", *answers]
     seen = [table for table in tables if len(table)]
     told = pd.concat(seen, ignore_index=True) if seen else pd.DataFrame(columns=columns)
     return pd.DataFrame.from_dict(facts, orient="index"), told
 
-# %% ../../nbs/features/columns.ipynb #f93c15a6
-def _brief(value: object) -> str:
+# %% ../../nbs/features/columns.ipynb #7aeef6b7
+def brief(
+    value: object, # A cell
+) -> str:
     "A value in a few characters."
     told = f"{value:.6g}" if isinstance(value, float) else str(value)
     return told if len(told) <= 30 else told[:29] + "…"

@@ -147,7 +147,8 @@ def plot_categories(
             _draw_means(axes, lines.set_axis(labels)[exploration.classes[0]], exploration)
         axes.set(ylabel="", title=_short(name, 34))
     if exploration.task == "multiclass":
-        figure.legend(*panels[0].get_legend_handles_labels(), title=_short(exploration.target), loc="outside lower center", ncols=3)
+        figure.legend(*panels[0].get_legend_handles_labels(), title=_short(exploration.target), ncols=3,
+                      loc="outside lower center")
     return figure
 
 # %% ../../nbs/features/explore_plots.ipynb #c94dadcc

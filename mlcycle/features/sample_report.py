@@ -32,7 +32,7 @@ def sample_report(
     rows: pd.DataFrame, # Any
     sample: int = 1000, # Rows that the report is about, drawn at random
     seed: int = 0, # Of the draw
-    shown: int = 20, # Rows of the sample that can be read
+    shown: int = 10, # Rows of the sample that can be read
     columns: int = 40, # At most, the first ones
 ) -> Fragment: # HTML
     "skrub's report on a sample."
@@ -61,6 +61,7 @@ def dress(
     for place, drawn in enumerate(dict.fromkeys(re.findall(r'\bid="([0-9a-f]{8})"', inner))): # Names drawn at random
         inner = inner.replace(f'="{drawn}"', f'="part-{place}"')
     inner = re.sub(r"<h([1-6])>", r"<h\1 class='card'>", inner) # Not to be taken for headings of the page
+    inner = inner.replace("<select", "<select aria-label='Columns that are shown'") # A screen reader must say something
     name = f"sample-{sha256(told.encode()).hexdigest()[:8]}"
     return (f'<div id="{name}-wrapper"><p class="said">{told}.</p><template id="{name}-template">{inner}</template>'
             f'<skrub-table-report id="{name}">The table needs JavaScript.</skrub-table-report>'

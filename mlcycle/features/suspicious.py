@@ -93,7 +93,7 @@ def check_shape(
         skew, tail = _fact(facts, "skew"), _fact(facts, "tail")
         if abs(skew) > 5 and not _fact(facts, "spike_share"):
             yield min(0.6, 0.35 + abs(skew) / 200), name, "extreme skew", \
-                f"Skewness {skew:,.1f}: half of the values lie below {facts['50%']:,.4g}, the largest is {facts['max']:,.4g}."
+                f"Skewness {skew:,.1f}: half of the values are at most {facts['50%']:,.4g}, the largest is {facts['max']:,.4g}."
         elif tail > 15:
             yield min(0.55, 0.35 + tail / 400), name, "heavy tails", \
                 f"99 % of the values span {tail:,.0f} times the range of the middle half (a normal distribution: 3.8)."
