@@ -190,7 +190,7 @@ PLANTED = [
 def test_a_planted_problem_is_found(what):
     first = look_first(explore(plant(orders(), what), "late", asked(time="placed")))
     assert what in first.loc[first["column"] == "planted", "what"].tolist()
-    if what not in ("changes over time", "extreme skew"):
+    if what not in ("changes over time", "extreme skew", "nearly constant"):
         assert first["column"][0] == "planted", "before what a clean column has"
     assert first.why.str.contains(r"\d|Always|no value|type", regex=True).all(), "with figures"
 
@@ -298,7 +298,7 @@ def test_the_sample_says_what_it_is_and_holds_no_script_but_skrubs():
 
 
 def test_only_a_page_with_a_sample_lets_skrubs_script_run():
-    allowed = script_hash(table_script())
+    allowed = script_hash(table_script()).strip("'")
     page = {
         "title": "t",
         "contents": [],
