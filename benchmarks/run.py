@@ -10,6 +10,7 @@ from typing import Annotated
 import batch
 import data
 import engine
+import explore
 import features
 import model
 import noop
@@ -28,6 +29,7 @@ from mlcycle.lifecycle.workspace import Run
 BENCHMARKS = {"service": service.compare, "model": model.compare}  # Of a release
 ALONE = {
     "data": data.compare,
+    "explore": explore.compare,
     "features": features.compare,
     "engine": engine.compare,
     "noop": noop.compare,

@@ -24,6 +24,7 @@ GROUND = {
     "criteria",
     "cleaning",
     "outliers",
+    "missing",
     "folds",
     "latency",
     "blends",
