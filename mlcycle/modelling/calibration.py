@@ -79,8 +79,7 @@ def threshold_metric(
     "What the threshold is chosen for."
     if problem.costs:
         return "cost"
-    about_labels = [name for name in problem.metrics if get_metric(name).needs == "labels"]
-    return problem.metric if problem.metric in about_labels else about_labels[0] if about_labels else "f1"
+    return problem.metric if get_metric(problem.metric).needs == "labels" else "f1"
 
 # %% ../../nbs/modelling/calibration.ipynb #d626406b
 def choose_threshold(
