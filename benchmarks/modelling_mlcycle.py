@@ -6,16 +6,16 @@ from pathlib import Path
 
 import pandas as pd
 
-from mlcycle.features.stage import plan_features
+from mlcycle.features import stage as features
 from mlcycle.lifecycle.workspace import Workspace
-from mlcycle.modelling.stage import find_model
+from mlcycle.modelling import stage as modelling
 from mlcycle.outcomes import Dataset, FileRef, Problem
 from mlcycle.stores.datasets import write_table
 from mlcycle.stores.models import predict
 from mlcycle.stores.registry import load_registered, open_registry
 
 LEAST = 5.0  # Seconds left to the search when stage 3 has used up nearly all
-TAIL = 0.15  # Of the seconds: for the last fit and the registry
+TAIL = 0.3  # Of the seconds: for further rounds, the ensemble, the last fit and the registry
 
 
 def state_problem(train: pd.DataFrame, target: str, task: str, metric: str, when: str = "") -> Problem:
@@ -53,9 +53,20 @@ def fit_mlcycle(
     """Plan features and find a model, within the seconds; predictions come with their classes, winners with their scores."""
     started, workspace = time.perf_counter(), Workspace(Path.cwd())
     problem, dataset = state_problem(train, target, task, metric, when), state_dataset(train, workspace)
-    plan = plan_features(problem, dataset, workspace, seed=seed)
+    plan = features.plan_features(problem, dataset, workspace, features.Rules(seed=seed, selection_rows=10_000))
     left = max(LEAST, seconds * (1 - TAIL) - (time.perf_counter() - started))
-    found = find_model(problem, dataset, plan, workspace, trials=10_000, seconds=left, seed=seed, jobs=1)
+    rules = modelling.Rules(
+        folds=5 if len(train) < 10_000 else 3,
+        trials=10_000,
+        seconds=left,
+        search_rows=40_000,
+        rule="best",
+        calibrate=False,
+        curve=False,
+        seed=seed,
+        jobs=1,
+    )
+    found, _ = modelling.find_model(problem, dataset, plan, workspace, rules)
     open_registry(workspace.tracking_uri, workspace.artifacts, found.model.name)
     model = load_registered(found.model)
 

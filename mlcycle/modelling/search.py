@@ -81,12 +81,12 @@ def line_up(
     arena: Arena, # Where candidates meet
     models: Sequence[CandidateModel], # Who competes, from the simplest on
     folder: Path, # Of the study
-    budget: Budget, # Candidates that would start after its end are left out, but for the first three
+    budget: Budget, # Candidates that would start after half of it are left out, but for the first three
 ) -> list[Trial]:
     "Every candidate with plain settings."
     done, bar = [], progress_bar("line-up", len(models))
     for model in models:
-        if len(done) > 2 and not budget.left():
+        if len(done) > 2 and budget.left() < budget.seconds / 2:
             done.append(Trial(0, model.name, model.families[0], {}, status="late", reason="time was up"))
         else:
             done.append(run_once(arena, folder, f"line-up {model.name}", model, {}))
