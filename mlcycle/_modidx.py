@@ -333,6 +333,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                      'mlcycle/deployment/bundle.py'),
                                            'mlcycle.deployment.bundle.open_bundle': ( 'deployment/bundle.html#open_bundle',
                                                                                       'mlcycle/deployment/bundle.py'),
+                                           'mlcycle.deployment.bundle.packages_of': ( 'deployment/bundle.html#packages_of',
+                                                                                      'mlcycle/deployment/bundle.py'),
                                            'mlcycle.deployment.bundle.to_frame': ( 'deployment/bundle.html#to_frame',
                                                                                    'mlcycle/deployment/bundle.py')},
             'mlcycle.deployment.service': { 'mlcycle.deployment.service.EventWriter': ( 'deployment/service.html#eventwriter',
