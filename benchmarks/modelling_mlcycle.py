@@ -57,6 +57,7 @@ def fit_mlcycle(
     left = max(LEAST, seconds * (1 - TAIL) - (time.perf_counter() - started))
     rules = modelling.Rules(
         folds=5 if len(train) < 10_000 else 3,
+        repeats=8,
         trials=10_000,
         seconds=left,
         search_rows=40_000,

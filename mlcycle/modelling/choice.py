@@ -54,14 +54,15 @@ def equally_good(
 def order_of_choice(
     arena: Arena, # Knows the metric and the folds
     trials: Sequence[Trial], # Complete ones, and perhaps the ensemble
-    rule: str = "one standard error", # Or `best`: the highest mean, whatever luck there is in it
+    rule: str = "one standard error", # Or `best`: nothing counts but the score
 ) -> list[Trial]: # Whoever is refused gives way to the next
     "The candidates in the order in which they are to be chosen."
     single = [trial for trial in trials if trial.model != "ensemble"]
     together = [trial for trial in trials if trial.model == "ensemble"]
     ranked = rank(arena, trials)
     if rule == "best":
-        return ranked
+        near = equally_good(arena, trials)
+        return sorted(ranked, key=lambda trial: not any(trial is one for one in near if one.model == "ensemble"))
     first = equally_good(arena, single)
     for ensemble in together:
         ahead = mean_difference(arena.problem.metric, ensemble.scores, rank(arena, single)[0].scores, arena.folds)

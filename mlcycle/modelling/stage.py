@@ -58,7 +58,7 @@ class Rules:
     folds: int = 5 # How often candidates are asked
     repeats: int = 2 # Rounds of folds for the finalists
     trials: int = 12 # Of the search, at most
-    seconds: float = 60 # Of the search: no new trial starts after them
+    seconds: float = 60 # Of search and rounds: no new trial starts after them
     search_rows: int = 20_000 # The competition uses at most so many rows
     ensemble: bool = True # Whether finalists may answer together
     rule: Literal["one standard error", "best"] = "one standard error" # Who wins among equals
@@ -144,7 +144,7 @@ def run_rounds(
     "The finalists on further folds."
     taken = sum(trial.fit_seconds for trial in finalists) * len(arena.folds) / arena.jobs
     first, rounds = arena, 1
-    while rounds < repeats and not arena.problem.time and budget.left() > 1.5 * taken:
+    while rounds < repeats and not arena.problem.time and budget.left() > taken:
         more = make_folds(arena.problem, arena.rows, len(first.folds), arena.seed + 1000 * rounds)
         arena = replace(arena, folds=[*arena.folds, *more])
         finalists = [ask_again(arena, CANDIDATES[trial.model], trial) for trial in finalists]
@@ -158,9 +158,9 @@ def compete(
     folder: Path, # Of the study
 ) -> Competition:
     "All candidates, the search, further rounds for finalists, and the order in which they are to be chosen."
-    budget = Budget(rules.trials, rules.seconds)
+    budget, rounds = Budget(rules.trials, rules.seconds), rules.repeats > 1 and not arena.problem.time
     models, out = choose_candidates(arena.problem.task, min(len(learn) for learn, _ in arena.folds), rules.models)
-    found = search(arena, models, budget, folder)
+    found = search(arena, models, Budget(rules.trials, rules.seconds * (2 / 3 if rounds else 1)), folder)
     finalists = choose_finalists(arena, found.complete()) or found.complete()
     wider, finalists = run_rounds(arena, finalists, rules.repeats, budget)
     if rules.ensemble and len(finalists) > 1:
