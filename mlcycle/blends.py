@@ -94,8 +94,9 @@ class Coded(ClassifierMixin, BaseEstimator):
         return self
 
     def predict_proba(self, X) -> np.ndarray:
-        "Probabilities, shape (n, classes)."
-        return self.model_.predict_proba(X)
+        "Probabilities, shape (n, classes), of full precision."
+        said = np.asarray(self.model_.predict_proba(X), dtype=float)
+        return said / said.sum(axis=1, keepdims=True)
 
     def predict(self, X) -> np.ndarray:
         "The class with the highest probability."

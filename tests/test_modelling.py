@@ -504,7 +504,9 @@ def watched(monkeypatch, tmp_path, problem, table) -> stage.Competition:
     rules = Rules(["linear", "lightgbm"], repeats=2, trials=2, seconds=600, jobs=1)
     competition = compete(arena, rules, tmp_path / "study", table)
     learning_curve(competition, table, list(KINDS))
-    assert inner and len(rounds_seen()) > 6
+    inner = [each for each in inner if each[1]]  # A tenth of the rows is too few for early stopping
+    assert len(inner) > 6
+    assert len(rounds_seen()) > 6
     for (target, *_), (grow, stop) in inner:
         assert len(stop) and not set(grow) & set(stop) and len(grow) + len(stop) == len(target)
     competition.inner = inner
@@ -608,10 +610,8 @@ def test_the_latency_budget_refuses_who_is_slow(tmp_path, own, reviewed):
     candidate("slow", simplicity=0)(lambda task, seed: Slow(max_depth=4, random_state=seed))
     table = make_table()
     table["y"] = np.where(table.a.abs() > 0.7, "yes", "no")
-    competition = hold(tmp_path, table, make_problem(latency_budget_ms=49.0), models=["slow", "linear"])
+    competition = hold(tmp_path, table, make_problem(latency_budget_ms=49.0), models=["slow", "linear"], ensemble=False)
     assert competition.order[0].model == "slow"
-    for dear in (competition, replace(competition, order=competition.order[:1], out={})):
-        dear.arena = replace(dear.arena, problem=dear.arena.problem.model_copy(update={"latency_budget_ms": 49.0}))
     fit_winner(competition, table[[*KINDS, "y"]], None)
     assert competition.chosen.model.startswith("linear")
     assert competition.lines()[0].kind == "linear"
@@ -763,7 +763,8 @@ def test_whatever_can_win_is_saved_and_answers_alike_in_another_process(tmp_path
         table, problem, singles = make_table(task, 150), make_problem(task), []
         arena = arena_of(tmp_path / task, problem, table)
         for model in candidates.choose_candidates(task, 150)[0]:
-            parameters = {model.grows: 5} if model.grows else {}
+            few = model.grows or "n_estimators" * model.name.endswith(("forest", "trees"))
+            parameters = {few: 5} if few else {}
             for family in model.families:
                 singles.append(Trial(len(singles) + 1, model.name, family, parameters))
         both = Trial(0, "ensemble", "", {one.name: 1 / len(singles) for one in singles})

@@ -32,6 +32,7 @@ class CandidateModel:
     make: Callable # (task, seed, parameters) -> estimator, unfitted, one thread
     families: tuple[str, ...] = ("trees",) # How it may have its features encoded; the first unless the search finds better
     space: Callable | None = None # (Optuna trial, task, rows) -> parameters; None: nothing to search
+    searched: tuple[str, ...] = ALL_TASKS # Tasks for which there is something to search
     starts: tuple[dict, ...] = () # Settings known to be good, tried before others
     simplicity: int = 3 # Of two that are equally good, the lower one wins
     tasks: tuple[str, ...] = ALL_TASKS
@@ -78,10 +79,10 @@ def _make_linear(task: Task, seed: int, parameters: dict) -> BaseEstimator:
 # %% ../../nbs/modelling/candidates.ipynb #71a3150c
 def _linear_space(trial, task: Task, rows: int) -> dict:
     "How strongly it is regularised."
-    return {} if task == "regression" else {"C": trial.suggest_float("linear_C", 1e-3, 30, log=True)}
+    return {"C": trial.suggest_float("linear_C", 1e-3, 30, log=True)}
 
-# %% ../../nbs/modelling/candidates.ipynb #5f2a8999
-_known(CandidateModel("linear", _make_linear, ("linear",), _linear_space, simplicity=1))
+# %% ../../nbs/modelling/candidates.ipynb #1b482eb7
+_known(CandidateModel("linear", _make_linear, ("linear",), _linear_space, ("binary", "multiclass"), simplicity=1))
 
 # %% ../../nbs/modelling/candidates.ipynb #6a7644c2
 def _make_neighbours(task: Task, seed: int, parameters: dict) -> BaseEstimator:
@@ -89,7 +90,8 @@ def _make_neighbours(task: Task, seed: int, parameters: dict) -> BaseEstimator:
     from sklearn.neighbors import KNeighborsClassifier, KNeighborsRegressor
 
     kind = KNeighborsRegressor if task == "regression" else KNeighborsClassifier
-    return kind(**{"n_neighbors": 15, "weights": "distance"} | parameters)
+    plain = {"n_neighbors": 15, "weights": "distance", "algorithm": "brute"} # A file with a search tree could not be checked
+    return kind(**plain | parameters)
 
 # %% ../../nbs/modelling/candidates.ipynb #dfec6ecb
 _known(CandidateModel("neighbours", _make_neighbours, ("neighbours",), simplicity=2, most_rows=15_000))
@@ -181,7 +183,8 @@ _PLAIN = {"learning_rate": 0.05, "num_leaves": 31, "min_child_samples": 20, "reg
 STARTS = (_PLAIN, _PLAIN | {"learning_rate": 0.03, "num_leaves": 128, "min_child_samples": 5, "colsample_bytree": 0.6},
           _PLAIN | {"extra_trees": True, "num_leaves": 64},
           _PLAIN | {"num_leaves": 8, "min_child_samples": 8, "colsample_bytree": 0.5})
-_known(CandidateModel("lightgbm", _make_lightgbm, ("native", "trees"), _lightgbm_space, STARTS, 4, grows="n_estimators"))
+_known(CandidateModel("lightgbm", _make_lightgbm, ("native", "trees"), _lightgbm_space, starts=STARTS, simplicity=4,
+                      grows="n_estimators"))
 
 # %% ../../nbs/modelling/candidates.ipynb #a5c9a3f2
 def _make_network(task: Task, seed: int, parameters: dict) -> BaseEstimator:

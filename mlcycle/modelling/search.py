@@ -140,7 +140,7 @@ def promising(
     tried: Sequence[Trial], # The line-up
 ) -> list[CandidateModel]: # Best first
     "The candidates whose settings are worth a search."
-    spaces = {model.name: model for model in models if model.space}
+    spaces = {model.name: model for model in models if model.space and arena.problem.task in model.searched}
     ranked = rank(arena, [trial for trial in tried if trial.status == "complete" and trial.model in spaces])
     return [spaces[trial.model] for trial in ranked[:MOST_SEARCHED]]
 

@@ -53,6 +53,7 @@ TRUSTED = [
     "sklearn.ensemble._hist_gradient_boosting.predictor.TreePredictor", # Arrays of nodes
     "sklearn.model_selection._split.KFold", # Three plain settings
     "sklearn.model_selection._split.StratifiedKFold", # Three plain settings
+    "sklearn.neural_network._stochastic_optimizers.AdamOptimizer", # Where the training of a network ended: arrays
     "sklearn.tree._tree.Tree", # Arrays of nodes
     "sklearn.utils.validation.check_array", # Looks at numbers; histogram boosting does where it has categories
     "xgboost.core.Booster", # Trees as bytes that XGBoost itself reads
@@ -69,9 +70,9 @@ def model_bytes(
 
     with zipfile.ZipFile(io.BytesIO(skops.io.dumps(model))) as dumped:
         schema = dumped.read("schema.json").decode()
-        address = re.compile(r'(?<="__id__": )\d+|(?<=")\d+(?=\.npy")') # Addresses in memory
+        address = re.compile(r'(?<="__id__": )\d+|(?<=")[\w-]+(?=\.(?:npy|npz|bin)")') # Addresses, and numbers drawn for files
         order = {number: str(place) for place, number in enumerate(dict.fromkeys(address.findall(schema)), 1)}
-        parts = {f"{order[name[:-4]]}.npy": dumped.read(name) for name in dumped.namelist() if name != "schema.json"}
+        parts = {f"{order[name[:-4]]}{name[-4:]}": dumped.read(name) for name in dumped.namelist() if name != "schema.json"}
         parts["schema.json"] = address.sub(lambda match: order[match[0]], schema).encode()
     steady = io.BytesIO()
     with zipfile.ZipFile(steady, "w") as written:
