@@ -11,7 +11,7 @@ from dataclasses import replace
 import numpy as np
 
 from ..blends import calibrate, fit_calibration
-from ..folds import mean_difference
+from ..folds import mean_difference, teachers_of
 from ..metrics import Predictions, encode, get_metric, metric_for, score
 from .studies import as_predictions
 from .trials import Arena, Trial
@@ -47,7 +47,7 @@ def calibrate_trial(
     truths = [_class_numbers(arena.truth(fold), problem) for fold in folds]
     said = []
     for fold in folds:
-        others = [one for one in folds if (one < fold if problem.time else one != fold)]
+        others = teachers_of(problem, arena.folds, fold)
         learnt = [np.concatenate([part[one] for one in others]) for part in (given, truths)] if others else []
         said.append(_said(calibrate(given[fold], *(fit_calibration(*learnt) if learnt else (1.0, ()))), problem))
     slope, shifts = fit_calibration(np.concatenate(given), np.concatenate(truths))

@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['ALL_TASKS', 'CANDIDATES', 'EARLIEST', 'EARLY_FROM', 'MOST_TREES', 'STARTS', 'CandidateModel', 'candidate',
-           'choose_candidates']
+           'check_trusted', 'choose_candidates']
 
-# %% ../../nbs/modelling/candidates.ipynb #b8712b94
+# %% ../../nbs/modelling/candidates.ipynb #428df5b0
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -14,8 +15,10 @@ from importlib.util import find_spec
 import numpy as np
 from sklearn.base import BaseEstimator
 
+from ..blends import Coded
 from ..errors import ParameterError, suggest
 from ..outcomes import Task
+from ..stores.models import untrusted_types
 
 # %% ../../nbs/modelling/candidates.ipynb #825fd373
 ALL_TASKS = ("binary", "multiclass", "regression")
@@ -29,13 +32,14 @@ class CandidateModel:
     make: Callable # (task, seed, parameters) -> estimator, unfitted, one thread
     families: tuple[str, ...] = ("trees",) # How it may have its features encoded; the first unless the search finds better
     space: Callable | None = None # (Optuna trial, task, rows) -> parameters; None: nothing to search
+    searched: tuple[str, ...] = ALL_TASKS # Tasks for which there is something to search
     starts: tuple[dict, ...] = () # Settings known to be good, tried before others
     simplicity: int = 3 # Of two that are equally good, the lower one wins
     tasks: tuple[str, ...] = ALL_TASKS
     most_rows: int | None = None # It does not compete on more
     package: str = "" # What must be installed
     grows: str = "" # The parameter that early stopping chooses: how many trees
-    own: bool = False # A person's own
+    own: str = "" # The code of a person's own
 
     def fits(self, task: Task, rows: int) -> str:
         "Why it does not compete; empty if it does."
@@ -76,10 +80,10 @@ def _make_linear(task: Task, seed: int, parameters: dict) -> BaseEstimator:
 # %% ../../nbs/modelling/candidates.ipynb #71a3150c
 def _linear_space(trial, task: Task, rows: int) -> dict:
     "How strongly it is regularised."
-    return {} if task == "regression" else {"C": trial.suggest_float("linear_C", 1e-3, 30, log=True)}
+    return {"C": trial.suggest_float("linear_C", 1e-3, 30, log=True)}
 
-# %% ../../nbs/modelling/candidates.ipynb #5f2a8999
-_known(CandidateModel("linear", _make_linear, ("linear",), _linear_space, simplicity=1))
+# %% ../../nbs/modelling/candidates.ipynb #1b482eb7
+_known(CandidateModel("linear", _make_linear, ("linear",), _linear_space, ("binary", "multiclass"), simplicity=1))
 
 # %% ../../nbs/modelling/candidates.ipynb #6a7644c2
 def _make_neighbours(task: Task, seed: int, parameters: dict) -> BaseEstimator:
@@ -87,7 +91,8 @@ def _make_neighbours(task: Task, seed: int, parameters: dict) -> BaseEstimator:
     from sklearn.neighbors import KNeighborsClassifier, KNeighborsRegressor
 
     kind = KNeighborsRegressor if task == "regression" else KNeighborsClassifier
-    return kind(**{"n_neighbors": 15, "weights": "distance"} | parameters)
+    plain = {"n_neighbors": 15, "weights": "distance", "algorithm": "brute"} # A file with a search tree could not be checked
+    return kind(**plain | parameters)
 
 # %% ../../nbs/modelling/candidates.ipynb #dfec6ecb
 _known(CandidateModel("neighbours", _make_neighbours, ("neighbours",), simplicity=2, most_rows=15_000))
@@ -179,7 +184,8 @@ _PLAIN = {"learning_rate": 0.05, "num_leaves": 31, "min_child_samples": 20, "reg
 STARTS = (_PLAIN, _PLAIN | {"learning_rate": 0.03, "num_leaves": 128, "min_child_samples": 5, "colsample_bytree": 0.6},
           _PLAIN | {"extra_trees": True, "num_leaves": 64},
           _PLAIN | {"num_leaves": 8, "min_child_samples": 8, "colsample_bytree": 0.5})
-_known(CandidateModel("lightgbm", _make_lightgbm, ("native", "trees"), _lightgbm_space, STARTS, 4, grows="n_estimators"))
+_known(CandidateModel("lightgbm", _make_lightgbm, ("native", "trees"), _lightgbm_space, starts=STARTS, simplicity=4,
+                      grows="n_estimators"))
 
 # %% ../../nbs/modelling/candidates.ipynb #a5c9a3f2
 def _make_network(task: Task, seed: int, parameters: dict) -> BaseEstimator:
@@ -201,8 +207,8 @@ def _make_xgboost(task: Task, seed: int, parameters: dict) -> BaseEstimator:
     "XGBoost, with categories as they are."
     from xgboost import XGBClassifier, XGBRegressor
 
-    kind = XGBRegressor if task == "regression" else XGBClassifier
-    return kind(**parameters, enable_categorical=True, tree_method="hist", random_state=seed, n_jobs=1, verbosity=0)
+    steady = {"enable_categorical": True, "tree_method": "hist", "random_state": seed, "n_jobs": 1, "verbosity": 0}
+    return XGBRegressor(**parameters, **steady) if task == "regression" else Coded(XGBClassifier(**parameters, **steady))
 
 # %% ../../nbs/modelling/candidates.ipynb #80c545e8
 def _xgboost_space(trial, task: Task, rows: int) -> dict:
@@ -226,8 +232,8 @@ def _make_catboost(task: Task, seed: int, parameters: dict) -> BaseEstimator:
     "CatBoost, which writes no files of its own."
     from catboost import CatBoostClassifier, CatBoostRegressor
 
-    kind = CatBoostRegressor if task == "regression" else CatBoostClassifier
-    return kind(**parameters, random_seed=seed, thread_count=1, verbose=False, allow_writing_files=False)
+    asked = parameters | {"random_seed": seed, "thread_count": 1, "verbose": False, "allow_writing_files": False}
+    return CatBoostRegressor(**asked) if task == "regression" else Coded(CatBoostClassifier(**asked))
 
 # %% ../../nbs/modelling/candidates.ipynb #36919f1b
 def _catboost_space(trial, task: Task, rows: int) -> dict:
@@ -253,15 +259,41 @@ def candidate(
 ) -> Callable: # A decorator of a function (task, seed, **parameters) -> estimator
     "Let an estimator of one's own compete."
     families = (family,) if isinstance(family, str) else tuple(family)
+    if not re.fullmatch(r"[\w .+-]{1,40}", name) or name in ("dummy", "ensemble"):
+        raise ParameterError(f"A candidate cannot be called '{name}'.", "Up to 40 letters, digits, blanks and dashes.")
     if unknown := set(families) - {"trees", "linear", "neighbours", "native"}:
         raise ParameterError(f"'{unknown.pop()}' is not a family of encodings.", "trees, linear, neighbours or native.")
 
     def add(make: Callable) -> Callable:
         _known(CandidateModel(
             name, lambda task, seed, parameters: make(task, seed, **parameters), families,
-            space and (lambda trial, task, rows: space(trial)), simplicity=simplicity, tasks=tuple(tasks), own=True))
+            space and (lambda trial, task, rows: space(trial)), simplicity=simplicity, tasks=tuple(tasks),
+            own=_code(make) + _code(space)))
         return make
     return add
+
+# %% ../../nbs/modelling/candidates.ipynb #14daebc3
+def _code(function: Callable | None) -> str:
+    "What a function does, so that one that was changed is another candidate."
+    code = getattr(function, "__code__", None)
+    inner = [repr(one) if not hasattr(one, "co_code") else one.co_code.hex() for one in code.co_consts] if code else []
+    return f"{code.co_code.hex()} {code.co_names} {inner} {getattr(function, '__defaults__', None)}" if code else repr(function)
+
+# %% ../../nbs/modelling/candidates.ipynb #e524a2ec
+def check_trusted(
+    models: Sequence[CandidateModel], # Who competes
+    task: Task, # Of the problem
+) -> None:
+    "Raise where a person's own model could not be loaded again."
+    for model in models:
+        try:
+            unknown = untrusted_types(model.make(task, 0, {})) if model.own else []
+        except Exception: # Whoever cannot be made is told of in the line-up
+            continue
+        if unknown:
+            raise ParameterError(f"The candidate '{model.name}' asks for types that are not trusted: {', '.join(unknown)}.",
+                                 "Only reviewed types are loaded from model files.",
+                                 "Use an estimator of scikit-learn's, or have the type reviewed: mlcycle.stores.models.")
 
 # %% ../../nbs/modelling/candidates.ipynb #1aab3c23
 def choose_candidates(
@@ -276,6 +308,8 @@ def choose_candidates(
                                  suggest(name, CANDIDATES))
     order = dict.fromkeys(["dummy", *(names or [*EARLIEST, *CANDIDATES])])
     asked = [CANDIDATES[name] for name in order]
+    if all(each.name == "dummy" for each in asked):
+        raise ParameterError("The dummy cannot compete alone.", f"Also one of {', '.join(list(CANDIDATES)[1:])}.")
     reasons = {each.name: each.fits(task, rows) for each in asked}
     refused = [f"{name}: {reasons[name]}" for name in names if reasons[name]]
     if refused:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from ..folds import teachers_of
 from ..metrics import encode, get_metric, metric_for
 from .search import rank
 from .studies import as_predictions
@@ -97,7 +98,7 @@ def make_ensemble(
     judge_of = lambda fold: scorer(arena.problem, truths, [fold])  # noqa: E731
     sign = -1 if get_metric(arena.problem.metric).higher_is_better is False else 1
     for fold in range(len(truths)):
-        others = [one for one in range(len(truths)) if (one < fold if arena.problem.time else one != fold)]
+        others = teachers_of(arena.problem, arena.folds, fold)
         weights = select_greedily(arena.problem, finalists, truths, others, steps) if others else np.full(
             len(finalists), 1 / len(finalists))
         mixed = sum(weight * values_of(trial, fold) for weight, trial in zip(weights, finalists, strict=True))

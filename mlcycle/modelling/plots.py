@@ -40,11 +40,11 @@ def plot_leaderboard(
     lines: Sequence[LeaderboardLine], # The chosen one first
     most: int = 20, # At most so many
 ) -> "Axes":
-    "Each fold, and the mean of all with its interval."
+    "Each fold, and the mean of all with its interval; guessing is left out, beside which all others look alike."
     import matplotlib.pyplot as plt
     import seaborn as sns
 
-    shown = lines[:most]
+    shown = [line for line in lines if line.kind != "dummy"][:most]
     metric = shown[0].score.metric
     folds = pd.DataFrame([{"model": line.model, metric: value} for line in shown for value in line.folds])
     figure, axes = plt.subplots(figsize=(8, 1 + 0.3 * len(shown)))
@@ -118,7 +118,7 @@ def settings_at_the_edge(
             continue
         low, high, at = (np.log(one) if within.log else one for one in (within.low, within.high, value))
         place = (at - low) / (high - low)
-        if place < share or place > 1 - share:
+        if place < share or place > 1 - share and within.high != 1: # No share is above 1
             found[name] = f"{value:.4g}, at the {'lower' if place < share else 'upper'} end of {within.low:g} to {within.high:g}"
     return found
 
@@ -184,12 +184,14 @@ def hardest_rows(
     arena: Arena, # Where candidates met
     trials: Sequence[Trial], # Finalists
     rows: int = 8, # So many
-) -> pd.DataFrame: # The rows, with the mean error of all finalists
+) -> pd.DataFrame: # The rows, with the error of the finalist that is least wrong
     "Rows about which every finalist is wrong."
     errors = pd.DataFrame({trial.name: errors_of(arena, trial) for trial in trials})
     places = np.concatenate([ask for _, ask in arena.folds])[:len(errors)]
     worst = errors.min(axis=1).groupby(places).mean().nlargest(rows)
-    return arena.rows.iloc[worst.index].assign(**{"smallest error": worst.to_numpy()})
+    found, target = arena.rows.iloc[worst.index], arena.problem.target
+    return pd.concat([pd.Series(worst.to_numpy(), found.index, name="smallest error"), found[target], found.drop(columns=target)],
+                     axis=1)
 
 # %% ../../nbs/modelling/plots.ipynb #b4bafd46
 def plot_calibration(

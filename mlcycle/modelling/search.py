@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MOST_SEARCHED', 'Budget', 'Search', 'run_once', 'line_up', 'rank', 'progress_bar', 'tell', 'promising',
-           'suggest_settings', 'starting_points', 'ask_study', 'run_next', 'search']
+           'suggest_settings', 'starting_points', 'ask_study', 'run_next', 'repeat', 'search']
 
 # %% ../../nbs/modelling/search.ipynb #b2d2d3d1
 import time
@@ -52,6 +52,7 @@ class Search:
     line_up: list[Trial] # Plain settings, a candidate each
     trials: list[Trial] # In the order in which they were tried
     searched: list[str] # Candidates whose settings were looked for
+    folder: Path # Of Optuna's study of them
     found: int = 0 # Trials that an earlier, interrupted search had left
     late: bool = False # Time was up before the number of trials was reached
 
@@ -69,10 +70,10 @@ def run_once(
 ) -> Trial:
     "A trial, or the one that an earlier search has kept."
     path = Path(folder, f"{name}.npz")
-    if path.exists():
-        return load_trial(path, arena.problem)
+    if kept := load_trial(path, arena.problem):
+        return kept
     trial = run_trial(arena, *asked, **more)
-    if trial.status != "late":
+    if trial.status in ("complete", "pruned"):
         save_trial(trial, path)
     return trial
 
@@ -139,7 +140,7 @@ def promising(
     tried: Sequence[Trial], # The line-up
 ) -> list[CandidateModel]: # Best first
     "The candidates whose settings are worth a search."
-    spaces = {model.name: model for model in models if model.space}
+    spaces = {model.name: model for model in models if model.space and arena.problem.task in model.searched}
     ranked = rank(arena, [trial for trial in tried if trial.status == "complete" and trial.model in spaces])
     return [spaces[trial.model] for trial in ranked[:MOST_SEARCHED]]
 
@@ -197,6 +198,7 @@ def run_next(
     "Try what the study proposes, and tell it how that went."
     import optuna
 
+    states = optuna.trial.TrialState
     asked = ask_study(study, number, models, arena.seed)
     model, family, parameters = suggest_settings(asked, models, arena)
 
@@ -209,13 +211,26 @@ def run_next(
     trial = run_trial(arena, model, parameters, number, family, stop)
     if trial.reason == "time was up":
         trial.status = "late"
-    else:
+    elif trial.status != "failed":
         save_trial(trial, folder / f"trial {number}.npz")
-    states = optuna.trial.TrialState
     state = {"complete": states.COMPLETE, "pruned": states.PRUNED}.get(trial.status, states.FAIL)
     asked.set_user_attr("number", 0 if trial.status == "late" else number)
+    asked.set_user_attr("failed", trial.status == "failed")
     study.tell(asked, float(np.mean(trial.scores)) if state == states.COMPLETE else None, state)
     return trial
+
+# %% ../../nbs/modelling/search.ipynb #1c55b997
+def repeat(
+    arena: Arena, # Where candidates meet
+    told: "optuna.trial.FrozenTrial", # As the study knows it
+    number: int, # Of the trial
+    models: Sequence[CandidateModel], # Whose settings are searched
+    folder: Path, # Of the study
+) -> Trial:
+    "A trial that the study knows, once more."
+    model, family, parameters = suggest_settings(told, models, arena)
+    why = "worse than most" if told.state.name == "PRUNED" else ""
+    return run_once(arena, folder, f"trial {number}", model, parameters, number, family, lambda scores: why)
 
 # %% ../../nbs/modelling/search.ipynb #01a88d3d
 def search(
@@ -226,19 +241,21 @@ def search(
 ) -> Search:
     "The line-up, and trials of the most promising candidates."
     tried = line_up(arena, models, folder, budget)
-    searched, study, trials = promising(arena, models, tried), open_study(folder, arena.problem.metric), []
-    kept = {one.user_attrs.get("number") for one in study.get_trials(deepcopy=False)}
+    searched, trials = promising(arena, models, tried), []
+    folder = folder / f"search {', '.join(model.name for model in searched)}".strip()
+    study = open_study(folder, arena.problem.metric)
+    known = {one.user_attrs.get("number"): one for one in study.get_trials(deepcopy=False)
+             if one.state.name != "FAIL" or one.user_attrs.get("failed")}
     found, bar = 0, progress_bar("search", budget.trials if searched else 0)
     for number in range(1, budget.trials + 1 if searched else 1):
-        path = folder / f"trial {number}.npz"
-        if number in kept and path.exists():
-            trials.append(load_trial(path, arena.problem))
-            found += 1
-        elif not budget.left():
+        kept = load_trial(folder / f"trial {number}.npz", arena.problem) if number in known else None
+        if not kept and not budget.left():
             break
-        else:
-            trials.append(run_next(arena, study, number, searched, folder, budget))
+        found += bool(kept)
+        trials.append(kept or (repeat(arena, known[number], number, searched, folder) if number in known else
+                               run_next(arena, study, number, searched, folder, budget)))
         tell(bar, arena, [*tried, *trials], budget)
     bar.close()
     late = bool(searched) and (len(trials) < budget.trials or trials[-1].status == "late")
-    return Search(tried, [trial for trial in trials if trial.status != "late"], [m.name for m in searched], found, late)
+    late |= any(trial.status == "late" for trial in tried)
+    return Search(tried, [one for one in trials if one.status != "late"], [m.name for m in searched], folder, found, late)

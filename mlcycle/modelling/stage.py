@@ -22,12 +22,12 @@ from sklearn.model_selection import FixedThresholdClassifier
 
 from ..blends import Calibrated, fit_weighted
 from ..errors import ParameterError, StageError
-from ..folds import make_folds, mean_score, thin
+from ..folds import entity_numbers, make_folds, mean_score, thin
 from ..latency import measure_latency
 from ..lifecycle.workspace import Workspace
 from .calibration import calibrate_trial, choose_threshold, threshold_metric
-from .candidates import CANDIDATES, choose_candidates
-from .choice import build_model, leaderboard, order_of_choice
+from .candidates import CANDIDATES, check_trusted, choose_candidates
+from .choice import build_model, final_parameters, leaderboard, order_of_choice
 from .ensemble import choose_finalists, make_ensemble
 from .search import Budget, Search, rank, search
 from .studies import study_name
@@ -45,7 +45,7 @@ from mlcycle.outcomes import (
 )
 from ..stores.datasets import read_table
 from ..stores.functions import use_functions
-from ..stores.models import load_model, predict
+from ..stores.models import load_model, predict, untrusted_types
 from ..stores.pending import register_candidate
 from ..stores.registration import lineage_tags
 
@@ -69,8 +69,9 @@ class Rules:
     jobs: int = 2 # Processes
 
     def __post_init__(self):
-        if self.folds < 2:
-            raise ParameterError(f"folds = {self.folds} cannot hold rows out.", "2 or more.")
+        for name, least in (("folds", 2), ("repeats", 1), ("search_rows", 50), ("jobs", 1)):
+            if getattr(self, name) < least:
+                raise ParameterError(f"{name} = {getattr(self, name)} is too few.", f"{least} or more.")
         Budget(self.trials, self.seconds)
 
 # %% ../../nbs/04_modelling.ipynb #99c8311c
@@ -88,7 +89,8 @@ def open_arena(
     "Rows and folds on which candidates meet."
     few = thin(rows, rules.search_rows)
     arena = Arena(problem, plan, few[[*columns, problem.target]], make_folds(problem, few, rules.folds, rules.seed), folder,
-                  row_weights(problem, few, rules.weights), rules.seed, 1 if len(few) < WORTH_CORES else rules.jobs)
+                  row_weights(problem, few, rules.weights), rules.seed, 1 if len(few) < WORTH_CORES else rules.jobs,
+                  entity_numbers(problem, few))
     check_folds(arena)
     return arena
 
@@ -140,29 +142,36 @@ def run_rounds(
     finalists: list[Trial], # Complete
     repeats: int, # Rounds of folds in all
     budget: Budget, # A round that would take longer than is left is not begun
-) -> tuple[Arena, list[Trial]]: # With all folds
+    rows: pd.DataFrame, # Those of the arena, with the entity
+) -> tuple[Arena, list[Trial], bool]: # With all folds, finalists that were asked about all of them; whether time was up
     "The finalists on further folds."
     taken = sum(trial.fit_seconds for trial in finalists) * len(arena.folds) / arena.jobs
-    first, rounds = arena, 1
-    while rounds < repeats and not arena.problem.time and budget.left() > taken:
-        more = make_folds(arena.problem, arena.rows, len(first.folds), arena.seed + 1000 * rounds)
-        arena = replace(arena, folds=[*arena.folds, *more])
-        finalists = [ask_again(arena, CANDIDATES[trial.model], trial) for trial in finalists]
-        finalists, rounds = [trial for trial in finalists if trial.status == "complete"], rounds + 1
-    return arena, finalists
+    count, problem = len(arena.folds), arena.problem
+    for again in range(1, 1 if problem.time else repeats):
+        if budget.left() < taken:
+            return arena, finalists, True
+        wider = replace(arena, folds=[*arena.folds, *make_folds(problem, rows, count, arena.seed + 1000 * again)])
+        asked = [ask_again(wider, CANDIDATES[trial.model], trial) for trial in finalists]
+        if not (complete := [trial for trial in asked if trial.status == "complete"]):
+            break
+        arena, finalists = wider, complete
+    return arena, finalists, False
 
 # %% ../../nbs/04_modelling.ipynb #51ef5cbb
 def compete(
     arena: Arena, # Where candidates meet
     rules: Rules, # Who competes, and for how long
     folder: Path, # Of the study
+    rows: pd.DataFrame, # Those of the arena, with the entity
 ) -> Competition:
     "All candidates, the search, further rounds for finalists, and the order in which they are to be chosen."
     budget, rounds = Budget(rules.trials, rules.seconds), rules.repeats > 1 and not arena.problem.time
     models, out = choose_candidates(arena.problem.task, min(len(learn) for learn, _ in arena.folds), rules.models)
+    check_trusted(models, arena.problem.task)
     found = search(arena, models, Budget(rules.trials, rules.seconds * (2 / 3 if rounds else 1)), folder)
-    finalists = choose_finalists(arena, found.complete()) or found.complete()
-    wider, finalists = run_rounds(arena, finalists, rules.repeats, budget)
+    finalists = choose_finalists(arena, found.complete())
+    wider, finalists, late = run_rounds(arena, finalists, rules.repeats, budget, rows)
+    found.late |= late
     if rules.ensemble and len(finalists) > 1:
         finalists.append(make_ensemble(wider, finalists))
     out |= {trial.name: f"{trial.status}: {trial.reason}" for trial in [*found.line_up, *found.trials] if trial.reason}
@@ -192,21 +201,24 @@ def fit_winner(
     weights: np.ndarray | None, # Of these rows
     calibrate: bool = True, # Whether probabilities are put right
 ) -> tuple[BaseEstimator, dict[str, float]]: # Fitted, and its latency
-    "The first in order that answers in time, fitted on all training rows."
-    problem, slow = competition.arena.problem, {}
+    "The first in order that may win, fitted on all training rows."
+    problem, refused = competition.arena.problem, {}
     columns, limit = rows.drop(columns=problem.target), problem.latency_budget_ms
     for place, trial in enumerate(competition.order):
         competition.winner = trial
         model = finish(competition, calibrate)
         model = fit_final(model, problem, rows, weights, competition.threshold)
         taken = measure_latency(model, columns, problem)
-        if not limit or taken["p95"] <= limit:
+        if unknown := untrusted_types(model):
+            refused[trial.name] = f"asks for types that are not trusted: {', '.join(unknown)}"
+        elif limit and taken["p95"] > limit:
+            refused[trial.name] = f"answers in {taken['p95']:.1f} ms (95 of 100), the budget is {limit:g} ms"
+        else:
             competition.order = competition.order[place:] + competition.order[:place]
-            competition.out |= slow
+            competition.out |= refused
             return model, taken
-        slow[trial.name] = f"answers in {taken['p95']:.1f} ms (95 of 100), the budget is {limit:g} ms"
-    raise StageError(f"No candidate answers within the latency budget of {limit:g} ms.", remedy="; ".join(
-        f"{name} {why}" for name, why in slow.items()))
+    raise StageError("No candidate may win" + (f" within the latency budget of {limit:g} ms." if limit else "."),
+                     remedy="; ".join(f"{name} {why}" for name, why in refused.items()))
 
 # %% ../../nbs/04_modelling.ipynb #21fdf936
 def fit_final(
@@ -230,6 +242,7 @@ def learning_curve(
     competition: Competition, # Its winner
     rows: pd.DataFrame, # All training rows, with target and entity
     columns: Sequence[str], # That the plan reads
+    weights: np.ndarray | None = None, # Of these rows
     shares: Sequence[float] = (0.1, 1 / 3, 1.0), # Of the learning rows
 ) -> list[CurvePoint]: # Fewest rows first
     "Scores of the winner with fewer rows."
@@ -240,8 +253,9 @@ def learning_curve(
         with TemporaryDirectory() as folder:
             fewer = [(learn[np.unique(np.linspace(0, len(learn) - 1, max(2, int(share * len(learn)))).astype(int))], ask)
                      for learn, ask in folds]
-            smaller = replace(arena, rows=rows[[*columns, problem.target]], folds=fewer, folder=Path(folder), weights=None)
-            blank = Trial(single.number, single.model, single.family, single.parameters)
+            smaller = replace(arena, rows=rows[[*columns, problem.target]], folds=fewer, folder=Path(folder), weights=weights,
+                              entities=entity_numbers(problem, rows))
+            blank = Trial(single.number, single.model, single.family, final_parameters(single))
             trial = ask_again(smaller, CANDIDATES[single.model], blank)
         if trial.status == "complete":
             points.append(CurvePoint(rows=int(np.mean([len(learn) for learn, _ in fewer])),
@@ -286,14 +300,14 @@ def find_model(
     study = workspace.root / "studies" / name_study(problem, dataset, plan, rules)
     with TemporaryDirectory() as folder, worker_processes(rules.jobs), workspace.lock(f"study-{study.name}"):
         arena = open_arena(problem, features, plan.columns, rows, rules, Path(folder))
-        competition = compete(arena, rules, study)
+        competition = compete(arena, rules, study, thin(rows, rules.search_rows))
         weights = row_weights(problem, rows, rules.weights)
         model, taken = fit_winner(competition, rows[[*plan.columns, problem.target]], weights, rules.calibrate)
-        points = learning_curve(competition, rows, plan.columns) if rules.curve else []
+        points = learning_curve(competition, rows, plan.columns, weights) if rules.curve else []
     name, said = model_name(problem), competition.facts()
     candidate = Candidate(
         model=ModelRef(name=name, version=0, run_id="", sha256=""), rows_searched=len(arena.rows), rows_fitted=len(rows),
-        study=str(study.relative_to(workspace.root)), latency_ms=taken, curve=points, **said,
+        study=competition.search.folder.relative_to(workspace.root).as_posix(), latency_ms=taken, curve=points, **said,
         decision=f"{said['winner']} won with {said['leaderboard'][0].score} on held-out folds")
     tags = lineage_tags(workspace, problem, dataset, run, **asdict(rules))
     tags |= {"functions": plan.functions.sha256} if plan.functions else {}
@@ -309,4 +323,5 @@ def name_study(
     "The name of the study to which a search belongs."
     asked = {name: getattr(problem, name) for name in ("target", "task", "positive", "metric", "costs", "time", "entity")}
     rule = {name: getattr(rules, name) for name in ("models", "folds", "search_rows", "weights", "seed")}
-    return study_name(rows=dataset.tables["train"].sha256, plan=plan.pipeline.sha256, **asked, **rule)
+    own = {model.name: model.own for model in CANDIDATES.values() if model.own and model.name in (rules.models or CANDIDATES)}
+    return study_name(rows=dataset.tables["train"].sha256, plan=plan.pipeline.sha256, own=own, **asked, **rule)
