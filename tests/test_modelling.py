@@ -25,6 +25,7 @@ from mlcycle.blends import BlendClassifier, Calibrated, calibrate
 from mlcycle.errors import ParameterError, StageError, TargetError
 from mlcycle.features.pipeline import build_pipeline
 from mlcycle.folds import make_folds
+from mlcycle.latency import measure_latency
 from mlcycle.metrics import Predictions
 from mlcycle.modelling import calibration, candidates, ensemble, stage, trials
 from mlcycle.modelling.candidates import CANDIDATES, candidate, check_trusted
@@ -363,9 +364,9 @@ def test_a_killed_search_goes_on(tmp_path, whole, counted):
     kept = len(list(study.glob("search*/trial *.npz")))
     assert 2 <= kept < 6
     found = search(arena, pair(), Budget(6, 600), study)
-    assert found.found == kept
+    assert kept - 1 <= found.found <= kept, "it may have been killed between the file and the journal"
     assert outcome_of(found) == outcome_of(expected)
-    assert len(counted) == sum(len(trial.scores) for trial in found.trials[kept:]), "nothing is fitted twice"
+    assert len(counted) == sum(len(trial.scores) for trial in found.trials[found.found :]), "nothing is fitted twice"
 
 
 def test_an_interrupted_search_goes_on(tmp_path, whole, counted, monkeypatch):
@@ -602,22 +603,23 @@ class Slow(DecisionTreeClassifier):
 
     def predict_proba(self, X):
         "Asleep first."
-        time.sleep(0.05)
+        time.sleep(0.5)
         return super().predict_proba(X)
 
 
-def test_the_latency_budget_refuses_who_is_slow(tmp_path, own, reviewed):
+def test_the_latency_budget_refuses_who_is_slow(tmp_path, own, reviewed, monkeypatch):
+    monkeypatch.setattr(stage, "measure_latency", lambda *asked: measure_latency(*asked, most=2))
     candidate("slow", simplicity=0)(lambda task, seed: Slow(max_depth=4, random_state=seed))
     table = make_table()
     table["y"] = np.where(table.a.abs() > 0.7, "yes", "no")
-    competition = hold(tmp_path, table, make_problem(latency_budget_ms=49.0), models=["slow", "linear"], ensemble=False)
+    competition = hold(tmp_path, table, make_problem(latency_budget_ms=490.0), models=["slow", "linear"], ensemble=False)
     assert competition.order[0].model == "slow"
     fit_winner(competition, table[[*KINDS, "y"]], None)
     assert competition.chosen.model.startswith("linear")
     assert competition.lines()[0].kind == "linear"
-    assert "the budget is 49 ms" in competition.out["slow"]
+    assert "the budget is 490 ms" in competition.out["slow"]
     only = replace(competition, order=[trial for trial in competition.order if trial.model == "slow"])
-    with pytest.raises(StageError, match=r"within the latency budget of 49 ms. slow answers in \d+"):
+    with pytest.raises(StageError, match=r"within the latency budget of 490 ms. slow answers in \d+"):
         fit_winner(only, table[[*KINDS, "y"]], None)
 
 
@@ -767,7 +769,7 @@ def test_whatever_can_win_is_saved_and_answers_alike_in_another_process(tmp_path
             parameters = {few: 5} if few else {}
             for family in model.families:
                 singles.append(Trial(len(singles) + 1, model.name, family, parameters))
-        both = Trial(0, "ensemble", "", {one.name: 1 / len(singles) for one in singles})
+        both = Trial(0, "ensemble", "", {one.name: 0.25 for one in singles[-4:]})
         for trial in [*singles, both]:
             model = build_model(arena, trial, singles)
             if task != "regression":
