@@ -293,6 +293,8 @@ class Candidate(Outcome):
     leaderboard: list[LeaderboardLine] # Best first
     trials: int # Of the search
     rows_searched: int # The leaderboard is about so many rows
+    held_out: str = "" # Hash of question, rows and folds: where two runs have the same, their folds can be compared
+    fold_sizes: list[list[int]] = [] # Rows learnt from and asked about, a fold of the first round
     rows_fitted: int # The registered model learnt from so many
     threshold: float | None = None # Above it a binary score means the positive class
     threshold_for: str = "" # The metric for which it was chosen

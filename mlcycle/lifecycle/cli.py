@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['app', 'console', 'errors', 'SOURCE', 'TARGET', 'METRIC', 'TIME', 'PARAMETER', 'FILE', 'PROJECT', 'UNTIL', 'QUIET',
            'problem_app', 'main', 'clear_errors', 'parse_assignments', 'plan_of', 'StageBars', 'run', 'show_run',
-           'status', 'show_states', 'why', 'params', 'batch', 'nb', 'runs', 'diff', 'report', 'clean', 'init', 'update',
-           'init_problem', 'check_problem', 'print_schema', 'serve']
+           'status', 'show_states', 'why', 'params', 'batch', 'nb', 'runs', 'diff', 'compare', 'report', 'clean',
+           'init', 'update', 'init_problem', 'check_problem', 'print_schema', 'serve']
 
 # %% ../../nbs/lifecycle/cli.ipynb #2c52f5a4
 from collections.abc import Callable
@@ -279,15 +279,16 @@ def nb(
 def runs(project: PROJECT = None):
     "List the runs of a project, newest first."
     from mlcycle.lifecycle.runner import is_alive
+    from mlcycle.lifecycle.side_by_side import winner_of
     from mlcycle.lifecycle.workspace import Workspace, all_runs
 
     with clear_errors():
-        table = Table("run", "status", "stages", "last decision")
+        table = Table("run", "status", "stages", "winner", "last decision")
         for run in all_runs(Workspace.of(project)):
             stages, status = run.about["stages"], run.about["status"]
             last = list(stages.values())[-1]["decision"] if stages else ""
             status = "killed" if status == "running" and not is_alive(run) else status
-            table.add_row(run.id, status, str(len(stages)), escape(last))
+            table.add_row(run.id, status, str(len(stages)), escape("\n".join(winner_of(run) or ())), escape(last))
         console.print(table)
 
 # %% ../../nbs/lifecycle/cli.ipynb #615a62a2
@@ -312,6 +313,28 @@ def diff(
 
 # %% ../../nbs/lifecycle/cli.ipynb #11e66cde
 @app.command()
+def compare(
+    chosen: Annotated[list[str] | None, typer.Argument(
+        metavar="[RUN]…", help="Runs: ids, their beginnings, or last. The last five with a leaderboard if none is given.")] = None,
+    metric: Annotated[str, typer.Option(help="Metric of the scores; the primary one of the first run if not given.")] = "",
+    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+    project: PROJECT = None,
+):
+    "Put runs side by side: what won, by how much, with which settings, and whether that is more than luck."
+    from mlcycle.lifecycle.side_by_side import blocks, choose_runs, difference_lines, draw_boards, draw_runs, side_by_side
+
+    with clear_errors():
+        found = side_by_side(choose_runs(chosen or [], project), metric)
+        if as_json:
+            console.print_json(data=found)
+            return
+        for draw in (draw_runs, draw_boards):
+            for places in blocks(len(found["runs"]), console.width):
+                console.print(draw(found, places), highlight=False)
+        console.print(*map(escape, difference_lines(found)), sep="\n", highlight=False)
+
+# %% ../../nbs/lifecycle/cli.ipynb #aa3eb75e
+@app.command()
 def report(
     show: Annotated[bool, typer.Option("--open", help="Open the pages in a browser.")] = False,
     project: PROJECT = None,
@@ -329,7 +352,7 @@ def report(
         if show:
             typer.launch(index.as_uri())
 
-# %% ../../nbs/lifecycle/cli.ipynb #aa3eb75e
+# %% ../../nbs/lifecycle/cli.ipynb #4f868206
 @app.command()
 def clean(
     keep: Annotated[int, typer.Option(min=0, help="So many of the newest runs stay.")] = 10,
@@ -345,7 +368,7 @@ def clean(
         word = "would go" if dry_run else "removed"
         console.print(f"{len(gone)} runs {word}.", *gone, sep="\n  ", highlight=False)
 
-# %% ../../nbs/lifecycle/cli.ipynb #4f868206
+# %% ../../nbs/lifecycle/cli.ipynb #a4daf03a
 @app.command()
 def init(
     folder: Annotated[Path, typer.Argument(help="Folder of the new project; made if it is not there.")],
@@ -358,7 +381,7 @@ def init(
             console.print(str(file), highlight=False, soft_wrap=True)
         console.print(f"Next: cd {folder} && mlcycle run", highlight=False, soft_wrap=True)
 
-# %% ../../nbs/lifecycle/cli.ipynb #a4daf03a
+# %% ../../nbs/lifecycle/cli.ipynb #9cf7ae93
 @app.command()
 def update(
     merge: Annotated[bool, typer.Option("--merge", help="Bring the changes into the project's notebooks; its own stay.")] = False,
@@ -431,7 +454,7 @@ def print_schema():
 
     print(schema_text(), end="")
 
-# %% ../../nbs/lifecycle/cli.ipynb #9cf7ae93
+# %% ../../nbs/lifecycle/cli.ipynb #2bf9d076
 @app.command()
 def serve(
     run: Annotated[str, typer.Argument(help="Run whose release is served: an id, or last.")] = "last",

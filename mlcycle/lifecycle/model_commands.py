@@ -72,10 +72,8 @@ def show_kept(
 
     for kept in kept_models(workspace):
         ref = kept.candidate.model
-        fate = f"registered as version {ref.version}; the next run goes on from it" if ref.version else kept.why
-        console.print(f"Kept locally: {ref.name}, of {kept.when}: {fate}", markup=False, highlight=False, soft_wrap=True)
-        if not ref.version:
-            console.print("Register it: mlcycle models register", highlight=False)
+        console.print(f"Kept locally: {ref.name}, of {kept.when}: {kept.why}", markup=False, highlight=False, soft_wrap=True)
+        console.print("Register it: mlcycle models register", highlight=False)
 
 # %% ../../nbs/lifecycle/model_commands.ipynb #02f5217c
 @model_app.command()
@@ -192,7 +190,7 @@ def delete(
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
     project: PROJECT = None,
 ):
-    "Delete a version and its files; what is in use stays, and what has an alias always."
+    "Delete a version and its files; what is in use stays, and the champion always."
     from mlcycle.lifecycle.cli import clear_errors, console
     from mlcycle.lifecycle.workspace import Workspace
 
@@ -201,11 +199,15 @@ def delete(
 
         workspace = Workspace.of(project)
         with registry_of(workspace) as client:
-            check_unused(workspace, find_version(client, version), force) # Before anybody is asked
-        if not yes and not typer.confirm(f"Delete {version}? It cannot be brought back"):
+            found = find_version(client, version)
+            check_unused(workspace, found, force) # Before anybody is asked
+        role = f", the {' and '.join(found.aliases)}" if found.aliases else ""
+        if not yes and not typer.confirm(f"Delete {found.name}@{found.version}{role}? It cannot be brought back"):
             console.print("Nothing was deleted.")
             raise typer.Exit(1)
         console.print(f"Deleted: {delete_version(workspace, version, force)}", highlight=False)
+        if not workspace.artifacts:
+            console.print("Its files stay on the server until its owner runs: mlflow gc", highlight=False, soft_wrap=True)
 
 # %% ../../nbs/lifecycle/model_commands.ipynb #777986b2
 @model_app.command()
@@ -218,7 +220,7 @@ def register(project: PROJECT = None):
         from mlcycle.stores.pending import kept_models, register_kept
 
         workspace = Workspace.of(project)
-        waiting = [kept for kept in kept_models(workspace) if not kept.candidate.model.version]
+        waiting = kept_models(workspace)
         for kept in waiting:
             ref = register_kept(workspace, kept).model
             console.print(f"Registered: {ref.name}@{ref.version}", highlight=False)

@@ -22,7 +22,7 @@ from uuid import uuid4
 
 from filelock import FileLock
 
-from ..errors import ArtefactError, suggest
+from ..errors import ArtefactError, ParameterError, suggest
 from .settings import STORES, find_project, read_settings, section
 from ..outcomes import OUTCOMES, STAGES, Outcome
 
@@ -231,13 +231,15 @@ def _pass_over(path: Path) -> None:
 
 # %% ../../nbs/lifecycle/workspace.ipynb #a33e01c9
 def open_run(
-    name: str = "last", # "last", or the id of a run or its beginning
+    name: str = "last", # "last", or the id of a run or its beginning, if no other begins so
     project: Path | None = None, # Folder of the project; found from the working directory if not given
 ) -> Run:
     "A run that was made before."
     runs = all_runs(Workspace.of(project))
     found = runs[:1] if name == "last" else [run for run in runs if run.id.startswith(name)]
     if not found:
-        raise ArtefactError(f"There is no run '{name}' in {Workspace.of(project).root}.",
-                            remedy=suggest(name, [run.id for run in runs]) or "Make one: mlcycle run")
-    return found[0]
+        raise ParameterError(f"There is no run '{name}' in {Workspace.of(project).root}.",
+                             remedy=suggest(name, [run.id for run in runs]) or "Make one: mlcycle run")
+    if len(found) > 1 and not any(run.id == name for run in found):
+        raise ParameterError(f"{len(found)} runs begin with '{name}'.", f"One of them: {', '.join(r.id for r in found[:5])}.")
+    return next((run for run in found if run.id == name), found[0])

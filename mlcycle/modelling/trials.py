@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FIRST_ROUND', 'Arena', 'check_folds', 'EncodedFold', 'inner_split', 'adapt', 'fold_file', 'FoldResult',
-           'check_answers', 'fit_fold', 'Trial', 'run_trial', 'ask_folds', 'ask_again', 'worker_processes']
+           'check_answers', 'fit_fold', 'Trial', 'run_trial', 'clocked', 'ask_folds', 'ask_again', 'worker_processes']
 
 # %% ../../nbs/modelling/trials.ipynb #857107f0
 import pickle
@@ -231,6 +231,8 @@ class Trial:
     size: int = 0 # Bytes of the largest fitted model
     status: str = "complete" # Or `pruned`, `failed`, `late`
     reason: str = "" # Why it is not complete
+    started: float = 0.0 # Seconds since 1970
+    seconds: float = 0.0 # All that it took, encoding and waiting included
 
     @property
     def name(self) -> str:
@@ -248,13 +250,31 @@ def run_trial(
 ) -> Trial:
     "Ask a candidate about every fold."
     trial = Trial(number, model.name, family or model.families[0], parameters)
+    with clocked(trial):
+        return _ask_rounds(trial, arena, model, stop)
+
+# %% ../../nbs/modelling/trials.ipynb #8cb84ef1
+@contextmanager
+def clocked(
+    trial: Trial, # Under way
+) -> Iterator[None]:
+    "Write down when a trial began, and how long it takes."
+    begun, trial.started = time.perf_counter(), trial.started or time.time()
+    try:
+        yield
+    finally:
+        trial.seconds += time.perf_counter() - begun
+
+# %% ../../nbs/modelling/trials.ipynb #bcedb4be
+def _ask_rounds(trial: Trial, arena: Arena, model: CandidateModel, stop: Callable[[list[float]], str]) -> Trial:
+    "Ask a candidate about one round of folds after the other."
     try:
         first, rest = np.split(np.arange(len(arena.folds)), [FIRST_ROUND])
         for places in (first, rest) if len(rest) else (first,):
             if trial.scores and (reason := stop(trial.scores)):
                 trial.status, trial.reason = "pruned", reason
                 return trial
-            _add_results(trial, arena, ask_folds(arena, model, trial.family, parameters, places))
+            _add_results(trial, arena, ask_folds(arena, model, trial.family, trial.parameters, places))
     except Exception as error: # A candidate that raises is out of the race; the others go on
         trial.status, trial.reason = "failed", f"{type(error).__name__}: {error}"
         return trial
@@ -303,12 +323,13 @@ def ask_again(
     longer = replace(trial, scores=[*trial.scores], said=[*trial.said], grown=[*trial.grown])
     try:
         places = np.arange(len(trial.scores), len(arena.folds))
-        _add_results(longer, arena, ask_folds(arena, model, trial.family, trial.parameters, places))
+        with clocked(longer):
+            _add_results(longer, arena, ask_folds(arena, model, trial.family, trial.parameters, places))
     except Exception as error: # As in `run_trial`
         longer.status, longer.reason = "failed", f"{type(error).__name__}: {error}"
     return longer
 
-# %% ../../nbs/modelling/trials.ipynb #8cb84ef1
+# %% ../../nbs/modelling/trials.ipynb #465b08d8
 @contextmanager
 def worker_processes(
     jobs: int, # How many; 1 needs none

@@ -11,7 +11,7 @@ import json
 import shutil
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,9 +24,9 @@ from ..outcomes import Dataset, LeaderboardLine, ModelRef, Problem, Score
 from .models import TRUSTED, model_bytes
 from .registry import CHALLENGER, FILES, functions_of, get_alias, model_file, set_alias
 from .stamps import STAMP, stamp, versions_now
+from .tracking import TrialLine, as_key, log_trials, new_trials
 
 if TYPE_CHECKING:
-    from mlflow import MlflowClient
     from mlflow.entities import Run
     from mlflow.models.model import ModelInfo
 
@@ -39,19 +39,21 @@ def register_model(
     leaderboard: list[LeaderboardLine], # Best first
     tags: dict[str, str], # The run, the data versions, the seed: as `lineage_tags` gives them
     scores: tuple[Score, ...] = (), # More than that of the leaderboard
+    trials: Sequence[TrialLine] = (), # All that was tried, complete or not
 ) -> ModelRef:
     "A fitted model as a version; one that is already there is not added again."
     import mlflow
 
     plain = model_bytes(model)
     fingerprint, data = hashlib.sha256(plain).hexdigest(), stamp(plain)
-    if not (ref := _find_version(name, fingerprint)):
+    ref, fresh = _find_version(name, fingerprint), new_trials(trials, tags)
+    if not ref or fresh:
         facts = version_tags(data, leaderboard[0], scores) | {"fingerprint": fingerprint} | tags
         brief = {key: value[:5000] for key, value in facts.items()} # A run's tag holds less than a version's
         with no_rest(FILES.get(mlflow.get_tracking_uri())), mlflow.start_run(run_name=tags.get("run"), tags=brief) as run:
-            _log_leaderboard(mlflow.MlflowClient(), run, leaderboard, scores)
-            info = _log_model(model, data, example, outputs)
-            ref = _add_version(name, info, run.info.run_id, facts)
+            _log_winner(run, leaderboard[0], scores)
+            log_trials(mlflow.MlflowClient(), run, fresh, tags)
+            ref = ref or _add_version(name, _log_model(model, data, example, outputs), run.info.run_id, facts)
     if get_alias(name) != ref.version:
         set_alias(ref, CHALLENGER, "The newest version that was registered.")
     return ref
@@ -138,31 +140,17 @@ def _log_model(model: BaseEstimator, data: bytes, example: pd.DataFrame, outputs
         serialization_format="skops", skops_trusted_types=TRUSTED, input_example=example, signature=signature,
         pip_requirements=needed, validate_serving_input=False)
 
-# %% ../../nbs/stores/registration.ipynb #d56c4e19
-def _log_leaderboard(client: "MlflowClient", run: "Run", leaderboard: list[LeaderboardLine], scores: tuple[Score, ...]) -> None:
-    "The winner's settings and scores with their intervals, and each line as a run of its own."
-    from mlflow.entities import Metric, Param
-
-    for line in leaderboard:
-        _log_line(client, run, line)
-    best, now = leaderboard[0], int(time.time() * 1000)
-    named = {f"{score.metric}{end}": value for score in (*scores, best.score)
-             for end, value in (("", score.value), ("_low", score.low), ("_high", score.high)) if value is not None}
-    client.log_batch(run.info.run_id, [Metric(key, value, now, 0) for key, value in named.items()],
-                     [Param(key, str(value)) for key, value in best.parameters.items()][:100])
-
-# %% ../../nbs/stores/registration.ipynb #c99fbc82
-def _log_line(client: "MlflowClient", parent: "Run", line: LeaderboardLine) -> None:
-    "A line of the leaderboard as a run of its own."
+# %% ../../nbs/stores/registration.ipynb #fb54f640
+def _log_winner(run: "Run", best: LeaderboardLine, scores: tuple[Score, ...]) -> None:
+    "The winner's settings, and its scores with their intervals."
+    import mlflow
     from mlflow.entities import Metric, Param
 
     now = int(time.time() * 1000)
-    run = client.create_run(parent.info.experiment_id, now, {"mlflow.parentRunId": parent.info.run_id}, line.model)
-    named = {line.score.metric: line.score.value, "fit_seconds": line.fit_seconds}
-    metrics = [Metric(key, value, now, 0) for key, value in named.items()]
-    metrics += [Metric(f"fold_{line.score.metric}", value, now, step) for step, value in enumerate(line.folds)]
-    client.log_batch(run.info.run_id, metrics, [Param(key, str(value)) for key, value in line.parameters.items()][:100])
-    client.set_terminated(run.info.run_id, "FINISHED", now)
+    named = {f"{score.metric}{end}": value for score in (*scores, best.score)
+             for end, value in (("", score.value), ("_low", score.low), ("_high", score.high)) if value is not None}
+    mlflow.MlflowClient().log_batch(run.info.run_id, [Metric(as_key(key), value, now, 0) for key, value in named.items()],
+                                    [Param(as_key(key), str(value)[:500]) for key, value in best.parameters.items()][:100])
 
 # %% ../../nbs/stores/registration.ipynb #723cee41
 def lineage_tags(

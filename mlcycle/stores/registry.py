@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PATIENCE', 'FILES', 'SENT', 'CHAMPION', 'CHALLENGER', 'HISTORY', 'registry_faults', 'is_fault', 'without_secrets',
            'reason_of', 'connect', 'open_registry', 'model_part', 'model_file', 'load_registered', 'get_alias',
-           'functions_of', 'get_ref', 'set_alias', 'alias_history']
+           'functions_of', 'get_ref', 'set_alias', 'remove_alias', 'alias_history']
 
 # %% ../../nbs/stores/registry.ipynb #2447325b
 import json
@@ -229,11 +229,24 @@ def set_alias(
         _write_move(client, ref.name, alias, before, ref.version, why)
         client.set_registered_model_alias(ref.name, alias, str(ref.version))
         if alias == CHAMPION and get_alias(ref.name, CHALLENGER) == ref.version:
-            _write_move(client, ref.name, CHALLENGER, ref.version, None, "It is champion now.")
-            client.delete_registered_model_alias(ref.name, CHALLENGER)
+            remove_alias(ref.name, CHALLENGER, ref.version, "It is champion now.")
         return before
     followed = client.get_model_version(ref.name, str(ref.version)).tags.get(f"{alias}_after", "")
     return int(followed) if followed else None
+
+# %% ../../nbs/stores/registry.ipynb #ef6bb2d8
+def remove_alias(
+    name: str, # Of a registered model
+    alias: str, # That is set
+    version: int, # To which it points
+    why: str, # The reason, for the history
+) -> None:
+    "Take an alias away, and write that down."
+    import mlflow
+
+    client = mlflow.MlflowClient()
+    _write_move(client, name, alias, version, None, why)
+    client.delete_registered_model_alias(name, alias)
 
 # %% ../../nbs/stores/registry.ipynb #0ef2df0b
 def _write_move(client: "MlflowClient", name: str, alias: str, before: int | None, after: int | None, why: str) -> None:

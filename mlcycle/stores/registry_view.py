@@ -21,7 +21,7 @@ import pandas as pd
 from ..errors import ArtefactError, ParameterError, suggest
 from ..lifecycle.comparison import read_outcomes
 from ..lifecycle.workspace import Workspace, all_runs
-from .registry import FILES, alias_history, connect, model_part, registry_faults
+from .registry import CHALLENGER, FILES, alias_history, connect, model_part, registry_faults, remove_alias
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -114,7 +114,8 @@ def _time(version: "ModelVersion") -> str:
 # %% ../../nbs/stores/registry_view.ipynb #5ff845e8
 JSON_TAGS = ("scores", "versions", "parameters", "settings") # Tags of a version that hold JSON
 CODE_TAGS = ("notebook", "notebook_sha256", "code")
-OWN_TAGS = {*JSON_TAGS, *CODE_TAGS, "fingerprint", "sha256", "bytes", "score", "winner", "run", "source_sha256", "seed"}
+OWN_TAGS = {*JSON_TAGS, *CODE_TAGS, "fingerprint", "sha256", "bytes", "score", "winner", "run", "source_sha256", "seed",
+            "study", "functions"}
 
 # %% ../../nbs/stores/registry_view.ipynb #15e64d5c
 def is_written(
@@ -249,8 +250,8 @@ def check_unused(
 ) -> None:
     "Raise if somebody would miss a version."
     name = f"{version.name}@{version.version}"
-    if version.aliases:
-        raise ArtefactError(f"{name} is {' and '.join(version.aliases)}, and cannot be deleted.",
+    if aliases := [alias for alias in version.aliases if alias != CHALLENGER]:
+        raise ArtefactError(f"{name} is {' and '.join(aliases)}, and cannot be deleted.",
                             "An alias protects a version.", "It may go once the alias has moved to another version.")
     uses = [] if force else uses_of(workspace, version.name, int(version.version))
     if uses:
@@ -273,6 +274,8 @@ def delete_version(
         artifacts = FILES.get(workspace.tracking_uri)
         stored = Path(client.get_model_version_download_uri(version.name, str(version.version)).removeprefix("file://"))
         shared = [each for each in _versions(client, version.name) if each.source == version.source]
+        if CHALLENGER in version.aliases:
+            remove_alias(version.name, CHALLENGER, int(version.version), "Its version was deleted.")
         client.delete_model_version(version.name, str(version.version))
         if artifacts and len(shared) == 1: # A server keeps its files until its owner runs `mlflow gc`
             shutil.rmtree(Path(artifacts, *stored.parts[-3:-1]), ignore_errors=True)
