@@ -9,7 +9,6 @@ __all__ = ['LIBRARIES', 'study_name', 'as_predictions', 'save_trial', 'load_tria
 import json
 from dataclasses import asdict
 from hashlib import sha256
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 from zipfile import BadZipFile
@@ -20,19 +19,20 @@ from ..lifecycle.workspace import replacing, write_text
 from ..metrics import Predictions, get_metric
 from .trials import Trial
 from ..outcomes import Problem
+from ..stores.stamps import versions_now
 
 if TYPE_CHECKING:
     import optuna
 
-# %% ../../nbs/modelling/studies.ipynb #3a5c950d
-LIBRARIES = ("scikit-learn", "lightgbm", "optuna", "numpy", "mlcycle") # Other versions, other trials
+# %% ../../nbs/modelling/studies.ipynb #ee573af9
+LIBRARIES = ("scikit-learn", "lightgbm", "xgboost", "xgboost-cpu", "catboost", "optuna", "numpy") # Other versions, other trials
 
 # %% ../../nbs/modelling/studies.ipynb #3e66841e
 def study_name(
     **depends: object, # On what a trial depends: hashes of rows and plan, folds, seed
 ) -> str: # Sixteen hexadecimal digits
     "The name of a study; the number of trials is not part of it, so that more can follow."
-    known = depends | {"versions": {name: version(name) for name in LIBRARIES}}
+    known = depends | {"versions": versions_now(LIBRARIES)}
     return sha256(json.dumps(known, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 # %% ../../nbs/modelling/studies.ipynb #7dd6c41c
