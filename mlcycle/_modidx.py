@@ -329,6 +329,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                   'mlcycle/deployment/bundle.py'),
                                            'mlcycle.deployment.bundle.build_bundle': ( 'deployment/bundle.html#build_bundle',
                                                                                        'mlcycle/deployment/bundle.py'),
+                                           'mlcycle.deployment.bundle.find_needed': ( 'deployment/bundle.html#find_needed',
+                                                                                      'mlcycle/deployment/bundle.py'),
                                            'mlcycle.deployment.bundle.hash_files': ( 'deployment/bundle.html#hash_files',
                                                                                      'mlcycle/deployment/bundle.py'),
                                            'mlcycle.deployment.bundle.open_bundle': ( 'deployment/bundle.html#open_bundle',
