@@ -10,7 +10,10 @@ from lightgbm import LGBMClassifier
 from sklearn.ensemble import HistGradientBoostingClassifier
 from threadpoolctl import threadpool_limits
 
+from mlcycle.features.arithmetic import CategoryPair, ClockDuration, GroupDeviation, Ratio
+from mlcycle.features.history import EntityHistory
 from mlcycle.features.pipeline import build_pipeline
+from mlcycle.features.recipes import Recipe
 
 ROWS = 1_000_000
 BAR = "bar: at most 3"
@@ -24,7 +27,9 @@ MODELS = {
 def mixed_table(rows: int, seed: int = 0) -> tuple[pd.DataFrame, dict[str, str], np.ndarray]:
     """Fifteen columns of several kinds with missing values, their kinds, and a target that depends on some."""
     rng = np.random.default_rng(seed)
-    table = pd.DataFrame({f"number {i}": rng.normal(size=rows) for i in range(7)})
+    table = pd.DataFrame({f"number {i}": rng.normal(size=rows) for i in range(5)})
+    for name in ("opens", "closes"):
+        table[name] = 100 * rng.integers(0, 24, rows) + rng.integers(0, 60, rows)  # Times of day as HHMM
     table.loc[rng.random(rows) < 0.1, "number 0"] = np.nan
     table["whole"] = rng.integers(0, 1000, rows)
     table["flag"] = rng.random(rows) < 0.3
@@ -44,19 +49,32 @@ def seconds(work: Callable) -> tuple[float, object]:
     return time.process_time() - start, result
 
 
+def likely_recipes() -> list[Recipe]:
+    """What a plan may well make of the table, one of each that costs: of numbers, categories, clock times, and the past."""
+    return [
+        Ratio("number 1", "number 2"),
+        CategoryPair("some", "many"),
+        GroupDeviation("number 3", "more"),
+        ClockDuration("opens", "closes"),
+        EntityHistory("very many", "placed", delay="1 day", target="late"),
+    ]
+
+
 def cost_of_fitting(step: Callable[[str], None], rows: int = ROWS) -> list[Comparison]:
-    """Fitting the pipeline on many rows, beside fitting the model on what it gives."""
+    """Fitting the pipeline on many rows, without and with features that are made, beside fitting the model on what it gives."""
     table, kinds, target = mixed_table(rows)
     lines = []
-    for name, (family, model) in MODELS.items():
-        step(f"encode {rows:,} rows for {name}")
-        pipeline = build_pipeline(kinds, family=family)
-        ours, numbers = seconds(lambda pipeline=pipeline: pipeline.fit_transform(table, target))
-        step(f"fit {name}")
-        with threadpool_limits(1):
-            theirs, _ = seconds(lambda model=model, numbers=numbers: model.fit(numbers, target))
-        what = f"fit of the features, {rows:,} rows x {table.shape[1]}, processor seconds"
-        lines.append(Comparison(what, f"fit of {name}", [ours], [theirs], better="lower", note=BAR))
+    for made, recipes in {"": [], " and 5 made": likely_recipes()}.items():
+        all_kinds = kinds | {name: kind for recipe in recipes for name, kind in recipe.kinds().items()}
+        for name, (family, model) in MODELS.items():
+            step(f"encode {rows:,} rows{made} for {name}")
+            pipeline = build_pipeline(all_kinds, recipes, family=family)
+            ours, numbers = seconds(lambda pipeline=pipeline: pipeline.fit_transform(table, target))
+            step(f"fit {name}")
+            with threadpool_limits(1):
+                theirs, _ = seconds(lambda model=model, numbers=numbers: model.fit(numbers, target))
+            what = f"fit of the features, {rows:,} rows x {table.shape[1]}{made}, processor seconds"
+            lines.append(Comparison(what, f"fit of {name}", [ours], [theirs], better="lower", note=BAR))
     return lines
 
 

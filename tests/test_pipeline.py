@@ -15,10 +15,12 @@ from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import TargetEncoder
 from threadpoolctl import threadpool_limits
 
+from mlcycle.deployment.bundle import NEEDED, find_needed
 from mlcycle.errors import InputError, ParameterError
 from mlcycle.features.encode import FAMILIES, SCALERS, EncodeFor
 from mlcycle.features.pipeline import build_pipeline, trace_features
-from mlcycle.stores.models import load_model, save_model
+from mlcycle.stores.models import load_model, model_bytes, save_model
+from mlcycle.stores.stamps import stamp
 
 KINDS = {
     "price": "number",
@@ -224,6 +226,49 @@ def test_many_categories_are_lumped_for_boosters():
     assert made.tolist()[:3] == ["t2", "(other)", "(other)"] and made.isna().tolist() == [False, False, False, True]
     assert len(made.cat.categories) == 201
     HistGradientBoostingClassifier(max_iter=2).fit(encode.transform(table), table.town.str.len() > 2)
+
+
+@pytest.mark.parametrize("family", ["trees", "native"])
+def test_a_column_that_is_missing_in_all_training_rows_is_constant(family, tmp_path):
+    "As the history of the first rows is. A booster that refuses such a column learns, and later values change nothing."
+    empty = TABLE.assign(price=np.nan, size=None, town=None, placed=pd.NaT)
+    pipeline = build_pipeline({name: KINDS[name] for name in KINDS if name != "note"}, family=family, outliers="flag")
+    model = make_pipeline(pipeline, HistGradientBoostingClassifier(max_iter=3))
+    model.fit(empty, TARGET)
+    made = pipeline.fit(empty, TARGET).transform(TABLE)
+    price = np.asarray(made)[:, pipeline.get_feature_names_out().tolist().index("price")]
+    assert (price.astype(float) == 0).all()
+    same(pipeline.transform(TABLE.iloc[[3]]), made.iloc[[3]] if family == "native" else made[[3]])
+    assert np.array_equal(model.predict(TABLE.assign(price=9.0)), model.predict(TABLE))
+    sha256 = save_model(pipeline, tmp_path / "m.skops")
+    same(load_model(tmp_path / "m.skops", sha256).transform(TABLE), made)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_dates_go_round_for_models_that_draw_lines(family):
+    days = pd.DataFrame({"placed": pd.date_range("2019-01-01", periods=900)})
+    names = set(build_pipeline({"placed": "date"}, family=family).fit(days, days.placed.dt.day > 9).get_feature_names_out())
+    assert "placed_year" in names
+    assert ("placed_month_sin" in names) == (family in ("linear", "neighbours"))
+    assert ("placed_month" in names) == (family in ("trees", "native"))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_holidays_of_a_country_are_told_apart(family, tmp_path):
+    days = pd.DataFrame({"placed": pd.date_range("2019-01-01", periods=900)})
+    off = days.placed.dt.strftime("%m-%d").isin(["01-01", "07-04", "12-25"])
+    pipeline = build_pipeline({"placed": "date"}, family=family, holidays="US")
+    sha256 = save_model(pipeline, tmp_path / "plan.skops")
+    fitted = load_model(tmp_path / "plan.skops", sha256).fit(days, off)
+    place = fitted.get_feature_names_out().tolist().index("placed_holiday")
+    said = np.asarray(fitted.transform(days))[:, place]
+    assert said[off].min() > said[~off].mean()
+    assert set(trace_features(fitted).values()) == {"placed"}
+    model = make_pipeline(fitted, LGBMClassifier(n_estimators=2, n_jobs=1, verbose=-1)).fit(days, off)
+    (tmp_path / "m.skops").write_bytes(stamp(model_bytes(model)))  # As it is registered
+    assert find_needed(tmp_path / "m.skops") == [*NEEDED, "holidays", "lightgbm"]
+    save_model(FITTED[family], tmp_path / "plain.skops")
+    assert find_needed(tmp_path / "plain.skops") == list(NEEDED)
 
 
 MODELS = [

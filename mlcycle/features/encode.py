@@ -93,9 +93,10 @@ class EncodeFor(_Encoded):
         method: str = "robust z", # How they are found
         scaling: str = "standard", # One of `SCALERS`, for linear models and neighbours
         ordered: bool = False, # Rows are in order of time: only earlier ones may tell what a category means
+        holidays: str = "", # Country whose public holidays are told apart in dates, such as US
     ):
         self.kinds, self.family, self.classify, self.seed = kinds, family, classify, seed
-        self.outliers, self.method, self.scaling, self.ordered = outliers, method, scaling, ordered
+        self.outliers, self.method, self.scaling, self.ordered, self.holidays = outliers, method, scaling, ordered, holidays
 
     def fit(self, X: pd.DataFrame, y=None):
         "Learn all encodings."
@@ -148,12 +149,16 @@ def group_columns(
 class Chain:
     "Columns of a kind taken through some fitted steps."
 
-    def __init__(self, kind, names, steps):
-        self.kind, self.names, self.steps = kind, names, steps
+    empty = () # Places of columns that were missing in all training rows
+
+    def __init__(self, kind, names, steps, empty=()):
+        self.kind, self.names, self.steps, self.empty = kind, names, steps, empty
 
     def transform(self, rows: pd.DataFrame) -> np.ndarray:
         "The numbers of some rows, shape (n, width)."
         values = READ[self.kind](rows, self.names)
+        if len(self.empty):
+            values[:, self.empty] = 0.0
         for step in self.steps:
             values = step.transform(values)
         return values
@@ -172,8 +177,11 @@ def fit_part(
     "What encodes some columns of a kind."
     if kind in READ:
         values = READ[kind](rows, names)
+        empty = np.flatnonzero(np.isnan(values).all(axis=0)) if kind == "number" and encoder.family in ("trees", "native") else ()
+        if len(empty):
+            values[:, empty] = 0.0
         steps, block, made = _fit_steps(make_steps(encoder, kind), values, target, names)
-        return Chain(kind, names, steps), block, made
+        return Chain(kind, names, steps, empty), block, made
     codes, labels = read_labels(rows[names[0]])
     texts = np.array(labels, dtype=object)[codes]
     if encoder.family == "native":
@@ -195,7 +203,7 @@ def make_steps(
     if encoder.family in ("linear", "neighbours"):
         fill = [SCALERS[encoder.scaling](), SimpleImputer(strategy="median", add_indicator=True, keep_empty_features=True)]
     if kind == "date":
-        return [DateParts(), *fill]
+        return [DateParts(cyclic=bool(fill), holidays=encoder.holidays), *fill]
     return ([] if encoder.outliers == "keep" else [make_guard(encoder.method, encoder.outliers, seed=encoder.seed)]) + fill
 
 # %% ../../nbs/features/encode.ipynb #5f896296

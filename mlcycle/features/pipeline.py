@@ -22,9 +22,10 @@ def build_pipeline(
     family: str = "trees", # Of models: `trees`, `linear`, `neighbours` or `native`
     outliers: str = "keep", # `keep`, `flag` or `clip`
     method: str = "robust z", # How they are found
+    holidays: str = "", # Country whose public holidays are told apart in dates, such as US
 ) -> Pipeline: # Unfitted; reads a frame, gives floats of shape (n, features)
     "The pipeline for some columns."
-    encode = EncodeFor(dict(kinds), family, classify, seed, outliers, method)
+    encode = EncodeFor(dict(kinds), family, classify, seed, outliers, method, holidays=holidays)
     return Pipeline([("create", CreateFeatures(list(recipes))), ("encode", encode)])
 
 # %% ../../nbs/features/pipeline.ipynb #172213cc

@@ -442,11 +442,13 @@ def make_bench(
     folds: int = 0, # 0: as the size of the table allows
     seed: int = 0, # Of everything that is drawn
     jobs: int = 1, # Threads
+    holidays: str = "", # Country whose public holidays are told apart in dates
 ) -> Bench:
     "Encode folds, once each, with all features."
     work = plan_work(len(rows), len(problem.classes) if problem.task == "multiclass" else 1, repeats)
     places = repeat_folds(problem, rows, folds or work.folds, range(work.repeats), seed)
-    pipeline = build_pipeline({each.name: each.kind for each in features}, recipes, problem.task != "regression", seed)
+    kinds = {each.name: each.kind for each in features}
+    pipeline = build_pipeline(kinds, recipes, problem.task != "regression", seed, holidays=holidays)
     todo = (joblib.delayed(encode_fold)(pipeline, rows, problem, fold) for fold in places)
     encoded = joblib.Parallel(jobs, prefer="threads")(todo)
     return Bench(problem, work, encoded, seed, jobs)
@@ -463,11 +465,12 @@ def measure_features(
     seed: int = 0, # Of everything that is drawn
     jobs: int = 1, # Threads
     always: Collection[str] = (), # Created features that stay whatever they are worth
+    holidays: str = "", # Country whose public holidays are told apart in dates
 ) -> list[Feature]: # The ledger
     "What each feature is worth, and whether it earned its place."
     rows = thin(rows, most_rows)
     features = list_candidates(kinds, recipes, rows, problem.target)
-    bench = make_bench(features, recipes, rows, problem, repeats, folds, seed, jobs)
+    bench = make_bench(features, recipes, rows, problem, repeats, folds, seed, jobs, holidays)
     if len(bench.folds) < 2:
         return not_measured(features, "too few rows to ask", always)
     try:
@@ -574,28 +577,29 @@ def select_features(
     seed: int = 0, # Of everything that is drawn
     jobs: int = 1, # Threads
     always: Collection[str] = (), # Created features that stay whatever they are worth
+    holidays: str = "", # Country whose public holidays are told apart in dates
 ) -> Selection:
     "Measure features, keep those that earn their place, and compare what is kept with the raw columns."
     if select == "off":
         features = list_candidates(kinds, recipes, thin(rows, most_rows), problem.target)
         kept = [each.model_copy(update={"reason": "selection is off"}) for each in features]
         return _selection(kept, recipes, {}, "Selection is off: every feature is kept.")
-    features = measure_features(kinds, recipes, rows, problem, repeats, 0, most_rows, seed, jobs, always)
+    features = measure_features(kinds, recipes, rows, problem, repeats, 0, most_rows, seed, jobs, always, holidays)
     if all(each.gain is None for each in features):
         return _selection(features, recipes, {}, f"Columns are kept as they came: {features[0].reason}.")
     raw = [each.model_copy(update={"kept": True}) for each in features if each.made_by == RAW]
-    sets = {name: _pipeline_of(some, recipes, problem, seed) for name, some in (
+    sets = {name: _pipeline_of(some, recipes, problem, seed, holidays) for name, some in (
         ("raw", raw), ("all", [each.model_copy(update={"kept": True}) for each in features]), ("selected", features))}
     asked, fresh = other_rows(rows, most_rows)
     new = plan_work(min(len(rows), most_rows), repeats=repeats).repeats # The selection had those before it
     comparison = compare_sets(sets, asked, problem, repeats=[new], seed=seed, jobs=jobs)
     return _conclude(features, recipes, comparison, f"on {'other rows' if fresh else 'other folds of the same rows'}", always)
 
-# %% ../../nbs/features/select.ipynb #9ad2dc8e
-def _pipeline_of(features: Sequence[Feature], recipes: Sequence[Recipe], problem: Problem, seed: int):
+# %% ../../nbs/features/select.ipynb #9a01b1e3
+def _pipeline_of(features: Sequence[Feature], recipes: Sequence[Recipe], problem: Problem, seed: int, holidays: str):
     "The pipeline of the features that are kept."
     kinds = {each.name: each.kind for each in features if each.kept}
-    return build_pipeline(kinds, needed_recipes(kinds, recipes), problem.task != "regression", seed)
+    return build_pipeline(kinds, needed_recipes(kinds, recipes), problem.task != "regression", seed, holidays=holidays)
 
 # %% ../../nbs/features/select.ipynb #b2f89eb5
 def needed_recipes(

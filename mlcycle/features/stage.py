@@ -46,6 +46,7 @@ class Rules:
     selection_rows: int = 20_000 # At most so many rows decide
     seed: int = 0 # Of everything drawn at random
     jobs: int = 1 # Threads
+    holidays: str = "" # Country whose public holidays are told apart in dates, such as US
 
 # %% ../../nbs/03_features.ipynb #7a5eb449
 def find_suspects(
@@ -102,7 +103,8 @@ def plan_features(
     recipes = gather_recipes(problem, rows[[*kinds, problem.target]], kinds, rules, own)
     made = {name: kind for recipe in recipes for name, kind in recipe.kinds().items()}
     chosen = select_features(kinds | made, recipes, rows, problem, rules.select, most_rows=rules.selection_rows, seed=rules.seed,
-                             jobs=rules.jobs, always=[name for recipe in own for name in recipe.describe()])
+                             jobs=rules.jobs, always=[name for recipe in own for name in recipe.describe()],
+                             holidays=rules.holidays)
     return _conclude(problem, rows, chosen, workspace, rules, leaks, out | dropped, functions)
 
 # %% ../../nbs/03_features.ipynb #825f9aaf
@@ -110,7 +112,7 @@ def _conclude(problem: Problem, rows: pd.DataFrame, chosen: Selection, workspace
               dropped: dict[str, str], functions: Sequence[FeatureFunction]) -> FeaturePlan:
     "The outcome, with the pipeline saved."
     pipeline = build_pipeline(chosen.kinds, chosen.recipes, problem.task != "regression", rules.seed,
-                              outliers=rules.outliers, method=rules.outlier_method)
+                              outliers=rules.outliers, method=rules.outlier_method, holidays=rules.holidays)
     columns, some = columns_read(chosen), thin(rows, rules.selection_rows) # Spread out, so that every part of a date varies
     outputs = trace_features(clone(pipeline).fit(some[columns], some[problem.target]))
     created = [each for each in chosen.features if each.origins != [each.name]]
