@@ -1,5 +1,6 @@
 """Small real tables, a command line in a process of its own, and runs that several tests look at."""
 
+import json
 import os
 import subprocess
 import sys
@@ -16,6 +17,22 @@ from mlcycle.stores.sealed import read_any
 ROOT = Path(__file__).resolve().parent.parent
 QUICK = {"trials": 2, "folds": 3, "resamples": 50, "parity_rows": 30, "replay_rows": 60, "windows": 2}
 QUICK["latency_budget_ms"] = 60_000.0  # A busy machine is no reason to fail
+QUICK |= {"select": "off", "table_rows": 0}  # Stage 3: nothing is measured, every feature stays
+QUICK |= {"models": ["linear", "lightgbm"], "repeats": 1, "curve": False}  # Stage 4: few candidates, asked once
+QUICK["probe_seconds"] = 0.0  # Stage 1: whether the question can be answered is not asked
+
+
+def as_words(values: dict) -> list[str]:
+    "Parameters as the command line wants them."
+    return [word for name, value in values.items() for word in ("-p", f"{name}={_text(value)}")]
+
+
+def _text(value) -> str:
+    "A value as it is written."
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+WORDS = as_words(QUICK)
 
 
 def cli(*words: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess:
@@ -57,8 +74,7 @@ def table_run(tmp_path_factory, worker_id):
                 folder.mkdir()
                 frame, target = TABLES[name]
                 frame().to_csv(folder / f"{name}.csv", index=False)
-                quick = [word for key, value in QUICK.items() for word in ("-p", f"{key}={value}")]
-                done = cli("run", "-q", "--source", f"{name}.csv", "--target", target, *quick, cwd=folder)
+                done = cli("run", "-q", "--source", f"{name}.csv", "--target", target, *WORDS, cwd=folder)
                 (folder / "printed.txt").write_text(done.stdout + done.stderr)
         run = mc.open("last", folder)
         assert run.about["status"] == "done", (folder / "printed.txt").read_text()

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pyarrow.parquet
 import pytest
-from conftest import QUICK, TABLES, cli
+from conftest import TABLES, WORDS, cli
 from test_faults import own_notebooks
 from test_pages import browser, open_page  # noqa: F401 - fixtures
 
@@ -20,8 +20,6 @@ from mlcycle.lifecycle.batch import plan_batch, read_sets, run_batch
 from mlcycle.lifecycle.runner import Choice
 from mlcycle.lifecycle.workspace import Run, Workspace, all_runs
 from mlcycle.stores.registry import get_alias, open_registry
-
-WORDS = [word for key, value in QUICK.items() for word in ("-p", f"{key}={value}")]
 
 
 def cancer(project: Path) -> Path:

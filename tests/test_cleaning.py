@@ -5,7 +5,7 @@ import re
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import QUICK, cli, penguins
+from conftest import WORDS, cli, penguins
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from palmerpenguins import load_penguins_raw
@@ -171,8 +171,7 @@ def test_dirty_rows_get_the_predictions_of_clean_ones(tmp_path):
     clean, folder = penguins().drop(columns=["Comments", "Sample Number"]), tmp_path
     measured = dict.fromkeys(kinds, [name for name in clean if name != "Species"])
     corrupt(clean, kinds, share=0.03, seed=3, columns=measured)[0].to_csv(folder / "penguins.csv", index=False)
-    quick = [word for name, value in QUICK.items() for word in ("-p", f"{name}={value}")]
-    done = cli("run", "-q", "--source", "penguins.csv", "--target", "Species", "--until", "deployment", *quick, cwd=folder)
+    done = cli("run", "-q", "--source", "penguins.csv", "--target", "Species", "--until", "deployment", *WORDS, cwd=folder)
     assert done.returncode == 0, done.stderr
     run = mc.open("last", folder)
     assert {line.step for line in run.dataset.ledger} >= {"strip", "categories", "numbers"}

@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from conftest import QUICK, TABLES, cli, stored_rows
+from conftest import QUICK, TABLES, WORDS, cli, penguins, stored_rows
 
 import mlcycle as mc
 from mlcycle.errors import ArtefactError, StageError
@@ -18,8 +18,6 @@ from mlcycle.lifecycle.notebook import stage_notebooks
 from mlcycle.stores.datasets import read_table
 from mlcycle.stores.models import load_model, save_model
 from mlcycle.stores.registry import get_alias, open_registry
-
-WORDS = [word for key, value in QUICK.items() for word in ("-p", f"{key}={value}")]
 
 
 def own_notebooks(project: Path, stage: str, code: str) -> None:

@@ -29,9 +29,15 @@ SETTINGS = """
 source = orders.csv
 target = late
 time = placed
+probe_seconds = 0
+[features]
+select = off
+table_rows = 0
 [modelling]
+models = linear
 trials = 1
 folds = 2
+curve = false
 jobs = 1
 [validation]
 resamples = 50

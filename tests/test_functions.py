@@ -12,7 +12,7 @@ import nbformat
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import QUICK, TABLES, cli, stored_rows
+from conftest import TABLES, WORDS, cli, stored_rows
 from joblib import Parallel, delayed
 from nbformat.v4 import new_code_cell, new_notebook
 
@@ -283,8 +283,7 @@ def own_run(tmp_path_factory) -> mc.Run:
     nbformat.write(notebook, path)
     frame, target = TABLES["cancer"]
     frame().to_csv(folder / "cancer.csv", index=False)
-    quick = [word for key, value in QUICK.items() for word in ("-p", f"{key}={value}")]
-    done = cli("run", "-q", "--source", "cancer.csv", "--target", target, *quick, cwd=folder)
+    done = cli("run", "-q", "--source", "cancer.csv", "--target", target, *WORDS, cwd=folder)
     run = mc.open("last", folder)
     assert run.about["status"] == "done", done.stdout + done.stderr
     return run

@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import sqlalchemy as sa
-from conftest import QUICK, TABLES, cli
+from conftest import TABLES, WORDS, cli
 from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.preprocessing import FunctionTransformer
 from typer.testing import CliRunner
@@ -494,7 +494,7 @@ def test_the_commands_import_nothing_heavy():
 def test_a_run_on_a_shared_registry(server, tmp_path):
     TABLES["wine"][0]().to_csv(tmp_path / "wine.csv", index=False)
     (tmp_path / "settings.ini").write_text(f"[stores]\ntracking_uri = {server}\n[problem]\nsource = wine.csv\ntarget = target\n")
-    done = cli("run", "-q", *(word for key, value in QUICK.items() for word in ("-p", f"{key}={value}")), cwd=tmp_path)
+    done = cli("run", "-q", *WORDS, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     run = mc.open("last", tmp_path)
     assert run.verdict.champion_after == run.candidate.model.version

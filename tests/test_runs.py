@@ -6,7 +6,7 @@ import re
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import QUICK, TABLES, cli, stored_rows
+from conftest import QUICK, TABLES, WORDS, cli, stored_rows
 from sklearn import metrics
 
 import mlcycle as mc
@@ -115,8 +115,7 @@ def test_a_rejected_model_is_not_released(table_run, tmp_path):
 def test_the_same_inputs_give_the_same_outcomes(table_run, tmp_path):
     first = table_run("wine")
     TABLES["wine"][0]().to_csv(tmp_path / "wine.csv", index=False)
-    quick = [word for key, value in QUICK.items() for word in ("-p", f"{key}={value}")]
-    assert cli("run", "--source", "wine.csv", "--target", "target", "-q", *quick, cwd=tmp_path).returncode == 0
+    assert cli("run", "--source", "wine.csv", "--target", "target", "-q", *WORDS, cwd=tmp_path).returncode == 0
     again = mc.open("last", tmp_path)
     assert again.problem.meaning() == first.problem.meaning()
     assert again.dataset.meaning() == first.dataset.meaning()

@@ -9,7 +9,7 @@ from pathlib import Path
 from zipfile import ZipFile
 
 import pytest
-from conftest import QUICK, ROOT, TABLES
+from conftest import ROOT, TABLES, WORDS
 
 import mlcycle as mc
 from mlcycle.outcomes import STAGES
@@ -49,8 +49,7 @@ def test_runs_from_any_folder(wheel, tmp_path):
     subprocess.run(install, check=True)
     (tmp_path / "elsewhere").mkdir()
     TABLES["wine"][0]().to_csv(tmp_path / "elsewhere" / "wine.csv", index=False)
-    quick = [word for key, value in QUICK.items() for word in ("-p", f"{key}={value}")]
-    run = [python.with_name("mlcycle"), "run", "-q", "--source", "wine.csv", "--target", "target", *quick]
+    run = [python.with_name("mlcycle"), "run", "-q", "--source", "wine.csv", "--target", "target", *WORDS]
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     environment["JUPYTER_PATH"] = f"{sys.prefix}/share/jupyter"  # Page templates are data files of our dependencies
     done = subprocess.run(run, cwd=tmp_path / "elsewhere", env=environment, capture_output=True, text=True)

@@ -11,6 +11,7 @@ import re
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.metadata import PackageNotFoundError, distribution, packages_distributions, version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -82,7 +83,8 @@ def package_version(
     try:
         return noted_version(known.get(module, module))
     except PackageNotFoundError:
-        return "".join(noted_version(name) for name in packages_distributions().get(module, [])[:1])
+        names = packages_distributions().get(module, []) if find_spec(module) else [] # An extra may not be installed
+        return "".join(noted_version(name) for name in names[:1])
 
 # %% ../../nbs/lifecycle/plan.ipynb #de9c1f3c
 def noted_version(

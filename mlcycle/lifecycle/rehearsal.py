@@ -12,7 +12,7 @@ from tempfile import TemporaryDirectory
 
 # %% ../../nbs/lifecycle/rehearsal.ipynb #8666e052
 LATE = [f"import {name}" for name in (
-    "alembic.command", "deltalake.fs", "h11", "httpcore", "mlflow.pyfunc", "mlflow.sklearn",
+    "alembic.command", "deltalake.fs", "h11", "httpcore", "lightgbm", "mlflow.pyfunc", "mlflow.sklearn",
     "mlflow.store.model_registry.sqlalchemy_workspace_store", "mlflow.store.tracking.sqlalchemy_workspace_store",
     "mlflow.tracing.export", "mlflow.tracing.processor", "mlflow.types.responses", "nbconvert",
     "pandera.backends.pandas.register", "pandera.io", "pandera.strategies.pandas_strategies", "pyarrow.dataset",
