@@ -46,7 +46,7 @@ system:  ## Install the system packages that browser tests drive (Debian, as roo
 
 lock: setup  ## Pin every dependency anew
 	python -m pip install --quiet uv
-	uv pip compile --quiet --universal --python-version 3.11 --all-extras --generate-hashes \
+	uv pip compile --quiet --universal --python-version 3.11 --extra docs --extra holidays --extra lab --extra postgres --extra test --generate-hashes \
 		--no-annotate --no-header --upgrade pyproject.toml -o requirements.lock
 
 format: setup  ## Clean and export the notebooks, and lay out the code

@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from conftest import QUICK, TABLES, WORDS, cli, penguins, stored_rows
+from conftest import QUICK, TABLES, WORDS, cli, stored_rows
 
 import mlcycle as mc
 from mlcycle.errors import ArtefactError, StageError
