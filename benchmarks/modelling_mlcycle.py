@@ -1,8 +1,9 @@
-"""mlcycle as a competitor: stages 3 and 4 on the rows of a fold, in a workspace that goes with the process."""
+"""mlcycle as a competitor: stages 3 and 4 on the rows of a fold, without the registry, since peers have none to fill."""
 
 import time
 from collections.abc import Callable
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pandas as pd
 
@@ -11,11 +12,10 @@ from mlcycle.lifecycle.workspace import Workspace
 from mlcycle.modelling import stage as modelling
 from mlcycle.outcomes import Dataset, FileRef, Problem
 from mlcycle.stores.datasets import write_table
-from mlcycle.stores.models import predict
-from mlcycle.stores.registry import load_registered, open_registry
+from mlcycle.stores.models import load_model, predict
 
 LEAST = 5.0  # Seconds left to the search when stage 3 has used up nearly all
-TAIL = 0.3  # Of the seconds: for further rounds, the ensemble, the last fit and the registry
+TAIL = 0.15  # Of the seconds: for the ensemble and the last fit
 
 
 def state_problem(train: pd.DataFrame, target: str, task: str, metric: str, when: str = "") -> Problem:
@@ -57,7 +57,7 @@ def fit_mlcycle(
     left = max(LEAST, seconds * (1 - TAIL) - (time.perf_counter() - started))
     rules = modelling.Rules(
         folds=5 if len(train) < 10_000 else 3,
-        repeats=8,
+        repeats=4,
         trials=10_000,
         seconds=left,
         search_rows=40_000,
@@ -67,9 +67,11 @@ def fit_mlcycle(
         seed=seed,
         jobs=1,
     )
-    found, _ = modelling.find_model(problem, dataset, plan, workspace, rules)
-    open_registry(workspace.tracking_uri, workspace.artifacts, found.model.name)
-    model = load_registered(found.model)
+    pipeline = load_model(workspace.root / plan.pipeline.path, plan.pipeline.sha256)
+    with TemporaryDirectory() as folder:
+        arena = modelling.open_arena(problem, pipeline, plan.columns, train, rules, Path(folder))
+        competition = modelling.compete(arena, rules, workspace.root / "study", train)
+        model, _ = modelling.fit_winner(competition, train[[*plan.columns, target]], None, rules.calibrate)
 
     def answer(rows: pd.DataFrame) -> tuple[object, list]:
         """Numbers of a regression, otherwise a probability for each class."""
@@ -80,4 +82,5 @@ def fit_mlcycle(
             return pd.DataFrame({0: 1 - said.scores, 1: said.scores}).to_numpy(), [0, 1]
         return said.scores, problem.classes
 
-    return answer, [f"best: {found.winner}", *dict.fromkeys(line.model.split()[0] for line in found.leaderboard)]
+    tried = dict.fromkeys(trial.model for trial in competition.search.complete())
+    return answer, [f"best: {competition.chosen.name}", *tried]

@@ -9,6 +9,7 @@ __all__ = ['WORTH_CORES', 'Rules', 'open_arena', 'check_columns', 'fold_facts', 
 # %% ../../nbs/04_modelling.ipynb #4acbda3f
 import json
 import re
+import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from hashlib import sha256
@@ -21,6 +22,7 @@ import pandas as pd
 from sklearn.base import BaseEstimator
 from sklearn.frozen import FrozenEstimator
 from sklearn.model_selection import FixedThresholdClassifier
+from threadpoolctl import threadpool_limits
 
 from ..blends import Calibrated, fit_weighted
 from ..errors import ParameterError, StageError
@@ -164,11 +166,12 @@ def run_rounds(
     for again in range(1, 1 if problem.time else repeats):
         if budget.left() < taken:
             return arena, finalists, True
+        began = time.monotonic()
         wider = replace(arena, folds=[*arena.folds, *make_folds(problem, rows, count, arena.seed + 1000 * again)])
         asked = [ask_again(wider, CANDIDATES[trial.model], trial) for trial in finalists]
         if not (complete := [trial for trial in asked if trial.status == "complete"]):
             break
-        arena, finalists = wider, complete
+        arena, finalists, taken = wider, complete, max(taken, time.monotonic() - began)
     return arena, finalists, False
 
 # %% ../../nbs/04_modelling.ipynb #51ef5cbb
@@ -316,7 +319,8 @@ def find_model(
         arena = open_arena(problem, features, plan.columns, rows, rules, Path(folder))
         competition = compete(arena, rules, study, thin(rows, rules.search_rows))
         weights = row_weights(problem, rows, rules.weights)
-        model, taken = fit_winner(competition, rows[[*plan.columns, problem.target]], weights, rules.calibrate)
+        with threadpool_limits(1 if arena.jobs == 1 else None): # On small tables threads wait longer than they work
+            model, taken = fit_winner(competition, rows[[*plan.columns, problem.target]], weights, rules.calibrate)
         points = learning_curve(competition, rows, plan.columns, weights) if rules.curve else []
     name, said = model_name(problem), competition.facts()
     candidate = Candidate(
