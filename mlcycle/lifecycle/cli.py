@@ -315,7 +315,7 @@ def diff(
 @app.command()
 def compare(
     chosen: Annotated[list[str] | None, typer.Argument(
-        metavar="[RUN]…", help="Runs: ids, their beginnings, or last. The last five with a leaderboard if none is given.")] = None,
+        metavar="[RUN]…", help="Ids, their beginnings, or last; the last five with a leaderboard if none is given.")] = None,
     metric: Annotated[str, typer.Option(help="Metric of the scores; the primary one of the first run if not given.")] = "",
     as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
     project: PROJECT = None,

@@ -129,7 +129,7 @@ def _why_alone(judged: str, metric: str, candidate: dict[str, Any]) -> str:
     "Why a run cannot be compared fold by fold."
     if judged != metric:
         return f"it was judged by {judged}"
-    return "it used other rows or folds" if candidate.get("held_out") else "an earlier version made it, which did not note its folds"
+    return "it used other rows or folds" if candidate.get("held_out") else "its folds were not noted"
 
 # %% ../../nbs/lifecycle/side_by_side.ipynb #ebf160a3
 def _difference(ours: dict[str, Any], best: dict[str, Any], metric: str) -> dict[str, Any]:

@@ -316,7 +316,8 @@ def find_model(
     name, said = model_name(problem), competition.facts()
     candidate = Candidate(
         model=ModelRef(name=name, version=0, run_id="", sha256=""), rows_searched=len(arena.rows), rows_fitted=len(rows),
-        study=str(study.relative_to(workspace.root)), latency_ms=taken, curve=points, **said, **fold_facts(problem, dataset, arena),
+        study=str(study.relative_to(workspace.root)), latency_ms=taken, curve=points, **said,
+        **fold_facts(problem, dataset, arena),
         decision=f"{said['winner']} won with {said['leaderboard'][0].score} on held-out folds")
     tags = lineage_tags(workspace, problem, dataset, run, **asdict(rules)) | {"study": study.name}
     tags |= {"functions": plan.functions.sha256} if plan.functions else {}
