@@ -48,7 +48,7 @@ def test_the_last_runs_stand_side_by_side(project, runs):
     shown = typed("compare", project=project)
     assert shown.exit_code == 0, shown.output
     assert max(map(len, shown.stdout.splitlines()[:40])) <= 80
-    for word in ("winner", "held-out", "sealed", "p95", "version 1", "aliases", "columns in", "default", "forest", "*"):
+    for word in ("winner", "held-out", "sealed", "p95", "version 1", "aliases", "columns in", "forest", "*"):
         assert word in shown.stdout, word
     assert f"{runs[2].id} cannot be compared fold by fold: it used other rows or folds." in " ".join(shown.stdout.split())
 

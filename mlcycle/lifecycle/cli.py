@@ -18,7 +18,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-from rich.table import Table
+from rich.table import Column, Table
 
 from .. import __version__
 from ..errors import MlcycleError, ParameterError
@@ -283,7 +283,7 @@ def runs(project: PROJECT = None):
     from mlcycle.lifecycle.workspace import Workspace, all_runs
 
     with clear_errors():
-        table = Table("run", "status", "stages", "winner", "last decision")
+        table = Table(Column("run", no_wrap=True, min_width=20), "status", "stages", "winner", "last decision")
         for run in all_runs(Workspace.of(project)):
             stages, status = run.about["stages"], run.about["status"]
             last = list(stages.values())[-1]["decision"] if stages else ""

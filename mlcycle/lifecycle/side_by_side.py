@@ -228,7 +228,7 @@ def draw_boards(
     "The leaderboards as one; the best of each run is marked."
     from rich.markup import escape
 
-    table = _empty_table(f"Held-out {found['metric']}: the best of each candidate; * the best of a run",
+    table = _empty_table(f"Held-out {found['metric']}; * best of a run",
                          [found["runs"][place]["run"] for place in places])
     columns = [[line[place] for line in found["leaderboard"].values()] for place in places]
     best = []
