@@ -30,7 +30,7 @@ from mlcycle.lifecycle.settings import STORES
 from mlcycle.lifecycle.workspace import Workspace
 from mlcycle.outcomes import Candidate, LeaderboardLine, ModelRef, Score
 from mlcycle.stores.models import load_model, model_bytes
-from mlcycle.stores.pending import kept_models, register_candidate, register_kept, resume_candidate
+from mlcycle.stores.pending import kept_models, register_candidate, register_kept
 from mlcycle.stores.registration import lineage_tags, register_model
 from mlcycle.stores.registry import alias_history, get_alias, load_registered, model_file, open_registry, set_alias
 from mlcycle.stores.registry_view import (
@@ -43,6 +43,7 @@ from mlcycle.stores.registry_view import (
     uses_of,
 )
 from mlcycle.stores.stamps import read_stamp, stamp, versions_now
+from mlcycle.stores.tracking import TrialLine
 
 ROWS = pd.DataFrame({"size": np.arange(60.0), "day": pd.Timestamp("2024-01-01"), "count": np.arange(60)})
 NAME = "orders-late"
@@ -60,13 +61,22 @@ def board(value: float, **parameters) -> list[LeaderboardLine]:
     return [winner, winner.model_copy(update={"model": "dummy", "parameters": {}})]
 
 
-def put(workspace: Workspace, cut: int, **tags: str) -> ModelRef:
+def tried(*names: str) -> list[TrialLine]:
+    "Trials: the first is complete, the second was pruned, the third raised."
+    how = [("complete", "", [0.2, 0.3]), ("pruned", "worse than most", [0.1]), ("failed", "ValueError: no", [None])]
+    return [
+        TrialLine(name=name, kind=name.split()[0], role="search", metric="roc_auc", folds=folds, status=status, reason=reason)
+        for name, (status, reason, folds) in zip(names, how, strict=False)
+    ]
+
+
+def put(workspace: Workspace, cut: int, trials: list[TrialLine] = (), **tags: str) -> ModelRef:
     "Register a model."
     model, rows = fitted(cut), ROWS[["size", "count"]]
     open_registry(workspace.tracking_uri, workspace.artifacts, NAME)
     outputs = pd.Series(model.predict(rows), name="prediction")
     tags = {"run": "one", "table_train": f"{cut} abc", "settings": '{"folds": 3}'} | tags
-    return register_model(NAME, model, rows.head(3), outputs.head(3), board(cut / 100, depth=cut), tags)
+    return register_model(NAME, model, rows.head(3), outputs.head(3), board(cut / 100, depth=cut), tags, trials=trials)
 
 
 def typed(*words: str, cwd: Path, **environment: str):
@@ -175,20 +185,25 @@ def test_a_version_goes_through_its_whole_life(where, tmp_path, request):
     tag_version(workspace, f"{NAME}@2", {"owner": "Ann"})
     assert describe_version(workspace, f"{NAME}@2")["tags"] == {"owner": "Ann"}
     tag_version(workspace, f"{NAME}@2", {}, ("owner",))
-    for alias in ("champion", "challenger"):
-        with pytest.raises(ArtefactError, match=alias):
-            delete_version(workspace, f"{NAME}@{alias}", force=True)
+    with pytest.raises(ArtefactError, match="champion"):
+        delete_version(workspace, f"{NAME}@champion", force=True)
     assert delete_version(workspace, f"{NAME}@2") == f"{NAME}@2"
     assert list_versions(workspace, NAME).version.tolist() == [3, 1]
     if where == "sqlite":
         assert len(list((workspace.root / "artifacts" / "models").iterdir())) == 2, "its files are gone too"
+    assert delete_version(workspace, f"{NAME}@challenger") == f"{NAME}@3", "the newest version may go, and its alias with it"
+    assert list_versions(workspace, NAME).aliases.tolist() == [["champion"]]
+    last = alias_history(NAME)[-1]
+    assert (last["alias"], last["before"], last["version"], last["why"]) == ("challenger", 3, None, "Its version was deleted.")
+    assert put(workspace, 50).version > 3, "no number is given twice"
 
 
 def test_mlflow_reads_what_was_registered(tmp_path):
     import mlflow
 
     workspace = space(tmp_path)
-    ref = put(workspace, 20)
+    trials = tried("boosting 1", "forest 2", "own 3")
+    ref = put(workspace, 20, trials, study="abc", code="def")
     rows = ROWS[["size", "count"]]
     model = mlflow.pyfunc.load_model(f"models:/{NAME}/1")
     assert (model.predict(rows) == fitted(20).predict(rows)).all()
@@ -196,11 +211,19 @@ def test_mlflow_reads_what_was_registered(tmp_path):
     runs = mlflow.search_runs(search_all_experiments=True)
     parent = runs[runs.run_id == ref.run_id].iloc[0]
     assert (parent["metrics.roc_auc"], parent["metrics.roc_auc_low"], parent["params.depth"]) == (0.2, 0.1, "20")
-    lines = runs[runs["tags.mlflow.parentRunId"] == ref.run_id]
-    assert sorted(lines["tags.mlflow.runName"]) == ["boosting 1", "dummy"]
-    assert (lines.status == "FINISHED").all()
-    folds = mlflow.MlflowClient().get_metric_history(lines.run_id.iloc[0], "fold_roc_auc")
-    assert [each.step for each in folds] == [0, 1, 2]
+    lines = runs[runs["tags.mlflow.parentRunId"] == ref.run_id].set_index("tags.mlflow.runName")
+    assert lines.status.to_dict() == {"boosting 1": "FINISHED", "forest 2": "KILLED", "own 3": "FAILED"}
+    assert lines.loc["own 3", "tags.reason"] == "ValueError: no"
+    assert set(lines["tags.table_train"]) == {"20 abc"}, "each says which rows it saw"
+    assert set(lines["tags.code"]) == {"def"}
+    assert lines.loc["boosting 1", "metrics.roc_auc"] == pytest.approx(0.25)
+    folds = mlflow.MlflowClient().get_metric_history(lines.loc["boosting 1", "run_id"], "fold_roc_auc")
+    assert [(each.step, each.value) for each in folds] == [(0, 0.2), (1, 0.3)]
+    more = [*trials, tried("linear 4")[0]]
+    assert put(workspace, 20, more, study="abc", code="def") == ref, "the same model, but one more trial"
+    put(workspace, 30, more, study="abc", code="def")
+    names = [run.info.run_name for run in mlflow.search_runs(filter_string="tags.study = 'abc'", output_format="list")]
+    assert sorted(name for name in names if name != "one") == ["boosting 1", "forest 2", "linear 4", "own 3"]
 
 
 def test_the_commands(tmp_path):
@@ -226,9 +249,14 @@ def test_the_commands(tmp_path):
     assert typed("tag", f"{NAME}@1", "--remove", "why", cwd=tmp_path).exit_code == 0
     refused = typed("delete", f"{NAME}@champion", "--yes", "--force", cwd=tmp_path)
     assert (refused.exit_code, "is champion" in refused.stderr) == (1, True)
-    assert typed("delete", f"{NAME}@1", cwd=tmp_path).exit_code == 1, "nobody said yes"
+    asked = typed("delete", f"{NAME}@2", cwd=tmp_path)
+    assert (asked.exit_code, f"Delete {NAME}@2? " in asked.stdout) == (1, True), "nobody said yes"
     assert typed("delete", f"{NAME}@1", "--yes", cwd=tmp_path).exit_code == 0
     assert list_versions(workspace).version.tolist() == [3, 2]
+    ref = put(workspace, 50)
+    assert "the challenger?" in typed("delete", f"{NAME}@{ref.version}", cwd=tmp_path).stdout
+    assert typed("delete", f"{NAME}@challenger", "--yes", cwd=tmp_path).exit_code == 0
+    assert list_versions(workspace).aliases.tolist() == [["champion"], []]
     for words, meant in (
         (("show", "order-late"), NAME),
         (("show", f"{NAME}@9"), "champion"),
@@ -361,11 +389,18 @@ def candidate(value: float = 0.7) -> Candidate:
     )
 
 
-def lose(workspace: Workspace, key: str = "key") -> RegistryError:
+def again(workspace: Workspace) -> Candidate:
+    "What the next run does: the same model once more."
+    rows = ROWS[["size", "count"]].assign(day=ROWS.day).head(3)
+    return register_candidate(
+        workspace, candidate(), fitted(20), rows, pd.Series([False] * 3), {"run": "one"}, tried("boosting 1")
+    )
+
+
+def lose(workspace: Workspace) -> RegistryError:
     "The error of a registration that fails."
-    rows, model = ROWS[["size", "count"]].assign(day=ROWS.day).head(3), fitted(20)
     with pytest.raises(RegistryError) as raised:
-        register_candidate(workspace, candidate(), model, rows, pd.Series([False] * 3), {"run": "one"}, key)
+        again(workspace)
     assert "Nothing is lost" in raised.value.expected
     return raised.value
 
@@ -412,13 +447,12 @@ def test_a_server_that_is_down_loses_nothing(tmp_path, ill, monkeypatch):
     assert "500" in lose(space(tmp_path, ill(status=500))).found
     (kept,) = kept_models(there)
     assert kept.candidate == candidate()
-    with pytest.raises(RegistryError, match="still kept"):
-        resume_candidate(away, "key")
+    assert [trial.name for trial in kept.trials] == ["boosting 1"]
     listed = typed("list", cwd=tmp_path)
     assert "Kept locally" not in listed.stdout or listed.exit_code == 0
-    done = resume_candidate(there, "key")
+    done = again(there)
     assert (done.model.version, done.decision) == (1, f"The booster won; registered as {NAME} version 1.")
-    assert resume_candidate(there, "key") is None
+    assert kept_models(there) == [], "it has a version now"
     rows = ROWS[["size", "count"]]
     assert (load_registered(done.model).predict(rows) == fitted(20).predict(rows)).all()
 
@@ -432,10 +466,10 @@ def test_a_kept_model_can_be_registered_by_hand(tmp_path):
     assert f"Kept locally: {NAME}" in listed
     assert typed("register", cwd=tmp_path).stdout.strip() == f"Registered: {NAME}@1"
     assert "No model waits" in typed("register", cwd=tmp_path).stdout
-    assert "registered as version 1" in typed("list", cwd=tmp_path).stdout
+    assert "Kept locally" not in typed("list", cwd=tmp_path).stdout
     workspace = space(tmp_path)
-    assert resume_candidate(workspace, "key").model.version == 1, "the next run takes it without fitting"
     assert kept_models(workspace) == []
+    assert again(workspace).model.version == 1, "the next run finds it there"
 
 
 @pytest.mark.parametrize("reason", ["attempt to write a readonly database", "database or disk is full"])
@@ -449,7 +483,8 @@ def test_a_database_that_cannot_write_loses_nothing(reason, tmp_path):
     assert reason in lose(workspace).found
     with sqlite3.connect(workspace.root / "mlflow.db") as database:
         database.execute("DROP TRIGGER ill")
-    assert resume_candidate(workspace, "key").model.version == 1
+    assert again(workspace).model.version == 1
+    assert kept_models(workspace) == []
 
 
 def test_a_full_disk_is_said_and_leaves_no_half(tmp_path, monkeypatch):
@@ -465,7 +500,7 @@ def test_a_full_disk_is_said_and_leaves_no_half(tmp_path, monkeypatch):
     assert "No space left" in lose(workspace).found
     monkeypatch.setattr(pending.pd.DataFrame, "to_parquet", full)
     with pytest.raises(DiskFullError):
-        register_candidate(workspace, candidate(), fitted(30), ROWS.head(3), pd.Series([False] * 3), {}, "other")
+        register_candidate(workspace, candidate(), fitted(30), ROWS.head(3), pd.Series([False] * 3), {})
     assert len(list((workspace.root / "pending").iterdir())) == 1
 
 
@@ -477,7 +512,48 @@ def test_a_kept_file_that_was_altered_is_not_registered(tmp_path):
     file.write_bytes(file.read_bytes() + b"x")
     with pytest.raises(ArtefactError, match="altered"):
         register_kept(workspace, kept)
-    assert resume_candidate(workspace, "key") is None, "the work is done again"
+    assert again(workspace).model.version == 1, "the work is done again"
+    assert kept_models(workspace) == []
+
+
+def test_cleaning_leaves_what_waits(tmp_path):
+    lose(space(tmp_path, "http://127.0.0.1:9"))
+    done = CliRunner().invoke(app, ["clean", "--keep", "0", "--project", str(tmp_path)])
+    assert (done.exit_code, "0 runs removed" in done.stdout) == (0, True)
+    assert len(kept_models(space(tmp_path))) == 1
+
+
+def test_a_search_whose_registry_is_down_is_not_repeated(tmp_path, monkeypatch):
+    from mlcycle.modelling import search
+    from mlcycle.modelling.stage import Rules, find_model
+
+    TABLES["wine"][0]().to_csv(tmp_path / "wine.csv", index=False)
+    settings = tmp_path / "settings.ini"
+    words = ["run", "-q", "--source", "wine.csv", "--target", "target", "--until", "modelling"]
+    few = {"models": "linear", "trials": 1, "folds": 3, "repeats": 1, "curve": "false", "select": "off", "jobs": 1}
+    words += [word for key, value in few.items() for word in ("-p", f"{key}={value}")]
+    settings.write_text("[stores]\ntracking_uri = http://127.0.0.1:9\n")
+    failed = cli(*words, cwd=tmp_path, MLFLOW_HTTP_REQUEST_MAX_RETRIES="0")
+    assert failed.returncode == 1
+    assert "Nothing is lost" in failed.stderr
+    assert "Connection refused" in failed.stderr
+    settings.write_text("")
+    workspace = Workspace.of(tmp_path)
+    (kept,) = kept_models(workspace)
+    assert {trial.name for trial in kept.trials} >= {"dummy", "linear", "linear 1"}
+
+    def no_trial(*_, **__):
+        raise AssertionError("a trial was tried twice")
+
+    monkeypatch.setattr(search, "run_trial", no_trial)
+    run = mc.open("last", tmp_path)
+    rules = Rules(["linear"], folds=3, repeats=1, trials=1, curve=False, jobs=1)
+    found, _ = find_model(run.problem, run.dataset, run.plan, workspace, rules, run.id)
+    assert (found.model.version, found.found, found.winner) == (1, 1, kept.candidate.winner)
+    assert kept_models(workspace) == [], "it has a version now"
+    done = cli(*words, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert mc.open("last", tmp_path).candidate.model == found.model
 
 
 def test_passwords_are_not_shown(tmp_path):

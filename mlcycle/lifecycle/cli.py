@@ -18,7 +18,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-from rich.table import Table
+from rich.table import Column, Table
 
 from .. import __version__
 from ..errors import MlcycleError, ParameterError
@@ -283,7 +283,7 @@ def runs(project: PROJECT = None):
     from mlcycle.lifecycle.workspace import Workspace, all_runs
 
     with clear_errors():
-        table = Table("run", "status", "stages", "winner", "last decision")
+        table = Table(Column("run", no_wrap=True, min_width=20), "status", "stages", "winner", "last decision")
         for run in all_runs(Workspace.of(project)):
             stages, status = run.about["stages"], run.about["status"]
             last = list(stages.values())[-1]["decision"] if stages else ""
@@ -315,7 +315,7 @@ def diff(
 @app.command()
 def compare(
     chosen: Annotated[list[str] | None, typer.Argument(
-        metavar="[RUN]…", help="Runs: ids, their beginnings, or last. The last five that have a leaderboard if none.")] = None,
+        metavar="[RUN]…", help="Ids, their beginnings, or last; the last five with a leaderboard if none is given.")] = None,
     metric: Annotated[str, typer.Option(help="Metric of the scores; the primary one of the first run if not given.")] = "",
     as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
     project: PROJECT = None,

@@ -129,8 +129,7 @@ def _why_alone(judged: str, metric: str, candidate: dict[str, Any]) -> str:
     "Why a run cannot be compared fold by fold."
     if judged != metric:
         return f"it was judged by {judged}"
-    known = candidate.get("held_out")
-    return "it used other rows or folds" if known else "an earlier version made it, which did not note its folds"
+    return "it used other rows or folds" if candidate.get("held_out") else "its folds were not noted"
 
 # %% ../../nbs/lifecycle/side_by_side.ipynb #ebf160a3
 def _difference(ours: dict[str, Any], best: dict[str, Any], metric: str) -> dict[str, Any]:
@@ -229,7 +228,7 @@ def draw_boards(
     "The leaderboards as one; the best of each run is marked."
     from rich.markup import escape
 
-    table = _empty_table(f"Held-out {found['metric']}: the best of each candidate; * the best of a run",
+    table = _empty_table(f"Held-out {found['metric']}; * best of a run",
                          [found["runs"][place]["run"] for place in places])
     columns = [[line[place] for line in found["leaderboard"].values()] for place in places]
     best = []
