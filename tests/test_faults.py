@@ -8,19 +8,15 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import pandas as pd
 import pytest
-from conftest import QUICK, TABLES, WORDS, cli, penguins, stored_rows
+from conftest import QUICK, TABLES, WORDS, cli, stored_rows
 
 import mlcycle as mc
 from mlcycle.errors import ArtefactError, StageError
-from mlcycle.features.pipeline import build_pipeline
 from mlcycle.lifecycle.notebook import stage_notebooks
-from mlcycle.modelling.candidates import NAMES, make_candidate
 from mlcycle.stores.datasets import read_table
 from mlcycle.stores.models import load_model, save_model
 from mlcycle.stores.registry import get_alias, open_registry
-from mlcycle.stores.sources import normalise
 
 
 def own_notebooks(project: Path, stage: str, code: str) -> None:
@@ -146,22 +142,6 @@ def test_a_pipeline_saved_by_one_process_loads_in_a_fresh_one(table_run, tmp_pat
         [sys.executable, "-c", code, model, tmp_path / "rows.parquet"], capture_output=True, text=True, check=True, cwd=tmp_path
     )
     assert fresh.stdout.strip() == str(run.predict(sealed).prediction.tolist())
-
-
-@pytest.mark.parametrize("task", ["binary", "multiclass", "regression"])
-@pytest.mark.parametrize("name", NAMES)
-def test_every_candidate_can_be_saved_and_loaded(name, task, tmp_path):
-    rows = penguins()
-    target = {
-        "binary": rows.Sex.fillna("?") == "MALE",
-        "multiclass": rows.Species,
-        "regression": rows["Delta 15 N (o/oo)"].fillna(9),
-    }
-    columns = {"Island": "category", "Body Mass (g)": "number", "Individual ID": "many categories", "Date Egg": "date"}
-    frame = normalise(rows.assign(**{"Date Egg": pd.to_datetime(rows["Date Egg"])}))[list(columns)]
-    model = make_candidate(name, task, build_pipeline(columns, task != "regression")).fit(frame, target[task])
-    again = load_model(tmp_path / "model.skops", save_model(model, tmp_path / "model.skops"))
-    assert (again.predict(frame) == model.predict(frame)).all()
 
 
 def test_a_crafted_model_is_refused(tmp_path):
