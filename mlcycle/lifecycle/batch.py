@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['MODEST', 'expand_grid', 'read_sets', 'plan_batch', 'BatchResult', 'run_batch', 'describe_set', 'single_threaded',
            'one_parser', 'prepare_server', 'interrupt', 'write_results', 'flatten', 'value_of', 'column', 'result_row',
-           'RunListener', 'BatchListener', 'LiveTable', 'Lines', 'show_progress', 'clean_runs']
+           'RunListener', 'BatchListener', 'LiveTable', 'Lines', 'show_progress', 'studies_of', 'clean_runs']
 
 # %% ../../nbs/lifecycle/batch.ipynb #02ac0286
 import ast
@@ -18,7 +18,7 @@ import os
 import shutil
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 import yaml
+from filelock import Timeout
 
 from ..errors import MlcycleError, ParameterError
 from .cache import examine
@@ -392,6 +393,24 @@ def show_progress(
     with table.bars:
         yield table
 
+# %% ../../nbs/lifecycle/batch.ipynb #898163fa
+def studies_of(
+    runs: Iterable[Run], # Any
+) -> set[str]: # Folders, relative to the workspace
+    "The searches that runs name in the outcome of stage 4."
+    files = [run.folder / "modelling.json" for run in runs]
+    return {json.loads(file.read_text()).get("study", "") for file in files if file.is_file()} - {""}
+
+# %% ../../nbs/lifecycle/batch.ipynb #76aff01c
+def _remove_studies(workspace: Workspace, studies: set[str]) -> None:
+    "Remove searches, but for those that go on just now."
+    for name in studies:
+        folder = workspace.root / name
+        with suppress(Timeout):
+            if folder.parent == workspace.root / "studies" and folder.is_dir():
+                with workspace.lock(f"study-{folder.name}").acquire(timeout=0):
+                    shutil.rmtree(folder)
+
 # %% ../../nbs/lifecycle/batch.ipynb #b172685b
 def clean_runs(
     workspace: Workspace, # Whose runs
@@ -404,6 +423,7 @@ def clean_runs(
     runs = all_runs(workspace)
     old = [run for run in runs[keep:] if not is_alive(run)]
     if old and not dry_run:
+        gone = studies_of(old)
         for run in old:
             shutil.rmtree(workspace.reports / run.id, ignore_errors=True)
             shutil.rmtree(run.folder)
@@ -411,5 +431,6 @@ def clean_runs(
         for entry in (workspace.root / "cache").glob("*/*/"):
             if entry.is_dir() and entry.name not in needed:
                 shutil.rmtree(entry)
+        _remove_studies(workspace, gone - studies_of(all_runs(workspace)))
         write_index(workspace)
     return [run.id for run in old]

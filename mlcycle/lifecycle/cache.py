@@ -243,6 +243,7 @@ def keep_entry(
     try:
         kept = {"outcome.json": run.folder / f"{stage}.json", "files.json": run.folder / f"{stage}.files.json",
                 "notebook.ipynb": notebook, "body.html": run.folder / f"{stage}.body.html"}
+        kept |= {"table.csv": table} if (table := run.folder / f"{stage}.csv").is_file() else {}
         for name, file in kept.items():
             shutil.copyfile(file, half / name)
         write_signed(half / "entry.json", {

@@ -146,7 +146,8 @@ def _surroundings(run: Run, stage: str, page: Path, reused: str | None) -> dict[
     stages = run.about.get("stages", {})
     there = [s for s in STAGES if s == stage or s in stages and page.with_name(page_name(s)).with_suffix(".ipynb").is_file()]
     place, origin = there.index(stage), page.parent.parent / (reused or "") / page.name
-    labels = {".ipynb": "The executed notebook", ".json": "The outcome as JSON", ".log": "What its processes printed"}
+    labels = {".ipynb": "The executed notebook", ".json": "The outcome as JSON", ".csv": "The whole table as CSV",
+              ".log": "What its processes printed"}
     return {"there": there, "number": STAGES.index(stage) + 1, "before": there[place - 1] if place else "",
             "after": (there[place + 1:] or [""])[0],
             "files": {ending: (page.with_suffix(ending).name, label) for ending, label in labels.items()

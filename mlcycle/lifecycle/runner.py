@@ -254,7 +254,8 @@ def run_stage(
     stage, source, start = state.stage, plan.notebooks[state.stage], time.perf_counter()
     output = Path(pages) / source.name
     write_text(output, json.dumps(run_half(source)))
-    (run.folder / f"{stage}.json").unlink(missing_ok=True) # Of an earlier attempt
+    for ending in (".json", ".csv"): # Of an earlier attempt
+        (run.folder / f"{stage}{ending}").unlink(missing_ok=True)
     try:
         given = plan.parameters[stage] | {"run_dir": str(run.folder)}
         execute(output, given, plan.settings["engine"], listener.stage(stage))
@@ -285,8 +286,9 @@ def _note_stage(run: Run, stage: str, output: Path, start: float, error: BaseExc
     seconds = round(time.perf_counter() - start, 1)
     decision = _words(error) if error else run.outcome(stage).decision
     note(run, stages=run.about["stages"] | {stage: {"seconds": seconds, "decision": decision, "failed": error is not None}})
-    if not error:
-        copy_file(run.folder / f"{stage}.json", output.with_suffix(".json"))
+    for ending in (".json", ".csv"):
+        if not error and (file := run.folder / f"{stage}{ending}").is_file():
+            copy_file(file, output.with_suffix(ending))
     if output.is_file():
         body = call_in_fork(render_body, output)
         write_text(run.folder / f"{stage}.body.html", body)
@@ -313,8 +315,10 @@ def take_stage(
         write_text(output, renewed)
     body = (entry.folder / "body.html").read_text() if renewed is None else call_in_fork(render_body, output)
     copy_file(entry.folder / "files.json", run.folder / f"{stage}.files.json")
-    for path in (run.folder / f"{stage}.json", output.with_suffix(".json")):
-        copy_file(entry.folder / "outcome.json", path)
+    for name, ending in (("outcome.json", ".json"), ("table.csv", ".csv")):
+        if name in entry.about["hashes"]:
+            for path in (run.folder / f"{stage}{ending}", output.with_suffix(ending)):
+                copy_file(entry.folder / name, path)
     write_text(run.folder / f"{stage}.body.html", body)
     from_run = entry.about["run"] if entry.about["run"] != run.id else ""
     done = {"seconds": entry.about["seconds"], "decision": run.outcome(stage).decision, "failed": False, "reused": from_run}
