@@ -430,9 +430,9 @@ def drop_raw(
         return {}, worth
     without = compare_paired(bench, [name for name in [*raw, *kept] if name not in weak], [*raw, *kept])
     error = (without.high - without.value) / stats.t.ppf(0.975, len(bench.folds) - 1)
-    if without.value < -error:
+    if without.value < error: # Equal: no model uses them
         return {}, worth
-    return dict.fromkeys(weak, "at the level of noise in every repeat, and no gain"), worth
+    return dict.fromkeys(weak, "at the level of noise in every repeat, and not missed"), worth
 
 # %% ../../nbs/features/select.ipynb #ec21782a
 def list_candidates(
