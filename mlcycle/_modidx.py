@@ -1019,6 +1019,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                          'mlcycle.features.select.fit_set': ('features/select.html#fit_set', 'mlcycle/features/select.py'),
                                          'mlcycle.features.select.include_created': ( 'features/select.html#include_created',
                                                                                       'mlcycle/features/select.py'),
+                                         'mlcycle.features.select.keep_rest': ( 'features/select.html#keep_rest',
+                                                                                'mlcycle/features/select.py'),
                                          'mlcycle.features.select.list_candidates': ( 'features/select.html#list_candidates',
                                                                                       'mlcycle/features/select.py'),
                                          'mlcycle.features.select.make_bench': ( 'features/select.html#make_bench',

@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['RAW', 'Work', 'plan_work', 'Fold', 'repeat_folds', 'QuickBoosting', 'choose_threshold', 'Encoded', 'encode_fold',
            'Bench', 'fit_set', 'score_set', 'random_probes', 'permute_fold', 'Worth', 'random_probe', 'compare_paired',
-           'find_twins', 'Kept', 'include_created', 'drop_raw', 'list_candidates', 'make_bench', 'measure_features',
-           'not_measured', 'compare_sets', 'other_rows', 'Selection', 'select_features', 'needed_recipes']
+           'find_twins', 'Kept', 'include_created', 'keep_rest', 'drop_raw', 'list_candidates', 'make_bench',
+           'measure_features', 'not_measured', 'compare_sets', 'other_rows', 'Selection', 'select_features',
+           'needed_recipes']
 
 # %% ../../nbs/features/select.ipynb #a1c09043
 import warnings
@@ -395,7 +396,25 @@ def include_created(
             kept.names.append(name)
         how = "better" if alone.low > 0 else "not better by more than noise"
         kept.reasons[name] = f"with it, {metric} is {how}: {_in_words(alone)}"
+    keep_rest(bench, sure, ranked, kept)
     return kept, worth
+
+# %% ../../nbs/features/select.ipynb #63109228
+def keep_rest(
+    bench: Bench, # Folds to ask
+    sure: Sequence[str], # Features that stay in any case
+    ranked: Sequence[str], # Created features that passed the screen
+    kept: Kept, # Those that stay, tried one by one; changed
+) -> None:
+    "Keep what is better only together."
+    rest = [name for name in ranked if name not in kept.names]
+    if len(rest) < 2:
+        return
+    group = compare_paired(bench, [*sure, *ranked], [*sure, *kept.names], 2 if kept.names else 1, patient=False)
+    if group.low > 0:
+        kept.names += rest
+        kept.reasons |= {name: f"{kept.reasons[name]}; but with {len(rest)} such features together, {group.metric} is better: "
+                         f"{_in_words(group)}" for name in rest}
 
 # %% ../../nbs/features/select.ipynb #04f260cc
 def drop_raw(
