@@ -232,7 +232,8 @@ def _make_catboost(task: Task, seed: int, parameters: dict) -> BaseEstimator:
     "CatBoost, which writes no files of its own."
     from catboost import CatBoostClassifier, CatBoostRegressor
 
-    asked = parameters | {"random_seed": seed, "thread_count": 1, "verbose": False, "allow_writing_files": False}
+    plain = {"iterations": 300, "learning_rate": 0.1} # Its own thousand take long
+    asked = plain | parameters | {"random_seed": seed, "thread_count": 1, "verbose": False, "allow_writing_files": False}
     return CatBoostRegressor(**asked) if task == "regression" else Coded(CatBoostClassifier(**asked))
 
 # %% ../../nbs/modelling/candidates.ipynb #36919f1b
@@ -241,7 +242,7 @@ def _catboost_space(trial, task: Task, rows: int) -> dict:
     return {
         "learning_rate": trial.suggest_float("catboost_learning_rate", 0.03, 0.3, log=True),
         "iterations": _suggest_trees(trial, "catboost", rows),
-        "depth": trial.suggest_int("catboost_depth", 4, 8),
+        "depth": trial.suggest_int("catboost_depth", 4, 6 if task == "multiclass" else 8),
         "l2_leaf_reg": trial.suggest_float("catboost_l2_leaf_reg", 1, 20, log=True),
     }
 

@@ -90,7 +90,8 @@ def line_up(
         if len(done) > 2 and budget.left() < budget.seconds / 2:
             done.append(Trial(0, model.name, model.families[0], {}, status="late", reason="time was up"))
         else:
-            done.append(run_once(arena, folder, f"line-up {model.name}", model, {}))
+            late = (lambda: budget.left() < budget.seconds / 4) if len(done) > 2 else lambda: False
+            done.append(run_once(arena, folder, f"line-up {model.name}", model, {}, late=late))
         tell(bar, arena, done, budget)
     bar.close()
     if not any(trial.status == "complete" for trial in done if trial.model != "dummy"):
@@ -193,7 +194,7 @@ def run_next(
     number: int, # Of the trial, from 1 on
     models: Sequence[CandidateModel], # Whose settings are searched
     folder: Path, # Of the study
-    budget: Budget, # A trial is stopped between rounds when time is up
+    budget: Budget, # A trial is stopped between folds when time is up
 ) -> Trial:
     "Try what the study proposes, and tell it how that went."
     import optuna
@@ -204,14 +205,10 @@ def run_next(
 
     def stop(scores: list[float]) -> str:
         asked.report(float(np.mean(scores)), len(scores))
-        if not budget.left():
-            return "time was up"
         return f"worse than most after {len(scores)} folds" if asked.should_prune() else ""
 
-    trial = run_trial(arena, model, parameters, number, family, stop)
-    if trial.reason == "time was up":
-        trial.status = "late"
-    elif trial.status != "failed":
+    trial = run_trial(arena, model, parameters, number, family, stop, lambda: not budget.left())
+    if trial.status not in ("late", "failed"):
         save_trial(trial, folder / f"trial {number}.npz")
     state = {"complete": states.COMPLETE, "pruned": states.PRUNED}.get(trial.status, states.FAIL)
     asked.set_user_attr("number", 0 if trial.status == "late" else number)

@@ -247,11 +247,12 @@ def run_trial(
     number: int = 0, # Of the trial; 0: the settings that it has from the start
     family: str = "", # Of encodings; the model's first if empty
     stop: Callable[[list[float]], str] = lambda scores: "", # Scores so far -> why to stop; empty: go on
+    late: Callable[[], bool] = lambda: False, # Whether time is up; asked before each fold but the first
 ) -> Trial:
     "Ask a candidate about every fold."
     trial = Trial(number, model.name, family or model.families[0], parameters)
     with clocked(trial):
-        return _ask_rounds(trial, arena, model, stop)
+        return _ask_rounds(trial, arena, model, stop, late)
 
 # %% ../../nbs/modelling/trials.ipynb #8cb84ef1
 @contextmanager
@@ -265,16 +266,19 @@ def clocked(
     finally:
         trial.seconds += time.perf_counter() - begun
 
-# %% ../../nbs/modelling/trials.ipynb #bcedb4be
-def _ask_rounds(trial: Trial, arena: Arena, model: CandidateModel, stop: Callable[[list[float]], str]) -> Trial:
+# %% ../../nbs/modelling/trials.ipynb #b83d5d2b
+def _ask_rounds(trial: Trial, arena: Arena, model: CandidateModel, stop: Callable, late: Callable) -> Trial:
     "Ask a candidate about one round of folds after the other."
     try:
-        first, rest = np.split(np.arange(len(arena.folds)), [FIRST_ROUND])
-        for places in (first, rest) if len(rest) else (first,):
-            if trial.scores and (reason := stop(trial.scores)):
+        for places in np.split(np.arange(len(arena.folds)), [FIRST_ROUND]):
+            if len(places) and trial.scores and (reason := stop(trial.scores)):
                 trial.status, trial.reason = "pruned", reason
                 return trial
-            _add_results(trial, arena, ask_folds(arena, model, trial.family, trial.parameters, places))
+            for few in np.split(places, range(arena.jobs, len(places), arena.jobs)) if len(places) else ():
+                if trial.scores and late():
+                    trial.status, trial.reason = "late", "time was up"
+                    return trial
+                _add_results(trial, arena, ask_folds(arena, model, trial.family, trial.parameters, few))
     except Exception as error: # A candidate that raises is out of the race; the others go on
         trial.status, trial.reason = "failed", f"{type(error).__name__}: {error}"
         return trial
