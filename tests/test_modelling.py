@@ -679,7 +679,8 @@ def test_calibration_is_kept_where_it_helps_only(tmp_path):
     ("more", "low", "high"),
     [
         ({"metric": "f1", "metrics": ["f1"]}, 0.2, 0.45),
-        ({"metrics": ["roc_auc", "accuracy"]}, 0.4, 0.6),
+        ({"metric": "accuracy", "metrics": ["accuracy"]}, 0.4, 0.6),
+        ({"metrics": ["roc_auc", "accuracy"]}, 0.2, 0.45),
         ({"metric": "recall", "metrics": ["recall"]}, 0.0, 0.05),
         ({"costs": {"yes": {"no": 9.0}, "no": {"yes": 1.0}}}, 0.02, 0.2),
         ({"costs": {"yes": {"no": 1.0}, "no": {"yes": 9.0}}}, 0.8, 0.98),
