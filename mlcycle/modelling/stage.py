@@ -33,16 +33,7 @@ from .search import Budget, Search, rank, search
 from .studies import study_name
 from .trials import Arena, Trial, ask_again, check_folds, worker_processes
 from .weights import row_weights
-from mlcycle.outcomes import (
-    Calibration,
-    Candidate,
-    CurvePoint,
-    Dataset,
-    FeaturePlan,
-    LeaderboardLine,
-    ModelRef,
-    Problem,
-)
+from ..outcomes import Calibration, Candidate, CurvePoint, Dataset, FeaturePlan, LeaderboardLine, ModelRef, Problem
 from ..stores.datasets import read_table
 from ..stores.functions import use_functions
 from ..stores.models import load_model, predict
