@@ -120,7 +120,7 @@ def test_every_trial_is_logged_below_its_run(project, runs):
     connect(workspace.tracking_uri, workspace.artifacts)
     for run in runs:
         run = mc.open(run.id, project)
-        study = run.candidate.study.split("/")[-1]
+        study = run.candidate.study.split("/")[1]
         found = mlflow.search_runs(filter_string=f"tags.study = '{study}'", search_all_experiments=True)
         (parent,) = found[found["tags.trial"].isna()].itertuples()
         lines = found[found["tags.trial"].notna()]
