@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import cli
+from conftest import as_words, cli
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -186,8 +186,7 @@ def test_a_run_writes_down_each_opening_and_counts_one(wine):
 
 def test_running_again_counts_again_only_if_stage_5_runs(wine):
     project, sealed = wine.workspace.project, wine.dataset.tables["sealed"]
-    given = [f"{key}={value}" for values in wine.about["parameters"].values() for key, value in values.items()]
-    words = [word for each in dict.fromkeys(given) for word in ("-p", each)]
+    words = as_words({key: value for values in wine.about["parameters"].values() for key, value in values.items()})
     before = count_openings(wine.workspace, sealed.sha256)
     assert "Nothing to do" in cli("run", "-q", *words, cwd=project).stdout
     assert count_openings(wine.workspace, sealed.sha256) == before
