@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import as_words, cli
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import mlcycle as mc
@@ -120,6 +120,7 @@ def test_a_key_must_tell_rows_apart():
 CELL = st.one_of(st.none(), st.integers(0, 3))
 
 
+@settings(deadline=None)
 @given(st.dictionaries(st.integers(0, 9), CELL, min_size=1), st.dictionaries(st.integers(0, 9), CELL, min_size=1))
 def test_a_diff_is_what_turns_one_table_into_the_other(old, new):
     def frame(cells):
