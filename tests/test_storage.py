@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import cli
-from hypothesis import given
+from conftest import as_words, cli
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import mlcycle as mc
@@ -120,6 +120,7 @@ def test_a_key_must_tell_rows_apart():
 CELL = st.one_of(st.none(), st.integers(0, 3))
 
 
+@settings(deadline=None)
 @given(st.dictionaries(st.integers(0, 9), CELL, min_size=1), st.dictionaries(st.integers(0, 9), CELL, min_size=1))
 def test_a_diff_is_what_turns_one_table_into_the_other(old, new):
     def frame(cells):
@@ -186,8 +187,7 @@ def test_a_run_writes_down_each_opening_and_counts_one(wine):
 
 def test_running_again_counts_again_only_if_stage_5_runs(wine):
     project, sealed = wine.workspace.project, wine.dataset.tables["sealed"]
-    given = [f"{key}={value}" for values in wine.about["parameters"].values() for key, value in values.items()]
-    words = [word for each in dict.fromkeys(given) for word in ("-p", each)]
+    words = as_words({key: value for values in wine.about["parameters"].values() for key, value in values.items()})
     before = count_openings(wine.workspace, sealed.sha256)
     assert "Nothing to do" in cli("run", "-q", *words, cwd=project).stdout
     assert count_openings(wine.workspace, sealed.sha256) == before
