@@ -399,7 +399,8 @@ def studies_of(
 ) -> set[str]: # Folders, relative to the workspace
     "The searches that runs name in the outcome of stage 4."
     files = [run.folder / "modelling.json" for run in runs]
-    return {json.loads(file.read_text()).get("study", "") for file in files if file.is_file()} - {""}
+    named = [json.loads(file.read_text()).get("study", "") for file in files if file.is_file()]
+    return {"/".join(name.split("/")[:2]) for name in named} - {""} # The folder of a study holds one for each search
 
 # %% ../../nbs/lifecycle/batch.ipynb #76aff01c
 def _remove_studies(workspace: Workspace, studies: set[str]) -> None:
