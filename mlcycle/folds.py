@@ -87,7 +87,7 @@ def mean_difference(
     folds: list[tuple[np.ndarray, np.ndarray]], # Their sizes widen the interval
 ) -> Score:
     "By how much `ours` is better than `theirs`, with its corrected 95 % interval."
-    sign = -1 if get_metric(metric).higher_is_better is False else 1
+    sign = get_metric(metric).sign
     better = [sign * (one - other) for one, other in zip(ours, theirs, strict=True)]
     half, mean = half_width(better, folds), float(np.mean(better))
     return Score(metric=metric, value=mean, low=mean - half, high=mean + half)

@@ -13,7 +13,7 @@ import pytest
 from conftest import QUICK, TABLES, WORDS, cli, stored_rows
 
 import mlcycle as mc
-from mlcycle.errors import ArtefactError, StageError
+from mlcycle.errors import ArtefactError, ParameterError, StageError
 from mlcycle.lifecycle.notebook import stage_notebooks
 from mlcycle.stores.datasets import read_table
 from mlcycle.stores.models import load_model, save_model
@@ -168,7 +168,7 @@ def test_secrets_stay_in_the_environment(wine):
 
 
 def test_missing_model_and_run_are_named(tmp_path):
-    with pytest.raises(ArtefactError, match="no run 'last'"):
+    with pytest.raises(ParameterError, match="no run 'last'"):
         mc.open("last", tmp_path)
     with pytest.raises(ArtefactError, match="does not exist"):
         load_model(tmp_path / "model.skops")

@@ -26,13 +26,13 @@ from mlcycle.errors import ParameterError, StageError, TargetError
 from mlcycle.features.pipeline import build_pipeline
 from mlcycle.folds import make_folds
 from mlcycle.latency import measure_latency
-from mlcycle.metrics import Predictions
+from mlcycle.metrics import Predictions, as_predictions
 from mlcycle.modelling import calibration, candidates, ensemble, stage, trials
 from mlcycle.modelling.candidates import CANDIDATES, candidate, check_trusted
 from mlcycle.modelling.choice import build_model, order_of_choice
 from mlcycle.modelling.search import Budget, search
 from mlcycle.modelling.stage import Rules, check_columns, compete, fit_final, fit_winner, learning_curve, open_arena
-from mlcycle.modelling.studies import as_predictions, open_study
+from mlcycle.modelling.studies import open_study
 from mlcycle.modelling.trials import Arena, Trial, inner_split, run_trial, worker_processes
 from mlcycle.modelling.weights import row_weights
 from mlcycle.outcomes import Problem

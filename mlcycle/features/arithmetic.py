@@ -48,7 +48,11 @@ class _OfTwo(Recipe):
 
     name, words = "", "" # Of the new column, with both names to fill in
 
-    def __init__(self, one, other):
+    def __init__(
+        self,
+        one: str, # Column
+        other: str, # Column
+    ):
         self.one, self.other = one, other
 
     def reads(self) -> list[str]:
@@ -71,17 +75,8 @@ class Duration(_OfTwo):
 
     name, words = "{}_to_{}_hours", "hours from {} to {}"
 
-    def __init__(
-        self,
-        start: str, # Column of dates
-        end: str, # Column of dates
-    ):
-        self.start, self.end = start, end
-
-    one, other = property(lambda self: self.start), property(lambda self: self.end)
-
     def _combine(self, rows):
-        return (read_times(rows, self.end, wall=False) - read_times(rows, self.start, wall=False)) / np.timedelta64(1, "h")
+        return (read_times(rows, self.other, wall=False) - read_times(rows, self.one, wall=False)) / np.timedelta64(1, "h")
 
 # %% ../../nbs/features/arithmetic.ipynb #f6eb284d
 def clock_minutes(
@@ -98,17 +93,8 @@ class ClockDuration(_OfTwo):
 
     name, words = "{}_to_{}_minutes", "minutes from {} to {}, read as clock times (1545 is 15:45), over midnight where need be"
 
-    def __init__(
-        self,
-        start: str, # Column of whole numbers
-        end: str, # Column of whole numbers
-    ):
-        self.start, self.end = start, end
-
-    one, other = property(lambda self: self.start), property(lambda self: self.end)
-
     def _combine(self, rows):
-        start, end = (clock_minutes(_numbers(rows, name)) for name in (self.start, self.end))
+        start, end = (clock_minutes(_numbers(rows, name)) for name in (self.one, self.other))
         return np.mod(end - start, 1440)
 
 # %% ../../nbs/features/arithmetic.ipynb #b292b290
@@ -116,13 +102,6 @@ class Difference(_OfTwo):
     "One number less another of the same unit."
 
     name, words = "{}_minus_{}", "{} - {}"
-
-    def __init__(
-        self,
-        one: str, # Column of numbers
-        other: str, # Is taken away
-    ):
-        self.one, self.other = one, other
 
     def _combine(self, rows):
         return _known(_numbers(rows, self.one) - _numbers(rows, self.other))
@@ -133,13 +112,6 @@ class Ratio(_OfTwo):
 
     name, words = "{}_per_{}", "{} / {}"
 
-    def __init__(
-        self,
-        one: str, # Column of numbers
-        other: str, # It is divided by
-    ):
-        self.one, self.other = one, other
-
     def _combine(self, rows):
         return _known(_numbers(rows, self.one) / _numbers(rows, self.other))
 
@@ -149,13 +121,6 @@ class Product(_OfTwo):
 
     name, words = "{}_times_{}", "{} * {}"
 
-    def __init__(
-        self,
-        one: str, # Column of numbers
-        other: str, # Column of numbers
-    ):
-        self.one, self.other = one, other
-
     def _combine(self, rows):
         return _known(_numbers(rows, self.one) * _numbers(rows, self.other))
 
@@ -164,13 +129,6 @@ class CategoryPair(_OfTwo):
     "Two categories as one. A missing one is a category of its own, unless both are missing."
 
     name, words = "{}_with_{}", "{} and {} together"
-
-    def __init__(
-        self,
-        one: str, # Column of categories
-        other: str, # Column of categories
-    ):
-        self.one, self.other = one, other
 
     def kinds(self) -> dict[str, str]:
         "There are many pairs, as a rule."

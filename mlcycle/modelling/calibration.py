@@ -12,8 +12,7 @@ import numpy as np
 
 from ..blends import calibrate, fit_calibration
 from ..folds import mean_difference, teachers_of
-from ..metrics import Predictions, encode, get_metric, metric_for, score
-from .studies import as_predictions
+from ..metrics import Predictions, as_predictions, encode, get_metric, metric_for, score
 from .trials import Arena, Trial
 from ..outcomes import Calibration, Problem
 
@@ -93,6 +92,5 @@ def choose_threshold(
     truth = np.concatenate([encode(arena.truth(fold), problem) for fold in range(len(arena.folds))])
     scores = np.concatenate([said.scores for said in trial.said])
     tried = np.unique(np.quantile(scores, np.linspace(0, 1, most), method="nearest"))
-    sign = -1 if metric.higher_is_better is False else 1
-    values = [sign * metric.function(truth, scores >= threshold) for threshold in tried]
+    values = [metric.sign * metric.function(truth, scores >= threshold) for threshold in tried]
     return float(tried[int(np.nanargmax(values))])

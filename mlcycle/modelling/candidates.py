@@ -39,6 +39,7 @@ class CandidateModel:
     most_rows: int | None = None # It does not compete on more
     package: str = "" # What must be installed
     grows: str = "" # The parameter that early stopping chooses: how many trees
+    grow: Callable | None = None # (estimator, rows, target, weight, rows held out, their target) -> how many trees were best
     own: str = "" # The code of a person's own
 
     def fits(self, task: Task, rows: int) -> str:
@@ -152,9 +153,16 @@ def _boosting_space(trial, task: Task, rows: int) -> dict:
         "max_features": trial.suggest_float("boosting_max_features", 0.2, 1.0),
     }
 
-# %% ../../nbs/modelling/candidates.ipynb #2bccea2e
-_known(CandidateModel("boosting", _make_boosting, ("native", "trees"), _boosting_space, simplicity=4, grows="max_iter", starts=(
-    {"learning_rate": 0.1, "max_leaf_nodes": 31, "min_samples_leaf": 20, "l2_regularization": 1e-3, "max_features": 1.0},)))
+# %% ../../nbs/modelling/candidates.ipynb #4a7958e5
+def _grow_boosting(estimator: BaseEstimator, rows, target, weight, held, answers) -> int:
+    "Until twenty rounds brought nothing."
+    estimator.set_params(early_stopping=True, n_iter_no_change=20, tol=0)
+    return estimator.fit(rows, target, weight, X_val=held, y_val=answers).n_iter_
+
+# %% ../../nbs/modelling/candidates.ipynb #38f2c45e
+_known(CandidateModel("boosting", _make_boosting, ("native", "trees"), _boosting_space, starts=(
+    {"learning_rate": 0.1, "max_leaf_nodes": 31, "min_samples_leaf": 20, "l2_regularization": 1e-3, "max_features": 1.0},),
+                      simplicity=4, grows="max_iter", grow=_grow_boosting))
 
 # %% ../../nbs/modelling/candidates.ipynb #78fc5f89
 def _make_lightgbm(task: Task, seed: int, parameters: dict) -> BaseEstimator:
@@ -178,6 +186,14 @@ def _lightgbm_space(trial, task: Task, rows: int) -> dict:
         "extra_trees": trial.suggest_categorical("lightgbm_extra_trees", [False, True]),
     }
 
+# %% ../../nbs/modelling/candidates.ipynb #3d3631ba
+def _grow_lightgbm(estimator: BaseEstimator, rows, target, weight, held, answers) -> int:
+    "Until forty rounds brought nothing."
+    from lightgbm import early_stopping
+
+    estimator.fit(rows, target, weight, eval_set=[(held, answers)], callbacks=[early_stopping(40, verbose=False)])
+    return estimator.best_iteration_
+
 # %% ../../nbs/modelling/candidates.ipynb #02facd9a
 _PLAIN = {"learning_rate": 0.05, "num_leaves": 31, "min_child_samples": 20, "reg_lambda": 1e-3, "colsample_bytree": 0.9,
           "subsample": 0.9, "extra_trees": False}
@@ -185,7 +201,7 @@ STARTS = (_PLAIN, _PLAIN | {"learning_rate": 0.03, "num_leaves": 128, "min_child
           _PLAIN | {"extra_trees": True, "num_leaves": 64},
           _PLAIN | {"num_leaves": 8, "min_child_samples": 8, "colsample_bytree": 0.5})
 _known(CandidateModel("lightgbm", _make_lightgbm, ("native", "trees"), _lightgbm_space, starts=STARTS, simplicity=4,
-                      grows="n_estimators"))
+                      grows="n_estimators", grow=_grow_lightgbm))
 
 # %% ../../nbs/modelling/candidates.ipynb #a5c9a3f2
 def _make_network(task: Task, seed: int, parameters: dict) -> BaseEstimator:
@@ -223,9 +239,16 @@ def _xgboost_space(trial, task: Task, rows: int) -> dict:
         "subsample": trial.suggest_float("xgboost_subsample", 0.5, 1.0),
     }
 
+# %% ../../nbs/modelling/candidates.ipynb #779f6fa2
+def _grow_xgboost(estimator: BaseEstimator, rows, target, weight, held, answers) -> int:
+    "Until forty rounds brought nothing."
+    getattr(estimator, "model", estimator).set_params(early_stopping_rounds=40)
+    estimator.fit(rows, target, sample_weight=weight, eval_set=[(held, answers)], verbose=False)
+    return getattr(estimator, "model_", estimator).best_iteration + 1
+
 # %% ../../nbs/modelling/candidates.ipynb #de6e0077
 _known(CandidateModel("xgboost", _make_xgboost, ("native", "trees"), _xgboost_space, simplicity=4, package="xgboost",
-                      grows="n_estimators"))
+                      grows="n_estimators", grow=_grow_xgboost))
 
 # %% ../../nbs/modelling/candidates.ipynb #49194a59
 def _make_catboost(task: Task, seed: int, parameters: dict) -> BaseEstimator:
@@ -246,9 +269,15 @@ def _catboost_space(trial, task: Task, rows: int) -> dict:
         "l2_leaf_reg": trial.suggest_float("catboost_l2_leaf_reg", 1, 20, log=True),
     }
 
+# %% ../../nbs/modelling/candidates.ipynb #cafafc1c
+def _grow_catboost(estimator: BaseEstimator, rows, target, weight, held, answers) -> int:
+    "Until forty rounds brought nothing."
+    estimator.fit(rows, target, sample_weight=weight, eval_set=[(held, answers)], early_stopping_rounds=40)
+    return getattr(estimator, "model_", estimator).tree_count_
+
 # %% ../../nbs/modelling/candidates.ipynb #f1e34236
 _known(CandidateModel("catboost", _make_catboost, ("trees",), _catboost_space, simplicity=4, package="catboost",
-                      grows="iterations"))
+                      grows="iterations", grow=_grow_catboost))
 
 # %% ../../nbs/modelling/candidates.ipynb #30c73fd9
 def candidate(

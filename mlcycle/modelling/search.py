@@ -105,7 +105,7 @@ def rank(
     trials: Sequence[Trial], # Complete ones
 ) -> list[Trial]: # Best first; of equal ones, the first
     "Trials in the order of their mean scores."
-    sign = -1 if get_metric(arena.problem.metric).higher_is_better is False else 1
+    sign = get_metric(arena.problem.metric).sign
     return sorted(trials, key=lambda trial: -sign * np.mean(trial.scores))
 
 # %% ../../nbs/modelling/search.ipynb #e02e8a9d

@@ -153,21 +153,7 @@ def _grow(model: CandidateModel, estimator: BaseEstimator, fold: EncodedFold) ->
     "Fit with early stopping; how many trees were best."
     grow, stop = (_take(fold.learn, places) for places in fold.inner)
     (target, held), weights = (fold.target[places] for places in fold.inner), fold.weights
-    weight = None if weights is None else weights[fold.inner[0]]
-    if model.name == "boosting":
-        estimator.set_params(early_stopping=True, n_iter_no_change=20, tol=0)
-        return estimator.fit(grow, target, weight, X_val=stop, y_val=held).n_iter_
-    if model.name == "lightgbm":
-        from lightgbm import early_stopping
-
-        estimator.fit(grow, target, weight, eval_set=[(stop, held)], callbacks=[early_stopping(40, verbose=False)])
-        return estimator.best_iteration_
-    if model.name == "xgboost":
-        getattr(estimator, "model", estimator).set_params(early_stopping_rounds=40)
-        estimator.fit(grow, target, sample_weight=weight, eval_set=[(stop, held)], verbose=False)
-        return getattr(estimator, "model_", estimator).best_iteration + 1
-    estimator.fit(grow, target, sample_weight=weight, eval_set=[(stop, held)], early_stopping_rounds=40)
-    return getattr(estimator, "model_", estimator).tree_count_
+    return model.grow(estimator, grow, target, None if weights is None else weights[fold.inner[0]], stop, held)
 
 # %% ../../nbs/modelling/trials.ipynb #b7150ff1
 def _take(table, places: np.ndarray):
@@ -180,7 +166,7 @@ def check_answers(
     rows: int, # That were asked
 ) -> Predictions: # The same
     "Raise where there is not one number for each row."
-    values = said.labels if said.scores is None else said.scores
+    values = said.values
     if len(values) != rows or said.scores is None and values.ndim != 1:
         raise ValueError(f"its predictions have the shape {values.shape} for {rows} rows")
     if missing := int((~np.isfinite(values)).reshape(rows, -1).any(axis=1).sum()):

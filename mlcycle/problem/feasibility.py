@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Work', 'plan_work', 'Clock', 'one_thread', 'draw_sample', 'plain_columns', 'encode_columns', 'probe_folds', 'Case',
-           'prepare_case', 'quick_model', 'answer_fold', 'as_predictions', 'dummy_predictions', 'held_out',
+           'prepare_case', 'quick_model', 'answer_fold', 'clear_predictions', 'dummy_predictions', 'held_out',
            'signal_kernels', 'common_classes', 'as_columns', 'correlations', 'quick_signal', 'boosted_signal', 'Signal',
            'find_signal', 'power_law', 'read_off', 'extrapolate', 'best_score', 'measure_curve', 'reachable_score',
            'find_label_noise', 'needed_score', 'stand', 'judge', 'probe_feasibility']
@@ -33,7 +33,7 @@ from sklearn.preprocessing import KBinsDiscretizer, OneHotEncoder, OrdinalEncode
 from threadpoolctl import threadpool_limits
 
 from ..criteria import parse_criterion
-from ..metrics import Predictions, encode, get_metric, score, score_intervals
+from ..metrics import Predictions, as_predictions, encode, get_metric, score, score_intervals
 from ..outcomes import CurvePoint, Feasibility, Problem, Score
 
 # %% ../../nbs/problem/feasibility.ipynb #e035882c
@@ -241,24 +241,19 @@ def answer_fold(
     said[:, fitted.classes_] = fitted.predict_proba(columns[ask])
     return said
 
-# %% ../../nbs/problem/feasibility.ipynb #a4edc42d
-def as_predictions(
+# %% ../../nbs/problem/feasibility.ipynb #f1d8a929
+def clear_predictions(
     case: Case, # Knows the truth
     said: np.ndarray, # About `case.asked`
 ) -> Predictions:
     "What was said, as the metrics want it."
     problem = case.problem
-    if problem.task == "regression":
-        return Predictions(said)
-    classes = np.asarray(problem.classes)
-    if problem.task == "multiclass":
-        return Predictions(classes[said.argmax(axis=1)], said)
-    positive = problem.classes.index(problem.positive)
-    shares, truth = said[:, positive], encode(case.truth, problem)
+    if problem.task != "binary":
+        return as_predictions(said, problem)
+    shares, truth = said[:, problem.classes.index(problem.positive)], encode(case.truth, problem)
     precision, recall, thresholds = precision_recall_curve(truth, shares)
     f1 = 2 * precision * recall / np.maximum(precision + recall, 1e-12)
-    above = shares >= thresholds[f1[:-1].argmax()]
-    return Predictions(classes[np.where(above, positive, 1 - positive)], shares)
+    return as_predictions(shares, problem, thresholds[f1[:-1].argmax()])
 
 # %% ../../nbs/problem/feasibility.ipynb #c0d75f93
 def dummy_predictions(
@@ -287,7 +282,7 @@ def held_out(
         count = max(2, round(share * len(learn)))
         some = learn[-count:] if case.problem.time else rng.permutation(learn)[:count] # The latest, where there is time
         said.append(answer_fold(case, name, some, ask))
-    return as_predictions(case, np.concatenate(said))
+    return clear_predictions(case, np.concatenate(said))
 
 # %% ../../nbs/problem/feasibility.ipynb #6f521c3c
 def signal_kernels(

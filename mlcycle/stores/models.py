@@ -14,13 +14,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 from sklearn.base import BaseEstimator
 
 from ..errors import ArtefactError
 from ..lifecycle.workspace import hash_file, replacing
-from ..metrics import Predictions
+from ..metrics import Predictions, as_predictions
 from ..outcomes import Problem
 from .stamps import changed_versions, read_stamp, weighty
 
@@ -176,12 +175,8 @@ def predict(
 ) -> Predictions:
     "What a model says about some rows."
     if problem.task == "regression":
-        return Predictions(np.asarray(model.predict(rows), dtype=float))
+        return as_predictions(model.predict(rows), problem)
     order = [list(model.classes_).index(label) for label in problem.classes]
     scores = model.predict_proba(rows)[:, order]
-    classes = np.asarray(problem.classes)
-    if problem.task == "multiclass":
-        return Predictions(classes[scores.argmax(axis=1)], scores)
-    positive = problem.classes.index(problem.positive)
-    is_positive = scores[:, positive] >= (0.5 if threshold is None else threshold)
-    return Predictions(classes[np.where(is_positive, positive, 1 - positive)], scores[:, positive])
+    scores = scores if problem.task == "multiclass" else scores[:, problem.classes.index(problem.positive)]
+    return as_predictions(scores, problem, threshold)
