@@ -241,7 +241,8 @@ def page(lines: list[dict]) -> str:
         "inside each fold and sees its learning rows only: suspects, proposals, selection. Raw columns are "
         "read by LightGBM itself, which has its own treatment of categories and missing values; dates are seconds. *Encoded* raw "
         "columns went through stage 3's encoding, with nothing made, and nothing left out but what cannot be learnt from. skrub "
-        "is what its `tabular_pipeline` puts before this model. Mean over folds with its 95 % interval, corrected for rows that folds share.",
+        "is what its `tabular_pipeline` puts before this model. Mean over folds with its 95 % interval, "
+        "corrected for rows that folds share.",
         markdown(["table", "rows", "columns", "asked", "metric", *TITLES.values()], scores),
         "## By how much stage 3 is better",
         "Paired by fold, in units of the metric, above zero where stage 3 is better. *Better* and *worse* mean that the interval "
