@@ -75,7 +75,8 @@ def hold(tmp_path, rows=None, problem=None, **rules) -> stage.Competition:
     "A small competition."
     arena = arena_of(tmp_path / "folds", problem, rows, rules.pop("folds", 3), **rules)
     quick = {"models": ["linear"], "trials": 1, "repeats": 1, "jobs": 1, "folds": len(arena.folds)} | rules
-    return compete(arena, Rules(**quick), tmp_path / "study", make_table(arena.problem.task) if rows is None else rows)
+    rows = make_table(arena.problem.task) if rows is None else rows
+    return compete(arena, Rules(**quick), tmp_path / "study", rows, len(rows))
 
 
 @pytest.fixture
@@ -503,7 +504,7 @@ def watched(monkeypatch, tmp_path, problem, table) -> stage.Competition:
     arena = arena_of(tmp_path / "folds", problem, table)
     arena = replace(arena, plan=Pipeline([("watch", Watch()), *arena.plan.steps]))
     rules = Rules(["linear", "lightgbm"], repeats=2, trials=2, seconds=600, jobs=1)
-    competition = compete(arena, rules, tmp_path / "study", table)
+    competition = compete(arena, rules, tmp_path / "study", table, len(table))
     learning_curve(competition, table, list(KINDS))
     inner = [each for each in inner if each[1]]  # A tenth of the rows is too few for early stopping
     assert len(inner) > 6

@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['RAW', 'Work', 'plan_work', 'Fold', 'repeat_folds', 'QuickBoosting', 'quick_threshold', 'Encoded', 'encode_fold',
            'Bench', 'fit_set', 'score_set', 'random_probes', 'permute_fold', 'Worth', 'random_probe', 'compare_paired',
-           'find_twins', 'Kept', 'include_created', 'keep_rest', 'score_alone', 'tell_alone', 'standard_error',
-           'drop_raw', 'list_candidates', 'make_bench', 'measure_features', 'not_measured', 'compare_sets',
-           'other_rows', 'Selection', 'select_features', 'needed_recipes']
+           'find_twins', 'Kept', 'include_created', 'keep_rest', 'score_alone', 'tell_alone', 'drop_raw',
+           'list_candidates', 'make_bench', 'measure_features', 'not_measured', 'compare_sets', 'other_rows',
+           'Selection', 'select_features', 'needed_recipes']
 
 # %% ../../nbs/features/select.ipynb #a1c09043
 import warnings
@@ -24,7 +24,7 @@ from sklearn.base import clone
 from ..errors import MetricError
 from .pipeline import build_pipeline, trace_features
 from .recipes import CreateFeatures, Recipe
-from ..folds import make_folds, mean_difference, mean_score, thin
+from ..folds import make_folds, mean_difference, mean_score, standard_error, thin
 from ..metrics import cost_matrix, get_metric, score, score_each
 from ..outcomes import Feature, Problem, Score
 from ..stores.models import predict
@@ -445,14 +445,6 @@ def tell_alone(
     gains = {name: mean_difference(bench.problem.metric, *zip(*pairs, strict=True), bench.sizes(first))
              for name, pairs in found.items()}
     return [name for name, gain in gains.items() if gain.value > standard_error(gain, len(bench.sizes(first)))]
-
-# %% ../../nbs/features/select.ipynb #e8d38c72
-def standard_error(
-    difference: Score, # Paired by fold
-    folds: int, # How many
-) -> float: # In units of the metric
-    "What the interval of a difference was made of."
-    return (difference.high - difference.value) / stats.t.ppf(0.975, folds - 1)
 
 # %% ../../nbs/features/select.ipynb #04f260cc
 def drop_raw(

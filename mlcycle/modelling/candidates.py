@@ -119,9 +119,9 @@ def _forest_space(trial, task: Task, rows: int) -> dict:
     return {"min_samples_leaf": trial.suggest_int("forest_min_samples_leaf", 1, 30, log=True),
             "max_features": trial.suggest_float("forest_max_features", 0.1, 1.0)}
 
-# %% ../../nbs/modelling/candidates.ipynb #8760f7ac
-_known(CandidateModel("forest", _make_forest, ("trees",), _forest_space, most_rows=100_000))
-_known(CandidateModel("extra trees", _make_extra_trees, ("trees",), most_rows=100_000))
+# %% ../../nbs/modelling/candidates.ipynb #62074291
+_known(CandidateModel("forest", _make_forest, ("trees",), _forest_space, simplicity=4, most_rows=100_000))
+_known(CandidateModel("extra trees", _make_extra_trees, ("trees",), simplicity=4, most_rows=100_000))
 
 # %% ../../nbs/modelling/candidates.ipynb #7bf0d7a5
 EARLY_FROM = 2000 # Rows to learn from: with fewer, early stopping goes by luck
@@ -162,7 +162,7 @@ def _grow_boosting(estimator: BaseEstimator, rows, target, weight, held, answers
 # %% ../../nbs/modelling/candidates.ipynb #38f2c45e
 _known(CandidateModel("boosting", _make_boosting, ("native", "trees"), _boosting_space, starts=(
     {"learning_rate": 0.1, "max_leaf_nodes": 31, "min_samples_leaf": 20, "l2_regularization": 1e-3, "max_features": 1.0},),
-                      simplicity=4, grows="max_iter", grow=_grow_boosting))
+                      simplicity=3, grows="max_iter", grow=_grow_boosting))
 
 # %% ../../nbs/modelling/candidates.ipynb #78fc5f89
 def _make_lightgbm(task: Task, seed: int, parameters: dict) -> BaseEstimator:
@@ -200,7 +200,7 @@ _PLAIN = {"learning_rate": 0.05, "num_leaves": 31, "min_child_samples": 20, "reg
 STARTS = (_PLAIN, _PLAIN | {"learning_rate": 0.03, "num_leaves": 128, "min_child_samples": 5, "colsample_bytree": 0.6},
           _PLAIN | {"extra_trees": True, "num_leaves": 64},
           _PLAIN | {"num_leaves": 8, "min_child_samples": 8, "colsample_bytree": 0.5})
-_known(CandidateModel("lightgbm", _make_lightgbm, ("native", "trees"), _lightgbm_space, starts=STARTS, simplicity=4,
+_known(CandidateModel("lightgbm", _make_lightgbm, ("native", "trees"), _lightgbm_space, starts=STARTS, simplicity=3,
                       grows="n_estimators", grow=_grow_lightgbm))
 
 # %% ../../nbs/modelling/candidates.ipynb #a5c9a3f2
@@ -246,8 +246,8 @@ def _grow_xgboost(estimator: BaseEstimator, rows, target, weight, held, answers)
     estimator.fit(rows, target, sample_weight=weight, eval_set=[(held, answers)], verbose=False)
     return getattr(estimator, "model_", estimator).best_iteration + 1
 
-# %% ../../nbs/modelling/candidates.ipynb #de6e0077
-_known(CandidateModel("xgboost", _make_xgboost, ("native", "trees"), _xgboost_space, simplicity=4, package="xgboost",
+# %% ../../nbs/modelling/candidates.ipynb #22240a99
+_known(CandidateModel("xgboost", _make_xgboost, ("native", "trees"), _xgboost_space, simplicity=3, package="xgboost",
                       grows="n_estimators", grow=_grow_xgboost))
 
 # %% ../../nbs/modelling/candidates.ipynb #49194a59
@@ -275,8 +275,8 @@ def _grow_catboost(estimator: BaseEstimator, rows, target, weight, held, answers
     estimator.fit(rows, target, sample_weight=weight, eval_set=[(held, answers)], early_stopping_rounds=40)
     return getattr(estimator, "model_", estimator).tree_count_
 
-# %% ../../nbs/modelling/candidates.ipynb #f1e34236
-_known(CandidateModel("catboost", _make_catboost, ("trees",), _catboost_space, simplicity=4, package="catboost",
+# %% ../../nbs/modelling/candidates.ipynb #c53ad215
+_known(CandidateModel("catboost", _make_catboost, ("trees",), _catboost_space, simplicity=3, package="catboost",
                       grows="iterations", grow=_grow_catboost))
 
 # %% ../../nbs/modelling/candidates.ipynb #30c73fd9

@@ -180,10 +180,11 @@ def compete(
     rules: Rules, # Who competes, and for how long
     folder: Path, # Of the study
     rows: pd.DataFrame, # Those of the arena, with the entity
+    learnt: int, # So many rows the winner will learn from
 ) -> Competition:
     "All candidates, the search, further rounds for finalists, and the order in which they are to be chosen."
     budget, rounds = Budget(rules.trials, rules.seconds), rules.repeats > 1 and not arena.problem.time
-    models, out = choose_candidates(arena.problem.task, min(len(learn) for learn, _ in arena.folds), rules.models)
+    models, out = choose_candidates(arena.problem.task, learnt, rules.models)
     check_trusted(models, arena.problem.task)
     found = search(arena, models, Budget(rules.trials, rules.seconds * (2 / 3 if rounds else 1)), folder)
     finalists = choose_finalists(arena, found.complete())
@@ -317,7 +318,7 @@ def find_model(
     study = workspace.root / "studies" / name_study(problem, dataset, plan, rules)
     with TemporaryDirectory() as folder, worker_processes(rules.jobs), workspace.lock(f"study-{study.name}"):
         arena = open_arena(problem, features, plan.columns, rows, rules, Path(folder))
-        competition = compete(arena, rules, study, thin(rows, rules.search_rows))
+        competition = compete(arena, rules, study, thin(rows, rules.search_rows), len(rows))
         weights = row_weights(problem, rows, rules.weights)
         with threadpool_limits(1 if arena.jobs == 1 else None): # On small tables threads wait longer than they work
             model, taken = fit_winner(competition, rows[[*plan.columns, problem.target]], weights, rules.calibrate)
