@@ -284,7 +284,7 @@ def test_what_a_notebook_starts_ends_with_it():
     with pytest.raises(DeadKernelError):
         run(path)
     started = [printed(cell).split()[1] for cell in read(path).cells[:2]]
-    assert wait_until(lambda: not any(map(alive, started)), 2)
+    assert wait_until(lambda: not any(map(alive, started)), 20)
 
 
 HEEDS = "import time\nprint('begun')\ntry:\n    {}\nfinally:\n    open('finally', 'w').close()"
