@@ -284,7 +284,7 @@ def test_what_a_notebook_starts_ends_with_it():
     with pytest.raises(DeadKernelError):
         run(path)
     started = [printed(cell).split()[1] for cell in read(path).cells[:2]]
-    assert wait_until(lambda: not any(map(alive, started)), 20)
+    assert wait_until(lambda: not any(map(alive, started)))
 
 
 HEEDS = "import time\nprint('begun')\ntry:\n    {}\nfinally:\n    open('finally', 'w').close()"
@@ -352,7 +352,7 @@ def test_a_killed_parent_leaves_nobody_behind():
     process, children = start_papermill("sum(range(10**12))  # No thread of the kernel could notice")
     with process:
         process.kill()
-    assert wait_until(lambda: not any(map(alive, children)), 2)
+    assert wait_until(lambda: not any(map(alive, children)))
 
 
 def test_outputs_arrive_while_a_cell_runs():
