@@ -55,5 +55,7 @@ def test_runs_from_any_folder(wheel, tmp_path):
     done = subprocess.run(run, cwd=tmp_path / "elsewhere", env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     assert mc.open("last", tmp_path / "elsewhere").verdict.approved
-    where = subprocess.check_output([python, "-c", "import mlcycle; print(mlcycle.__file__)"], cwd=tmp_path, text=True)
+    where = subprocess.check_output(
+        [python, "-c", "import mlcycle; print(mlcycle.__file__)"], cwd=tmp_path, env=environment, text=True
+    )
     assert where.strip().startswith(str(tmp_path))
