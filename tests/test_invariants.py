@@ -103,6 +103,17 @@ def test_floors(path):
     assert rooms <= allowed, f"{'.'.join(room)} imports {rooms - allowed}"
 
 
+@pytest.mark.parametrize("path", named(MODULES))
+def test_public_names_differ_in_more_than_case(path):
+    "Places on the published pages are found by names, whatever their case."
+    names = [
+        node.name.lower()
+        for node in ast.parse(path.read_text()).body
+        if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_")
+    ]
+    assert len(names) == len(set(names)), sorted(name for name in names if names.count(name) > 1)
+
+
 def _imported(node) -> set[str]:
     return {node.module.split(".")[0]} if isinstance(node, ast.ImportFrom) and node.module else set()
 

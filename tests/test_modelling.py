@@ -30,7 +30,7 @@ from mlcycle.metrics import Predictions, as_predictions
 from mlcycle.modelling import calibration, candidates, ensemble, stage, trials
 from mlcycle.modelling.candidates import CANDIDATES, candidate, check_trusted
 from mlcycle.modelling.choice import build_model, order_of_choice
-from mlcycle.modelling.search import Budget, search
+from mlcycle.modelling.search import Budget, run_search
 from mlcycle.modelling.stage import Rules, check_columns, compete, fit_final, fit_winner, learning_curve, open_arena
 from mlcycle.modelling.studies import open_study
 from mlcycle.modelling.trials import Arena, Trial, inner_split, run_trial, worker_processes
@@ -330,7 +330,7 @@ def slow(model, *more):
     return fit(model, *more)
 trials.fit_fold = slow
 arena = t.arena_of(sys.argv[2] + ".folds")
-t.search(arena, t.pair(), t.Budget(6, 600), Path(sys.argv[2]))
+t.run_search(arena, t.pair(), t.Budget(6, 600), Path(sys.argv[2]))
 """
 
 
@@ -349,7 +349,7 @@ def whole(tmp_path_factory):
     "A search of six trials that nobody stopped."
     folder = tmp_path_factory.mktemp("whole")
     arena = arena_of(folder / "folds")
-    return arena, search(arena, pair(), Budget(6, 600), folder / "study")
+    return arena, run_search(arena, pair(), Budget(6, 600), folder / "study")
 
 
 def test_a_killed_search_goes_on(tmp_path, whole, counted):
@@ -364,7 +364,7 @@ def test_a_killed_search_goes_on(tmp_path, whole, counted):
     process.wait()
     kept = len(list(study.glob("search*/trial *.npz")))
     assert 2 <= kept < 6
-    found = search(arena, pair(), Budget(6, 600), study)
+    found = run_search(arena, pair(), Budget(6, 600), study)
     assert kept - 1 <= found.found <= kept, "it may have been killed between the file and the journal"
     assert outcome_of(found) == outcome_of(expected)
     assert len(counted) == sum(len(trial.scores) for trial in found.trials[found.found :]), "nothing is fitted twice"
@@ -382,17 +382,17 @@ def test_an_interrupted_search_goes_on(tmp_path, whole, counted, monkeypatch):
     with monkeypatch.context() as patched:
         patched.setattr(trials, "fit_fold", interrupt)
         with pytest.raises(KeyboardInterrupt):
-            search(arena, pair(), Budget(6, 600), tmp_path)
-    found = search(arena, pair(), Budget(6, 600), tmp_path)
+            run_search(arena, pair(), Budget(6, 600), tmp_path)
+    found = run_search(arena, pair(), Budget(6, 600), tmp_path)
     assert found.found == 1
     assert outcome_of(found) == outcome_of(expected)
 
 
 def test_more_trials_go_on_with_the_same_study(tmp_path, whole, counted):
     arena, expected = whole
-    search(arena, pair(), Budget(3, 600), tmp_path)
+    run_search(arena, pair(), Budget(3, 600), tmp_path)
     counted.clear()
-    found = search(arena, pair(), Budget(6, 600), tmp_path)
+    found = run_search(arena, pair(), Budget(6, 600), tmp_path)
     assert found.found == 3
     assert outcome_of(found) == outcome_of(expected)
     assert len(counted) == sum(len(trial.scores) for trial in found.trials[3:])
@@ -401,7 +401,7 @@ def test_more_trials_go_on_with_the_same_study(tmp_path, whole, counted):
 @pytest.mark.parametrize("damage", ["trial", "line-up", "journal's end", "journal's middle", "journal"])
 def test_what_is_damaged_is_done_again(damage, tmp_path, whole):
     arena, expected = whole
-    search(arena, pair(), Budget(6, 600), tmp_path)
+    run_search(arena, pair(), Budget(6, 600), tmp_path)
     folder = next(tmp_path.glob("search*"))
     path = {"trial": folder / "trial 2.npz", "line-up": tmp_path / "line-up linear.npz"}.get(damage, folder / "journal.log")
     content = path.read_bytes()
@@ -413,29 +413,29 @@ def test_what_is_damaged_is_done_again(damage, tmp_path, whole):
             "journal": b"",
         }.get(damage, content[:middle])
     )
-    found = search(arena, pair(), Budget(6, 600), tmp_path)
+    found = run_search(arena, pair(), Budget(6, 600), tmp_path)
     assert outcome_of(found) == outcome_of(expected)
     assert found.found == {"trial": 5, "line-up": 6, "journal's end": 5, "journal": 0}.get(damage, found.found)
-    assert search(arena, pair(), Budget(6, 600), tmp_path).found == 6
+    assert run_search(arena, pair(), Budget(6, 600), tmp_path).found == 6
 
 
 def test_when_time_is_up_it_is_said_and_the_rest_can_follow(tmp_path, whole):
     arena, expected = whole
     started = time.monotonic()
-    found = search(arena, pair(), Budget(6, 1, started - 10), tmp_path)
+    found = run_search(arena, pair(), Budget(6, 1, started - 10), tmp_path)
     assert found.late and not found.trials
     more = [*pair(), CANDIDATES["neighbours"]]
-    found = search(arena, more, Budget(6, 1, started - 10), tmp_path / "more")
+    found = run_search(arena, more, Budget(6, 1, started - 10), tmp_path / "more")
     assert found.late and found.line_up[-1].reason == "time was up"
-    found = search(arena, pair(), Budget(6, 600), tmp_path)
+    found = run_search(arena, pair(), Budget(6, 600), tmp_path)
     assert not found.late
     assert outcome_of(found) == outcome_of(expected)
 
 
 def test_other_candidates_in_the_line_up_are_another_search(tmp_path, own):
     arena = arena_of(tmp_path / "folds", folds=2)
-    search(arena, pair()[:2], Budget(1, 600), tmp_path / "study")
-    assert search(arena, pair(), Budget(1, 600), tmp_path / "study").searched  # Optuna would not change its choices
+    run_search(arena, pair()[:2], Budget(1, 600), tmp_path / "study")
+    assert run_search(arena, pair(), Budget(1, 600), tmp_path / "study").searched  # Optuna would not change its choices
 
 
 def test_two_folds_are_asked_once(tmp_path):

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MOST_SEARCHED', 'Budget', 'Search', 'run_once', 'line_up', 'rank', 'progress_bar', 'tell', 'promising',
-           'suggest_settings', 'starting_points', 'ask_study', 'run_next', 'repeat', 'search']
+           'suggest_settings', 'starting_points', 'ask_study', 'run_next', 'repeat', 'run_search']
 
 # %% ../../nbs/modelling/search.ipynb #b2d2d3d1
 import time
@@ -229,8 +229,8 @@ def repeat(
     why = "worse than most" if told.state.name == "PRUNED" else ""
     return run_once(arena, folder, f"trial {number}", model, parameters, number, family, lambda scores: why)
 
-# %% ../../nbs/modelling/search.ipynb #01a88d3d
-def search(
+# %% ../../nbs/modelling/search.ipynb #1ec61626
+def run_search(
     arena: Arena, # Where candidates meet
     models: Sequence[CandidateModel], # Who competes
     budget: Budget, # Trials and seconds

@@ -33,7 +33,7 @@ from .calibration import calibrate_trial, choose_threshold, threshold_metric
 from .candidates import CANDIDATES, check_trusted, choose_candidates
 from .choice import build_model, final_parameters, leaderboard, order_of_choice, trial_line
 from .ensemble import choose_finalists, make_ensemble
-from .search import Budget, Search, rank, search
+from .search import Budget, Search, rank, run_search
 from .studies import study_name
 from .trials import Arena, Trial, ask_again, check_folds, worker_processes
 from .weights import row_weights
@@ -186,7 +186,7 @@ def compete(
     budget, rounds = Budget(rules.trials, rules.seconds), rules.repeats > 1 and not arena.problem.time
     models, out = choose_candidates(arena.problem.task, learnt, rules.models)
     check_trusted(models, arena.problem.task)
-    found = search(arena, models, Budget(rules.trials, rules.seconds * (2 / 3 if rounds else 1)), folder)
+    found = run_search(arena, models, Budget(rules.trials, rules.seconds * (2 / 3 if rounds else 1)), folder)
     finalists = choose_finalists(arena, found.complete())
     wider, finalists, late = run_rounds(arena, finalists, rules.repeats, budget, rows)
     found.late |= late
