@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['RAW', 'Work', 'plan_work', 'Fold', 'repeat_folds', 'QuickBoosting', 'quick_threshold', 'Encoded', 'encode_fold',
            'Bench', 'fit_set', 'score_set', 'random_probes', 'permute_fold', 'Worth', 'random_probe', 'compare_paired',
-           'find_twins', 'Kept', 'include_created', 'keep_rest', 'score_alone', 'tell_alone', 'drop_raw',
+           'find_twins', 'Kept', 'include_created', 'keep_rest', 'in_groups', 'tell_alone', 'drop_raw',
            'list_candidates', 'make_bench', 'measure_features', 'not_measured', 'compare_sets', 'other_rows',
            'Selection', 'select_features', 'needed_recipes']
 
@@ -416,35 +416,35 @@ def keep_rest(
         kept.reasons |= {name: f"{kept.reasons[name]}; but with {len(rest)} such features together, {group.metric} is better: "
                          f"{_in_words(group)}" for name in rest}
 
-# %% ../../nbs/features/select.ipynb #42cb491f
-def score_alone(
-    one: Encoded, # A fold
-    name: str, # Of the feature
-    problem: Problem, # Says how to score
-    work: Work, # Says how large the model is
-    seed: int = 0, # Of the shuffling
-) -> tuple[float, float]: # With its values as they are, and shuffled
-    "The primary metric of the quick model with one feature only."
-    places, rng = one.blocks.get(name, []), np.random.default_rng([seed, len(one.learn), int(one.fold.ask[0])])
-    learn, ask = one.learn[:, places], one.ask[:, places]
-    said = []
-    for teach, asked in ((learn, ask), (rng.permutation(learn), rng.permutation(ask))):
-        model = QuickBoosting(problem, work).fit(teach, one.answers)
-        said.append(predict(model, asked, problem, model.threshold_))
-    return tuple(score_each(problem.metric, problem, one.truth, said).tolist())
+# %% ../../nbs/features/select.ipynb #8d1e7727
+def in_groups(
+    values: np.ndarray, # Numbers, shape (n,)
+    most: int = 10, # Groups of about the same size; missing ones are a group of their own
+) -> np.ndarray: # Codes from 0
+    "Numbers by quantiles, or each by itself where few differ."
+    edges = np.unique(np.nanquantile(values, np.linspace(0, 1, most + 1))) if not np.isnan(values).all() else np.zeros(1)
+    few = np.unique(values[~np.isnan(values)])
+    edges = few if len(few) <= most else edges[1:-1]
+    return np.unique(np.where(np.isnan(values), len(edges) + 1, np.searchsorted(edges, values)), return_inverse=True)[1]
 
 # %% ../../nbs/features/select.ipynb #321240a5
 def tell_alone(
-    bench: Bench, # Folds to ask
+    bench: Bench, # Its first repeat is looked at
     names: Sequence[str], # Features
+    chance: float = 0.05, # How often a column of noise is taken for one that tells something
 ) -> list[str]: # Some of them
-    "Features that say something by themselves: more than shuffled, by more than a standard error."
-    first = bench.repeats[:1]
-    found = {name: bench.each(lambda one, name=name: score_alone(one, name, bench.problem, bench.work, bench.seed), first)
-             for name in names if all(one.blocks.get(name) for one in bench.folds)}
-    gains = {name: mean_difference(bench.problem.metric, *zip(*pairs, strict=True), bench.sizes(first))
-             for name, pairs in found.items()}
-    return [name for name, gain in gains.items() if gain.value > standard_error(gain, len(bench.sizes(first)))]
+    "Features that depend on the target, by themselves."
+    folds = [one for one in bench.folds if one.fold.repeat == bench.repeats[0]]
+    truth = np.concatenate([one.truth for one in folds])
+    answers = in_groups(truth.astype(float)) if bench.problem.task == "regression" else pd.factorize(truth)[0]
+
+    def depends(name):
+        outputs = list(zip(*(one.blocks.get(name, []) for one in folds), strict=False))
+        values = (np.concatenate([one.ask[:, k] for one, k in zip(folds, places, strict=True)]) for places in outputs)
+        tables = (pd.crosstab(in_groups(each.astype(float)), answers).to_numpy() for each in values)
+        return any(min(one.shape) > 1 and stats.chi2_contingency(one).pvalue < chance / len(outputs) for one in tables)
+
+    return [name for name in names if depends(name)]
 
 # %% ../../nbs/features/select.ipynb #04f260cc
 def drop_raw(

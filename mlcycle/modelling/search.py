@@ -32,7 +32,7 @@ class Budget:
 
     trials: int # Of the search, at most
     seconds: float # No new trial starts after them
-    start: float = field(default_factory=time.monotonic)
+    start: float = field(default_factory=time.monotonic) # Of a clock that only goes forward
 
     def __post_init__(self):
         for name, value in (("trials", self.trials), ("search_seconds", self.seconds)):
