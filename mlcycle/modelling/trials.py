@@ -96,7 +96,7 @@ def inner_split(
         stratify = target if problem.task != "regression" and min(np.unique(target, return_counts=True)[1]) > 1 else None
         stop = np.isin(places, train_test_split(places, test_size=0.1, random_state=seed, stratify=stratify)[1])
     if problem.task != "regression":
-        stop &= np.isin(target, target[~stop])
+        stop &= pd.Series(target).isin(target[~stop]).to_numpy() # By hashes: NumPy compares objects pair by pair
     return places[~stop], places[stop]
 
 # %% ../../nbs/modelling/trials.ipynb #1eae6760
