@@ -66,8 +66,7 @@ def final_parameters(
     trial: Trial, # Complete
 ) -> dict:
     "The settings of a trial, with the number of trees that its folds found."
-    grows = CANDIDATES[trial.model].grows
-    return trial.parameters | ({grows: max(1, round(np.mean(trial.grown)))} if trial.grown else {})
+    return trial.parameters | ({CANDIDATES[trial.model].grows: max(1, round(np.mean(trial.grown)))} if trial.grown else {})
 
 # %% ../../nbs/modelling/choice.ipynb #32129b44
 def build_model(
@@ -98,8 +97,8 @@ def leaderboard(
 
     return [LeaderboardLine(
         model=trial.name, kind=trial.model, family=trial.family, score=mean_score(metric, trial.scores, arena.folds),
-        folds=trial.scores, parameters=trial.parameters, fit_seconds=trial.fit_seconds, predict_seconds=trial.predict_seconds,
-        size=trial.size,
+        folds=trial.scores, parameters=final_parameters(trial), fit_seconds=trial.fit_seconds,
+        predict_seconds=trial.predict_seconds, size=trial.size,
         difference=None if trial is best else behind(trial))
         for trial in order]
 
