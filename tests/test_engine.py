@@ -287,6 +287,15 @@ def test_what_a_notebook_starts_ends_with_it():
     assert wait_until(lambda: not any(map(alive, started)))
 
 
+def test_what_a_notebook_starts_ends_with_it_under_nohup_too():
+    path = write("in.ipynb", "!sleep 600 & echo pid $!", "import os; os._exit(1)")
+    code = "import papermill, sys; papermill.execute_notebook(*sys.argv[1:] * 2, engine_name='warm', progress_bar=False)"
+    done = subprocess.run(["nohup", sys.executable, "-c", code, str(path)], capture_output=True, text=True)
+    assert "DeadKernelError" in done.stderr
+    started = printed(read(path).cells[0]).split()[1]
+    assert wait_until(lambda: not alive(started))
+
+
 HEEDS = "import time\nprint('begun')\ntry:\n    {}\nfinally:\n    open('finally', 'w').close()"
 DEAF = "while True:\n    try:\n        time.sleep(60)\n    except KeyboardInterrupt:\n        print('no')"
 

@@ -140,6 +140,7 @@ def serve_shell(
     "Be the kernel of one notebook; the target of a forked process."
     os.setsid()
     signal.signal(signal.SIGINT, signal.SIG_IGN) # Between cells
+    signal.signal(signal.SIGHUP, signal.SIG_DFL) # Under `nohup`, what a cell started in a terminal of its own would stay
     _end_with(lifeline)
     file = os.open(log, os.O_WRONLY | os.O_APPEND)
     _settle(file, environment, folder)
