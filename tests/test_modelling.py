@@ -432,6 +432,24 @@ def test_when_time_is_up_it_is_said_and_the_rest_can_follow(tmp_path, whole):
     assert outcome_of(found) == outcome_of(expected)
 
 
+def test_where_no_further_round_fits_the_search_takes_its_time(tmp_path, monkeypatch):
+    asked = []
+
+    def listen(arena, models, budget, folder):
+        asked.append((budget.seconds, run_search(arena, models, budget, folder)))
+        return asked[-1][1]
+
+    monkeypatch.setattr(stage, "run_search", listen)
+    monkeypatch.setattr(stage, "run_rounds", lambda arena, finalists, *rest: (arena, finalists, True))
+    competition = hold(tmp_path, models=["linear"], trials=10_000, seconds=6, repeats=2)
+    (part, before), (whole, after) = asked
+    assert (part, whole) == (4, 6)
+    assert len(after.trials) > len(before.trials) > 0
+    assert [trial.scores for trial in after.trials[: len(before.trials)]] == [trial.scores for trial in before.trials]
+    assert [trial.status for trial in after.line_up] == [trial.status for trial in before.line_up]
+    assert competition.search.late and competition.search.found == 0
+
+
 def test_other_candidates_in_the_line_up_are_another_search(tmp_path, own):
     arena = arena_of(tmp_path / "folds", folds=2)
     run_search(arena, pair()[:2], Budget(1, 600), tmp_path / "study")

@@ -87,7 +87,8 @@ def line_up(
     "Every candidate with plain settings."
     done, bar = [], progress_bar("line-up", len(models))
     for model in models:
-        if len(done) > 2 and budget.left() < budget.seconds / 2:
+        known = len(done) < 3 or Path(folder, f"line-up {model.name}.npz").exists()
+        if not known and budget.left() < budget.seconds / 2:
             done.append(Trial(0, model.name, model.families[0], {}, status="late", reason="time was up"))
         else:
             late = (lambda: budget.left() < budget.seconds / 4) if len(done) > 2 else lambda: False

@@ -189,6 +189,9 @@ def compete(
     found = run_search(arena, models, Budget(rules.trials, rules.seconds * (2 / 3 if rounds else 1)), folder)
     finalists = choose_finalists(arena, found.complete())
     wider, finalists, late = run_rounds(arena, finalists, rules.repeats, budget, rows)
+    if late and found.late and wider is arena:
+        found = replace(run_search(arena, models, budget, folder), found=found.found)
+        finalists = choose_finalists(arena, found.complete())
     found.late |= late
     if rules.ensemble and len(finalists) > 1:
         finalists.append(make_ensemble(wider, finalists))
