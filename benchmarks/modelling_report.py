@@ -128,7 +128,7 @@ def learner_list(results: Results) -> str:
     for name in results.competitors:
         lines = [line for line in results.lines if line["competitor"] == name and "score" in line]
         versions = {f"{package} {its}" for line in lines for package, its in line["versions"].items()}
-        learners = {VARIANT.sub("", one) for line in lines for one in line["learners"] if " " not in one}
+        learners = {VARIANT.sub("", one) for line in lines for one in line["learners"] if ": " not in one}
         said.append(f"- {TITLES[name]}: {', '.join(sorted(versions))}. Learners: {', '.join(sorted(learners))}.")
     return "\n".join(said)
 
