@@ -334,9 +334,9 @@ def test_the_whole_notebook_has_a_limit_too():
 NOTES = "import os; open('pids', 'w').write(f'{os.getpid()} {sleep.pid}'); os.rename('pids', 'started')"
 
 
-def start_papermill(*cells: str) -> tuple[subprocess.Popen, list[str]]:
+def start_papermill(cell: str) -> tuple[subprocess.Popen, list[str]]:
     "A papermill at work, and the ids of its kernel and of what that started."
-    write("in.ipynb", START_SLEEP, "print('half-way')", f"{NOTES}\nprint('begun')\n{cells[0]}", "print('never')")
+    write("in.ipynb", START_SLEEP, "print('half-way')", f"print('begun')\n{cell}", "print('never')")
     heed = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # noqa: E731 - a background shell has its children ignore it
     process = subprocess.Popen([PAPERMILL, "in.ipynb", "out.ipynb", "--engine", "warm"], stderr=subprocess.PIPE, preexec_fn=heed)
     assert wait_until(lambda: Path("started").exists()), process.stderr.read()
@@ -344,7 +344,7 @@ def start_papermill(*cells: str) -> tuple[subprocess.Popen, list[str]]:
 
 
 def test_ctrl_c_ends_the_child_and_keeps_what_was_done():
-    process, children = start_papermill(HEEDS.format("time.sleep(60)"))
+    process, children = start_papermill(HEEDS.format(f"{NOTES}; time.sleep(60)"))
     with process:
         process.send_signal(signal.SIGINT)
         assert process.wait(20) == 1
@@ -358,7 +358,7 @@ def test_ctrl_c_ends_the_child_and_keeps_what_was_done():
 
 
 def test_a_killed_parent_leaves_nobody_behind():
-    process, children = start_papermill("sum(range(10**12))  # No thread of the kernel could notice")
+    process, children = start_papermill(f"{NOTES}; sum(range(10**12))  # No thread of the kernel could notice")
     with process:
         process.kill()
     assert wait_until(lambda: not any(map(alive, children)))
