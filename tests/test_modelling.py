@@ -432,22 +432,29 @@ def test_when_time_is_up_it_is_said_and_the_rest_can_follow(tmp_path, whole):
     assert outcome_of(found) == outcome_of(expected)
 
 
-def test_where_no_further_round_fits_the_search_takes_its_time(tmp_path, monkeypatch):
-    asked = []
+def test_where_no_further_round_fits_the_search_takes_its_time(tmp_path, own, monkeypatch):
+    asked, fitted = [], []
 
-    def listen(arena, models, budget, folder):
-        asked.append((budget.seconds, run_search(arena, models, budget, folder)))
-        return asked[-1][1]
+    @candidate("broken")
+    def make(task, seed):
+        fitted.append(task)
+        raise ValueError("no such thing")
+
+    def listen(arena, models, budget, *rest):
+        found = run_search(arena, models, budget, *rest)
+        asked.append((budget.seconds, found, len(fitted)))
+        return found
 
     monkeypatch.setattr(stage, "run_search", listen)
     monkeypatch.setattr(stage, "run_rounds", lambda arena, finalists, *rest: (arena, finalists, True))
-    competition = hold(tmp_path, models=["linear"], trials=10_000, seconds=6, repeats=2)
-    (part, before), (whole, after) = asked
-    assert (part, whole) == (4, 6)
+    competition = hold(tmp_path, models=["linear", "broken"], trials=10_000, seconds=6, repeats=2)
+    (part, before, once), (whole, after, still) = asked
+    assert (part, whole) == (4, 6) and once == still > 0
     assert len(after.trials) > len(before.trials) > 0
     assert [trial.scores for trial in after.trials[: len(before.trials)]] == [trial.scores for trial in before.trials]
     assert [trial.status for trial in after.line_up] == [trial.status for trial in before.line_up]
     assert competition.search.late and competition.search.found == 0
+    assert "no such thing" in competition.out["broken"]
 
 
 def test_other_candidates_in_the_line_up_are_another_search(tmp_path, own):

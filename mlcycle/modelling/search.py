@@ -87,8 +87,7 @@ def line_up(
     "Every candidate with plain settings."
     done, bar = [], progress_bar("line-up", len(models))
     for model in models:
-        known = len(done) < 3 or Path(folder, f"line-up {model.name}.npz").exists()
-        if not known and budget.left() < budget.seconds / 2:
+        if len(done) > 2 and budget.left() < budget.seconds / 2:
             done.append(Trial(0, model.name, model.families[0], {}, status="late", reason="time was up"))
         else:
             late = (lambda: budget.left() < budget.seconds / 4) if len(done) > 2 else lambda: False
@@ -236,16 +235,17 @@ def run_search(
     models: Sequence[CandidateModel], # Who competes
     budget: Budget, # Trials and seconds
     folder: Path, # Of the study
+    begun: Search | None = None, # With less time: what it tried is not tried again
 ) -> Search:
     "The line-up, and trials of the most promising candidates."
-    tried = line_up(arena, models, folder, budget)
-    searched, trials = promising(arena, models, tried), []
+    tried = begun.line_up if begun else line_up(arena, models, folder, budget)
+    searched, trials = promising(arena, models, tried), [*begun.trials] if begun else []
     folder = folder / f"search {', '.join(model.name for model in searched)}".strip()
     study = open_study(folder, arena.problem.metric)
     known = {one.user_attrs.get("number"): one for one in study.get_trials(deepcopy=False)
              if one.state.name != "FAIL" or one.user_attrs.get("failed")}
-    found, bar = 0, progress_bar("search", budget.trials if searched else 0)
-    for number in range(1, budget.trials + 1 if searched else 1):
+    found, bar = begun.found if begun else 0, progress_bar("search", budget.trials if searched else 0)
+    for number in range(len(trials) + 1, budget.trials + 1 if searched else 1):
         kept = load_trial(folder / f"trial {number}.npz", arena.problem) if number in known else None
         if not kept and not budget.left():
             break

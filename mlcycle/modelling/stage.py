@@ -190,7 +190,7 @@ def compete(
     finalists = choose_finalists(arena, found.complete())
     wider, finalists, late = run_rounds(arena, finalists, rules.repeats, budget, rows)
     if late and found.late and wider is arena:
-        found = replace(run_search(arena, models, budget, folder), found=found.found)
+        found = run_search(arena, models, budget, folder, found)
         finalists = choose_finalists(arena, found.complete())
     found.late |= late
     if rules.ensemble and len(finalists) > 1:
