@@ -43,8 +43,8 @@ def ours(file: Path, folder: Path) -> Callable[[], object]:
     import duckdb  # noqa: F401  # What is imported late is imported now: imports are not compared
     import pandera.pandas  # noqa: F401
 
+    from mlcycle.core.workspace import Workspace
     from mlcycle.data.stage import prepare_data
-    from mlcycle.lifecycle.workspace import Workspace
     from mlcycle.outcomes import Problem
 
     problem = Problem.model_validate_json((folder / "problem.json").read_text())

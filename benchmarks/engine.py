@@ -11,7 +11,7 @@ from tempfile import TemporaryDirectory
 
 from comparison import Comparison
 
-from mlcycle.lifecycle.notebook import run_half, stage_notebooks
+from mlcycle.nb.notebook import run_half, stage_notebooks
 
 OWN = """
 import sys, papermill
@@ -20,7 +20,7 @@ for path in sys.argv[1:]:
 """
 WARM = """
 import json, sys
-from mlcycle.lifecycle.forks import import_statements, warm_up
+from mlcycle.engine.forkserver import import_statements, warm_up
 warm_up(import_statements(["".join(c["source"]) for path in sys.argv[1:] for c in json.load(open(path))["cells"]]))
 """ + OWN.replace("progress_bar", "engine_name='warm', progress_bar")
 

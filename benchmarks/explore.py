@@ -37,7 +37,7 @@ def ours(table) -> Callable[[], object]:
     """All that the pages show."""
     from types import SimpleNamespace
 
-    from mlcycle.features.explore import explore, look_first
+    from mlcycle.features.explore.explore import explore, look_first
 
     asked = SimpleNamespace(task="binary", positive="yes", time="time 0")
     return lambda: look_first(explore(table, "late", asked))

@@ -10,10 +10,10 @@ from lightgbm import LGBMClassifier
 from sklearn.ensemble import HistGradientBoostingClassifier
 from threadpoolctl import threadpool_limits
 
-from mlcycle.features.arithmetic import CategoryPair, ClockDuration, GroupDeviation, Ratio
-from mlcycle.features.history import EntityHistory
-from mlcycle.features.pipeline import build_pipeline
-from mlcycle.features.recipes import Recipe
+from mlcycle.features.create.arithmetic import CategoryPair, ClockDuration, GroupDeviation, Ratio
+from mlcycle.features.create.history import EntityHistory
+from mlcycle.features.create.recipes import Recipe
+from mlcycle.features.encode.pipeline import build_pipeline
 
 ROWS = 1_000_000
 BAR = "bar: at most 3"

@@ -20,18 +20,19 @@ from modelling_tables import rdataset
 from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import FunctionTransformer
 
-from mlcycle.features.kinds import find_kinds
-from mlcycle.features.pipeline import build_pipeline
+from mlcycle.core.workspace import Workspace
+from mlcycle.features.encode.column_types import find_kinds
+from mlcycle.features.encode.pipeline import build_pipeline
 from mlcycle.features.stage import plan_features
-from mlcycle.folds import make_folds, mean_difference, mean_score, thin
-from mlcycle.lifecycle.workspace import Workspace
-from mlcycle.metrics import score
+from mlcycle.ml.folds import make_folds, mean_difference, mean_score, thin
+from mlcycle.ml.metrics import score
+from mlcycle.ml.predictions import predict
 from mlcycle.outcomes import Dataset, FileRef, Problem, Score
-from mlcycle.stores.datasets import write_table
-from mlcycle.stores.flights import AFTERWARDS
-from mlcycle.stores.models import load_model, predict
-from mlcycle.stores.rows import normalise
-from mlcycle.stores.sources import read_flights
+from mlcycle.stores.models.model_files import load_model
+from mlcycle.stores.sources.flights import AFTERWARDS
+from mlcycle.stores.sources.ingest import read_flights
+from mlcycle.stores.sources.rows import normalise
+from mlcycle.stores.tables.datasets import write_table
 
 HERE = Path(__file__).resolve().parent
 FOLDS = 5

@@ -9,12 +9,12 @@ from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import FunctionTransformer, OrdinalEncoder
 
-from mlcycle.lifecycle.workspace import Run
-from mlcycle.metrics import difference_interval, score
-from mlcycle.stores.datasets import read_table
-from mlcycle.stores.models import predict
-from mlcycle.stores.registry import load_registered, open_registry
-from mlcycle.stores.sealed import open_sealed
+from mlcycle.core.runs import Run
+from mlcycle.ml.metrics import difference_interval, score
+from mlcycle.ml.predictions import predict
+from mlcycle.stores.models.registry import load_registered, open_registry
+from mlcycle.stores.tables.datasets import read_table
+from mlcycle.stores.tables.holdout import open_sealed
 
 PEER = "HistGradientBoosting, default"
 

@@ -7,12 +7,13 @@ from tempfile import TemporaryDirectory
 
 import pandas as pd
 
+from mlcycle.core.workspace import Workspace
 from mlcycle.features import stage as features
-from mlcycle.lifecycle.workspace import Workspace
+from mlcycle.ml.predictions import predict
 from mlcycle.modelling import stage as modelling
 from mlcycle.outcomes import Dataset, FileRef, Problem
-from mlcycle.stores.datasets import write_table
-from mlcycle.stores.models import load_model, predict
+from mlcycle.stores.models.model_files import load_model
+from mlcycle.stores.tables.datasets import write_table
 
 LEAST = 5.0  # Seconds left to the search when stage 3 has used up nearly all
 TAIL = 0.15  # Of the seconds: for the ensemble and the last fit

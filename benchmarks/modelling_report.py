@@ -6,7 +6,7 @@ from statistics import mean, stdev
 
 import pandas as pd
 
-from mlcycle.folds import mean_difference
+from mlcycle.ml.folds import mean_difference
 
 TITLES = {
     "mlcycle": "mlcycle",

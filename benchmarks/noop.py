@@ -15,8 +15,8 @@ import yaml
 from comparison import Comparison
 from table import QUICK, make_project, mlcycle
 
-from mlcycle.lifecycle.notebook import stage_notebooks
-from mlcycle.lifecycle.workspace import Run, open_run
+from mlcycle.core.runs import Run, open_run
+from mlcycle.nb.notebook import stage_notebooks
 
 PEER, ROUNDS = "dvc repro", 9
 

@@ -21,10 +21,13 @@ from rich.console import Console
 from rich.status import Status
 from rich.table import Table
 
-from mlcycle.lifecycle.cli import StageBars, clear_errors
-from mlcycle.lifecycle.plan import make_plan, versions
-from mlcycle.lifecycle.runner import Choice, run_plan
-from mlcycle.lifecycle.workspace import Run
+from mlcycle.cli.base import clear_errors
+from mlcycle.cli.run import StageBars
+from mlcycle.core.runs import Run
+from mlcycle.core.versions import versions
+from mlcycle.lifecycle.choice import Choice
+from mlcycle.lifecycle.plan import make_plan
+from mlcycle.lifecycle.runner import run_plan
 
 BENCHMARKS = {"service": service.compare, "model": model.compare}  # Of a release
 ALONE = {

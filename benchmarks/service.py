@@ -14,11 +14,11 @@ import httpx
 import numpy as np
 from comparison import Comparison
 
-from mlcycle.deployment.service import bind
+from mlcycle.core.runs import Run
 from mlcycle.errors import StageError
-from mlcycle.lifecycle.serving import running_service, to_json_rows
-from mlcycle.lifecycle.workspace import Run
-from mlcycle.stores.sealed import open_sealed
+from mlcycle.service.app import bind
+from mlcycle.service.local import running_service, to_json_rows
+from mlcycle.stores.tables.holdout import open_sealed
 
 PEER = "mlflow models serve"
 STARTS, ROUNDS, REQUESTS, WARM_UP = 3, 5, 40, 20

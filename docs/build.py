@@ -15,8 +15,8 @@ from pages import exported_names, write_contents, write_page
 from rich.progress import Progress
 from sphinx.cmd.build import build_main
 
-from mlcycle.lifecycle.notebook import is_hinge
 from mlcycle.lifecycle.runner import make_plan, start_run
+from mlcycle.nb.notebook import is_hinge
 from mlcycle.outcomes import STAGES
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -3,10 +3,10 @@
 __version__ = "0.1.0"
 
 _LAZY = {
-    "run": ("runner", "run_project"),
-    "open": ("workspace", "open_run"),
-    "Run": ("workspace", "Run"),
-    "Workspace": ("workspace", "Workspace"),
+    "run": ("api", "run_project"),
+    "open": ("api", "load_run"),
+    "Run": ("core.runs", "Run"),
+    "Workspace": ("core.workspace", "Workspace"),
 }
 
 
@@ -17,7 +17,7 @@ def __getattr__(name: str):
     from importlib import import_module
 
     module, attribute = _LAZY[name]
-    return getattr(import_module(f"mlcycle.lifecycle.{module}"), attribute)
+    return getattr(import_module(f"mlcycle.{module}"), attribute)
 
 
 def __dir__() -> list[str]:

@@ -14,7 +14,7 @@ from filelock import FileLock
 from sklearn.datasets import load_breast_cancer, load_diabetes, load_wine
 
 import mlcycle as mc
-from mlcycle.stores.sealed import read_any
+from mlcycle.stores.tables.holdout import read_any
 
 ROOT = Path(__file__).resolve().parent.parent
 QUICK = {"trials": 2, "folds": 3, "resamples": 50, "parity_rows": 30, "replay_rows": 60, "windows": 2}

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from mlcycle.lifecycle.notebook import is_hinge, read_notebook, read_parameters, run_half, stage_notebooks
+from mlcycle.nb.notebook import is_hinge, read_notebook, read_parameters, run_half, stage_notebooks
 from mlcycle.outcomes import STAGES
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -149,8 +149,8 @@ def _documented(parameter: str, source: str) -> bool:
     ("module", "heavy"),
     [
         ("mlcycle", ["pandas", "numpy", "sklearn", "mlflow", "pydantic"]),
-        ("mlcycle.lifecycle.cli", ["pandas", "sklearn", "mlflow", "matplotlib"]),
-        ("mlcycle.deployment.service", ["mlflow", "seaborn", "matplotlib", "IPython", "optuna", "papermill", "duckdb"]),
+        ("mlcycle.cli.app", ["pandas", "sklearn", "mlflow", "matplotlib"]),
+        ("mlcycle.service.app", ["mlflow", "seaborn", "matplotlib", "IPython", "optuna", "papermill", "duckdb"]),
     ],
 )
 def test_imports_stay_light(module, heavy):

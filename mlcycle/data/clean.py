@@ -10,7 +10,7 @@ __all__ = ['CELL_STEPS', 'ROW_STEPS', 'STEPS', 'USUAL_STEPS', 'SAMPLE', 'check_s
 import numpy as np
 import pandas as pd
 
-from ..cleaning import CleaningPlan, ColumnPlan, clean_cells, clean_column
+from ..ml.cleaning import CleaningPlan, ColumnPlan, clean_cells, clean_column
 from .duplicates import drop_duplicates
 from .limits import judge_numbers
 from .pairs import find_pairs, find_swaps

@@ -9,7 +9,7 @@ __all__ = ['CYRILLIC', 'WORDS', 'KINDS', 'STEPS_FOR', 'RESTORED', 'misspell', 'c
 import numpy as np
 import pandas as pd
 
-from ..cleaning import as_said, tidy
+from ..ml.cleaning import as_said, tidy
 from ..errors import InputError, suggest
 
 # %% ../../nbs/data/corrupt.ipynb #fd022a44

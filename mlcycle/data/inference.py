@@ -16,7 +16,7 @@ from typing import Any
 import pandas as pd
 
 from .contract import QUARANTINE_LIMIT, Contract, read_contract, write_contract
-from ..lifecycle.workspace import write_text
+from ..core.files import write_text
 
 # %% ../../nbs/data/inference.ipynb #4caec14f
 MOST_CATEGORIES = 30 # Text with more values is not listed

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..cleaning import UnitRule
+from ..ml.cleaning import UnitRule
 
 # %% ../../nbs/data/limits.ipynb #f1953fab
 def take_tails(

@@ -12,7 +12,7 @@ from itertools import combinations
 import numpy as np
 import pandas as pd
 
-from ..cleaning import PairRule, SwapRule
+from ..ml.cleaning import PairRule, SwapRule
 
 # %% ../../nbs/data/pairs.ipynb #05014af6
 ORDERED = [("start", "end"), ("begin", "end"), ("started", "ended"), ("start", "finish"), ("start", "stop"), ("min", "max"),

@@ -12,7 +12,7 @@ import re
 
 import pandas as pd
 
-from ..cleaning import LOOKS_LIKE, ColumnPlan, NumberFormat, fold, letters, misspelt, parse_date, parse_number, tidy
+from ..ml.cleaning import LOOKS_LIKE, ColumnPlan, NumberFormat, fold, letters, misspelt, parse_date, parse_number, tidy
 
 # %% ../../nbs/data/spelling.ipynb #0e690719
 MISSING_WORDS = ("", "n/a", "na", "nan", "#n/a", "n.a.", "null", "nil", "<na>", "missing", "unknown", "not available",

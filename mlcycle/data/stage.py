@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from ..cleaning import CleaningPlan, clean_cells, write_ledger
+from ..ml.cleaning import CleaningPlan, clean_cells, write_ledger
 from .clean import check_steps, clean_rows, plan_cleaning
 from .contract import Contract, write_contract
 from .inference import contract_for, infer_contract
@@ -21,14 +21,15 @@ from .leakage import find_split_leaks
 from .quarantine import apply_contract, check_thresholds
 from .split import How, Parts, split_rows
 from ..errors import SourceError
-from ..lifecycle.workspace import Workspace, write_text
+from ..core.files import write_text
+from ..core.workspace import Workspace
 from ..outcomes import Dataset, FileRef, Ingestion, LedgerLine, Problem, TableRef
-from ..outliers import set_outliers_aside
-from ..stores.addresses import split_address
-from ..stores.datasets import commit_facts, write_table
-from ..stores.models import hash_file
-from ..stores.rows import hash_rows
-from ..stores.sources import BUNDLED, fill_in, ingest
+from ..ml.outliers import set_outliers_aside
+from ..stores.sources.addresses import split_address
+from ..stores.tables.datasets import commit_facts, write_table
+from ..stores.models.model_files import hash_file
+from ..stores.sources.rows import hash_rows
+from ..stores.sources.ingest import BUNDLED, fill_in, ingest
 
 # %% ../../nbs/02_data.ipynb #c90949ad
 def read_again(

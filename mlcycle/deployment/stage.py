@@ -10,16 +10,17 @@ from pathlib import Path
 
 import pandas as pd
 
-from .bundle import Bundle, build_bundle, hash_files
+from ..service.bundle import Bundle, build_bundle, hash_files
 from ..errors import StageError
-from ..lifecycle.serving import running_service, to_json_rows
-from ..lifecycle.workspace import Workspace
+from ..service.local import running_service, to_json_rows
+from ..core.workspace import Workspace
 from ..outcomes import Candidate, Dataset, FeaturePlan, Parity, Problem, Release, Verdict
-from ..stores.artefacts import read_cleaning
-from ..stores.functions import functions_file, use_functions
-from ..stores.models import load_model, predict
-from ..stores.registry import model_file, open_registry
-from ..stores.sealed import open_sealed
+from ..stores.outcome_files import read_cleaning
+from ..stores.models.function_files import functions_file, use_functions
+from ..ml.predictions import predict
+from ..stores.models.model_files import load_model
+from ..stores.models.registry import model_file, open_registry
+from ..stores.tables.holdout import open_sealed
 
 # %% ../../nbs/06_deployment.ipynb #e1ae5772
 def prove_parity(

@@ -15,20 +15,20 @@ import pandas as pd
 from sklearn.base import clone
 
 from ..errors import TargetError
-from .functions import make_recipes
-from .history import propose_histories
-from .kinds import find_kinds
-from .leaks import apply_trust, find_leaks
-from .pipeline import build_pipeline, trace_features
-from .propose import propose_recipes
-from .recipes import Recipe
-from .select import Selection, select_features
-from ..folds import thin
-from ..lifecycle.workspace import Workspace
+from .create.user_functions import make_recipes
+from .create.history import propose_histories
+from .encode.column_types import find_kinds
+from .leakage.leaks import apply_trust, find_leaks
+from .encode.pipeline import build_pipeline, trace_features
+from .create.propose import propose_recipes
+from .create.recipes import Recipe
+from .select.selection import Selection, select_features
+from ..ml.folds import thin
+from ..core.workspace import Workspace
 from ..outcomes import Dataset, FeaturePlan, FileRef, Leak, Problem
-from ..stores.datasets import read_table
-from ..stores.functions import FeatureFunction, save_functions
-from ..stores.models import model_bytes, save_model
+from ..stores.tables.datasets import read_table
+from ..stores.models.function_files import FeatureFunction, save_functions
+from ..stores.models.model_files import model_bytes, save_model
 
 # %% ../../nbs/03_features.ipynb #9120171d
 @dataclass(frozen=True)

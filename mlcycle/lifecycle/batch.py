@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['MODEST', 'expand_grid', 'read_sets', 'plan_batch', 'BatchResult', 'run_batch', 'describe_set', 'single_threaded',
            'one_parser', 'prepare_server', 'interrupt', 'write_results', 'flatten', 'value_of', 'column', 'result_row',
-           'RunListener', 'BatchListener', 'LiveTable', 'Lines', 'show_progress', 'studies_of', 'clean_runs']
+           'RunListener', 'BatchListener']
 
 # %% ../../nbs/lifecycle/batch.ipynb #02ac0286
 import ast
@@ -15,31 +15,27 @@ import itertools
 import json
 import logging
 import os
-import shutil
 import signal
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from uuid import uuid4
 
 import yaml
-from filelock import Timeout
 
 from ..errors import MlcycleError, ParameterError
-from .cache import examine
-from .forks import LIVING, end_kernels, warm_up
+from .freshness import examine
+from ..engine.forkserver import LIVING, end_kernels, warm_up
 from .plan import Plan, make_plan
-from .runner import Choice, Listener, is_alive, preloaded, run_plan
-from .workspace import Run, Workspace, all_runs
+from .choice import Choice, Listener
+from .runner import preloaded, run_plan
+from ..core.runs import Run, all_runs
 from ..outcomes import STAGES
-
-if TYPE_CHECKING:
-    from rich.console import Console
 
 # %% ../../nbs/lifecycle/batch.ipynb #da0342bb
 def expand_grid(
@@ -237,7 +233,7 @@ def write_results(
     import pyarrow as pa
     import pyarrow.parquet
 
-    from mlcycle.lifecycle.report import write_comparison
+    from mlcycle.reports.pages import write_comparison
 
     result.folder.mkdir(parents=True)
     varied = list(dict.fromkeys(name for name, _ in itertools.chain(*map(flatten, sets))))
@@ -330,108 +326,3 @@ class BatchListener:
     def of(self, number: int, words: str, stages: int) -> RunListener:
         "The listener of a run, by its number, its set in words, and how many stages it has."
         return RunListener()
-
-# %% ../../nbs/lifecycle/batch.ipynb #a9250ec3
-class LiveTable(BatchListener):
-    "A bar for the batch, and a line for each run that is under way, and for the first that failed."
-
-    def __init__(self, runs: int, console: "Console", most: int = 5):
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-        from rich.table import Column
-
-        rest = Column(no_wrap=True, overflow="ellipsis", ratio=1)
-        self.bars = Progress(
-            TextColumn("{task.description}", markup=False, table_column=Column(no_wrap=True, min_width=8)),
-            BarColumn(16, table_column=Column(min_width=16)), MofNCompleteColumn(table_column=Column(no_wrap=True, min_width=5)),
-            TimeElapsedColumn(table_column=Column(no_wrap=True, min_width=7)),
-            TextColumn("{task.fields[now]}", markup=False, table_column=rest), console=console, expand=True)
-        self.all, self.most, self.failed = self.bars.add_task("batch", total=runs, now=""), most, 0
-
-    def of(self, number: int, words: str, stages: int) -> RunListener:
-        task = self.bars.add_task(f"set {number}", total=stages, now=words, start=False, visible=False)
-
-        def show(done: int, text: str) -> None:
-            self.bars.start_task(task)
-            self.bars.update(task, completed=done, now=f"{words}: {text}", visible=True)
-
-        def end(error: str) -> None:
-            self.failed += bool(error)
-            self.bars.stop_task(task)
-            self.bars.update(task, now=f"{words}: failed: {error}", visible=bool(error) and self.failed <= self.most)
-            self.bars.update(self.all, advance=1, now=f"{self.failed} failed" if self.failed else "")
-
-        return RunListener(show, end)
-
-# %% ../../nbs/lifecycle/batch.ipynb #fb035bff
-class Lines(BatchListener):
-    "A line for each run that is over, where nothing can be drawn over: in a file, in a log."
-
-    def __init__(self, runs: int, console: "Console"):
-        self.runs, self.console, self.over = runs, console, 0
-
-    def of(self, number: int, words: str, stages: int) -> RunListener:
-        def end(error: str) -> None:
-            self.over += 1
-            how = f"failed: {error}" if error else "done"
-            self.console.print(f"{self.over} of {self.runs}: set {number} ({words}) {how}", markup=False, highlight=False,
-                               soft_wrap=True)
-
-        return RunListener(end=end)
-
-# %% ../../nbs/lifecycle/batch.ipynb #7878999f
-@contextmanager
-def show_progress(
-    runs: int, # How many
-    console: "Console", # Where to
-    quiet: bool = False, # Whether to show nothing
-) -> Iterator[BatchListener]:
-    "Show how a batch goes: a live table on a terminal, lines elsewhere."
-    if quiet or not console.is_terminal:
-        yield BatchListener() if quiet else Lines(runs, console)
-        return
-    table = LiveTable(runs, console)
-    with table.bars:
-        yield table
-
-# %% ../../nbs/lifecycle/batch.ipynb #898163fa
-def studies_of(
-    runs: Iterable[Run], # Any
-) -> set[str]: # Folders, relative to the workspace
-    "The searches that runs name in the outcome of stage 4."
-    files = [run.folder / "modelling.json" for run in runs]
-    named = [json.loads(file.read_text()).get("study", "") for file in files if file.is_file()]
-    return {"/".join(name.split("/")[:2]) for name in named} - {""} # The folder of a study holds one for each search
-
-# %% ../../nbs/lifecycle/batch.ipynb #76aff01c
-def _remove_studies(workspace: Workspace, studies: set[str]) -> None:
-    "Remove searches, but for those that go on just now."
-    for name in studies:
-        folder = workspace.root / name
-        with suppress(Timeout):
-            if folder.parent == workspace.root / "studies" and folder.is_dir():
-                with workspace.lock(f"study-{folder.name}").acquire(timeout=0):
-                    shutil.rmtree(folder)
-
-# %% ../../nbs/lifecycle/batch.ipynb #b172685b
-def clean_runs(
-    workspace: Workspace, # Whose runs
-    keep: int, # So many of the newest stay
-    dry_run: bool = False, # Whether only to say what would go
-) -> list[str]: # Ids of those that go
-    "Remove old runs with their pages, and what only they needed in the cache."
-    from mlcycle.lifecycle.report import write_index
-
-    runs = all_runs(workspace)
-    old = [run for run in runs[keep:] if not is_alive(run)]
-    if old and not dry_run:
-        gone = studies_of(old)
-        for run in old:
-            shutil.rmtree(workspace.reports / run.id, ignore_errors=True)
-            shutil.rmtree(run.folder)
-        needed = {key for run in all_runs(workspace) for key in run.about.get("keys", {}).values()}
-        for entry in (workspace.root / "cache").glob("*/*/"):
-            if entry.is_dir() and entry.name not in needed:
-                shutil.rmtree(entry)
-        _remove_studies(workspace, gone - studies_of(all_runs(workspace)))
-        write_index(workspace)
-    return [run.id for run in old]

@@ -22,8 +22,8 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError, MlcycleError
-from .notebook import packaged, run_half
-from .workspace import write_text
+from ..nb.notebook import packaged, run_half
+from ..core.files import write_text
 from ..outcomes import STAGES
 
 if TYPE_CHECKING:

@@ -10,9 +10,10 @@ from dataclasses import replace
 
 import numpy as np
 
-from ..blends import calibrate, fit_calibration
-from ..folds import mean_difference, teachers_of
-from ..metrics import Predictions, as_predictions, encode, get_metric, metric_for, score
+from ..ml.blends import calibrate, fit_calibration
+from ..ml.folds import mean_difference, teachers_of
+from ..ml.metrics import encode, get_metric, metric_for, score
+from ..ml.predictions import Predictions, as_predictions
 from .trials import Arena, Trial
 from ..outcomes import Calibration, Problem
 

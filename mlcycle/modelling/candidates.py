@@ -15,10 +15,10 @@ from importlib.util import find_spec
 import numpy as np
 from sklearn.base import BaseEstimator
 
-from ..blends import Coded
+from ..ml.blends import Coded
 from ..errors import ParameterError, suggest
 from ..outcomes import Task
-from ..stores.models import untrusted_types
+from ..stores.models.model_files import untrusted_types
 
 # %% ../../nbs/modelling/candidates.ipynb #825fd373
 ALL_TASKS = ("binary", "multiclass", "regression")
@@ -323,7 +323,7 @@ def check_trusted(
         if unknown:
             raise ParameterError(f"The candidate '{model.name}' asks for types that are not trusted: {', '.join(unknown)}.",
                                  "Only reviewed types are loaded from model files.",
-                                 "Use an estimator of scikit-learn's, or have the type reviewed: mlcycle.stores.models.")
+                                 "Use an estimator of scikit-learn's, or have the type reviewed: mlcycle.stores.models.model_files.")
 
 # %% ../../nbs/modelling/candidates.ipynb #1aab3c23
 def choose_candidates(

@@ -12,13 +12,13 @@ import numpy as np
 from sklearn.base import BaseEstimator
 from sklearn.pipeline import Pipeline
 
-from ..blends import BlendClassifier, BlendRegressor
-from ..folds import mean_difference, mean_score, standard_error
+from ..ml.blends import BlendClassifier, BlendRegressor
+from ..ml.folds import mean_difference, mean_score, standard_error
 from .candidates import CANDIDATES
 from .search import rank
 from .trials import Arena, Trial, adapt
 from ..outcomes import LeaderboardLine, Score
-from ..stores.tracking import TrialLine
+from ..stores.models.trial_tracking import TrialLine
 
 # %% ../../nbs/modelling/choice.ipynb #68e2a099
 def simplicity(

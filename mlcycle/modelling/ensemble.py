@@ -10,8 +10,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ..folds import teachers_of
-from ..metrics import as_predictions, get_metric, score, score_each
+from ..ml.folds import teachers_of
+from ..ml.metrics import get_metric, score, score_each
+from ..ml.predictions import as_predictions
 from .search import rank
 from .trials import Arena, Trial
 from ..outcomes import Problem

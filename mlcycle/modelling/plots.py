@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from ..metrics import encode, get_metric
+from ..ml.metrics import encode, get_metric
 from .calibration import reliability
 from .trials import Arena, Trial
 from ..outcomes import CurvePoint, LeaderboardLine

@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..errors import ParameterError, StageError
-from ..metrics import get_metric
+from ..ml.metrics import get_metric
 from .candidates import CandidateModel
 from .studies import load_trial, open_study, save_trial
 from .trials import Arena, Trial, run_trial
-from ..stores.progress import PATIENCE, in_notebook
+from ..stores.sources.progress import PATIENCE, in_notebook
 
 if TYPE_CHECKING:
     import optuna

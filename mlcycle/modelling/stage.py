@@ -24,11 +24,11 @@ from sklearn.frozen import FrozenEstimator
 from sklearn.model_selection import FixedThresholdClassifier
 from threadpoolctl import threadpool_limits
 
-from ..blends import Calibrated, fit_weighted
+from ..ml.blends import Calibrated, fit_weighted
 from ..errors import ParameterError, StageError
-from ..folds import entity_numbers, make_folds, mean_score, thin
-from ..latency import measure_latency
-from ..lifecycle.workspace import Workspace
+from ..ml.folds import entity_numbers, make_folds, mean_score, thin
+from ..ml.latency import measure_latency
+from ..core.workspace import Workspace
 from .calibration import calibrate_trial, choose_threshold, threshold_metric
 from .candidates import CANDIDATES, check_trusted, choose_candidates
 from .choice import build_model, final_parameters, leaderboard, order_of_choice, trial_line
@@ -38,12 +38,13 @@ from .studies import study_name
 from .trials import Arena, Trial, ask_again, check_folds, worker_processes
 from .weights import row_weights
 from ..outcomes import Calibration, Candidate, CurvePoint, Dataset, FeaturePlan, LeaderboardLine, ModelRef, Problem
-from ..stores.datasets import read_table
-from ..stores.functions import use_functions
-from ..stores.models import load_model, predict, untrusted_types
-from ..stores.pending import register_candidate
-from ..stores.registration import lineage_tags
-from ..stores.tracking import TrialLine
+from ..stores.tables.datasets import read_table
+from ..stores.models.function_files import use_functions
+from ..ml.predictions import predict
+from ..stores.models.model_files import load_model, untrusted_types
+from ..stores.models.offline_queue import register_candidate
+from ..stores.models.registration import lineage_tags
+from ..stores.models.trial_tracking import TrialLine
 
 # %% ../../nbs/04_modelling.ipynb #31375d00
 @dataclass(frozen=True)

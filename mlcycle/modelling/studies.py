@@ -15,11 +15,12 @@ from zipfile import BadZipFile
 
 import numpy as np
 
-from ..lifecycle.workspace import replacing, write_text
-from ..metrics import as_predictions, get_metric
+from ..core.files import replacing, write_text
+from ..ml.metrics import get_metric
+from ..ml.predictions import as_predictions
 from .trials import Trial
 from ..outcomes import Problem
-from ..stores.stamps import versions_now
+from ..stores.models.library_versions import versions_now
 
 if TYPE_CHECKING:
     import optuna

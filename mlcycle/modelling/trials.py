@@ -23,12 +23,13 @@ from sklearn.base import BaseEstimator, clone
 from sklearn.model_selection import GroupShuffleSplit, train_test_split
 from threadpoolctl import threadpool_limits
 
-from ..blends import fit_weighted
+from ..ml.blends import fit_weighted
 from ..errors import TargetError
-from ..metrics import Predictions, score
+from ..ml.metrics import score
+from ..ml.predictions import Predictions
 from .candidates import EARLY_FROM, CandidateModel
 from ..outcomes import Problem
-from ..stores.models import predict
+from ..ml.predictions import predict
 
 # %% ../../nbs/modelling/trials.ipynb #355cb761
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@
 __all__ = ['fell', 'decide']
 
 # %% ../../nbs/monitoring/decision.ipynb #ba61b8fd
-from ..metrics import get_metric
+from ..ml.metrics import get_metric
 from ..outcomes import Drift, Score
 
 # %% ../../nbs/monitoring/decision.ipynb #4ca2a9ad

@@ -9,7 +9,8 @@ __all__ = ['read_predictions', 'score_events', 'score_windows', 'latencies']
 import numpy as np
 import pandas as pd
 
-from ..metrics import Predictions, score_intervals
+from ..ml.metrics import score_intervals
+from ..ml.predictions import Predictions
 from ..outcomes import Problem, Score, Window
 
 # %% ../../nbs/monitoring/quality.ipynb #275f181f

@@ -9,16 +9,16 @@ __all__ = ['WORDS', 'rows_to_watch', 'replay', 'typed', 'unwatched', 'monitor_mo
 import numpy as np
 import pandas as pd
 
-from ..lifecycle.serving import running_service, to_json_rows
-from ..lifecycle.workspace import Workspace
+from ..service.local import running_service, to_json_rows
+from ..core.workspace import Workspace
 from .decision import decide
 from .drift import find_drift
 from .quality import latencies, score_events, score_windows
 from ..outcomes import Dataset, FeaturePlan, Health, Problem, Release, Verdict
-from ..stores.datasets import read_table
+from ..stores.tables.datasets import read_table
 from ..stores.events import forget_events, open_events, read_events
-from ..stores.functions import functions_file
-from ..stores.sealed import open_sealed
+from ..stores.models.function_files import functions_file
+from ..stores.tables.holdout import open_sealed
 
 # %% ../../nbs/07_monitoring.ipynb #c3dec324
 def rows_to_watch(

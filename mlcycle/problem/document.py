@@ -19,7 +19,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
 
 from ..errors import InputError, MlcycleError, ParameterError, suggest
-from ..lifecycle.workspace import write_text
+from ..core.files import write_text
 
 # %% ../../nbs/problem/document.ipynb #ff38d56b
 FILE, SCHEMA_FILE = "problem.yaml", "problem.schema.json"

@@ -32,8 +32,9 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import KBinsDiscretizer, OneHotEncoder, OrdinalEncoder, StandardScaler
 from threadpoolctl import threadpool_limits
 
-from ..criteria import parse_criterion
-from ..metrics import Predictions, as_predictions, encode, get_metric, score, score_intervals
+from ..ml.criteria import parse_criterion
+from ..ml.metrics import encode, get_metric, score, score_intervals
+from ..ml.predictions import Predictions, as_predictions
 from ..outcomes import CurvePoint, Feasibility, Problem, Score
 
 # %% ../../nbs/problem/feasibility.ipynb #e035882c

@@ -11,14 +11,14 @@ from typing import Any
 
 import pandas as pd
 
-from ..criteria import parse_criterion, read_criteria
+from ..ml.criteria import parse_criterion, read_criteria
 from ..errors import MetricError, ParameterError, TargetError, suggest
-from ..metrics import DEFAULT_METRICS, get_metric, metric_for
+from ..ml.metrics import DEFAULT_METRICS, get_metric, metric_for
 from ..outcomes import Feasibility, Label, Problem, Task
 from .document import ProblemDocument, override
 from .feasibility import probe_feasibility
 from .task import check_target, find_positive, find_task
-from ..stores.sources import fill_in, hash_rows, read_source
+from ..stores.sources.ingest import fill_in, hash_rows, read_source
 
 # %% ../../nbs/01_problem.ipynb #78adc087
 def gather_answers(

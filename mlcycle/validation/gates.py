@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from ..criteria import Criterion, read_criteria
-from ..metrics import (Metric, Predictions, difference_interval, encode, metric_for, resample, score, score_draws,
-                             score_intervals)
+from ..ml.criteria import Criterion, read_criteria
+from ..ml.metrics import Metric, difference_interval, encode, metric_for, resample, score, score_draws, score_intervals
+from ..ml.predictions import Predictions
 from ..outcomes import Gate, Problem, Score
 
 if TYPE_CHECKING:

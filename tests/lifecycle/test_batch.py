@@ -1,0 +1,281 @@
+"""Batches: many sets of parameters side by side; what goes wrong in one is no matter for the others."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pyarrow.parquet
+import pytest
+from conftest import TABLES, WORDS, cli
+from test_faults import own_notebooks
+from test_pages import browser, open_page  # noqa: F401 - fixtures
+
+import mlcycle as mc
+from mlcycle.core.runs import Run, all_runs
+from mlcycle.core.workspace import Workspace
+from mlcycle.errors import ParameterError
+from mlcycle.lifecycle.batch import plan_batch, read_sets, run_batch
+from mlcycle.lifecycle.choice import Choice
+from mlcycle.stores.models.registry import get_alias, open_registry
+
+
+def cancer(project: Path) -> Path:
+    "A project with a small table."
+    project.mkdir(exist_ok=True)
+    TABLES["cancer"][0]().iloc[:200, [0, 1, 2, 3, 4, -1]].to_csv(project / "cancer.csv", index=False)
+    (project / "settings.ini").write_text("[problem]\nsource = cancer.csv\ntarget = target\n")
+    return project
+
+
+def results(project: Path) -> list[dict]:
+    "The table that the newest batch left."
+    newest = max(project.glob("reports/batches/*/results.parquet"), key=lambda path: path.stat().st_mtime_ns)
+    return pyarrow.parquet.read_table(newest).to_pylist()
+
+
+def runs_of(project: Path) -> list[Run]:
+    "Oldest first."
+    return all_runs(Workspace.of(project))[::-1]
+
+
+def entries(project: Path) -> set[str]:
+    "What the cache holds."
+    return {str(path.relative_to(project)) for path in project.glob(".mlcycle/cache/*/*/")}
+
+
+@pytest.fixture(scope="module")
+def grid(tmp_path_factory) -> Path:
+    "A project in which four sets of a grid were run."
+    project = cancer(tmp_path_factory.mktemp("grid"))
+    grid = ["-g", "seed=1,2", "-g", "metric=roc_auc,f1"]
+    done = cli("batch", *grid, "--until", "data", "--jobs", "2", cwd=project)
+    assert done.returncode == 0, done.stderr
+    assert "4 of 4 runs succeeded." in done.stdout
+    assert "4 of 4: set" in done.stdout, "where there is no terminal, each run says when it is over"
+    return project
+
+
+def test_each_set_of_a_grid_is_a_run(grid):
+    rows = results(grid)
+    assert [(row["seed"], row["metric"]) for row in rows] == [(1, "roc_auc"), (1, "f1"), (2, "roc_auc"), (2, "f1")]
+    assert len({row["run"] for row in rows}) == 4
+    assert {(row["status"], row["error"]) for row in rows} == {("done", "")}
+    for row in rows:
+        run = mc.open(row["run"], grid)
+        assert run.problem.metric == row["metric"]
+        assert run.about["parameters"]["data"] == {"seed": row["seed"]}
+        assert row["decision"] == run.dataset.decision
+
+
+def test_what_runs_share_is_computed_once(grid):
+    runs = runs_of(grid)
+    assert len(list(grid.glob(".mlcycle/cache/problem/*/"))) == 2, "one for each metric, whatever the seed"
+    assert len(list(grid.glob(".mlcycle/cache/data/*/"))) == 4
+    for metric in ("roc_auc", "f1"):
+        same = [run for run in runs if run.problem.metric == metric]
+        reused = [run.about["stages"]["problem"].get("reused", "") for run in same]
+        computed = next(run.id for run, other in zip(same, reused, strict=True) if not other)
+        assert sorted(reused) == ["", computed]
+        assert len({(run.folder / "problem.json").read_text() for run in same}) == 1
+
+
+def test_the_same_batch_again_computes_nothing(grid):
+    before, kept = results(grid), entries(grid)
+    done = cli("batch", "-g", "seed=1,2", "-g", "metric=roc_auc,f1", "--until", "data", cwd=grid)
+    assert done.returncode == 0, done.stderr
+    assert [row["run"] for row in results(grid)] == [row["run"] for row in before]
+    assert (len(runs_of(grid)), entries(grid)) == (4, kept)
+
+
+@pytest.mark.browser
+def test_the_comparison_page(grid, open_page):  # noqa: F811
+    page = open_page((max(grid.glob("reports/batches/*/")) / "index.html").as_uri())
+    assert page.locator("h1").inner_text().startswith("Batch ")
+    text = page.locator("main").inner_text()
+    for run in runs_of(grid):
+        assert run.id in text
+    page.get_by_role("link", name=runs_of(grid)[0].id).first.click()
+    assert page.locator("h1").inner_text() == "Problem"
+
+
+def test_a_file_of_sets(grid, monkeypatch):
+    "In CSV an empty cell says nothing; in YAML a stage may be named. What the grid has computed is there."
+    (grid / "sets.csv").write_text("seed,metric\n1,f1\n2,\n")
+    done = cli("batch", "sets.csv", "-p", "metric=roc_auc", "--until", "data", cwd=grid)
+    assert done.returncode == 0, done.stderr
+    assert [(row["seed"], row["metric"]) for row in results(grid)] == [(1, "f1"), (2, "roc_auc")]
+    (grid / "sets.yaml").write_text("- {seed: 1, metric: f1}\n- problem: {metric: f1}\n  seed: 2\n")
+    monkeypatch.chdir(grid)
+    sets = read_sets(Path("sets.yaml"))
+    result = run_batch(plan_batch(sets, {}, grid), sets, Choice(until="data"))
+    assert [run.problem.metric for run in result.runs] == ["f1", "f1"]
+    assert [(row["seed"], row["metric"], row["problem.metric"]) for row in results(grid)] == [(1, "f1", "f1"), (2, "f1", "f1")]
+    assert len(runs_of(grid)) == 4
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [
+        ("sets.csv", "seed,metric\n1,f1\n2,f1,3\n", "Line 3"),
+        ("sets.csv", "seed\n", "no sets"),
+        ("sets.yaml", "seed: 1\n", "no sets"),
+        ("sets.yaml", "- seed: [\n", "cannot be read"),
+        ("sets.yaml", "- {seed: 1}\n- {seed: 2}\n- {sead: 3}\n", "Set 3 of 3: The parameter 'sead' (set 3) is not known."),
+        ("sets.yaml", "- {seed: 1}\n- {seed: two}\n", "Set 2 of 2: The parameter 'seed' cannot be 'two'."),
+    ],
+)
+def test_a_wrong_file_is_found_before_anything_runs(name, text, said, tmp_path):
+    cancer(tmp_path)
+    (tmp_path / name).write_text(text)
+    done = cli("batch", name, cwd=tmp_path)
+    assert done.returncode == 2
+    assert said in done.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(["cancer.csv", "settings.ini", name])
+
+
+def test_a_set_that_fails_does_not_stop_the_others(tmp_path):
+    own_notebooks(cancer(tmp_path), "data", "if seed == 2: raise RuntimeError('the moon is full')")
+    done = cli("batch", "-g", "metric=rmse,f1", "-g", "seed=1,2,3", "--until", "data", "--jobs", "2", cwd=tmp_path)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stdout + done.stderr
+    assert "2 of 6 runs succeeded." in done.stdout
+    rows = results(tmp_path)
+    for row in rows[:3]:
+        assert (row["run"], row["status"]) == ("", "failed"), "a metric that does not fit leaves no run"
+        assert "rmse" in row["error"]
+        assert row["error"] in done.stdout
+    assert [row["status"] for row in rows[3:]] == ["done", "failed", "done"]
+    assert "the moon is full" in rows[4]["error"]
+    page = tmp_path / "reports" / rows[4]["run"] / "02_data.html"
+    assert "the moon is full" in page.read_text()
+    assert "the moon is full" in max(tmp_path.glob("reports/batches/*/index.html")).read_text()
+
+
+def start(project: Path, *words: str) -> subprocess.Popen:
+    "A batch in a process of its own, once each of its two runs has begun to wait in stage 2."
+    heed = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # noqa: E731 - a background shell has its children ignore it
+    command = [Path(sys.executable).with_name("mlcycle"), "batch", *words, "--until", "data", "--jobs", "2"]
+    process = subprocess.Popen(command, cwd=project, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=heed)
+    deadline = time.monotonic() + 120
+    while not all((project / f"here-{seed}").exists() for seed in (1, 2)):
+        if process.poll() is not None or time.monotonic() > deadline:
+            process.kill()
+            pytest.fail(f"The batch does not wait: {process.communicate()}")
+        time.sleep(0.1)
+    return process
+
+
+def processes_in(project: Path, patience: float = 10) -> list[str]:
+    "Those that still work in a folder after a while."
+    deadline = time.monotonic() + patience
+    while True:
+        found = []
+        for entry in Path("/proc").glob("[0-9]*"):
+            try:
+                if os.readlink(entry / "cwd") == str(project):
+                    found.append((entry / "cmdline").read_text())
+            except OSError:  # It has ended, or is somebody else's
+                continue
+        if not found or time.monotonic() > deadline:
+            return found
+        time.sleep(0.1)
+
+
+WAIT = """
+import os, time
+if seed in (1, 2) and not os.path.exists("go"):
+    open(f"here-{seed}", "w").close()
+    time.sleep(300)
+"""
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
+def test_a_batch_that_was_ended_goes_on_where_it_was(how, tmp_path):
+    own_notebooks(cancer(tmp_path), "data", WAIT)
+    with open(tmp_path / "settings.ini", "a") as settings:
+        settings.write("[hooks]\non_failure = touch told\n")
+    grid = ["-g", "seed=3,1,2"]
+    process = start(tmp_path, *grid)
+    process.send_signal(how)
+    printed, complaints = process.communicate(timeout=60)
+    assert processes_in(tmp_path) == []
+    before = {run.id: run.about for run in runs_of(tmp_path)}
+    first = next(run for run, about in before.items() if about["parameters"]["data"]["seed"] == 3)
+    assert before[first]["status"] == "done"
+    if how == signal.SIGINT:
+        assert process.returncode == 130
+        assert "Interrupted." in complaints
+        assert "Traceback" not in printed + complaints
+        assert {about["status"] for run, about in before.items() if run != first} == {"interrupted"}
+        assert not (tmp_path / "told").exists(), "who interrupts need not be told"
+    (tmp_path / "go").touch()
+    done = cli("batch", *grid, "--until", "data", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    rows = results(tmp_path)
+    assert [row["status"] for row in rows] == ["done"] * 3
+    assert rows[0]["run"] == first, "what was done is not done again"
+    for row in rows[1:]:
+        assert mc.open(row["run"], tmp_path).about["stages"]["problem"]["reused"] in before
+
+
+@pytest.fixture(scope="module")
+def judged(tmp_path_factory) -> Path:
+    "A project in which two sets came to a verdict."
+    project = cancer(tmp_path_factory.mktemp("judged"))
+    done = cli("batch", "-g", "seed=1,2", *WORDS, "--until", "validation", cwd=project)
+    assert done.returncode == 0, done.stderr
+    return project
+
+
+def test_the_table_says_what_the_verdicts_say(judged):
+    rows = results(judged)
+    assert [row["seed"] for row in rows] == [1, 2]
+    for row in rows:
+        run = mc.open(row["run"], judged)
+        assert (row["decision"], row["approved"]) == (run.verdict.decision, run.verdict.approved)
+        for score in run.verdict.scores:
+            assert [row[score.metric + end] for end in ("", "_low", "_high")] == [score.value, score.low, score.high]
+        seconds = [stage["seconds"] for stage in run.about["stages"].values() if not stage.get("reused")]
+        assert row["seconds"] == pytest.approx(sum(seconds))
+
+
+def test_a_batch_makes_no_champion_unless_told(judged):
+    model = runs_of(judged)[0].candidate.model
+    workspace = Workspace.of(judged)
+    open_registry(workspace.tracking_uri, workspace.artifacts, model.name)
+    assert get_alias(model.name) is None
+    assert {run.verdict.champion_after for run in runs_of(judged)} == {None}
+    kept = {entry for entry in entries(judged) if "/validation/" not in entry}
+    done = cli("batch", "-g", "seed=1", "-p", "promote=true", *WORDS, "--until", "validation", cwd=judged)
+    assert done.returncode == 0, done.stderr
+    run = mc.open(results(judged)[0]["run"], judged)
+    assert run.verdict.approved
+    assert get_alias(model.name) == run.candidate.model.version == run.verdict.champion_after
+    assert {entry for entry in entries(judged) if "/validation/" not in entry} == kept, "only the verdict was new"
+
+
+def test_a_project_may_have_other_parameters(tmp_path):
+    "What a batch says by itself is said only where somebody listens; what a file says counts."
+    own_notebooks(cancer(tmp_path), "data", "pass")
+    path = tmp_path / "nbs" / "05_validation.ipynb"
+    notebook = json.loads(path.read_text())
+    for cell in notebook["cells"]:
+        cell["source"] = [line for line in cell["source"] if not line.startswith("promote: bool")]
+    path.write_text(json.dumps(notebook))
+    [plan] = plan_batch([{"seed": "1"}], {}, tmp_path)
+    assert "promote" not in plan.parameters["validation"]
+    assert plan.parameters["modelling"]["jobs"] == 1
+    (tmp_path / "more.yaml").write_text("jobs: 3\n")
+    [plan] = plan_batch([{"seed": "1"}], {}, tmp_path, tmp_path / "more.yaml")
+    assert plan.parameters["modelling"]["jobs"] == 3
+
+
+def test_a_batch_needs_sets_and_processes(tmp_path):
+    cancer(tmp_path)
+    assert cli("batch", cwd=tmp_path).returncode == 2
+    with pytest.raises(ParameterError, match="side by side"):
+        run_batch(plan_batch([{}], {}, tmp_path), [{}], jobs=-1)

@@ -1,0 +1,834 @@
+"""Stage 4: who competes, what is tried, what is left when it is stopped, and who wins."""
+
+import importlib.util
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import TABLES, cli
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin, TransformerMixin
+from sklearn.ensemble import RandomForestClassifier
+from sklearn.linear_model import LogisticRegression, Ridge
+from sklearn.pipeline import Pipeline
+from sklearn.tree import DecisionTreeClassifier
+
+from mlcycle.errors import ParameterError, StageError, TargetError
+from mlcycle.features.encode.pipeline import build_pipeline
+from mlcycle.ml.blends import BlendClassifier, Calibrated, calibrate
+from mlcycle.ml.folds import make_folds
+from mlcycle.ml.latency import measure_latency
+from mlcycle.ml.predictions import Predictions, as_predictions, predict
+from mlcycle.modelling import calibration, candidates, ensemble, stage, trials
+from mlcycle.modelling.candidates import CANDIDATES, candidate, check_trusted
+from mlcycle.modelling.choice import build_model, order_of_choice
+from mlcycle.modelling.search import Budget, run_search
+from mlcycle.modelling.stage import Rules, check_columns, compete, fit_final, fit_winner, learning_curve, open_arena
+from mlcycle.modelling.studies import open_study
+from mlcycle.modelling.trials import Arena, Trial, inner_split, run_trial, worker_processes
+from mlcycle.modelling.weights import row_weights
+from mlcycle.outcomes import Problem
+from mlcycle.stores.models.model_files import TRUSTED, load_model, save_model
+
+KINDS = {"a": "number", "b": "number", "word": "category"}
+CLASSES = {"binary": ["no", "yes"], "multiclass": ["high", "low", "middle"], "regression": []}
+METRIC = {"binary": "roc_auc", "multiclass": "log_loss", "regression": "rmse"}
+
+
+def make_problem(task="binary", **more) -> Problem:
+    "A question about the column `y`."
+    facts = {"decision": "-", "question": "-", "owner": "-", "source": "-", "source_sha256": "-", "target": "y", "task": task}
+    facts |= {"classes": CLASSES[task], "positive": "yes" if task == "binary" else None, "rows": 100, "criteria": []}
+    return Problem(**facts | {"metric": METRIC[task], "metrics": [METRIC[task]]} | more)
+
+
+def make_table(task="binary", rows=240, seed=0) -> pd.DataFrame:
+    "Numbers with gaps, words, and a target that depends on both."
+    rng = np.random.default_rng(seed)
+    table = pd.DataFrame({"a": rng.normal(size=rows), "b": rng.normal(size=rows), "word": rng.choice(["u", "v", "w"], rows)})
+    value = table.a + (table.word == "u") - 0.5 * table.b**2 + 0.5 * rng.normal(size=rows)
+    table.loc[rng.random(rows) < 0.1, "b"] = np.nan
+    cuts = {"binary": [0], "multiclass": [-0.5, 0.5]}.get(task)
+    order = ["no", "yes"] if task == "binary" else ["low", "middle", "high"]
+    table["y"] = value if cuts is None else np.array(order)[np.digitize(value, cuts)]
+    return table
+
+
+def arena_of(folder, problem=None, table=None, folds=3, **rules) -> Arena:
+    "An arena with the plan of stage 3."
+    problem = problem or make_problem()
+    table = make_table(problem.task) if table is None else table
+    plan = build_pipeline(KINDS, classify=problem.task != "regression")
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    return open_arena(problem, plan, list(KINDS), table, Rules(**{"folds": folds, "jobs": 1} | rules), Path(folder))
+
+
+def hold(tmp_path, rows=None, problem=None, **rules) -> stage.Competition:
+    "A small competition."
+    arena = arena_of(tmp_path / "folds", problem, rows, rules.pop("folds", 3), **rules)
+    quick = {"models": ["linear"], "trials": 1, "repeats": 1, "jobs": 1, "folds": len(arena.folds)} | rules
+    rows = make_table(arena.problem.task) if rows is None else rows
+    return compete(arena, Rules(**quick), tmp_path / "study", rows, len(rows))
+
+
+@pytest.fixture
+def own():
+    "What a test registers is forgotten."
+    before = dict(CANDIDATES)
+    yield
+    CANDIDATES.clear()
+    CANDIDATES.update(before)
+
+
+@pytest.fixture
+def counted(monkeypatch):
+    "The name and the settings of each candidate, each time that it is fitted to a fold."
+    fitted, fit = [], trials.fit_fold
+
+    def count(model, parameters, *more):
+        fitted.append((model.name, str(parameters)))
+        return fit(model, parameters, *more)
+
+    monkeypatch.setattr(trials, "fit_fold", count)
+    return fitted
+
+
+def planted(arena: Arena, *scores: list[float], models=("linear", "forest", "lightgbm")) -> list[Trial]:
+    "Trials with given scores that said nothing."
+    return [Trial(0, model, "trees", {}, list(each)) for model, each in zip(models, scores, strict=False)]
+
+
+# Candidates of one's own
+
+
+def test_a_candidate_of_ones_own_competes_wins_is_saved_and_loaded(tmp_path, own):
+    @candidate("own forest", space=lambda trial: {"max_depth": trial.suggest_int("own forest_depth", 3, 6)}, simplicity=1)
+    def make(task, seed, max_depth=5):
+        return RandomForestClassifier(30, max_depth=max_depth, random_state=seed)
+
+    table = make_table()
+    table["y"] = np.where(table.a.abs() > 0.7, "yes", "no")  # A straight line cannot say this
+    competition = hold(tmp_path, table, models=["own forest", "linear"], trials=2)
+    assert competition.order[0].model == "own forest"
+    assert {trial.model for trial in competition.search.trials} <= {"own forest", "linear"}
+    model, taken = fit_winner(competition, table[[*KINDS, "y"]], None)
+    again = load_model(tmp_path / "model.skops", save_model(model, tmp_path / "model.skops"))
+    assert (again.predict(table[list(KINDS)]) == model.predict(table[list(KINDS)])).all()
+    assert taken["p50"] > 0
+
+
+class Odd(ClassifierMixin, BaseEstimator):
+    "A classifier that answers in an odd way."
+
+    def __init__(self, way="NaN"):
+        self.way = way
+
+    def fit(self, X, y):
+        "Learn which classes there are, or fail."
+        if self.way == "raises":
+            raise RuntimeError("the moon is full")
+        self.classes_ = np.unique(y)
+        return self
+
+    def predict_proba(self, X):
+        "Nonsense."
+        said = np.full((len(X), 2), 0.5)
+        return {"NaN": said * np.nan, "too few": said[:-1], "too narrow": said[:, :1]}[self.way]
+
+
+@pytest.fixture
+def reviewed(monkeypatch):
+    "The estimators of this module may be saved."
+    monkeypatch.setattr(
+        "mlcycle.stores.models.model_files.TRUSTED", [*TRUSTED, *(f"test_modelling.{each.__name__}" for each in (Odd, Slow))]
+    )
+
+
+@pytest.mark.parametrize(
+    ("way", "reason"),
+    [
+        ("raises", "RuntimeError: the moon is full"),
+        ("NaN", "80 of 80 predictions are not numbers"),
+        ("too few", "shape (79,) for 80 rows"),
+        ("too narrow", "IndexError"),
+    ],
+)
+def test_an_odd_candidate_is_out_with_its_reason_and_stops_nobody(way, reason, tmp_path, own, reviewed):
+    candidate("odd")(lambda task, seed: Odd(way))
+    competition = hold(tmp_path, models=["odd", "linear"])
+    assert competition.order[0].model == "linear"
+    assert reason in competition.out["odd"]
+    assert all(line.kind != "odd" for line in competition.lines())
+
+
+def test_if_all_fail_each_reason_is_told(tmp_path, own, reviewed):
+    candidate("one")(lambda task, seed: Odd("raises"))
+    candidate("two")(lambda task, seed: Odd("NaN"))
+    with pytest.raises(StageError, match=r"one: RuntimeError: the moon is full; two: ValueError: 80 of 80") as told:
+        hold(tmp_path, models=["one", "two"])
+    assert told.value.found == "No candidate could be fitted and asked."
+    assert not list(tmp_path.glob("study/*one*")), "what failed is tried again"
+
+
+def test_a_regressor_that_answers_in_columns_is_out(tmp_path, own, monkeypatch):
+    class Column(RegressorMixin, BaseEstimator):
+        def fit(self, X, y):
+            return self
+
+        def predict(self, X):
+            return np.zeros((len(X), 1))
+
+    monkeypatch.setattr(candidates, "untrusted_types", lambda model: [])
+    candidate("column")(lambda task, seed: Column())
+    competition = hold(tmp_path, problem=make_problem("regression"), models=["column", "linear"])
+    assert "shape (80, 1) for 80 rows" in competition.out["column"]
+
+
+def test_a_type_that_was_not_reviewed_is_told_before_the_search(tmp_path, own, counted):
+    candidate("odd")(lambda task, seed: Pipeline([("model", Odd())]))
+    with pytest.raises(ParameterError, match=r"'odd' asks for types that are not trusted: test_modelling.Odd"):
+        hold(tmp_path, models=["linear", "odd"])
+    assert not counted
+    check_trusted([CANDIDATES[name] for name in ("linear", "lightgbm", "network")], "regression")
+
+
+def test_whoever_could_not_be_loaded_gives_way(tmp_path, monkeypatch):
+    competition = hold(tmp_path, models=["linear", "neighbours"], ensemble=False)
+    competition.order.sort(key=lambda trial: trial.model == "neighbours")
+    monkeypatch.setattr(stage, "untrusted_types", lambda model: [] if "KNeigh" in repr(model) else ["a.Type"])
+    table = make_table()
+    fit_winner(competition, table[[*KINDS, "y"]], None)
+    assert competition.chosen.model == "neighbours"
+    assert competition.lines()[0].kind == "neighbours"
+    assert any("a.Type" in why for why in competition.out.values())
+
+
+def test_a_name_that_cannot_be(own):
+    for name in ("../up", "", "ensemble", "dummy"):
+        with pytest.raises(ParameterError, match="cannot be called"):
+            candidate(name)
+    with pytest.raises(ParameterError, match="'forests' is not a family"):
+        candidate("mine", family="forests")
+
+
+def test_a_changed_candidate_is_another_study(own):
+    codes = []
+    for depth in (1, 2):
+        space = {1: lambda trial: {"max_depth": 1}, 2: lambda trial: {"max_depth": 2}}[depth]
+        candidate("mine", space=space)(lambda task, seed, **more: DecisionTreeClassifier(**more))
+        codes.append(CANDIDATES["mine"].own)
+    assert codes[0] != codes[1]
+
+
+# Bad input
+
+
+def test_a_fold_without_a_class(tmp_path):
+    table = make_table()
+    table.loc[5:, "y"] = "no"
+    table.loc[:5, "y"] = "yes"
+    with pytest.raises(TargetError, match=r"Fold 1 of 3 has no row of class 'yes' to be asked about"):
+        arena_of(tmp_path, make_problem(time="day"), table)
+
+
+def test_constant_features():
+    with pytest.raises(StageError, match="All 2 columns are constant"):
+        check_columns(pd.DataFrame({"a": [1, 1], "b": [None, None]}), ["a", "b"])
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"trials": 0}, "trials = 0"),
+        ({"seconds": 0}, "search_seconds = 0"),
+        ({"seconds": float("nan")}, "search_seconds = nan"),
+        ({"folds": 1}, "folds = 1"),
+        ({"repeats": 0}, "repeats = 0"),
+        ({"jobs": 0}, "jobs = 0"),
+        ({"search_rows": -5}, "search_rows = -5"),
+    ],
+)
+def test_rules_that_cannot_be(wrong, said):
+    with pytest.raises(ParameterError, match=said):
+        Rules(**wrong)
+
+
+def test_candidates_that_cannot_be():
+    for names, said in (
+        (["lihgtgbm"], "no candidate 'lihgtgbm'.*Did you mean 'lightgbm'"),
+        (["dummy"], "cannot compete alone"),
+        (["network"], "network: takes too long on more than 30,000 rows"),
+    ):
+        with pytest.raises(ParameterError, match=said):
+            candidates.choose_candidates("binary", 50_000, names)
+
+
+def test_a_candidate_that_is_not_for_the_task(own):
+    candidate("mine", tasks=["regression"])(lambda task, seed: Ridge())
+    with pytest.raises(ParameterError, match="mine: not made for a binary task"):
+        candidates.choose_candidates("binary", 100, ["mine"])
+    assert candidates.choose_candidates("binary", 100)[1]["mine"] == "not made for a binary task"
+
+
+def test_the_command_line_says_what_is_wrong(tmp_path):
+    TABLES["wine"][0]().to_csv(tmp_path / "wine.csv", index=False)
+    for word, said in (("trials=0", "trials = 0"), ('models=["lihgtgbm"]', "Did you mean 'lightgbm'")):
+        words = ["--source", "wine.csv", "--target", "target", "--until", "modelling", "-p", word]
+        done = cli("run", "-q", *words, cwd=tmp_path)
+        assert done.returncode == 2, done.stdout + done.stderr
+        assert said in done.stderr
+        assert done.stderr.count("Error:") == 1
+        assert "Traceback" not in done.stderr + done.stdout
+    assert not (tmp_path / ".mlcycle/studies").exists()
+    assert not (tmp_path / ".mlcycle/artifacts/models").exists()
+
+
+# The same each time
+
+
+def facts_of(competition) -> list:
+    "What must not differ."
+    return [(line.model, line.folds, line.parameters) for line in competition.lines()]
+
+
+def test_one_process_or_four_and_once_more(tmp_path, monkeypatch):
+    monkeypatch.setattr(stage, "WORTH_CORES", 0)
+    answers, boards, table = [], [], make_table(rows=150)
+    for place, jobs in enumerate((1, 4, 1)):
+        with worker_processes(jobs):
+            names = ["linear", "lightgbm"]
+            competition = hold(tmp_path / str(place), table, models=names, trials=2, jobs=jobs, repeats=2, seconds=600)
+            assert competition.arena.jobs == jobs
+            model, _ = fit_winner(competition, table[[*KINDS, "y"]], None)
+        boards.append(facts_of(competition))
+        answers.append(model.predict_proba(table[list(KINDS)]))
+    assert boards[0] == boards[1] == boards[2]
+    assert (answers[0] == answers[1]).all()
+    assert (answers[0] == answers[2]).all()
+
+
+# A search that was stopped goes on
+
+SEARCH = """
+import sys, time
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+import test_modelling as t
+from mlcycle.modelling import trials
+
+fit = trials.fit_fold
+def slow(model, *more):
+    with open(sys.argv[2] + ".log", "a") as log:
+        log.write(model.name + "\\n")
+    time.sleep(0.2)
+    return fit(model, *more)
+trials.fit_fold = slow
+arena = t.arena_of(sys.argv[2] + ".folds")
+t.run_search(arena, t.pair(), t.Budget(6, 600), Path(sys.argv[2]))
+"""
+
+
+def pair() -> list:
+    "Two candidates that have settings."
+    return [CANDIDATES[name] for name in ("dummy", "linear", "lightgbm")]
+
+
+def outcome_of(found) -> list:
+    "What a search came to."
+    return [(one.name, one.parameters, one.scores, one.status) for one in [*found.line_up, *found.trials]]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    "A search of six trials that nobody stopped."
+    folder = tmp_path_factory.mktemp("whole")
+    arena = arena_of(folder / "folds")
+    return arena, run_search(arena, pair(), Budget(6, 600), folder / "study")
+
+
+def test_a_killed_search_goes_on(tmp_path, whole, counted):
+    arena, expected = whole
+    study = tmp_path / "study"
+    process = subprocess.Popen([sys.executable, "-c", SEARCH, str(Path(__file__).parent), str(study)])
+    late = time.monotonic() + 200
+    while not list(study.glob("search*/trial 2.npz")):
+        assert process.poll() is None and time.monotonic() < late
+        time.sleep(0.05)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    kept = len(list(study.glob("search*/trial *.npz")))
+    assert 2 <= kept < 6
+    found = run_search(arena, pair(), Budget(6, 600), study)
+    assert kept - 1 <= found.found <= kept, "it may have been killed between the file and the journal"
+    assert outcome_of(found) == outcome_of(expected)
+    assert len(counted) == sum(len(trial.scores) for trial in found.trials[found.found :]), "nothing is fitted twice"
+
+
+def test_an_interrupted_search_goes_on(tmp_path, whole, counted, monkeypatch):
+    arena, expected = whole
+    fit = trials.fit_fold
+
+    def interrupt(*asked):
+        if len(counted) == 14:
+            raise KeyboardInterrupt
+        return fit(*asked)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(trials, "fit_fold", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            run_search(arena, pair(), Budget(6, 600), tmp_path)
+    found = run_search(arena, pair(), Budget(6, 600), tmp_path)
+    assert found.found == 1
+    assert outcome_of(found) == outcome_of(expected)
+
+
+def test_more_trials_go_on_with_the_same_study(tmp_path, whole, counted):
+    arena, expected = whole
+    run_search(arena, pair(), Budget(3, 600), tmp_path)
+    counted.clear()
+    found = run_search(arena, pair(), Budget(6, 600), tmp_path)
+    assert found.found == 3
+    assert outcome_of(found) == outcome_of(expected)
+    assert len(counted) == sum(len(trial.scores) for trial in found.trials[3:])
+
+
+@pytest.mark.parametrize("damage", ["trial", "line-up", "journal's end", "journal's middle", "journal"])
+def test_what_is_damaged_is_done_again(damage, tmp_path, whole):
+    arena, expected = whole
+    run_search(arena, pair(), Budget(6, 600), tmp_path)
+    folder = next(tmp_path.glob("search*"))
+    path = {"trial": folder / "trial 2.npz", "line-up": tmp_path / "line-up linear.npz"}.get(damage, folder / "journal.log")
+    content = path.read_bytes()
+    middle = len(content) // 2
+    path.write_bytes(
+        {
+            "journal's end": content[:-20],
+            "journal's middle": content[:middle] + b"\0\0\xff\n" + content[middle:],
+            "journal": b"",
+        }.get(damage, content[:middle])
+    )
+    found = run_search(arena, pair(), Budget(6, 600), tmp_path)
+    assert outcome_of(found) == outcome_of(expected)
+    assert found.found == {"trial": 5, "line-up": 6, "journal's end": 5, "journal": 0}.get(damage, found.found)
+    assert run_search(arena, pair(), Budget(6, 600), tmp_path).found == 6
+
+
+def test_when_time_is_up_it_is_said_and_the_rest_can_follow(tmp_path, whole):
+    arena, expected = whole
+    started = time.monotonic()
+    found = run_search(arena, pair(), Budget(6, 1, started - 10), tmp_path)
+    assert found.late and not found.trials
+    more = [*pair(), CANDIDATES["neighbours"]]
+    found = run_search(arena, more, Budget(6, 1, started - 10), tmp_path / "more")
+    assert found.late and found.line_up[-1].reason == "time was up"
+    found = run_search(arena, pair(), Budget(6, 600), tmp_path)
+    assert not found.late
+    assert outcome_of(found) == outcome_of(expected)
+
+
+def test_where_no_further_round_fits_the_search_takes_its_time(tmp_path, own, monkeypatch):
+    asked, fitted = [], []
+
+    @candidate("broken")
+    def make(task, seed):
+        fitted.append(task)
+        raise ValueError("no such thing")
+
+    def listen(arena, models, budget, *rest):
+        found = run_search(arena, models, budget, *rest)
+        asked.append((budget.seconds, found, len(fitted)))
+        return found
+
+    monkeypatch.setattr(stage, "run_search", listen)
+    monkeypatch.setattr(stage, "run_rounds", lambda arena, finalists, *rest: (arena, finalists, True))
+    competition = hold(tmp_path, models=["linear", "broken"], trials=10_000, seconds=6, repeats=2)
+    (part, before, once), (whole, after, still) = asked
+    assert (part, whole) == (4, 6) and once == still > 0
+    assert len(after.trials) > len(before.trials) > 0
+    assert [trial.scores for trial in after.trials[: len(before.trials)]] == [trial.scores for trial in before.trials]
+    assert [trial.status for trial in after.line_up] == [trial.status for trial in before.line_up]
+    assert competition.search.late and competition.search.found == 0
+    assert "no such thing" in competition.out["broken"]
+
+
+def test_other_candidates_in_the_line_up_are_another_search(tmp_path, own):
+    arena = arena_of(tmp_path / "folds", folds=2)
+    run_search(arena, pair()[:2], Budget(1, 600), tmp_path / "study")
+    assert run_search(arena, pair(), Budget(1, 600), tmp_path / "study").searched  # Optuna would not change its choices
+
+
+def test_two_folds_are_asked_once(tmp_path):
+    trial = run_trial(arena_of(tmp_path, folds=2), CANDIDATES["linear"], {}, stop=lambda scores: "never reached")
+    assert trial.status == "complete" and len(trial.scores) == 2 and trial.fit_seconds > 0
+
+
+def test_a_poor_trial_is_pruned_and_stays_off_the_leaderboard(tmp_path, own):
+    depths = iter([4, 4, 4, 4, 4, 1])
+
+    @candidate("tree", space=lambda trial: {"max_depth": next(depths), "min_samples_leaf": trial.suggest_int("tree_leaf", 2, 3)})
+    def make(task, seed, max_depth=4, min_samples_leaf=2):
+        # A tree of depth 1 sees nothing: it must leave all rows in one leaf
+        fewest = 0.5 if max_depth == 1 else min_samples_leaf
+        return DecisionTreeClassifier(max_depth=max_depth, min_samples_leaf=fewest, random_state=seed)
+
+    competition = hold(tmp_path, folds=5, models=["tree"], trials=6)
+    last = competition.search.trials[-1]
+    assert (last.status, len(last.scores)) == ("pruned", trials.FIRST_ROUND)
+    assert last.name not in {line.model for line in competition.lines()}
+    assert "worse than most" in competition.out[last.name]
+    study = open_study(competition.search.folder, "roc_auc")
+    assert study.trials[-1].state.name == "PRUNED"
+    again = hold(tmp_path, folds=5, models=["tree"], trials=6)
+    assert again.search.trials[-1].status == "pruned"
+
+
+# Time and entities
+
+
+class Watch(TransformerMixin, BaseEstimator):
+    "Notes which rows teach, and which are asked about."
+
+    seen: list = []  # noqa: RUF012 - of all copies
+
+    def fit(self, X, y=None):
+        "Note the rows that teach."
+        Watch.seen.append(("learn", X["b"].to_numpy()))
+        return self
+
+    def transform(self, X):
+        "Note the rows."
+        Watch.seen.append(("ask", X["b"].to_numpy()))
+        return X
+
+
+def rounds_seen() -> list[tuple[np.ndarray, np.ndarray]]:
+    "Which rows taught and which were asked about, plan by plan."
+    found = []
+    for what, rows in Watch.seen:
+        if what == "learn":
+            found.append((rows, []))
+        elif not np.array_equal(rows, found[-1][0]):  # The plan also transforms what it learns from
+            found[-1][1].append(rows)
+    return found
+
+
+def watched(monkeypatch, tmp_path, problem, table) -> stage.Competition:
+    "A competition with early stopping, and its curve; the column `b` is the number of a row."
+    for module in (trials, candidates):
+        monkeypatch.setattr(module, "EARLY_FROM", 40)
+    monkeypatch.setattr(candidates, "MOST_TREES", 40)
+    Watch.seen.clear()
+    inner = []
+    monkeypatch.setattr(trials, "inner_split", lambda *asked: inner.append((asked, inner_split(*asked))) or inner[-1][1])
+    arena = arena_of(tmp_path / "folds", problem, table)
+    arena = replace(arena, plan=Pipeline([("watch", Watch()), *arena.plan.steps]))
+    rules = Rules(["linear", "lightgbm"], repeats=2, trials=2, seconds=600, jobs=1)
+    competition = compete(arena, rules, tmp_path / "study", table, len(table))
+    learning_curve(competition, table, list(KINDS))
+    inner = [each for each in inner if each[1]]  # A tenth of the rows is too few for early stopping
+    assert len(inner) > 6
+    assert len(rounds_seen()) > 6
+    for (target, *_), (grow, stop) in inner:
+        assert len(stop) and not set(grow) & set(stop) and len(grow) + len(stop) == len(target)
+    competition.inner = inner
+    return competition
+
+
+def test_time_is_never_turned_round(tmp_path, monkeypatch):
+    table, taught = make_table(), []
+    table["b"] = np.arange(len(table), dtype=float)
+    choose, learn = ensemble.select_greedily, calibration.fit_calibration
+    monkeypatch.setattr(ensemble, "select_greedily", lambda *asked: taught.append(("ensemble", list(asked[3]))) or choose(*asked))
+    monkeypatch.setattr(
+        calibration, "fit_calibration", lambda *asked: taught.append(("calibration", len(asked[1]))) or learn(*asked)
+    )
+    competition = watched(monkeypatch, tmp_path, make_problem(time="day"), table)
+    assert all(learnt.max() < asked.min() for learnt, each in rounds_seen() for asked in each)
+    assert all(grow.max() < stop.min() for _, (grow, stop) in competition.inner)
+    assert len(competition.arena.folds) == 3, "one round"
+    assert [folds for what, folds in taught if what == "ensemble"] == [[0], [0, 1], [0, 1, 2]], "the last is for the model"
+    stage.finish(competition)
+    assert [rows for what, rows in taught if what == "calibration"] == [60, 120, 180]
+
+
+def test_an_entity_is_never_on_both_sides(tmp_path, monkeypatch):
+    table = make_table().assign(who=lambda rows: [f"p{number // 4}" for number in range(len(rows))])
+    table["b"] = np.arange(len(table), dtype=float)
+    competition = watched(monkeypatch, tmp_path, make_problem(entity="who"), table)
+    for learnt, each in rounds_seen():
+        assert not any(set(learnt // 4) & set(asked // 4) for asked in each)
+    for (_, _, _, entities), (grow, stop) in competition.inner:
+        assert not set(entities[grow]) & set(entities[stop])
+    assert len(competition.arena.folds) == 6, "two rounds"
+
+
+def test_a_class_that_only_the_last_rows_know_teaches(tmp_path):
+    target = np.array(["a", "b"] * 1500 + ["c"] * 10)
+    grow, stop = inner_split(target, make_problem("multiclass", classes=["a", "b", "c"], time="day"))
+    assert set(target[grow]) == {"a", "b", "c"}
+    assert set(target[stop]) == {"a", "b"}
+
+
+@pytest.mark.parametrize("name", ["lightgbm", "boosting"])
+def test_early_stopping_by_inner_rows_and_the_mean_of_trees(name, tmp_path, monkeypatch):
+    monkeypatch.setattr(trials, "EARLY_FROM", 40)
+    grown, grow = [], trials._grow
+
+    def watch(model, estimator, fold):
+        assert max(*fold.inner[0], *fold.inner[1]) < len(fold.learn) == len(fold.target)
+        grown.append(grow(model, estimator, fold))
+        return grown[-1]
+
+    monkeypatch.setattr(trials, "_grow", watch)
+    arena, model = arena_of(tmp_path), CANDIDATES[name]
+    trial = run_trial(arena, model, {"learning_rate": 0.3, model.grows: 400})
+    assert trial.grown == grown
+    assert all(1 <= trees < 400 for trees in grown)
+    assert build_model(arena, trial).steps[-1][1].get_params()[model.grows] == round(np.mean(grown))
+
+
+# Together, and who wins
+
+
+def heard(arena: Arena, noise: float, seed: int) -> Trial:
+    "A trial of a regression that is wrong by some noise."
+    rng, truths = np.random.default_rng(seed), [arena.truth(fold).to_numpy() for fold in range(len(arena.folds))]
+    said = [Predictions(truth + noise * rng.standard_normal(len(truth))) for truth in truths]
+    scores = [float(np.sqrt(np.mean((one.labels - truth) ** 2))) for one, truth in zip(said, truths, strict=True)]
+    return Trial(seed, "lightgbm", "trees", {}, scores, said)
+
+
+def test_an_ensemble_of_those_that_err_elsewhere_is_kept_and_one_of_copies_is_not(tmp_path):
+    arena = arena_of(tmp_path, make_problem("regression"), folds=5)
+    rivals = [heard(arena, 0.5, seed) for seed in (1, 2, 3)]
+    together = ensemble.make_ensemble(arena, rivals)
+    assert sum(together.parameters.values()) == pytest.approx(1)
+    assert order_of_choice(arena, [*rivals, together])[0] is together
+    copies = [replace(rivals[0], number=number) for number in (4, 5)]
+    together = ensemble.make_ensemble(arena, copies)
+    assert order_of_choice(arena, [*copies, together])[0] is copies[0]
+
+
+def test_folds_of_another_round_do_not_choose_the_weights_by_which_they_are_judged(tmp_path, monkeypatch):
+    arena = arena_of(tmp_path, make_problem("regression"))
+    arena = replace(arena, folds=[*arena.folds, *make_folds(arena.problem, arena.rows, 3, seed=1)])
+    chosen, choose = [], ensemble.select_greedily
+    monkeypatch.setattr(ensemble, "select_greedily", lambda *asked: chosen.append(list(asked[3])) or choose(*asked))
+    ensemble.make_ensemble(arena, [heard(arena, 0.5, 1), heard(arena, 0.5, 2)])
+    assert chosen == [[1, 2], [0, 2], [0, 1], [4, 5], [3, 5], [3, 4], [*range(6)]]
+
+
+class Slow(DecisionTreeClassifier):
+    "A tree that takes its time."
+
+    def predict_proba(self, X):
+        "Asleep first."
+        time.sleep(0.5)
+        return super().predict_proba(X)
+
+
+def test_the_latency_budget_refuses_who_is_slow(tmp_path, own, reviewed, monkeypatch):
+    monkeypatch.setattr(stage, "measure_latency", lambda *asked: measure_latency(*asked, most=2))
+    candidate("slow", simplicity=0)(lambda task, seed: Slow(max_depth=4, random_state=seed))
+    table = make_table()
+    table["y"] = np.where(table.a.abs() > 0.7, "yes", "no")
+    competition = hold(tmp_path, table, make_problem(latency_budget_ms=490.0), models=["slow", "linear"], ensemble=False)
+    assert competition.order[0].model == "slow"
+    fit_winner(competition, table[[*KINDS, "y"]], None)
+    assert competition.chosen.model.startswith("linear")
+    assert competition.lines()[0].kind == "linear"
+    assert "the budget is 490 ms" in competition.out["slow"]
+    only = replace(competition, order=[trial for trial in competition.order if trial.model == "slow"])
+    with pytest.raises(StageError, match=r"within the latency budget of 490 ms. slow answers in \d+"):
+        fit_winner(only, table[[*KINDS, "y"]], None)
+
+
+def test_within_one_standard_error_the_simpler_one_wins(tmp_path):
+    arena = arena_of(tmp_path, folds=5)
+    near = planted(arena, [0.80, 0.84, 0.79, 0.86, 0.81], [0.81, 0.83, 0.80, 0.86, 0.82], [0.90, 0.70, 0.85, 0.75, 0.80])
+    assert [trial.model for trial in order_of_choice(arena, near)][0] == "linear"
+    assert [trial.model for trial in order_of_choice(arena, near, "best")] == ["forest", "linear", "lightgbm"]
+    far = planted(arena, [0.80, 0.84, 0.79, 0.86, 0.81], [0.85, 0.89, 0.84, 0.91, 0.87])
+    assert [trial.model for trial in order_of_choice(arena, far)] == ["forest", "linear"]
+
+
+@pytest.mark.parametrize("metric", ["log_loss", "rmse"])
+def test_lower_is_better_where_it_is(metric, tmp_path):
+    task = "regression" if metric == "rmse" else "binary"
+    arena = arena_of(tmp_path, make_problem(task, metric=metric, metrics=[metric]), folds=5)
+    far = planted(arena, [0.50, 0.52, 0.51, 0.49, 0.50], [0.40, 0.42, 0.41, 0.40, 0.41])
+    assert [trial.model for trial in order_of_choice(arena, far)] == ["forest", "linear"]
+    competition = hold(tmp_path / "held", problem=arena.problem, models=["linear", "lightgbm"], trials=2)
+    lines = competition.lines()
+    assert lines[-1].kind == "dummy" or lines[-1].score.value >= lines[0].score.value
+    assert lines[0].score.value < next(line for line in lines if line.kind == "dummy").score.value
+    assert all(line.difference.value <= 0 for line in lines if line.difference and line.kind != "ensemble")
+
+
+# Probabilities, thresholds, weights
+
+
+def said_of(chance: np.ndarray, arena: Arena) -> Trial:
+    "A trial that gives these probabilities."
+    said = [as_predictions(chance[ask], arena.problem) for _, ask in arena.folds]
+    return Trial(0, "linear", "linear", {}, [0.7] * len(said), said)
+
+
+def chances(tmp_path, **more) -> tuple[Arena, np.ndarray]:
+    "Rows whose probability of `yes` is known."
+    rng = np.random.default_rng(0)
+    chance, problem = rng.random(1500), make_problem(**more)
+    table = make_table(rows=1500).assign(y=np.where(rng.random(1500) < chance, "yes", "no"))
+    return arena_of(tmp_path, problem, table, folds=5), chance
+
+
+def test_calibration_is_kept_where_it_helps_only(tmp_path):
+    arena, chance = chances(tmp_path)
+    right, same = calibration.calibrate_trial(arena, said_of(chance, arena))
+    assert not right.kept and same.said[0].scores is not None and right.gain.low <= 0
+    bold = calibrate(np.column_stack([1 - chance, chance]), 3.0)[:, 1]
+    wrong, mended = calibration.calibrate_trial(arena, said_of(bold, arena))
+    assert wrong.kept and wrong.after < wrong.before and wrong.slope == pytest.approx(1 / 3, abs=0.08)
+    assert all(
+        (np.argsort(a.scores) == np.argsort(b.scores)).mean() > 0.99
+        for a, b in zip(mended.said, said_of(bold, arena).said, strict=True)
+    )
+
+
+@pytest.mark.parametrize(
+    ("more", "low", "high"),
+    [
+        ({"metric": "f1", "metrics": ["f1"]}, 0.2, 0.45),
+        ({"metric": "accuracy", "metrics": ["accuracy"]}, 0.4, 0.6),
+        ({"metrics": ["roc_auc", "accuracy"]}, 0.2, 0.45),
+        ({"metric": "recall", "metrics": ["recall"]}, 0.0, 0.05),
+        ({"costs": {"yes": {"no": 9.0}, "no": {"yes": 1.0}}}, 0.02, 0.2),
+        ({"costs": {"yes": {"no": 1.0}, "no": {"yes": 9.0}}}, 0.8, 0.98),
+    ],
+)
+def test_the_threshold_suits_what_is_asked(more, low, high, tmp_path):
+    arena, chance = chances(tmp_path, **more)
+    assert low <= calibration.choose_threshold(arena, said_of(chance, arena)) <= high
+
+
+def test_weights_reach_the_model_and_change_what_it_learns(tmp_path):
+    table = make_table().assign(sure=lambda rows: np.where(rows.a > 0, 1.0, 0.01))
+    table.loc[table.index[60:], "y"] = "no"
+    problem = make_problem(costs={"yes": {"no": 9.0}, "no": {"yes": 1.0}})
+    shares = {}
+    for how in ("", "balanced", "cost", "sure"):
+        arena = arena_of(tmp_path / (how or "alike"), problem, table, weights=how)
+        trial = run_trial(arena, CANDIDATES["linear"], {})
+        shares[how] = np.mean(np.concatenate([said.scores for said in trial.said]))
+        model = fit_final(build_model(arena, trial), problem, table[[*KINDS, "y"]], arena.weights, 0.5)
+        assert predict(model, table[list(KINDS)], problem).scores.mean() == pytest.approx(shares[how], abs=0.05)
+    assert shares[""] < shares["balanced"]
+    assert shares[""] < shares["cost"]
+    assert abs(shares["sure"] - shares[""]) > 0.005
+
+
+def test_weights_that_cannot_be(tmp_path):
+    table = make_table().assign(sure=-1.0, word=1.0)
+    for how, said in (("sure", "0 or more.*240 of 240 are not"), ("suer", "Did you mean 'sure'"), ("cost", "what mistakes cost")):
+        with pytest.raises(ParameterError, match=said):
+            row_weights(make_problem(), table, how)
+    with pytest.raises(ParameterError, match="is about classes"):
+        row_weights(make_problem("regression"), make_table("regression"), "balanced")
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.lists(st.floats(0, 1), min_size=3, max_size=3), min_size=2, max_size=8),
+    st.floats(0.05, 20),
+    st.lists(st.floats(-10, 10), min_size=3, max_size=3),
+)
+def test_calibrated_probabilities_sum_to_one_and_keep_their_order(given_rows, slope, shifts):
+    three = np.array(given_rows) + 1e-9
+    three /= three.sum(axis=1, keepdims=True)
+    right = calibrate(three, slope, shifts)
+    assert np.allclose(right.sum(axis=1), 1)
+    assert ((right >= 0) & (right <= 1)).all()
+    two = np.column_stack([1 - three[:, 0], three[:, 0]])
+    right = calibrate(two, slope, shifts[:2])[:, 1]
+    order = np.argsort(two[:, 1], kind="stable")
+    assert (np.diff(right[order]) >= -1e-12).all()
+
+
+@settings(max_examples=10, deadline=None)
+@given(st.lists(st.floats(0.01, 1), min_size=2, max_size=4))
+def test_blended_probabilities_sum_to_one(weights):
+    table, share = make_table(rows=60).fillna({"b": 0.0}), np.array(weights) / sum(weights)
+    blend = BlendClassifier([LogisticRegression(C=10.0**place) for place in range(len(share))], share.tolist())
+    assert np.allclose(blend.fit(table[["a", "b"]], table.y).predict_proba(table[["a", "b"]]).sum(axis=1), 1)
+
+
+# Files
+
+LOAD = """
+import sys, json
+from pathlib import Path
+import numpy as np, pandas as pd
+from mlcycle.stores.models.model_files import load_model
+assert "lightgbm" not in sys.modules and "mlcycle.modelling" not in sys.modules
+rows = pd.read_parquet(Path(sys.argv[1], "rows.parquet"))
+for path in sorted(Path(sys.argv[1]).glob("*.skops")):
+    model = load_model(path)
+    said = model.predict_proba(rows) if hasattr(model, "predict_proba") else model.predict(rows)
+    np.save(path.with_suffix(".again.npy"), said)
+"""
+
+
+def test_whatever_can_win_is_saved_and_answers_alike_in_another_process(tmp_path):
+    rows = make_table(rows=150)[list(KINDS)]
+    rows.to_parquet(tmp_path / "rows.parquet")
+    expected = {}
+    for task in CLASSES:
+        table, problem, singles = make_table(task, 150), make_problem(task), []
+        arena = arena_of(tmp_path / task, problem, table)
+        for model in candidates.choose_candidates(task, 150)[0]:
+            few = model.grows or "n_estimators" * model.name.endswith(("forest", "trees"))
+            parameters = {few: 5} if few else {}
+            for family in model.families:
+                singles.append(Trial(len(singles) + 1, model.name, family, parameters))
+        both = Trial(0, "ensemble", "", {one.name: 0.25 for one in singles[-4:]})
+        for trial in [*singles, both]:
+            model = build_model(arena, trial, singles)
+            if task != "regression":
+                model = Calibrated(model, 0.8, [0.0, 0.1, 0.2][: len(problem.classes)])
+            weights = np.linspace(0.5, 1.5, len(table)) if trial.number % 2 else None
+            model = fit_final(model, problem, table, weights, 0.4 if task == "binary" else None)
+            name = f"{task} {trial.name}"
+            save_model(model, tmp_path / f"{name}.skops")
+            expected[name] = model.predict(rows) if task == "regression" else model.predict_proba(rows)
+    subprocess.run([sys.executable, "-c", LOAD, tmp_path], check=True, cwd=tmp_path)
+    assert len(expected) > 30
+    for name, said in expected.items():
+        assert (np.load(tmp_path / f"{name}.again.npy") == said).all(), name
+
+
+@pytest.mark.parametrize("task", CLASSES)
+@pytest.mark.parametrize("name", ["xgboost", "catboost"])
+def test_boosters_compete_where_they_are_installed(name, task, tmp_path, monkeypatch):
+    if not importlib.util.find_spec(name):
+        pytest.skip(f"{name} is not installed: pip install 'mlcycle[boosters]'")
+    for module in (trials, candidates):
+        monkeypatch.setattr(module, "EARLY_FROM", 40)
+    monkeypatch.setattr(candidates, "MOST_TREES", 60)
+    competition = hold(tmp_path, problem=make_problem(task), models=[name], trials=3)
+    assert competition.order[0].model == name, competition.out
+    assert competition.search.trials[-1].status == "complete", competition.out
+    assert competition.search.trials[-1].grown
+    assert all(isinstance(line.score.value, float) for line in competition.lines())
+    rows = make_table(task)
+    weights = np.ones(len(rows))
+    model, _ = fit_winner(competition, rows[[*KINDS, "y"]], weights)
+    again = load_model(tmp_path / "model.skops", save_model(model, tmp_path / "model.skops"))
+    assert (again.predict(rows[list(KINDS)]) == model.predict(rows[list(KINDS)])).all()

@@ -1,0 +1,297 @@
+"""Stored tables: versions that stay, differences, lineage, and sealed rows that are opened for a reason."""
+
+import getpass
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import as_words, cli
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import mlcycle as mc
+from mlcycle.core.workspace import Workspace
+from mlcycle.errors import ParameterError, SealedError
+from mlcycle.stores.tables.datasets import find_version, read_table, table_names, table_versions, write_table
+from mlcycle.stores.tables.holdout import (
+    MANY_OPENINGS,
+    count_openings,
+    describe_openings,
+    open_sealed,
+    openings_file,
+    read_openings,
+)
+from mlcycle.stores.tables.lineage import trace
+from mlcycle.stores.tables.table_diff import diff_tables
+
+
+def table(**columns) -> pd.DataFrame:
+    "Rows as they are stored."
+    return pd.DataFrame(columns).rename_axis("row_id")
+
+
+@pytest.fixture
+def space(tmp_path):
+    "An empty workspace."
+    return Workspace(tmp_path)
+
+
+@pytest.fixture
+def wine(table_run, tmp_path):
+    "A copy of a project with a finished run."
+    project = table_run("wine").workspace.project
+    return mc.open("last", Path(shutil.copytree(project, tmp_path / "copy")))
+
+
+# Versions
+
+
+def test_every_version_stays_even_after_a_hundred_and_a_month(space):
+    "deltalake would remove the log of old versions at the hundredth commit."
+    log = space.tables / "train" / "_delta_log"
+    for number in range(103):
+        write_table(space.tables, "train", table(x=[number]), run=f"run {number}")
+        if number == 98:
+            old = time.time() - 90 * 86_400
+            for file in log.glob("*.json"):
+                lines = [json.loads(line) for line in file.read_text().splitlines()]
+                for line in lines:
+                    if "commitInfo" in line:
+                        line["commitInfo"]["timestamp"] = int(old * 1000)
+                file.write_text("\n".join(map(json.dumps, lines)) + "\n")
+                os.utime(file, (old, old))
+    versions = table_versions(space.tables, "train")
+    assert [each.table.version for each in versions] == list(range(102, -1, -1))
+    assert versions[-1].about["run"] == "run 0"
+    for number in (0, 50, 102):
+        assert read_table(space.tables, find_version(space.tables, f"train@{number}").table).x.tolist() == [number]
+
+
+def test_a_commit_says_where_the_rows_come_from(table_run):
+    run = table_run("wine")
+    (newest,) = table_versions(run.workspace.tables, "train")
+    assert newest.table == run.dataset.tables["train"]
+    assert newest.about["run"] == run.id
+    assert newest.about["source"] == run.problem.source_sha256
+    assert newest.about["contract"] == run.dataset.contract.sha256
+    assert newest.about["mlcycle"] == mc.__version__
+    assert json.loads(newest.about["ingestions"])[0]["rows"] == run.dataset.rows_in
+
+
+def test_cleaning_up_runs_leaves_every_version(wine):
+    before = {name: table_versions(wine.workspace.tables, name) for name in table_names(wine.workspace.tables)}
+    opened = openings_file(wine.workspace).read_bytes()
+    assert cli("clean", "--keep", "0", cwd=wine.workspace.project).returncode == 0
+    assert {name: table_versions(wine.workspace.tables, name) for name in before} == before
+    assert len(read_table(wine.workspace.tables, before["train"][0].table)) == before["train"][0].table.rows
+    assert openings_file(wine.workspace).read_bytes() == opened
+    facts = trace(wine.workspace, before["train"][0])
+    assert facts["used_by"] == []
+    assert facts["sources"][0]["source"] == "wine.csv", "what the commit says remains"
+
+
+# Differences
+
+
+def test_a_diff_names_rows_cells_and_columns():
+    old = table(id=["a", "b", "c"], x=[1, 2, 3], gone=[0, 0, 0], s=["x", None, "z"])
+    new = table(id=["b", "c", "d"], x=[2.0, 3.5, 4.0], s=[None, "y", "w"], fresh=[1, 1, 1])
+    found = diff_tables(old, new, "id")
+    assert (list(found.added), list(found.removed), found.kept, found.changed_rows) == (["d"], ["a"], 2, 1)
+    assert found.changed.values.tolist() == [["c", "x", 3, 3.5], ["c", "s", "z", "y"]]
+    assert found.schema.values.tolist() == [["x", "int64", "float64"], ["gone", "int64", ""], ["fresh", "", "int64"]]
+    assert str(found) == "1 rows added, 1 removed, 1 of 2 others changed in 2 cells; 3 differences between the columns."
+
+
+def test_a_number_that_became_text_is_compared_as_text():
+    found = diff_tables(table(x=[1, 2]), table(x=["1", "3"]))
+    assert found.changed.values.tolist() == [[1, "x", 2, "3"]]
+
+
+def test_a_key_must_tell_rows_apart():
+    rows = table(id=["a", "a"], x=[1, 2])
+    with pytest.raises(ParameterError, match="occurs 2 times"):
+        diff_tables(rows, rows, "id")
+    with pytest.raises(ParameterError, match="Did you mean 'id'"):
+        diff_tables(rows, rows, "ids")
+
+
+CELL = st.one_of(st.none(), st.integers(0, 3))
+
+
+@settings(deadline=None)
+@given(st.dictionaries(st.integers(0, 9), CELL, min_size=1), st.dictionaries(st.integers(0, 9), CELL, min_size=1))
+def test_a_diff_is_what_turns_one_table_into_the_other(old, new):
+    def frame(cells):
+        return pd.DataFrame({"x": pd.Series(cells, dtype=float)}).rename_axis("row_id")
+
+    found = diff_tables(frame(old), frame(new))
+    assert set(found.added) == new.keys() - old.keys()
+    assert set(found.removed) == old.keys() - new.keys()
+    assert set(found.changed.row_id) == {key for key in old.keys() & new.keys() if old[key] != new[key]}
+
+
+# Sealed rows
+
+
+def test_sealed_rows_lie_apart_and_are_refused(table_run):
+    run = table_run("wine")
+    assert not (run.workspace.tables / "sealed").exists()
+    assert (run.workspace.root / "sealed").stat().st_mode & 0o077 == 0
+    with pytest.raises(SealedError, match="Stage 5 opens them"):
+        read_table(run.workspace.tables, run.dataset.tables["sealed"])
+
+
+def test_a_notebook_that_reads_sealed_rows_too_early_fails(wine):
+    project = wine.workspace.project
+    (project / "look.ipynb").write_text(
+        json.dumps(
+            {
+                "cells": [
+                    {
+                        "cell_type": "code",
+                        "id": "a",
+                        "metadata": {},
+                        "outputs": [],
+                        "execution_count": None,
+                        "source": "import mlcycle as mc\nfrom mlcycle.stores.tables.datasets import read_table\nrun = mc.open()\n"
+                        "read_table(run.workspace.tables, run.dataset.tables['sealed'])",
+                    }
+                ],
+                "metadata": {},
+                "nbformat": 4,
+                "nbformat_minor": 5,
+            }
+        )
+    )
+    done = cli("nb", "look.ipynb", cwd=project)
+    assert done.returncode == 1
+    assert "SealedError" in done.stderr
+
+
+def test_a_run_writes_down_each_opening_and_counts_one(wine):
+    sealed = wine.dataset.tables["sealed"]
+    mine = [each for each in read_openings(wine.workspace, sealed.sha256) if each.run == wine.id]
+    assert [(each.stage, each.kind) for each in mine] == [
+        ("validation", "verdict"),
+        ("deployment", "proof"),
+        ("monitoring", "proof"),
+    ]
+    assert all(each.who == getpass.getuser() and each.why and each.when for each in mine)
+    assert wine.verdict.sealed_openings == 1
+    assert "sealed_openings" not in wine.verdict.meaning()
+    page = (wine.workspace.reports / wine.id / "05_validation.html").read_text()
+    assert "opened for the first time" in page
+
+
+def test_running_again_counts_again_only_if_stage_5_runs(wine):
+    project, sealed = wine.workspace.project, wine.dataset.tables["sealed"]
+    words = as_words({key: value for values in wine.about["parameters"].values() for key, value in values.items()})
+    before = count_openings(wine.workspace, sealed.sha256)
+    assert "Nothing to do" in cli("run", "-q", *words, cwd=project).stdout
+    assert count_openings(wine.workspace, sealed.sha256) == before
+    done = cli("run", "-q", *words, "-p", "resamples=60", "--until", "validation", cwd=project)
+    assert done.returncode == 0, done.stderr
+    again = mc.open("last", project)
+    assert again.verdict.sealed_openings == count_openings(wine.workspace, sealed.sha256) == before + 1
+    assert "a little less honest" in (again.workspace.reports / again.id / "05_validation.html").read_text()
+
+
+def test_a_stage_that_is_taken_up_again_counts_once(space):
+    sealed = write_table(space.tables, "sealed", table(x=[1, 2]))
+    for _ in range(3):
+        open_sealed(space, sealed, "one", "validation", "the verdict")
+    assert count_openings(space, sealed.sha256) == 1
+    other = write_table(space.tables, "sealed", table(x=[1, 3]))
+    assert count_openings(space, other.sha256) == 0, "other rows, another count"
+
+
+def test_opening_needs_a_reason_and_the_right_stage(space):
+    sealed = write_table(space.tables, "sealed", table(x=[1, 2]))
+    for stage, why, message in (
+        ("validation", " ", "without a reason"),
+        ("features", "to peek", "may not open"),
+        ("deployment", "parity", "nothing has been decided"),
+    ):
+        with pytest.raises(SealedError, match=message):
+            open_sealed(space, sealed, "one", stage, why)
+    assert read_openings(space) == []
+
+
+def test_half_a_line_is_passed_over_and_no_line_is_lost(space):
+    sealed = write_table(space.tables, "sealed", table(x=[1, 2]))
+    open_sealed(space, sealed, "one", "validation", "the verdict")
+    with open(openings_file(space), "a") as file:
+        file.write('{"sha256": "ab')  # Killed in the middle
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda run: open_sealed(space, sealed, str(run), "validation", "again"), range(12)))
+    assert count_openings(space, sealed.sha256) == 13
+    assert "fresh rows" in describe_openings(13)
+    assert "fresh rows" not in describe_openings(MANY_OPENINGS)
+
+
+# The command line
+
+
+def test_commands_list_show_compare_and_trace(wine):
+    project = wine.workspace.project
+    train = read_table(wine.workspace.tables, wine.dataset.tables["train"])
+    changed = train.iloc[1:].assign(alcohol=lambda rows: np.where(rows.index == rows.index[5], 99.0, rows.alcohol))
+    write_table(wine.workspace.tables, "train", changed, run="by hand")
+
+    listed = cli("data", "list", cwd=project).stdout
+    assert [line.split("│")[1:4] for line in listed.splitlines() if line.startswith("│ train")][0][1].strip() == "2"
+    assert "by hand" in cli("data", "history", "train", cwd=project).stdout
+    said = cli("data", "diff", "train@0", "train", "--rows", "3", cwd=project).stdout
+    assert f"0 rows added, 1 removed, 1 of {len(changed)} others changed in 1 cells" in said
+    assert "99" in said
+    assert cli("data", "show", "train@0", "--csv", "train.csv", "--columns", "alcohol, target", cwd=project).returncode == 0
+    assert pd.read_csv(project / "train.csv", index_col="row_id").alcohol.tolist() == train.alcohol.tolist()
+    shown = cli("data", "show", "train", "--rows", "2", "--columns", "alcohol", cwd=project).stdout
+    assert f"train@1, 2 of {len(changed)} rows" in shown
+    for words in (["show", "trian"], ["show", "train", "--columns", "alcool"], ["show", "train@9"]):
+        wrong = cli("data", *words, cwd=project)
+        assert wrong.returncode == 2
+        assert "Traceback" not in wrong.stderr
+
+
+def test_sealed_rows_are_shown_for_a_reason(wine):
+    project, sealed = wine.workspace.project, wine.dataset.tables["sealed"]
+    before = count_openings(wine.workspace, sealed.sha256)
+    refused = cli("data", "show", "sealed", cwd=project)
+    assert refused.returncode == 1
+    assert "--why" in refused.stderr
+    assert cli("data", "diff", "sealed", "train", cwd=project).returncode == 1
+    assert count_openings(wine.workspace, sealed.sha256) == before
+    assert cli("data", "show", "sealed", "--why", "a complaint", cwd=project).returncode == 0
+    last = read_openings(wine.workspace, sealed.sha256)[-1]
+    assert (last.kind, last.who, last.why, last.run) == ("person", getpass.getuser(), "a complaint", "")
+    assert count_openings(wine.workspace, sealed.sha256) == before + 1
+
+
+def test_lineage_leads_back_to_the_source_and_forward_to_the_model(wine):
+    project = wine.workspace.project
+    facts = json.loads(cli("data", "lineage", "train", "--json", cwd=project).stdout)
+    assert facts["made_by"]["run"] == wine.id
+    assert (facts["sources"][0]["source"], facts["sources"][0]["sha256"]) == ("wine.csv", wine.problem.source_sha256)
+    assert facts["contract"]["sha256"] == wine.dataset.contract.sha256
+    (use,) = facts["used_by"]
+    assert use["run"] == wine.id
+    assert use["model"] == {"name": wine.candidate.model.name, "version": wine.candidate.model.version}
+    assert (use["approved"], use["champion"], use["release"]) == (True, True, wine.release.bundle)
+    drawn = cli("data", "lineage", "sealed@0", cwd=project).stdout
+    for word in ("wine.csv", wine.id, f"judged {wine.candidate.model.name} version 1", wine.release.bundle, "opened"):
+        assert word in drawn
+
+
+def test_the_commands_import_nothing_heavy():
+    code = "import sys, mlcycle.cli.data; print([n for n in ('pandas', 'deltalake', 'pydantic') if n in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"

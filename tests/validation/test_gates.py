@@ -1,0 +1,143 @@
+"""Each kind of criterion, decided on sealed rows."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import QUICK
+from sklearn.datasets import load_breast_cancer
+from sklearn.metrics import precision_recall_curve
+
+import mlcycle as mc
+from mlcycle.ml.criteria import parse_criterion
+from mlcycle.ml.predictions import Predictions
+from mlcycle.outcomes import Gate, Problem
+from mlcycle.validation.gates import Evidence, baseline_predictions, decide_gates, draw_gates, name_groups, operating_point
+
+EMPTY = dict.fromkeys(["decision", "question", "owner", "source", "source_sha256"], "-")
+
+
+def asked(*criteria: str, **more) -> Problem:
+    "A binary problem with criteria."
+    said = {"task": "binary", "classes": ["no", "yes"], "positive": "yes", "metric": "roc_auc", "target": "y", "rows": 1}
+    return Problem(**EMPTY | said | {"metrics": ["roc_auc"], "criteria": list(criteria)} | more)
+
+
+def answers(rows: int = 2000, noise: float = 1.0, seed: int = 0) -> tuple[pd.Series, Predictions]:
+    "Truth, and scores that know it but for some noise."
+    truth = np.random.default_rng(0).random(rows) < 0.3
+    score = 1 / (1 + np.exp(-(3 * truth - 1.5 + noise * np.random.default_rng(seed).normal(size=rows))))
+    return pd.Series(np.where(truth, "yes", "no")), Predictions(np.where(score > 0.5, "yes", "no"), score)
+
+
+def decide(*criteria: str, said: Predictions, truth: pd.Series, champion=None, note="", groups=None, **more) -> list[Gate]:
+    "The gates of some criteria."
+    problem = asked(*criteria, **more)
+    guess = baseline_predictions(problem, truth, len(truth))
+    seen = Evidence(truth, said, guess, champion, note, np.arange(1.0, 101), pd.DataFrame() if groups is None else groups)
+    return decide_gates(problem, seen)
+
+
+def test_an_operating_point_is_the_best_of_the_curve():
+    truth, said = answers(300)
+    said = Predictions(said.labels, said.scores.round(1))  # Ties
+    precision, recall, _ = precision_recall_curve(truth == "yes", said.scores)
+    for line, mine, other in (
+        ("recall >= 0.1 at precision >= ", recall, precision),
+        ("precision >= 0.1 at recall >= ", precision, recall),
+    ):
+        for bound in (0.3, 0.6, 0.8):
+            metric = operating_point(parse_criterion(f"{line}{bound}", "binary", "f1"))
+            allowed = (other >= bound) & (np.arange(len(other)) < len(other) - 1)  # The last point has no threshold
+            assert metric.function((truth == "yes").to_numpy(), said.scores) == pytest.approx(mine[allowed].max(initial=0))
+
+
+def test_an_operating_point_names_its_threshold():
+    truth, said = answers()
+    good, bad = decide("recall >= 0.6 at precision >= 0.6", "recall >= 0.9 at precision >= 0.99", truth=truth, said=said)
+    assert (good.passed, bad.passed) == (True, False)
+    assert good.low < good.value < good.high
+    assert "A threshold of" in good.note
+
+
+def test_the_champion_is_met_on_the_same_rows():
+    truth, said = answers()
+    line = "not worse than champion by more than 0.01"
+    _, worse = answers(noise=3, seed=1)
+    _, better = answers(noise=0.1, seed=1)
+    assert decide(line, truth=truth, said=said, champion=worse)[0].passed
+    assert not decide(line, truth=truth, said=said, champion=better)[0].passed
+    (same,) = decide(line, truth=truth, said=said, champion=said, note="It is itself.")
+    assert (same.value, same.low, same.bound, same.passed, same.note) == (0, 0, -0.01, True, "It is itself.")
+    (relative,) = decide("not worse than champion by more than 10 %", truth=truth, said=said, champion=worse)
+    assert -0.1 < relative.bound < -0.05
+    (alone,) = decide(line, truth=truth, said=said)
+    assert (alone.passed, alone.value) == (True, None)
+    assert "no champion" in alone.note
+    assert not decide(line, truth=truth, said=said, note="It cannot answer.")[0].passed
+
+
+def test_latency_is_decided_and_means_nothing_more():
+    truth, said = answers(100)
+    first, second = decide("p50 latency <= 70 ms", truth=truth, said=said, latency_budget_ms=96.0)
+    assert (first.passed, second.passed) == (True, False), "the interval of the 95th percentile reaches above 96"
+    assert first.value == 50.5
+    assert first.meaning() == first.model_copy(update={"value": 1.0, "low": 0.5, "high": 2.0, "note": "-"}).meaning()
+    assert Gate.model_validate_json(first.model_dump_json()).meaning() == first.meaning()
+
+
+def test_groups_are_compared_and_the_worst_pair_is_named():
+    truth, said = answers(3000)
+    groups = pd.DataFrame({"town": np.resize(["north", "south", "west"], 3000), "few": ["one"] * 2990 + ["two"] * 10})
+    groups["age"] = np.random.default_rng(0).integers(18, 90, 3000)
+    line = "selection_rate ratio between groups >= 0.7"
+    unfair = Predictions(np.where((groups.town == "west") & (np.arange(3000) % 4 > 0), "no", said.labels), said.scores)
+    problem = asked(line, groups=["town", "age"])
+    guess = baseline_predictions(problem, truth, len(truth))
+    (good,) = decide_gates(problem, Evidence(truth, said, guess, groups=groups))
+    (bad,) = decide_gates(problem, Evidence(truth, unfair, guess, groups=groups))
+    assert (good.passed, bad.passed) == (True, False)
+    assert "town: worst is west" in bad.note
+    assert "age: worst is (" in bad.note
+    assert bad.low < bad.value < bad.high < 0.5
+    lower = decide('log_loss ratio between groups of "town" >= 0.5', truth=truth, said=said, groups=groups)[0]
+    assert lower.passed
+    few = decide("recall ratio between groups of few >= 0.8", truth=truth, said=said, groups=groups)[0]
+    assert (few.passed, few.value) == (False, None)
+    assert "fewer than two groups" in few.note
+    gone = decide("recall ratio between groups of tawn >= 0.8", truth=truth, said=said, groups=groups)[0]
+    assert "no column 'tawn'" in gone.note
+    assert draw_gates([good, bad, few]).axes
+
+
+def test_groups_have_names():
+    assert sorted(set(name_groups(pd.Series([1, 2, None])))) == ["1.0", "2.0", "missing"]
+    assert len(set(name_groups(pd.Series(np.arange(100.0))))) == 4
+    assert set(name_groups(pd.Series([True, False]))) == {"True", "False"}
+    assert set(name_groups(pd.Series(pd.to_datetime(["2020-01-05", "2021-01-05"])))) == {"2020", "2021"}
+
+
+def test_cost_is_a_gate():
+    truth, said = answers()
+    costs = {"yes": {"no": 10.0}, "no": {"yes": 1.0}}
+    dear, cheap = decide("cost <= 100", "cost <= 1500", truth=truth, said=said, costs=costs)
+    assert (dear.passed, cheap.passed) == (False, True)
+    assert decide("beats baseline by 20 %", truth=truth, said=said, costs=costs, metric="cost")[0].passed
+
+
+LINES = ["recall >= 0.6 at precision >= 0.8", "not worse than champion by more than 0.05", "p95 latency <= 60 s"]
+LINES += ["selection_rate ratio between groups of half >= 0.2"]
+
+
+def test_all_kinds_in_a_run(tmp_path):
+    frame = load_breast_cancer(as_frame=True).frame
+    frame["half"] = np.resize(["left", "right"], len(frame))
+    frame.to_parquet(tmp_path / "cancer.parquet")
+    source = str(tmp_path / "cancer.parquet")
+    first = mc.run(source, "target", tmp_path, "validation", criteria=LINES, **QUICK).verdict
+    assert first.approved, first
+    assert [gate.criterion for gate in first.gates] == [*LINES[:2], "p95 latency <= 60000 ms", LINES[3]]
+    assert "no champion" in first.gates[1].note
+    second = mc.run(source, "target", tmp_path, "validation", criteria=LINES, **QUICK | {"seed": 1}).verdict
+    assert second.champion_before == first.champion_after == 1
+    assert "version 1" in second.gates[1].note
+    assert second.gates[1].value is not None
