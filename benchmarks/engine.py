@@ -11,7 +11,7 @@ from tempfile import TemporaryDirectory
 
 from comparison import Comparison
 
-from mlcycle.nb.notebook import run_half, stage_notebooks
+from mlcycle.nb.notebook import runnable_notebook, stage_notebooks
 
 OWN = """
 import sys, papermill
@@ -20,14 +20,14 @@ for path in sys.argv[1:]:
 """
 WARM = """
 import json, sys
-from mlcycle.engine.forkserver import import_statements, warm_up
+from mlcycle.engine.forkserver import import_statements, start_fork_server
 warm_up(import_statements(["".join(c["source"]) for path in sys.argv[1:] for c in json.load(open(path))["cells"]]))
 """ + OWN.replace("progress_bar", "engine_name='warm', progress_bar")
 
 
 def empty(path: Path, to: Path) -> Path:
     """A stage notebook of which only the imports are left."""
-    notebook = run_half(path)
+    notebook = runnable_notebook(path)
     for cell in notebook["cells"]:
         if cell["cell_type"] == "code":
             kept = [node for node in ast.parse(cell["source"]).body if isinstance(node, (ast.Import, ast.ImportFrom))]

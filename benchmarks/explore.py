@@ -37,10 +37,10 @@ def ours(table) -> Callable[[], object]:
     """All that the pages show."""
     from types import SimpleNamespace
 
-    from mlcycle.features.explore.explore import explore, look_first
+    from mlcycle.features.explore.explore import explore, top_findings
 
     asked = SimpleNamespace(task="binary", positive="yes", time="time 0")
-    return lambda: look_first(explore(table, "late", asked))
+    return lambda: top_findings(explore(table, "late", asked))
 
 
 def theirs(table) -> Callable[[], object]:

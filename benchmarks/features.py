@@ -13,7 +13,7 @@ from threadpoolctl import threadpool_limits
 from mlcycle.features.create.arithmetic import CategoryPair, ClockDuration, GroupDeviation, Ratio
 from mlcycle.features.create.history import EntityHistory
 from mlcycle.features.create.recipes import Recipe
-from mlcycle.features.encode.pipeline import build_pipeline
+from mlcycle.features.encode.pipeline import build_preprocessor
 
 ROWS = 1_000_000
 BAR = "bar: at most 3"
@@ -68,7 +68,7 @@ def cost_of_fitting(step: Callable[[str], None], rows: int = ROWS) -> list[Compa
         all_kinds = kinds | {name: kind for recipe in recipes for name, kind in recipe.kinds().items()}
         for name, (family, model) in MODELS.items():
             step(f"encode {rows:,} rows{made} for {name}")
-            pipeline = build_pipeline(all_kinds, recipes, family=family)
+            pipeline = build_preprocessor(all_kinds, recipes, family=family)
             ours, numbers = seconds(lambda pipeline=pipeline: pipeline.fit_transform(table, target))
             step(f"fit {name}")
             with threadpool_limits(1):

@@ -21,15 +21,15 @@ from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import FunctionTransformer
 
 from mlcycle.core.workspace import Workspace
-from mlcycle.features.encode.column_types import find_kinds
-from mlcycle.features.encode.pipeline import build_pipeline
+from mlcycle.features.encode.column_types import infer_column_types
+from mlcycle.features.encode.pipeline import build_preprocessor
 from mlcycle.features.stage import plan_features
 from mlcycle.ml.folds import make_folds, mean_difference, mean_score, thin
 from mlcycle.ml.metrics import score
 from mlcycle.ml.predictions import predict
 from mlcycle.outcomes import Dataset, FileRef, Problem, Score
 from mlcycle.stores.models.model_files import load_model
-from mlcycle.stores.sources.flights import AFTERWARDS
+from mlcycle.stores.sources.flights import UNAVAILABLE_AT_PREDICTION
 from mlcycle.stores.sources.ingest import read_flights
 from mlcycle.stores.sources.rows import normalise
 from mlcycle.stores.tables.datasets import write_table
@@ -41,7 +41,7 @@ Made = tuple[pd.DataFrame, str, str]  # The table, its target, the column of its
 
 def flights() -> Made:
     """Does a flight from New York arrive more than 15 minutes late? 30,000 spread evenly over January to August, in time."""
-    rows = read_flights().dropna(subset="late").drop(columns=list(AFTERWARDS))
+    rows = read_flights().dropna(subset="late").drop(columns=list(UNAVAILABLE_AT_PREDICTION))
     rows = rows[rows["scheduled_departure"] < "2013-09-01"]
     return thin(rows, 30_000), "late", "scheduled_departure"
 
@@ -117,8 +117,8 @@ def plain(learn: pd.DataFrame, problem: Problem) -> tuple[Pipeline, dict]:
 
 def raw(learn: pd.DataFrame, problem: Problem) -> tuple[Pipeline, dict]:
     """Columns as they came: numbers, parts of dates, encoded categories."""
-    kinds, _ = find_kinds(learn.drop(columns=problem.target))
-    return build_pipeline(kinds, classify=problem.task != "regression"), {}
+    kinds, _ = infer_column_types(learn.drop(columns=problem.target))
+    return build_preprocessor(kinds, classify=problem.task != "regression"), {}
 
 
 def skrub(learn: pd.DataFrame, problem: Problem) -> tuple[Pipeline, dict]:

@@ -10,11 +10,11 @@ from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import FunctionTransformer, OrdinalEncoder
 
 from mlcycle.core.runs import Run
-from mlcycle.ml.metrics import difference_interval, score
+from mlcycle.ml.metrics import bootstrap_difference, score
 from mlcycle.ml.predictions import predict
-from mlcycle.stores.models.registry import load_registered, open_registry
+from mlcycle.stores.models.registry import load_registered_model, open_registry
 from mlcycle.stores.tables.datasets import read_table
-from mlcycle.stores.tables.holdout import open_sealed
+from mlcycle.stores.tables.holdout import read_holdout
 
 PEER = "HistGradientBoosting, default"
 
@@ -39,14 +39,14 @@ def compare(run: Run, step: Callable[[str], None]) -> list[Comparison]:
     """ROC-AUC of both on the sealed rows."""
     problem, columns, model = run.problem, run.plan.columns, run.candidate.model
     train = read_table(run.workspace.tables, run.dataset.tables["train"])
-    sealed = open_sealed(run.workspace, run.dataset.tables["sealed"], why="a benchmark of the model")
+    sealed = read_holdout(run.workspace, run.dataset.tables["sealed"], why="a benchmark of the model")
     step("fit the peer")
     peer = plain_boosting().fit(train[columns], train[problem.target])
     open_registry(run.workspace.tracking_uri, run.workspace.artifacts, model.name)
     truth = sealed[problem.target].to_numpy()
-    said = [predict(fitted, sealed[columns], problem) for fitted in (load_registered(model), peer)]
+    said = [predict(fitted, sealed[columns], problem) for fitted in (load_registered_model(model), peer)]
     step("resample")
-    better = difference_interval("roc_auc", problem, truth, *said)
+    better = bootstrap_difference("roc_auc", problem, truth, *said)
     note = f"{run.candidate.winner}: better by {better.value:+.3f}, 95 %: {better.low:+.3f} to {better.high:+.3f}"
     scores = [[score("roc_auc", problem, truth, one)] for one in said]
     return [Comparison(f"ROC-AUC, {len(sealed)} sealed rows", PEER, *scores, better="higher", note=note)]

@@ -70,7 +70,7 @@ def fit_mlcycle(
     )
     pipeline = load_model(workspace.root / plan.pipeline.path, plan.pipeline.sha256)
     with TemporaryDirectory() as folder:
-        arena = modelling.open_arena(problem, pipeline, plan.columns, train, rules, Path(folder))
+        arena = modelling.make_cross_validation(problem, pipeline, plan.columns, train, rules, Path(folder))
         competition = modelling.compete(arena, rules, workspace.root / "study", train, len(train))
         model, _ = modelling.fit_winner(competition, train[[*plan.columns, target]], None, rules.calibrate)
 

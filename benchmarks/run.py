@@ -21,11 +21,11 @@ from rich.console import Console
 from rich.status import Status
 from rich.table import Table
 
-from mlcycle.cli.base import clear_errors
-from mlcycle.cli.run import StageBars
+from mlcycle.cli.base import exit_on_error
+from mlcycle.cli.run import StageProgress
 from mlcycle.core.runs import Run
-from mlcycle.core.versions import versions
-from mlcycle.lifecycle.choice import Choice
+from mlcycle.core.versions import package_versions
+from mlcycle.lifecycle.choice import StageChoice
 from mlcycle.lifecycle.plan import make_plan
 from mlcycle.lifecycle.runner import run_plan
 
@@ -44,9 +44,9 @@ console = Console()
 
 def make_release(source: str, folder: Path) -> Run:
     """A run up to its release."""
-    bars = StageBars()
+    bars = StageProgress()
     with bars.progress:
-        run = run_plan(make_plan({"source": source}, folder), Choice(until="deployment"), bars)
+        run = run_plan(make_plan({"source": source}, folder), StageChoice(until="deployment"), bars)
     if not run.release.released:
         raise SystemExit(f"There is nothing to compare: {run.release.decision}")
     return run
@@ -73,7 +73,7 @@ def main(
     out: Annotated[Path | None, typer.Option(help="JSON file for what was measured.")] = None,
 ):
     """Compare mlcycle with peers on this machine, as ratios; nothing passes or fails by the clock."""
-    with clear_errors():
+    with exit_on_error():
         lines = measure(names or [*BENCHMARKS, *ALONE], source)
         table = Table("what", "ours", "theirs", "ours / theirs", "min - max", "better", "note", title="Medians")
         for line in lines:
@@ -82,7 +82,7 @@ def main(
         if out:
             measured = [asdict(line) | {"ratios": line.ratios} for line in lines]
             out.parent.mkdir(parents=True, exist_ok=True)
-            out.write_text(json.dumps({"source": source, "versions": versions(), "lines": measured}, indent=2) + "\n")
+            out.write_text(json.dumps({"source": source, "versions": package_versions(), "lines": measured}, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from mlcycle.core.runs import Run
 from mlcycle.errors import StageError
 from mlcycle.service.app import bind
 from mlcycle.service.local import running_service, to_json_rows
-from mlcycle.stores.tables.holdout import open_sealed
+from mlcycle.stores.tables.holdout import read_holdout
 
 PEER = "mlflow models serve"
 STARTS, ROUNDS, REQUESTS, WARM_UP = 3, 5, 40, 20
@@ -78,7 +78,7 @@ def milliseconds(ask: Callable, row: dict) -> float:
 
 def compare(run: Run, step: Callable[[str], None]) -> list[Comparison]:
     """Latency in rounds of requests, and start-up time."""
-    sealed = open_sealed(run.workspace, run.dataset.tables["sealed"], why="a benchmark of the service")[run.plan.columns]
+    sealed = read_holdout(run.workspace, run.dataset.tables["sealed"], why="a benchmark of the service")[run.plan.columns]
     rows = to_json_rows(sealed.sample(WARM_UP + ROUNDS * REQUESTS, random_state=0, replace=True))
     starts = []
     for turn in range(STARTS):

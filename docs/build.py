@@ -16,7 +16,7 @@ from rich.progress import Progress
 from sphinx.cmd.build import build_main
 
 from mlcycle.lifecycle.runner import make_plan, start_run
-from mlcycle.nb.notebook import is_hinge
+from mlcycle.nb.notebook import is_parameters_cell
 from mlcycle.outcomes import STAGES
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -50,7 +50,7 @@ def copy_notebooks() -> None:
     run = start_run(plan, plan.workspace.root / "runs" / "sample", "sample")
     for notebook in find_notebooks(NOTEBOOKS)["stages"]:
         nb = read_nb(notebook)
-        hinge = next(number for number, cell in enumerate(nb.cells) if is_hinge(cell))
+        hinge = next(number for number, cell in enumerate(nb.cells) if is_parameters_cell(cell))
         nb.cells.insert(hinge + 1, mk_cell(f"run_dir = {str(run.folder)!r}", metadata={"tags": ["remove-cell"]}))
         write_nb(nb, notebook)
 

@@ -3,7 +3,7 @@
 __version__ = "0.1.0"
 
 _LAZY = {
-    "run": ("api", "run_project"),
+    "run": ("api", "run_lifecycle"),
     "open": ("api", "load_run"),
     "Run": ("core.runs", "Run"),
     "Workspace": ("core.workspace", "Workspace"),

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['MlcycleError', 'InputError', 'SourceError', 'TargetError', 'MetricError', 'CriterionError', 'ParameterError',
-           'ContractFileError', 'ContractError', 'ArtefactError', 'RegistryError', 'SealedError', 'StageError',
-           'DiskFullError', 'error_class', 'suggest']
+           'ContractFileError', 'ContractError', 'ArtifactError', 'RegistryError', 'HoldoutError', 'StageError',
+           'DiskFullError', 'find_error_class', 'suggest']
 
 # %% ../nbs/errors.ipynb #09c7adcd
 from difflib import get_close_matches
@@ -60,7 +60,7 @@ class ContractError(MlcycleError):
     "Rows that break their contract, more of them than it allows."
 
 # %% ../nbs/errors.ipynb #b702c67c
-class ArtefactError(MlcycleError):
+class ArtifactError(MlcycleError):
     "A stored file that is missing, altered, or asks for code that is not trusted."
 
 # %% ../nbs/errors.ipynb #047eed05
@@ -68,7 +68,7 @@ class RegistryError(MlcycleError):
     "A registry of models that does not answer, or cannot write."
 
 # %% ../nbs/errors.ipynb #438e5334
-class SealedError(MlcycleError):
+class HoldoutError(MlcycleError):
     "Sealed rows that were to be opened by somebody who may not, or who did not say why."
 
 # %% ../nbs/errors.ipynb #cd3ce644
@@ -85,7 +85,7 @@ class DiskFullError(MlcycleError):
         return cls(f"The disk that holds {folder} is full.", remedy="Make room, and run again: what was finished is kept.")
 
 # %% ../nbs/errors.ipynb #2e9de86d
-def error_class(
+def find_error_class(
     name: str, # Name of an exception class, as a kernel reports it
 ) -> type[MlcycleError] | None: # The class of ours with that name, if it is one
     "The error of ours that is called `name`."

@@ -14,7 +14,7 @@ from filelock import FileLock
 from sklearn.datasets import load_breast_cancer, load_diabetes, load_wine
 
 import mlcycle as mc
-from mlcycle.stores.tables.holdout import read_any
+from mlcycle.stores.tables.holdout import read_any_table
 
 ROOT = Path(__file__).resolve().parent.parent
 QUICK = {"trials": 2, "folds": 3, "resamples": 50, "parity_rows": 30, "replay_rows": 60, "windows": 2}
@@ -53,7 +53,7 @@ def penguins() -> pd.DataFrame:
 
 def stored_rows(run: mc.Run, name: str) -> pd.DataFrame:
     "The rows of one of a run's tables, sealed or not."
-    return read_any(run.workspace, run.dataset.tables[name], why="a test looks")
+    return read_any_table(run.workspace, run.dataset.tables[name], why="a test looks")
 
 
 TABLES = {

@@ -6,31 +6,19 @@ import json
 import re
 import subprocess
 import sys
+from collections import defaultdict
+from graphlib import CycleError, TopologicalSorter
 from importlib import import_module
 from pathlib import Path
 
 import pytest
 
-from mlcycle.nb.notebook import is_hinge, read_notebook, read_parameters, run_half, stage_notebooks
+from mlcycle.nb.notebook import is_parameters_cell, read_notebook, read_parameters, runnable_notebook, stage_notebooks
 from mlcycle.outcomes import STAGES
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = sorted(path for path in (ROOT / "nbs").rglob("*.ipynb") if not re.search(r"/\.", str(path.relative_to(ROOT))))
 MODULES = sorted(path for path in (ROOT / "mlcycle").rglob("*.py") if path.name not in ("__init__.py", "_modidx.py"))
-GROUND = {
-    "errors",
-    "outcomes",
-    "metrics",
-    "criteria",
-    "cleaning",
-    "outliers",
-    "missing",
-    "folds",
-    "latency",
-    "blends",
-    "stores",
-    "lifecycle",
-}
 
 
 def named(paths):
@@ -45,10 +33,32 @@ def exported_cells(path: Path) -> list[str]:
     return [source for source in sources if source.startswith("#| export")]
 
 
-def imports(path: Path) -> set[str]:
-    "Modules of ours that a module imports, anywhere in it, as absolute names without `mlcycle.`."
-    package = ["mlcycle", *path.relative_to(ROOT / "mlcycle").parts[:-1]]
-    found = set()
+# Lowest first. A package imports only from floors below its own, late imports and module paths in strings included;
+# packages that share a floor do not import each other.
+FLOORS = [
+    ["errors", "outcomes"],
+    ["core"],
+    ["nb", "ml"],
+    ["stores"],
+    ["engine"],
+    ["service"],
+    ["reports"],
+    [*STAGES],
+    ["lifecycle"],
+    ["api"],
+    ["cli"],
+]
+LEVEL = {room: level for level, rooms in enumerate(FLOORS) for room in rooms}
+
+
+def dotted(path: Path) -> str:
+    "A module's name without `mlcycle.`."
+    return ".".join(path.relative_to(ROOT / "mlcycle").with_suffix("").parts)
+
+
+def named_paths(path: Path) -> set[str]:
+    "All dotted paths below `mlcycle` that a module names: imports anywhere in it, and paths in strings, such as code or classes."
+    package, found = ["mlcycle", *dotted(path).split(".")[:-1]], set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom):
             base = package[: len(package) - node.level + 1] if node.level else []
@@ -56,7 +66,61 @@ def imports(path: Path) -> set[str]:
             found |= {full, *(f"{full}.{alias.name}" for alias in node.names)}
         elif isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            found |= set(re.findall(r"\bmlcycle(?:\.\w+)+", node.value))
     return {name.removeprefix("mlcycle.") for name in found if name.startswith("mlcycle.")}
+
+
+def module_graph() -> dict[str, set[str]]:
+    "The modules that each module imports or names."
+    modules = {dotted(path) for path in MODULES}
+    graph = {}
+    for path in MODULES:
+        prefixes = {".".join(name.split(".")[:n]) for name in named_paths(path) for n in range(1, name.count(".") + 2)}
+        graph[dotted(path)] = (prefixes & modules) - {dotted(path)}
+    return graph
+
+
+GRAPH = module_graph()
+
+
+def test_every_package_has_a_floor_and_says_what_belongs_in_it():
+    assert {name.split(".")[0] for name in GRAPH} == set(LEVEL)
+    for path in (ROOT / "mlcycle").rglob("__init__.py"):
+        lines = (ast.get_docstring(ast.parse(path.read_text())) or "").splitlines()
+        assert len(lines) == 1, f"{path.relative_to(ROOT)} needs one line that says what belongs in the package"
+
+
+@pytest.mark.parametrize("module", sorted(GRAPH))
+def test_imports_go_down(module):
+    room = module.split(".")[0]
+    above = {other for other in GRAPH[module] if other.split(".")[0] != room and LEVEL[other.split(".")[0]] >= LEVEL[room]}
+    assert not above, f"{module} imports {sorted(above)}, which is not on a floor below"
+
+
+def test_no_circle_of_imports():
+    try:
+        list(TopologicalSorter(GRAPH).static_order())
+    except CycleError as error:
+        pytest.fail(" -> ".join(error.args[1]))
+
+
+def test_circles_and_paths_in_strings_are_noticed():
+    "The two tests above see late imports, and class paths and code in strings."
+    module = ROOT / "mlcycle" / "core" / "imaginary.py"
+    source = "def f():\n    from ..stores.events import x\nA = 'mlcycle.ml.folds.B'\nC = 'from mlcycle.api import run_lifecycle'\n"
+    text = Path.read_text
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Path, "read_text", lambda self, *a, **k: source if self == module else text(self, *a, **k))
+        assert {"stores.events", "ml.folds.B", "api"} <= named_paths(module)
+
+
+def test_notebooks_modules_and_tests_lie_in_the_same_folders():
+    packages = {path.parent.relative_to(ROOT / "mlcycle") for path in MODULES}
+    notebooks = {path.parent.relative_to(ROOT / "nbs") for path in NOTEBOOKS}
+    assert packages == notebooks
+    tests = {path.parent.relative_to(ROOT / "tests") for path in (ROOT / "tests").rglob("test_*.py")}
+    assert tests - {Path(), Path("end_to_end")} <= packages | {Path(stage) for stage in STAGES}
 
 
 @pytest.mark.parametrize("path", named(NOTEBOOKS))
@@ -79,28 +143,13 @@ def test_exported_cells_fit_a_screen_and_hold_no_magic(path):
 @pytest.mark.parametrize("stage", STAGES)
 def test_stage_notebook_has_one_hinge_and_imports_from_the_package(stage):
     path = stage_notebooks(ROOT)[stage]
-    assert sum(is_hinge(cell) for cell in read_notebook(path)["cells"]) == 1
+    assert sum(is_parameters_cell(cell) for cell in read_notebook(path)["cells"]) == 1
     parameters = read_parameters(path)
     assert parameters[0].name == "run_dir"
     assert all(parameter.help for parameter in parameters), "every parameter says what it is"
-    ran = "\n".join(cell["source"] for cell in run_half(path)["cells"] if cell["cell_type"] == "code")
+    ran = "\n".join(cell["source"] for cell in runnable_notebook(path)["cells"] if cell["cell_type"] == "code")
     assert f"from mlcycle.{stage}.stage import" in ran
     assert not re.search(r"^(def|class) ", ran, re.MULTILINE), "what runs is what ships"
-
-
-@pytest.mark.parametrize("path", named(MODULES))
-def test_floors(path):
-    "No stage imports another; the ground imports no stage, but for the command line, and there inside functions."
-    room = path.relative_to(ROOT / "mlcycle").with_suffix("").parts
-    allowed = GROUND | ({room[0]} if room[0] not in GROUND else set())
-    if room == ("outcomes",) or room == ("errors",):
-        allowed = set()
-    if room[0] == "lifecycle" and room[-1].endswith(("cli", "commands")):
-        top = {name for node in ast.parse(path.read_text()).body for name in _imported(node)}
-        assert not top & set(STAGES), "the command line reaches up late"
-        allowed = GROUND | set(STAGES)
-    rooms = {name.split(".")[0] for name in imports(path)} - {"__version__"}
-    assert rooms <= allowed, f"{'.'.join(room)} imports {rooms - allowed}"
 
 
 @pytest.mark.parametrize("path", named(MODULES))
@@ -114,8 +163,15 @@ def test_public_names_differ_in_more_than_case(path):
     assert len(names) == len(set(names)), sorted(name for name in names if names.count(name) > 1)
 
 
-def _imported(node) -> set[str]:
-    return {node.module.split(".")[0]} if isinstance(node, ast.ImportFrom) and node.module else set()
+def test_a_public_name_means_one_thing():
+    "No two modules define the same public name; functions of the command line are named as their commands are."
+    homes = defaultdict(list)
+    for path in MODULES:
+        for node in ast.parse(path.read_text()).body:
+            if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_"):
+                homes[node.name] += [dotted(path)]
+    twice = {name: rooms for name, rooms in homes.items() if len({room for room in rooms if room.split(".")[0] != "cli"}) > 1}
+    assert not twice
 
 
 @pytest.mark.parametrize("path", named(MODULES))

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['app', 'console', 'errors', 'SOURCE', 'TARGET', 'METRIC', 'TIME', 'PARAMETER', 'FILE', 'PROJECT', 'UNTIL', 'QUIET',
-           'clear_errors', 'parse_assignments']
+           'exit_on_error', 'parse_assignments']
 
 # %% ../../nbs/cli/base.ipynb #424d53ff
 from contextlib import contextmanager
@@ -24,7 +24,7 @@ console, errors = Console(), Console(stderr=True)
 
 # %% ../../nbs/cli/base.ipynb #ca765e3a
 @contextmanager
-def clear_errors():
+def exit_on_error():
     "Print an error of ours as a message and end with its exit code."
     try:
         yield

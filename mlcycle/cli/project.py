@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from .base import PROJECT, SOURCE, TARGET, app, clear_errors, console
+from .base import PROJECT, SOURCE, TARGET, app, exit_on_error, console
 
 # %% ../../nbs/cli/project.ipynb #a4daf03a
 @app.command()
@@ -22,7 +22,7 @@ def init(
     "Make a project: settings, seven notebooks to edit, a README."
     from mlcycle.lifecycle.project import init_project
 
-    with clear_errors():
+    with exit_on_error():
         for file in init_project(folder):
             console.print(str(file), highlight=False, soft_wrap=True)
         console.print(f"Next: cd {folder} && mlcycle run", highlight=False, soft_wrap=True)
@@ -34,13 +34,13 @@ def update(
     project: PROJECT = None,
 ):
     "Show what has changed in the shipped notebooks since the project took them over."
-    from mlcycle.lifecycle.project import describe_changes, merge_shipped
+    from mlcycle.lifecycle.project import describe_shipped_changes, merge_shipped_notebooks
     from mlcycle.core.settings import find_project
 
-    with clear_errors():
+    with exit_on_error():
         home = find_project(project)
-        result = merge_shipped(home) if merge else None
-        print(result if merge else describe_changes(home, color=console.is_terminal))
+        result = merge_shipped_notebooks(home) if merge else None
+        print(result if merge else describe_shipped_changes(home, color=console.is_terminal))
         if result and result.conflicts:
             raise typer.Exit(1)
 
@@ -55,17 +55,17 @@ def init_problem(
 ):
     "Write a problem.yaml to begin with, with what a look at the source can say."
     from mlcycle.core.settings import find_project
-    from mlcycle.problem.document import FILE, refuse_overwriting, write_draft
+    from mlcycle.problem.document import FILE, check_file_is_new, write_problem_draft
 
-    with clear_errors():
+    with exit_on_error():
         home = find_project(project)
-        refuse_overwriting(home / FILE)
+        check_file_is_new(home / FILE)
         found = ({}, {})
         if source or target:
-            from mlcycle.problem.stage import draft_answers
+            from mlcycle.problem.stage import draft_problem_fields
 
-            found = draft_answers(source, target)
-        for file in write_draft(home, *found):
+            found = draft_problem_fields(source, target)
+        for file in write_problem_draft(home, *found):
             console.print(str(file), highlight=False, soft_wrap=True)
         console.print("Next: answer what is left, then: mlcycle problem check", highlight=False, soft_wrap=True)
 
@@ -79,7 +79,7 @@ def check_problem(
     from mlcycle.core.settings import find_project
     from mlcycle.problem.document import FILE, read_problem
 
-    with clear_errors():
+    with exit_on_error():
         path = file or find_project(project) / FILE
         document = read_problem(path)
         if not document.source:
@@ -96,6 +96,6 @@ def check_problem(
 @problem_app.command("schema")
 def print_schema():
     "Print the JSON Schema of problem.yaml."
-    from mlcycle.problem.document import schema_text
+    from mlcycle.problem.document import problem_schema_text
 
-    print(schema_text(), end="")
+    print(problem_schema_text(), end="")

@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from .base import app, clear_errors
+from .base import app, exit_on_error
 from ..errors import ParameterError
 
 # %% ../../nbs/cli/serve.ipynb #2bf9d076
@@ -23,14 +23,14 @@ def serve(
     project: Annotated[Path | None, typer.Option(help="Folder with settings.ini.")] = None,
 ):
     "Serve the release of a run over HTTP, and record events in the workspace."
-    with clear_errors():
+    with exit_on_error():
         from mlcycle.service.app import serve_bundle
         from mlcycle.core.runs import open_run
-        from mlcycle.stores.models.function_files import functions_file
+        from mlcycle.stores.models.function_files import workspace_functions_file
 
         chosen = open_run(run, project)
         release = chosen.release
         if not release.released:
             raise ParameterError(f"The run {chosen.id} released nothing.", remedy=release.decision)
         serve_bundle(chosen.workspace.root / release.bundle, host, port, chosen.workspace.events_url, chosen.id,
-                     functions_file(release.model.functions, chosen.workspace))
+                     workspace_functions_file(release.model.functions, chosen.workspace))

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from .settings import STORES, find_project, read_settings, section
+from .settings import STORE_DEFAULTS, find_project, read_settings, section_with_defaults
 
 # %% ../../nbs/core/workspace.ipynb #34b4b1d5
 @dataclass(frozen=True)
@@ -20,13 +20,13 @@ class Workspace:
     "Addresses of all state of a project."
 
     project: Path
-    stores: dict[str, str] = field(default_factory=lambda: dict(STORES)) # As in `settings.ini`
+    stores: dict[str, str] = field(default_factory=lambda: dict(STORE_DEFAULTS)) # As in `settings.ini`
 
     @classmethod
     def of(cls, project: Path | None = None) -> "Workspace":
         "The workspace of the project around a folder."
         project = find_project(project)
-        return cls(project, section(read_settings(project), "stores"))
+        return cls(project, section_with_defaults(read_settings(project), "stores"))
 
     @property
     def root(self) -> Path:

@@ -1,0 +1,1 @@
+"""Stage 2: contract, checks, cleaning, quarantine, split."""

@@ -1,0 +1,1 @@
+"""Stage 6: the release of an approved model."""

@@ -1,0 +1,1 @@
+"""How a notebook is executed: a fork server that has imported the heavy libraries, and kernels that are its forks."""

@@ -1,0 +1,1 @@
+"""Stage 3: exploration, target leakage, feature creation, encoding, feature selection."""

@@ -1,0 +1,1 @@
+"""Runs through the stages: plan, freshness, execution, locks, batches, projects."""

@@ -1,0 +1,1 @@
+"""What several stages share about models: metrics, predictions, folds, criteria, cleaning, outliers, ensembles."""

@@ -1,0 +1,1 @@
+"""Stage 4: candidates, hyperparameter search, ensembles, calibration, model selection."""

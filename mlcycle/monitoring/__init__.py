@@ -1,0 +1,1 @@
+"""Stage 7: latency, quality and drift of the released model."""

@@ -1,0 +1,1 @@
+"""What a notebook is: its parameters, the code it reaches, its fingerprint, its HTML."""

@@ -1,0 +1,1 @@
+"""Pages of runs, facts about runs, comparison of runs, the look of plots."""

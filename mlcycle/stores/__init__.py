@@ -1,0 +1,1 @@
+"""Where things are kept: sources, tables, models, the prediction log, outcome files."""

@@ -13,10 +13,10 @@ from hypothesis.extra.pandas import column, data_frames, range_indexes
 from pandera.errors import SchemaErrors
 
 from mlcycle.data.checks import find_violations, pandera_schema
-from mlcycle.data.coercion import coerce
-from mlcycle.data.contract import Contract, read_contract, write_contract
-from mlcycle.data.inference import contract_for, infer_contract
-from mlcycle.data.quarantine import apply_contract, check_thresholds, replay
+from mlcycle.data.coercion import coerce_to_contract
+from mlcycle.data.contract import Contract, parse_contract, contract_to_yaml
+from mlcycle.data.inference import read_or_infer_contract, infer_contract
+from mlcycle.data.quarantine import apply_contract, check_contract_limits, recheck_corrections
 from mlcycle.errors import ContractError, ContractFileError
 from mlcycle.stores.sources.ingest import normalise
 
@@ -83,7 +83,7 @@ def broken(rows: pd.DataFrame, contract: Contract) -> set[tuple]:
 @pytest.mark.parametrize("name", BAD)
 def test_a_known_bad_frame_is_rejected_before_and_after_a_trip_through_the_file(name):
     rows, expected = BAD[name]
-    again = read_contract(write_contract(CONTRACT))
+    again = parse_contract(contract_to_yaml(CONTRACT))
     assert again == CONTRACT
     assert broken(rows, CONTRACT) == broken(rows, again) == expected
     assert broken(GOOD, again) == set()
@@ -92,7 +92,7 @@ def test_a_known_bad_frame_is_rejected_before_and_after_a_trip_through_the_file(
 @pytest.mark.parametrize("name", [name for name in BAD if "type" not in name and "date" not in name and name != "mixed"])
 def test_pandera_alone_says_the_same_about_typed_rows(name):
     rows, expected = BAD[name]
-    typed, _ = coerce(rows, CONTRACT)
+    typed, _ = coerce_to_contract(rows, CONTRACT)
     schema = pandera_schema(CONTRACT)
     schema.validate(GOOD)
     if name in ("extra column", "order of columns", "number instead of a moment"):  # pandera's schema is about columns it knows
@@ -107,7 +107,7 @@ def test_pandera_alone_says_the_same_about_typed_rows(name):
 @pytest.mark.parametrize("name", TABLES)
 def test_the_rows_that_a_contract_was_inferred_from_keep_it(name):
     rows = normalise(TABLES[name][0]())
-    contract = read_contract(write_contract(infer_contract(rows, name)))
+    contract = parse_contract(contract_to_yaml(infer_contract(rows, name)))
     checked = apply_contract(rows, contract)
     assert checked.failures == []
     assert checked.quarantine.empty
@@ -133,10 +133,10 @@ def test_rows_drawn_from_the_inferred_table_pass(data):
     ]
     raw = data.draw(data_frames(columns, index=range_indexes(min_size=1, max_size=50)))
     rows = normalise(raw.infer_objects())
-    contract = read_contract(write_contract(infer_contract(rows)))
+    contract = parse_contract(contract_to_yaml(infer_contract(rows)))
     drawn = rows.loc[data.draw(st.lists(st.sampled_from(rows.index.tolist()), unique=True))]
     assert find_violations(drawn, contract).empty
-    pd.testing.assert_frame_equal(coerce(drawn, contract)[0], drawn)
+    pd.testing.assert_frame_equal(coerce_to_contract(drawn, contract)[0], drawn)
 
 
 @settings(max_examples=60, deadline=None)
@@ -162,7 +162,7 @@ def test_one_bad_cell_hides_no_other_failure():
 def test_severities_decide_between_quarantine_and_a_warning():
     rows = changed(size=["S", "XXL", "M"])
     assert apply_contract(rows, CONTRACT).quarantine.empty
-    strict = read_contract(write_contract(CONTRACT).replace("severity: warning", "severity: error"))
+    strict = parse_contract(contract_to_yaml(CONTRACT).replace("severity: warning", "severity: error"))
     checked = apply_contract(rows, strict)
     assert checked.clean.index.tolist() == [0, 2]
     assert checked.quarantine[["row_id", "column", "rule", "value", "severity"]].values.tolist() == [
@@ -186,9 +186,9 @@ def spoiled(share: float) -> pd.DataFrame:
 
 
 def test_above_the_threshold_the_run_stops():
-    check_thresholds(apply_contract(spoiled(0.2), CONTRACT), CONTRACT)
+    check_contract_limits(apply_contract(spoiled(0.2), CONTRACT), CONTRACT)
     with pytest.raises(ContractError, match=r"21 of 100 rows \(21.0 %\).*'price' required.*kept.csv.*my.yaml"):
-        check_thresholds(apply_contract(spoiled(0.21), CONTRACT), CONTRACT, "kept.csv", "my.yaml")
+        check_contract_limits(apply_contract(spoiled(0.21), CONTRACT), CONTRACT, "kept.csv", "my.yaml")
 
 
 @pytest.mark.parametrize(
@@ -202,35 +202,35 @@ def test_above_the_threshold_the_run_stops():
     ],
 )
 def test_a_rule_may_have_a_limit_of_its_own(limit, stops):
-    text = write_contract(CONTRACT)
+    text = contract_to_yaml(CONTRACT)
     text = text.replace("    quality:\n    - name: range\n", "@", 1)  # Of the price
     text = text.replace("@", f"    quality:\n    - {{metric: nullValues, severity: warning, {limit}}}\n    - name: range\n")
-    contract = read_contract(text)
+    contract = parse_contract(text)
     checked = apply_contract(spoiled(0.01), contract)
     assert checked.quarantine.empty
     if stops:
         with pytest.raises(ContractError, match="'price' required"):
-            check_thresholds(checked, contract)
+            check_contract_limits(checked, contract)
     else:
-        check_thresholds(checked, contract)
+        check_contract_limits(checked, contract)
 
 
 def test_a_missing_column_stops_whatever_the_limits():
     rows = GOOD.drop(columns=["price", "size"])
     with pytest.raises(ContractError, match="no column 'price', 'size'"):
-        check_thresholds(apply_contract(rows, CONTRACT), CONTRACT)
+        check_contract_limits(apply_contract(rows, CONTRACT), CONTRACT)
 
 
 def test_corrected_rows_come_back_and_others_stay():
     rows = changed(price=["cheap", "dear", None], size=["S", "XXL", "M"])
     checked = apply_contract(rows, CONTRACT, "f00d")
     assert checked.quarantined == 3
-    clean, left = replay(checked.quarantine, pd.DataFrame({"row_id": [0, 1], "price": [6.5, "still dear"]}), CONTRACT)
+    clean, left = recheck_corrections(checked.quarantine, pd.DataFrame({"row_id": [0, 1], "price": [6.5, "still dear"]}), CONTRACT)
     assert clean.index.tolist() == [0]
     pd.testing.assert_frame_equal(clean, GOOD.head(1).assign(price=6.5))
     assert left[["row_id", "rule"]].values.tolist() == [[1, "type"], [1, "categories"], [2, "required"]]
     assert json.loads(left.row[0])["price"] == "still dear"
-    clean, left = replay(left, pd.DataFrame({"row_id": [1, 2], "price": [7.5, 8.5]}), CONTRACT)
+    clean, left = recheck_corrections(left, pd.DataFrame({"row_id": [1, 2], "price": [7.5, 8.5]}), CONTRACT)
     assert clean.price.tolist() == [7.5, 8.5]
     assert left.empty
 
@@ -247,7 +247,7 @@ def test_corrected_rows_come_back_and_others_stay():
 def test_corrections_of_nothing_are_refused(corrections, said):
     checked = apply_contract(changed(price=["cheap", 1, 2]), CONTRACT)
     with pytest.raises(ContractFileError, match=said):
-        replay(checked.quarantine, pd.DataFrame(corrections), CONTRACT)
+        recheck_corrections(checked.quarantine, pd.DataFrame(corrections), CONTRACT)
 
 
 @pytest.mark.parametrize(
@@ -267,29 +267,29 @@ def test_corrections_of_nothing_are_refused(corrections, said):
     ],
 )
 def test_an_invalid_file_names_line_and_field(good, bad, field):
-    text = write_contract(CONTRACT)
+    text = contract_to_yaml(CONTRACT)
     assert good in text
     line = text[: text.index(good)].count("\n") + 1
     with pytest.raises(ContractFileError) as raised:
-        read_contract(text.replace(good, bad, 1), "my.yaml")
+        parse_contract(text.replace(good, bad, 1), "my.yaml")
     assert f"my.yaml, line {line}: " in str(raised.value)
     assert f"'{field}" in str(raised.value) or not field
 
 
 def test_a_file_without_a_field_that_it_needs_says_so():
     with pytest.raises(ContractFileError, match="'status' field required"):
-        read_contract(write_contract(CONTRACT).replace("status: draft\n", ""))
+        parse_contract(contract_to_yaml(CONTRACT).replace("status: draft\n", ""))
     for text in ("", "[]", "text"):
         with pytest.raises(ContractFileError, match="holds no contract"):
-            read_contract(text)
+            parse_contract(text)
 
 
 def test_the_first_ingestion_writes_the_file_and_later_ones_obey_it(tmp_path):
     file = tmp_path / "contract.yaml"
-    made, inferred = contract_for(GOOD, file, "orders", "Sales")
+    made, inferred = read_or_infer_contract(GOOD, file, "orders", "Sales")
     assert inferred
     file.write_text(file.read_text().replace("quarantineLimit\n  value: 20", "quarantineLimit\n  value: 5"))
-    again, inferred = contract_for(GOOD.head(2), file)
+    again, inferred = read_or_infer_contract(GOOD.head(2), file)
     assert not inferred
     assert (made.quarantine_limit, again.quarantine_limit) == (20, 5)
 
@@ -307,7 +307,7 @@ def test_commands(folder):
     done = cli("contract", "infer", "good.csv", "--owner", "Sales", cwd=folder)
     assert done.returncode == 0, done.stderr
     written = (folder / "contract.yaml").read_text()
-    assert read_contract(written).team.name == "Sales"
+    assert parse_contract(written).team.name == "Sales"
     again = cli("contract", "infer", "good.csv", cwd=folder)
     assert again.returncode == 2
     assert "--force" in again.stderr

@@ -9,7 +9,7 @@ from conftest import cli
 from sklearn.datasets import load_wine
 
 from mlcycle.core.workspace import Workspace
-from mlcycle.data.corrupt import corrupt_text
+from mlcycle.data.inject_errors import inject_malformed_lines
 from mlcycle.data.stage import prepare_data
 from mlcycle.errors import ContractError, SourceError
 from mlcycle.problem.stage import define_problem
@@ -100,7 +100,7 @@ def test_every_row_and_every_changed_cell_is_kept_somewhere(prepared, tmp_path):
 
 def test_malformed_lines_are_found_and_kept(tmp_path):
     file = tmp_path / "wine.csv"
-    text, record = corrupt_text(load_wine(as_frame=True).frame.to_csv(index=False), share=0.05, encoding="cp1252")
+    text, record = inject_malformed_lines(load_wine(as_frame=True).frame.to_csv(index=False), share=0.05, encoding="cp1252")
     file.write_bytes(text)
     rows, malformed, (read,) = ingest(str(file))
     found = set(malformed.line) & set(record.line)

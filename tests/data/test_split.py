@@ -7,7 +7,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from sklearn.datasets import load_breast_cancer, load_wine
 
-from mlcycle.data.leakage import find_split_leaks, measure_split
+from mlcycle.data.leakage import describe_split_overlap, measure_split_overlap
 from mlcycle.data.split import split_rows
 from mlcycle.errors import ParameterError
 from mlcycle.outcomes import Problem
@@ -55,7 +55,7 @@ def test_a_group_is_never_on_both_sides(values, seed):
     rows = normalise(pd.DataFrame({"who": [None if lost and who < 2 else f"p{who}" for who, lost, _ in values]}))
     rows["y"] = [float(answer) for *_, answer in values]
     assume(rows.who.nunique() > 1)
-    parts, _ = split_rows(rows, asked(task="regression", entity="who"), sealed_share=0.3, seed=seed)
+    parts, _ = split_rows(rows, asked(task="regression", entity="who"), holdout_share=0.3, seed=seed)
     assert not set(parts["train"].who.dropna()) & set(parts["sealed"].who.dropna())
     assert whole(parts, rows)
     assert len(parts["train"])
@@ -77,9 +77,9 @@ def test_every_class_is_in_both_parts(classes, share):
     rows = normalise(pd.DataFrame({"y": classes, "x": range(len(classes))}))
     if rows.y.value_counts().min() < 2:
         with pytest.raises(ParameterError, match="has a single row"):
-            split_rows(rows, asked(task="multiclass"), sealed_share=share)
+            split_rows(rows, asked(task="multiclass"), holdout_share=share)
         return
-    parts, _ = split_rows(rows, asked(task="multiclass"), sealed_share=share)
+    parts, _ = split_rows(rows, asked(task="multiclass"), holdout_share=share)
     assert set(parts["train"].y) == set(parts["sealed"].y) == set(classes)
     assert parts["train"].index.is_monotonic_increasing
 
@@ -91,7 +91,7 @@ def test_time_cuts_and_keeps_apart_whom_it_knows():
     assert not len(parts["future"])
     late = rows.assign(patient=np.where(rows.day > 450, "p" + rows.patient, rows.patient))
     problem = asked(time="day", entity="patient")
-    parts, words = split_rows(late, problem, keep_apart=True)
+    parts, words = split_rows(late, problem, exclude_shared_entities=True)
     assert whole(parts, late)
     assert not set(parts["train"].patient) & set(parts["sealed"].patient)
     assert f"{len(parts['set_aside'])} rows are set aside" in words
@@ -108,7 +108,7 @@ def test_time_cuts_and_keeps_apart_whom_it_knows():
         pytest.param({"part": None}, {"column": "part"}, "says nothing", id="no part"),
         pytest.param({"part": "train"}, {"column": "part"}, "No row is left for the part 'sealed'", id="nothing sealed"),
         pytest.param({"patient": "p"}, {"how": "group", "entity": "patient"}, "about the same", id="one group"),
-        pytest.param({}, {"sealed_from": "9999", "time": "day"}, "No row is left", id="a moment too late"),
+        pytest.param({}, {"holdout_from": "9999", "time": "day"}, "No row is left", id="a moment too late"),
     ],
 )
 def test_what_cannot_be_split_is_said(change, options, message):
@@ -131,15 +131,15 @@ def test_clean_tables_raise_no_alarm(load):
     rows = normalise(load(as_frame=True).frame)
     problem = asked("target", "multiclass")
     parts, _ = split_rows(rows, problem)
-    assert find_split_leaks(parts, problem) == []
+    assert describe_split_overlap(parts, problem) == []
 
 
 def test_flights_in_time_order_raise_no_alarm():
     rows = read_source("sample").dropna(subset=["late"])
     problem = asked("late", time="scheduled_departure")
     parts, _ = split_rows(rows, problem)
-    measured = measure_split(parts, problem)
-    assert find_split_leaks(parts, problem, measured) == []
+    measured = measure_split_overlap(parts, problem)
+    assert describe_split_overlap(parts, problem, measured) == []
     assert set(measured.check) == {"equal rows", "near-equal rows", "time overlap"}
     assert set(measured.part) == {"sealed", "future"}
 
@@ -150,9 +150,9 @@ def test_a_table_of_few_values_raises_no_alarm():
     columns = {name: rng.choice(list("abcd"), 3000) for name in "pqrs"}
     rows = normalise(pd.DataFrame(columns | {"y": rng.choice(["a", "b"], 3000)}))
     parts, _ = split_rows(rows, asked())
-    measured = measure_split(parts, asked())
+    measured = measure_split_overlap(parts, asked())
     assert measured.share.max() > 0.9
-    assert find_split_leaks(parts, asked(), measured) == []
+    assert describe_split_overlap(parts, asked(), measured) == []
 
 
 @pytest.mark.parametrize("rows", [600, 30_000], ids=["few rows", "many rows"])
@@ -161,12 +161,12 @@ def test_injected_leaks_are_found_and_counted(rows):
     problem = asked()
     parts, _ = split_rows(table, problem)
     train, sealed = parts["train"], parts["sealed"]
-    assert find_split_leaks(parts, problem) == []
+    assert describe_split_overlap(parts, problem) == []
     equal = train.sample(12, random_state=0)
     near = train.sample(len(sealed) // 10, random_state=1)
     noisy = near.assign(x=near.x + 1e-9, town=" " + near.town.str.upper(), z=5.0)
     for copies, word in ((equal, "in every feature"), (near.assign(z=5.0), "but one"), (noisy, "but one")):
-        (told,) = find_split_leaks(parts | {"sealed": pd.concat([sealed, copies])}, problem)
+        (told,) = describe_split_overlap(parts | {"sealed": pd.concat([sealed, copies])}, problem)
         assert told.startswith(f"{len(copies):,} of {len(sealed) + len(copies):,} sealed rows")
         assert word in told
 
@@ -174,9 +174,9 @@ def test_injected_leaks_are_found_and_counted(rows):
 def test_shared_entities_and_overlap_in_time_are_found():
     rows = visits()
     parts, _ = split_rows(rows, asked())
-    told = find_split_leaks(parts, asked(entity="patient", time="day"))
+    told = describe_split_overlap(parts, asked(entity="patient", time="day"))
     assert len(told) == 2
     assert "also teaches" in told[0]
     assert "earlier than the last training row" in told[1]
     parts, _ = split_rows(rows, asked(entity="patient"))
-    assert find_split_leaks(parts, asked(entity="patient")) == []
+    assert describe_split_overlap(parts, asked(entity="patient")) == []

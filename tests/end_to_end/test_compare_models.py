@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 import mlcycle as mc
 from mlcycle.cli.base import app
-from mlcycle.core.runs import all_runs
+from mlcycle.core.runs import list_runs
 from mlcycle.core.workspace import Workspace
 from mlcycle.stores.models.registry import connect
 
@@ -37,7 +37,7 @@ def project(tmp_path_factory):
 @pytest.fixture(scope="module")
 def runs(project):
     "The runs, oldest first."
-    return all_runs(Workspace.of(project))[::-1]
+    return list_runs(Workspace.of(project))[::-1]
 
 
 def typed(*words: str, project, width: int = 80):

@@ -13,10 +13,10 @@ import pytest
 from conftest import QUICK, TABLES, WORDS, cli, stored_rows
 
 import mlcycle as mc
-from mlcycle.errors import ArtefactError, ParameterError, StageError
+from mlcycle.errors import ArtifactError, ParameterError, StageError
 from mlcycle.nb.notebook import stage_notebooks
 from mlcycle.stores.models.model_files import load_model, save_model
-from mlcycle.stores.models.registry import get_alias, open_registry
+from mlcycle.stores.models.registry import get_alias_version, open_registry
 from mlcycle.stores.tables.datasets import read_table
 
 
@@ -49,7 +49,7 @@ def test_a_failing_cell_stops_the_run_and_its_page_says_where(wine):
     run = mc.open("last", wine)
     assert run.about["status"] == "failed"
     assert run.dataset.rows_in == 178, "earlier outcomes stay"
-    with pytest.raises(ArtefactError):
+    with pytest.raises(ArtifactError):
         run.outcome("features")
     page = (run.workspace.reports / run.id / "03_features.html").read_text()
     assert "This stage failed." in page
@@ -106,8 +106,8 @@ def test_two_runs_at_once_do_not_harm_each_other(wine):
         tables = [stored_rows(run, table) for table in run.dataset.tables]
         assert sum(map(len, tables)) == rows
         open_registry(run.workspace.tracking_uri, run.workspace.artifacts, run.candidate.model.name)
-        assert get_alias(run.candidate.model.name) == run.candidate.model.version
-        assert run.health.rows == QUICK["replay_rows"] or run.health.rows == run.verdict.sealed_rows
+        assert get_alias_version(run.candidate.model.name) == run.candidate.model.version
+        assert run.health.rows == QUICK["replay_rows"] or run.health.rows == run.verdict.holdout_rows
 
 
 def test_a_source_that_changes_under_way_is_noticed(wine):
@@ -122,11 +122,11 @@ def test_altered_artefacts_are_never_used(table_run):
     plan = run.workspace.root / run.plan.pipeline.path
     good = plan.read_bytes()
     plan.write_bytes(good[:-1] + b"x")
-    with pytest.raises(ArtefactError, match="altered"):
+    with pytest.raises(ArtifactError, match="altered"):
         load_model(plan, run.plan.pipeline.sha256)
     plan.write_bytes(good)
     other = run.dataset.tables["train"].model_copy(update={"sha256": "0" * 64})
-    with pytest.raises(ArtefactError, match="altered"):
+    with pytest.raises(ArtifactError, match="altered"):
         read_table(run.workspace.tables, other)
 
 
@@ -150,7 +150,7 @@ def test_a_crafted_model_is_refused(tmp_path):
 
     for function in (subprocess.run, partial(subprocess.run, shell=True)):
         sha256 = save_model(FunctionTransformer(function), tmp_path / "model.skops")
-        with pytest.raises(ArtefactError, match=r"not trusted: subprocess\.run"):
+        with pytest.raises(ArtifactError, match=r"not trusted: subprocess\.run"):
             load_model(tmp_path / "model.skops", sha256)
 
 
@@ -170,5 +170,5 @@ def test_secrets_stay_in_the_environment(wine):
 def test_missing_model_and_run_are_named(tmp_path):
     with pytest.raises(ParameterError, match="no run 'last'"):
         mc.open("last", tmp_path)
-    with pytest.raises(ArtefactError, match="does not exist"):
+    with pytest.raises(ArtifactError, match="does not exist"):
         load_model(tmp_path / "model.skops")

@@ -62,7 +62,7 @@ def test_sealed_scores_can_be_computed_again(run):
 def test_the_champion_moves_only_on_a_pass(run):
     verdict = run.verdict
     assert verdict.approved == all(gate.passed for gate in verdict.gates)
-    assert verdict.champion_after == (run.candidate.model.version if verdict.approved else None)
+    assert verdict.current_champion == (run.candidate.model.version if verdict.approved else None)
     assert run.release.released == verdict.approved
 
 
@@ -106,7 +106,7 @@ def test_a_rejected_model_is_not_released(table_run, tmp_path):
     TABLES["diabetes"][0]().to_csv(tmp_path / "diabetes.csv", index=False)
     run = mc.run(str(tmp_path / "diabetes.csv"), "target", project=tmp_path, criteria=["r2 >= 0.99"], **QUICK)
     assert not run.verdict.approved
-    assert run.verdict.champion_after is None
+    assert run.verdict.current_champion is None
     assert not run.release.released
     assert not (run.workspace.root / "releases").exists()
     assert (run.health.watched, run.health.back_to) == ("none", "modelling")

@@ -19,7 +19,7 @@ from nbclient.exceptions import CellTimeoutError, DeadKernelError
 from nbformat.v4 import new_code_cell, new_notebook
 
 from mlcycle.errors import StageError
-from mlcycle.lifecycle.execute import execute
+from mlcycle.lifecycle.execute import execute_notebook
 
 PAPERMILL = Path(sys.executable).with_name("papermill")
 KERNEL = {"name": "python3", "language": "python", "display_name": "python3"}
@@ -229,7 +229,7 @@ def test_whatever_ends_a_notebook_is_one_clear_error(end):
     code, words = ENDS[end]
     path = write("stage.ipynb", START_SLEEP, "print('half-way')", f"print('last words', flush=False)\n{code}", "print('never')")
     with pytest.raises(StageError) as caught:
-        execute(path, {}, LIMITS)
+        execute_notebook(path, {}, LIMITS)
     message = str(caught.value)
     assert caught.value.exit_code == 1
     assert "stage.ipynb" in message
@@ -317,7 +317,7 @@ def test_a_cell_that_takes_too_long_may_clean_up(wait):
 def test_a_cell_that_does_not_heed_an_interruption_is_ended(code):
     path = write("deaf.ipynb", "import os; print(os.getpid())", f"print('begun')\n{code}")
     with pytest.raises(StageError, match=r"(?s)deaf.ipynb.*Cell 1 .* 1 seconds.*begun"):
-        execute(path, {}, LIMITS | {"cell_timeout": "1"})
+        execute_notebook(path, {}, LIMITS | {"cell_timeout": "1"})
     cells = read(path).cells
     assert not alive(printed(cells[0]))
 
@@ -325,7 +325,7 @@ def test_a_cell_that_does_not_heed_an_interruption_is_ended(code):
 def test_the_whole_notebook_has_a_limit_too():
     path = write("long.ipynb", *["import time; time.sleep(0.6); print('done')"] * 9)
     with pytest.raises(StageError, match="long.ipynb.*the notebook's time ran out"):
-        execute(path, {}, LIMITS | {"notebook_timeout": "2"})
+        execute_notebook(path, {}, LIMITS | {"notebook_timeout": "2"})
     cells = read(path).cells
     assert printed(cells[0]) == "done\n"
     assert not cells[-1].outputs

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.datasets import load_breast_cancer, load_iris, load_wine
 
-from mlcycle.features.encode.column_types import find_kinds
+from mlcycle.features.encode.column_types import infer_column_types
 from mlcycle.stores.sources.ingest import normalise
 
 ROWS = 400
@@ -36,7 +36,7 @@ LEFT_OUT = {
 
 
 def test_names_every_kind():
-    kinds, left_out = find_kinds(pd.DataFrame(COLUMNS))
+    kinds, left_out = infer_column_types(pd.DataFrame(COLUMNS))
     assert kinds == KINDS
     assert left_out == {}
 
@@ -44,7 +44,7 @@ def test_names_every_kind():
 @pytest.mark.parametrize("name", LEFT_OUT)
 def test_says_why_a_column_is_left_out(name):
     values, reason = LEFT_OUT[name]
-    kinds, left_out = find_kinds(pd.DataFrame(COLUMNS).assign(**{name: values}))
+    kinds, left_out = infer_column_types(pd.DataFrame(COLUMNS).assign(**{name: values}))
     assert kinds == KINDS
     assert left_out[name].startswith(reason)
 
@@ -58,7 +58,7 @@ def test_a_new_name_for_each_value_is_a_repetition(seed, values):
         {"code": codes, "name": rng.permutation([f"v{i}" for i in range(values)])[codes], "other": rng.random(300)}
     )
     if table.code.nunique() > 1:
-        kinds, left_out = find_kinds(table)
+        kinds, left_out = infer_column_types(table)
         assert list(kinds) == ["code", "other"]
         assert left_out == {"name": "says the same in other words or units as 'code'"}
 
@@ -68,25 +68,25 @@ def test_a_new_name_for_each_value_is_a_repetition(seed, values):
 def test_columns_drawn_apart_repeat_nothing(seed):
     rng = np.random.default_rng(seed)
     table = pd.DataFrame({f"n{i}": rng.normal(size=60) for i in range(4)} | {f"w{i}": rng.integers(0, 3, 60) for i in range(4)})
-    assert list(find_kinds(table)[0]) == list(table)
+    assert list(infer_column_types(table)[0]) == list(table)
 
 
 def test_a_missing_value_tells_columns_apart():
     town = RNG.choice(["Rome", "Oslo", None], ROWS)
     other = pd.Series(town).replace({"Rome": "I", "Oslo": "N"})
-    assert list(find_kinds(pd.DataFrame({"town": town, "land": other}))[0]) == ["town"]
+    assert list(infer_column_types(pd.DataFrame({"town": town, "land": other}))[0]) == ["town"]
     other.iloc[int(other.notna().to_numpy().argmax())] = None
-    assert list(find_kinds(pd.DataFrame({"town": town, "land": other}))[0]) == ["town", "land"]
+    assert list(infer_column_types(pd.DataFrame({"town": town, "land": other}))[0]) == ["town", "land"]
 
 
 @pytest.mark.parametrize("load", [load_breast_cancer, load_iris, load_wine])
 def test_keeps_all_of_a_clean_table(load):
     rows = normalise(load(as_frame=True).data)
-    kinds, left_out = find_kinds(rows)
+    kinds, left_out = infer_column_types(rows)
     assert set(kinds.values()) == {"number"} and not left_out
 
 
 def test_penguins():
-    kinds, left_out = find_kinds(normalise(penguins()).drop(columns="Species"))
+    kinds, left_out = infer_column_types(normalise(penguins()).drop(columns="Species"))
     assert left_out.keys() >= {"Region", "Stage"}
     assert kinds["Island"] == "category" and kinds["Body Mass (g)"] == "number"

@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 from scipy.stats import contingency, kruskal, spearmanr
 
 from mlcycle.features.explore import plots as explore_plots
-from mlcycle.features.explore.associations import correlation_ratios, cramer_v, measure_associations, rank, rank_correlations
-from mlcycle.features.explore.column_summary import describe_number, mean_by
-from mlcycle.features.explore.explore import explore, find_periods, look_first
+from mlcycle.features.explore.associations import correlation_ratios, cramer_v, measure_associations, rank_values, rank_correlations
+from mlcycle.features.explore.column_summary import summarize_numbers, group_means
+from mlcycle.features.explore.explore import explore, split_into_periods, top_findings
 from mlcycle.features.explore.sample_report import sample_report
-from mlcycle.reports.pages import render, script_hash, table_script
+from mlcycle.reports.pages import render_template, script_hash, skrub_table_script
 
 PLOTS = [getattr(explore_plots, name) for name in explore_plots.__all__]
 
@@ -46,7 +46,7 @@ def orders(n: int = 2000, seed: int = 0) -> pd.DataFrame:
 @settings(max_examples=60, deadline=None)
 def test_rank_correlations_are_scipys(lines):
     table = np.array(lines, dtype=float)
-    ranks = np.column_stack([rank(column) for column in table.T])
+    ranks = np.column_stack([rank_values(column) for column in table.T])
     found = rank_correlations(ranks)
     for a in range(3):
         for b in range(3):
@@ -59,7 +59,7 @@ def test_rank_correlations_are_scipys(lines):
 def test_correlation_ratio_is_that_of_kruskal_and_wallis(lines):
     numbers, groups = np.array(lines, dtype=float)[:, 0], pd.factorize(np.array(lines)[:, 1])[0]
     n, k = len(numbers), groups.max() + 1
-    found = correlation_ratios(rank(numbers)[:, None], groups[:, None])[0, 0]
+    found = correlation_ratios(rank_values(numbers)[:, None], groups[:, None])[0, 0]
     if k < 2 or not np.ptp(numbers):
         assert not found > 0
         return
@@ -106,7 +106,7 @@ def test_associations_are_a_symmetric_table_and_ignore_missing_values():
 @settings(max_examples=80, deadline=None)
 def test_facts_about_numbers_are_pandas(cells):
     values = pd.Series(cells, dtype=float)
-    facts = describe_number(values)
+    facts = summarize_numbers(values)
     assert (facts["missing"], facts["distinct"]) == (values.isna().mean(), values.nunique())
     if facts["distinct"]:
         assert facts["50%"] == pytest.approx(values.median())
@@ -131,12 +131,12 @@ def test_what_is_cheap_is_exact_whatever_the_sample():
 
 def test_the_same_each_time():
     first, second = (explore(orders(), "late", asked(time="placed"), sample=500, seed=3) for _ in range(2))
-    pd.testing.assert_frame_equal(look_first(first), look_first(second))
+    pd.testing.assert_frame_equal(top_findings(first), top_findings(second))
     pd.testing.assert_frame_equal(first.associations, second.associations)
 
 
 def test_means_by_group():
-    found = mean_by(np.array([0, 0, -1, 2]), np.array([1.0, np.nan, 5.0, 7.0]), 3)
+    found = group_means(np.array([0, 0, -1, 2]), np.array([1.0, np.nan, 5.0, 7.0]), 3)
     assert found[[0, 2]].tolist() == [1, 7]
     assert np.isnan(found[1])
 
@@ -146,7 +146,7 @@ def test_means_by_group():
 )
 def test_periods_fit_the_table(freq, periods, unit):
     times = pd.Series(pd.date_range("2020-01-01", periods=periods, freq=freq, tz="UTC"))
-    counted, codes, begins = find_periods(times)
+    counted, codes, begins = split_into_periods(times)
     assert counted == unit
     assert codes.max() == len(begins) - 1 < 40
 
@@ -188,7 +188,7 @@ PLANTED = [
 
 @pytest.mark.parametrize("what", PLANTED)
 def test_a_planted_problem_is_found(what):
-    first = look_first(explore(plant(orders(), what), "late", asked(time="placed")))
+    first = top_findings(explore(plant(orders(), what), "late", asked(time="placed")))
     assert what in first.loc[first["column"] == "planted", "what"].tolist()
     if what not in ("changes over time", "extreme skew", "nearly constant"):
         assert first["column"][0] == "planted", "before what a clean column has"
@@ -196,12 +196,12 @@ def test_a_planted_problem_is_found(what):
 
 
 def test_of_a_clean_table_nothing_grave_is_said():
-    assert "high" not in set(look_first(explore(orders(), "late", asked(time="placed"))).severity)
+    assert "high" not in set(top_findings(explore(orders(), "late", asked(time="placed"))).severity)
 
 
 def test_columns_that_say_the_same_are_named_together():
     rows = orders()
-    seen = look_first(explore(rows.assign(miles=rows.distance * 0.62, again=rows.town), "late", asked()))
+    seen = top_findings(explore(rows.assign(miles=rows.distance * 0.62, again=rows.town), "late", asked()))
     assert {"distance, miles", "town, again"} <= set(seen.loc[seen.what == "say the same", "column"])
 
 
@@ -209,12 +209,12 @@ def test_a_rare_answer_and_missing_answers():
     rows = orders()
     rows["late"] = np.where(np.arange(2000) < 12, "yes", "no")
     rows.loc[50:99, "late"] = None
-    assert look_first(explore(rows, "late", asked()))["what"].tolist()[:2] == ["answers are missing", "a rare answer"]
+    assert top_findings(explore(rows, "late", asked()))["what"].tolist()[:2] == ["answers are missing", "a rare answer"]
 
 
 def test_many_columns_with_one_finding_are_one_line():
     rows = orders().assign(**{f"c{i}": 1 for i in range(30)})
-    first = look_first(explore(rows, "late", asked()))
+    first = top_findings(explore(rows, "late", asked()))
     assert first["column"][0] == "c0, c1, c2, c3, c4, c5 and 24 more"
     assert first.why[0].startswith("30 columns.")
 
@@ -256,7 +256,7 @@ def test_any_table_is_explored_and_drawn(name):
     rows, target, problem = tables()[name]
     before = rows.copy()
     seen = explore(rows, target, problem)
-    assert list(look_first(seen).columns) == ["column", "what", "why", "severity"]
+    assert list(top_findings(seen).columns) == ["column", "what", "why", "severity"]
     assert list(seen.columns.index) == list(rows)
     for plot in PLOTS:
         figure = plot(seen)
@@ -265,7 +265,7 @@ def test_any_table_is_explored_and_drawn(name):
         assert all(
             axes.get_xlabel() or axes.get_label() == "<colorbar>"
             for axes in figure.axes
-            if plot is not explore_plots.plot_associations
+            if plot is not explore_plots.plot_association_matrix
         )
         plt.close(figure)
     pd.testing.assert_frame_equal(rows, before)
@@ -278,7 +278,7 @@ def test_whatever_the_cells_hold(data):
     n = data.draw(st.integers(2, 30))
     columns = {f"c{i}": pd.Series(data.draw(st.lists(cells, min_size=n, max_size=n)), dtype=object) for i in range(3)}
     rows = pd.DataFrame(columns).infer_objects().assign(y=["a", "b"] * (n // 2) + ["a"] * (n % 2))
-    first = look_first(explore(rows, "y", asked(positive="a")))
+    first = top_findings(explore(rows, "y", asked(positive="a")))
     assert first.why.str.endswith((".", "?")).all()
 
 
@@ -293,12 +293,12 @@ def test_the_sample_says_what_it_is_and_holds_no_script_but_skrubs():
     assert report == sample_report(rows, sample=100)
     assert evil not in report
     assert report.count("<script") == 1
-    assert f'<script type="module">{table_script()}</script>' in report
+    assert f'<script type="module">{skrub_table_script()}</script>' in report
     assert len(report) < 200_000
 
 
 def test_only_a_page_with_a_sample_lets_skrubs_script_run():
-    allowed = script_hash(table_script()).strip("'")
+    allowed = script_hash(skrub_table_script()).strip("'")
     page = {
         "title": "t",
         "contents": [],
@@ -309,5 +309,5 @@ def test_only_a_page_with_a_sample_lets_skrubs_script_run():
         "seconds": 1,
         "error": "",
     }
-    assert allowed in render("note.html.j2", body="<skrub-table-report></skrub-table-report>", **page)
-    assert allowed not in render("note.html.j2", body="<p>plain</p>", **page)
+    assert allowed in render_template("note.html.j2", body="<skrub-table-report></skrub-table-report>", **page)
+    assert allowed not in render_template("note.html.j2", body="<p>plain</p>", **page)

@@ -14,16 +14,16 @@ from test_recipes import RECIPES, ROW, example, frame
 
 import mlcycle as mc
 from mlcycle.core.files import write_text
-from mlcycle.core.settings import STORES
+from mlcycle.core.settings import STORE_DEFAULTS
 from mlcycle.core.workspace import Workspace
 from mlcycle.errors import TargetError
 from mlcycle.features.create.arithmetic import GroupDeviation
-from mlcycle.features.create.history import EntityHistory, History, Lag, Rolling
-from mlcycle.features.create.user_functions import make_recipes
-from mlcycle.features.encode.pipeline import build_pipeline, trace_features
-from mlcycle.features.select.ledger import ledger_table
-from mlcycle.features.stage import Rules, plan_features
-from mlcycle.lifecycle.housekeeping import clean_runs
+from mlcycle.features.create.history import EntityHistory, HistoryRecipe, Lag, Rolling
+from mlcycle.features.create.user_functions import make_function_recipes
+from mlcycle.features.encode.pipeline import build_preprocessor, map_outputs_to_features
+from mlcycle.features.select.ledger import features_table
+from mlcycle.features.stage import FeatureSettings, plan_features
+from mlcycle.lifecycle.housekeeping import delete_old_runs
 from mlcycle.outcomes import Dataset, FeaturePlan, FileRef, Problem
 from mlcycle.stores.models.function_files import read_functions
 from mlcycle.stores.models.model_files import load_model, save_model
@@ -59,7 +59,7 @@ def orders(rows: int = 900, seed: int = 0) -> pd.DataFrame:
     return table.assign(late=late, customer="c" + table.customer.astype(str), refund=refund)
 
 
-def plan_for(table: pd.DataFrame, folder: Path, rules: Rules | None = None, **more) -> tuple[Problem, FeaturePlan, Workspace]:
+def plan_for(table: pd.DataFrame, folder: Path, rules: FeatureSettings | None = None, **more) -> tuple[Problem, FeaturePlan, Workspace]:
     "What stage 3 makes of a table whose rows all teach."
     space = Workspace(folder)
     stored = write_table(space.tables, "train", normalise(table).rename_axis("row_id"))
@@ -88,7 +88,7 @@ def planned(tmp_path_factory) -> tuple[Problem, FeaturePlan, Workspace]:
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory) -> tuple[Problem, FeaturePlan, Workspace]:
     "The plan for orders with everything that is proposed."
-    rules = Rules(select="off")
+    rules = FeatureSettings(select="off")
     return plan_for(orders(), tmp_path_factory.mktemp("whole"), rules, time="placed", entity="customer")
 
 
@@ -127,7 +127,7 @@ def test_a_plan_does_not_contradict_itself(which, request):
     )
     rows = normalise(orders())
     fitted = pipeline.fit(rows[plan.columns], rows.late)
-    assert trace_features(fitted) == plan.outputs and list(fitted.get_feature_names_out()) == list(plan.outputs)
+    assert map_outputs_to_features(fitted) == plan.outputs and list(fitted.get_feature_names_out()) == list(plan.outputs)
 
 
 def test_what_is_planned_makes_one_row_as_in_the_batch(whole, tmp_path):
@@ -148,7 +148,7 @@ def test_what_happens_later_changes_nothing_before(whole):
     _, plan, space = whole
     create = load_model(space.root / plan.pipeline.path)["create"]
     create.recipes = [recipe for recipe in create.recipes if not isinstance(recipe, GroupDeviation)]
-    assert any(isinstance(recipe, History) for recipe in create.recipes)
+    assert any(isinstance(recipe, HistoryRecipe) for recipe in create.recipes)
     rows, cut, rng = normalise(orders()), 600, np.random.default_rng(5)
     before = create.fit(rows[plan.columns], rows.late).transform(rows[plan.columns]).head(cut)
     order = rng.permutation(np.arange(cut, len(rows)))
@@ -179,9 +179,9 @@ def everything(family: str):
     "A fitted pipeline with recipes of every sort and columns of every kind."
     table = with_note(example(300))
     target = pd.Series(np.where(table.a.fillna(0) > 0, "yes", "no"), table.index, name="y")
-    recipes = [*RECIPES, *LOOKING_BACK, *make_recipes(OWN, table, {})]
+    recipes = [*RECIPES, *LOOKING_BACK, *make_function_recipes(OWN, table, {})]
     kinds = COLUMNS | {name: kind for recipe in recipes for name, kind in recipe.kinds().items()}
-    return build_pipeline(kinds, recipes, family=family).fit(table, target)
+    return build_preprocessor(kinds, recipes, family=family).fit(table, target)
 
 
 FITTED = {family: everything(family) for family in ("trees", "linear", "native")}
@@ -206,7 +206,7 @@ def test_recipes_of_every_sort_are_saved_without_code(family, tmp_path):
     asked = with_note(example(40))
     ours, theirs = (pd.DataFrame(each.transform(asked)) for each in (again, FITTED[family]))
     pd.testing.assert_frame_equal(ours, theirs)
-    assert trace_features(again) == trace_features(FITTED[family])
+    assert map_outputs_to_features(again) == map_outputs_to_features(FITTED[family])
 
 
 @pytest.mark.parametrize("columns", [["refund"], []], ids=["a suspect only", "none"])
@@ -219,7 +219,7 @@ def test_where_nothing_is_left_the_error_says_why(columns, tmp_path):
 
 @pytest.mark.parametrize("entity", ["", "customer"])
 def test_the_plan_is_the_same_each_time(entity, tmp_path):
-    rules = Rules(selection_rows=300, most_created=4, seed=3)
+    rules = FeatureSettings(selection_rows=300, most_created=4, seed=3)
     plans = [plan_for(orders(300), tmp_path / name, rules, entity=entity)[1] for name in ("one", "two")]
     assert plans[0] == plans[1]
 
@@ -262,7 +262,7 @@ def states(folder: Path) -> dict[str, str]:
 
 def check_ledger(run: mc.Run) -> None:
     "The ledger beside a run and its pages is that of the plan."
-    wanted = ledger_table(run.plan.features)
+    wanted = features_table(run.plan.features)
     page = run.workspace.reports / run.id / "03_features.html"
     for path in (run.folder / "features.csv", page.with_suffix(".csv")):
         pd.testing.assert_frame_equal(pd.read_csv(path, keep_default_na=False), pd.read_csv(_kept(wanted), keep_default_na=False))
@@ -316,7 +316,7 @@ def test_an_edit_of_a_function_makes_the_stage_stale(project):
 def test_cleaning_up_spares_what_is_needed(tmp_path):
     "A search goes with the last run that names it; functions stay, since registered models call them."
     space = Workspace(tmp_path)
-    about = {"status": "done", "parameters": {}, "stages": {}, "keys": {}, "stores": STORES, "project": str(tmp_path)}
+    about = {"status": "done", "parameters": {}, "stages": {}, "keys": {}, "stores": STORE_DEFAULTS, "project": str(tmp_path)}
     for name, study in {"3": "studies/both", "2": "studies/both", "1": "studies/old", "0": "studies/held"}.items():
         write_text(space.root / "runs" / name / "run.json", json.dumps(about | {"id": name, "started": name}))
         write_text(space.root / "runs" / name / "modelling.json", json.dumps({"study": study}))
@@ -324,9 +324,9 @@ def test_cleaning_up_spares_what_is_needed(tmp_path):
     write_text(space.root / "studies" / "interrupted" / "journal.log", "")
     write_text(space.root / "functions" / "mine.py", "")
     with space.lock("study-held"):
-        assert clean_runs(space, keep=1, dry_run=True) == ["2", "1", "0"]
+        assert delete_old_runs(space, keep=1, dry_run=True) == ["2", "1", "0"]
         assert len(list((space.root / "studies").iterdir())) == 4
-        assert clean_runs(space, keep=1) == ["2", "1", "0"]
+        assert delete_old_runs(space, keep=1) == ["2", "1", "0"]
     assert {path.name for path in (space.root / "studies").iterdir()} == {"both", "held", "interrupted"}
     assert (space.root / "functions" / "mine.py").is_file()
 

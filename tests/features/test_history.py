@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlcycle.errors import InputError
-from mlcycle.features.create.history import EntityHistory, Lag, Rolling, propose_histories
-from mlcycle.features.create.recipes import CreateFeatures
+from mlcycle.features.create.history import EntityHistory, Lag, Rolling, propose_history_recipes
+from mlcycle.features.create.recipes import FeatureCreator
 from mlcycle.outcomes import Problem
 from mlcycle.stores.models.model_files import load_model, save_model
 
@@ -166,7 +166,7 @@ def test_classes_that_a_model_has_numbered_are_the_same_history():
 
 def test_a_saved_history_holds_only_arrays_and_says_the_same(tmp_path):
     rows = table([(minute, "abc"[minute % 3], minute % 2, float(minute % 7), "ab"[minute % 2]) for minute in range(100)])
-    step = CreateFeatures(RECIPES).fit(rows, rows.y)
+    step = FeatureCreator(RECIPES).fit(rows, rows.y)
     again = load_model(tmp_path / "h.skops", save_model(step, tmp_path / "h.skops"))
     pd.testing.assert_frame_equal(again.transform(rows), step.transform(rows))
     assert len(set(step.get_feature_names_out())) == len(rows.columns) + len(RECIPES)
@@ -181,16 +181,16 @@ def test_proposals_need_times_and_are_few():
         metrics=["r2"], criteria=[], rows=5000, time="when", entity="plane",
     )  # fmt: skip
     kinds = {"who": "category", "id": "many categories", "when": "date"}
-    found = propose_histories(rows, asked, kinds)
+    found = propose_history_recipes(rows, asked, kinds)
     names = [name for recipe in found for name in recipe.describe()]
     assert len(found) <= 12 and len(set(names)) == len(names)
     assert {"rows of plane so far", "mean y of plane so far", "mean y of who so far", "rows of who in 1 hour"} <= set(names)
     assert not any("id" in recipe.reads() for recipe in found)
-    assert len(propose_histories(rows, asked, kinds, most=3)) == 3
+    assert len(propose_history_recipes(rows, asked, kinds, most=3)) == 3
     for nothing in (asked.model_copy(update={"time": ""}), asked.model_copy(update={"time": "y"})):
-        assert propose_histories(rows, nothing, kinds) == []
+        assert propose_history_recipes(rows, nothing, kinds) == []
     multiclass = asked.model_copy(update={"task": "multiclass"})
-    assert not any(getattr(recipe, "target", "") for recipe in propose_histories(rows, multiclass, kinds))
+    assert not any(getattr(recipe, "target", "") for recipe in propose_history_recipes(rows, multiclass, kinds))
 
 
 def cpu_seconds(work) -> float:

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from sklearn.datasets import load_breast_cancer, load_diabetes, load_iris, load_wine
 
 from mlcycle.errors import ParameterError
-from mlcycle.features.leakage.leaks import apply_trust, find_leaks, plot_leaks
-from mlcycle.outcomes import Leak, Problem
-from mlcycle.stores.sources.flights import AFTERWARDS
+from mlcycle.features.leakage.leaks import allow_trusted_columns, find_target_leakage, plot_target_leakage
+from mlcycle.outcomes import LeakageSuspect, Problem
+from mlcycle.stores.sources.flights import UNAVAILABLE_AT_PREDICTION
 from mlcycle.stores.sources.ingest import normalise, read_source
 
 ROWS = 3000
@@ -30,7 +30,7 @@ def ask(rows, target, task="binary", **more):
 
 def suspects(rows, target, task="binary", **more):
     "Names of the columns under suspicion."
-    return [leak.column for leak in find_leaks(rows.drop(columns=target), rows[target], ask(rows, target, task, **more))]
+    return [leak.column for leak in find_target_leakage(rows.drop(columns=target), rows[target], ask(rows, target, task, **more))]
 
 
 def honest(seed=0, rows=ROWS):
@@ -171,7 +171,7 @@ def test_excluded_columns_are_witnesses_and_not_named():
 def test_what_stage_2_found_is_passed_on():
     table, _, targets, _ = honest()
     rows = table.assign(y=targets["binary"])
-    (leak,) = find_leaks(table, rows.y, ask(rows, "y"), sealed=["3 sealed rows equal a training row."])
+    (leak,) = find_target_leakage(table, rows.y, ask(rows, "y"), sealed=["3 sealed rows equal a training row."])
     assert (leak.column, leak.excluded) == ("", False)
     assert leak.reason.startswith("3 sealed rows")
 
@@ -194,7 +194,7 @@ def test_noise_is_never_named(seed, rows, task):
 def test_the_same_each_time():
     table, signal, targets, _ = honest()
     rows = table.assign(copy=signal)
-    found = [find_leaks(rows, targets["binary"], ask(rows, "y"), seed=3) for _ in range(2)]
+    found = [find_target_leakage(rows, targets["binary"], ask(rows, "y"), seed=3) for _ in range(2)]
     assert found[0] == found[1]
 
 
@@ -241,9 +241,9 @@ def flights():
 
 def test_flights(flights):
     start = time.process_time()
-    leaks = find_leaks(flights.drop(columns="late"), flights.late, ask(flights, "late", time="scheduled_departure"))
+    leaks = find_target_leakage(flights.drop(columns="late"), flights.late, ask(flights, "late", time="scheduled_departure"))
     spent = time.process_time() - start
-    assert {leak.column for leak in leaks} == set(AFTERWARDS)
+    assert {leak.column for leak in leaks} == set(UNAVAILABLE_AT_PREDICTION)
     assert all(leak.excluded and re.search(r"\d", leak.reason) for leak in leaks)
     assert spent < 60, "about ten seconds on a quiet machine"
 
@@ -251,23 +251,23 @@ def test_flights(flights):
 def test_flights_that_arrived(flights):
     "Without cancelled ones the time in the air is not found: it is never missing, and says little alone or in a pair."
     arrived = flights[flights.late.notna()].iloc[::5]
-    assert set(suspects(arrived, "late", time="scheduled_departure")) == set(AFTERWARDS) - {"air_time"}
-    assert suspects(flights.drop(columns=list(AFTERWARDS)).iloc[::5], "late", time="scheduled_departure") == []
+    assert set(suspects(arrived, "late", time="scheduled_departure")) == set(UNAVAILABLE_AT_PREDICTION) - {"air_time"}
+    assert suspects(flights.drop(columns=list(UNAVAILABLE_AT_PREDICTION)).iloc[::5], "late", time="scheduled_departure") == []
 
 
 def test_a_person_may_say_otherwise():
-    leaks = [Leak(column="dep_delay", reason="-"), Leak(column="arr_time", reason="-")]
-    assert [leak.excluded for leak in apply_trust(leaks, ["dep_delay"])] == [False, True]
-    assert apply_trust(leaks, []) == leaks
-    assert apply_trust(leaks, ["distance"], ["distance", "dep_delay", "arr_time"]) == leaks
+    leaks = [LeakageSuspect(column="dep_delay", reason="-"), LeakageSuspect(column="arr_time", reason="-")]
+    assert [leak.excluded for leak in allow_trusted_columns(leaks, ["dep_delay"])] == [False, True]
+    assert allow_trusted_columns(leaks, []) == leaks
+    assert allow_trusted_columns(leaks, ["distance"], ["distance", "dep_delay", "arr_time"]) == leaks
     with pytest.raises(ParameterError, match="Did you mean 'dep_delay'"):
-        apply_trust(leaks, ["dep_dalay"], ["distance", "dep_delay", "arr_time"])
+        allow_trusted_columns(leaks, ["dep_dalay"], ["distance", "dep_delay", "arr_time"])
 
 
 def test_the_plot_marks_suspects():
     import matplotlib.pyplot as plt
 
-    axes = plot_leaks([Leak(column="b", reason="-")], {"a": 0.2, "b": 0.99})
+    axes = plot_target_leakage([LeakageSuspect(column="b", reason="-")], {"a": 0.2, "b": 0.99})
     assert [label.get_text() for label in axes.get_yticklabels()] == ["b", "a"]
     assert any("*" in text.get_text() for text in axes.texts)
     plt.close(axes.figure)

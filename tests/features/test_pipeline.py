@@ -16,11 +16,11 @@ from sklearn.preprocessing import TargetEncoder
 from threadpoolctl import threadpool_limits
 
 from mlcycle.errors import InputError, ParameterError
-from mlcycle.features.encode.encode import FAMILIES, SCALERS, EncodeFor
-from mlcycle.features.encode.pipeline import build_pipeline, trace_features
-from mlcycle.service.bundle import NEEDED, find_needed
+from mlcycle.features.encode.encode import ENCODINGS, SCALERS, FeatureEncoder
+from mlcycle.features.encode.pipeline import build_preprocessor, map_outputs_to_features
+from mlcycle.service.bundle import SERVICE_PACKAGES, service_packages
 from mlcycle.stores.models.library_versions import stamp
-from mlcycle.stores.models.model_files import load_model, model_bytes, save_model
+from mlcycle.stores.models.model_files import load_model, dump_model, save_model
 
 KINDS = {
     "price": "number",
@@ -59,7 +59,7 @@ def make_table(rows: int = 200, seed: int = 0) -> pd.DataFrame:
 
 TABLE = make_table()
 TARGET = (TABLE.price.fillna(1) + TABLE["size"].eq("S") > 1.2).map({True: "yes", False: "no"})
-FITTED = {family: build_pipeline(KINDS, family=family, outliers="flag").fit(TABLE, TARGET) for family in FAMILIES}
+FITTED = {family: build_preprocessor(KINDS, family=family, outliers="flag").fit(TABLE, TARGET) for family in ENCODINGS}
 
 anything = {
     "price": st.one_of(st.none(), st.floats(), st.integers(-(10**9), 10**9).map(float)),
@@ -88,7 +88,7 @@ def same(one, other) -> None:
         np.testing.assert_allclose(one, other, rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ENCODINGS)
 @given(rows=st.lists(st.fixed_dictionaries(anything), min_size=1, max_size=5), copies=st.sampled_from([1, 40]))
 @settings(max_examples=25, deadline=None)
 def test_one_row_is_its_line_in_the_batch(family, rows, copies):
@@ -103,9 +103,9 @@ def test_one_row_is_its_line_in_the_batch(family, rows, copies):
         assert np.isfinite(together).all()
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ENCODINGS)
 def test_saved_and_loaded_without_code(family, tmp_path):
-    pipeline = build_pipeline(KINDS, family=family, outliers="flag")
+    pipeline = build_preprocessor(KINDS, family=family, outliers="flag")
     sha256 = save_model(pipeline, tmp_path / "plan.skops")
     again = load_model(tmp_path / "plan.skops", sha256)
     assert again["encode"].get_params() == pipeline["encode"].get_params()
@@ -117,10 +117,10 @@ def test_saved_and_loaded_without_code(family, tmp_path):
     assert save_model(loaded, tmp_path / "again.skops") == fitted, "asking a model changes nothing in it"
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ENCODINGS)
 def test_every_number_has_a_name_and_an_origin(family):
     names, made = FITTED[family].get_feature_names_out(), FITTED[family].transform(TABLE)
-    origins = trace_features(FITTED[family])
+    origins = map_outputs_to_features(FITTED[family])
     assert list(origins) == names.tolist() and len(set(names)) == made.shape[1]
     assert set(origins.values()) == set(KINDS)
     if family == "native":
@@ -132,12 +132,12 @@ def test_origins_are_not_guessed_from_names():
     rows = 100
     table = pd.DataFrame({"a": ["b", "c"] * 50, "a_b": np.arange(rows), "a_b_c": ["c", "d"] * 50, "a_b_month": ["c", "x"] * 50})
     kinds = {"a": "category", "a_b": "number", "a_b_c": "category", "a_b_month": "category"}
-    origins = trace_features(build_pipeline(kinds).fit(table, table.a))
+    origins = map_outputs_to_features(build_preprocessor(kinds).fit(table, table.a))
     assert list(origins.values()) == ["a_b", "a", "a", "a_b_c", "a_b_c", "a_b_month", "a_b_month"]
     assert list(origins)[:2] == ["a_b", "a_b_2"], "two numbers never have the same name"
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ENCODINGS)
 def test_order_of_columns_and_further_columns_do_not_matter(family):
     shuffled = TABLE[list(KINDS)[::-1]].assign(more=1)
     same(FITTED[family].transform(shuffled), FITTED[family].transform(TABLE))
@@ -148,13 +148,13 @@ def test_a_missing_column_is_named():
     with pytest.raises(InputError, match="no column 'town', 'note'"):
         FITTED["trees"].transform(TABLE.drop(columns=["town", "note"]))
     with pytest.raises(InputError, match="no column 'town'"):
-        build_pipeline(KINDS).fit(TABLE.drop(columns="town"), TARGET)
+        build_preprocessor(KINDS).fit(TABLE.drop(columns="town"), TARGET)
 
 
 def test_what_does_not_exist_is_named():
     for change in ({"family": "cats"}, {"scaling": "none"}, {"kinds": {"price": "prices"}}):
         with pytest.raises(ParameterError, match="cats|none|prices"):
-            EncodeFor(KINDS).set_params(**change).fit(TABLE, TARGET)
+            FeatureEncoder(KINDS).set_params(**change).fit(TABLE, TARGET)
 
 
 def test_types_of_the_same_values_give_the_same_numbers():
@@ -168,7 +168,7 @@ def test_types_of_the_same_values_give_the_same_numbers():
         zip=pd.array(TABLE.zip, "Int64"),
         placed=TABLE.placed.astype("str"),
     )
-    for family in FAMILIES:
+    for family in ENCODINGS:
         same(FITTED[family].transform(other), FITTED[family].transform(TABLE))
     arrow = TABLE.assign(size=TABLE["size"].astype("string[pyarrow]"), price=TABLE.price.astype("float64[pyarrow]"))
     same(FITTED["trees"].transform(arrow), FITTED["trees"].transform(TABLE))
@@ -183,19 +183,19 @@ def test_parameters_are_changed_from_outside():
 @pytest.mark.parametrize("scaling", SCALERS)
 def test_scaled_numbers_are_near_nought(scaling):
     table = pd.DataFrame({"far": np.append(np.random.default_rng(0).normal(50, 9, 999), np.inf), "same": 7.0, "none": np.nan})
-    encode = EncodeFor(dict.fromkeys(table, "number"), "linear", scaling=scaling).fit(table)
+    encode = FeatureEncoder(dict.fromkeys(table, "number"), "linear", scaling=scaling).fit(table)
     made = encode.transform(table)
     assert np.isfinite(made).all() and abs(np.median(made[:, 0])) < 0.2 and np.abs(made).max() < 10
 
 
 def test_training_rows_are_cross_fitted_as_scikit_learn_does():
     kinds, numbers = {"town": "many categories"}, (TABLE.price.fillna(1) > 1).to_numpy()
-    made = build_pipeline(kinds, seed=3).fit_transform(TABLE, numbers)
+    made = build_preprocessor(kinds, seed=3).fit_transform(TABLE, numbers)
     folds = StratifiedKFold(5, shuffle=True, random_state=3)
     towns = TABLE[["town"]].astype(object).where(TABLE[["town"]].notna(), None)
     peer = TargetEncoder(cv=folds).fit(towns, numbers)
     np.testing.assert_allclose(made, clone(peer).fit_transform(towns, numbers))
-    fitted = build_pipeline(kinds, seed=3).fit(TABLE, numbers)
+    fitted = build_preprocessor(kinds, seed=3).fit(TABLE, numbers)
     np.testing.assert_allclose(fitted.transform(TABLE), peer.transform(towns))
     assert not np.allclose(made, fitted.transform(TABLE))
 
@@ -204,24 +204,24 @@ def test_in_order_of_time_later_rows_say_nothing():
     rows, cut = 800, 500
     rng = np.random.default_rng(0)
     table, target = pd.DataFrame({"town": rng.choice(list("abcdefgh"), rows)}), rng.random(rows)
-    encode = EncodeFor({"town": "many categories"}, classify=False, ordered=True)
+    encode = FeatureEncoder({"town": "many categories"}, classify=False, ordered=True)
     before = encode.fit_transform(table, target)
     changed = np.append(target[:cut], rng.random(rows - cut) + 9)
     np.testing.assert_allclose(encode.fit_transform(table, changed)[:cut], before[:cut])
-    shuffled = EncodeFor({"town": "many categories"}, classify=False)
+    shuffled = FeatureEncoder({"town": "many categories"}, classify=False)
     assert not np.allclose(shuffled.fit_transform(table, changed)[:cut], shuffled.fit_transform(table, target)[:cut])
 
 
 def test_a_whole_number_to_predict_is_no_class():
-    encode = EncodeFor({"town": "many categories"}, classify=False).fit(TABLE, np.arange(len(TABLE)) % 7)
+    encode = FeatureEncoder({"town": "many categories"}, classify=False).fit(TABLE, np.arange(len(TABLE)) % 7)
     assert len(encode.get_feature_names_out()) == 1
-    several = EncodeFor({"town": "many categories"}).fit(TABLE, pd.Series(np.arange(len(TABLE)) % 3).map(str))
-    assert trace_features(Pipeline([("encode", several)])) == {"town_0": "town", "town_1": "town", "town_2": "town"}
+    several = FeatureEncoder({"town": "many categories"}).fit(TABLE, pd.Series(np.arange(len(TABLE)) % 3).map(str))
+    assert map_outputs_to_features(Pipeline([("encode", several)])) == {"town_0": "town", "town_1": "town", "town_2": "town"}
 
 
 def test_many_categories_are_lumped_for_boosters():
     table = pd.DataFrame({"town": [f"t{i}" for i in range(400) for _ in range(1 + i % 3)]})
-    encode = EncodeFor({"town": "many categories"}, "native").fit(table)
+    encode = FeatureEncoder({"town": "many categories"}, "native").fit(table)
     made = encode.transform(pd.DataFrame({"town": ["t2", "t3", "never seen", None]})).town
     assert made.tolist()[:3] == ["t2", "(other)", "(other)"] and made.isna().tolist() == [False, False, False, True]
     assert len(made.cat.categories) == 201
@@ -232,7 +232,7 @@ def test_many_categories_are_lumped_for_boosters():
 def test_a_column_that_is_missing_in_all_training_rows_is_constant(family, tmp_path):
     "As the history of the first rows is. A booster that refuses such a column learns, and later values change nothing."
     empty = TABLE.assign(price=np.nan, size=None, town=None, placed=pd.NaT)
-    pipeline = build_pipeline({name: KINDS[name] for name in KINDS if name != "note"}, family=family, outliers="flag")
+    pipeline = build_preprocessor({name: KINDS[name] for name in KINDS if name != "note"}, family=family, outliers="flag")
     model = make_pipeline(pipeline, HistGradientBoostingClassifier(max_iter=3))
     model.fit(empty, TARGET)
     made = pipeline.fit(empty, TARGET).transform(TABLE)
@@ -244,31 +244,31 @@ def test_a_column_that_is_missing_in_all_training_rows_is_constant(family, tmp_p
     same(load_model(tmp_path / "m.skops", sha256).transform(TABLE), made)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ENCODINGS)
 def test_dates_go_round_for_models_that_draw_lines(family):
     days = pd.DataFrame({"placed": pd.date_range("2019-01-01", periods=900)})
-    names = set(build_pipeline({"placed": "date"}, family=family).fit(days, days.placed.dt.day > 9).get_feature_names_out())
+    names = set(build_preprocessor({"placed": "date"}, family=family).fit(days, days.placed.dt.day > 9).get_feature_names_out())
     assert "placed_year" in names
     assert ("placed_month_sin" in names) == (family in ("linear", "neighbours"))
     assert ("placed_month" in names) == (family in ("trees", "native"))
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ENCODINGS)
 def test_holidays_of_a_country_are_told_apart(family, tmp_path):
     days = pd.DataFrame({"placed": pd.date_range("2019-01-01", periods=900)})
     off = days.placed.dt.strftime("%m-%d").isin(["01-01", "07-04", "12-25"])
-    pipeline = build_pipeline({"placed": "date"}, family=family, holidays="US")
+    pipeline = build_preprocessor({"placed": "date"}, family=family, holidays="US")
     sha256 = save_model(pipeline, tmp_path / "plan.skops")
     fitted = load_model(tmp_path / "plan.skops", sha256).fit(days, off)
     place = fitted.get_feature_names_out().tolist().index("placed_holiday")
     said = np.asarray(fitted.transform(days))[:, place]
     assert said[off].min() > said[~off].mean()
-    assert set(trace_features(fitted).values()) == {"placed"}
+    assert set(map_outputs_to_features(fitted).values()) == {"placed"}
     model = make_pipeline(fitted, LGBMClassifier(n_estimators=2, n_jobs=1, verbose=-1)).fit(days, off)
-    (tmp_path / "m.skops").write_bytes(stamp(model_bytes(model)))  # As it is registered
-    assert find_needed(tmp_path / "m.skops") == [*NEEDED, "holidays", "lightgbm"]
+    (tmp_path / "m.skops").write_bytes(stamp(dump_model(model)))  # As it is registered
+    assert service_packages(tmp_path / "m.skops") == [*SERVICE_PACKAGES, "holidays", "lightgbm"]
     save_model(FITTED[family], tmp_path / "plain.skops")
-    assert find_needed(tmp_path / "plain.skops") == list(NEEDED)
+    assert service_packages(tmp_path / "plain.skops") == list(SERVICE_PACKAGES)
 
 
 MODELS = [
@@ -284,7 +284,7 @@ MODELS = [
 def test_models_learn_from_it(family, model):
     table = make_table(600, seed=1)
     target = (table.price.fillna(1) + 2 * table["size"].eq("S") + table.town.isin([f"t{i}" for i in range(30)]) > 2).to_numpy()
-    both = make_pipeline(build_pipeline(KINDS, family=family), model)
+    both = make_pipeline(build_preprocessor(KINDS, family=family), model)
     with threadpool_limits(1):  # Threads wait for each other on a busy machine
         assert cross_val_score(both, table, target, scoring="roc_auc", cv=3).mean() > 0.65
         fitted = both.fit(table, target)
@@ -293,14 +293,14 @@ def test_models_learn_from_it(family, model):
     np.testing.assert_allclose(fitted.predict_proba(several), alone)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ENCODINGS)
 def test_no_rows_and_few_rows(family):
     assert FITTED[family].transform(TABLE.head(0)).shape == (0, len(FITTED[family].get_feature_names_out()))
-    few = build_pipeline(KINDS, family=family).fit(TABLE.head(6), TARGET.head(6))
+    few = build_preprocessor(KINDS, family=family).fit(TABLE.head(6), TARGET.head(6))
     assert len(few.transform(TABLE)) == len(TABLE)
 
 
 def test_a_date_without_parts_that_vary_gives_nothing():
     table = pd.DataFrame({"x": np.arange(10.0), "day": pd.Timestamp("2020-01-01")})
-    encode = EncodeFor({"x": "number", "day": "date"}, "linear").fit(table)
+    encode = FeatureEncoder({"x": "number", "day": "date"}, "linear").fit(table)
     assert encode.get_feature_names_out().tolist() == ["x"] and encode.transform(table).shape == (10, 1)

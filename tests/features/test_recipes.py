@@ -21,9 +21,9 @@ from mlcycle.features.create.arithmetic import (
     Product,
     Ratio,
 )
-from mlcycle.features.create.dates import Cycle, DateParts, describe_parts
+from mlcycle.features.create.dates import CyclicTime, DateParts, describe_date_parts
 from mlcycle.features.create.propose import propose_recipes
-from mlcycle.features.create.recipes import CreateFeatures
+from mlcycle.features.create.recipes import FeatureCreator
 from mlcycle.outcomes import Problem
 from mlcycle.stores.models.model_files import load_model, save_model
 
@@ -38,9 +38,9 @@ RECIPES = [
     GroupDeviation("a", "town"),
     GroupDeviation("b", "due", weight=0),
     MissingCount(["a", "came", "town", "size"]),
-    Cycle("came", "day"),
-    Cycle("left", "week"),
-    Cycle("came", "year"),
+    CyclicTime("came", "day"),
+    CyclicTime("left", "week"),
+    CyclicTime("came", "year"),
 ]
 PARTS = DateParts(parts=tuple(dates.PARTS), cyclic=True, trend=True)
 MOMENTS = st.datetimes(min_value=pd.Timestamp("1900-01-01").to_pydatetime(), max_value=pd.Timestamp("2200-01-01").to_pydatetime())
@@ -97,7 +97,7 @@ def test_dates_of_one_row_are_those_of_its_line(train, ask, place, unit):
     fitted, place = clone(PARTS).fit(train[["came", "left"]]), place % len(ask)
     batch = fitted.transform(ask)
     assert batch.shape == (len(ask), len(fitted.get_feature_names_out()))
-    assert list(describe_parts(fitted)) == fitted.get_feature_names_out().tolist()
+    assert list(describe_date_parts(fitted)) == fitted.get_feature_names_out().tolist()
     np.testing.assert_array_equal(fitted.transform(ask.iloc[[place]][["left", "came"]]), batch[[place]])
     whole = ask.assign(came=ask.came.dt.floor("s"), left=ask.left.dt.floor("s"))
     coarse = whole.astype({"came": f"datetime64[{unit}]", "left": f"datetime64[{unit}]"})
@@ -115,7 +115,7 @@ def example(n: int = 200) -> pd.DataFrame:
 
 def test_what_is_saved_says_the_same(tmp_path):
     table = example()
-    step = CreateFeatures(RECIPES).fit(table)
+    step = FeatureCreator(RECIPES).fit(table)
     parts = clone(PARTS).set_params(holidays="US").fit(table[["came", "left"]])
     for number, fitted in enumerate([step, parts, *step.recipes_]):
         save_model(fitted, tmp_path / f"{number}.skops")
@@ -145,7 +145,7 @@ def test_durations_are_right_across_time_zones():
     left = pd.Series(pd.to_datetime(["2024-03-31 03:30"])).dt.tz_localize("Europe/Berlin")
     table = pd.DataFrame({"came": came, "left": left})
     assert Duration("came", "left").make(table)["came_to_left_hours"].tolist() == [2]  # The clock was put forward
-    assert Cycle("left", "day").make(table)["left_of_day"].tolist() == [3.5]  # What the clock on the wall said
+    assert CyclicTime("left", "day").make(table)["left_of_day"].tolist() == [3.5]  # What the clock on the wall said
 
 
 def test_holidays_need_their_package_and_a_country(monkeypatch):
@@ -154,7 +154,7 @@ def test_holidays_need_their_package_and_a_country(monkeypatch):
         DateParts(holidays="Utopia").fit(table)
     monkeypatch.setitem(sys.modules, "holidays", None)
     dates._holidays.cache_clear()
-    with pytest.raises(ParameterError, match=r"pip install 'mlcycle\[holidays\]'"):
+    with pytest.raises(ParameterError, match=r"pip install 'mlcycle-notebooks\[holidays\]'"):
         DateParts(holidays="US").fit(table)
     dates._holidays.cache_clear()
 

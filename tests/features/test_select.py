@@ -6,8 +6,8 @@ import pytest
 
 import mlcycle.features.select.selection as select
 from mlcycle.features.create.recipes import Recipe
-from mlcycle.features.select.ledger import draw_ledger, ledger_table, write_ledger
-from mlcycle.features.select.selection import compare_sets, measure_features, select_features
+from mlcycle.features.select.ledger import plot_feature_graph, features_table, write_features_csv
+from mlcycle.features.select.selection import cross_validate_feature_sets, measure_features, select_features
 from mlcycle.outcomes import Feature, Problem, Score
 
 
@@ -113,7 +113,7 @@ def test_every_task_and_direction(task, metric, more):
 
 
 def test_time_never_looks_ahead(monkeypatch):
-    seen, encode = [], select.encode_fold
+    seen, encode = [], select.encode_feature_fold
 
     def spy(pipeline, rows, problem, fold):
         seen.append((rows.day.iloc[fold.learn].max(), rows.day.iloc[fold.ask].min()))
@@ -127,7 +127,7 @@ def test_time_never_looks_ahead(monkeypatch):
 
 
 def test_an_entity_is_never_on_both_sides(monkeypatch):
-    seen, encode = [], select.encode_fold
+    seen, encode = [], select.encode_feature_fold
 
     def spy(pipeline, rows, problem, fold):
         seen.append(set(rows.who.iloc[fold.learn]) & set(rows.who.iloc[fold.ask]))
@@ -141,7 +141,7 @@ def test_an_entity_is_never_on_both_sides(monkeypatch):
 
 def test_raw_is_taken_where_it_is_better(monkeypatch):
     worse = Score(metric="rmse", value=-0.1, low=-0.3, high=0.1)
-    monkeypatch.setattr(select, "compare_sets", lambda *_, **__: {"raw": worse, "selected": worse, "gain": worse})
+    monkeypatch.setattr(select, "cross_validate_feature_sets", lambda *_, **__: {"raw": worse, "selected": worse, "gain": worse})
     found = select_features(KINDS, CANDIDATES, table(), asked())
     assert set(found.kinds) == set(KINDS)
     assert "raw columns were better" in found.reason
@@ -179,10 +179,10 @@ def test_missing_values_categories_and_dates():
 
 
 def test_equal_sets_are_compared_once(monkeypatch):
-    fitted, encode = [], select.encode_fold
+    fitted, encode = [], select.encode_feature_fold
     monkeypatch.setattr(select, "encode_fold", lambda *given: fitted.append(1) or encode(*given))
-    sets = {name: select.build_pipeline(KINDS, [], classify=False) for name in ("raw", "all", "selected")}
-    found = compare_sets(sets, table(100), asked())
+    sets = {name: select.build_preprocessor(KINDS, [], classify=False) for name in ("raw", "all", "selected")}
+    found = cross_validate_feature_sets(sets, table(100), asked())
     assert len(fitted) == 5
     assert found["gain"].value == 0
 
@@ -202,11 +202,11 @@ def test_a_ledger_of_any_size_is_drawn_without_overlap(many, tmp_path):
         )
         for k in range(many)
     ]
-    figure = draw_ledger(features)
+    figure = plot_feature_graph(features)
     renderer = figure.canvas.get_renderer()
     figure.draw_without_rendering()
     boxes = [text.get_window_extent(renderer) for text in figure.axes[0].texts]
     assert not any(one.overlaps(other) for k, one in enumerate(boxes) for other in boxes[:k])
     plt.close(figure)
-    write_ledger(features, tmp_path / "features.csv")
-    assert len(pd.read_csv(tmp_path / "features.csv")) == many == len(ledger_table(features))
+    write_features_csv(features, tmp_path / "features.csv")
+    assert len(pd.read_csv(tmp_path / "features.csv")) == many == len(features_table(features))

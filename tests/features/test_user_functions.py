@@ -18,26 +18,26 @@ from nbformat.v4 import new_code_cell, new_notebook
 
 import mlcycle as mc
 from mlcycle.core.workspace import Workspace
-from mlcycle.errors import ArtefactError, InputError, StageError
-from mlcycle.features.create.recipes import CreateFeatures
+from mlcycle.errors import ArtifactError, InputError, StageError
+from mlcycle.features.create.recipes import FeatureCreator
 from mlcycle.features.create.user_functions import (
-    DECORATED,
+    DECLARED_FUNCTIONS,
     FunctionFeature,
-    check_function,
+    check_feature_function,
     feature,
-    known_functions,
-    make_recipes,
+    declared_functions,
+    make_function_recipes,
 )
 from mlcycle.service.local import running_service, to_json_rows
 from mlcycle.stores.models.function_files import (
-    FUNCTIONS,
+    KNOWN_FUNCTIONS,
     find_function,
-    functions_file,
-    functions_in,
+    workspace_functions_file,
+    find_function_callers,
     load_functions,
     read_functions,
     save_functions,
-    use_functions,
+    load_workspace_functions,
 )
 from mlcycle.stores.models.model_files import load_model, save_model
 
@@ -48,8 +48,8 @@ SECRET = 7
 def clean_register():
     "What a test defines is gone after it."
     yield
-    FUNCTIONS.clear()
-    DECORATED.clear()
+    KNOWN_FUNCTIONS.clear()
+    DECLARED_FUNCTIONS.clear()
 
 
 def define():
@@ -71,13 +71,13 @@ def trips(size: int = 60) -> pd.DataFrame:
 
 
 def recipe_of(function) -> FunctionFeature:
-    (recipe,) = make_recipes([function], trips(), {})
+    (recipe,) = make_function_recipes([function], trips(), {})
     return recipe
 
 
 def test_a_defined_function_is_known_and_the_last_definition_counts():
     first = define()
-    assert known_functions() == [first] and find_function("per_seat", first.sha256) is first
+    assert declared_functions() == [first] and find_function("per_seat", first.sha256) is first
     source = "@feature\ndef per_seat(distance):\n    return distance"
     (second,) = read_functions(source)
     assert second.sha256 != first.sha256 and second.inputs == ("distance",)
@@ -145,18 +145,18 @@ BAD = {
 def test_what_is_wrong_with_its_values_is_said_before_it_is_used(body):
     (function,) = read_functions(f"@feature\ndef mine(distance):\n    {body}")
     with pytest.raises(InputError, match=BAD[body]) as caught:
-        check_function(function, trips())
+        check_feature_function(function, trips())
     assert "'mine'" in caught.value.found
 
 
 def test_what_may_not_be_read_is_not_read():
     function = define()
     with pytest.raises(InputError, match="Did you mean 'distance'"):
-        check_function(read_functions("@feature\ndef mine(distanc):\n    return distanc")[0], trips())
+        check_feature_function(read_functions("@feature\ndef mine(distanc):\n    return distanc")[0], trips())
     with pytest.raises(InputError, match="may not be used: known afterwards"):
-        make_recipes([function], trips(), {"seats": "known afterwards"})
+        make_function_recipes([function], trips(), {"seats": "known afterwards"})
     with pytest.raises(InputError, match="called like a column"):
-        make_recipes([function], trips().assign(per_seat=1), {})
+        make_function_recipes([function], trips().assign(per_seat=1), {})
 
 
 @pytest.mark.parametrize(
@@ -166,11 +166,11 @@ def test_kinds_have_one_type_for_one_row_and_for_many(kind, body):
     (function,) = read_functions(f"@feature(kind={kind!r})\ndef mine(town):\n    {body}")
     rows = trips().assign(town=["2020-01-01", None] * 30)
     recipe = FunctionFeature("mine", function.sha256, ["town"], kind)
-    check_function(function, rows)
-    FUNCTIONS["mine", function.sha256] = function
-    whole = CreateFeatures([recipe]).fit_transform(rows)["mine"]
+    check_feature_function(function, rows)
+    KNOWN_FUNCTIONS["mine", function.sha256] = function
+    whole = FeatureCreator([recipe]).fit_transform(rows)["mine"]
     for place in (0, 1):
-        one = CreateFeatures([recipe]).fit_transform(rows.iloc[[place]])["mine"]
+        one = FeatureCreator([recipe]).fit_transform(rows.iloc[[place]])["mine"]
         assert one.dtype == whole.dtype and (
             one.iloc[0] == whole.iloc[place] or pd.isna(one.iloc[0]) and pd.isna(whole.iloc[place])
         )
@@ -178,23 +178,23 @@ def test_kinds_have_one_type_for_one_row_and_for_many(kind, body):
 
 def test_a_model_file_holds_a_name_and_a_hash_and_makes_nothing_without_the_function(tmp_path):
     function = define()
-    step = CreateFeatures([recipe_of(function)]).fit(trips())
+    step = FeatureCreator([recipe_of(function)]).fit(trips())
     sha256 = save_model(step, tmp_path / "m.skops")
     with zipfile.ZipFile(tmp_path / "m.skops") as file:
         everything = b"".join(file.read(name) for name in file.namelist())
     assert b"return distance" not in everything and function.sha256.encode() in everything
     saved = save_functions([function], tmp_path / "functions")
-    FUNCTIONS.clear()
+    KNOWN_FUNCTIONS.clear()
     again = load_model(tmp_path / "m.skops", sha256)
-    assert not FUNCTIONS and [call.name for call in functions_in(again)] == ["per_seat", "per_seat"]
-    with pytest.raises(ArtefactError, match=f"'per_seat' .{function.sha256[:12]}.* not known here.*--functions"):
+    assert not KNOWN_FUNCTIONS and [call.name for call in find_function_callers(again)] == ["per_seat", "per_seat"]
+    with pytest.raises(ArtifactError, match=f"'per_seat' .{function.sha256[:12]}.* not known here.*--functions"):
         again.transform(trips())
-    use_functions(saved, Workspace(tmp_path, {"workspace": "."}))
+    load_workspace_functions(saved, Workspace(tmp_path, {"workspace": "."}))
     np.testing.assert_array_equal(again.transform(trips())["per_seat"], trips().distance / trips().seats)
 
 
 def test_a_crafted_model_brings_no_code(tmp_path):
-    step = CreateFeatures([recipe_of(define())])
+    step = FeatureCreator([recipe_of(define())])
     save_model(step, tmp_path / "m.skops")
     with zipfile.ZipFile(tmp_path / "m.skops") as file:
         parts = {name: file.read(name) for name in file.namelist()}
@@ -203,7 +203,7 @@ def test_a_crafted_model_brings_no_code(tmp_path):
     schema = parts["schema.json"].decode().replace("Distance for each seat.", json.dumps(json.dumps(code))[3:-3])
     for module, name in (
         ("mlcycle.stores.models.function_files", "FeatureFunction"),
-        ("mlcycle.stores.models.function_files", "_revive"),
+        ("mlcycle.stores.models.function_files", "_rebuild_caller"),
     ):
         crafted = schema.replace('"FunctionFeature"', f'"{name}"').replace(
             '"mlcycle.features.create.user_functions"', f'"{module}"'
@@ -211,35 +211,35 @@ def test_a_crafted_model_brings_no_code(tmp_path):
         with zipfile.ZipFile(tmp_path / "crafted.skops", "w") as file:
             for part, content in (parts | {"schema.json": crafted.encode()}).items():
                 file.writestr(part, content)
-        FUNCTIONS.clear()
-        with pytest.raises(ArtefactError, match="not trusted"):
+        KNOWN_FUNCTIONS.clear()
+        with pytest.raises(ArtifactError, match="not trusted"):
             load_model(tmp_path / "crafted.skops")
-    assert not marker.exists() and not FUNCTIONS
+    assert not marker.exists() and not KNOWN_FUNCTIONS
 
 
 def test_only_the_file_whose_hash_is_known_is_read(tmp_path):
     function, space = define(), Workspace(tmp_path, {"workspace": "."})
     saved = save_functions([function], space.root / "functions")
-    path = functions_file(saved, space)
-    FUNCTIONS.clear()
+    path = workspace_functions_file(saved, space)
+    KNOWN_FUNCTIONS.clear()
     (tmp_path / "elsewhere.py").write_text(path.read_text())
     for wrong in ({"path": "elsewhere.py"}, {"path": "functions/../elsewhere.py"}, {"sha256": "0" * 64}):
-        with pytest.raises(ArtefactError, match="not those that this workspace"):
-            use_functions(saved.model_copy(update=wrong), space)
+        with pytest.raises(ArtifactError, match="not those that this workspace"):
+            load_workspace_functions(saved.model_copy(update=wrong), space)
     path.write_text(path.read_text().replace("distance / seats", "distance * seats"))
-    with pytest.raises(ArtefactError, match="stage 3"):
-        use_functions(saved, space)
-    with pytest.raises(ArtefactError, match="altered"):
+    with pytest.raises(ArtifactError, match="stage 3"):
+        load_workspace_functions(saved, space)
+    with pytest.raises(ArtifactError, match="altered"):
         load_functions(path, saved.sha256)
-    with pytest.raises(ArtefactError, match="cannot be read"):
+    with pytest.raises(ArtifactError, match="cannot be read"):
         load_functions(tmp_path / "nothing.py")
-    assert not FUNCTIONS
+    assert not KNOWN_FUNCTIONS
 
 
 def test_a_saved_file_is_a_module_that_gives_the_same_functions(tmp_path):
     function = define()
     saved = save_functions([function], tmp_path / "functions")
-    code = "import runpy, sys; from mlcycle.stores.models.function_files import FUNCTIONS; runpy.run_path(sys.argv[1]); print(*FUNCTIONS)"
+    code = "import runpy, sys; from mlcycle.stores.models.function_files import KNOWN_FUNCTIONS; runpy.run_path(sys.argv[1]); print(*KNOWN_FUNCTIONS)"
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path / saved.path)], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == str(("per_seat", function.sha256))
     assert saved == save_functions([function], tmp_path / "functions")
@@ -252,17 +252,17 @@ def _transform(step, rows):
 
 
 def test_worker_processes_know_the_functions():
-    step = CreateFeatures([recipe_of(define())]).fit(trips())
+    step = FeatureCreator([recipe_of(define())]).fit(trips())
     expected = _transform(step, trips())
     for backend in ("loky", "multiprocessing"):
         for made in Parallel(n_jobs=2, backend=backend)(delayed(_transform)(step, trips()) for _ in range(2)):
             np.testing.assert_array_equal(made, expected)
     frozen = pickle.dumps(step)
-    FUNCTIONS.clear()
+    KNOWN_FUNCTIONS.clear()
     np.testing.assert_array_equal(_transform(pickle.loads(frozen), trips()), expected)
 
 
-CELL = """from mlcycle.features.create.user_functions import feature, known_functions
+CELL = """from mlcycle.features.create.user_functions import feature, declared_functions
 
 @feature("mean radius", "mean area")
 def compactness(radius, area):
@@ -274,7 +274,7 @@ def compactness(radius, area):
 @pytest.mark.parametrize("engine", ["warm", None])
 def test_cells_of_notebooks_have_a_source(tmp_path, engine):
     papermill = pytest.importorskip("papermill")
-    notebook = new_notebook(cells=[new_code_cell(CELL), new_code_cell("print(known_functions()[0].sha256)")])
+    notebook = new_notebook(cells=[new_code_cell(CELL), new_code_cell("print(declared_functions()[0].sha256)")])
     notebook.metadata["kernelspec"] = {"name": "python3", "language": "python", "display_name": "python3"}
     nbformat.write(notebook, tmp_path / "a.ipynb")
     done = papermill.execute_notebook(tmp_path / "a.ipynb", None, engine_name=engine, progress_bar=False)
@@ -310,7 +310,7 @@ def test_a_run_with_a_feature_of_ones_own(own_run):
     rows = stored_rows(own_run, "sealed")[plan.columns].head(20)
     said = own_run.predict(rows)
     bundle = own_run.workspace.root / own_run.release.bundle
-    with running_service(bundle, functions=functions_file(plan.functions, own_run.workspace)) as service:
+    with running_service(bundle, functions=workspace_functions_file(plan.functions, own_run.workspace)) as service:
         told = [service.ask([row], ["1"]) for row in to_json_rows(rows)]
     assert [each["predictions"][0] for each in told] == said.prediction.tolist()
     np.testing.assert_allclose([each["scores"][0] for each in told], said.score, rtol=1e-12)
@@ -339,6 +339,6 @@ def test_an_altered_file_of_functions_is_noticed(own_run, tmp_path):
     os.chmod(path, 0o644)
     path.write_text(path.read_text().replace("3.14159", "3"))
     rows = stored_rows(own_run, "sealed")[own_run.plan.columns].head(2)
-    with pytest.raises(ArtefactError, match="stage 3"):
+    with pytest.raises(ArtifactError, match="stage 3"):
         run.predict(rows)
     assert "features" in cli("status", cwd=copy).stdout

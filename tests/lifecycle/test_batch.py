@@ -15,12 +15,12 @@ from test_faults import own_notebooks
 from test_pages import browser, open_page  # noqa: F401 - fixtures
 
 import mlcycle as mc
-from mlcycle.core.runs import Run, all_runs
+from mlcycle.core.runs import Run, list_runs
 from mlcycle.core.workspace import Workspace
 from mlcycle.errors import ParameterError
-from mlcycle.lifecycle.batch import plan_batch, read_sets, run_batch
-from mlcycle.lifecycle.choice import Choice
-from mlcycle.stores.models.registry import get_alias, open_registry
+from mlcycle.lifecycle.batch import plan_batch, read_parameter_sets, run_batch
+from mlcycle.lifecycle.choice import StageChoice
+from mlcycle.stores.models.registry import get_alias_version, open_registry
 
 
 def cancer(project: Path) -> Path:
@@ -39,7 +39,7 @@ def results(project: Path) -> list[dict]:
 
 def runs_of(project: Path) -> list[Run]:
     "Oldest first."
-    return all_runs(Workspace.of(project))[::-1]
+    return list_runs(Workspace.of(project))[::-1]
 
 
 def entries(project: Path) -> set[str]:
@@ -110,8 +110,8 @@ def test_a_file_of_sets(grid, monkeypatch):
     assert [(row["seed"], row["metric"]) for row in results(grid)] == [(1, "f1"), (2, "roc_auc")]
     (grid / "sets.yaml").write_text("- {seed: 1, metric: f1}\n- problem: {metric: f1}\n  seed: 2\n")
     monkeypatch.chdir(grid)
-    sets = read_sets(Path("sets.yaml"))
-    result = run_batch(plan_batch(sets, {}, grid), sets, Choice(until="data"))
+    sets = read_parameter_sets(Path("sets.yaml"))
+    result = run_batch(plan_batch(sets, {}, grid), sets, StageChoice(until="data"))
     assert [run.problem.metric for run in result.runs] == ["f1", "f1"]
     assert [(row["seed"], row["metric"], row["problem.metric"]) for row in results(grid)] == [(1, "f1", "f1"), (2, "f1", "f1")]
     assert len(runs_of(grid)) == 4
@@ -247,14 +247,14 @@ def test_a_batch_makes_no_champion_unless_told(judged):
     model = runs_of(judged)[0].candidate.model
     workspace = Workspace.of(judged)
     open_registry(workspace.tracking_uri, workspace.artifacts, model.name)
-    assert get_alias(model.name) is None
-    assert {run.verdict.champion_after for run in runs_of(judged)} == {None}
+    assert get_alias_version(model.name) is None
+    assert {run.verdict.current_champion for run in runs_of(judged)} == {None}
     kept = {entry for entry in entries(judged) if "/validation/" not in entry}
     done = cli("batch", "-g", "seed=1", "-p", "promote=true", *WORDS, "--until", "validation", cwd=judged)
     assert done.returncode == 0, done.stderr
     run = mc.open(results(judged)[0]["run"], judged)
     assert run.verdict.approved
-    assert get_alias(model.name) == run.candidate.model.version == run.verdict.champion_after
+    assert get_alias_version(model.name) == run.candidate.model.version == run.verdict.current_champion
     assert {entry for entry in entries(judged) if "/validation/" not in entry} == kept, "only the verdict was new"
 
 

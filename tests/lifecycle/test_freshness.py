@@ -21,7 +21,7 @@ from conftest import ROOT, cli, stored_rows
 from filelock import FileLock
 
 import mlcycle as mc
-from mlcycle.core.runs import all_runs
+from mlcycle.core.runs import list_runs
 from mlcycle.core.workspace import Workspace
 from mlcycle.outcomes import STAGES
 
@@ -175,7 +175,7 @@ def test_a_copied_project_is_fresh_and_stands_alone(project, base):
     assert made.workspace.project == project
     sealed = stored_rows(made, "sealed")
     assert len(made.predict(sealed)) == len(sealed)
-    run(project, "-p", "sealed_share=0.3", "--until", "validation")
+    run(project, "-p", "holdout_share=0.3", "--until", "validation")
     assert mc.open("last", project).candidate.model.version == 2
     assert listing(base) == before, "nothing is written where it was copied from"
     assert not [path for path in (project / ".mlcycle").rglob("*") if path.name == "mlruns"]
@@ -192,17 +192,17 @@ def test_finding_nothing_to_do_imports_nothing_heavy(project):
     done = subprocess.run([sys.executable, "-c", code], cwd=project, capture_output=True, text=True, check=True)
     assert "Nothing to do" in done.stdout
     assert done.stdout.splitlines()[-1] == "[]"
-    assert len(all_runs(Workspace(project))) == 1
+    assert len(list_runs(Workspace(project))) == 1
 
 
 @pytest.mark.parametrize(
     ("file", "old", "new", "first"),
     [
-        pytest.param("features/kinds.py", "def find_kinds(\n", "def find_kinds(\n    *_,\n", "features", id="stage 3's"),
-        pytest.param("features/kinds.py", "def find_kinds(\n", "# A remark\ndef find_kinds(\n", "", id="a comment"),
+        pytest.param("features/kinds.py", "def infer_column_types(\n", "def infer_column_types(\n    *_,\n", "features", id="stage 3's"),
+        pytest.param("features/kinds.py", "def infer_column_types(\n", "# A remark\ndef infer_column_types(\n", "", id="a comment"),
         pytest.param("validation/gates.py", "def decide_gates(\n", "def decide_gates(\n    *_,\n", "validation", id="stage 5's"),
         pytest.param(
-            "metrics.py", "def difference_interval(\n", "def difference_interval(\n    *_,\n", "validation", id="metric"
+            "metrics.py", "def bootstrap_difference(\n", "def bootstrap_difference(\n    *_,\n", "validation", id="metric"
         ),
         pytest.param("stores/files.py", "def read_file(\n", "def read_file(\n    *_,\n", "problem", id="reading rows"),
         pytest.param("lifecycle/report.py", "def write_page(\n", "def write_page(\n    *_,\n", "", id="pages are no outcome"),
@@ -232,7 +232,7 @@ def test_an_edited_function_runs_its_stage_and_no_other_if_it_decides_the_same(p
     run(project, PYTHONPATH=str(package))
     made = mc.open("last", project)
     assert computed(made) == ["features"]
-    assert meanings(made) == meanings(all_runs(made.workspace)[-1])
+    assert meanings(made) == meanings(list_runs(made.workspace)[-1])
     assert not_fresh(project, PYTHONPATH=str(package)) == []
 
 
@@ -242,7 +242,7 @@ def test_edited_prose_is_shown_and_runs_nothing(project):
     done = run(project)
     assert "Nothing to do" in done.stdout
     assert "renewed the page of data" in done.stderr
-    (made,) = all_runs(Workspace(project))
+    (made,) = list_runs(Workspace(project))
     page = (project / "reports" / made.id / "02_data.html").read_text()
     assert "No row is lost on the way." in page
     assert "data:image/png" in page, "outputs stay"
@@ -325,7 +325,7 @@ def test_force_from_until_only(project):
     made = mc.open("last", project)
     assert computed(made) == ["data"]
     assert list(made.about["stages"]) == ["problem", "data"]
-    done = cli("run", "--only", "validation", "-p", "data.seed=1", "-p", "sealed_share=0.3", cwd=project)
+    done = cli("run", "--only", "validation", "-p", "data.seed=1", "-p", "holdout_share=0.3", cwd=project)
     assert done.returncode == 2
     assert "cannot run alone: data is stale" in done.stderr
     assert not_fresh(project) == []
@@ -350,7 +350,7 @@ def test_a_repaired_notebook_goes_on_where_it_failed(new):
     run(new, "--until", "features")
     made = mc.open("last", new)
     assert computed(made) == ["features"]
-    assert len(all_runs(made.workspace)) == 2
+    assert len(list_runs(made.workspace)) == 2
 
 
 def test_an_interrupted_run_goes_on_under_its_name(new):
@@ -432,11 +432,11 @@ def test_twenty_kills_at_random_moments_change_nothing(base, tmp_path):
             assert process.returncode in (0, -signal.SIGKILL), said
             assert wait_for_end(mark) == [], "kernels and services end with the run"
             whole(project)
-            left += [len(made.about["keys"]) for made in all_runs(Workspace(project)) if made.about["status"] == "running"]
+            left += [len(made.about["keys"]) for made in list_runs(Workspace(project)) if made.about["status"] == "running"]
         made = mc.open("last", project)
         assert meanings(made) == expected
         assert not_fresh(project) == []
-        assert [each.about["status"] for each in all_runs(made.workspace)] == ["done"], "a killed run is taken up again"
+        assert [each.about["status"] for each in list_runs(made.workspace)] == ["done"], "a killed run is taken up again"
     assert len(set(left)) > 2, f"stages that were done when a kill came: {left}"
 
 
@@ -498,11 +498,11 @@ if not Path("killed").exists():
         process.communicate()
     assert process.returncode == -signal.SIGKILL
     assert wait_for_end(mark) == []
-    (before,) = all_runs(Workspace(new))
+    (before,) = list_runs(Workspace(new))
     assert before.about["status"] == "running"
     assert "killed" in cli("runs", cwd=new).stdout
     run(new, "--until", "features")
-    (made,) = all_runs(Workspace(new))
+    (made,) = list_runs(Workspace(new))
     assert (made.id, made.about["status"]) == (before.id, "done")
     assert made.plan.columns
 
@@ -596,7 +596,7 @@ def test_two_processes_that_want_the_same_compute_it_once(new):
     both = [start(new, uuid4().hex, "--until", "modelling") for _ in range(2)]
     said = [process.communicate()[1] for process in both]
     assert [process.returncode for process in both] == [0, 0], said
-    runs = all_runs(Workspace(new))
+    runs = list_runs(Workspace(new))
     assert len(runs) == 2
     done = sorted(stage for made in runs for stage in computed(made))
     assert done == sorted(["problem", "data", "features", "modelling"])

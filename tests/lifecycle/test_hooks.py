@@ -17,9 +17,9 @@ from conftest import ROOT
 
 from mlcycle.core.files import write_text
 from mlcycle.core.runs import Run
-from mlcycle.core.settings import HOOKS, STORES
+from mlcycle.core.settings import HOOK_DEFAULTS, STORE_DEFAULTS
 from mlcycle.lifecycle import hooks
-from mlcycle.lifecycle.hooks import hook_facts, run_hook
+from mlcycle.lifecycle.hooks import hook_payload, run_hook
 
 SECRET = "T0p-Secret"
 FACTS = {"id": "20240131-1200-ab12", "status": "failed", "decision": 'Späť: it\'s "late"', "pages": "/somewhere/reports"}
@@ -151,7 +151,7 @@ def test_a_whole_address_may_be_secret(monkeypatch):
 
 
 def test_no_hook_does_nothing():
-    assert HOOKS == {"on_success": "", "on_failure": ""}
+    assert HOOK_DEFAULTS == {"on_success": "", "on_failure": ""}
     assert run_hook("", FACTS) == run_hook("  ", FACTS) == ""
 
 
@@ -234,10 +234,10 @@ def test_more_input_than_a_pipe_holds():
 
 @pytest.mark.parametrize("stages", [{}, {"problem": {"seconds": 1.26, "decision": "A binary task.", "failed": False}}])
 def test_facts_of_a_run(tmp_path, stages):
-    about = {"id": "one", "project": str(tmp_path / "orders"), "stores": STORES, "status": "failed", "error": "No rows."}
+    about = {"id": "one", "project": str(tmp_path / "orders"), "stores": STORE_DEFAULTS, "status": "failed", "error": "No rows."}
     about |= {"started": "2024-01-31 12:00 UTC", "stages": stages}
     write_text(tmp_path / "run.json", json.dumps(about))
-    facts = hook_facts(Run(tmp_path))
+    facts = hook_payload(Run(tmp_path))
     assert json.loads(json.dumps(facts)) == facts
     assert (facts["id"], facts["project"], facts["status"], facts["error"]) == ("one", "orders", "failed", "No rows.")
     assert (facts["seconds"], facts["decision"]) == ((1.3, "A binary task.") if stages else (0, ""))

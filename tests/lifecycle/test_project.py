@@ -14,9 +14,9 @@ from conftest import ROOT, cli
 from mlcycle.core.settings import read_settings
 from mlcycle.errors import InputError, MlcycleError
 from mlcycle.lifecycle import project as module
-from mlcycle.lifecycle.project import NAMES, describe_changes, init_project, merge_shipped, shipped_changes
+from mlcycle.lifecycle.project import NOTEBOOK_NAMES, describe_shipped_changes, init_project, merge_shipped_notebooks, shipped_changes
 from mlcycle.lifecycle.runner import make_plan
-from mlcycle.nb.notebook import packaged, read_parameters, run_half, stage_notebooks
+from mlcycle.nb.notebook import package_file, read_parameters, runnable_notebook, stage_notebooks
 from mlcycle.outcomes import STAGES
 
 
@@ -32,8 +32,8 @@ def newer(tmp_path):
     "A folder of shipped notebooks, as a later version might bring them."
     folder = tmp_path / "newer"
     folder.mkdir()
-    for name in NAMES.values():
-        shutil.copy(packaged(name), folder)
+    for name in NOTEBOOK_NAMES.values():
+        shutil.copy(package_file(name), folder)
     return folder
 
 
@@ -62,7 +62,7 @@ def everything(folder) -> dict[str, bytes]:
 
 def test_a_run_finds_the_projects_notebooks_and_settings(project):
     plan = make_plan({}, project)
-    assert list(plan.notebooks.values()) == [project / "nbs" / name for name in NAMES.values()]
+    assert list(plan.notebooks.values()) == [project / "nbs" / name for name in NOTEBOOK_NAMES.values()]
     assert plan.parameters["problem"]["source"] == "flights"
     assert {path.name for path in project.iterdir()} == {"settings.ini", "README.md", ".gitignore", "nbs"}
     assert (project / "README.md").read_text().startswith("# orders\n")
@@ -80,9 +80,9 @@ def test_a_run_executes_an_edited_notebook(project):
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_copy_runs_what_is_shipped(project, stage):
-    shipped, copy = packaged(NAMES[stage]), stage_notebooks(project)[stage]
+    shipped, copy = package_file(NOTEBOOK_NAMES[stage]), stage_notebooks(project)[stage]
     assert read_parameters(copy) == read_parameters(shipped)
-    assert run_half(copy)["cells"] == run_half(shipped)["cells"]
+    assert runnable_notebook(copy)["cells"] == runnable_notebook(shipped)["cells"]
     text = sources(copy)
     assert f"`mlcycle.{stage}.stage`" in text
     assert "#| export" not in text
@@ -169,8 +169,8 @@ def test_a_file_is_no_folder(tmp_path):
 def test_nothing_has_changed(project, newer):
     before = everything(project)
     assert shipped_changes(project, newer) == {}
-    assert "as they were" in describe_changes(project, shipped=newer)
-    assert str(merge_shipped(project, newer)) == "There is nothing to merge."
+    assert "as they were" in describe_shipped_changes(project, shipped=newer)
+    assert str(merge_shipped_notebooks(project, newer)) == "There is nothing to merge."
     assert everything(project) == before
 
 
@@ -182,24 +182,24 @@ def test_a_change_of_the_library_half_is_none(project, newer):
 def test_a_change_is_shown(project, newer):
     replace(newer / "03_features.ipynb", "plotted_rows: int = 5000", "plotted_rows: int = 4000")
     assert list(shipped_changes(project, newer)) == ["features"]
-    shown = describe_changes(project, shipped=newer)
+    shown = describe_shipped_changes(project, shipped=newer)
     assert "03_features.ipynb" in shown
     assert re.search(r"^- .*plotted_rows: int = 5000", shown, re.MULTILINE)
     assert re.search(r"^\+ .*plotted_rows: int = 4000", shown, re.MULTILINE)
     assert "\033[" not in shown
-    assert "\033[32m" in describe_changes(project, color=True, shipped=newer)
+    assert "\033[32m" in describe_shipped_changes(project, color=True, shipped=newer)
 
 
 def test_a_merge_brings_the_change_and_keeps_the_edit(project, newer):
     own, untouched = project / "nbs/03_features.ipynb", project / "nbs/02_data.ipynb"
     replace(own, "set_theme()\n", "set_theme()\nprint('mine')\n")
-    replace(untouched, "sealed_share: float = 0.2", "sealed_share: float = 0.3")
+    replace(untouched, "holdout_share: float = 0.2", "holdout_share: float = 0.3")
     before = untouched.read_bytes()
     notebook = read_notebook(newer / own.name)
     notebook.cells.insert(-1, nbformat.v4.new_markdown_cell("A new paragraph."))
     nbformat.write(notebook, newer / own.name)
     replace(newer / own.name, "plotted_rows: int = 5000", "plotted_rows: int = 4000")
-    result = merge_shipped(project, newer)
+    result = merge_shipped_notebooks(project, newer)
     assert result.merged == {"features": own}
     assert result.conflicts == {}
     text = sources(own)
@@ -209,10 +209,10 @@ def test_a_merge_brings_the_change_and_keeps_the_edit(project, newer):
     assert untouched.read_bytes() == before
     assert read_parameters(own) == read_parameters(newer / own.name)
     assert shipped_changes(project, newer) == {}
-    assert str(merge_shipped(project, newer)) == "There is nothing to merge."
+    assert str(merge_shipped_notebooks(project, newer)) == "There is nothing to merge."
     nbformat.validate(read_notebook(own))
     replace(newer / own.name, "A new paragraph.", "A newer paragraph.")  # And the version after that
-    assert merge_shipped(project, newer).merged == {"features": own}
+    assert merge_shipped_notebooks(project, newer).merged == {"features": own}
     assert "A newer paragraph." in sources(own)
 
 
@@ -229,7 +229,7 @@ def test_outputs_and_the_kernel_are_no_conflict(project, newer):
     changed.metadata.kernelspec.name = "theirs"
     del changed.cells[-2]
     nbformat.write(changed, newer / own.name)
-    assert merge_shipped(project, newer).conflicts == {}
+    assert merge_shipped_notebooks(project, newer).conflicts == {}
     assert read_notebook(own).metadata.kernelspec.name == "mine"
     assert "printed" not in own.read_text()
 
@@ -240,9 +240,9 @@ def conflict(project, newer):
     own = project / "nbs/03_features.ipynb"
     replace(own, "int = 5000", "int = 3000")
     replace(newer / own.name, "int = 5000", "int = 4000")
-    replace(newer / "02_data.ipynb", "sealed_share: float = 0.2", "sealed_share: float = 0.25")
+    replace(newer / "02_data.ipynb", "holdout_share: float = 0.2", "holdout_share: float = 0.25")
     before = everything(project)
-    result = merge_shipped(project, newer)
+    result = merge_shipped_notebooks(project, newer)
     assert list(result.merged) == ["data"]
     assert "03_features.merge.ipynb" in result.conflicts["features"]
     assert "03_features.merge.ipynb" in str(result)
@@ -272,20 +272,20 @@ def test_a_conflict_is_settled_by_a_person(project, newer, conflict, moved_by_ha
         replace(draft, "int = 3000", "int = 3500")
     if moved_by_hand:
         draft.rename(own)
-    assert merge_shipped(project, newer).merged == {"features": own}
+    assert merge_shipped_notebooks(project, newer).merged == {"features": own}
     assert not draft.exists()
     assert f"plotted_rows: int = {value}" in sources(own)
     assert shipped_changes(project, newer) == {}
-    assert str(merge_shipped(project, newer)) == "There is nothing to merge."
+    assert str(merge_shipped_notebooks(project, newer)) == "There is nothing to merge."
 
 
 def test_a_conflict_stays_until_it_is_settled(project, newer, conflict):
     own, draft = conflict
     before = everything(project)
-    assert list(merge_shipped(project, newer).conflicts) == ["features"]
+    assert list(merge_shipped_notebooks(project, newer).conflicts) == ["features"]
     assert everything(project) == before
     draft.rename(own)  # With its marks
-    assert "03_features.ipynb" in merge_shipped(project, newer).conflicts["features"]
+    assert "03_features.ipynb" in merge_shipped_notebooks(project, newer).conflicts["features"]
     assert "<<<<<<<" in sources(own)
 
 
@@ -295,10 +295,10 @@ def test_a_draft_of_other_versions_is_not_taken(project, newer, conflict, whose)
     choose(draft, "4000")
     replace(own if whose == "own" else newer / own.name, "set_theme()\n", "set_theme()\nprint('later')\n")
     before = everything(project)
-    assert "delete it" in merge_shipped(project, newer).conflicts["features"]
+    assert "delete it" in merge_shipped_notebooks(project, newer).conflicts["features"]
     assert everything(project) == before
     draft.unlink()
-    assert "merge again" in merge_shipped(project, newer).conflicts["features"]
+    assert "merge again" in merge_shipped_notebooks(project, newer).conflicts["features"]
     assert "print('later')" in sources(draft)
 
 
@@ -315,10 +315,10 @@ def test_a_merge_cut_short_is_carried_on(project, newer, monkeypatch):
 
     monkeypatch.setattr(module, "_write", cut)
     with pytest.raises(KeyboardInterrupt):
-        merge_shipped(project, newer)
+        merge_shipped_notebooks(project, newer)
     monkeypatch.undo()
     replace(own, "int = 4000", "int = 4500")  # What came in may be edited already
-    assert merge_shipped(project, newer).merged == {"features": own}
+    assert merge_shipped_notebooks(project, newer).merged == {"features": own}
     assert "int = 4500" in sources(own)
     assert shipped_changes(project, newer) == {}
 
@@ -332,9 +332,9 @@ def test_a_cell_that_is_gone_on_one_side_is_a_conflict(project, newer):
     del notebook.cells[-2]
     nbformat.write(notebook, own)
     before = own.read_bytes()
-    assert list(merge_shipped(project, newer).conflicts) == ["features"]
+    assert list(merge_shipped_notebooks(project, newer).conflicts) == ["features"]
     assert own.read_bytes() == before
-    assert list(merge_shipped(project, newer).conflicts) == ["features"]
+    assert list(merge_shipped_notebooks(project, newer).conflicts) == ["features"]
 
 
 def test_what_is_no_project_of_its_own_is_said(tmp_path, project):
@@ -342,20 +342,20 @@ def test_what_is_no_project_of_its_own_is_said(tmp_path, project):
         shipped_changes(tmp_path)
     (project / "nbs/05_validation.ipynb").unlink()
     with pytest.raises(InputError, match=r"05_validation\.ipynb is missing"):
-        merge_shipped(project)
+        merge_shipped_notebooks(project)
     shutil.copy(project / "nbs/.shipped/05_validation.ipynb", project / "nbs")
     for text in ("{", "[]", "{}", "", '{"nbformat": "four"}'):
         (project / "nbs/05_validation.ipynb").write_text(text)
         with pytest.raises(InputError, match="not a notebook"):
-            describe_changes(project)
+            describe_shipped_changes(project)
     shutil.rmtree(project / "nbs/.shipped")
     with pytest.raises(InputError, match="shipped"):
-        merge_shipped(project)
+        merge_shipped_notebooks(project)
 
 
 def test_without_nbdime_the_remedy_is_named(project, monkeypatch):
     monkeypatch.setitem(sys.modules, "nbdime", None)
-    with pytest.raises(MlcycleError, match=re.escape("pip install 'mlcycle[lab]'")):
+    with pytest.raises(MlcycleError, match=re.escape("pip install 'mlcycle-notebooks[lab]'")):
         shipped_changes(project)
 
 

@@ -12,10 +12,10 @@ from palmerpenguins import load_penguins_raw
 from sklearn.datasets import load_breast_cancer, load_diabetes, load_wine
 
 import mlcycle as mc
-from mlcycle.data.clean import CELL_STEPS, clean_rows, plan_cleaning
-from mlcycle.data.corrupt import KINDS, corrupt, corrupt_text, measure_cleaning
-from mlcycle.data.limits import judge_numbers
-from mlcycle.ml.cleaning import CleaningPlan, as_said, clean_cells, clean_records, undo_changes, write_ledger
+from mlcycle.data.clean import CELL_STEPS, set_rows_aside, plan_cleaning
+from mlcycle.data.inject_errors import ERROR_KINDS, inject_errors, inject_malformed_lines, score_cleaning
+from mlcycle.data.limits import find_number_limits
+from mlcycle.ml.cleaning import CleaningPlan, format_value, clean_cells, clean_records, undo_changes, write_ledger
 from mlcycle.ml.predictions import predict
 from mlcycle.service.local import running_service, to_json_rows
 from mlcycle.stores.models.model_files import load_model, save_model
@@ -42,11 +42,11 @@ REAL = {
 @pytest.mark.parametrize("name", REAL)
 def test_finds_dirt_that_is_known(name, capsys):
     rows = REAL[name]()
-    dirty, record = corrupt(rows, share=0.01 if len(rows) > 1000 else 0.03, seed=1)
+    dirty, record = inject_errors(rows, share=0.01 if len(rows) > 1000 else 0.03, seed=1)
     plan = plan_cleaning(dirty)
     cleaned, changes = clean_cells(dirty, plan)
-    kept, aside, _ = clean_rows(cleaned, [])
-    found, needless = measure_cleaning(rows, record, kept, changes, aside.index)
+    kept, aside, _ = set_rows_aside(cleaned, [])
+    found, needless = score_cleaning(rows, record, kept, changes, aside.index)
     with capsys.disabled():
         print(f"\n{name}, {len(rows):,} rows, {needless:.5%} of clean cells touched\n{found.round(3).to_string(index=False)}")
     assert needless < 0.005
@@ -59,9 +59,9 @@ def test_finds_dirt_that_is_known(name, capsys):
 def test_finds_each_kind_by_itself(seed):
     rows = REAL["diamonds"]()
     for kind in ("sentinels", "impossible", "malformed", "typos", "units", "swapped"):
-        dirty, record = corrupt(rows, (kind,), seed=seed)
+        dirty, record = inject_errors(rows, (kind,), seed=seed)
         cleaned, changes = clean_cells(dirty, plan_cleaning(dirty))
-        found, _ = measure_cleaning(rows, record, cleaned, changes, pd.Index([]))
+        found, _ = score_cleaning(rows, record, cleaned, changes, pd.Index([]))
         assert found.recall[0] >= {"units": 0.7, "swapped": 0.7}.get(kind, 0.95), kind
 
 
@@ -80,7 +80,7 @@ def test_leaves_clean_tables_alone(name):
 @pytest.mark.parametrize("name", ["penguins", "cancer"])
 def test_the_ledger_undoes_the_cleaning(name):
     rows = REAL[name]()
-    dirty, _ = corrupt(rows, share=0.03, seed=5)
+    dirty, _ = inject_errors(rows, share=0.03, seed=5)
     cleaned, changes = clean_cells(dirty, plan_cleaning(dirty))
     back = undo_changes(cleaned, changes)
     for column in dirty:
@@ -92,7 +92,7 @@ def test_the_ledger_undoes_the_cleaning(name):
 
 def _plain(value) -> str:
     "A cell as text, numbers and dates in one form: reading `4.0` as 4 is no change."
-    said = as_said(value)
+    said = format_value(value)
     if re.fullmatch(r"\d{4}-\d\d-\d\d.*", said):
         return pd.Timestamp(said).isoformat()
     try:
@@ -102,7 +102,7 @@ def _plain(value) -> str:
 
 
 @settings(max_examples=25, deadline=None)
-@given(st.integers(0, 10_000), st.sets(st.sampled_from(KINDS), min_size=1))
+@given(st.integers(0, 10_000), st.sets(st.sampled_from(ERROR_KINDS), min_size=1))
 def test_the_ledger_traces_every_changed_cell(seed, kinds):
     rng = np.random.default_rng(seed)
     rows = pd.DataFrame(
@@ -112,7 +112,7 @@ def test_the_ledger_traces_every_changed_cell(seed, kinds):
             "age": rng.integers(18, 90, 200),
         }
     ).astype({"town": "str"})
-    dirty, _ = corrupt(rows.rename_axis("row_id"), tuple(kinds), share=0.03, seed=seed)
+    dirty, _ = inject_errors(rows.rename_axis("row_id"), tuple(kinds), share=0.03, seed=seed)
     cleaned, changes = clean_cells(dirty, plan_cleaning(dirty))
     traced = set(zip(changes.row_id, changes.column, strict=True))
     for column in dirty:
@@ -133,7 +133,7 @@ def test_long_tails_are_no_mistake(seed):
         "amounts": np.where(rng.random(30_000) < 0.03, rng.lognormal(5, 1.5, 30_000), 0.0),
     }
     for law, numbers in tails.items():
-        judged = judge_numbers(numbers, CELL_STEPS)
+        judged = find_number_limits(numbers, CELL_STEPS)
         odd = np.isin(numbers, judged.sentinels)
         odd |= (numbers < (judged.low if judged.low is not None else -np.inf)) | (numbers > (judged.high or np.inf))
         assert odd.mean() < 1e-4, law
@@ -141,20 +141,20 @@ def test_long_tails_are_no_mistake(seed):
 
 def test_steps_can_be_left_out():
     rows = REAL["penguins"]()
-    dirty, _ = corrupt(rows, share=0.03, seed=1)
+    dirty, _ = inject_errors(rows, share=0.03, seed=1)
     for step in CELL_STEPS:
         steps = tuple(each for each in CELL_STEPS if each != step)
         _, changes = clean_cells(dirty, plan_cleaning(dirty, steps))
         assert step not in set(changes.step)
     assert plan_cleaning(dirty, ()).is_empty
-    plan = plan_cleaning(dirty, untouched=("Species",))
+    plan = plan_cleaning(dirty, exclude=("Species",))
     assert "Species" not in plan.columns
     assert CleaningPlan.model_validate_json(plan.model_dump_json()) == plan
 
 
 def test_a_table_and_its_records_are_cleaned_alike():
     rows = REAL["penguins"]()
-    dirty, _ = corrupt(rows, share=0.05, seed=7)
+    dirty, _ = inject_errors(rows, share=0.05, seed=7)
     plan = plan_cleaning(dirty)
     cleaned, _ = clean_cells(dirty, plan)
     records = clean_records(to_json_rows(dirty), plan)
@@ -171,12 +171,12 @@ def test_dirty_rows_get_the_predictions_of_clean_ones(tmp_path):
     kinds = ("white space", "case", "typos", "look-alikes", "marks", "sentinels")
     clean, folder = penguins().drop(columns=["Comments", "Sample Number"]), tmp_path
     measured = dict.fromkeys(kinds, [name for name in clean if name != "Species"])
-    corrupt(clean, kinds, share=0.03, seed=3, columns=measured)[0].to_csv(folder / "penguins.csv", index=False)
+    inject_errors(clean, kinds, share=0.03, seed=3, columns=measured)[0].to_csv(folder / "penguins.csv", index=False)
     done = cli("run", "-q", "--source", "penguins.csv", "--target", "Species", "--until", "deployment", *WORDS, cwd=folder)
     assert done.returncode == 0, done.stderr
     run = mc.open("last", folder)
     assert {line.step for line in run.dataset.ledger} >= {"strip", "categories", "numbers"}
-    spoilt, record = corrupt(clean, kinds[:-1], share=0.1, seed=4, columns=measured)
+    spoilt, record = inject_errors(clean, kinds[:-1], share=0.1, seed=4, columns=measured)
     assert record.row_id.nunique() > 50, "many of the rows are dirty"
     with running_service(run.workspace.root / run.release.bundle, fork=True) as service:
         ids = [str(i) for i in clean.index]
@@ -186,7 +186,7 @@ def test_dirty_rows_get_the_predictions_of_clean_ones(tmp_path):
 
 def test_malformed_lines_are_where_the_record_says():
     text = load_wine(as_frame=True).frame.to_csv(index=False)
-    file, record = corrupt_text(text, share=0.05, encoding="cp1252")
+    file, record = inject_malformed_lines(text, share=0.05, encoding="cp1252")
     lines, width = file.decode("cp1252").splitlines(), text.splitlines()[0].count(",")
     assert [n for n, line in enumerate(lines, 1) if line.count(",") != width] == record.line.tolist()
 
@@ -196,14 +196,14 @@ def test_outliers_are_flagged_in_a_pipeline_that_can_be_saved(method, tmp_path):
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
 
-    from mlcycle.features.encode.pipeline import build_pipeline, trace_features
+    from mlcycle.features.encode.pipeline import build_preprocessor, map_outputs_to_features
     from mlcycle.outcomes import Problem
 
     table = load_breast_cancer(as_frame=True)
     kinds = dict.fromkeys(table.data, "number")
-    model = make_pipeline(build_pipeline(kinds, outliers="flag", method=method), LogisticRegression(max_iter=20))
+    model = make_pipeline(build_preprocessor(kinds, outliers="flag", method=method), LogisticRegression(max_iter=20))
     model.fit(table.data.head(400), table.target.head(400))
-    assert any(name.endswith("_outlier") for name in trace_features(model[0]))
+    assert any(name.endswith("_outlier") for name in map_outputs_to_features(model[0]))
     again = load_model(tmp_path / "m.skops", save_model(model, tmp_path / "m.skops"))
     about = {"task": "binary", "classes": [0, 1], "positive": 1, "metric": "f1", "metrics": ["f1"], "criteria": [], "rows": 1}
     asked = Problem(decision="", question="", owner="", source="", source_sha256="", target="t", **about)

@@ -14,11 +14,11 @@ from mlcycle.ml.metrics import (
     DEFAULT_METRICS,
     METRICS,
     describe_metrics,
-    difference_interval,
+    bootstrap_difference,
     get_metric,
-    metric_for,
+    bind_metric,
     score,
-    score_intervals,
+    bootstrap_intervals,
 )
 from mlcycle.ml.predictions import Predictions
 from mlcycle.outcomes import Problem
@@ -82,14 +82,14 @@ def test_intervals_hold_the_value_and_stay_in_range(task, toys):
     problem, _, _, truth, said = toys[task]
     problem = problem.model_copy(update={"costs": {} if task == "regression" else {"1": {"0": 5.0}, "0": {"1": 1.0}}})
     names = [name for name, metric in METRICS.items() if task in metric.tasks]
-    shown = score_intervals(names, problem, truth, said, times=30)
+    shown = bootstrap_intervals(names, problem, truth, said, times=30)
     assert [one.metric for one in shown] == names
     for one in shown:
-        metric = metric_for(one.metric, problem)
+        metric = bind_metric(one.metric, problem)
         assert one.lower_is_better is (metric.higher_is_better is False)
         assert metric.low <= one.low < one.high <= metric.high, one
         assert one.low - 0.1 * (one.high - one.low) <= one.value <= one.high + 0.2 * (one.high - one.low), one
-        assert difference_interval(one.metric, problem, truth, said, said, times=5).value == 0
+        assert bootstrap_difference(one.metric, problem, truth, said, said, times=5).value == 0
 
 
 def test_the_resamples_of_a_metric_are_scored_as_one_by_one(toys):
@@ -111,7 +111,7 @@ def test_a_class_that_does_not_occur_does_no_harm(toys):
     for name in (name for name, metric in METRICS.items() if "multiclass" in metric.tasks and name != "cost"):
         assert np.isfinite(score(name, problem, truth[few], said[few])), name
     strange = np.where(np.arange(len(truth)) < 5, 7, truth)  # A class that nobody knew
-    for one in score_intervals(["accuracy", "f1", "balanced_accuracy"], problem, strange, said, times=20):
+    for one in bootstrap_intervals(["accuracy", "f1", "balanced_accuracy"], problem, strange, said, times=20):
         assert one.low <= one.value <= one.high
 
 
@@ -120,7 +120,7 @@ def test_cost_is_counted_for_a_thousand_rows():
     truth, said = np.array(["yes", "yes", "no", "no"]), Predictions(np.array(["yes", "no", "yes", "no"]))
     assert score("cost", problem, truth, said) == pytest.approx(1000 * (-20 + 100 + 3 + 0) / 4)
     perfect = Predictions(truth)
-    assert difference_interval("cost", problem, truth, perfect, said).value > 0, "less is better"
+    assert bootstrap_difference("cost", problem, truth, perfect, said).value > 0, "less is better"
     three = asked("multiclass", ["a", "b", "c"], costs={"a": {"b": 1.0, "c": 2.0}})
     assert score("cost", three, np.array(["a", "a", "b"]), Predictions(np.array(["b", "c", "a"]))) == pytest.approx(1000)
     numbers = asked("binary", [0.0, 1.0], 1.0, {"1": {"0.0": 8.0}})
@@ -129,9 +129,9 @@ def test_cost_is_counted_for_a_thousand_rows():
 
 def test_cost_says_what_it_misses():
     with pytest.raises(MetricError, match="needs to know what mistakes cost"):
-        metric_for("cost", asked("binary", ["no", "yes"], "yes"))
+        bind_metric("cost", asked("binary", ["no", "yes"], "yes"))
     with pytest.raises(MetricError, match="'yess'.*Did you mean 'yes'"):
-        metric_for("cost", asked("binary", ["no", "yes"], "yes", {"yess": {"no": 1.0}}))
+        bind_metric("cost", asked("binary", ["no", "yes"], "yes", {"yess": {"no": 1.0}}))
     with pytest.raises(MetricError, match="does not fit a regression"):
         get_metric("cost", "regression")
 
@@ -173,7 +173,7 @@ def own(tmp_path, monkeypatch):
 
 def test_a_function_of_ones_own(own, toys):
     problem, _, _, truth, said = toys["regression"]
-    shown = score_intervals([f"{own}:shift", "mae"], problem, truth, said, times=20)[0]
+    shown = bootstrap_intervals([f"{own}:shift", "mae"], problem, truth, said, times=20)[0]
     assert shown.metric == f"{own}:shift"
     assert shown.value == pytest.approx(abs(truth.mean() - said.labels.mean()))
     line = describe_metrics([f"{own}:shift"], problem).iloc[0]

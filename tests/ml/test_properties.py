@@ -8,8 +8,8 @@ import pandas as pd
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mlcycle.data.clean import clean_rows
-from mlcycle.nb.notebook import Parameter, parse_parameters, read_value
+from mlcycle.data.clean import set_rows_aside
+from mlcycle.nb.notebook import Parameter, parse_parameters, parse_value
 from mlcycle.outcomes import Score
 from mlcycle.service.bundle import to_frame
 from mlcycle.service.local import to_json_rows
@@ -27,12 +27,12 @@ def test_parameters_survive_the_hinge_cell(number, decimal, flag, word):
 
 @given(WORDS)
 def test_text_stays_text(text):
-    assert read_value(Parameter("p", "str", ""), text) == text
+    assert parse_value(Parameter("p", "str", ""), text) == text
 
 
 @given(st.lists(WORDS))
 def test_lists_survive_as_json(words):
-    assert read_value(Parameter("p", "list[str]", []), json.dumps(words)) == words
+    assert parse_value(Parameter("p", "list[str]", []), json.dumps(words)) == words
 
 
 def column(values):
@@ -66,7 +66,7 @@ def test_rows_come_over_the_wire_as_they_were(decimals, words, moments, whole):
 @given(st.lists(st.tuples(st.integers(0, 3), st.sampled_from(["a", "b", None])), max_size=30))
 def test_cleaning_loses_no_row(values):
     rows = pd.DataFrame(values, columns=["x", "y"]).astype({"y": "str"})
-    clean, aside, ledger = clean_rows(rows, ["y"])
+    clean, aside, ledger = set_rows_aside(rows, ["y"])
     assert sorted([*clean.index, *aside.index]) == list(rows.index)
     assert clean.y.notna().all()
     assert not clean.duplicated().any()

@@ -22,19 +22,19 @@ from sklearn.pipeline import Pipeline
 from sklearn.tree import DecisionTreeClassifier
 
 from mlcycle.errors import ParameterError, StageError, TargetError
-from mlcycle.features.encode.pipeline import build_pipeline
-from mlcycle.ml.blends import BlendClassifier, Calibrated, calibrate
+from mlcycle.features.encode.pipeline import build_preprocessor
+from mlcycle.ml.blends import BlendClassifier, CalibratedClassifier, calibrate
 from mlcycle.ml.folds import make_folds
 from mlcycle.ml.latency import measure_latency
-from mlcycle.ml.predictions import Predictions, as_predictions, predict
+from mlcycle.ml.predictions import Predictions, predictions_from_values, predict
 from mlcycle.modelling import calibration, candidates, ensemble, stage, trials
-from mlcycle.modelling.candidates import CANDIDATES, candidate, check_trusted
-from mlcycle.modelling.choice import build_model, order_of_choice
-from mlcycle.modelling.search import Budget, run_search
-from mlcycle.modelling.stage import Rules, check_columns, compete, fit_final, fit_winner, learning_curve, open_arena
+from mlcycle.modelling.candidates import CANDIDATES, candidate, check_loadable
+from mlcycle.modelling.choice import build_model, selection_order
+from mlcycle.modelling.search import Budget, search_hyperparameters
+from mlcycle.modelling.stage import Rules, check_columns_vary, compete, fit_final_model, fit_winner, learning_curve, make_cross_validation
 from mlcycle.modelling.studies import open_study
-from mlcycle.modelling.trials import Arena, Trial, inner_split, run_trial, worker_processes
-from mlcycle.modelling.weights import row_weights
+from mlcycle.modelling.trials import CrossValidation, Trial, early_stopping_split, run_trial, worker_processes
+from mlcycle.modelling.weights import sample_weights
 from mlcycle.outcomes import Problem
 from mlcycle.stores.models.model_files import TRUSTED, load_model, save_model
 
@@ -62,16 +62,16 @@ def make_table(task="binary", rows=240, seed=0) -> pd.DataFrame:
     return table
 
 
-def arena_of(folder, problem=None, table=None, folds=3, **rules) -> Arena:
+def arena_of(folder, problem=None, table=None, folds=3, **rules) -> CrossValidation:
     "An arena with the plan of stage 3."
     problem = problem or make_problem()
     table = make_table(problem.task) if table is None else table
-    plan = build_pipeline(KINDS, classify=problem.task != "regression")
+    plan = build_preprocessor(KINDS, classify=problem.task != "regression")
     Path(folder).mkdir(parents=True, exist_ok=True)
-    return open_arena(problem, plan, list(KINDS), table, Rules(**{"folds": folds, "jobs": 1} | rules), Path(folder))
+    return make_cross_validation(problem, plan, list(KINDS), table, Rules(**{"folds": folds, "jobs": 1} | rules), Path(folder))
 
 
-def hold(tmp_path, rows=None, problem=None, **rules) -> stage.Competition:
+def hold(tmp_path, rows=None, problem=None, **rules) -> stage.ModelSelection:
     "A small competition."
     arena = arena_of(tmp_path / "folds", problem, rows, rules.pop("folds", 3), **rules)
     quick = {"models": ["linear"], "trials": 1, "repeats": 1, "jobs": 1, "folds": len(arena.folds)} | rules
@@ -91,17 +91,17 @@ def own():
 @pytest.fixture
 def counted(monkeypatch):
     "The name and the settings of each candidate, each time that it is fitted to a fold."
-    fitted, fit = [], trials.fit_fold
+    fitted, fit = [], trials.fit_and_score_fold
 
     def count(model, parameters, *more):
         fitted.append((model.name, str(parameters)))
         return fit(model, parameters, *more)
 
-    monkeypatch.setattr(trials, "fit_fold", count)
+    monkeypatch.setattr(trials, "fit_and_score_fold", count)
     return fitted
 
 
-def planted(arena: Arena, *scores: list[float], models=("linear", "forest", "lightgbm")) -> list[Trial]:
+def planted(arena: CrossValidation, *scores: list[float], models=("linear", "forest", "lightgbm")) -> list[Trial]:
     "Trials with given scores that said nothing."
     return [Trial(0, model, "trees", {}, list(each)) for model, each in zip(models, scores, strict=False)]
 
@@ -197,7 +197,7 @@ def test_a_type_that_was_not_reviewed_is_told_before_the_search(tmp_path, own, c
     with pytest.raises(ParameterError, match=r"'odd' asks for types that are not trusted: test_modelling.Odd"):
         hold(tmp_path, models=["linear", "odd"])
     assert not counted
-    check_trusted([CANDIDATES[name] for name in ("linear", "lightgbm", "network")], "regression")
+    check_loadable([CANDIDATES[name] for name in ("linear", "lightgbm", "network")], "regression")
 
 
 def test_whoever_could_not_be_loaded_gives_way(tmp_path, monkeypatch):
@@ -241,7 +241,7 @@ def test_a_fold_without_a_class(tmp_path):
 
 def test_constant_features():
     with pytest.raises(StageError, match="All 2 columns are constant"):
-        check_columns(pd.DataFrame({"a": [1, 1], "b": [None, None]}), ["a", "b"])
+        check_columns_vary(pd.DataFrame({"a": [1, 1], "b": [None, None]}), ["a", "b"])
 
 
 @pytest.mark.parametrize(
@@ -300,7 +300,7 @@ def facts_of(competition) -> list:
 
 
 def test_one_process_or_four_and_once_more(tmp_path, monkeypatch):
-    monkeypatch.setattr(stage, "WORTH_CORES", 0)
+    monkeypatch.setattr(stage, "MIN_ROWS_PARALLEL", 0)
     answers, boards, table = [], [], make_table(rows=150)
     for place, jobs in enumerate((1, 4, 1)):
         with worker_processes(jobs):
@@ -324,15 +324,15 @@ sys.path.insert(0, sys.argv[1])
 import test_modelling as t
 from mlcycle.modelling import trials
 
-fit = trials.fit_fold
+fit = trials.fit_and_score_fold
 def slow(model, *more):
     with open(sys.argv[2] + ".log", "a") as log:
         log.write(model.name + "\\n")
     time.sleep(0.2)
     return fit(model, *more)
-trials.fit_fold = slow
+trials.fit_and_score_fold = slow
 arena = t.arena_of(sys.argv[2] + ".folds")
-t.run_search(arena, t.pair(), t.Budget(6, 600), Path(sys.argv[2]))
+t.search_hyperparameters(arena, t.pair(), t.Budget(6, 600), Path(sys.argv[2]))
 """
 
 
@@ -351,7 +351,7 @@ def whole(tmp_path_factory):
     "A search of six trials that nobody stopped."
     folder = tmp_path_factory.mktemp("whole")
     arena = arena_of(folder / "folds")
-    return arena, run_search(arena, pair(), Budget(6, 600), folder / "study")
+    return arena, search_hyperparameters(arena, pair(), Budget(6, 600), folder / "study")
 
 
 def test_a_killed_search_goes_on(tmp_path, whole, counted):
@@ -366,7 +366,7 @@ def test_a_killed_search_goes_on(tmp_path, whole, counted):
     process.wait()
     kept = len(list(study.glob("search*/trial *.npz")))
     assert 2 <= kept < 6
-    found = run_search(arena, pair(), Budget(6, 600), study)
+    found = search_hyperparameters(arena, pair(), Budget(6, 600), study)
     assert kept - 1 <= found.found <= kept, "it may have been killed between the file and the journal"
     assert outcome_of(found) == outcome_of(expected)
     assert len(counted) == sum(len(trial.scores) for trial in found.trials[found.found :]), "nothing is fitted twice"
@@ -374,7 +374,7 @@ def test_a_killed_search_goes_on(tmp_path, whole, counted):
 
 def test_an_interrupted_search_goes_on(tmp_path, whole, counted, monkeypatch):
     arena, expected = whole
-    fit = trials.fit_fold
+    fit = trials.fit_and_score_fold
 
     def interrupt(*asked):
         if len(counted) == 14:
@@ -382,19 +382,19 @@ def test_an_interrupted_search_goes_on(tmp_path, whole, counted, monkeypatch):
         return fit(*asked)
 
     with monkeypatch.context() as patched:
-        patched.setattr(trials, "fit_fold", interrupt)
+        patched.setattr(trials, "fit_and_score_fold", interrupt)
         with pytest.raises(KeyboardInterrupt):
-            run_search(arena, pair(), Budget(6, 600), tmp_path)
-    found = run_search(arena, pair(), Budget(6, 600), tmp_path)
+            search_hyperparameters(arena, pair(), Budget(6, 600), tmp_path)
+    found = search_hyperparameters(arena, pair(), Budget(6, 600), tmp_path)
     assert found.found == 1
     assert outcome_of(found) == outcome_of(expected)
 
 
 def test_more_trials_go_on_with_the_same_study(tmp_path, whole, counted):
     arena, expected = whole
-    run_search(arena, pair(), Budget(3, 600), tmp_path)
+    search_hyperparameters(arena, pair(), Budget(3, 600), tmp_path)
     counted.clear()
-    found = run_search(arena, pair(), Budget(6, 600), tmp_path)
+    found = search_hyperparameters(arena, pair(), Budget(6, 600), tmp_path)
     assert found.found == 3
     assert outcome_of(found) == outcome_of(expected)
     assert len(counted) == sum(len(trial.scores) for trial in found.trials[3:])
@@ -403,7 +403,7 @@ def test_more_trials_go_on_with_the_same_study(tmp_path, whole, counted):
 @pytest.mark.parametrize("damage", ["trial", "line-up", "journal's end", "journal's middle", "journal"])
 def test_what_is_damaged_is_done_again(damage, tmp_path, whole):
     arena, expected = whole
-    run_search(arena, pair(), Budget(6, 600), tmp_path)
+    search_hyperparameters(arena, pair(), Budget(6, 600), tmp_path)
     folder = next(tmp_path.glob("search*"))
     path = {"trial": folder / "trial 2.npz", "line-up": tmp_path / "line-up linear.npz"}.get(damage, folder / "journal.log")
     content = path.read_bytes()
@@ -415,21 +415,21 @@ def test_what_is_damaged_is_done_again(damage, tmp_path, whole):
             "journal": b"",
         }.get(damage, content[:middle])
     )
-    found = run_search(arena, pair(), Budget(6, 600), tmp_path)
+    found = search_hyperparameters(arena, pair(), Budget(6, 600), tmp_path)
     assert outcome_of(found) == outcome_of(expected)
     assert found.found == {"trial": 5, "line-up": 6, "journal's end": 5, "journal": 0}.get(damage, found.found)
-    assert run_search(arena, pair(), Budget(6, 600), tmp_path).found == 6
+    assert search_hyperparameters(arena, pair(), Budget(6, 600), tmp_path).found == 6
 
 
 def test_when_time_is_up_it_is_said_and_the_rest_can_follow(tmp_path, whole):
     arena, expected = whole
     started = time.monotonic()
-    found = run_search(arena, pair(), Budget(6, 1, started - 10), tmp_path)
+    found = search_hyperparameters(arena, pair(), Budget(6, 1, started - 10), tmp_path)
     assert found.late and not found.trials
     more = [*pair(), CANDIDATES["neighbours"]]
-    found = run_search(arena, more, Budget(6, 1, started - 10), tmp_path / "more")
+    found = search_hyperparameters(arena, more, Budget(6, 1, started - 10), tmp_path / "more")
     assert found.late and found.line_up[-1].reason == "time was up"
-    found = run_search(arena, pair(), Budget(6, 600), tmp_path)
+    found = search_hyperparameters(arena, pair(), Budget(6, 600), tmp_path)
     assert not found.late
     assert outcome_of(found) == outcome_of(expected)
 
@@ -443,12 +443,12 @@ def test_where_no_further_round_fits_the_search_takes_its_time(tmp_path, own, mo
         raise ValueError("no such thing")
 
     def listen(arena, models, budget, *rest):
-        found = run_search(arena, models, budget, *rest)
+        found = search_hyperparameters(arena, models, budget, *rest)
         asked.append((budget.seconds, found, len(fitted)))
         return found
 
-    monkeypatch.setattr(stage, "run_search", listen)
-    monkeypatch.setattr(stage, "run_rounds", lambda arena, finalists, *rest: (arena, finalists, True))
+    monkeypatch.setattr(stage, "search_hyperparameters", listen)
+    monkeypatch.setattr(stage, "repeat_cross_validation", lambda arena, finalists, *rest: (arena, finalists, True))
     competition = hold(tmp_path, models=["linear", "broken"], trials=10_000, seconds=6, repeats=2)
     (part, before, once), (whole, after, still) = asked
     assert (part, whole) == (4, 6) and once == still > 0
@@ -461,8 +461,8 @@ def test_where_no_further_round_fits_the_search_takes_its_time(tmp_path, own, mo
 
 def test_other_candidates_in_the_line_up_are_another_search(tmp_path, own):
     arena = arena_of(tmp_path / "folds", folds=2)
-    run_search(arena, pair()[:2], Budget(1, 600), tmp_path / "study")
-    assert run_search(arena, pair(), Budget(1, 600), tmp_path / "study").searched  # Optuna would not change its choices
+    search_hyperparameters(arena, pair()[:2], Budget(1, 600), tmp_path / "study")
+    assert search_hyperparameters(arena, pair(), Budget(1, 600), tmp_path / "study").searched  # Optuna would not change its choices
 
 
 def test_two_folds_are_asked_once(tmp_path):
@@ -481,7 +481,7 @@ def test_a_poor_trial_is_pruned_and_stays_off_the_leaderboard(tmp_path, own):
 
     competition = hold(tmp_path, folds=5, models=["tree"], trials=6)
     last = competition.search.trials[-1]
-    assert (last.status, len(last.scores)) == ("pruned", trials.FIRST_ROUND)
+    assert (last.status, len(last.scores)) == ("pruned", trials.FOLDS_BEFORE_PRUNING)
     assert last.name not in {line.model for line in competition.lines()}
     assert "worse than most" in competition.out[last.name]
     study = open_study(competition.search.folder, "roc_auc")
@@ -520,14 +520,14 @@ def rounds_seen() -> list[tuple[np.ndarray, np.ndarray]]:
     return found
 
 
-def watched(monkeypatch, tmp_path, problem, table) -> stage.Competition:
+def watched(monkeypatch, tmp_path, problem, table) -> stage.ModelSelection:
     "A competition with early stopping, and its curve; the column `b` is the number of a row."
     for module in (trials, candidates):
-        monkeypatch.setattr(module, "EARLY_FROM", 40)
-    monkeypatch.setattr(candidates, "MOST_TREES", 40)
+        monkeypatch.setattr(module, "MIN_ROWS_EARLY_STOPPING", 40)
+    monkeypatch.setattr(candidates, "MAX_TREES", 40)
     Watch.seen.clear()
     inner = []
-    monkeypatch.setattr(trials, "inner_split", lambda *asked: inner.append((asked, inner_split(*asked))) or inner[-1][1])
+    monkeypatch.setattr(trials, "early_stopping_split", lambda *asked: inner.append((asked, early_stopping_split(*asked))) or inner[-1][1])
     arena = arena_of(tmp_path / "folds", problem, table)
     arena = replace(arena, plan=Pipeline([("watch", Watch()), *arena.plan.steps]))
     rules = Rules(["linear", "lightgbm"], repeats=2, trials=2, seconds=600, jobs=1)
@@ -545,8 +545,8 @@ def watched(monkeypatch, tmp_path, problem, table) -> stage.Competition:
 def test_time_is_never_turned_round(tmp_path, monkeypatch):
     table, taught = make_table(), []
     table["b"] = np.arange(len(table), dtype=float)
-    choose, learn = ensemble.select_greedily, calibration.fit_calibration
-    monkeypatch.setattr(ensemble, "select_greedily", lambda *asked: taught.append(("ensemble", list(asked[3]))) or choose(*asked))
+    choose, learn = ensemble.ensemble_selection_weights, calibration.fit_calibration
+    monkeypatch.setattr(ensemble, "ensemble_selection_weights", lambda *asked: taught.append(("ensemble", list(asked[3]))) or choose(*asked))
     monkeypatch.setattr(
         calibration, "fit_calibration", lambda *asked: taught.append(("calibration", len(asked[1]))) or learn(*asked)
     )
@@ -572,22 +572,22 @@ def test_an_entity_is_never_on_both_sides(tmp_path, monkeypatch):
 
 def test_a_class_that_only_the_last_rows_know_teaches(tmp_path):
     target = np.array(["a", "b"] * 1500 + ["c"] * 10)
-    grow, stop = inner_split(target, make_problem("multiclass", classes=["a", "b", "c"], time="day"))
+    grow, stop = early_stopping_split(target, make_problem("multiclass", classes=["a", "b", "c"], time="day"))
     assert set(target[grow]) == {"a", "b", "c"}
     assert set(target[stop]) == {"a", "b"}
 
 
 @pytest.mark.parametrize("name", ["lightgbm", "boosting"])
 def test_early_stopping_by_inner_rows_and_the_mean_of_trees(name, tmp_path, monkeypatch):
-    monkeypatch.setattr(trials, "EARLY_FROM", 40)
-    grown, grow = [], trials._grow
+    monkeypatch.setattr(trials, "MIN_ROWS_EARLY_STOPPING", 40)
+    grown, grow = [], trials._fit_early_stopping
 
     def watch(model, estimator, fold):
         assert max(*fold.inner[0], *fold.inner[1]) < len(fold.learn) == len(fold.target)
         grown.append(grow(model, estimator, fold))
         return grown[-1]
 
-    monkeypatch.setattr(trials, "_grow", watch)
+    monkeypatch.setattr(trials, "_fit_early_stopping", watch)
     arena, model = arena_of(tmp_path), CANDIDATES[name]
     trial = run_trial(arena, model, {"learning_rate": 0.3, model.grows: 400})
     assert trial.grown == grown
@@ -598,7 +598,7 @@ def test_early_stopping_by_inner_rows_and_the_mean_of_trees(name, tmp_path, monk
 # Together, and who wins
 
 
-def heard(arena: Arena, noise: float, seed: int) -> Trial:
+def heard(arena: CrossValidation, noise: float, seed: int) -> Trial:
     "A trial of a regression that is wrong by some noise."
     rng, truths = np.random.default_rng(seed), [arena.truth(fold).to_numpy() for fold in range(len(arena.folds))]
     said = [Predictions(truth + noise * rng.standard_normal(len(truth))) for truth in truths]
@@ -609,20 +609,20 @@ def heard(arena: Arena, noise: float, seed: int) -> Trial:
 def test_an_ensemble_of_those_that_err_elsewhere_is_kept_and_one_of_copies_is_not(tmp_path):
     arena = arena_of(tmp_path, make_problem("regression"), folds=5)
     rivals = [heard(arena, 0.5, seed) for seed in (1, 2, 3)]
-    together = ensemble.make_ensemble(arena, rivals)
+    together = ensemble.build_ensemble_trial(arena, rivals)
     assert sum(together.parameters.values()) == pytest.approx(1)
-    assert order_of_choice(arena, [*rivals, together])[0] is together
+    assert selection_order(arena, [*rivals, together])[0] is together
     copies = [replace(rivals[0], number=number) for number in (4, 5)]
-    together = ensemble.make_ensemble(arena, copies)
-    assert order_of_choice(arena, [*copies, together])[0] is copies[0]
+    together = ensemble.build_ensemble_trial(arena, copies)
+    assert selection_order(arena, [*copies, together])[0] is copies[0]
 
 
 def test_folds_of_another_round_do_not_choose_the_weights_by_which_they_are_judged(tmp_path, monkeypatch):
     arena = arena_of(tmp_path, make_problem("regression"))
     arena = replace(arena, folds=[*arena.folds, *make_folds(arena.problem, arena.rows, 3, seed=1)])
-    chosen, choose = [], ensemble.select_greedily
-    monkeypatch.setattr(ensemble, "select_greedily", lambda *asked: chosen.append(list(asked[3])) or choose(*asked))
-    ensemble.make_ensemble(arena, [heard(arena, 0.5, 1), heard(arena, 0.5, 2)])
+    chosen, choose = [], ensemble.ensemble_selection_weights
+    monkeypatch.setattr(ensemble, "ensemble_selection_weights", lambda *asked: chosen.append(list(asked[3])) or choose(*asked))
+    ensemble.build_ensemble_trial(arena, [heard(arena, 0.5, 1), heard(arena, 0.5, 2)])
     assert chosen == [[1, 2], [0, 2], [0, 1], [4, 5], [3, 5], [3, 4], [*range(6)]]
 
 
@@ -654,10 +654,10 @@ def test_the_latency_budget_refuses_who_is_slow(tmp_path, own, reviewed, monkeyp
 def test_within_one_standard_error_the_simpler_one_wins(tmp_path):
     arena = arena_of(tmp_path, folds=5)
     near = planted(arena, [0.80, 0.84, 0.79, 0.86, 0.81], [0.81, 0.83, 0.80, 0.86, 0.82], [0.90, 0.70, 0.85, 0.75, 0.80])
-    assert [trial.model for trial in order_of_choice(arena, near)][0] == "linear"
-    assert [trial.model for trial in order_of_choice(arena, near, "best")] == ["forest", "linear", "lightgbm"]
+    assert [trial.model for trial in selection_order(arena, near)][0] == "linear"
+    assert [trial.model for trial in selection_order(arena, near, "best")] == ["forest", "linear", "lightgbm"]
     far = planted(arena, [0.80, 0.84, 0.79, 0.86, 0.81], [0.85, 0.89, 0.84, 0.91, 0.87])
-    assert [trial.model for trial in order_of_choice(arena, far)] == ["forest", "linear"]
+    assert [trial.model for trial in selection_order(arena, far)] == ["forest", "linear"]
 
 
 @pytest.mark.parametrize("metric", ["log_loss", "rmse"])
@@ -665,7 +665,7 @@ def test_lower_is_better_where_it_is(metric, tmp_path):
     task = "regression" if metric == "rmse" else "binary"
     arena = arena_of(tmp_path, make_problem(task, metric=metric, metrics=[metric]), folds=5)
     far = planted(arena, [0.50, 0.52, 0.51, 0.49, 0.50], [0.40, 0.42, 0.41, 0.40, 0.41])
-    assert [trial.model for trial in order_of_choice(arena, far)] == ["forest", "linear"]
+    assert [trial.model for trial in selection_order(arena, far)] == ["forest", "linear"]
     competition = hold(tmp_path / "held", problem=arena.problem, models=["linear", "lightgbm"], trials=2)
     lines = competition.lines()
     assert lines[-1].kind == "dummy" or lines[-1].score.value >= lines[0].score.value
@@ -676,13 +676,13 @@ def test_lower_is_better_where_it_is(metric, tmp_path):
 # Probabilities, thresholds, weights
 
 
-def said_of(chance: np.ndarray, arena: Arena) -> Trial:
+def said_of(chance: np.ndarray, arena: CrossValidation) -> Trial:
     "A trial that gives these probabilities."
-    said = [as_predictions(chance[ask], arena.problem) for _, ask in arena.folds]
+    said = [predictions_from_values(chance[ask], arena.problem) for _, ask in arena.folds]
     return Trial(0, "linear", "linear", {}, [0.7] * len(said), said)
 
 
-def chances(tmp_path, **more) -> tuple[Arena, np.ndarray]:
+def chances(tmp_path, **more) -> tuple[CrossValidation, np.ndarray]:
     "Rows whose probability of `yes` is known."
     rng = np.random.default_rng(0)
     chance, problem = rng.random(1500), make_problem(**more)
@@ -716,7 +716,7 @@ def test_calibration_is_kept_where_it_helps_only(tmp_path):
 )
 def test_the_threshold_suits_what_is_asked(more, low, high, tmp_path):
     arena, chance = chances(tmp_path, **more)
-    assert low <= calibration.choose_threshold(arena, said_of(chance, arena)) <= high
+    assert low <= calibration.tune_threshold(arena, said_of(chance, arena)) <= high
 
 
 def test_weights_reach_the_model_and_change_what_it_learns(tmp_path):
@@ -728,7 +728,7 @@ def test_weights_reach_the_model_and_change_what_it_learns(tmp_path):
         arena = arena_of(tmp_path / (how or "alike"), problem, table, weights=how)
         trial = run_trial(arena, CANDIDATES["linear"], {})
         shares[how] = np.mean(np.concatenate([said.scores for said in trial.said]))
-        model = fit_final(build_model(arena, trial), problem, table[[*KINDS, "y"]], arena.weights, 0.5)
+        model = fit_final_model(build_model(arena, trial), problem, table[[*KINDS, "y"]], arena.weights, 0.5)
         assert predict(model, table[list(KINDS)], problem).scores.mean() == pytest.approx(shares[how], abs=0.05)
     assert shares[""] < shares["balanced"]
     assert shares[""] < shares["cost"]
@@ -739,9 +739,9 @@ def test_weights_that_cannot_be(tmp_path):
     table = make_table().assign(sure=-1.0, word=1.0)
     for how, said in (("sure", "0 or more.*240 of 240 are not"), ("suer", "Did you mean 'sure'"), ("cost", "what mistakes cost")):
         with pytest.raises(ParameterError, match=said):
-            row_weights(make_problem(), table, how)
+            sample_weights(make_problem(), table, how)
     with pytest.raises(ParameterError, match="is about classes"):
-        row_weights(make_problem("regression"), make_table("regression"), "balanced")
+        sample_weights(make_problem("regression"), make_table("regression"), "balanced")
 
 
 @settings(max_examples=60, deadline=None)
@@ -802,9 +802,9 @@ def test_whatever_can_win_is_saved_and_answers_alike_in_another_process(tmp_path
         for trial in [*singles, both]:
             model = build_model(arena, trial, singles)
             if task != "regression":
-                model = Calibrated(model, 0.8, [0.0, 0.1, 0.2][: len(problem.classes)])
+                model = CalibratedClassifier(model, 0.8, [0.0, 0.1, 0.2][: len(problem.classes)])
             weights = np.linspace(0.5, 1.5, len(table)) if trial.number % 2 else None
-            model = fit_final(model, problem, table, weights, 0.4 if task == "binary" else None)
+            model = fit_final_model(model, problem, table, weights, 0.4 if task == "binary" else None)
             name = f"{task} {trial.name}"
             save_model(model, tmp_path / f"{name}.skops")
             expected[name] = model.predict(rows) if task == "regression" else model.predict_proba(rows)
@@ -818,10 +818,10 @@ def test_whatever_can_win_is_saved_and_answers_alike_in_another_process(tmp_path
 @pytest.mark.parametrize("name", ["xgboost", "catboost"])
 def test_boosters_compete_where_they_are_installed(name, task, tmp_path, monkeypatch):
     if not importlib.util.find_spec(name):
-        pytest.skip(f"{name} is not installed: pip install 'mlcycle[boosters]'")
+        pytest.skip(f"{name} is not installed: pip install 'mlcycle-notebooks[boosters]'")
     for module in (trials, candidates):
-        monkeypatch.setattr(module, "EARLY_FROM", 40)
-    monkeypatch.setattr(candidates, "MOST_TREES", 60)
+        monkeypatch.setattr(module, "MIN_ROWS_EARLY_STOPPING", 40)
+    monkeypatch.setattr(candidates, "MAX_TREES", 60)
     competition = hold(tmp_path, problem=make_problem(task), models=[name], trials=3)
     assert competition.order[0].model == name, competition.out
     assert competition.search.trials[-1].status == "complete", competition.out

@@ -20,13 +20,13 @@ from papermill.parameterize import parameterize_notebook
 from papermill.translators import papermill_translators
 
 from mlcycle.cli.base import parse_assignments
-from mlcycle.core.settings import read_settings, section
+from mlcycle.core.settings import read_settings, section_with_defaults
 from mlcycle.engine.client import ExactTranslator
 from mlcycle.errors import ParameterError
-from mlcycle.lifecycle.execute import execute
+from mlcycle.lifecycle.execute import execute_notebook
 from mlcycle.lifecycle.plan import make_plan
 from mlcycle.nb.notebook import Parameter, parse_parameters, read_parameters
-from mlcycle.nb.parameters import read_parameter_file, resolve
+from mlcycle.nb.parameters import read_parameter_file, resolve_parameters
 
 KERNEL = {"name": "python3", "language": "python", "display_name": "python3"}
 FOLDER = Path(tempfile.mkdtemp(prefix="mlcycle-test-"))
@@ -101,7 +101,7 @@ def in_kernel(values: dict) -> dict:
 
 def arrives(parameter: Parameter, layer: dict, where: str, stage: str = "data"):
     "What `x` is in the end."
-    values = resolve({stage: [parameter]}, {where: layer})[stage]
+    values = resolve_parameters({stage: [parameter]}, {where: layer})[stage]
     return in_kernel(values)["x"]
 
 
@@ -210,8 +210,8 @@ def test_sixty_nasty_values_reach_a_real_kernel(tmp_path):
     path.parent.mkdir()
     nbformat.write(new_notebook(cells=cells, metadata={"kernelspec": KERNEL}), path)
     given = {name: value for name, (_, value) in values.items()}
-    resolved = resolve({"nasty": read_parameters(path)}, {"program": given})["nasty"]
-    execute(path, resolved, {"name": "warm", "cell_timeout": "60", "notebook_timeout": "60"})
+    resolved = resolve_parameters({"nasty": read_parameters(path)}, {"program": given})["nasty"]
+    execute_notebook(path, resolved, {"name": "warm", "cell_timeout": "60", "notebook_timeout": "60"})
     arrived = pickle.loads(base64.b64decode(nbformat.read(path, 4).cells[-1].outputs[0].text))
     assert len(arrived) > 60
     assert [name for name, value in given.items() if not same(arrived[name], value)] == []
@@ -224,7 +224,7 @@ def test_defaults_are_checked_and_made_plain():
     assert y.optional
     assert not x.optional
     assert y.plain_type is str
-    assert same(resolve({"data": [x, y, z]}, {})["data"], {"x": [1.0, 2.0], "y": None, "z": {1: "a"}})
+    assert same(resolve_parameters({"data": [x, y, z]}, {})["data"], {"x": [1.0, 2.0], "y": None, "z": {1: "a"}})
 
 
 UNSUPPORTED = """
@@ -290,7 +290,7 @@ WRONG = {
 )
 def test_a_value_of_the_wrong_type_is_a_clear_error(annotation, value):
     with pytest.raises(ParameterError, match="'x' cannot be") as caught:
-        resolve({"data": [Parameter("x", annotation, None)]}, {"program": {"x": value}})
+        resolve_parameters({"data": [Parameter("x", annotation, None)]}, {"program": {"x": value}})
     assert annotation in caught.value.expected
 
 
@@ -298,7 +298,7 @@ def test_a_value_that_holds_itself_is_a_clear_error():
     endless = []
     endless.append(endless)
     with pytest.raises(ParameterError, match="'x' cannot be"):
-        resolve({"data": [Parameter("x", "list", None)]}, {"program": {"x": endless}})
+        resolve_parameters({"data": [Parameter("x", "list", None)]}, {"program": {"x": endless}})
 
 
 WRONG_TEXT = {
@@ -313,7 +313,7 @@ WRONG_TEXT = {
 @pytest.mark.parametrize("where", ["command line", "settings.ini"])
 def test_a_text_that_cannot_be_read_is_a_clear_error(annotation, text, where):
     with pytest.raises(ParameterError, match="'x' cannot be"):
-        resolve({"data": [Parameter("x", annotation, None)]}, {where: {"x": text}})
+        resolve_parameters({"data": [Parameter("x", annotation, None)]}, {where: {"x": text}})
 
 
 @pytest.mark.parametrize(
@@ -401,7 +401,7 @@ def test_an_unknown_name_is_found_before_anything_runs(tmp_path):
 def test_a_parameter_file_that_cannot_be_used_is_a_clear_error(tmp_path, content):
     (tmp_path / "p.yaml").write_bytes(content)
     with pytest.raises(ParameterError):
-        resolve({"data": [Parameter("x", "list", [])]}, {"p.yaml": read_parameter_file(tmp_path / "p.yaml")})
+        resolve_parameters({"data": [Parameter("x", "list", [])]}, {"p.yaml": read_parameter_file(tmp_path / "p.yaml")})
 
 
 @pytest.mark.parametrize("content", [b"\xff", b"x = 1", b"[data\n", b"[data]\nx = 1\nx = 2", b"[data]\nno value"])
@@ -414,4 +414,4 @@ def test_a_settings_file_that_cannot_be_used_is_a_clear_error(tmp_path, content)
 @pytest.mark.parametrize("limit", ["soon", "-1", "1.5", ""])
 def test_a_time_limit_is_a_number(limit):
     with pytest.raises(ParameterError, match="cell_timeout"):
-        section({"engine": {"cell_timeout": limit}}, "engine")
+        section_with_defaults({"engine": {"cell_timeout": limit}}, "engine")

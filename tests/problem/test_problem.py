@@ -12,9 +12,9 @@ from sklearn.datasets import load_breast_cancer, load_diabetes, load_wine
 
 import mlcycle as mc
 from mlcycle.errors import InputError, ParameterError
-from mlcycle.problem.document import ProblemDocument, draft_problem, read_problem, schema_text
-from mlcycle.problem.feasibility import probe_feasibility
-from mlcycle.problem.stage import define_problem, draft_answers
+from mlcycle.problem.document import ProblemDocument, draft_problem_yaml, read_problem, problem_schema_text
+from mlcycle.problem.feasibility import assess_feasibility
+from mlcycle.problem.stage import define_problem, draft_problem_fields
 from mlcycle.stores.sources.ingest import normalise
 
 GOOD = """\
@@ -119,12 +119,12 @@ def test_command_line_checks_and_nothing_is_run(project):
 
 def test_schema_in_the_documentation_is_the_models():
     published = (ROOT / "docs" / "_static" / "problem.schema.json").read_text()
-    assert published == schema_text(), "mlcycle problem schema > docs/_static/problem.schema.json"
+    assert published == problem_schema_text(), "mlcycle problem schema > docs/_static/problem.schema.json"
     assert all(field.get("description") for field in json.loads(published)["properties"].values())
 
 
 def test_schema_accepts_and_refuses_what_the_reader_does(project):
-    schema = Draft202012Validator(json.loads(schema_text()))
+    schema = Draft202012Validator(json.loads(problem_schema_text()))
     assert schema.is_valid(yaml.safe_load(GOOD.replace("yes:", "'yes':").replace("no:", "'no':")))
     for text in ("metrik: f1", "groups: town", "latency_budget_ms: -3", "task: binnary", "costs: {a: {b: much}}"):
         assert not schema.is_valid(yaml.safe_load(text)), text
@@ -136,7 +136,7 @@ def test_draft_is_read_back_and_an_existing_file_stays(project):
     assert made.returncode == 0, made.stderr
     text = (project / "problem.yaml").read_text()
     assert text.splitlines()[0] == "# yaml-language-server: $schema=problem.schema.json"
-    assert (project / "problem.schema.json").read_text() == schema_text()
+    assert (project / "problem.schema.json").read_text() == problem_schema_text()
     draft = read_problem(project / "problem.yaml")
     assert (draft.source, draft.target, draft.task, draft.positive) == ("orders.csv", "late", "binary", "yes")
     assert all(f"{name}:" in text for name in ProblemDocument.model_fields)
@@ -147,8 +147,8 @@ def test_draft_is_read_back_and_an_existing_file_stays(project):
 
 def test_draft_without_comments_is_the_schemas_too():
     frame = normalise(orders())
-    text = draft_problem(*draft_answers("orders", "late", frame))
-    assert Draft202012Validator(json.loads(schema_text())).is_valid(yaml.safe_load(text))
+    text = draft_problem_yaml(*draft_problem_fields("orders", "late", frame))
+    assert Draft202012Validator(json.loads(problem_schema_text())).is_valid(yaml.safe_load(text))
 
 
 def test_run_uses_the_file_and_an_edit_makes_it_stale(project):
@@ -254,5 +254,5 @@ def test_answers_that_contradict_each_other_bound_what_can_be_reached():
 def test_time_that_is_up_is_told():
     frame = normalise(load_wine(as_frame=True).frame)
     problem = define_problem("wine", "target", rows=frame, probe_seconds=0)
-    hasty = probe_feasibility(frame, problem, seconds=1e-9)
+    hasty = assess_feasibility(frame, problem, seconds=1e-9)
     assert hasty.verdict == "doubtful" and "gradient boosting" in hasty.stopped and "boosted" not in hasty.scores

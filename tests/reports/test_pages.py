@@ -10,10 +10,10 @@ import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
-from mlcycle.core.runs import Run, note
+from mlcycle.core.runs import Run, update_run_info
 from mlcycle.core.workspace import Workspace
 from mlcycle.reports.pages import TITLES, page_name, write_comparison, write_index, write_page, write_pages
-from mlcycle.reports.run_facts import compare_runs
+from mlcycle.reports.run_facts import diff_runs
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 PHONE, DESK = {"width": 390, "height": 800}, {"width": 1300, "height": 900}
@@ -65,7 +65,7 @@ def copied(run: Run, workspace: Workspace, name: str, **facts) -> Run:
     about = json.loads((home / "run.json").read_text())
     (home / "run.json").write_text(json.dumps(about | {"id": name, "project": str(workspace.project)}))
     copy = Run(home)
-    note(copy, **facts)
+    update_run_info(copy, **facts)
     return copy
 
 
@@ -82,7 +82,7 @@ def fail(run: Run) -> None:
     "Let the modelling stage of a run have failed, under a second heading."
     stages = {stage: run.about["stages"][stage] for stage in ("problem", "data", "features")}
     said = "04_modelling.ipynb failed in cell 5: RuntimeError: the moon is full"
-    note(run, status="failed", error=said, stages=stages | {"modelling": {"seconds": 1.0, "decision": said, "failed": True}})
+    update_run_info(run, status="failed", error=said, stages=stages | {"modelling": {"seconds": 1.0, "decision": said, "failed": True}})
     pages = run.workspace.reports / run.id
     for stage in list(TITLES)[3:]:
         for path in (run.folder / f"{stage}.json", run.folder / f"{stage}.body.html", *pages.glob(f"*_{stage}.*")):
@@ -108,7 +108,7 @@ def runs(table_run, tmp_path_factory) -> list[Run]:
     rejected = copied(first, workspace, "20260102-000000-poor", parameters=changed, batch="grid-1")
     rescored(rejected, 0.125)
     stages = rejected.about["stages"]
-    note(rejected, stages=stages | {"problem": stages["problem"] | {"reused": good.id}})
+    update_run_info(rejected, stages=stages | {"problem": stages["problem"] | {"reused": good.id}})
     failed = copied(first, workspace, "20260103-000000-lost")
     fail(failed)
     for run in (good, rejected, failed):
@@ -328,7 +328,7 @@ def test_browser_and_python_compare_alike(open_page, runs):
     page = open_page(index(runs))
     ids = [run.id for run in runs]
     found = page.evaluate("ids => compareFacts(ids.map(id => runs.find(run => run.id === id)))", ids)
-    lines = compare_runs(runs)
+    lines = diff_runs(runs)
     assert [(line.group, line.name, line.differs, line.best) for line in lines] == [
         (line["group"], line["name"], line["differs"], line["best"]) for line in found
     ]

@@ -23,25 +23,25 @@ from typer.testing import CliRunner
 
 import mlcycle as mc
 from mlcycle.cli.base import app
-from mlcycle.core.settings import STORES
+from mlcycle.core.settings import STORE_DEFAULTS
 from mlcycle.core.workspace import Workspace
-from mlcycle.errors import ArtefactError, DiskFullError, ParameterError, RegistryError
+from mlcycle.errors import ArtifactError, DiskFullError, ParameterError, RegistryError
 from mlcycle.outcomes import Candidate, LeaderboardLine, ModelRef, Score
-from mlcycle.stores.models.library_versions import read_stamp, stamp, versions_now
-from mlcycle.stores.models.model_files import load_model, model_bytes
-from mlcycle.stores.models.offline_queue import kept_models, register_candidate, register_kept
+from mlcycle.stores.models.library_versions import read_versions, stamp, installed_versions
+from mlcycle.stores.models.model_files import load_model, dump_model
+from mlcycle.stores.models.offline_queue import queued_models, register_candidate, register_queued_model
 from mlcycle.stores.models.registration import lineage_tags, register_model
-from mlcycle.stores.models.registry import alias_history, get_alias, load_registered, model_file, open_registry, set_alias
+from mlcycle.stores.models.registry import alias_history, get_alias_version, load_registered_model, registered_model_file, open_registry, set_alias
 from mlcycle.stores.models.registry_queries import (
     delete_version,
     describe_version,
     diff_versions,
     list_versions,
-    registry_of,
+    browse_registry,
     tag_version,
-    uses_of,
+    find_usages,
 )
-from mlcycle.stores.models.trial_tracking import TrialLine
+from mlcycle.stores.models.trial_tracking import TrialRecord
 
 ROWS = pd.DataFrame({"size": np.arange(60.0), "day": pd.Timestamp("2024-01-01"), "count": np.arange(60)})
 NAME = "orders-late"
@@ -59,16 +59,16 @@ def board(value: float, **parameters) -> list[LeaderboardLine]:
     return [winner, winner.model_copy(update={"model": "dummy", "parameters": {}})]
 
 
-def tried(*names: str) -> list[TrialLine]:
+def tried(*names: str) -> list[TrialRecord]:
     "Trials: the first is complete, the second was pruned, the third raised."
     how = [("complete", "", [0.2, 0.3]), ("pruned", "worse than most", [0.1]), ("failed", "ValueError: no", [None])]
     return [
-        TrialLine(name=name, kind=name.split()[0], role="search", metric="roc_auc", folds=folds, status=status, reason=reason)
+        TrialRecord(name=name, kind=name.split()[0], role="search", metric="roc_auc", folds=folds, status=status, reason=reason)
         for name, (status, reason, folds) in zip(names, how, strict=False)
     ]
 
 
-def put(workspace: Workspace, cut: int, trials: list[TrialLine] = (), **tags: str) -> ModelRef:
+def put(workspace: Workspace, cut: int, trials: list[TrialRecord] = (), **tags: str) -> ModelRef:
     "Register a model."
     model, rows = fitted(cut), ROWS[["size", "count"]]
     open_registry(workspace.tracking_uri, workspace.artifacts, NAME)
@@ -86,7 +86,7 @@ def typed(*words: str, cwd: Path, **environment: str):
 def space(folder: Path, tracking_uri: str = "") -> Workspace:
     "An empty workspace."
     (folder / "settings.ini").write_text(f"[stores]\ntracking_uri = {tracking_uri}\n")
-    made = Workspace(folder, STORES | {"tracking_uri": tracking_uri})
+    made = Workspace(folder, STORE_DEFAULTS | {"tracking_uri": tracking_uri})
     made.root.mkdir(exist_ok=True)
     return made
 
@@ -157,7 +157,7 @@ def test_a_version_goes_through_its_whole_life(where, tmp_path, request):
     told = describe_version(workspace, f"{NAME}@champion")
     assert told["signature"] == {"inputs": {"size": "double", "count": "long"}, "outputs": {"prediction": "boolean"}}
     assert told["lineage"]["tables"] == {"train": "20 abc"}
-    assert told["versions"] == read_stamp(model_file(NAME, 1)) == versions_now()
+    assert told["versions"] == read_versions(registered_model_file(NAME, 1)) == installed_versions()
     assert told["alias_history"][-2]["why"] == "All gates passed."
     found = diff_versions(workspace, f"{NAME}@1", NAME)
     assert {("parameters", "depth"), ("score", "roc_auc"), ("data", "train"), ("tag", "note")} <= set(
@@ -166,11 +166,11 @@ def test_a_version_goes_through_its_whole_life(where, tmp_path, request):
     assert diff_versions(workspace, f"{NAME}@2", f"{NAME}@2").empty
 
     rows = ROWS[["size", "count"]]
-    assert (load_registered(second).predict(rows) == fitted(30).predict(rows)).all()
+    assert (load_registered_model(second).predict(rows) == fitted(30).predict(rows)).all()
     tag_version(workspace, f"{NAME}@2", {"owner": "Ann"})
     assert describe_version(workspace, f"{NAME}@2")["tags"] == {"owner": "Ann"}
     tag_version(workspace, f"{NAME}@2", {}, ("owner",))
-    with pytest.raises(ArtefactError, match="champion"):
+    with pytest.raises(ArtifactError, match="champion"):
         delete_version(workspace, f"{NAME}@champion", force=True)
     assert delete_version(workspace, f"{NAME}@2") == f"{NAME}@2"
     assert list_versions(workspace, NAME).version.tolist() == [3, 1]
@@ -266,16 +266,16 @@ def test_a_look_at_nothing_leaves_nothing(tmp_path):
 def test_what_runs_and_bundles_name_is_not_deleted(table_run):
     run = table_run("wine")
     model = run.candidate.model
-    with registry_of(run.workspace):
-        assert get_alias(model.name) == model.version
-    uses = uses_of(run.workspace, model.name, model.version)
+    with browse_registry(run.workspace):
+        assert get_alias_version(model.name) == model.version
+    uses = find_usages(run.workspace, model.name, model.version)
     assert uses[0] == f"The run {run.id} released it."
     assert any(use.startswith("The bundle releases/") for use in uses)
     told = describe_version(run.workspace, f"{model.name}@champion")
     assert told["file"]["sha256"] == model.sha256
     assert told["lineage"]["run"] == run.id
     assert told["lineage"]["tables"]["train"].split()[1] == run.dataset.tables["train"].sha256[:12]
-    with pytest.raises(ArtefactError, match="champion"):
+    with pytest.raises(ArtifactError, match="champion"):
         delete_version(run.workspace, f"{model.name}@champion", force=True)
     tags = lineage_tags(run.workspace, run.problem, run.dataset, run.id, folds=3, seed=7)
     assert (tags["notebook"], tags["seed"], json.loads(tags["settings"])) == ("04_modelling.ipynb", "7", {"folds": 3, "seed": 7})
@@ -287,7 +287,7 @@ def test_a_bundle_protects_a_version_until_somebody_insists(tmp_path):
     bundle = workspace.root / "releases" / "one" / "bundle.json"
     bundle.parent.mkdir(parents=True)
     bundle.write_text(json.dumps({"model": {"name": NAME, "version": 1}}))
-    with pytest.raises(ArtefactError, match="releases/one"):
+    with pytest.raises(ArtifactError, match="releases/one"):
         delete_version(workspace, f"{NAME}@1")
     delete_version(workspace, f"{NAME}@1", force=True)
     with pytest.raises(ParameterError, match="which version"):
@@ -302,29 +302,29 @@ def test_a_crafted_artefact_cannot_approve_itself(tmp_path):
 
     workspace = space(tmp_path)
     ref = put(workspace, 20)
-    file = model_file(NAME, 1)
-    crafted = model_bytes(FunctionTransformer(os.mkdir, kw_args={"path": str(tmp_path / "ran")}))
+    file = registered_model_file(NAME, 1)
+    crafted = dump_model(FunctionTransformer(os.mkdir, kw_args={"path": str(tmp_path / "ran")}))
     file.write_bytes(crafted)
     described = yaml.safe_load((file.parent / "MLmodel").read_text())
     described["flavors"]["sklearn"]["skops_trusted_types"] = ["posix.mkdir", "builtins.mkdir", "os.mkdir"]
     (file.parent / "MLmodel").write_text(yaml.safe_dump(described))
-    with pytest.raises(ArtefactError, match="altered"):
-        load_registered(ref)
-    with pytest.raises(ArtefactError, match="not trusted"):
-        load_registered(ref.model_copy(update={"sha256": ""}))
+    with pytest.raises(ArtifactError, match="altered"):
+        load_registered_model(ref)
+    with pytest.raises(ArtifactError, match="not trusted"):
+        load_registered_model(ref.model_copy(update={"sha256": ""}))
     assert not (tmp_path / "ran").exists()
 
 
 def test_another_major_or_minor_version_is_named_once(tmp_path):
-    model, now = fitted(20), versions_now()
+    model, now = fitted(20), installed_versions()
     path = tmp_path / "model.skops"
-    path.write_bytes(stamp(model_bytes(model), now | {"scikit-learn": "1.2.3"}))
+    path.write_bytes(stamp(dump_model(model), now | {"scikit-learn": "1.2.3"}))
     with pytest.warns(UserWarning, match=rf"scikit-learn 1\.2\.3 -> {now['scikit-learn']}") as heard:
         again = load_model(path)
     assert len(heard) == 1
     assert (again.predict(ROWS[["size", "count"]]) == model.predict(ROWS[["size", "count"]])).all()
     for silent in (now, now | {"pandas": "1.0", "numpy": ".".join([*now["numpy"].split(".")[:2], "99"])}):
-        path.write_bytes(stamp(model_bytes(model), silent))
+        path.write_bytes(stamp(dump_model(model), silent))
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             load_model(path)
@@ -334,16 +334,16 @@ def test_a_file_that_does_not_load_says_which_versions_differ(tmp_path, monkeypa
     import skops.io
 
     path = tmp_path / "model.skops"
-    path.write_bytes(stamp(model_bytes(fitted(20)), versions_now() | {"numpy": "1.26.0", "scikit-learn": "1.2.3"}))
+    path.write_bytes(stamp(dump_model(fitted(20)), installed_versions() | {"numpy": "1.26.0", "scikit-learn": "1.2.3"}))
 
     def broken(*_, **__):
         raise TypeError("__init__() got an unexpected keyword argument")
 
     monkeypatch.setattr(skops.io, "load", broken)
-    with pytest.raises(ArtefactError, match=r"numpy 1\.26\.0 -> \S+, scikit-learn 1\.2\.3 -> \S+"):
+    with pytest.raises(ArtifactError, match=r"numpy 1\.26\.0 -> \S+, scikit-learn 1\.2\.3 -> \S+"):
         load_model(path)
     path.write_bytes(b"no zip")
-    with pytest.raises(ArtefactError, match="cannot be loaded"):
+    with pytest.raises(ArtifactError, match="cannot be loaded"):
         load_model(path)
 
 
@@ -352,10 +352,10 @@ def test_a_stamp_names_the_booster_and_changes_no_answer(tmp_path):
 
     rows = ROWS[["size", "count"]]
     model = LGBMClassifier(n_estimators=2, verbose=-1, n_jobs=1).fit(rows, rows["size"] > 20)
-    data = stamp(model_bytes(model))
+    data = stamp(dump_model(model))
     (tmp_path / "model.skops").write_bytes(data)
-    assert "lightgbm" in read_stamp(tmp_path / "model.skops")
-    assert data == stamp(model_bytes(model))
+    assert "lightgbm" in read_versions(tmp_path / "model.skops")
+    assert data == stamp(dump_model(model))
 
 
 # A registry that does not answer
@@ -430,16 +430,16 @@ def test_a_server_that_is_down_loses_nothing(tmp_path, ill, monkeypatch):
     assert "Connection refused" in lose(away).found
     assert "took too long" in lose(space(tmp_path, ill(sleep=3.0))).found
     assert "500" in lose(space(tmp_path, ill(status=500))).found
-    (kept,) = kept_models(there)
+    (kept,) = queued_models(there)
     assert kept.candidate == candidate()
     assert [trial.name for trial in kept.trials] == ["boosting 1"]
     listed = typed("list", cwd=tmp_path)
     assert "Kept locally" not in listed.stdout or listed.exit_code == 0
     done = again(there)
     assert (done.model.version, done.decision) == (1, f"The booster won; registered as {NAME} version 1.")
-    assert kept_models(there) == [], "it has a version now"
+    assert queued_models(there) == [], "it has a version now"
     rows = ROWS[["size", "count"]]
-    assert (load_registered(done.model).predict(rows) == fitted(20).predict(rows)).all()
+    assert (load_registered_model(done.model).predict(rows) == fitted(20).predict(rows)).all()
 
 
 def test_a_kept_model_can_be_registered_by_hand(tmp_path):
@@ -453,7 +453,7 @@ def test_a_kept_model_can_be_registered_by_hand(tmp_path):
     assert "No model waits" in typed("register", cwd=tmp_path).stdout
     assert "Kept locally" not in typed("list", cwd=tmp_path).stdout
     workspace = space(tmp_path)
-    assert kept_models(workspace) == []
+    assert queued_models(workspace) == []
     assert again(workspace).model.version == 1, "the next run finds it there"
 
 
@@ -469,7 +469,7 @@ def test_a_database_that_cannot_write_loses_nothing(reason, tmp_path):
     with sqlite3.connect(workspace.root / "mlflow.db") as database:
         database.execute("DROP TRIGGER ill")
     assert again(workspace).model.version == 1
-    assert kept_models(workspace) == []
+    assert queued_models(workspace) == []
 
 
 def test_a_full_disk_is_said_and_leaves_no_half(tmp_path, monkeypatch):
@@ -493,20 +493,20 @@ def test_a_full_disk_is_said_and_leaves_no_half(tmp_path, monkeypatch):
 def test_a_kept_file_that_was_altered_is_not_registered(tmp_path):
     lose(space(tmp_path, "http://127.0.0.1:9"))
     workspace = space(tmp_path)
-    (kept,) = kept_models(workspace)
+    (kept,) = queued_models(workspace)
     file = workspace.root / "pending" / kept.fingerprint / "model.skops"
     file.write_bytes(file.read_bytes() + b"x")
-    with pytest.raises(ArtefactError, match="altered"):
-        register_kept(workspace, kept)
+    with pytest.raises(ArtifactError, match="altered"):
+        register_queued_model(workspace, kept)
     assert again(workspace).model.version == 1, "the work is done again"
-    assert kept_models(workspace) == []
+    assert queued_models(workspace) == []
 
 
 def test_cleaning_leaves_what_waits(tmp_path):
     lose(space(tmp_path, "http://127.0.0.1:9"))
     done = CliRunner().invoke(app, ["clean", "--keep", "0", "--project", str(tmp_path)])
     assert (done.exit_code, "0 runs removed" in done.stdout) == (0, True)
-    assert len(kept_models(space(tmp_path))) == 1
+    assert len(queued_models(space(tmp_path))) == 1
 
 
 def test_a_search_whose_registry_is_down_is_not_repeated(tmp_path, monkeypatch):
@@ -525,7 +525,7 @@ def test_a_search_whose_registry_is_down_is_not_repeated(tmp_path, monkeypatch):
     assert "Connection refused" in failed.stderr
     settings.write_text("")
     workspace = Workspace.of(tmp_path)
-    (kept,) = kept_models(workspace)
+    (kept,) = queued_models(workspace)
     assert {trial.name for trial in kept.trials} >= {"dummy", "linear", "linear 1"}
 
     def no_trial(*_, **__):
@@ -536,7 +536,7 @@ def test_a_search_whose_registry_is_down_is_not_repeated(tmp_path, monkeypatch):
     rules = Rules(["linear"], folds=3, repeats=1, trials=1, curve=False, jobs=1)
     found, _ = find_model(run.problem, run.dataset, run.plan, workspace, rules, run.id)
     assert (found.model.version, found.found, found.winner) == (1, 1, kept.candidate.winner)
-    assert kept_models(workspace) == [], "it has a version now"
+    assert queued_models(workspace) == [], "it has a version now"
     done = cli(*words, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert mc.open("last", tmp_path).candidate.model == found.model
@@ -557,7 +557,7 @@ def test_a_run_on_a_shared_registry(server, tmp_path):
     done = cli("run", "-q", *WORDS, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     run = mc.open("last", tmp_path)
-    assert run.verdict.champion_after == run.candidate.model.version
+    assert run.verdict.current_champion == run.candidate.model.version
     assert not (run.workspace.root / "mlflow.db").exists()
     told = json.loads(typed("show", "wine-target@champion", "--json", cwd=tmp_path).stdout)
     assert told["used_by"][0] == f"The run {run.id} released it."

@@ -27,13 +27,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import mlcycle as mc
-from mlcycle.api import run_project
+from mlcycle.api import run_lifecycle
 from mlcycle.errors import SourceError
-from mlcycle.outcomes import MISSING_TEXT
-from mlcycle.stores.sources.addresses import mask
-from mlcycle.stores.sources.csv_files import find_layout, is_doubtful, parse_text
-from mlcycle.stores.sources.ingest import ingest, keep_frame, read_source
-from mlcycle.stores.sources.rows import hash_rows, normalise
+from mlcycle.outcomes import NA_VALUES
+from mlcycle.stores.sources.addresses import mask_secrets
+from mlcycle.stores.sources.csv_files import detect_dialect, needs_line_check, parse_csv
+from mlcycle.stores.sources.ingest import ingest, save_frame_as_source, read_source
+from mlcycle.stores.sources.rows import hash_rows, normalise_dtypes
 
 ORDERS = pd.DataFrame(
     {
@@ -44,7 +44,7 @@ ORDERS = pd.DataFrame(
         "paid": ["yes", "no", "yes"],
     }
 )
-SAME = normalise(ORDERS)
+SAME = normalise_dtypes(ORDERS)
 
 
 def same(rows: pd.DataFrame, expected: pd.DataFrame = SAME) -> None:
@@ -246,7 +246,7 @@ def test_names(tmp_path):
 
 
 CELLS = st.text(st.characters(codec="utf-8", exclude_characters="\x00\r\x1a", exclude_categories=["Cs"]), max_size=8)
-WORDS = CELLS.map(lambda text: text.strip() + "x").filter(lambda text: text not in MISSING_TEXT)
+WORDS = CELLS.map(lambda text: text.strip() + "x").filter(lambda text: text not in NA_VALUES)
 
 
 @settings(max_examples=150, deadline=None)
@@ -655,8 +655,8 @@ def test_loaders():
 
 def test_a_frame_as_source(tmp_path):
     frame = ORDERS.set_index(pd.Index([5, 6, 7]))
-    kept = keep_frame(frame, tmp_path)
-    assert kept == keep_frame(ORDERS.copy(), tmp_path)
+    kept = save_frame_as_source(frame, tmp_path)
+    assert kept == save_frame_as_source(ORDERS.copy(), tmp_path)
     same(read_source(kept))
     assert [path.name for path in (tmp_path / "sources").iterdir()] == [Path(kept).name]
 
@@ -665,9 +665,9 @@ def test_a_run_on_a_frame_is_fresh_the_second_time(tmp_path):
     from sklearn.datasets import load_wine
 
     (tmp_path / "settings.ini").write_text("[engine]\nname = warm\n")
-    first = run_project(load_wine(as_frame=True), "target", project=tmp_path, until="problem")
+    first = run_lifecycle(load_wine(as_frame=True), "target", project=tmp_path, until="problem")
     assert first.problem.rows == 178
-    assert run_project(load_wine(as_frame=True).frame, "target", project=tmp_path, until="problem").id == first.id
+    assert run_lifecycle(load_wine(as_frame=True).frame, "target", project=tmp_path, until="problem").id == first.id
     again = mc.run(load_wine(as_frame=True).frame[:170], "target", project=tmp_path, until="problem")
     assert again.problem.rows == 170
 
@@ -731,11 +731,11 @@ def test_masks(monkeypatch):
     said += refusal("nosuch://me:hush@127.0.0.1/db#orders")
     said += refusal("postgresql+psycopg://me:$NO_SUCH_PASSWORD@127.0.0.1:1/db#orders", "NO_SUCH_PASSWORD")
     assert "hush" not in said
-    assert mask("https://me:hush@x.org/a?token=hush&n=1") == "https://me:…@x.org/a?token=…&n=1"
+    assert mask_secrets("https://me:hush@x.org/a?token=hush&n=1") == "https://me:…@x.org/a?token=…&n=1"
 
 
 def test_progress_of_a_large_file(tmp_path, monkeypatch):
-    monkeypatch.setattr("mlcycle.stores.sources.csv_files.QUIET", 1000)
+    monkeypatch.setattr("mlcycle.stores.sources.csv_files.FAST_PARSE_BYTES", 1000)
     (tmp_path / "t.csv").write_text("a,b\n" + "12345,67890\n" * 500_000)
     size, told = (tmp_path / "t.csv").stat().st_size, []
     ingest(str(tmp_path / "t.csv"), progress=lambda *state: told.append(state))
@@ -748,8 +748,8 @@ def test_the_quick_way_is_taken_where_nothing_is_doubtful(tmp_path):
     for name, text in {"plain": "a,b\n1,2\n3,4\n", "gaps": "a,b\n1,\n3,4\n", "quotes": 'a,b\n"x,y",2\n"z",4\n'}.items():
         path = tmp_path / f"{name}.csv"
         path.write_text(text)
-        layout = find_layout(path)
-        assert not is_doubtful(path, layout, parse_text(path, layout)), name
+        dialect = detect_dialect(path)
+        assert not needs_line_check(path, dialect, parse_csv(path, dialect)), name
 
 
 def test_the_hash_does_not_see_pieces():

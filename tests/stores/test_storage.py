@@ -19,17 +19,17 @@ from hypothesis import strategies as st
 
 import mlcycle as mc
 from mlcycle.core.workspace import Workspace
-from mlcycle.errors import ParameterError, SealedError
-from mlcycle.stores.tables.datasets import find_version, read_table, table_names, table_versions, write_table
+from mlcycle.errors import ParameterError, HoldoutError
+from mlcycle.stores.tables.datasets import find_table_version, read_table, table_names, table_versions, write_table
 from mlcycle.stores.tables.holdout import (
-    MANY_OPENINGS,
-    count_openings,
-    describe_openings,
-    open_sealed,
-    openings_file,
-    read_openings,
+    MAX_HOLDOUT_ACCESSES,
+    count_holdout_accesses,
+    describe_holdout_accesses,
+    read_holdout,
+    holdout_access_file,
+    read_holdout_accesses,
 )
-from mlcycle.stores.tables.lineage import trace
+from mlcycle.stores.tables.lineage import trace_lineage
 from mlcycle.stores.tables.table_diff import diff_tables
 
 
@@ -72,7 +72,7 @@ def test_every_version_stays_even_after_a_hundred_and_a_month(space):
     assert [each.table.version for each in versions] == list(range(102, -1, -1))
     assert versions[-1].about["run"] == "run 0"
     for number in (0, 50, 102):
-        assert read_table(space.tables, find_version(space.tables, f"train@{number}").table).x.tolist() == [number]
+        assert read_table(space.tables, find_table_version(space.tables, f"train@{number}").table).x.tolist() == [number]
 
 
 def test_a_commit_says_where_the_rows_come_from(table_run):
@@ -88,12 +88,12 @@ def test_a_commit_says_where_the_rows_come_from(table_run):
 
 def test_cleaning_up_runs_leaves_every_version(wine):
     before = {name: table_versions(wine.workspace.tables, name) for name in table_names(wine.workspace.tables)}
-    opened = openings_file(wine.workspace).read_bytes()
+    opened = holdout_access_file(wine.workspace).read_bytes()
     assert cli("clean", "--keep", "0", cwd=wine.workspace.project).returncode == 0
     assert {name: table_versions(wine.workspace.tables, name) for name in before} == before
     assert len(read_table(wine.workspace.tables, before["train"][0].table)) == before["train"][0].table.rows
-    assert openings_file(wine.workspace).read_bytes() == opened
-    facts = trace(wine.workspace, before["train"][0])
+    assert holdout_access_file(wine.workspace).read_bytes() == opened
+    facts = trace_lineage(wine.workspace, before["train"][0])
     assert facts["used_by"] == []
     assert facts["sources"][0]["source"] == "wine.csv", "what the commit says remains"
 
@@ -146,7 +146,7 @@ def test_sealed_rows_lie_apart_and_are_refused(table_run):
     run = table_run("wine")
     assert not (run.workspace.tables / "sealed").exists()
     assert (run.workspace.root / "sealed").stat().st_mode & 0o077 == 0
-    with pytest.raises(SealedError, match="Stage 5 opens them"):
+    with pytest.raises(HoldoutError, match="Stage 5 opens them"):
         read_table(run.workspace.tables, run.dataset.tables["sealed"])
 
 
@@ -174,20 +174,20 @@ def test_a_notebook_that_reads_sealed_rows_too_early_fails(wine):
     )
     done = cli("nb", "look.ipynb", cwd=project)
     assert done.returncode == 1
-    assert "SealedError" in done.stderr
+    assert "HoldoutError" in done.stderr
 
 
 def test_a_run_writes_down_each_opening_and_counts_one(wine):
     sealed = wine.dataset.tables["sealed"]
-    mine = [each for each in read_openings(wine.workspace, sealed.sha256) if each.run == wine.id]
+    mine = [each for each in read_holdout_accesses(wine.workspace, sealed.sha256) if each.run == wine.id]
     assert [(each.stage, each.kind) for each in mine] == [
         ("validation", "verdict"),
         ("deployment", "proof"),
         ("monitoring", "proof"),
     ]
     assert all(each.who == getpass.getuser() and each.why and each.when for each in mine)
-    assert wine.verdict.sealed_openings == 1
-    assert "sealed_openings" not in wine.verdict.meaning()
+    assert wine.verdict.holdout_accesses == 1
+    assert "holdout_accesses" not in wine.verdict.meaning()
     page = (wine.workspace.reports / wine.id / "05_validation.html").read_text()
     assert "opened for the first time" in page
 
@@ -195,23 +195,23 @@ def test_a_run_writes_down_each_opening_and_counts_one(wine):
 def test_running_again_counts_again_only_if_stage_5_runs(wine):
     project, sealed = wine.workspace.project, wine.dataset.tables["sealed"]
     words = as_words({key: value for values in wine.about["parameters"].values() for key, value in values.items()})
-    before = count_openings(wine.workspace, sealed.sha256)
+    before = count_holdout_accesses(wine.workspace, sealed.sha256)
     assert "Nothing to do" in cli("run", "-q", *words, cwd=project).stdout
-    assert count_openings(wine.workspace, sealed.sha256) == before
+    assert count_holdout_accesses(wine.workspace, sealed.sha256) == before
     done = cli("run", "-q", *words, "-p", "resamples=60", "--until", "validation", cwd=project)
     assert done.returncode == 0, done.stderr
     again = mc.open("last", project)
-    assert again.verdict.sealed_openings == count_openings(wine.workspace, sealed.sha256) == before + 1
+    assert again.verdict.holdout_accesses == count_holdout_accesses(wine.workspace, sealed.sha256) == before + 1
     assert "a little less honest" in (again.workspace.reports / again.id / "05_validation.html").read_text()
 
 
 def test_a_stage_that_is_taken_up_again_counts_once(space):
     sealed = write_table(space.tables, "sealed", table(x=[1, 2]))
     for _ in range(3):
-        open_sealed(space, sealed, "one", "validation", "the verdict")
-    assert count_openings(space, sealed.sha256) == 1
+        read_holdout(space, sealed, "one", "validation", "the verdict")
+    assert count_holdout_accesses(space, sealed.sha256) == 1
     other = write_table(space.tables, "sealed", table(x=[1, 3]))
-    assert count_openings(space, other.sha256) == 0, "other rows, another count"
+    assert count_holdout_accesses(space, other.sha256) == 0, "other rows, another count"
 
 
 def test_opening_needs_a_reason_and_the_right_stage(space):
@@ -221,21 +221,21 @@ def test_opening_needs_a_reason_and_the_right_stage(space):
         ("features", "to peek", "may not open"),
         ("deployment", "parity", "nothing has been decided"),
     ):
-        with pytest.raises(SealedError, match=message):
-            open_sealed(space, sealed, "one", stage, why)
-    assert read_openings(space) == []
+        with pytest.raises(HoldoutError, match=message):
+            read_holdout(space, sealed, "one", stage, why)
+    assert read_holdout_accesses(space) == []
 
 
 def test_half_a_line_is_passed_over_and_no_line_is_lost(space):
     sealed = write_table(space.tables, "sealed", table(x=[1, 2]))
-    open_sealed(space, sealed, "one", "validation", "the verdict")
-    with open(openings_file(space), "a") as file:
+    read_holdout(space, sealed, "one", "validation", "the verdict")
+    with open(holdout_access_file(space), "a") as file:
         file.write('{"sha256": "ab')  # Killed in the middle
     with ThreadPoolExecutor(4) as pool:
-        list(pool.map(lambda run: open_sealed(space, sealed, str(run), "validation", "again"), range(12)))
-    assert count_openings(space, sealed.sha256) == 13
-    assert "fresh rows" in describe_openings(13)
-    assert "fresh rows" not in describe_openings(MANY_OPENINGS)
+        list(pool.map(lambda run: read_holdout(space, sealed, str(run), "validation", "again"), range(12)))
+    assert count_holdout_accesses(space, sealed.sha256) == 13
+    assert "fresh rows" in describe_holdout_accesses(13)
+    assert "fresh rows" not in describe_holdout_accesses(MAX_HOLDOUT_ACCESSES)
 
 
 # The command line
@@ -265,16 +265,16 @@ def test_commands_list_show_compare_and_trace(wine):
 
 def test_sealed_rows_are_shown_for_a_reason(wine):
     project, sealed = wine.workspace.project, wine.dataset.tables["sealed"]
-    before = count_openings(wine.workspace, sealed.sha256)
+    before = count_holdout_accesses(wine.workspace, sealed.sha256)
     refused = cli("data", "show", "sealed", cwd=project)
     assert refused.returncode == 1
     assert "--why" in refused.stderr
     assert cli("data", "diff", "sealed", "train", cwd=project).returncode == 1
-    assert count_openings(wine.workspace, sealed.sha256) == before
+    assert count_holdout_accesses(wine.workspace, sealed.sha256) == before
     assert cli("data", "show", "sealed", "--why", "a complaint", cwd=project).returncode == 0
-    last = read_openings(wine.workspace, sealed.sha256)[-1]
+    last = read_holdout_accesses(wine.workspace, sealed.sha256)[-1]
     assert (last.kind, last.who, last.why, last.run) == ("person", getpass.getuser(), "a complaint", "")
-    assert count_openings(wine.workspace, sealed.sha256) == before + 1
+    assert count_holdout_accesses(wine.workspace, sealed.sha256) == before + 1
 
 
 def test_lineage_leads_back_to_the_source_and_forward_to_the_model(wine):

@@ -11,7 +11,7 @@ import mlcycle as mc
 from mlcycle.ml.criteria import parse_criterion
 from mlcycle.ml.predictions import Predictions
 from mlcycle.outcomes import Gate, Problem
-from mlcycle.validation.gates import Evidence, baseline_predictions, decide_gates, draw_gates, name_groups, operating_point
+from mlcycle.validation.gates import Evidence, baseline_predictions, decide_gates, plot_gates, group_labels, operating_point_metric
 
 EMPTY = dict.fromkeys(["decision", "question", "owner", "source", "source_sha256"], "-")
 
@@ -46,7 +46,7 @@ def test_an_operating_point_is_the_best_of_the_curve():
         ("precision >= 0.1 at recall >= ", precision, recall),
     ):
         for bound in (0.3, 0.6, 0.8):
-            metric = operating_point(parse_criterion(f"{line}{bound}", "binary", "f1"))
+            metric = operating_point_metric(parse_criterion(f"{line}{bound}", "binary", "f1"))
             allowed = (other >= bound) & (np.arange(len(other)) < len(other) - 1)  # The last point has no threshold
             assert metric.function((truth == "yes").to_numpy(), said.scores) == pytest.approx(mine[allowed].max(initial=0))
 
@@ -106,14 +106,14 @@ def test_groups_are_compared_and_the_worst_pair_is_named():
     assert "fewer than two groups" in few.note
     gone = decide("recall ratio between groups of tawn >= 0.8", truth=truth, said=said, groups=groups)[0]
     assert "no column 'tawn'" in gone.note
-    assert draw_gates([good, bad, few]).axes
+    assert plot_gates([good, bad, few]).axes
 
 
 def test_groups_have_names():
-    assert sorted(set(name_groups(pd.Series([1, 2, None])))) == ["1.0", "2.0", "missing"]
-    assert len(set(name_groups(pd.Series(np.arange(100.0))))) == 4
-    assert set(name_groups(pd.Series([True, False]))) == {"True", "False"}
-    assert set(name_groups(pd.Series(pd.to_datetime(["2020-01-05", "2021-01-05"])))) == {"2020", "2021"}
+    assert sorted(set(group_labels(pd.Series([1, 2, None])))) == ["1.0", "2.0", "missing"]
+    assert len(set(group_labels(pd.Series(np.arange(100.0))))) == 4
+    assert set(group_labels(pd.Series([True, False]))) == {"True", "False"}
+    assert set(group_labels(pd.Series(pd.to_datetime(["2020-01-05", "2021-01-05"])))) == {"2020", "2021"}
 
 
 def test_cost_is_a_gate():
@@ -138,6 +138,6 @@ def test_all_kinds_in_a_run(tmp_path):
     assert [gate.criterion for gate in first.gates] == [*LINES[:2], "p95 latency <= 60000 ms", LINES[3]]
     assert "no champion" in first.gates[1].note
     second = mc.run(source, "target", tmp_path, "validation", criteria=LINES, **QUICK | {"seed": 1}).verdict
-    assert second.champion_before == first.champion_after == 1
+    assert second.previous_champion == first.current_champion == 1
     assert "version 1" in second.gates[1].note
     assert second.gates[1].value is not None

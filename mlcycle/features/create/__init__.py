@@ -1,0 +1,1 @@
+"""Feature creation: dates, arithmetic, history of entities, functions of the user."""

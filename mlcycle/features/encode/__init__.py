@@ -1,0 +1,1 @@
+"""Column types and the encoding of columns for each family of models."""

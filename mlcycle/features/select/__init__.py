@@ -1,0 +1,1 @@
+"""Feature selection on held-out rows, and the ledger of features."""

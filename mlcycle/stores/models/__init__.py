@@ -1,0 +1,1 @@
+"""Model files, the registry of models, and the tracking of trials."""

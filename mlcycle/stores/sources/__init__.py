@@ -1,0 +1,1 @@
+"""Reading rows from files, databases, web APIs and joins of them."""

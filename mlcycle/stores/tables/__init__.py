@@ -1,0 +1,1 @@
+"""Versioned Delta tables of a workspace, the holdout among them."""
