@@ -76,7 +76,7 @@ def infer(
 
 # %% ../../nbs/cli/contract.ipynb #c6b8bad1
 def print_failures(
-    checked: "Checked", # What became of the rows
+    checked: "ContractResult", # What became of the rows
 ) -> None:
     "A line of sums, and a table of the rules that are broken."
     from rich.markup import escape

@@ -118,7 +118,7 @@ def run_batch(
     sets: list[dict[str, Any]], # What makes them different
     choice: StageChoice | None = None, # Which stages
     jobs: int = 0, # Side by side; 0: one a core
-    listener: "BatchListener | None" = None, # Is told how it goes
+    listener: "BatchCallback | None" = None, # Is told how it goes
 ) -> BatchResult:
     "Run the plans of a batch; one that fails does not stop the others."
     choice, listener, jobs = choice or StageChoice(), listener or BatchCallback(), jobs or len(os.sched_getaffinity(0))
@@ -189,7 +189,7 @@ def start_batch_server(
         start_fork_server(preload_statements(plans[0], choice.stages))
 
 # %% ../../nbs/lifecycle/batch.ipynb #c123ede7
-def _run_one(plan: Plan, choice: StageChoice, listener: "RunListener", name: str, at_work: set[int]) -> tuple[Run | None, str]:
+def _run_one(plan: Plan, choice: StageChoice, listener: "BatchRunCallback", name: str, at_work: set[int]) -> tuple[Run | None, str]:
     "One run of a batch: the run, and what went wrong."
     at_work.add(threading.get_ident())
     try:

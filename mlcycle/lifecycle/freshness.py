@@ -127,7 +127,7 @@ class CacheEntry:
     about: dict # `stage`, `key`, `stage_inputs`, `run`, `seconds`, `meaning`, `hashes`
 
     @classmethod
-    def read(cls, folder: Path) -> "Entry | None":
+    def read(cls, folder: Path) -> "CacheEntry | None":
         "An entry, if there is one and it is as it was written."
         about = read_checksummed_json(folder / "entry.json")
         return about and cls(folder, about)
