@@ -24,8 +24,8 @@ from mlcycle.core.workspace import Workspace
 from mlcycle.features.encode.column_types import infer_column_types
 from mlcycle.features.encode.pipeline import build_preprocessor
 from mlcycle.features.stage import plan_features
-from mlcycle.ml.folds import make_folds, mean_difference, mean_score, thin
-from mlcycle.ml.metrics import score
+from mlcycle.ml.folds import make_folds, mean_difference, mean_score, subsample_evenly
+from mlcycle.ml.metrics import compute_score
 from mlcycle.ml.predictions import predict
 from mlcycle.outcomes import Dataset, FileRef, Problem, Score
 from mlcycle.stores.models.model_files import load_model
@@ -43,7 +43,7 @@ def flights() -> Made:
     """Does a flight from New York arrive more than 15 minutes late? 30,000 spread evenly over January to August, in time."""
     rows = read_flights().dropna(subset="late").drop(columns=list(UNAVAILABLE_AT_PREDICTION))
     rows = rows[rows["scheduled_departure"] < "2013-09-01"]
-    return thin(rows, 30_000), "late", "scheduled_departure"
+    return subsample_evenly(rows, 30_000), "late", "scheduled_departure"
 
 
 def diamonds() -> Made:
@@ -176,7 +176,7 @@ def answer(method: str, rows: pd.DataFrame, problem: Problem, fold: tuple[np.nda
         model = make_model(problem).fit(numbers, target)
         said = predict(model, readable(pipeline.transform(ask[columns])), problem, None)
     about |= {"outputs": numbers.shape[1], "learnt": len(learn), "asked": len(ask)}
-    return about | {"score": float(score(problem.metric, problem, ask[problem.target].to_numpy(), said))}
+    return about | {"score": float(compute_score(problem.metric, problem, ask[problem.target].to_numpy(), said))}
 
 
 def open_table(make: Callable[[], Made]) -> tuple[pd.DataFrame, Problem]:

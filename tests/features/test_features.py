@@ -283,7 +283,7 @@ def test_the_ledger_travels_with_the_run(project):
     done = cli("run", "-q", "--until", "features", "--force", "data", cwd=project)
     assert done.returncode == 0, done.stdout + done.stderr
     taken = mc.open("last", project)
-    assert taken.id != first.id and taken.about["stages"]["features"]["reused"] == first.id
+    assert taken.id != first.id and taken.info["stages"]["features"]["reused"] == first.id
     check_ledger(taken)
 
 
@@ -348,7 +348,7 @@ def test_odd_types_go_all_the_way(tmp_path):
     table.to_parquet(tmp_path / "orders.parquet")
     chosen = QUICK | {"select": "auto", "models": ["linear", "lightgbm"], "entity": "customer", "criteria": ["accuracy >= 0.01"]}
     run = mc.run(str(tmp_path / "orders.parquet"), "late", project=tmp_path, **chosen)
-    assert run.about["status"] == "done" and run.release.parity.equal == run.release.parity.rows
+    assert run.info["status"] == "done" and run.release.parity.equal == run.release.parity.rows
     kinds = {each.name: each.kind for each in run.plan.features}
     assert (kinds["note"], kinds["stars"], kinds["gift"], kinds["colour"]) == ("text", "number", "number", "category")
     assert "waited" in kinds or "waited" in run.plan.dropped

@@ -297,7 +297,7 @@ def own_run(tmp_path_factory) -> mc.Run:
     frame().to_csv(folder / "cancer.csv", index=False)
     done = cli("run", "-q", "--source", "cancer.csv", "--target", target, *WORDS, cwd=folder)
     run = mc.open("last", folder)
-    assert run.about["status"] == "done", done.stdout + done.stderr
+    assert run.info["status"] == "done", done.stdout + done.stderr
     return run
 
 

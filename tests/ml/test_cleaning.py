@@ -15,7 +15,7 @@ import mlcycle as mc
 from mlcycle.data.clean import CELL_STEPS, set_rows_aside, plan_cleaning
 from mlcycle.data.inject_errors import ERROR_KINDS, inject_errors, inject_malformed_lines, score_cleaning
 from mlcycle.data.limits import find_number_limits
-from mlcycle.ml.cleaning import CleaningPlan, format_value, clean_cells, clean_records, undo_changes, write_ledger
+from mlcycle.ml.cleaning import CleaningPlan, format_value, clean_cells, clean_records, undo_changes, cleaning_ledger
 from mlcycle.ml.predictions import predict
 from mlcycle.service.local import running_service, to_json_rows
 from mlcycle.stores.models.model_files import load_model, save_model
@@ -85,7 +85,7 @@ def test_the_ledger_undoes_the_cleaning(name):
     back = undo_changes(cleaned, changes)
     for column in dirty:
         assert [_plain(v) for v in back[column]] == [_plain(v) for v in dirty[column]], column
-    lines = write_ledger(changes, len(dirty))
+    lines = cleaning_ledger(changes, len(dirty))
     assert sum(line.rows for line in lines) == len(changes)
     assert all(0 < len(line.examples) <= 5 and line.note for line in lines)
 

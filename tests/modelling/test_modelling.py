@@ -23,7 +23,7 @@ from sklearn.tree import DecisionTreeClassifier
 
 from mlcycle.errors import ParameterError, StageError, TargetError
 from mlcycle.features.encode.pipeline import build_preprocessor
-from mlcycle.ml.blends import BlendClassifier, CalibratedClassifier, calibrate
+from mlcycle.ml.blends import BlendClassifier, CalibratedClassifier, calibrate_probabilities
 from mlcycle.ml.folds import make_folds
 from mlcycle.ml.latency import measure_latency
 from mlcycle.ml.predictions import Predictions, predictions_from_values, predict
@@ -694,7 +694,7 @@ def test_calibration_is_kept_where_it_helps_only(tmp_path):
     arena, chance = chances(tmp_path)
     right, same = calibration.calibrate_trial(arena, said_of(chance, arena))
     assert not right.kept and same.said[0].scores is not None and right.gain.low <= 0
-    bold = calibrate(np.column_stack([1 - chance, chance]), 3.0)[:, 1]
+    bold = calibrate_probabilities(np.column_stack([1 - chance, chance]), 3.0)[:, 1]
     wrong, mended = calibration.calibrate_trial(arena, said_of(bold, arena))
     assert wrong.kept and wrong.after < wrong.before and wrong.slope == pytest.approx(1 / 3, abs=0.08)
     assert all(
@@ -753,11 +753,11 @@ def test_weights_that_cannot_be(tmp_path):
 def test_calibrated_probabilities_sum_to_one_and_keep_their_order(given_rows, slope, shifts):
     three = np.array(given_rows) + 1e-9
     three /= three.sum(axis=1, keepdims=True)
-    right = calibrate(three, slope, shifts)
+    right = calibrate_probabilities(three, slope, shifts)
     assert np.allclose(right.sum(axis=1), 1)
     assert ((right >= 0) & (right <= 1)).all()
     two = np.column_stack([1 - three[:, 0], three[:, 0]])
-    right = calibrate(two, slope, shifts[:2])[:, 1]
+    right = calibrate_probabilities(two, slope, shifts[:2])[:, 1]
     order = np.argsort(two[:, 1], kind="stable")
     assert (np.diff(right[order]) >= -1e-12).all()
 
