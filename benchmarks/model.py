@@ -10,7 +10,7 @@ from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import FunctionTransformer, OrdinalEncoder
 
 from mlcycle.core.runs import Run
-from mlcycle.ml.metrics import bootstrap_difference, score
+from mlcycle.ml.metrics import bootstrap_difference, compute_score
 from mlcycle.ml.predictions import predict
 from mlcycle.stores.models.registry import load_registered_model, open_registry
 from mlcycle.stores.tables.datasets import read_table
@@ -48,5 +48,5 @@ def compare(run: Run, step: Callable[[str], None]) -> list[Comparison]:
     step("resample")
     better = bootstrap_difference("roc_auc", problem, truth, *said)
     note = f"{run.candidate.winner}: better by {better.value:+.3f}, 95 %: {better.low:+.3f} to {better.high:+.3f}"
-    scores = [[score("roc_auc", problem, truth, one)] for one in said]
+    scores = [[compute_score("roc_auc", problem, truth, one)] for one in said]
     return [Comparison(f"ROC-AUC, {len(sealed)} sealed rows", PEER, *scores, better="higher", note=note)]

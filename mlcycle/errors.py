@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['MlcycleError', 'InputError', 'SourceError', 'TargetError', 'MetricError', 'CriterionError', 'ParameterError',
            'ContractFileError', 'ContractError', 'ArtifactError', 'RegistryError', 'HoldoutError', 'StageError',
-           'DiskFullError', 'find_error_class', 'suggest']
+           'DiskFullError', 'find_error_class', 'suggest_name']
 
 # %% ../nbs/errors.ipynb #09c7adcd
 from difflib import get_close_matches
@@ -97,7 +97,7 @@ def find_error_class(
     return found
 
 # %% ../nbs/errors.ipynb #1f1c8a75
-def suggest(
+def suggest_name(
     name: str, # What was written
     names: list[str], # What could have been meant
     limit: int = 12, # At most so many names are listed where none is near

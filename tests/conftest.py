@@ -97,7 +97,7 @@ def table_run(tmp_path_factory, worker_id):
                 done = cli("run", "-q", "--source", f"{name}.csv", "--target", target, *WORDS, cwd=folder)
                 (folder / "printed.txt").write_text(done.stdout + done.stderr)
         run = mc.open("last", folder)
-        assert run.about["status"] == "done", (folder / "printed.txt").read_text()
+        assert run.info["status"] == "done", (folder / "printed.txt").read_text()
         return run
 
     return run_on

@@ -141,7 +141,7 @@ def test_exported_cells_fit_a_screen_and_hold_no_magic(path):
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_stage_notebook_has_one_hinge_and_imports_from_the_package(stage):
+def test_stage_notebook_has_one_parameters_cell_and_imports_from_the_package(stage):
     path = stage_notebooks(ROOT)[stage]
     assert sum(is_parameters_cell(cell) for cell in read_notebook(path)["cells"]) == 1
     parameters = read_parameters(path)

@@ -29,7 +29,7 @@ class BatchProgressTable(BatchCallback):
             TextColumn("{task.fields[now]}", markup=False, table_column=rest), console=console, expand=True)
         self.all, self.most, self.failed = self.bars.add_task("batch", total=runs, now=""), most, 0
 
-    def of(self, number: int, words: str, stages: int) -> BatchRunCallback:
+    def callback_for(self, number: int, words: str, stages: int) -> BatchRunCallback:
         task = self.bars.add_task(f"set {number}", total=stages, now=words, start=False, visible=False)
 
         def show(done: int, text: str) -> None:
@@ -51,7 +51,7 @@ class BatchProgressLines(BatchCallback):
     def __init__(self, runs: int, console: "Console"):
         self.runs, self.console, self.over = runs, console, 0
 
-    def of(self, number: int, words: str, stages: int) -> BatchRunCallback:
+    def callback_for(self, number: int, words: str, stages: int) -> BatchRunCallback:
         def end(error: str) -> None:
             self.over += 1
             how = f"failed: {error}" if error else "done"

@@ -36,7 +36,7 @@ def list_tables(project: PROJECT = None):
     from mlcycle.stores.tables.datasets import table_names, table_path, table_versions
 
     with exit_on_error():
-        folder = Workspace.of(project).tables
+        folder = Workspace.from_project(project).tables
         table = Table("table", "versions", "rows", "newest run", "written", "size")
         for name in table_names(folder):
             versions = table_versions(folder, name)
@@ -60,7 +60,7 @@ def history(
 
     with exit_on_error():
         table = Table("version", "written", "rows", "run", "source", "contract", "SHA-256", "mlcycle")
-        for each in table_versions(Workspace.of(project).tables, name):
+        for each in table_versions(Workspace.from_project(project).tables, name):
             said = {key: each.about.get(key, "") for key in ("run", "source", "contract_version", "contract", "mlcycle")}
             contract = " ".join(part for part in (said["contract_version"], said["contract"][:8]) if part)
             table.add_row(each.address, each.when, f"{each.table.rows:,}", said["run"], said["source"][:8], contract,
@@ -94,12 +94,12 @@ def select_columns(
     text: str, # Names, separated by commas; all if empty
 ) -> list[str]:
     "The columns that a person asks for."
-    from mlcycle.errors import ParameterError, suggest
+    from mlcycle.errors import ParameterError, suggest_name
 
     names = [name.strip() for name in text.split(",") if name.strip()] or list(rows.columns)
     for name in names:
         if name not in rows.columns:
-            raise ParameterError(f"There is no column '{name}'.", remedy=suggest(name, list(rows.columns)))
+            raise ParameterError(f"There is no column '{name}'.", remedy=suggest_name(name, list(rows.columns)))
     return names
 
 # %% ../../nbs/cli/data.ipynb #394dc0e4
@@ -117,7 +117,7 @@ def show(
     from mlcycle.core.workspace import Workspace
 
     with exit_on_error():
-        version, found = _read(Workspace.of(project), address, why)
+        version, found = _read(Workspace.from_project(project), address, why)
         found = found[select_columns(found, columns)]
         if csv:
             with atomic_write(csv) as half:
@@ -149,7 +149,7 @@ def diff(
     from mlcycle.stores.tables.table_diff import diff_tables
 
     with exit_on_error():
-        (first, before), (second, after) = (_read(Workspace.of(project), address, why) for address in (old, new))
+        (first, before), (second, after) = (_read(Workspace.from_project(project), address, why) for address in (old, new))
         found = diff_tables(before, after, key)
         console.print(f"From {first.address} to {second.address}: {found}", highlight=False, soft_wrap=True)
         if len(found.schema):
@@ -175,7 +175,7 @@ def lineage(
     from mlcycle.stores.tables.lineage import draw_lineage, trace_lineage
 
     with exit_on_error():
-        workspace = Workspace.of(project)
+        workspace = Workspace.from_project(project)
         facts = trace_lineage(workspace, find_table_version(workspace.tables, address))
         if as_json:
             console.print_json(data=facts)

@@ -35,7 +35,7 @@ def list_models(
     with exit_on_error():
         from mlcycle.stores.models.registry_queries import list_versions
 
-        workspace = Workspace.of(project)
+        workspace = Workspace.from_project(project)
         found = list_versions(workspace, name)
         if as_json:
             console.print_json(found.to_json(orient="records"))
@@ -85,7 +85,7 @@ def show(version: VERSION, as_json: AS_JSON = False, project: PROJECT = None):
     with exit_on_error():
         from mlcycle.stores.models.registry_queries import describe_version
 
-        facts = describe_version(Workspace.of(project), version)
+        facts = describe_version(Workspace.from_project(project), version)
         if as_json:
             console.print_json(data=facts)
         else:
@@ -147,7 +147,7 @@ def diff(
     with exit_on_error():
         from mlcycle.stores.models.registry_queries import diff_versions
 
-        found = diff_versions(Workspace.of(project), old, new)
+        found = diff_versions(Workspace.from_project(project), old, new)
         if as_json:
             console.print_json(found.to_json(orient="records"))
             return
@@ -179,7 +179,7 @@ def tag(
 
         if not tags and not remove:
             raise ParameterError("No tag is given.", "KEY=VALUE, or --remove KEY.")
-        done = tag_version(Workspace.of(project), version, parse_assignments(tags or []), tuple(remove or ()))
+        done = tag_version(Workspace.from_project(project), version, parse_assignments(tags or []), tuple(remove or ()))
         console.print(f"{done}: {len(tags or [])} tags set, {len(remove or [])} removed.", highlight=False)
 
 # %% ../../nbs/cli/models.ipynb #98ada1b7
@@ -197,7 +197,7 @@ def delete(
     with exit_on_error():
         from mlcycle.stores.models.registry_queries import check_unused, delete_version, find_version, browse_registry
 
-        workspace = Workspace.of(project)
+        workspace = Workspace.from_project(project)
         with browse_registry(workspace) as client:
             found = find_version(client, version)
             check_unused(workspace, found, force) # Before anybody is asked
@@ -219,7 +219,7 @@ def register(project: PROJECT = None):
     with exit_on_error():
         from mlcycle.stores.models.offline_queue import queued_models, register_queued_model
 
-        workspace = Workspace.of(project)
+        workspace = Workspace.from_project(project)
         waiting = queued_models(workspace)
         for kept in waiting:
             ref = register_queued_model(workspace, kept).model

@@ -55,11 +55,11 @@ def init_problem(
 ):
     "Write a problem.yaml to begin with, with what a look at the source can say."
     from mlcycle.core.settings import find_project
-    from mlcycle.problem.document import FILE, check_file_is_new, write_problem_draft
+    from mlcycle.problem.document import PROBLEM_FILE, check_file_is_new, write_problem_draft
 
     with exit_on_error():
         home = find_project(project)
-        check_file_is_new(home / FILE)
+        check_file_is_new(home / PROBLEM_FILE)
         found = ({}, {})
         if source or target:
             from mlcycle.problem.stage import draft_problem_fields
@@ -77,11 +77,11 @@ def check_problem(
 ):
     "Check a problem.yaml, and what it says against the source that it names; nothing is run."
     from mlcycle.core.settings import find_project
-    from mlcycle.problem.document import FILE, read_problem
+    from mlcycle.problem.document import PROBLEM_FILE, read_problem_file
 
     with exit_on_error():
-        path = file or find_project(project) / FILE
-        document = read_problem(path)
+        path = file or find_project(project) / PROBLEM_FILE
+        document = read_problem_file(path)
         if not document.source:
             console.print(f"{path}: every field is well formed. It names no source, so columns were not checked.",
                           highlight=False, soft_wrap=True)

@@ -58,7 +58,7 @@ class StageProgress(RunCallback):
                                  console=console, disable=quiet)
         self.done = False
 
-    def stage(self, stage: str) -> Callable[[int, int], None]:
+    def on_stage_start(self, stage: str) -> Callable[[int, int], None]:
         task = self.progress.add_task(f"{STAGES.index(stage) + 1} {stage}", total=None)
 
         def on_cell(cell: int, cells: int) -> None:
@@ -71,14 +71,14 @@ class StageProgress(RunCallback):
         task = self.progress.add_task(name, total=None)
         return lambda cell, cells: self.progress.update(task, completed=min(cell + 1, cells), total=cells)
 
-    def reused(self, stage: str, run: str) -> None:
+    def on_stage_reused(self, stage: str, run: str) -> None:
         if not self.progress.disable:
             self.progress.console.print(f"  {STAGES.index(stage) + 1} {stage:<12} fresh, from run {run}", highlight=False)
 
-    def notice(self, text: str) -> None:
+    def on_notice(self, text: str) -> None:
         errors.print(escape(text), soft_wrap=True, highlight=False)
 
-    def nothing_to_do(self, run: "Run") -> None:
+    def on_nothing_to_do(self, run: "Run") -> None:
         self.done = True
 
 # %% ../../nbs/cli/run.ipynb #5f3b7800
@@ -112,7 +112,7 @@ def print_run(
 ) -> None:
     "The table that a run ends with."
     table = Table("stage", "seconds", "decision", title=f"Run {run.id}", title_justify="left")
-    for stage, facts in run.about["stages"].items():
+    for stage, facts in run.info["stages"].items():
         took = f"({facts['seconds']:.1f})" if facts.get("reused") else f"{facts['seconds']:.1f}"
         table.add_row(stage, took, escape(facts["decision"]))
     console.print(table)
@@ -141,7 +141,7 @@ def print_states(
     for stage, state in check_freshness(plan, choice.forced).items():
         if stage in choice.stages:
             color = {"fresh": "green", "stale": "yellow", "missing": "red"}[state.status]
-            last = state.entry.about["run"] if state.entry else ""
+            last = state.entry.info["run"] if state.entry else ""
             table.add_row(stage, f"[{color}]{state.status}", escape(state.reason), last, plan.notebooks[stage].name)
     console.print(table)
 
@@ -161,9 +161,9 @@ def why(
         state = check_freshness(plan)[stage]
         reason = "nothing has changed since it last ran" if state.status == "fresh" else state.reason
         console.print(f"{stage} is {state.status}: {escape(reason)}.", highlight=False, soft_wrap=True)
-        changes = changed_inputs(state.entry.about["ingredients"], state.ingredients) if state.entry else []
+        changes = changed_inputs(state.entry.info["ingredients"], state.ingredients) if state.entry else []
         if changes:
-            table = Table("what", "then", "now", title=f"Since run {state.entry.about['run']}", title_justify="left")
+            table = Table("what", "then", "now", title=f"Since run {state.entry.info['run']}", title_justify="left")
             for change in changes:
                 table.add_row(*map(escape, change))
             console.print(table)
@@ -207,8 +207,8 @@ def batch(
         if not sets and not grid:
             raise ParameterError("A batch needs sets of parameters.", "A file, or -g name=a,b is expected.")
         plans = plan_batch(rows, parse_assignments(parameter or []), project, file)
-        with show_batch_progress(len(plans), console, quiet) as listener:
-            result = run_batch(plans, rows, StageChoice(until=until), jobs, listener)
+        with show_batch_progress(len(plans), console, quiet) as callback:
+            result = run_batch(plans, rows, StageChoice(until=until), jobs, callback)
         console.print(result.summary(), highlight=False, soft_wrap=True)
         if result.failed:
             raise typer.Exit(1)

@@ -27,8 +27,8 @@ def runs(project: PROJECT = None):
 
     with exit_on_error():
         table = Table(Column("run", no_wrap=True, min_width=20), "status", "stages", "winner", "last decision")
-        for run in list_runs(Workspace.of(project)):
-            stages, status = run.about["stages"], run.about["status"]
+        for run in list_runs(Workspace.from_project(project)):
+            stages, status = run.info["stages"], run.info["status"]
             last = list(stages.values())[-1]["decision"] if stages else ""
             status = "killed" if status == "running" and not is_running(run) else status
             table.add_row(run.id, status, str(len(stages)), escape("\n".join(winning_model(run) or ())), escape(last))
@@ -89,7 +89,7 @@ def report(
     from mlcycle.core.workspace import Workspace
 
     with exit_on_error():
-        workspace = Workspace.of(project)
+        workspace = Workspace.from_project(project)
         for run in list_runs(workspace):
             write_pages(run)
         index = write_index(workspace)
@@ -109,7 +109,7 @@ def clean(
     from mlcycle.core.workspace import Workspace
 
     with exit_on_error():
-        gone = delete_old_runs(Workspace.of(project), keep, dry_run)
+        gone = delete_old_runs(Workspace.from_project(project), keep, dry_run)
         word = "would go" if dry_run else "removed"
         console.print(f"{len(gone)} runs {word}.", *gone, sep="\n  ", highlight=False)
 

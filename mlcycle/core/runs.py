@@ -14,8 +14,8 @@ from typing import Any
 
 from .files import write_text
 from .workspace import Workspace
-from ..errors import ArtifactError, ParameterError, suggest
-from ..outcomes import OUTCOMES, STAGES, Outcome
+from ..errors import ArtifactError, ParameterError, suggest_name
+from ..outcomes import OUTCOME_TYPES, STAGES, Outcome
 
 # %% ../../nbs/core/runs.ipynb #0d1eb126
 OUTCOME_ATTRIBUTES = dict(zip(("problem", "dataset", "plan", "candidate", "verdict", "release", "health"), STAGES, strict=True))
@@ -26,19 +26,19 @@ class Run:
 
     def __init__(self, folder: Path):
         self.folder = Path(folder)
-        self.about = json.loads((self.folder / "run.json").read_text())
-        self.workspace = Workspace(find_run_project(self.folder, self.about), self.about["stores"])
+        self.info = json.loads((self.folder / "run.json").read_text())
+        self.workspace = Workspace(find_run_project(self.folder, self.info), self.info["stores"])
 
     @property
     def id(self) -> str:
-        return self.about["id"]
+        return self.info["id"]
 
     def outcome(self, stage: str) -> Outcome:
         "What a stage decided."
         path = self.folder / f"{stage}.json"
         if not path.is_file():
             raise ArtifactError(f"The run {self.id} has no outcome of the stage '{stage}'.", remedy="Run that stage first.")
-        return OUTCOMES[stage].model_validate_json(path.read_text())
+        return OUTCOME_TYPES[stage].model_validate_json(path.read_text())
 
     def __getattr__(self, name: str) -> Outcome:
         if name not in OUTCOME_ATTRIBUTES:
@@ -48,7 +48,7 @@ class Run:
     def __dir__(self):
         return [*super().__dir__(), *OUTCOME_ATTRIBUTES]
     def __repr__(self):
-        return f"Run({self.id}, {self.about.get('status', '')})"
+        return f"Run({self.id}, {self.info.get('status', '')})"
 
 
 # %% ../../nbs/core/runs.ipynb #3a6938b0
@@ -67,8 +67,8 @@ def update_run_info(
     **facts: Any, # What is now known
 ) -> None:
     "Write down facts about a run."
-    run.about |= facts
-    write_text(run.folder / "run.json", json.dumps(run.about, indent=2) + "\n")
+    run.info |= facts
+    write_text(run.folder / "run.json", json.dumps(run.info, indent=2) + "\n")
 
 # %% ../../nbs/core/runs.ipynb #873dfd86
 def list_runs(
@@ -83,7 +83,7 @@ def _read_run(path: Path) -> Run | None:
     "A run, if its facts can be read and are whole."
     try:
         run = Run(path.parent)
-        return run if {"id", "status", "parameters", "stages"} <= run.about.keys() else _warn_unreadable_run(path)
+        return run if {"id", "status", "parameters", "stages"} <= run.info.keys() else _warn_unreadable_run(path)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return _warn_unreadable_run(path)
 
@@ -99,11 +99,11 @@ def open_run(
     project: Path | None = None, # Folder of the project; found from the working directory if not given
 ) -> Run:
     "A run that was made before."
-    runs = list_runs(Workspace.of(project))
+    runs = list_runs(Workspace.from_project(project))
     found = runs[:1] if name == "last" else [run for run in runs if run.id.startswith(name)]
     if not found:
-        raise ParameterError(f"There is no run '{name}' in {Workspace.of(project).root}.",
-                             remedy=suggest(name, [run.id for run in runs]) or "Make one: mlcycle run")
+        raise ParameterError(f"There is no run '{name}' in {Workspace.from_project(project).root}.",
+                             remedy=suggest_name(name, [run.id for run in runs]) or "Make one: mlcycle run")
     if len(found) > 1 and not any(run.id == name for run in found):
         raise ParameterError(f"{len(found)} runs begin with '{name}'.", f"One of them: {', '.join(r.id for r in found[:5])}.")
     return next((run for run in found if run.id == name), found[0])

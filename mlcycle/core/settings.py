@@ -11,7 +11,7 @@ from configparser import ConfigParser
 from configparser import Error as ConfigError
 from pathlib import Path
 
-from ..errors import ParameterError, suggest
+from ..errors import ParameterError, suggest_name
 from ..outcomes import STAGES
 
 # %% ../../nbs/core/settings.ipynb #c61f00e2
@@ -57,7 +57,7 @@ def read_settings(
     sections = {name: dict(parser[name]) for name in parser.sections()}
     for name in sections:
         if name not in (*SECTION_DEFAULTS, *STAGES):
-            raise ParameterError(f"The section [{name}] of {SETTINGS_FILE} is not known.", remedy=suggest(name, [*SECTION_DEFAULTS, *STAGES]))
+            raise ParameterError(f"The section [{name}] of {SETTINGS_FILE} is not known.", remedy=suggest_name(name, [*SECTION_DEFAULTS, *STAGES]))
     return sections
 
 # %% ../../nbs/core/settings.ipynb #792ad416
@@ -69,7 +69,7 @@ def section_with_defaults(
     known, given = SECTION_DEFAULTS[name], settings.get(name, {})
     for key in given:
         if key not in known:
-            raise ParameterError(f"The setting '{key}' in [{name}] of {SETTINGS_FILE} is not known.", remedy=suggest(key, list(known)))
+            raise ParameterError(f"The setting '{key}' in [{name}] of {SETTINGS_FILE} is not known.", remedy=suggest_name(key, list(known)))
         if key.endswith("_timeout") and not given[key].isdecimal():
             raise ParameterError(f"The setting '{key}' in [{name}] of {SETTINGS_FILE} cannot be '{given[key]}'.",
                                  "Whole seconds are expected; 0 means no limit.")

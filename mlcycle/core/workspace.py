@@ -23,7 +23,7 @@ class Workspace:
     stores: dict[str, str] = field(default_factory=lambda: dict(STORE_DEFAULTS)) # As in `settings.ini`
 
     @classmethod
-    def of(cls, project: Path | None = None) -> "Workspace":
+    def from_project(cls, project: Path | None = None) -> "Workspace":
         "The workspace of the project around a folder."
         project = find_project(project)
         return cls(project, section_with_defaults(read_settings(project), "stores"))

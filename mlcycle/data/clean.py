@@ -15,8 +15,8 @@ from .duplicates import drop_duplicates
 from .limits import find_number_limits
 from .pairs import find_ordered_pairs, find_swapped_columns
 from .spelling import plan_text_cleaning
-from ..errors import ParameterError, suggest
-from ..outcomes import LedgerLine
+from ..errors import ParameterError, suggest_name
+from ..outcomes import LedgerEntry
 
 # %% ../../nbs/data/clean.ipynb #a312ca7a
 CELL_STEPS = ("strip", "case", "categories", "numbers", "dates", "units", "sentinels", "limits", "pairs")
@@ -31,7 +31,7 @@ def check_cleaning_steps(
     "Steps of the cleaning, known ones."
     for step in steps:
         if step not in STEPS:
-            raise ParameterError(f"There is no cleaning step '{step}'.", remedy=suggest(step, list(STEPS)))
+            raise ParameterError(f"There is no cleaning step '{step}'.", remedy=suggest_name(step, list(STEPS)))
     return tuple(step for step in STEPS if step in (steps or DEFAULT_STEPS))
 
 # %% ../../nbs/data/clean.ipynb #b2d585a3
@@ -125,7 +125,7 @@ def set_rows_aside(
     key: str | list[str] = "", # Columns that name a row; empty: none do
     newest: str = "", # Of rows with the same key, that with the largest value here stays
     steps: tuple[str, ...] = DEFAULT_STEPS, # That are allowed
-) -> tuple[pd.DataFrame, pd.DataFrame, list[LedgerLine]]: # Clean rows; the others with a `reason`; what was done
+) -> tuple[pd.DataFrame, pd.DataFrame, list[LedgerEntry]]: # Clean rows; the others with a `reason`; what was done
     "Set aside duplicates and rows without what is needed."
     reason = pd.Series(None, index=rows.index, dtype="str")
     for name in required:
@@ -133,6 +133,6 @@ def set_rows_aside(
     _, twice = drop_duplicates(rows[reason.isna()], key, newest, steps)
     reason[twice.index] = twice
     aside = rows[reason.notna()].assign(reason=reason.dropna())
-    ledger = [LedgerLine(step="set aside", rows=int(count), share=count / len(rows), note=why)
+    ledger = [LedgerEntry(step="set aside", rows=int(count), share=count / len(rows), note=why)
               for why, count in aside.reason.value_counts().items()]
     return (rows[reason.isna()] if len(aside) else rows), aside, ledger

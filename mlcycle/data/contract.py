@@ -17,7 +17,7 @@ import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
 
-from ..errors import ContractFileError, suggest
+from ..errors import ContractFileError, suggest_name
 from ..outcomes import Record
 
 # %% ../../nbs/data/contract.ipynb #d636b49e
@@ -394,7 +394,7 @@ def _file_error(error: ValidationError, tree: yaml.Node, file: str) -> ContractF
     if first["type"] == "extra_forbidden":
         kind = _record_at(first["loc"][:-1])
         names = [field.alias or key for key, field in kind.model_fields.items()]
-        said, known = "is not a field", suggest(str(first["loc"][-1]), names)
+        said, known = "is not a field", suggest_name(str(first["loc"][-1]), names)
     else:
         plain = isinstance(value, str | int | float | bool)
         said, known = f"{said}, not {value!r}" if plain else said, ""

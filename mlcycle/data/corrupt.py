@@ -10,8 +10,8 @@ __all__ = ['CYRILLIC_HOMOGLYPHS', 'MISSING_MARKERS', 'ERROR_KINDS', 'STEPS_BY_ER
 import numpy as np
 import pandas as pd
 
-from ..ml.cleaning import format_value, tidy
-from ..errors import InputError, suggest
+from ..ml.cleaning import format_value, normalise_whitespace
+from ..errors import InputError, suggest_name
 
 # %% ../../nbs/data/corrupt.ipynb #fd022a44
 def add_typo(
@@ -25,7 +25,7 @@ def add_typo(
     exchanged = text[:place] + text[place + 1:place + 2] + text[place] + text[place + 2:]
     made = [text[:place] + text[place + 1:], text[:place] + text[place] * 2 + text[place + 1:],
             text[:place] + letter + text[place + 1:], exchanged][slip]
-    return made if made.casefold() != text.casefold() and tidy(made) == made else add_typo(text, rng)
+    return made if made.casefold() != text.casefold() and normalise_whitespace(made) == made else add_typo(text, rng)
 
 # %% ../../nbs/data/corrupt.ipynb #f232934b
 CYRILLIC_HOMOGLYPHS = str.maketrans("ABCEHKMOPTXaceopxy", "АВСЕНКМОРТХасеорху")
@@ -94,7 +94,7 @@ def inject_errors(
 ) -> tuple[pd.DataFrame, pd.DataFrame]: # Dirty rows; a record: `row_id`, `column`, `kind`, `before`, `after`
     "A table with mistakes, and where they are; no cell has two."
     if (odd := [kind for kind in kinds if kind not in ERROR_KINDS]):
-        raise InputError(f"There is no dirt of the kind '{odd[0]}'.", remedy=suggest(odd[0], list(ERROR_KINDS)))
+        raise InputError(f"There is no dirt of the kind '{odd[0]}'.", remedy=suggest_name(odd[0], list(ERROR_KINDS)))
     rng, columns = np.random.default_rng(seed), columns or {}
     dirty, free, record = rows.astype(object), pd.DataFrame(True, rows.index, rows.columns), []
     for kind in (kind for kind in ERROR_KINDS if kind in kinds and kind != "duplicates"):

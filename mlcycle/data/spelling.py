@@ -12,7 +12,7 @@ import re
 
 import pandas as pd
 
-from ..ml.cleaning import HOMOGLYPHS, ColumnCleaningPlan, NumberFormat, fold, letters, correct_spelling, parse_date, parse_number, tidy
+from ..ml.cleaning import HOMOGLYPHS, ColumnCleaningPlan, NumberFormat, fold_case, split_words_and_codes, correct_spelling, parse_date, parse_number, normalise_whitespace
 
 # %% ../../nbs/data/spelling.ipynb #0e690719
 MISSING_WORDS = ("", "n/a", "na", "nan", "#n/a", "n.a.", "null", "nil", "<na>", "missing", "unknown", "not available",
@@ -26,7 +26,7 @@ def find_missing_words(
     most: float = 0.05, # A word that may be an answer is one where its share is larger
 ) -> tuple[str, ...]: # Folded
     "Words of a column that stand for a missing value."
-    short = {value: fold(value) for value in counts.index if len(value) < 20}
+    short = {value: fold_case(value) for value in counts.index if len(value) < 20}
     folded = {word: sum(counts[value] for value, its in short.items() if its == word)
               for word in {*short.values()} & {*POSSIBLE_MISSING_WORDS}}
     rare = [word for word in POSSIBLE_MISSING_WORDS if number or folded.get(word, 0) <= most * counts.sum()]
@@ -58,7 +58,7 @@ def infer_number_format(
 def _without_words(counts: pd.Series) -> pd.Series:
     "The texts that do not stand for a missing value."
     words = {*MISSING_WORDS, *POSSIBLE_MISSING_WORDS}
-    return counts[[len(value) > 30 or fold(value) not in words for value in counts.index]]
+    return counts[[len(value) > 30 or fold_case(value) not in words for value in counts.index]]
 
 # %% ../../nbs/data/spelling.ipynb #588db30e
 def _find_marks(known: pd.Series) -> dict[str, str]:
@@ -102,9 +102,9 @@ def infer_date_formats(
     few = _without_words(counts.head(2000))
     if sum(bool(TWO_DIGITS.search(v)) and 6 <= len(v) <= 32 for v in few.index) < least * len(few) or not len(few):
         return ()
-    if sum(parse_date(tidy(v), DATE_FORMATS) is not None for v in few.index[:40]) < 0.3 * min(len(few), 40): # A quick look
+    if sum(parse_date(normalise_whitespace(v), DATE_FORMATS) is not None for v in few.index[:40]) < 0.3 * min(len(few), 40): # A quick look
         return ()
-    read = {form: {v for v in few.index if parse_date(tidy(v), (form,))} for form in DATE_FORMATS}
+    read = {form: {v for v in few.index if parse_date(normalise_whitespace(v), (form,))} for form in DATE_FORMATS}
     read = {form: texts for form, texts in sorted(read.items(), key=lambda pair: -few[list(pair[1])].sum()) if texts}
     chosen, left = [], set(few.index)
     for form, texts in read.items():
@@ -126,7 +126,7 @@ def find_case_variants(
     counts: pd.Series, # How often each text occurs, tidied
 ) -> dict[str, str]: # Usual spelling of each other one
     "Values that differ from a more frequent one only in upper and lower case."
-    table = pd.DataFrame({"count": counts, "key": [fold(value) for value in counts.index]})
+    table = pd.DataFrame({"count": counts, "key": [fold_case(value) for value in counts.index]})
     table = table[table.duplicated("key", keep=False) & (table.key.str.len() > 1)].sort_values("count", ascending=False)
     usual = table.groupby("key", sort=False).head(1).reset_index().set_index("key").iloc[:, 0]
     return {value: usual[key] for value, key in table.key.items() if value != usual[key]}
@@ -142,7 +142,7 @@ def find_typos(
     often = tuple(value for value, count in counts.items() if count >= 20)[:1000]
     for value, count in counts[counts < max(0.02 * counts.max(), 3)].items():
         sure = tuple(right for right in often if max(2, rare * counts[right]) >= count and right != value)
-        if sure and letters(value, 3)[0] and (right := correct_spelling(value, sure)):
+        if sure and split_words_and_codes(value, 3)[0] and (right := correct_spelling(value, sure)):
             slips[value] = right
     return slips
 
@@ -178,12 +178,12 @@ def plan_text_cleaning(
         missing = find_missing_words(counts, number=True) if "sentinels" in steps else ()
         kind = "number" if number else "date"
         return ColumnCleaningPlan(kind=kind, number=number, dates=dates, missing=missing, strip="strip" in steps)
-    clean = counts if "strip" not in steps else counts.groupby([tidy(value) for value in counts.index]).sum()
-    clean = clean[[value != "" and fold(value) not in missing for value in clean.index]]
+    clean = counts if "strip" not in steps else counts.groupby([normalise_whitespace(value) for value in counts.index]).sum()
+    clean = clean[[value != "" and fold_case(value) not in missing for value in clean.index]]
     if not len(clean):
         return ColumnCleaningPlan(missing=missing, strip="strip" in steps) if missing else None
     if clean.sum() < MIN_MEAN_COUNT * len(clean) or len(clean) > 5000: # Codes, names, free text
-        dirty = len(clean) < len(counts) or "strip" in steps and any(tidy(value) != value for value in counts.index)
+        dirty = len(clean) < len(counts) or "strip" in steps and any(normalise_whitespace(value) != value for value in counts.index)
         return ColumnCleaningPlan(missing=missing, strip="strip" in steps) if dirty else None
     return _plan_categories(clean, steps, missing)
 
@@ -194,7 +194,7 @@ def _plan_categories(clean: pd.Series, steps: tuple[str, ...], missing: tuple[st
     alike = clean.groupby([case.get(value, value) for value in clean.index]).sum()
     slips = find_typos(alike) if "categories" in steps else {}
     known = tuple(sorted(set(alike.index) - set(slips)))
-    words = sum(bool(letters(value)[0]) for value in known) > len(known) / 2
+    words = sum(bool(split_words_and_codes(value)[0]) for value in known) > len(known) / 2
     guess = tuple(step for step in ("case", "categories") if step in steps and (step == "case" or words))
     listed = len(known) <= MAX_KNOWN_VALUES
     return ColumnCleaningPlan(missing=missing, strip="strip" in steps, case=case, categories=slips, known=known if listed else (),

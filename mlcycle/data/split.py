@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 from sklearn.model_selection import ShuffleSplit
 
-from ..errors import ParameterError, suggest
+from ..errors import ParameterError, suggest_name
 from ..outcomes import Problem
 
 SplitMethod = Literal["auto", "time", "group", "stratified", "given"]
@@ -142,7 +142,7 @@ def split_by_column(
 ) -> tuple[SplitParts, str]: # And how it was done, in words
     "The split that a column tells."
     if column not in rows:
-        raise ParameterError(f"There is no column '{column}' that tells the split.", remedy=suggest(column, list(rows.columns)))
+        raise ParameterError(f"There is no column '{column}' that tells the split.", remedy=suggest_name(column, list(rows.columns)))
     codes, said = pd.factorize(rows[column])
     names = [str(name).strip().lower() for name in said]
     wrong = [name for name in names if name not in ("train", "sealed", "future")]
@@ -177,7 +177,7 @@ def split_rows(
             "stratified": lambda: split_at_random(rows, problem, holdout_share, seed),
             "given": lambda: split_by_column(rows, column)}
     if method not in ways:
-        raise ParameterError(f"The split '{method}' is not known.", f"Known are auto, {', '.join(ways)}.", suggest(method, [*ways]))
+        raise ParameterError(f"The split '{method}' is not known.", f"Known are auto, {', '.join(ways)}.", suggest_name(method, [*ways]))
     parts, words = ways[method]()
     if exclude_shared_entities and problem.entity and method != "group":
         parts, words = _exclude_shared_entities(parts, words, problem.entity)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from ..ml.cleaning import CleaningPlan, clean_cells, write_ledger
+from ..ml.cleaning import CleaningPlan, clean_cells, cleaning_ledger
 from .clean import check_cleaning_steps, set_rows_aside, plan_cleaning
 from .contract import Contract, contract_to_yaml
 from .inference import read_or_infer_contract, infer_contract
@@ -23,7 +23,7 @@ from .split import SplitMethod, SplitParts, split_rows
 from ..errors import SourceError
 from ..core.files import write_text
 from ..core.workspace import Workspace
-from ..outcomes import Dataset, FileRef, Ingestion, LedgerLine, Problem, TableRef
+from ..outcomes import Dataset, FileRef, Ingestion, LedgerEntry, Problem, TableRef
 from ..ml.outliers import separate_outliers
 from ..stores.sources.addresses import split_address
 from ..stores.tables.datasets import commit_metadata, write_table
@@ -50,12 +50,12 @@ def clean_table(
     steps: tuple[str, ...], # Of the cleaning
     key: list[str], # Columns that name a row, if any
     newest: str, # Of rows with the same key, that with the largest value here stays
-) -> tuple[pd.DataFrame, pd.DataFrame, CleaningPlan, pd.DataFrame, list[LedgerLine]]: # Clean, aside, plan, changes, ledger
+) -> tuple[pd.DataFrame, pd.DataFrame, CleaningPlan, pd.DataFrame, list[LedgerEntry]]: # Clean, aside, plan, changes, ledger
     "Clean the cells, and set aside rows that say nothing or nothing new."
     plan = plan_cleaning(rows, steps, exclude=(problem.target, *problem.excluded))
     clean, changes = clean_cells(rows, plan)
     clean, aside, lines = set_rows_aside(clean, [name for name in (problem.target, problem.time) if name], key, newest, steps)
-    return clean, aside, plan, changes, [*write_ledger(changes, len(rows)), *lines]
+    return clean, aside, plan, changes, [*cleaning_ledger(changes, len(rows)), *lines]
 
 # %% ../../nbs/02_data.ipynb #06b8cb7b
 def describes_other_table(
@@ -158,7 +158,7 @@ def prepare_data(
     **choices, # Of the split: see `split_rows`
 ) -> Dataset:
     "Read, clean, check, split and store the rows of a problem."
-    workspace, steps = workspace or Workspace.of(), check_cleaning_steps(cleaning_steps or [])
+    workspace, steps = workspace or Workspace.from_project(), check_cleaning_steps(cleaning_steps or [])
     rows, aside, facts, commits = ingest_and_check(problem, workspace, contract_file, steps, key or [], newest, run)
     bounds = apply_bundled_settings(problem.source, "data", {name: choices.pop(name, "") for name in ("holdout_from", "future_from")})
     parts, how = split_rows(rows, problem, split, **bounds, **choices)

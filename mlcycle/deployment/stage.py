@@ -63,7 +63,7 @@ def release_model(
     run: str = "", # Under which the opening of the sealed rows is written down
 ) -> tuple[Release, pd.DataFrame]: # The answers of service and pipeline side by side
     "Bundle an approved model and prove that its service answers like it."
-    workspace = workspace or Workspace.of()
+    workspace = workspace or Workspace.from_project()
     if not verdict.approved:
         return withheld(candidate, verdict), pd.DataFrame()
     sealed = read_holdout(workspace, dataset.tables["sealed"], run, "deployment", "service and pipeline compared")[plan.columns]

@@ -23,7 +23,7 @@ from .encode.pipeline import build_preprocessor, map_outputs_to_features
 from .create.propose import propose_recipes
 from .create.recipes import Recipe
 from .select.selection import FeatureSelection, select_features
-from ..ml.folds import thin
+from ..ml.folds import subsample_evenly
 from ..core.workspace import Workspace
 from ..outcomes import Dataset, FeaturePlan, FileRef, LeakageSuspect, Problem
 from ..stores.tables.datasets import read_table
@@ -91,7 +91,7 @@ def plan_features(
     functions: Sequence[FeatureFunction] = (), # Features of a person's own, made by the decorator `feature`
 ) -> FeaturePlan:
     "Choose columns, and how each becomes features."
-    workspace, rules = workspace or Workspace.of(), rules or FeatureSettings()
+    workspace, rules = workspace or Workspace.from_project(), rules or FeatureSettings()
     rows = read_table(workspace.tables, dataset.tables["train"])
     leaks = find_leakage_suspects(problem, dataset, rows, workspace, rules)
     out = problem.excluded | {leak.column: f"suspect: {leak.reason}" for leak in leaks if leak.column and leak.excluded}
@@ -113,7 +113,7 @@ def _conclude(problem: Problem, rows: pd.DataFrame, chosen: FeatureSelection, wo
     "The outcome, with the pipeline saved."
     pipeline = build_preprocessor(chosen.kinds, chosen.recipes, problem.task != "regression", rules.seed,
                               outliers=rules.outliers, method=rules.outlier_method, holidays=rules.holidays)
-    columns, some = list_input_columns(chosen), thin(rows, rules.selection_rows) # Spread out, so that every part of a date varies
+    columns, some = list_input_columns(chosen), subsample_evenly(rows, rules.selection_rows) # Spread out, so that every part of a date varies
     outputs = map_outputs_to_features(clone(pipeline).fit(some[columns], some[problem.target]))
     created = [each for each in chosen.features if each.origins != [each.name]]
     suspects = [leak.column for leak in leaks if leak.column and leak.excluded]

@@ -37,7 +37,7 @@ def run_notebook(
     content, values = read_any_notebook(notebook, parameters)
     engine = section_with_defaults(read_settings(project), "engine")
     stamp = f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{uuid4().hex[:4]}"
-    output = Workspace.of(project).reports / "notebooks" / f"{notebook.stem}-{stamp}" / notebook.name
+    output = Workspace.from_project(project).reports / "notebooks" / f"{notebook.stem}-{stamp}" / notebook.name
     write_text(output, json.dumps(content))
     code = [cell["source"] for cell in content["cells"] if cell["cell_type"] == "code"]
     start_fork_server([*import_statements(code), "import nbconvert"])

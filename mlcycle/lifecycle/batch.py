@@ -118,18 +118,18 @@ def run_batch(
     sets: list[dict[str, Any]], # What makes them different
     choice: StageChoice | None = None, # Which stages
     jobs: int = 0, # Side by side; 0: one a core
-    listener: "BatchCallback | None" = None, # Is told how it goes
+    callback: "BatchCallback | None" = None, # Is told how it goes
 ) -> BatchResult:
     "Run the plans of a batch; one that fails does not stop the others."
-    choice, listener, jobs = choice or StageChoice(), listener or BatchCallback(), jobs or len(os.sched_getaffinity(0))
+    choice, callback, jobs = choice or StageChoice(), callback or BatchCallback(), jobs or len(os.sched_getaffinity(0))
     if jobs < 0:
         raise ParameterError(f"A batch cannot do {jobs} runs side by side.", "A number of processes is expected, or 0.")
     name = f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{uuid4().hex[:4]}"
-    listeners = [listener.of(number, describe_parameters(each), len(choice.stages)) for number, each in enumerate(sets, 1)]
+    callbacks = [callback.callback_for(number, describe_parameters(each), len(choice.stages)) for number, each in enumerate(sets, 1)]
     with single_threaded(jobs > 1), one_parser(), ThreadPoolExecutor(jobs) as pool:
         start_batch_server(plans, choice)
         at_work: set[int] = set()
-        work = [pool.submit(_run_one, plan, choice, each, name, at_work) for plan, each in zip(plans, listeners, strict=True)]
+        work = [pool.submit(_run_one, plan, choice, each, name, at_work) for plan, each in zip(plans, callbacks, strict=True)]
         try:
             done = [future.result() for future in work]
         except BaseException: # Ctrl-C reaches this thread only
@@ -189,19 +189,19 @@ def start_batch_server(
         start_fork_server(preload_statements(plans[0], choice.stages))
 
 # %% ../../nbs/lifecycle/batch.ipynb #c123ede7
-def _run_one(plan: Plan, choice: StageChoice, listener: "BatchRunCallback", name: str, at_work: set[int]) -> tuple[Run | None, str]:
+def _run_one(plan: Plan, choice: StageChoice, callback: "BatchRunCallback", name: str, at_work: set[int]) -> tuple[Run | None, str]:
     "One run of a batch: the run, and what went wrong."
     at_work.add(threading.get_ident())
     try:
-        run, error = run_plan(plan, choice, listener, batch=name), ""
+        run, error = run_plan(plan, choice, callback, batch=name), ""
     except Exception as failure: # Whatever it is, the others go on
         failed = (run for run in list_runs(plan.workspace)
-                  if run.about.get("batch") == name and run.about["parameters"] == plan.changed)
+                  if run.info.get("batch") == name and run.info["parameters"] == plan.non_default_parameters)
         run = next(failed, None)
         error = str(failure) if isinstance(failure, MlcycleError) else f"{type(failure).__name__}: {failure}"
     finally:
         at_work.discard(threading.get_ident())
-    listener.ended(error)
+    callback.on_run_end(error)
     return run, error
 
 # %% ../../nbs/lifecycle/batch.ipynb #1618f890
@@ -283,10 +283,10 @@ def batch_result_row(
     error: str, # Empty if it succeeded
 ) -> dict[str, Any]:
     "What the table of results says about a run."
-    row = {"run": run.id if run else "", "status": run.about["status"] if run else "failed", "error": error}
+    row = {"run": run.id if run else "", "status": run.info["status"] if run else "failed", "error": error}
     if not run:
         return row
-    stages = run.about["stages"]
+    stages = run.info["stages"]
     row |= {"seconds": float(sum(stage["seconds"] for stage in stages.values() if not stage.get("reused"))),
             "decision": list(stages.values())[-1]["decision"] if stages else ""}
     path = run.folder / "validation.json"
@@ -302,28 +302,28 @@ class BatchRunCallback(RunCallback):
     def __init__(self, show=lambda done, text: None, end=lambda error: None):
         self.show, self.end, self.done = show, end, 0
 
-    def stage(self, stage: str):
+    def on_stage_start(self, stage: str):
         self.show(self.done, stage)
         return lambda cell, cells: self.show(self.done, f"{stage}, cell {min(cell + 1, cells)} of {cells}")
 
-    def finished(self, stage: str) -> None:
+    def on_stage_end(self, stage: str) -> None:
         self.done += 1
 
-    def reused(self, stage: str, run: str) -> None:
+    def on_stage_reused(self, stage: str, run: str) -> None:
         self.done += 1
         self.show(self.done, f"{stage} was there")
 
-    def notice(self, text: str) -> None:
+    def on_notice(self, text: str) -> None:
         self.show(self.done, text)
 
-    def ended(self, error: str) -> None:
+    def on_run_end(self, error: str) -> None:
         "The run is over."
         self.end(error)
 
 # %% ../../nbs/lifecycle/batch.ipynb #f9c85fe7
 class BatchCallback:
-    "Gives each run of a batch its listener; this one shows nothing."
+    "Gives each run of a batch its callback; this one shows nothing."
 
-    def of(self, number: int, words: str, stages: int) -> BatchRunCallback:
-        "The listener of a run, by its number, its set in words, and how many stages it has."
+    def callback_for(self, number: int, words: str, stages: int) -> BatchRunCallback:
+        "The callback of a run, by its number, its set in words, and how many stages it has."
         return BatchRunCallback()

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from ..core.runs import Run
-from ..errors import ParameterError, suggest
+from ..errors import ParameterError, suggest_name
 from ..outcomes import STAGES
 
 # %% ../../nbs/lifecycle/choice.ipynb #d2b1d579
@@ -27,7 +27,7 @@ class StageChoice:
         for stage in (self.until, self.start, self.only, *self.force):
             if stage and stage not in STAGES:
                 raise ParameterError(f"The stage '{stage}' is not known.", f"Stages are {', '.join(STAGES)}.",
-                                     suggest(stage, STAGES))
+                                     suggest_name(stage, STAGES))
 
     @property
     def stages(self) -> list[str]:
@@ -44,18 +44,18 @@ class StageChoice:
 class RunCallback:
     "Is told how a run goes; this one does nothing with it."
 
-    def stage(self, stage: str) -> Callable[[int, int], None]:
+    def on_stage_start(self, stage: str) -> Callable[[int, int], None]:
         "A stage begins; what is returned is told which cell starts, of how many."
         return lambda cell, cells: None
 
-    def reused(self, stage: str, run: str) -> None:
+    def on_stage_reused(self, stage: str, run: str) -> None:
         "A stage is taken from the cache, where a run left it."
 
-    def notice(self, text: str) -> None:
+    def on_notice(self, text: str) -> None:
         "Something that a person should know: somebody else holds a lock, a hook failed."
 
-    def finished(self, stage: str) -> None:
+    def on_stage_end(self, stage: str) -> None:
         "A stage is done."
 
-    def nothing_to_do(self, run: Run) -> None:
+    def on_nothing_to_do(self, run: Run) -> None:
         "Everything is fresh, and this run has it all."

@@ -26,7 +26,7 @@ from ..core.workspace import Workspace
 from .plan import Plan
 from ..nb.dependencies import ModuleIndex, find_reachable_code
 from ..nb.fingerprints import code_cells, hash_cell, save_code_summaries, used_library_versions, load_code_summaries
-from ..outcomes import OUTCOMES, STAGES
+from ..outcomes import OUTCOME_TYPES, STAGES
 
 # %% ../../nbs/lifecycle/freshness.ipynb #1d41d957
 def input_file_hashes(
@@ -134,7 +134,7 @@ class CacheEntry:
 
     def damage(self, workspace: Workspace) -> str:
         "Which file is not what it was; empty if all are."
-        kept = {self.folder / name: value for name, value in self.about["hashes"].items()}
+        kept = {self.folder / name: value for name, value in self.info["hashes"].items()}
         try:
             files = json.loads((self.folder / "files.json").read_text())
             named = kept | {workspace.root / name: value for name, value in files.items()}
@@ -195,7 +195,7 @@ def outcome_content_hash(
     stage: str, # Which one
 ) -> str:
     "A hash of what a stage decided, without what was only measured."
-    return short_hash(OUTCOMES[stage].model_validate_json(path.read_text()).meaning())
+    return short_hash(OUTCOME_TYPES[stage].model_validate_json(path.read_text()).meaning())
 
 # %% ../../nbs/lifecycle/freshness.ipynb #3a9a9243
 @dataclass(frozen=True)
@@ -225,7 +225,7 @@ def check_stage_freshness(
     if entry and not damage:
         return StageState(stage, "fresh", "", key, now, entry)
     last = entry or latest_cache_entry(plan.workspace, stage)
-    changes = changed_inputs(last.about["ingredients"], now) if last else []
+    changes = changed_inputs(last.info["ingredients"], now) if last else []
     reason = f"{damage} is not what it was" if damage else summarise_changes(changes) if changes else ""
     return StageState(stage, "stale" if last or damage else "missing", reason or "it has not run yet", key, now, last)
 
@@ -273,7 +273,7 @@ def check_freshness(
         elif stage in forced:
             state = StageState(stage, "stale", "it was asked for", state.key, state.ingredients, state.entry)
         states[stage] = state
-        decided[stage] = state.entry.about["meaning"] if state.entry else "-"
+        decided[stage] = state.entry.info["meaning"] if state.entry else "-"
     if len(sources.summaries) > known:
         save_code_summaries(plan.workspace, sources.summaries)
     return states

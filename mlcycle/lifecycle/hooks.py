@@ -29,7 +29,7 @@ def hook_payload(
     run: "Run", # One that has ended
 ) -> dict[str, Any]: # JSON
     "How a run went."
-    about, reports = run.about, run.workspace.reports
+    about, reports = run.info, run.workspace.reports
     stages = list(about["stages"].values())
     return {
         "id": about["id"], "project": Path(about["project"]).name, "status": about["status"], "started": about["started"],

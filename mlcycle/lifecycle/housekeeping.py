@@ -52,7 +52,7 @@ def delete_old_runs(
         for run in old:
             shutil.rmtree(workspace.reports / run.id, ignore_errors=True)
             shutil.rmtree(run.folder)
-        needed = {key for run in list_runs(workspace) for key in run.about.get("keys", {}).values()}
+        needed = {key for run in list_runs(workspace) for key in run.info.get("keys", {}).values()}
         for entry in (workspace.root / "cache").glob("*/*/"):
             if entry.is_dir() and entry.name not in needed:
                 shutil.rmtree(entry)

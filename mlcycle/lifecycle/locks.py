@@ -36,7 +36,7 @@ def is_running(
     run: Run, # Any
 ) -> bool:
     "Whether a process is at work on a run."
-    if run.about["status"] != "running":
+    if run.info["status"] != "running":
         return False
     try:
         with run_lock(run.workspace, run.id).acquire(timeout=0):
@@ -49,7 +49,7 @@ def is_running(
 def stage_lock(
     run: Run, # Wants to compute a stage
     state: StageState, # Of the stage
-    listener: RunCallback, # Is told if somebody else does
+    callback: RunCallback, # Is told if somebody else does
 ):
     "Hold the lock of a stage with its ingredients."
     lock = FileLock(lock_folder(run.workspace) / f"{state.stage}-{state.key}.lock")
@@ -58,7 +58,7 @@ def stage_lock(
         lock.acquire(timeout=0)
     except Timeout:
         who = read_lock_holder(holder)
-        listener.notice(f"{state.stage} is being computed by run {who['run']} (process {who['process']}); this run waits for it.")
+        callback.on_notice(f"{state.stage} is being computed by run {who['run']} (process {who['process']}); this run waits for it.")
         lock.acquire()
     try:
         write_text(holder, json.dumps({"run": run.id, "process": os.getpid()}))

@@ -29,7 +29,7 @@ class Plan:
     settings: dict[str, dict[str, str]] = field(default_factory=dict) # The sections that are not stages
 
     @property
-    def changed(self) -> dict[str, dict[str, Any]]:
+    def non_default_parameters(self) -> dict[str, dict[str, Any]]:
         "The parameters that differ from their notebook's default, by stage."
         return {stage: {p.name: self.parameters[stage][p.name] for p in hinge if self.parameters[stage][p.name] != p.default}
                 for stage, hinge in self.hinges.items()}

@@ -61,7 +61,7 @@ def start_run(
     now = datetime.now(UTC)
     about = {
         "id": name or f"{now:%Y%m%d-%H%M%S}-{uuid4().hex[:4]}", "status": "running", "started": f"{now:%Y-%m-%d %H:%M} UTC",
-        "project": str(plan.workspace.project), "stores": plan.workspace.stores, "parameters": plan.changed,
+        "project": str(plan.workspace.project), "stores": plan.workspace.stores, "parameters": plan.non_default_parameters,
         "versions": package_versions(), "stages": {}, "keys": {}, "error": "", "process": os.getpid(), **facts}
     write_text(Path(folder) / "run.json", json.dumps(about, indent=2) + "\n")
     return Run(folder)
@@ -72,8 +72,8 @@ def find_unfinished_run(
 ) -> Run | None:
     "A run with the same parameters that was killed or interrupted, newest first."
     return next((run for run in list_runs(plan.workspace)
-                 if run.about["status"] in ("running", "interrupted") and run.about["parameters"] == plan.changed
-                 and not run.about.get("batch") and run.about.get("keys") is not None and not is_running(run)), None)
+                 if run.info["status"] in ("running", "interrupted") and run.info["parameters"] == plan.non_default_parameters
+                 and not run.info.get("batch") and run.info.get("keys") is not None and not is_running(run)), None)
 
 # %% ../../nbs/lifecycle/runner.ipynb #28b6be87
 def find_finished_run(
@@ -82,8 +82,8 @@ def find_finished_run(
 ) -> Run | None:
     "A finished run that took exactly these fresh stages, and still has their outcomes."
     keys = {stage: state.key for stage, state in states.items()}
-    return next((run for run in list_runs(plan.workspace) if run.about["status"] == "done"
-                 and keys.items() <= run.about.get("keys", {}).items() and has_cached_outcomes(run, states)), None)
+    return next((run for run in list_runs(plan.workspace) if run.info["status"] == "done"
+                 and keys.items() <= run.info.get("keys", {}).items() and has_cached_outcomes(run, states)), None)
 
 # %% ../../nbs/lifecycle/runner.ipynb #2de7bc49
 def has_cached_outcomes(
@@ -91,7 +91,7 @@ def has_cached_outcomes(
     states: dict[str, StageState], # All of them fresh
 ) -> bool:
     "Whether the outcomes of a run are those of the cache."
-    kept = {run.folder / f"{stage}.json": state.entry.about["hashes"]["outcome.json"] for stage, state in states.items()}
+    kept = {run.folder / f"{stage}.json": state.entry.info["hashes"]["outcome.json"] for stage, state in states.items()}
     return all(path.is_file() and hash_file(path) == value for path, value in kept.items())
 
 # %% ../../nbs/lifecycle/runner.ipynb #adddeb49
@@ -100,7 +100,7 @@ def run_stage(
     plan: Plan, # Says how
     state: StageState, # Of the stage
     pages: Path, # Gets the executed notebook and its page
-    listener: RunCallback, # Is told how it goes
+    callback: RunCallback, # Is told how it goes
 ) -> None:
     "Execute a stage's notebook; raise if it fails."
     stage, source, start = state.stage, plan.notebooks[state.stage], time.perf_counter()
@@ -110,34 +110,34 @@ def run_stage(
         (run.folder / f"{stage}{ending}").unlink(missing_ok=True)
     try:
         given = plan.parameters[stage] | {"run_dir": str(run.folder)}
-        execute_notebook(output, given, plan.settings["engine"], listener.stage(stage))
+        execute_notebook(output, given, plan.settings["engine"], callback.on_stage_start(stage))
         run.outcome(stage) # A notebook that ends without one has failed
     except BaseException as error: # An interruption too leaves a page as far as it got
         _record_stage(run, stage, output, start, error)
         raise
     _record_stage(run, stage, output, start)
-    _keep(run, plan, state, output, listener)
-    listener.finished(stage)
+    _keep(run, plan, state, output, callback)
+    callback.on_stage_end(stage)
 
 # %% ../../nbs/lifecycle/runner.ipynb #907c50b6
-def _keep(run: Run, plan: Plan, state: StageState, output: Path, listener: RunCallback) -> None:
+def _keep(run: Run, plan: Plan, state: StageState, output: Path, callback: RunCallback) -> None:
     "Keep what a stage left for the next time, unless something changed under its hands."
     stage, changes = state.stage, changes_during_run(plan, state)
     agreed = {f"file {name}" for name in run.outcome(stage).agreed}
     if strange := [(name, old, new) for name, old, new in changes if old != "-" or name not in agreed]:
-        listener.notice(f"{stage} will run again next time: while it ran, {summarise_changes(strange)}.")
+        callback.on_notice(f"{stage} will run again next time: while it ran, {summarise_changes(strange)}.")
         return
     now = state.ingredients | {name: new for name, _, new in changes}
     key = short_hash(now)
-    save_cache_entry(run, stage, key, now, output, run.about["stages"][stage]["seconds"])
-    update_run_info(run, keys=run.about["keys"] | {stage: key})
+    save_cache_entry(run, stage, key, now, output, run.info["stages"][stage]["seconds"])
+    update_run_info(run, keys=run.info["keys"] | {stage: key})
 
 # %% ../../nbs/lifecycle/runner.ipynb #2a2fe186
 def _record_stage(run: Run, stage: str, output: Path, start: float, error: BaseException | None = None) -> None:
     "Note how a stage went, and render its page."
     seconds = round(time.perf_counter() - start, 1)
     decision = _words(error) if error else run.outcome(stage).decision
-    update_run_info(run, stages=run.about["stages"] | {stage: {"seconds": seconds, "decision": decision, "failed": error is not None}})
+    update_run_info(run, stages=run.info["stages"] | {stage: {"seconds": seconds, "decision": decision, "failed": error is not None}})
     for ending in (".json", ".csv"):
         if not error and (file := run.folder / f"{stage}{ending}").is_file():
             copy_file(file, output.with_suffix(ending))
@@ -168,13 +168,13 @@ def restore_stage(
     body = (entry.folder / "body.html").read_text() if renewed is None else call_in_fork(render_notebook_body, output)
     copy_file(entry.folder / "files.json", run.folder / f"{stage}.files.json")
     for name, ending in (("outcome.json", ".json"), ("table.csv", ".csv")):
-        if name in entry.about["hashes"]:
+        if name in entry.info["hashes"]:
             for path in (run.folder / f"{stage}{ending}", output.with_suffix(ending)):
                 copy_file(entry.folder / name, path)
     write_text(run.folder / f"{stage}.body.html", body)
-    from_run = entry.about["run"] if entry.about["run"] != run.id else ""
-    done = {"seconds": entry.about["seconds"], "decision": run.outcome(stage).decision, "failed": False, "reused": from_run}
-    update_run_info(run, stages=run.about["stages"] | {stage: done}, keys=run.about["keys"] | {stage: state.key})
+    from_run = entry.info["run"] if entry.info["run"] != run.id else ""
+    done = {"seconds": entry.info["seconds"], "decision": run.outcome(stage).decision, "failed": False, "reused": from_run}
+    update_run_info(run, stages=run.info["stages"] | {stage: done}, keys=run.info["keys"] | {stage: state.key})
     write_page(run, stage, output, body)
 
 # %% ../../nbs/lifecycle/runner.ipynb #0a6371ba
@@ -182,7 +182,7 @@ def update_pages(
     run: Run, # Finished
     plan: Plan, # Knows the notebooks as they are now
     states: dict[str, StageState], # All of them fresh
-    listener: RunCallback, # Is told what was renewed
+    callback: RunCallback, # Is told what was renewed
 ) -> None:
     "Write the pages of a run anew whose prose has been edited, or that are gone."
     pages = run.workspace.reports / run.id
@@ -191,20 +191,20 @@ def update_pages(
     if old:
         with suppress(Timeout), run_lock(run.workspace, run.id).acquire(timeout=0): # Else somebody else does it
             for state in old.values():
-                with stage_lock(run, state, listener):
+                with stage_lock(run, state, callback):
                     restore_stage(run, plan, state, pages)
             write_index(run.workspace)
-            listener.notice(f"The code is the same, the prose is not: renewed the page of {', '.join(old)}.")
+            callback.on_notice(f"The code is the same, the prose is not: renewed the page of {', '.join(old)}.")
 
 # %% ../../nbs/lifecycle/runner.ipynb #eb4b5e61
 def run_plan(
     plan: Plan, # What to do
     choice: StageChoice | None = None, # Which stages; all that are stale if not given
-    listener: RunCallback | None = None, # Is told how it goes
+    callback: RunCallback | None = None, # Is told how it goes
     **facts: Any, # To note about the run
 ) -> Run: # With the outcomes of its stages
     "Bring a run up to date."
-    choice, listener = choice or StageChoice(), listener or RunCallback()
+    choice, callback = choice or StageChoice(), callback or RunCallback()
     sources = ModuleIndex(plan.workspace.project, load_code_summaries(plan.workspace))
     states = {stage: state for stage, state in check_freshness(plan, choice.forced, sources).items() if stage in choice.stages}
     stale = [stage for stage, state in states.items() if state.status != "fresh"]
@@ -212,15 +212,15 @@ def run_plan(
         raise ParameterError(f"The stage '{choice.only}' cannot run alone: {stale[0]} is {states[stale[0]].status}.",
                              "The stages before it must be fresh.", f"Leave out --only, or run --until {choice.only}.")
     if not stale and (done := find_finished_run(plan, states)):
-        update_pages(done, plan, states, listener)
-        listener.nothing_to_do(done)
+        update_pages(done, plan, states, callback)
+        callback.on_nothing_to_do(done)
         return done
     if stale:
         start_fork_server(preload_statements(plan, stale) if plan.settings["engine"]["name"] == "warm" else ["import nbconvert"])
     with ExitStack() as stack, remove_on_full_disk(plan.workspace):
-        run, pages = resume_or_start_run(plan, states[STAGES[0]], listener, stack, facts)
+        run, pages = resume_or_start_run(plan, states[STAGES[0]], callback, stack, facts)
         with remove_on_full_disk(plan.workspace, run.folder, pages):
-            return _run_stages(plan, run, pages, choice, listener, sources.summaries)
+            return _run_stages(plan, run, pages, choice, callback, sources.summaries)
 
 # %% ../../nbs/lifecycle/runner.ipynb #1131b07e
 @contextmanager
@@ -253,7 +253,7 @@ def preload_statements(
 def resume_or_start_run(
     plan: Plan, # What to do
     first: StageState, # Of the first stage
-    listener: RunCallback, # Is told how it goes
+    callback: RunCallback, # Is told how it goes
     stack: ExitStack, # Keeps the run's lock
     facts: dict[str, Any], # To note about the run
 ) -> tuple[Run, Path]: # The run, and its folder of pages
@@ -270,7 +270,7 @@ def resume_or_start_run(
         pages.mkdir()
         try:
             if first.status != "fresh":
-                _run_first_stage(plan, draft, first, pages, listener)
+                _run_first_stage(plan, draft, first, pages, callback)
         except (InputError, DiskFullError):
             raise # Nothing was written
         except MlcycleError as error:
@@ -279,12 +279,12 @@ def resume_or_start_run(
         return _move_into_workspace(plan, draft, pages, stack), plan.workspace.reports / draft.id
 
 # %% ../../nbs/lifecycle/runner.ipynb #d6417bc0
-def _run_first_stage(plan: Plan, draft: Run, first: StageState, pages: Path, listener: RunCallback) -> None:
+def _run_first_stage(plan: Plan, draft: Run, first: StageState, pages: Path, callback: RunCallback) -> None:
     "Run the first stage, unless somebody else has just done so."
-    with stage_lock(draft, first, listener):
+    with stage_lock(draft, first, callback):
         sources = ModuleIndex(plan.workspace.project, load_code_summaries(plan.workspace))
         if check_stage_freshness(plan, first.stage, {}, sources).status != "fresh":
-            run_stage(draft, plan, first, pages, listener)
+            run_stage(draft, plan, first, pages, callback)
 
 # %% ../../nbs/lifecycle/runner.ipynb #311ce7f3
 def _move_into_workspace(plan: Plan, draft: Run, pages: Path, stack: ExitStack) -> Run:
@@ -304,36 +304,36 @@ def _move_into_workspace(plan: Plan, draft: Run, pages: Path, stack: ExitStack) 
     return Run(homes[draft.folder])
 
 # %% ../../nbs/lifecycle/runner.ipynb #ea9027e7
-def _run_stages(plan: Plan, run: Run, pages: Path, choice: StageChoice, listener: RunCallback, summaries: dict) -> Run:
+def _run_stages(plan: Plan, run: Run, pages: Path, choice: StageChoice, callback: RunCallback, summaries: dict) -> Run:
     "Bring each stage of a run up to date; close the run however it ends."
     decided, sources = {}, ModuleIndex(plan.workspace.project, summaries)
     try:
         save_code_summaries(plan.workspace, summaries)
         for stage in choice.stages:
-            if stage not in run.about["keys"]: # The first stage of a new run has just run
-                _bring_up_to_date(plan, run, stage, decided, sources, pages, choice, listener)
+            if stage not in run.info["keys"]: # The first stage of a new run has just run
+                _bring_up_to_date(plan, run, stage, decided, sources, pages, choice, callback)
             decided[stage] = outcome_content_hash(run.folder / f"{stage}.json", stage)
-        return _finish_run(run, listener=listener)
+        return _finish_run(run, callback=callback)
     except BaseException as error: # An interruption too closes the run
         if not is_disk_full(error):
-            _finish_run(run, error, listener)
+            _finish_run(run, error, callback)
         raise
 
 # %% ../../nbs/lifecycle/runner.ipynb #d4877e9c
 def _bring_up_to_date(plan: Plan, run: Run, stage: str, decided: dict, sources: ModuleIndex, pages: Path, choice: StageChoice,
-                      listener: RunCallback) -> None:
+                      callback: RunCallback) -> None:
     "Take a stage from the cache, or run it."
     state = check_stage_freshness(plan, stage, decided, sources)
-    with stage_lock(run, state, listener):
+    with stage_lock(run, state, callback):
         if state.status != "fresh": # Whoever held the lock may have done the work
             state = check_stage_freshness(plan, stage, decided, sources)
         if state.status != "fresh" or stage in choice.forced:
-            return run_stage(run, plan, state, pages, listener)
+            return run_stage(run, plan, state, pages, callback)
         restore_stage(run, plan, state, pages)
-        return listener.reused(stage, state.entry.about["run"])
+        return callback.on_stage_reused(stage, state.entry.info["run"])
 
 # %% ../../nbs/lifecycle/runner.ipynb #6e8c7b3d
-def _finish_run(run: Run, error: BaseException | None = None, listener: RunCallback | None = None) -> Run:
+def _finish_run(run: Run, error: BaseException | None = None, callback: RunCallback | None = None) -> Run:
     "Note how a run ended, list it in the index, and call the hooks."
     status = "done" if error is None else "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
     update_run_info(run, status=status, error=_words(error) if error else "")
@@ -341,5 +341,5 @@ def _finish_run(run: Run, error: BaseException | None = None, listener: RunCallb
     write_index(run.workspace)
     hook = section_with_defaults(read_settings(run.workspace.project), "hooks")["on_success" if status == "done" else "on_failure"]
     if status != "interrupted" and (trouble := run_hook(hook, hook_payload(run))):
-        (listener or RunCallback()).notice(trouble)
+        (callback or RunCallback()).notice(trouble)
     return run

@@ -40,7 +40,7 @@ def open_sample_run(
     stage: str, # About to be opened
 ) -> Path: # Folder of a run that has the outcomes before `stage`
     "A run of its own on the bundled sample."
-    home = Workspace.of().root / "sample"
+    home = Workspace.from_project().root / "sample"
     write_text(home / "settings.ini", "") # A project inside the other's workspace
     before = STAGES[:STAGES.index(stage)]
     make = "import sys; from mlcycle.lifecycle.standalone import run_on_sample; print(make_sample(*sys.argv[1:]))"

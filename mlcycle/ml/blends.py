@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['fit_with_sample_weight', 'Blend', 'BlendClassifier', 'BlendRegressor', 'LabelEncodedClassifier',
-           'CalibratedClassifier', 'calibrate', 'fit_calibration']
+           'CalibratedClassifier', 'calibrate_probabilities', 'fit_calibration']
 
 # %% ../../nbs/ml/blends.ipynb #48f03865
 from collections.abc import Sequence
@@ -127,14 +127,14 @@ class CalibratedClassifier(ClassifierMixin, BaseEstimator):
     def predict_proba(self, X) -> np.ndarray:
         "CalibratedClassifier probabilities, shape (n, classes)."
         check_is_fitted(self)
-        return calibrate(self.model_.predict_proba(X), self.slope, self.shifts)
+        return calibrate_probabilities(self.model_.predict_proba(X), self.slope, self.shifts)
 
     def predict(self, X) -> np.ndarray:
         "The class with the highest probability."
         return self.classes_[self.predict_proba(X).argmax(axis=1)]
 
 # %% ../../nbs/ml/blends.ipynb #bb62d9fe
-def calibrate(
+def calibrate_probabilities(
     probabilities: np.ndarray, # (n, classes)
     slope: float, # Above 1 bolder, below 1 more timid
     shifts: Sequence[float] = (), # One a class; none: all 0
@@ -153,7 +153,7 @@ def fit_calibration(
     from scipy.optimize import minimize
 
     def loss(values: np.ndarray) -> float:
-        right = calibrate(probabilities, values[0], [0.0, *values[1:]])[np.arange(len(truth)), truth]
+        right = calibrate_probabilities(probabilities, values[0], [0.0, *values[1:]])[np.arange(len(truth)), truth]
         return -np.log(np.clip(right, 1e-12, 1)).mean() + 1e-4 * (values[1:] ** 2).sum() + 1e-4 * (values[0] - 1) ** 2
 
     found = minimize(loss, np.r_[1.0, np.zeros(probabilities.shape[1] - 1)], method="L-BFGS-B",

@@ -10,9 +10,9 @@ from dataclasses import replace
 
 import numpy as np
 
-from ..ml.blends import calibrate, fit_calibration
+from ..ml.blends import calibrate_probabilities, fit_calibration
 from ..ml.folds import mean_difference, disjoint_folds
-from ..ml.metrics import encode, get_metric, bind_metric, score
+from ..ml.metrics import encode_target, get_metric, bind_metric, compute_score
 from ..ml.predictions import Predictions, predictions_from_values
 from .trials import CrossValidation, Trial
 from ..outcomes import Calibration, Problem
@@ -49,11 +49,11 @@ def calibrate_trial(
     for fold in folds:
         others = disjoint_folds(problem, arena.folds, fold)
         learnt = [np.concatenate([part[one] for one in others]) for part in (given, truths)] if others else []
-        said.append(_said(calibrate(given[fold], *(fit_calibration(*learnt) if learnt else (1.0, ()))), problem))
+        said.append(_said(calibrate_probabilities(given[fold], *(fit_calibration(*learnt) if learnt else (1.0, ()))), problem))
     slope, shifts = fit_calibration(np.concatenate(given), np.concatenate(truths))
-    before, after = ([score("log_loss", problem, arena.truth(fold), one[fold]) for fold in folds] for one in (trial.said, said))
+    before, after = ([compute_score("log_loss", problem, arena.truth(fold), one[fold]) for fold in folds] for one in (trial.said, said))
     gain = mean_difference("log_loss", after, before, arena.folds)
-    scores = [score(problem.metric, problem, arena.truth(fold), said[fold]) for fold in folds]
+    scores = [compute_score(problem.metric, problem, arena.truth(fold), said[fold]) for fold in folds]
     harm = mean_difference(problem.metric, scores, trial.scores, arena.folds)
     kept = gain.low > 0 and harm.high >= 0
     what = Calibration(slope=slope, shifts=list(shifts), before=float(np.mean(before)), after=float(np.mean(after)), gain=gain,
@@ -68,7 +68,7 @@ def reliability(
 ) -> list[tuple[float, float, int]]: # Mean probability, share of positives, rows
     "What share of rows is positive, by the probability they were given."
     scores = np.concatenate([said.scores for said in trial.said])
-    truth = np.concatenate([encode(arena.truth(fold), arena.problem) for fold in range(len(arena.folds))])
+    truth = np.concatenate([encode_target(arena.truth(fold), arena.problem) for fold in range(len(arena.folds))])
     parts = np.array_split(np.argsort(scores, kind="stable"), bins)
     return [(float(scores[part].mean()), float(truth[part].mean()), len(part)) for part in parts if len(part)]
 
@@ -90,7 +90,7 @@ def tune_threshold(
     "The threshold that is best on held-out rows."
     problem = arena.problem
     metric = bind_metric(threshold_metric(problem), problem)
-    truth = np.concatenate([encode(arena.truth(fold), problem) for fold in range(len(arena.folds))])
+    truth = np.concatenate([encode_target(arena.truth(fold), problem) for fold in range(len(arena.folds))])
     scores = np.concatenate([said.scores for said in trial.said])
     tried = np.unique(np.quantile(scores, np.linspace(0, 1, most), method="nearest"))
     values = [metric.sign * metric.function(truth, scores >= threshold) for threshold in tried]

@@ -16,7 +16,7 @@ import numpy as np
 from sklearn.base import BaseEstimator
 
 from ..ml.blends import LabelEncodedClassifier
-from ..errors import ParameterError, suggest
+from ..errors import ParameterError, suggest_name
 from ..outcomes import Task
 from ..stores.models.model_files import untrusted_types
 
@@ -335,7 +335,7 @@ def choose_candidates(
     for name in names:
         if name not in CANDIDATES:
             raise ParameterError(f"There is no candidate '{name}'.", f"One of {', '.join(CANDIDATES)}.",
-                                 suggest(name, CANDIDATES))
+                                 suggest_name(name, CANDIDATES))
     order = dict.fromkeys(["dummy", *(names or [*DEFAULT_ORDER, *CANDIDATES])])
     asked = [CANDIDATES[name] for name in order]
     if all(each.name == "dummy" for each in asked):

@@ -18,7 +18,7 @@ from ..ml.folds import mean_difference, mean_score, standard_error
 from .candidates import CANDIDATES
 from .search import rank
 from .trials import CrossValidation, Trial, adapt
-from ..outcomes import LeaderboardLine, Score
+from ..outcomes import LeaderboardEntry, Score
 from ..stores.models.trial_tracking import TrialRecord
 
 # %% ../../nbs/modelling/choice.ipynb #68e2a099
@@ -88,7 +88,7 @@ def build_model(
 def leaderboard(
     arena: CrossValidation, # Knows the metric and the folds
     order: Sequence[Trial], # In the order of choice; whoever was not asked in later rounds is compared on the first
-) -> list[LeaderboardLine]: # The chosen one first
+) -> list[LeaderboardEntry]: # The chosen one first
     "Every candidate, its score with an interval, and how far it is behind the best."
     metric, best = arena.problem.metric, rank(arena, order)[0]
 
@@ -96,7 +96,7 @@ def leaderboard(
         both = min(len(trial.scores), len(best.scores))
         return mean_difference(metric, trial.scores[:both], best.scores[:both], arena.folds)
 
-    return [LeaderboardLine(
+    return [LeaderboardEntry(
         model=trial.name, kind=trial.model, family=trial.family, score=mean_score(metric, trial.scores, arena.folds),
         folds=trial.scores, parameters=final_parameters(trial), fit_seconds=trial.fit_seconds,
         predict_seconds=trial.predict_seconds, size=trial.size,

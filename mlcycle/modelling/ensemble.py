@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from ..ml.folds import disjoint_folds
-from ..ml.metrics import get_metric, score, score_many
+from ..ml.metrics import get_metric, compute_score, score_many
 from ..ml.predictions import predictions_from_values
 from .search import rank
 from .trials import CrossValidation, Trial
@@ -81,7 +81,7 @@ def build_ensemble_trial(
             len(finalists), 1 / len(finalists))
         mixed = sum(weight * trial.said[fold].values for weight, trial in zip(weights, finalists, strict=True))
         made.said.append(predictions_from_values(mixed, arena.problem))
-        made.scores.append(score(arena.problem.metric, arena.problem, truths[fold], made.said[-1]))
+        made.scores.append(compute_score(arena.problem.metric, arena.problem, truths[fold], made.said[-1]))
     weights = ensemble_selection_weights(arena.problem, finalists, truths, range(len(truths)), steps)
     members = [(weight, trial) for weight, trial in zip(weights, finalists, strict=True) if weight]
     made.parameters = {trial.name: float(weight) for weight, trial in members}

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from ..ml.metrics import encode, get_metric
+from ..ml.metrics import encode_target, get_metric
 from .calibration import reliability
 from .trials import CrossValidation, Trial
-from ..outcomes import LearningCurvePoint, LeaderboardLine
+from ..outcomes import LearningCurvePoint, LeaderboardEntry
 
 if TYPE_CHECKING:
     import optuna
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 # %% ../../nbs/modelling/plots.ipynb #efe84384
 def leaderboard_table(
-    lines: Sequence[LeaderboardLine], # The chosen one first
+    lines: Sequence[LeaderboardEntry], # The chosen one first
 ) -> pd.DataFrame: # One line a candidate
     "The leaderboard as a table."
     return pd.DataFrame([{
@@ -38,7 +38,7 @@ def leaderboard_table(
 
 # %% ../../nbs/modelling/plots.ipynb #44cfb376
 def plot_leaderboard(
-    lines: Sequence[LeaderboardLine], # The chosen one first
+    lines: Sequence[LeaderboardEntry], # The chosen one first
     most: int = 20, # At most so many
 ) -> "Axes":
     "Each fold, and the mean of all with its interval; guessing is left out, beside which all others look alike."
@@ -155,7 +155,7 @@ def out_of_fold_errors(
     "How wrong a candidate was about each row that was held out."
     problem, parts = arena.problem, []
     for fold, said in enumerate(trial.said):
-        truth = encode(arena.truth(fold), problem)
+        truth = encode_target(arena.truth(fold), problem)
         if problem.task == "regression":
             parts.append(np.abs(said.labels - truth))
         elif problem.task == "binary":

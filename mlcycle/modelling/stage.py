@@ -27,7 +27,7 @@ from threadpoolctl import threadpool_limits
 
 from ..ml.blends import CalibratedClassifier, fit_with_sample_weight
 from ..errors import ParameterError, StageError
-from ..ml.folds import entity_groups, make_folds, mean_score, thin
+from ..ml.folds import entity_groups, make_folds, mean_score, subsample_evenly
 from ..ml.latency import measure_latency
 from ..core.workspace import Workspace
 from .calibration import calibrate_trial, tune_threshold, threshold_metric
@@ -38,7 +38,7 @@ from .search import Budget, Search, rank, search_hyperparameters
 from .studies import study_name
 from .trials import CrossValidation, Trial, extend_trial, check_classes_in_folds, worker_processes
 from .weights import sample_weights
-from ..outcomes import Calibration, Candidate, LearningCurvePoint, Dataset, FeaturePlan, LeaderboardLine, ModelRef, Problem
+from ..outcomes import Calibration, Candidate, LearningCurvePoint, Dataset, FeaturePlan, LeaderboardEntry, ModelRef, Problem
 from ..stores.tables.datasets import read_table
 from ..stores.models.function_files import load_workspace_functions
 from ..ml.predictions import predict
@@ -85,7 +85,7 @@ def make_cross_validation(
     folder: Path, # For encoded folds
 ) -> CrossValidation:
     "Rows and folds on which candidates meet."
-    few = thin(rows, rules.search_rows)
+    few = subsample_evenly(rows, rules.search_rows)
     arena = CrossValidation(problem, plan, few[[*columns, problem.target]], make_folds(problem, few, rules.folds, rules.seed), folder,
                   sample_weights(problem, few, rules.weights), rules.seed, 1 if len(few) < MIN_ROWS_PARALLEL else rules.jobs,
                   entity_groups(problem, few))
@@ -134,7 +134,7 @@ class ModelSelection:
         "The winner, with probabilities put right."
         return self.winner or self.order[0]
 
-    def lines(self) -> list[LeaderboardLine]:
+    def lines(self) -> list[LeaderboardEntry]:
         "The leaderboard, the winner first."
         known = {trial.name for trial in self.order}
         others = [trial for trial in self.search.complete() if trial.name not in known]
@@ -315,7 +315,7 @@ def find_model(
     run: str = "", # Named beside the model
 ) -> tuple[Candidate, ModelSelection]:
     "Let models compete, and register the best."
-    workspace, rules = workspace or Workspace.of(), rules or Rules()
+    workspace, rules = workspace or Workspace.from_project(), rules or Rules()
     load_workspace_functions(plan.functions, workspace)
     features = load_model(workspace.root / plan.pipeline.path, plan.pipeline.sha256)
     rows = read_table(workspace.tables, dataset.tables["train"])
@@ -323,7 +323,7 @@ def find_model(
     study = workspace.root / "studies" / name_study(problem, dataset, plan, rules)
     with TemporaryDirectory() as folder, worker_processes(rules.jobs), workspace.lock(f"study-{study.name}"):
         arena = make_cross_validation(problem, features, plan.columns, rows, rules, Path(folder))
-        competition = compete(arena, rules, study, thin(rows, rules.search_rows), len(rows))
+        competition = compete(arena, rules, study, subsample_evenly(rows, rules.search_rows), len(rows))
         weights = sample_weights(problem, rows, rules.weights)
         with threadpool_limits(1 if arena.jobs == 1 else None): # On small tables threads wait longer than they work
             model, taken = fit_winner(competition, rows[[*plan.columns, problem.target]], weights, rules.calibrate)

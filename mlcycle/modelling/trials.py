@@ -26,7 +26,7 @@ from threadpoolctl import threadpool_limits
 
 from ..ml.blends import fit_with_sample_weight
 from ..errors import TargetError
-from ..ml.metrics import score
+from ..ml.metrics import compute_score
 from ..ml.predictions import Predictions
 from .candidates import MIN_ROWS_EARLY_STOPPING, CandidateModel
 from ..outcomes import Problem
@@ -196,7 +196,7 @@ def fit_and_score_fold(
         learnt = time.perf_counter()
         said = check_predictions(predict(estimator, fold.ask, arena.problem), len(truth))
     asked = time.perf_counter()
-    value = score(arena.problem.metric, arena.problem, truth, said)
+    value = compute_score(arena.problem.metric, arena.problem, truth, said)
     return FoldResult(said, value, learnt - start, asked - learnt, grown, len(pickle.dumps(estimator)))
 
 # %% ../../nbs/modelling/trials.ipynb #f7c9984e

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from sklearn.utils.class_weight import compute_sample_weight
 
-from ..errors import ParameterError, suggest
+from ..errors import ParameterError, suggest_name
 from ..outcomes import Problem
 
 # %% ../../nbs/modelling/weights.ipynb #fff985fc
@@ -50,7 +50,7 @@ def _column_weights(rows: pd.DataFrame, column: str) -> np.ndarray:
     "A column of weights, checked."
     if column not in rows:
         raise ParameterError(f"weights = {column}: there is no such column.", "`balanced`, `cost` or a column.",
-                             suggest(column, ["balanced", "cost", *rows.columns]))
+                             suggest_name(column, ["balanced", "cost", *rows.columns]))
     weights = pd.to_numeric(rows[column], errors="coerce").to_numpy(float, na_value=np.nan)
     if not (weights >= 0).all() or not weights.sum():
         raise ParameterError(f"weights = {column}: weights must be numbers of 0 or more, not all 0.",

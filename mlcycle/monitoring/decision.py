@@ -7,7 +7,7 @@ __all__ = ['fell', 'decide']
 
 # %% ../../nbs/monitoring/decision.ipynb #ba61b8fd
 from ..ml.metrics import get_metric
-from ..outcomes import Drift, Score
+from ..outcomes import ColumnDrift, Score
 
 # %% ../../nbs/monitoring/decision.ipynb #4ca2a9ad
 def fell(
@@ -21,7 +21,7 @@ def fell(
 def decide(
     now: Score | None, # Of the events, if there is enough truth
     promised: Score, # On the sealed rows
-    drift: list[Drift], # Of every column
+    drift: list[ColumnDrift], # Of every column
     latency_ms: dict[str, float], # Percentiles
     budget_ms: float, # What 95 of 100 answers may take
 ) -> tuple[str, str, str]: # Action, reason, stage to go back to

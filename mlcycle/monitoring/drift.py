@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from ..outcomes import Drift
+from ..outcomes import ColumnDrift
 
 # %% ../../nbs/monitoring/drift.ipynb #95668ce6
 LEVEL = 0.01 # Of the corrected p-value
@@ -44,13 +44,13 @@ def _compare_categories(before: pd.Series, after: pd.Series) -> tuple[str, float
 def detect_drift(
     before: pd.DataFrame, # Training rows
     after: pd.DataFrame, # Events, with the same columns
-) -> list[Drift]: # The most moved column first
+) -> list[ColumnDrift]: # The most moved column first
     "Every column, tested."
     times = before.select_dtypes("datetime").columns # A later time is no news
     tests = {name: column_drift_test(before[name], after[name]) for name in before.columns.difference(times, sort=False)}
     if not tests:
         return []
     corrected = stats.false_discovery_control([p for _, _, p in tests.values()])
-    found = [Drift(column=name, test=test, statistic=statistic, p_value=float(p), drifted=bool(p < LEVEL))
+    found = [ColumnDrift(column=name, test=test, statistic=statistic, p_value=float(p), drifted=bool(p < LEVEL))
              for (name, (test, statistic, _)), p in zip(tests.items(), corrected, strict=True)]
     return sorted(found, key=lambda drift: -drift.statistic)

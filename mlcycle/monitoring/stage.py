@@ -95,7 +95,7 @@ def monitor_model(
     run: str = "", # Under which events are written
 ) -> tuple[Health, pd.DataFrame]: # The events too
     "Send the future through the service and judge its health."
-    workspace = workspace or Workspace.of()
+    workspace = workspace or Workspace.from_project()
     if not release.released:
         return health_without_release(release), pd.DataFrame()
     watched, rows = rows_to_monitor(dataset, workspace, replay_rows, run)

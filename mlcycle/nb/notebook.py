@@ -22,7 +22,7 @@ from typing import Any, Literal, Optional, Union, get_args, get_origin
 from pydantic import TypeAdapter
 
 import mlcycle
-from ..errors import ParameterError, suggest
+from ..errors import ParameterError, suggest_name
 from ..outcomes import STAGES
 
 # %% ../../nbs/nb/notebook.ipynb #1e0801b2
@@ -182,7 +182,7 @@ def _wrong_value(parameter: Parameter, value: Any) -> ParameterError:
     "The error for a value of the wrong type."
     choices = [str(choice) for choice in get_args(parameter.plain_type)] if get_origin(parameter.plain_type) is Literal else []
     shown = repr(value) if len(repr(value)) < 200 else f"{repr(value)[:200]}…"
-    near = suggest(str(value), choices)
+    near = suggest_name(str(value), choices)
     return ParameterError(f"The parameter '{parameter.name}' cannot be {shown}.",
                           f"Its type is {parameter.annotation}, for instance {parameter.default!r}.",
                           near or (f"It means: {parameter.help}." if parameter.help else ""))

@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from ..errors import ParameterError, suggest
+from ..errors import ParameterError, suggest_name
 from .notebook import Parameter, check_value, parse_value
 
 # %% ../../nbs/nb/parameters.ipynb #85c96707
@@ -74,8 +74,8 @@ def _set_value(values: dict, hinges: dict, stages: list[str], name: str, value: 
         known = sorted({p.name for stage in stages for p in hinges.get(stage, [])} - {"run_dir"})
         lost = [stage for stage in stages if stage not in hinges]
         if lost:
-            raise ParameterError(f"The stage '{lost[0]}' ({where}) is not known.", remedy=suggest(lost[0], list(hinges)))
-        raise ParameterError(f"The parameter '{name}' ({where}) is not known.", remedy=suggest(name, known))
+            raise ParameterError(f"The stage '{lost[0]}' ({where}) is not known.", remedy=suggest_name(lost[0], list(hinges)))
+        raise ParameterError(f"The parameter '{name}' ({where}) is not known.", remedy=suggest_name(name, known))
     for stage, parameter in found:
         values[stage][name] = _value(parameter, value, where, typed)
 

@@ -10,7 +10,7 @@ __all__ = ['runs_with_leaderboard', 'winning_model', 'run_overview', 'model_alia
 from pathlib import Path
 from typing import Any
 
-from ..errors import ParameterError, RegistryError, suggest
+from ..errors import ParameterError, RegistryError, suggest_name
 from ..core.runs import read_outcomes
 from .run_facts import diff_facts, run_facts
 from ..core.runs import Run, list_runs, open_run
@@ -24,7 +24,7 @@ def runs_with_leaderboard(
 ) -> list[Run]: # In the order in which they are named, or newest first
     "The runs that are to be compared; each must have a leaderboard."
     if not names:
-        found = [run for run in list_runs(Workspace.of(project)) if winning_model(run)][:most]
+        found = [run for run in list_runs(Workspace.from_project(project)) if winning_model(run)][:most]
         if not found:
             raise ParameterError("There is no run with a leaderboard yet.", remedy="Make one: mlcycle run --until modelling")
         return found
@@ -58,14 +58,14 @@ def run_overview(
     sealed = [score for score in outcomes["validation"].get("scores", []) if score["metric"] == metric]
     key = model["name"], model["version"]
     return {
-        "run": run.id, "when": run.about.get("started", ""), "source": outcomes["problem"]["source"],
+        "run": run.id, "when": run.info.get("started", ""), "source": outcomes["problem"]["source"],
         "data": {"version": train["version"], "rows": train["rows"], "sha256": train["sha256"]},
         "features": {"columns": len(plan["columns"]), "created": sum(
             each["kept"] and each["made_by"] != "as it came" for each in plan["features"])},
         "winner": candidate["winner"], "held_out": held if held["metric"] == metric else None,
         "sealed": sealed[0] if sealed else None, "p95_ms": candidate["latency_ms"].get("p95"),
         "model": {"name": key[0], "version": key[1], "aliases": None if aliases is None else aliases.get(key, ["deleted"])},
-        "seconds": round(sum(stage.get("seconds", 0) for stage in run.about.get("stages", {}).values()), 1)}
+        "seconds": round(sum(stage.get("seconds", 0) for stage in run.info.get("stages", {}).values()), 1)}
 
 # %% ../../nbs/reports/compare_runs.ipynb #9baf89c2
 def model_aliases(
@@ -152,7 +152,7 @@ def compare_runs(
     metric, known = metric or judged[0], {*judged, *(
         score["metric"] for outcomes in every for score in outcomes["validation"].get("scores", []))}
     if metric not in known:
-        raise ParameterError(f"None of these runs has a score by '{metric}'.", remedy=suggest(metric, sorted(known)))
+        raise ParameterError(f"None of these runs has a score by '{metric}'.", remedy=suggest_name(metric, sorted(known)))
     aliases = model_aliases(runs[0].workspace)
     told = diff_facts([run_facts(run, outcomes) for run, outcomes in zip(runs, every, strict=True)])
     return {

@@ -137,17 +137,17 @@ def write_page(
     "A stage's page."
     notebook = Path(notebook)
     page, outcomes = notebook.with_suffix(".html"), read_outcomes(run)
-    done = {"decision": "", "seconds": 0} | run.about.get("stages", {}).get(stage, {})
+    done = {"decision": "", "seconds": 0} | run.info.get("stages", {}).get(stage, {})
     write_text(page, render_template(
-        "page.html.j2", run=run.about, stage=stage, done=done, problem=outcomes["problem"], tone=outcome_severity(outcomes[stage]),
-        parameters=run.about.get("parameters", {}).get(stage, {}), **_surroundings(run, stage, page, done.get("reused")),
+        "page.html.j2", run=run.info, stage=stage, done=done, problem=outcomes["problem"], tone=outcome_severity(outcomes[stage]),
+        parameters=run.info.get("parameters", {}).get(stage, {}), **_surroundings(run, stage, page, done.get("reused")),
         **split_body(stage_body(run, stage, notebook, body), TITLES[stage])))
     return page
 
 # %% ../../nbs/reports/pages.ipynb #50b6d5a0
 def _surroundings(run: Run, stage: str, page: Path, reused: str | None) -> dict[str, Any]:
     "What stands beside a page: other stages, files, and the page of the run that computed it."
-    stages = run.about.get("stages", {})
+    stages = run.info.get("stages", {})
     there = [s for s in STAGES if s == stage or s in stages and page.with_name(page_name(s)).with_suffix(".ipynb").is_file()]
     place, origin = there.index(stage), page.parent.parent / (reused or "") / page.name
     labels = {".ipynb": "The executed notebook", ".json": "The outcome as JSON", ".csv": "The whole table as CSV",
@@ -177,7 +177,7 @@ def write_pages(
 ) -> list[Path]: # Of the pages
     "All pages of a run, again: now that its neighbours exist."
     folder = run.workspace.reports / run.id
-    notebooks = {stage: (folder / page_name(stage)).with_suffix(".ipynb") for stage in run.about.get("stages", {})}
+    notebooks = {stage: (folder / page_name(stage)).with_suffix(".ipynb") for stage in run.info.get("stages", {})}
     return [write_page(run, stage, notebook) for stage, notebook in notebooks.items() if notebook.is_file()]
 
 # %% ../../nbs/reports/pages.ipynb #b793f119

@@ -30,7 +30,7 @@ def _results(run: Run, outcomes: dict[str, dict]) -> dict[str, Any]:
     problem, data, plan, candidate, verdict, release, health = outcomes.values()
     gates = verdict.get("gates", [])
     short = {
-        "status": run.about.get("status"), "source": problem.get("source"), "target": problem.get("target"),
+        "status": run.info.get("status"), "source": problem.get("source"), "target": problem.get("target"),
         "task": problem.get("task"), "metric": problem.get("metric"), "criteria": problem.get("criteria"),
         **{f"{name} rows": table["rows"] for name, table in data.get("tables", {}).items()},
         "columns used": len(plan["columns"]) if plan else None, "model": candidate.get("winner"),
@@ -38,9 +38,9 @@ def _results(run: Run, outcomes: dict[str, dict]) -> dict[str, Any]:
         "gates passed": f"{sum(gate['passed'] for gate in gates)} of {len(gates)}" if gates else None,
         "approved": verdict.get("approved"), "released": release.get("released"),
         "95 % answered within, ms": health.get("latency_ms", {}).get("p95"), "action": health.get("action"),
-        "error": run.about.get("error") or None,
+        "error": run.info.get("error") or None,
     }
-    said = {f"{stage} decided": done["decision"] for stage, done in run.about.get("stages", {}).items() if not done.get("failed")}
+    said = {f"{stage} decided": done["decision"] for stage, done in run.info.get("stages", {}).items() if not done.get("failed")}
     return short | said
 
 # %% ../../nbs/reports/run_facts.ipynb #c48a2ad4
@@ -50,17 +50,17 @@ def run_facts(
 ) -> dict[str, dict[str, Any]]: # By group and name
     "What a run can be compared by."
     outcomes = outcomes or read_outcomes(run)
-    changed = run.about.get("parameters", {})
+    changed = run.info.get("parameters", {})
     return {
         "parameters": {f"{stage}.{name}": value for stage in changed for name, value in changed[stage].items()},
-        "scores": _scores(outcomes), "outcomes": _results(run, outcomes), "versions": run.about.get("versions", {})}
+        "scores": _scores(outcomes), "outcomes": _results(run, outcomes), "versions": run.info.get("versions", {})}
 
 # %% ../../nbs/reports/run_facts.ipynb #6c9ce5cc
 def run_summary(
     run: Run, # Any, finished or not
 ) -> dict[str, Any]: # Plain JSON
     "A run as the index lists it."
-    about, outcomes = run.about, read_outcomes(run)
+    about, outcomes = run.info, read_outcomes(run)
     problem, verdict, stages = outcomes["problem"], outcomes["validation"], about.get("stages", {})
     decisions = [done["decision"] for done in stages.values()]
     return {

@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 
 from ..ml.criteria import Criterion, parse_criteria
-from ..ml.metrics import Metric, bootstrap_difference, encode, bind_metric, resample, score, bootstrap_distribution, bootstrap_intervals
+from ..ml.metrics import Metric, bootstrap_difference, encode_target, bind_metric, resample, compute_score, bootstrap_distribution, bootstrap_intervals
 from ..ml.predictions import Predictions
 from ..outcomes import Gate, Problem, Score
 
@@ -103,7 +103,7 @@ def decide_operating_point(
 ) -> Gate:
     "Whether some threshold gives both."
     shown = bootstrap_intervals([operating_point_metric(criterion)], problem, seen.truth, seen.said, seen.times, seen.seed)[0]
-    truth, scores = encode(seen.truth, problem), seen.said.scores
+    truth, scores = encode_target(seen.truth, problem), seen.said.scores
     alone = bind_metric(criterion.metric, problem), bind_metric(criterion.at, problem)
     thresholds = np.quantile(scores, np.linspace(0, 1, 200), method="nearest") # Near enough to name one
     pairs = [(float(t), *(metric.function(truth, scores >= t) for metric in alone)) for t in np.unique(thresholds)]
@@ -116,7 +116,7 @@ def decide_operating_point(
 # %% ../../nbs/validation/gates.ipynb #49fbb4b2
 def _margin(criterion: Criterion, problem: Problem, seen: Evidence, theirs: Predictions) -> float:
     "The margin, in units of the metric."
-    return criterion.bound * (abs(score(criterion.metric, problem, seen.truth, theirs)) if criterion.relative else 1.0)
+    return criterion.bound * (abs(compute_score(criterion.metric, problem, seen.truth, theirs)) if criterion.relative else 1.0)
 
 # %% ../../nbs/validation/gates.ipynb #02fda0ee
 def decide_against_baseline(
@@ -188,14 +188,14 @@ def ratio_between_groups(
     seen: Evidence, # On the sealed rows
 ) -> tuple[Score | None, str]: # Worst over best, with an interval; none where there are no two groups. And a note
     "How near the worst group comes to the best."
-    truth = encode(seen.truth, problem)
+    truth = encode_target(seen.truth, problem)
     groups = _large_groups(names, truth, metric, problem)
     left_out = len(np.unique(names)) - len(groups)
     left = f" Too small to compare: {left_out} group{'s' * (left_out > 1)}." if left_out else ""
     if len(groups) < 2:
         return None, f"fewer than two groups have {MIN_GROUP_ROWS} rows and {MIN_ROWS_PER_CLASS} of each class."
     by_class = problem.task != "regression" and metric.name != "selection_rate"
-    values = {name: score(metric, problem, seen.truth.iloc[rows], seen.said[rows]) for name, rows in groups.items()}
+    values = {name: compute_score(metric, problem, seen.truth.iloc[rows], seen.said[rows]) for name, rows in groups.items()}
     draws = np.array([
         bootstrap_distribution(metric, problem, seen.truth.iloc[rows], seen.said[rows], seen.times, seen.seed + place, by_class)
         for place, rows in enumerate(groups.values())])

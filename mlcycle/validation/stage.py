@@ -14,7 +14,7 @@ import pandas as pd
 from ..ml.criteria import parse_criteria
 from ..ml.latency import time_single_predictions
 from ..core.workspace import Workspace
-from ..ml.metrics import score, bootstrap_intervals
+from ..ml.metrics import compute_score, bootstrap_intervals
 from ..ml.predictions import Predictions
 from ..outcomes import Candidate, Dataset, Gate, Problem, Score, Verdict
 from ..stores.tables.datasets import read_table
@@ -135,13 +135,13 @@ def validate_model(
     run: str = "", # Under which the opening of the sealed rows is written down
 ) -> tuple[Verdict, Predictions]: # The predictions are those for the sealed rows
     "Judge a candidate on the sealed rows."
-    workspace = workspace or Workspace.of()
+    workspace = workspace or Workspace.from_project()
     model, train = load_candidate(candidate, workspace), read_table(workspace.tables, dataset.tables["train"])
     version = f"{candidate.model.name} version {candidate.model.version}"
     sealed = read_holdout(workspace, dataset.tables["sealed"], run, "validation", f"the verdict on {version}")
     seen = evaluate_on_holdout(problem, candidate, model, train[problem.target], sealed, resamples, seed)
     scores = bootstrap_intervals(problem.metrics, problem, seen.truth, seen.said, resamples, seed)
-    theirs = [Score(metric=name, value=score(name, problem, seen.truth, seen.guess)) for name in problem.metrics]
+    theirs = [Score(metric=name, value=compute_score(name, problem, seen.truth, seen.guess)) for name in problem.metrics]
     gates, (before, after) = judge(problem, candidate, sealed, seen, workspace, promote)
     failed = [gate.criterion for gate in gates if not gate.passed]
     verdict = Verdict(

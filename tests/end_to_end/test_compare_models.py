@@ -37,7 +37,7 @@ def project(tmp_path_factory):
 @pytest.fixture(scope="module")
 def runs(project):
     "The runs, oldest first."
-    return list_runs(Workspace.of(project))[::-1]
+    return list_runs(Workspace.from_project(project))[::-1]
 
 
 def typed(*words: str, project, width: int = 80):
@@ -117,7 +117,7 @@ def test_the_list_of_runs_names_winners(project, runs):
 
 
 def test_every_trial_is_logged_below_its_run(project, runs):
-    workspace = Workspace.of(project)
+    workspace = Workspace.from_project(project)
     connect(workspace.tracking_uri, workspace.artifacts)
     for run in runs:
         run = mc.open(run.id, project)

@@ -47,7 +47,7 @@ def test_a_failing_cell_stops_the_run_and_its_page_says_where(wine):
     assert "03_features.ipynb" in done.stderr
     assert "the moon is full" in done.stderr
     run = mc.open("last", wine)
-    assert run.about["status"] == "failed"
+    assert run.info["status"] == "failed"
     assert run.dataset.rows_in == 178, "earlier outcomes stay"
     with pytest.raises(ArtifactError):
         run.outcome("features")
@@ -89,7 +89,7 @@ def test_an_interruption_keeps_what_was_done(wine):
     assert "Interrupted." in printed
     assert "Traceback" not in printed
     run = mc.open("last", wine)
-    assert (run.about["status"], run.about["error"]) == ("interrupted", "Interrupted.")
+    assert (run.info["status"], run.info["error"]) == ("interrupted", "Interrupted.")
     assert run.dataset.rows_in == 178
     assert "Interrupted." in (run.workspace.reports / run.id / "03_features.html").read_text()
 

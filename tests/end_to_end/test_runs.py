@@ -24,7 +24,7 @@ def run(request, table_run):
 
 
 def test_leaves_outcomes_and_pages(run):
-    assert run.about["status"] == "done"
+    assert run.info["status"] == "done"
     pages = run.workspace.reports / run.id
     for stage in STAGES:
         page = pages / page_name(stage)

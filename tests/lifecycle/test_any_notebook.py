@@ -18,7 +18,7 @@ TYPED = "times: int = 1  # How often\nname: str = 'a'  # Who\nloud: bool = False
 
 
 def write(path: Path, *cells: str, kernel: dict | None = KERNEL) -> Path:
-    "A notebook; a cell that begins like a heading is prose, one that holds only annotations is the hinge."
+    "A notebook; a cell that begins like a heading is prose, one that holds only annotations is the parameters cell."
     made = []
     for number, source in enumerate(cells):
         cell = {"id": f"cell-{number}", "source": source, "metadata": {"tags": ["parameters"]} if source == TYPED else {}}

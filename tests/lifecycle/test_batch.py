@@ -39,7 +39,7 @@ def results(project: Path) -> list[dict]:
 
 def runs_of(project: Path) -> list[Run]:
     "Oldest first."
-    return list_runs(Workspace.of(project))[::-1]
+    return list_runs(Workspace.from_project(project))[::-1]
 
 
 def entries(project: Path) -> set[str]:
@@ -67,7 +67,7 @@ def test_each_set_of_a_grid_is_a_run(grid):
     for row in rows:
         run = mc.open(row["run"], grid)
         assert run.problem.metric == row["metric"]
-        assert run.about["parameters"]["data"] == {"seed": row["seed"]}
+        assert run.info["parameters"]["data"] == {"seed": row["seed"]}
         assert row["decision"] == run.dataset.decision
 
 
@@ -77,7 +77,7 @@ def test_what_runs_share_is_computed_once(grid):
     assert len(list(grid.glob(".mlcycle/cache/data/*/"))) == 4
     for metric in ("roc_auc", "f1"):
         same = [run for run in runs if run.problem.metric == metric]
-        reused = [run.about["stages"]["problem"].get("reused", "") for run in same]
+        reused = [run.info["stages"]["problem"].get("reused", "") for run in same]
         computed = next(run.id for run, other in zip(same, reused, strict=True) if not other)
         assert sorted(reused) == ["", computed]
         assert len({(run.folder / "problem.json").read_text() for run in same}) == 1
@@ -203,7 +203,7 @@ def test_a_batch_that_was_ended_goes_on_where_it_was(how, tmp_path):
     process.send_signal(how)
     printed, complaints = process.communicate(timeout=60)
     assert processes_in(tmp_path) == []
-    before = {run.id: run.about for run in runs_of(tmp_path)}
+    before = {run.id: run.info for run in runs_of(tmp_path)}
     first = next(run for run, about in before.items() if about["parameters"]["data"]["seed"] == 3)
     assert before[first]["status"] == "done"
     if how == signal.SIGINT:
@@ -239,13 +239,13 @@ def test_the_table_says_what_the_verdicts_say(judged):
         assert (row["decision"], row["approved"]) == (run.verdict.decision, run.verdict.approved)
         for score in run.verdict.scores:
             assert [row[score.metric + end] for end in ("", "_low", "_high")] == [score.value, score.low, score.high]
-        seconds = [stage["seconds"] for stage in run.about["stages"].values() if not stage.get("reused")]
+        seconds = [stage["seconds"] for stage in run.info["stages"].values() if not stage.get("reused")]
         assert row["seconds"] == pytest.approx(sum(seconds))
 
 
 def test_a_batch_makes_no_champion_unless_told(judged):
     model = runs_of(judged)[0].candidate.model
-    workspace = Workspace.of(judged)
+    workspace = Workspace.from_project(judged)
     open_registry(workspace.tracking_uri, workspace.artifacts, model.name)
     assert get_alias_version(model.name) is None
     assert {run.verdict.current_champion for run in runs_of(judged)} == {None}

@@ -106,12 +106,12 @@ def run(project: Path, *words: str, **environment: str) -> subprocess.CompletedP
 
 def computed(made: mc.Run) -> list[str]:
     "The stages that a run has not taken from the cache."
-    return [stage for stage, facts in made.about["stages"].items() if "reused" not in facts]
+    return [stage for stage, facts in made.info["stages"].items() if "reused" not in facts]
 
 
 def meanings(made: mc.Run) -> dict[str, dict]:
     "What a run decided, without what was only measured and names drawn at random."
-    found = {stage: made.outcome(stage).meaning() for stage in made.about["stages"]}
+    found = {stage: made.outcome(stage).meaning() for stage in made.info["stages"]}
     found.get("deployment", {"files": {}})["files"].pop("bundle.json", None)  # It names MLflow's run
     return found
 
@@ -324,7 +324,7 @@ def test_force_from_until_only(project):
     run(project, "--only", "data")
     made = mc.open("last", project)
     assert computed(made) == ["data"]
-    assert list(made.about["stages"]) == ["problem", "data"]
+    assert list(made.info["stages"]) == ["problem", "data"]
     done = cli("run", "--only", "validation", "-p", "data.seed=1", "-p", "holdout_share=0.3", cwd=project)
     assert done.returncode == 2
     assert "cannot run alone: data is stale" in done.stderr
@@ -366,10 +366,10 @@ def test_an_interrupted_run_goes_on_under_its_name(new):
         _, printed = process.communicate(timeout=60)
     assert process.returncode == 130, printed
     before = mc.open("last", new)
-    assert (before.about["status"], list(before.about["keys"])) == ("interrupted", ["problem", "data"])
+    assert (before.info["status"], list(before.info["keys"])) == ("interrupted", ["problem", "data"])
     run(new, "--until", "features")
     made = mc.open("last", new)
-    assert (made.id, made.about["status"], computed(made)) == (before.id, "done", ["features"])
+    assert (made.id, made.info["status"], computed(made)) == (before.id, "done", ["features"])
 
 
 # What a run survives
@@ -432,11 +432,11 @@ def test_twenty_kills_at_random_moments_change_nothing(base, tmp_path):
             assert process.returncode in (0, -signal.SIGKILL), said
             assert wait_for_end(mark) == [], "kernels and services end with the run"
             whole(project)
-            left += [len(made.about["keys"]) for made in list_runs(Workspace(project)) if made.about["status"] == "running"]
+            left += [len(made.info["keys"]) for made in list_runs(Workspace(project)) if made.info["status"] == "running"]
         made = mc.open("last", project)
         assert meanings(made) == expected
         assert not_fresh(project) == []
-        assert [each.about["status"] for each in list_runs(made.workspace)] == ["done"], "a killed run is taken up again"
+        assert [each.info["status"] for each in list_runs(made.workspace)] == ["done"], "a killed run is taken up again"
     assert len(set(left)) > 2, f"stages that were done when a kill came: {left}"
 
 
@@ -499,11 +499,11 @@ if not Path("killed").exists():
     assert process.returncode == -signal.SIGKILL
     assert wait_for_end(mark) == []
     (before,) = list_runs(Workspace(new))
-    assert before.about["status"] == "running"
+    assert before.info["status"] == "running"
     assert "killed" in cli("runs", cwd=new).stdout
     run(new, "--until", "features")
     (made,) = list_runs(Workspace(new))
-    assert (made.id, made.about["status"]) == (before.id, "done")
+    assert (made.id, made.info["status"]) == (before.id, "done")
     assert made.plan.columns
 
 
@@ -603,7 +603,7 @@ def test_two_processes_that_want_the_same_compute_it_once(new):
     assert meanings(runs[0]) == meanings(runs[1])
     waited = [text for text in said if "is being computed by run" in text]
     assert waited
-    assert any(f"run {made.id} (process {made.about['process']})" in text for made in runs for text in waited)
+    assert any(f"run {made.id} (process {made.info['process']})" in text for made in runs for text in waited)
 
 
 @contextmanager

@@ -10,14 +10,14 @@ from sklearn.naive_bayes import GaussianNB
 
 from mlcycle.errors import MetricError
 from mlcycle.ml.metrics import (
-    ALIASES,
+    METRIC_ALIASES,
     DEFAULT_METRICS,
     METRICS,
     describe_metrics,
     bootstrap_difference,
     get_metric,
     bind_metric,
-    score,
+    compute_score,
     bootstrap_intervals,
 )
 from mlcycle.ml.predictions import Predictions
@@ -64,7 +64,7 @@ def test_every_supervised_scorer_of_scikit_learn_has_its_value(name, toys):
         problem, model, columns, truth, said = toys[task]
         scorer = get_scorer(SEVERAL.get(name, name) if task == "multiclass" else name)
         theirs = scorer(model, columns, truth) * (-1 if name.startswith("neg_") else 1)
-        assert score(name, problem, truth, said) == pytest.approx(theirs, rel=1e-9), task
+        assert compute_score(name, problem, truth, said) == pytest.approx(theirs, rel=1e-9), task
 
 
 def test_nothing_is_left_out_without_a_reason():
@@ -72,7 +72,7 @@ def test_nothing_is_left_out_without_a_reason():
     for name in CLUSTERING | SEVERAL_LABELS:
         with pytest.raises(MetricError):
             get_metric(name)
-    for alias, name in ALIASES.items():
+    for alias, name in METRIC_ALIASES.items():
         assert get_metric(alias) is METRICS[name]
         assert alias not in METRICS
 
@@ -109,7 +109,7 @@ def test_a_class_that_does_not_occur_does_no_harm(toys):
     problem, _, _, truth, said = toys["multiclass"]
     few = truth < 2
     for name in (name for name, metric in METRICS.items() if "multiclass" in metric.tasks and name != "cost"):
-        assert np.isfinite(score(name, problem, truth[few], said[few])), name
+        assert np.isfinite(compute_score(name, problem, truth[few], said[few])), name
     strange = np.where(np.arange(len(truth)) < 5, 7, truth)  # A class that nobody knew
     for one in bootstrap_intervals(["accuracy", "f1", "balanced_accuracy"], problem, strange, said, times=20):
         assert one.low <= one.value <= one.high
@@ -118,13 +118,13 @@ def test_a_class_that_does_not_occur_does_no_harm(toys):
 def test_cost_is_counted_for_a_thousand_rows():
     problem = asked("binary", ["no", "yes"], "yes", {"yes": {"no": 100.0, "yes": -20.0}, "no": {"yes": 3.0}})
     truth, said = np.array(["yes", "yes", "no", "no"]), Predictions(np.array(["yes", "no", "yes", "no"]))
-    assert score("cost", problem, truth, said) == pytest.approx(1000 * (-20 + 100 + 3 + 0) / 4)
+    assert compute_score("cost", problem, truth, said) == pytest.approx(1000 * (-20 + 100 + 3 + 0) / 4)
     perfect = Predictions(truth)
     assert bootstrap_difference("cost", problem, truth, perfect, said).value > 0, "less is better"
     three = asked("multiclass", ["a", "b", "c"], costs={"a": {"b": 1.0, "c": 2.0}})
-    assert score("cost", three, np.array(["a", "a", "b"]), Predictions(np.array(["b", "c", "a"]))) == pytest.approx(1000)
+    assert compute_score("cost", three, np.array(["a", "a", "b"]), Predictions(np.array(["b", "c", "a"]))) == pytest.approx(1000)
     numbers = asked("binary", [0.0, 1.0], 1.0, {"1": {"0.0": 8.0}})
-    assert score("cost", numbers, np.array([1.0, 0.0]), Predictions(np.array([0.0, 0.0]))) == 4000
+    assert compute_score("cost", numbers, np.array([1.0, 0.0]), Predictions(np.array([0.0, 0.0]))) == 4000
 
 
 def test_cost_says_what_it_misses():
@@ -179,7 +179,7 @@ def test_a_function_of_ones_own(own, toys):
     line = describe_metrics([f"{own}:shift"], problem).iloc[0]
     assert list(line) == [f"{own}:shift", "lower", "0 and more", "labels", "How far the mean is off."]
     problem, _, _, truth, said = toys["binary"]
-    assert score(f"{own}:certain", problem, truth, said) == said.scores.max()
+    assert compute_score(f"{own}:certain", problem, truth, said) == said.scores.max()
     assert get_metric(f"{own}:plain").range == "any number"
 
 
@@ -197,7 +197,7 @@ def test_a_function_of_ones_own(own, toys):
 def test_a_function_of_ones_own_that_is_no_metric(own, toys, name, said):
     problem, _, _, truth, answers = toys["binary"]
     with pytest.raises(MetricError, match=said):
-        score(f"{own}:{name}", problem, truth, answers)
+        compute_score(f"{own}:{name}", problem, truth, answers)
 
 
 def test_a_module_that_is_not_there_is_named_with_the_places_searched(own, tmp_path):
@@ -210,9 +210,9 @@ def test_a_module_that_is_not_there_is_named_with_the_places_searched(own, tmp_p
 def test_a_value_that_cannot_be_had_names_the_metric(toys):
     problem, *_ = toys["regression"]
     with pytest.raises(MetricError, match="mean_gamma_deviance"):
-        score("mean_gamma_deviance", problem, np.array([0.0, 1.0]), Predictions(np.array([1.0, 1.0])))
+        compute_score("mean_gamma_deviance", problem, np.array([0.0, 1.0]), Predictions(np.array([1.0, 1.0])))
     with pytest.raises(MetricError, match="needs scores"):
-        score("roc_auc", asked("binary", [0, 1], 1), np.array([0, 1]), Predictions(np.array([0, 1])))
+        compute_score("roc_auc", asked("binary", [0, 1], 1), np.array([0, 1]), Predictions(np.array([0, 1])))
 
 
 def test_metrics_are_described_in_words():

@@ -20,7 +20,7 @@ MOMENTS = st.datetimes(min_value=pd.Timestamp("1900-01-01").to_pydatetime(), max
 
 
 @given(st.integers(-(2**60), 2**60), st.floats(allow_nan=False, allow_infinity=False), st.booleans(), WORDS)
-def test_parameters_survive_the_hinge_cell(number, decimal, flag, word):
+def test_parameters_survive_the_parameters_cell(number, decimal, flag, word):
     source = f"a: int = {number!r}  # A\nb: float = {decimal!r}\nc: bool = {flag!r}\nd: str = {word!r}  # It's a = b"
     assert [p.default for p in parse_parameters(source)] == [number, decimal, flag, word]
 

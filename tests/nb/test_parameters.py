@@ -196,14 +196,14 @@ def test_sixty_nasty_values_reach_a_real_kernel(tmp_path):
     }  # fmt: skip
     defaults = {"str": "''", "bool": "False", "int": "1", "float": "1", "list": "[]", "dict": "{}"}
     kinds = {name: kind for name, (kind, _) in values.items()}
-    hinge = "\n".join(
+    source = "\n".join(
         f"{name}: {kind} = {'None' if kind.endswith(' None') else defaults.get(kind.split('[')[0], 1)}"
         for name, kind in kinds.items()
     )
     code = "import base64, pickle\nprint(base64.b64encode(pickle.dumps({name: globals()[name] for name in NAMES})).decode())"
     cells = [
         new_code_cell("from typing import Literal"),
-        new_code_cell(hinge, metadata={"tags": ["parameters"]}),
+        new_code_cell(source, metadata={"tags": ["parameters"]}),
         new_code_cell(code.replace("NAMES", str(list(values)))),
     ]
     path = tmp_path / "a folder {seed}" / "nasty.ipynb"
@@ -258,7 +258,7 @@ def test_a_line_that_is_no_parameter_is_a_clear_error(line):
 
 
 @pytest.mark.parametrize("source", ["x: int = (", "x: int =", "  x: int = 1", "x: str = '"])
-def test_a_hinge_that_is_not_python_is_a_clear_error(tmp_path, source):
+def test_a_parameters_cell_that_is_not_python_is_a_clear_error(tmp_path, source):
     cell = new_code_cell(source, metadata={"tags": ["parameters"]})
     nbformat.write(new_notebook(cells=[cell]), tmp_path / "broken.ipynb")
     with pytest.raises(ParameterError, match="broken.ipynb"):

@@ -12,7 +12,7 @@ from sklearn.datasets import load_breast_cancer, load_diabetes, load_wine
 
 import mlcycle as mc
 from mlcycle.errors import InputError, ParameterError
-from mlcycle.problem.document import ProblemDocument, draft_problem_yaml, read_problem, problem_schema_text
+from mlcycle.problem.document import ProblemDocument, draft_problem_yaml, read_problem_file, problem_schema_text
 from mlcycle.problem.feasibility import assess_feasibility
 from mlcycle.problem.stage import define_problem, draft_problem_fields
 from mlcycle.stores.sources.ingest import normalise
@@ -94,7 +94,7 @@ def test_what_is_wrong_is_said_with_line_and_field(case, project, monkeypatch):
     monkeypatch.chdir(project)
     (project / "problem.yaml").write_text(GOOD.replace(old, new))
     with pytest.raises(InputError) as caught:
-        define_problem(document=read_problem(project / "problem.yaml"), probe_seconds=0)
+        define_problem(document=read_problem_file(project / "problem.yaml"), probe_seconds=0)
     assert not [word for word in words if word not in str(caught.value)], caught.value
     assert caught.value.exit_code == 2
 
@@ -102,7 +102,7 @@ def test_what_is_wrong_is_said_with_line_and_field(case, project, monkeypatch):
 def test_every_mistake_is_named(project):
     (project / "problem.yaml").write_text("metrik: f1\ngroups: town\n")
     with pytest.raises(ParameterError, match=r"(?s)Line 1 .*Also: Line 2 "):
-        read_problem(project / "problem.yaml")
+        read_problem_file(project / "problem.yaml")
 
 
 def test_command_line_checks_and_nothing_is_run(project):
@@ -137,7 +137,7 @@ def test_draft_is_read_back_and_an_existing_file_stays(project):
     text = (project / "problem.yaml").read_text()
     assert text.splitlines()[0] == "# yaml-language-server: $schema=problem.schema.json"
     assert (project / "problem.schema.json").read_text() == problem_schema_text()
-    draft = read_problem(project / "problem.yaml")
+    draft = read_problem_file(project / "problem.yaml")
     assert (draft.source, draft.target, draft.task, draft.positive) == ("orders.csv", "late", "binary", "yes")
     assert all(f"{name}:" in text for name in ProblemDocument.model_fields)
     again = cli("problem", "init", cwd=project)
@@ -181,7 +181,7 @@ def _status(project, *words) -> str:
 
 
 def test_what_is_said_for_a_run_wins_over_the_file_and_the_file_over_a_bundled_source(project):
-    document, frame = read_problem(project / "problem.yaml"), normalise(orders())
+    document, frame = read_problem_file(project / "problem.yaml"), normalise(orders())
     problem = define_problem("orders.csv", metric="recall", rows=frame, document=document, probe_seconds=0)
     assert (problem.metric, problem.owner, problem.target) == ("recall", "Logistics", "late")
     flights = define_problem("sample", document=ProblemDocument(owner="Me"), probe_seconds=0)

@@ -80,7 +80,7 @@ def rescored(run: Run, change: float) -> None:
 
 def fail(run: Run) -> None:
     "Let the modelling stage of a run have failed, under a second heading."
-    stages = {stage: run.about["stages"][stage] for stage in ("problem", "data", "features")}
+    stages = {stage: run.info["stages"][stage] for stage in ("problem", "data", "features")}
     said = "04_modelling.ipynb failed in cell 5: RuntimeError: the moon is full"
     update_run_info(run, status="failed", error=said, stages=stages | {"modelling": {"seconds": 1.0, "decision": said, "failed": True}})
     pages = run.workspace.reports / run.id
@@ -103,11 +103,11 @@ def runs(table_run, tmp_path_factory) -> list[Run]:
     "Three runs in one workspace: one that was approved, a rejected one with another seed, and a failed one."
     first, workspace = table_run("cancer"), Workspace(tmp_path_factory.mktemp("runs"))
     seeded = {stage: {"seed": 7} for stage in ("data", "features", "modelling", "validation")}
-    changed = {stage: seeded.get(stage, {}) | first.about["parameters"].get(stage, {}) for stage in TITLES}
+    changed = {stage: seeded.get(stage, {}) | first.info["parameters"].get(stage, {}) for stage in TITLES}
     good = copied(first, workspace, "20260101-000000-good")
     rejected = copied(first, workspace, "20260102-000000-poor", parameters=changed, batch="grid-1")
     rescored(rejected, 0.125)
-    stages = rejected.about["stages"]
+    stages = rejected.info["stages"]
     update_run_info(rejected, stages=stages | {"problem": stages["problem"] | {"reused": good.id}})
     failed = copied(first, workspace, "20260103-000000-lost")
     fail(failed)

@@ -26,7 +26,7 @@ from mlcycle.cli.base import app
 from mlcycle.core.settings import STORE_DEFAULTS
 from mlcycle.core.workspace import Workspace
 from mlcycle.errors import ArtifactError, DiskFullError, ParameterError, RegistryError
-from mlcycle.outcomes import Candidate, LeaderboardLine, ModelRef, Score
+from mlcycle.outcomes import Candidate, LeaderboardEntry, ModelRef, Score
 from mlcycle.stores.models.library_versions import read_versions, stamp, installed_versions
 from mlcycle.stores.models.model_files import load_model, dump_model
 from mlcycle.stores.models.offline_queue import queued_models, register_candidate, register_queued_model
@@ -52,10 +52,10 @@ def fitted(cut: int) -> HistGradientBoostingClassifier:
     return HistGradientBoostingClassifier(max_iter=3, random_state=0).fit(ROWS[["size", "count"]], ROWS["size"] > cut)
 
 
-def board(value: float, **parameters) -> list[LeaderboardLine]:
+def board(value: float, **parameters) -> list[LeaderboardEntry]:
     "A leaderboard of two."
     score = Score(metric="roc_auc", value=value, low=value - 0.1, high=value + 0.1)
-    winner = LeaderboardLine(model="boosting 1", score=score, folds=[value] * 3, fit_seconds=0.1, parameters=parameters)
+    winner = LeaderboardEntry(model="boosting 1", score=score, folds=[value] * 3, fit_seconds=0.1, parameters=parameters)
     return [winner, winner.model_copy(update={"model": "dummy", "parameters": {}})]
 
 
@@ -524,7 +524,7 @@ def test_a_search_whose_registry_is_down_is_not_repeated(tmp_path, monkeypatch):
     assert "Nothing is lost" in failed.stderr
     assert "Connection refused" in failed.stderr
     settings.write_text("")
-    workspace = Workspace.of(tmp_path)
+    workspace = Workspace.from_project(tmp_path)
     (kept,) = queued_models(workspace)
     assert {trial.name for trial in kept.trials} >= {"dummy", "linear", "linear 1"}
 

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from ...errors import InputError, suggest
+from ...errors import InputError, suggest_name
 from .recipes import Recipe
 from ...outcomes import Label, Problem
 
@@ -168,7 +168,7 @@ STATISTICS = {"mean": "mean of", "sum": "sum of", "std": "standard deviation of"
 def _check_statistic(statistic: str, column: str, allowed: Sequence[str]) -> None:
     "Refuse a statistic that is not there, or that needs a column."
     if statistic not in allowed:
-        raise InputError(f"There is no statistic '{statistic}'.", suggest(statistic, list(allowed)))
+        raise InputError(f"There is no statistic '{statistic}'.", suggest_name(statistic, list(allowed)))
     if not column and statistic not in ("count", "since"):
         raise InputError(f"The statistic '{statistic}' has nothing to be made of.", "A column or the target must be named.")
 

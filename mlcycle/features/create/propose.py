@@ -27,9 +27,9 @@ from mlcycle.features.create.arithmetic import (
 from .dates import CyclicTime, DateParts
 from .recipes import Recipe
 from .name_hints import is_clock_time, ranges_overlap, have_same_unit, central_range
-from ...ml.folds import thin
-from ...ml.metrics import encode
-from ...outcomes import Kind, Problem
+from ...ml.folds import subsample_evenly
+from ...ml.metrics import encode_target
+from ...outcomes import ColumnType, Problem
 
 # %% ../../../nbs/features/create/propose.ipynb #1a63a237
 MAX_SCREENED_ROWS = 20_000 # Rows, evenly spread
@@ -37,7 +37,7 @@ MAX_SCREENED_ROWS = 20_000 # Rows, evenly spread
 # %% ../../../nbs/features/create/propose.ipynb #876ac840
 def _answers(target: pd.Series, problem: Problem, most: int = 5) -> np.ndarray:
     "What is predicted, as numbers of variance one; shape (n, answers)."
-    truth = encode(target, problem)
+    truth = encode_target(target, problem)
     if problem.task == "multiclass":
         often = np.argsort(-np.bincount(truth[truth >= 0], minlength=2), kind="stable")[:most]
         numbers = (truth[:, None] == often).astype(float)
@@ -171,7 +171,7 @@ def list_candidates(
     kinds: dict[str, str], # Of the columns that may be read, the most used first
 ) -> list[Recipe]:
     "All recipes that make sense on a table."
-    of = {kind: [name for name, its in kinds.items() if its == kind] for kind in Kind.__args__}
+    of = {kind: [name for name, its in kinds.items() if its == kind] for kind in ColumnType.__args__}
     found = [Duration(*pair) for pair in combinations(of["date"][:6], 2)]
     found += [*_number_recipes(rows, of["number"])]
     found += [*_category_recipes(rows, of["category"] + of["many categories"], of["number"])]
@@ -266,7 +266,7 @@ def propose_recipes(
 ) -> list[Recipe]: # Unfitted, best first
     "Recipes that say what the columns do not say yet."
     known = target.notna().to_numpy()
-    rows, target = thin(rows.loc[known, list(kinds)], MAX_SCREENED_ROWS).reset_index(drop=True), thin(target[known], MAX_SCREENED_ROWS)
+    rows, target = subsample_evenly(rows.loc[known, list(kinds)], MAX_SCREENED_ROWS).reset_index(drop=True), subsample_evenly(target[known], MAX_SCREENED_ROWS)
     answers = _answers(target, problem)
     view, owners, few, many = _view(rows, kinds)
     if not owners or len(rows) < 100:

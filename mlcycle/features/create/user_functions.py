@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from ...errors import InputError, suggest
+from ...errors import InputError, suggest_name
 from .recipes import Recipe
 from ...stores.models.function_files import KNOWN_FUNCTIONS, FunctionCaller, FeatureFunction, find_function, read_functions
 
@@ -35,7 +35,7 @@ def feature(
     if len(columns) == 1 and callable(columns[0]):
         return feature()(columns[0])
     if kind not in KINDS:
-        raise InputError(f"There is no kind '{kind}'.", suggest(kind, list(KINDS)))
+        raise InputError(f"There is no kind '{kind}'.", suggest_name(kind, list(KINDS)))
 
     def decorate(function: Callable) -> FeatureFunction:
         declared = list(inputs or columns) or list(inspect.signature(function).parameters)
@@ -145,7 +145,7 @@ def check_feature_function(
     "Refuse a function that fails, says nothing, or makes something else of a row alone than of the same row among others."
     if absent := [name for name in function.inputs if name not in rows]:
         raise InputError(f"The function '{function.name}' reads the column '{absent[0]}', which is not there.",
-                         suggest(absent[0], [str(name) for name in rows]))
+                         suggest_name(absent[0], [str(name) for name in rows]))
     places = np.unique(np.linspace(0, len(rows) - 1, min(len(rows), most)).astype(int))
     sample = rows[list(dict.fromkeys(function.inputs))].iloc[places]
     if pd.isna(call_feature_function(function, [sample[name] for name in function.inputs], function.kind)).all():

@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 from threadpoolctl import threadpool_limits
 
-from ...errors import ParameterError, suggest
+from ...errors import ParameterError, suggest_name
 from .single_column import TargetSample, as_numbers, draw_target_sample, score_single_columns, explained_share
 from .target_encoded import find_target_encodings
 from .column_pairs import ColumnPair, quantities_matrix, find_leaking_pairs, out_of_fold_residuals, find_leaking_column
@@ -258,7 +258,7 @@ def allow_trusted_columns(
     names = dict.fromkeys([*(leak.column for leak in leaks if leak.column), *columns])
     for name in trusted:
         if name not in names:
-            raise ParameterError(f"'trusted' names '{name}', which is not a column.", remedy=suggest(name, list(names)))
+            raise ParameterError(f"'trusted' names '{name}', which is not a column.", remedy=suggest_name(name, list(names)))
     return [leak.model_copy(update={"excluded": False}) if leak.column in trusted else leak for leak in leaks]
 
 # %% ../../../nbs/features/leakage/leaks.ipynb #fe93f2fd

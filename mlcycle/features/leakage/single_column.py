@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 from sklearn.tree import DecisionTreeRegressor
 
-from ...ml.folds import make_folds, thin
+from ...ml.folds import make_folds, subsample_evenly
 from ...outcomes import Problem
 
 # %% ../../../nbs/features/leakage/single_column.ipynb #fb11fa84
@@ -43,7 +43,7 @@ def draw_target_sample(
     known = rows[target.notna()]
     if problem.time in known:
         known = known.sort_values(problem.time, kind="stable")
-    sample = thin(known, most)
+    sample = subsample_evenly(known, most)
     answers = target[sample.index]
     if regression:
         truth = answers.rank(pct=True).to_numpy(float)[:, None]

@@ -21,7 +21,7 @@ from ..create.recipes import Recipe
 from ..encode.pipeline import build_preprocessor, map_outputs_to_features
 from .quick_model import QuickBoosting, SelectionBudget, plan_selection_budget
 from ...ml.folds import make_folds
-from ...ml.metrics import score
+from ...ml.metrics import compute_score
 from ...outcomes import Feature, Problem
 from ...ml.predictions import predict
 from ...stores.sources.progress import ProgressBar
@@ -147,7 +147,7 @@ def score_feature_set(
 ) -> float:
     "The primary metric of the quick model with some features."
     model, places = fit_feature_set(one, names, problem, work)
-    return score(problem.metric, problem, one.truth, predict(model, one.ask[:, places], problem, model.threshold_))
+    return compute_score(problem.metric, problem, one.truth, predict(model, one.ask[:, places], problem, model.threshold_))
 
 # %% ../../../nbs/features/select/bench.ipynb #5d0c967c
 def make_feature_set_scorer(

@@ -23,7 +23,7 @@ from ..encode.pipeline import build_preprocessor
 from .bench import FeatureSetScorer, encode_feature_fold, make_feature_set_scorer, make_repeated_folds, score_feature_set
 from .importance import PermutationImportance, paired_score_difference, find_redundant_features, permutation_importance_on_folds, univariate_signal
 from .quick_model import plan_selection_budget
-from ...ml.folds import mean_difference, mean_score, standard_error, thin
+from ...ml.folds import mean_difference, mean_score, standard_error, subsample_evenly
 from ...outcomes import Feature, Problem, Score
 
 # %% ../../../nbs/features/select/selection.ipynb #8ab62c3c
@@ -141,7 +141,7 @@ def measure_features(
     holidays: str = "", # Country whose public holidays are told apart in dates
 ) -> list[Feature]: # The ledger
     "What each feature is worth, and whether it earned its place."
-    rows = thin(rows, most_rows)
+    rows = subsample_evenly(rows, most_rows)
     features = list_candidates(kinds, recipes, rows, problem.target)
     bench = make_feature_set_scorer(features, recipes, rows, problem, repeats, folds, seed, jobs, holidays)
     if len(bench.folds) < 2:
@@ -223,9 +223,9 @@ def rows_not_selected_on(
     most: int, # So many were looked at
 ) -> tuple[pd.DataFrame, bool]: # At most `most` in the same order; whether none was looked at
     "Rows for the comparison."
-    seen = set(thin(pd.DataFrame({"place": np.arange(len(rows))}), most).place)
+    seen = set(subsample_evenly(pd.DataFrame({"place": np.arange(len(rows))}), most).place)
     rest = rows.iloc[[place for place in range(len(rows)) if place not in seen]]
-    return (thin(rest, most), True) if len(rest) >= max(2000, most // 4) else (thin(rows, most), False)
+    return (subsample_evenly(rest, most), True) if len(rest) >= max(2000, most // 4) else (subsample_evenly(rows, most), False)
 
 # %% ../../../nbs/features/select/selection.ipynb #6a997cca
 @dataclass(frozen=True)
@@ -254,7 +254,7 @@ def select_features(
 ) -> FeatureSelection:
     "Measure features, keep those that earn their place, and compare what is kept with the raw columns."
     if select == "off":
-        features = list_candidates(kinds, recipes, thin(rows, most_rows), problem.target)
+        features = list_candidates(kinds, recipes, subsample_evenly(rows, most_rows), problem.target)
         kept = [each.model_copy(update={"reason": "selection is off"}) for each in features]
         return _selection(kept, recipes, {}, "Selection is off: every feature is kept.")
     features = measure_features(kinds, recipes, rows, problem, repeats, 0, most_rows, seed, jobs, always, holidays)

@@ -193,7 +193,7 @@ from __future__ import annotations
 
 import numpy as np
 import pandas as pd
-from {package}.features.functions import feature
+from {package}.features.create.user_functions import feature
 '''
 
 # %% ../../../nbs/stores/models/function_files.ipynb #b9a968b3

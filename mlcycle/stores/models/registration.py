@@ -22,7 +22,7 @@ from sklearn.base import BaseEstimator
 from ...core.files import hash_file
 from ...core.workspace import Workspace
 from ...nb.fingerprints import stage_fingerprint
-from ...outcomes import Dataset, LeaderboardLine, ModelRef, Problem, Score
+from ...outcomes import Dataset, LeaderboardEntry, ModelRef, Problem, Score
 from .library_versions import VERSIONS_ENTRY, stamp, installed_versions
 from .model_files import TRUSTED, dump_model
 from .registry import CHALLENGER, FILES, functions_ref, get_alias_version, registered_model_file, set_alias
@@ -38,7 +38,7 @@ def register_model(
     model: BaseEstimator, # Fitted
     example: pd.DataFrame, # A few rows of what it reads
     outputs: pd.Series, # Their predictions
-    leaderboard: list[LeaderboardLine], # Best first
+    leaderboard: list[LeaderboardEntry], # Best first
     tags: dict[str, str], # The run, the data versions, the seed: as `lineage_tags` gives them
     scores: tuple[Score, ...] = (), # More than that of the leaderboard
     trials: Sequence[TrialRecord] = (), # All that was tried, complete or not
@@ -63,7 +63,7 @@ def register_model(
 # %% ../../../nbs/stores/models/registration.ipynb #9b58da85
 def version_tags(
     data: bytes, # The file
-    best: LeaderboardLine, # The winner
+    best: LeaderboardEntry, # The winner
     scores: tuple[Score, ...] = (), # More than that of the leaderboard
 ) -> dict[str, str]:
     "What a version says about its file and its scores."
@@ -143,7 +143,7 @@ def _log_model(model: BaseEstimator, data: bytes, example: pd.DataFrame, outputs
         pip_requirements=needed, validate_serving_input=False)
 
 # %% ../../../nbs/stores/models/registration.ipynb #fb54f640
-def _log_winner(run: "Run", best: LeaderboardLine, scores: tuple[Score, ...]) -> None:
+def _log_winner(run: "Run", best: LeaderboardEntry, scores: tuple[Score, ...]) -> None:
     "The winner's settings, and its scores with their intervals."
     import mlflow
     from mlflow.entities import Metric, Param

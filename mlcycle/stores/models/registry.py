@@ -176,7 +176,7 @@ def load_registered_model(
 ) -> BaseEstimator:
     "The model of a registered version."
     if ref.functions:
-        load_workspace_functions(ref.functions, workspace or Workspace.of())
+        load_workspace_functions(ref.functions, workspace or Workspace.from_project())
     return load_model(registered_model_file(ref.name, ref.version), ref.sha256)
 
 # %% ../../../nbs/stores/models/registry.ipynb #dbb7f53c

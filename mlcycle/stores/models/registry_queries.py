@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from ...errors import ArtifactError, ParameterError, suggest
+from ...errors import ArtifactError, ParameterError, suggest_name
 from ...core.runs import read_outcomes
 from ...core.runs import list_runs
 from ...core.workspace import Workspace
@@ -73,14 +73,14 @@ def find_version(
     "The version that an address names."
     (name, _, which), known = address.partition("@"), _names(client)
     if name not in known:
-        raise ParameterError(f"There is no model '{name}'.", remedy=suggest(name, known) or "Make one: mlcycle run")
+        raise ParameterError(f"There is no model '{name}'.", remedy=suggest_name(name, known) or "Make one: mlcycle run")
     versions = _versions(client, name)
     numbers = [str(version.version) for version in versions]
     aliases = [alias for version in versions for alias in version.aliases]
     found = [version for version in versions if which in ("", str(version.version), *version.aliases)]
     if not found:
         raise ParameterError(f"The model '{name}' has no version '{which}'." if versions else f"'{name}' has no versions.",
-                             remedy=suggest(which, numbers + aliases))
+                             remedy=suggest_name(which, numbers + aliases))
     return found[0]
 
 # %% ../../../nbs/stores/models/registry_queries.ipynb #7c8ff113
@@ -95,7 +95,7 @@ def list_versions(
     with browse_registry(workspace) as client:
         known = _names(client)
         if name and name not in known:
-            raise ParameterError(f"There is no model '{name}'.", remedy=suggest(name, known) or "Make one: mlcycle run")
+            raise ParameterError(f"There is no model '{name}'.", remedy=suggest_name(name, known) or "Make one: mlcycle run")
         lines = [_line(version) for one in ([name] if name else known) for version in _versions(client, one)]
     return pd.DataFrame(lines, columns=COLUMNS)
 
@@ -236,7 +236,7 @@ def tag_version(
         for name in remove:
             if name not in version.tags:
                 own = [tag for tag in version.tags if not is_reserved_tag(tag)]
-                raise ParameterError(f"There is no tag '{name}'.", remedy=suggest(name, own))
+                raise ParameterError(f"There is no tag '{name}'.", remedy=suggest_name(name, own))
         for name, value in tags.items():
             client.set_model_version_tag(version.name, str(version.version), name, value)
         for name in remove:

@@ -10,7 +10,7 @@ import os
 import re
 from urllib.parse import parse_qsl
 
-from ...errors import SourceError, suggest
+from ...errors import SourceError, suggest_name
 
 # %% ../../../nbs/stores/sources/addresses.ipynb #a8c29134
 def expand_variables(
@@ -61,5 +61,5 @@ def parse_options(
     strange = [name for name in options or ([text] if text else []) if name not in known]
     if strange:
         raise SourceError(f"The option '{strange[0]}' of '{mask_secrets(address)}' is not known.", f"Known are {', '.join(known)}.",
-                          suggest(strange[0], list(known)))
+                          suggest_name(strange[0], list(known)))
     return options

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 
 import pandas as pd
 
-from ...errors import SourceError, suggest
+from ...errors import SourceError, suggest_name
 from .addresses import expand_variables, mask_secrets, split_address
 from .number_and_date_formats import parse_numbers_and_dates
 from .progress import ProgressCallback
@@ -127,7 +127,7 @@ def _select_table(connection, name: str, url: str):
         near = sa.inspect(connection)
         names = [*near.get_table_names(schema or None), *near.get_view_names(schema or None)]
         raise SourceError(f"The database '{mask_secrets(url)}' has no table '{name}'.",
-                          remedy=suggest(table, names) if names else "") from None
+                          remedy=suggest_name(table, names) if names else "") from None
     return sa.select(found).order_by(*found.primary_key.columns)
 
 # %% ../../../nbs/stores/sources/databases.ipynb #4349dbbf

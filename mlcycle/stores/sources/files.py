@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from ...errors import SourceError, suggest
+from ...errors import SourceError, suggest_name
 from ...outcomes import NA_VALUES
 from .addresses import split_address
 from .number_and_date_formats import parse_numbers_and_dates
@@ -52,7 +52,7 @@ def list_files(
     if not found:
         near = [file.name for file in path.parent.glob("*") if _ending(file) in FILE_KINDS] if path.parent.is_dir() else []
         raise SourceError(f"The folder '{place}' has no files." if path.is_dir() else f"The file '{place}' does not exist.",
-                          f"{EXPECTED_SOURCES} is expected.", suggest(path.name, near) if near else "")
+                          f"{EXPECTED_SOURCES} is expected.", suggest_name(path.name, near) if near else "")
     return sorted(found)
 
 # %% ../../../nbs/stores/sources/files.ipynb #443df4c8
@@ -253,7 +253,7 @@ def read_excel(
     except Exception as error: # calamine raises many kinds
         raise SourceError(f"The file '{path}' is not a table that can be read.", "A workbook is expected.", str(error)) from error
     if sheet and sheet not in sheets:
-        raise SourceError(f"The file '{path}' has no sheet '{sheet}'.", remedy=suggest(sheet, list(sheets)))
+        raise SourceError(f"The file '{path}' has no sheet '{sheet}'.", remedy=suggest_name(sheet, list(sheets)))
     name = sheet or next((name for name, rows in sheets.items() if len(rows)), next(iter(sheets)))
     rows = sheets[name].dropna(how="all")
     unnamed = [column for column in rows.columns if str(column).startswith("Unnamed: ") and rows[column].isna().all()]

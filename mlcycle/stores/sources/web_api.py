@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import ValidationError
 
-from ...errors import SourceError, suggest
+from ...errors import SourceError, suggest_name
 from ...core.retries import retry_policy
 from ...outcomes import Record
 from .addresses import expand_variables, mask_secrets, parse_options, split_address
@@ -73,7 +73,7 @@ def read_api_options(
         first = error.errors(include_input=False, include_url=False)[0]
         name = ".".join(map(str, first["loc"]))
         raise SourceError(f"The option '{name}' of '{mask_secrets(place)}' cannot be used: {first['msg']}.",
-                          remedy=suggest(name, list(known)) if name not in known else "") from None
+                          remedy=suggest_name(name, list(known)) if name not in known else "") from None
 
 # %% ../../../nbs/stores/sources/web_api.ipynb #79077207
 class ApiClient:

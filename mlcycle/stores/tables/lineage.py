@@ -45,7 +45,7 @@ def _use(run: Run, version: TableVersion) -> dict[str, Any]:
         return {}
     candidate, verdict, release = (outcomes[stage] for stage in ("modelling", "validation", "deployment"))
     model = candidate.get("model", {})
-    return {"run": run.id, "status": run.about["status"], "model": {key: model[key] for key in ("name", "version") if model},
+    return {"run": run.id, "status": run.info["status"], "model": {key: model[key] for key in ("name", "version") if model},
             "winner": candidate.get("winner", ""), "approved": verdict.get("approved"), "decision": verdict.get("decision", ""),
             "champion": bool(model) and verdict.get("approved") is True and verdict.get("current_champion") == model["version"],
             "release": release.get("bundle", "") if release.get("released") else ""}

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from ...errors import ParameterError, suggest
+from ...errors import ParameterError, suggest_name
 
 # %% ../../../nbs/stores/tables/table_diff.ipynb #4c51bbf6
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class TableDiff:
 def _index_by(rows: pd.DataFrame, key: str) -> pd.DataFrame:
     "Rows indexed by what tells them apart."
     if key not in (rows.index.name, *rows.columns):
-        raise ParameterError(f"There is no column '{key}'.", remedy=suggest(key, [str(name) for name in rows.columns]))
+        raise ParameterError(f"There is no column '{key}'.", remedy=suggest_name(key, [str(name) for name in rows.columns]))
     rows = rows if key == rows.index.name else rows.set_index(key)
     if rows.index.has_duplicates:
         twice = rows.index[rows.index.duplicated()][0]
