@@ -133,7 +133,7 @@ def stage(learn: pd.DataFrame, problem: Problem) -> tuple[Pipeline, dict]:
     with TemporaryDirectory(prefix="mlcycle-features-") as folder:
         space = Workspace(Path(folder))
         table = write_table(space.tables, "train", learn)
-        nothing = {"decision": "-", "rows_set_aside": 0, "ledger": [], "split": "-"}
+        nothing = {"decision": "-", "rows_set_aside": 0, "ledger": [], "split_description": "-"}
         data = Dataset(
             **nothing,
             rows_in=len(learn),
@@ -142,9 +142,9 @@ def stage(learn: pd.DataFrame, problem: Problem) -> tuple[Pipeline, dict]:
             tables={"train": table},
         )
         plan = plan_features(problem, data, space)
-        made = [each.name for each in plan.features if each.kept and each.origins != [each.name]]
-        tried = sum(each.origins != [each.name] for each in plan.features)
-        gone = sorted({*learn.columns} - {*plan.columns, problem.target})
+        made = [each.name for each in plan.features if each.selected and each.source_columns != [each.name]]
+        tried = sum(each.source_columns != [each.name] for each in plan.features)
+        gone = sorted({*learn.columns} - {*plan.input_columns, problem.target})
         pipeline = load_model(space.root / plan.pipeline.path, plan.pipeline.sha256)
     return pipeline, {"made": made, "tried": tried, "gone": gone, "decision": plan.decision}
 

@@ -36,17 +36,17 @@ def plain_boosting() -> Pipeline:
 
 
 def compare(run: Run, step: Callable[[str], None]) -> list[Comparison]:
-    """ROC-AUC of both on the sealed rows."""
-    problem, columns, model = run.problem, run.plan.columns, run.candidate.model
+    """ROC-AUC of both on the holdout."""
+    problem, columns, model = run.problem, run.plan.input_columns, run.candidate.model
     train = read_table(run.workspace.tables, run.dataset.tables["train"])
-    sealed = read_holdout(run.workspace, run.dataset.tables["sealed"], why="a benchmark of the model")
+    holdout = read_holdout(run.workspace, run.dataset.tables["holdout"], reason="a benchmark of the model")
     step("fit the peer")
     peer = plain_boosting().fit(train[columns], train[problem.target])
     open_registry(run.workspace.tracking_uri, run.workspace.artifacts, model.name)
-    truth = sealed[problem.target].to_numpy()
-    said = [predict(fitted, sealed[columns], problem) for fitted in (load_registered_model(model), peer)]
+    truth = holdout[problem.target].to_numpy()
+    said = [predict(fitted, holdout[columns], problem) for fitted in (load_registered_model(model), peer)]
     step("resample")
     better = bootstrap_difference("roc_auc", problem, truth, *said)
     note = f"{run.candidate.winner}: better by {better.value:+.3f}, 95 %: {better.low:+.3f} to {better.high:+.3f}"
     scores = [[compute_score("roc_auc", problem, truth, one)] for one in said]
-    return [Comparison(f"ROC-AUC, {len(sealed)} sealed rows", PEER, *scores, better="higher", note=note)]
+    return [Comparison(f"ROC-AUC, {len(holdout)} holdout rows", PEER, *scores, better="higher", note=note)]

@@ -44,7 +44,7 @@ def state_dataset(train: pd.DataFrame, workspace: Workspace) -> Dataset:
     """The rows, as stage 2 would have stored them."""
     table = write_table(workspace.tables, "train", train.rename_axis("row_id"))
     many = {"rows_in": len(train), "rows_clean": len(train), "rows_set_aside": 0}
-    nothing = {"ledger": [], "contract": FileRef(path="", sha256=""), "split": "", "decision": "A benchmark."}
+    nothing = {"ledger": [], "contract": FileRef(path="", sha256=""), "split_description": "", "decision": "A benchmark."}
     return Dataset(**many, **nothing, tables={"train": table})
 
 
@@ -70,13 +70,13 @@ def fit_mlcycle(
     )
     pipeline = load_model(workspace.root / plan.pipeline.path, plan.pipeline.sha256)
     with TemporaryDirectory() as folder:
-        arena = modelling.make_cross_validation(problem, pipeline, plan.columns, train, rules, Path(folder))
+        arena = modelling.make_cross_validation(problem, pipeline, plan.input_columns, train, rules, Path(folder))
         competition = modelling.compete(arena, rules, workspace.root / "study", train, len(train))
-        model, _ = modelling.fit_winner(competition, train[[*plan.columns, target]], None, rules.calibrate)
+        model, _ = modelling.fit_winner(competition, train[[*plan.input_columns, target]], None, rules.calibrate)
 
     def answer(rows: pd.DataFrame) -> tuple[object, list]:
         """Numbers of a regression, otherwise a probability for each class."""
-        said = predict(model, rows[plan.columns], problem)
+        said = predict(model, rows[plan.input_columns], problem)
         if task == "regression":
             return said.labels, []
         if task == "binary":  # Of the positive class

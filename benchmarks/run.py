@@ -24,7 +24,7 @@ from rich.table import Table
 from mlcycle.cli.base import exit_on_error
 from mlcycle.cli.run import StageProgress
 from mlcycle.core.runs import Run
-from mlcycle.core.versions import package_versions
+from mlcycle.core.versions import RUN_PACKAGES, installed_versions
 from mlcycle.lifecycle.choice import StageChoice
 from mlcycle.lifecycle.plan import make_plan
 from mlcycle.lifecycle.runner import run_plan
@@ -82,7 +82,7 @@ def main(
         if out:
             measured = [asdict(line) | {"ratios": line.ratios} for line in lines]
             out.parent.mkdir(parents=True, exist_ok=True)
-            out.write_text(json.dumps({"source": source, "versions": package_versions(), "lines": measured}, indent=2) + "\n")
+            out.write_text(json.dumps({"source": source, "versions": installed_versions(RUN_PACKAGES), "lines": measured}, indent=2) + "\n")
 
 
 if __name__ == "__main__":

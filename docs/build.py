@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -30,9 +31,9 @@ RUN = "import sys; from nbdev.test import test_nb; sys.exit(not test_nb(sys.argv
 def find_notebooks(folder: Path) -> dict[str, list[Path]]:
     """The notebooks that become pages: `stages` in order, and the others by folder."""
     groups = defaultdict(list)
-    for path in sorted([*folder.glob("*.ipynb"), *folder.glob("[a-z]*/*.ipynb")]):
-        root = "stages" if path.stem[:2].isdigit() else "basics"
-        groups[root if path.parent == folder else path.parent.name].append(path)
+    for path in sorted(path for path in folder.rglob("*.ipynb") if not re.search(r"/\.", str(path.relative_to(folder)))):
+        root = "stages" if path.stem[:2].isdigit() else "vocabulary"
+        groups[root if path.parent == folder else path.parent.relative_to(folder).as_posix()].append(path)
     return groups
 
 
@@ -85,12 +86,16 @@ def write_source() -> None:
     labels = {name: label for notebook in notebooks for name, label in exported_names(notebook).items()}
     for notebook in notebooks:
         write_page(notebook, SOURCE / notebook.relative_to(NOTEBOOKS), labels)
-    shutil.copy(ROOT / "docs" / "index.md", SOURCE)
+    for page in ("index.md", "glossary.md"):
+        shutil.copy(ROOT / "docs" / page, SOURCE)
     pages = {name: [SOURCE / path.relative_to(NOTEBOOKS) for path in group] for name, group in groups.items()}
-    stages, parts = {"In order": pages.pop("stages")}, {name: pages.pop(name) for name in STAGES if name in pages}
+    of_stages = [name for stage in STAGES for name in pages if name.split("/")[0] == stage]
+    stages, parts = {"In order": pages.pop("stages")}, {name: pages.pop(name) for name in of_stages}
     write_contents(SOURCE / "stages.md", "One notebook each, here with one run on the bundled sample.", stages)
     write_contents(SOURCE / "parts.md", "What each stage is made of: data in, data out.", parts)
-    write_contents(SOURCE / "ground.md", "What all stages stand on.", pages)
+    write_contents(
+        SOURCE / "foundations.md", "What all stages use: records, metrics, stores, the engine, the service, runs.", pages
+    )
 
 
 def main() -> None:

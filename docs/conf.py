@@ -12,7 +12,7 @@ nb_execution_mode = "off"  # docs/build.py has run the notebooks
 nb_output_stderr = "remove"  # What libraries log says nothing about the stage
 nb_merge_streams = True
 nb_ipywidgets_js = {}  # No page loads anything from elsewhere
-myst_enable_extensions = []  # A dollar sign is a dollar sign
+myst_enable_extensions = ["deflist"]  # A dollar sign is a dollar sign
 
 html_theme = "pydata_sphinx_theme"
 html_title = "mlcycle"

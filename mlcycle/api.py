@@ -28,7 +28,7 @@ def predict_with_run(
 ) -> pd.DataFrame: # `prediction`, and `score` or one column a class; same index
     "Predictions of the model of a run for some rows."
     problem, candidate = run.problem, run.candidate
-    rows, _ = clean_cells(rows[run.plan.columns], load_cleaning_plan(run.dataset, run.workspace))
+    rows, _ = clean_cells(rows[run.plan.input_columns], load_cleaning_plan(run.dataset, run.workspace))
     with run.workspace.lock("registry"):
         open_registry(run.workspace.tracking_uri, run.workspace.artifacts, candidate.model.name)
     predicted = predict(load_registered_model(candidate.model, run.workspace), rows, problem, candidate.threshold)

@@ -69,7 +69,7 @@ class RegistryError(MlcycleError):
 
 # %% ../nbs/errors.ipynb #438e5334
 class HoldoutError(MlcycleError):
-    "Sealed rows that were to be opened by somebody who may not, or who did not say why."
+    "An attempt to read the holdout by a stage that may not, or without a reason."
 
 # %% ../nbs/errors.ipynb #cd3ce644
 class StageError(MlcycleError):

@@ -18,20 +18,20 @@ class Record(BaseModel):
     "A frozen record without unknown fields."
 
     model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True) # Built when first used
-    measured: ClassVar[tuple[str, ...]] = () # Fields that differ each time: seconds, and names drawn at random
+    volatile: ClassVar[tuple[str, ...]] = () # Fields that differ each time: seconds, and names drawn at random
 
-    def meaning(self) -> dict:
+    def content(self) -> dict:
         "The record without what was only measured."
-        return {name: _meaning(getattr(self, name)) for name in type(self).model_fields if name not in self.measured}
+        return {name: _content(getattr(self, name)) for name in type(self).model_fields if name not in self.volatile}
 
 # %% ../nbs/outcomes.ipynb #fd3ecc64
-def _meaning(value: Any) -> Any:
+def _content(value: Any) -> Any:
     "A field without what was only measured."
     if isinstance(value, Record):
-        return value.meaning()
+        return value.content()
     if isinstance(value, dict):
-        return {key: _meaning(one) for key, one in value.items()}
-    return [_meaning(one) for one in value] if isinstance(value, list) else value
+        return {key: _content(one) for key, one in value.items()}
+    return [_content(one) for one in value] if isinstance(value, list) else value
 
 # %% ../nbs/outcomes.ipynb #d39a71d4
 class Outcome(Record):
@@ -39,11 +39,11 @@ class Outcome(Record):
 
     stage: ClassVar[str] = ""
     decision: str # One sentence: what was decided
-    agreed: list[str] = [] # Files of the project by which the stage went, and which it writes where they are missing
+    project_files: list[str] = [] # Files of the project by which the stage went, and which it writes where they are missing
 
-    def meaning(self) -> dict:
+    def content(self) -> dict:
         "The outcome without what was only measured, and without names of files."
-        return {name: value for name, value in super().meaning().items() if name != "agreed"}
+        return {name: value for name, value in super().content().items() if name != "project_files"}
 
 # %% ../nbs/outcomes.ipynb #69e15bc3
 Label = bool | int | float | str
@@ -84,28 +84,28 @@ class Score(Record):
 class LearningCurvePoint(Record):
     "A point of a learning curve."
 
-    rows: int # Learnt from
+    train_size: int # Learnt from
     score: Score # On rows that were held out
 
 # %% ../nbs/outcomes.ipynb #afe860af
 class Feasibility(Record):
     "Whether machine learning can answer the question, from a quick look at a sample."
 
-    measured: ClassVar[tuple[str, ...]] = ("seconds",)
+    volatile: ClassVar[tuple[str, ...]] = ("seconds",)
     verdict: Literal["feasible", "doubtful", "infeasible"]
     reason: str # One sentence
-    rows: int # Of the sample
-    all_rows: int = 0 # Of the table whose answer is known: where the learning curve is read off
+    sampled_rows: int # Of the sample
+    labelled_rows: int = 0 # Of the table whose answer is known: where the learning curve is read off
     scores: dict[str, Score] # Of quick models: `dummy`, `linear`, `boosted`
     p_value: float # Of the permutation test that there is any signal
-    signal: float = 0.0 # Its statistic: correlation of held-out answers with true ones
-    chance: list[float] = [] # The same with answers shuffled
-    curve: list[LearningCurvePoint] = [] # Of the best quick model, fewest rows first
-    reachable: Score # With all rows, by extrapolation of the learning curve
+    permutation_test_score: float = 0.0 # Its statistic: correlation of held-out answers with true ones
+    permutation_scores: list[float] = [] # The same with answers shuffled
+    learning_curve: list[LearningCurvePoint] = [] # Of the best quick model, fewest rows first
+    extrapolated_score: Score # With all rows, by extrapolation of the learning curve
     criteria: dict[str, Literal["within reach", "doubtful", "out of reach", "not probed"]] # By criterion
     label_noise: float | None = None # Share of equal rows with unequal answers; none where no rows repeat
-    ceiling: float | None = None # Accuracy, or R2 of a regression, that unequal answers to equal rows allow at most
-    stopped: str = "" # What was left out because time was up
+    noise_ceiling: float | None = None # Accuracy, or R2 of a regression, that unequal answers to equal rows allow at most
+    skipped: str = "" # What was left out because time was up
     seconds: float
 
 # %% ../nbs/outcomes.ipynb #f693d979
@@ -135,22 +135,22 @@ class Problem(Outcome):
     groups: list[str] = [] # Protected: columns whose groups must fare alike
     excluded: dict[str, str] = {} # Columns that may not be used, with the reason
     rows: int
-    share: dict[str, float] = {} # Of each class, or quantiles of a number
+    target_distribution: dict[str, float] = {} # Of each class, or quantiles of a number
     feasibility: Feasibility | None = None
 
 # %% ../nbs/outcomes.ipynb #9d6431f8
 class Ingestion(Record):
     "One reading of a source."
 
-    measured: ClassVar[tuple[str, ...]] = ("when", "seconds")
+    volatile: ClassVar[tuple[str, ...]] = ("ingested_at", "seconds")
     source: str # Without secrets
     query: str = ""
     rows: int
     bytes: int = 0 # Read, where that is known
-    malformed: int = 0 # Lines kept aside because they cannot be read
+    malformed_lines: int = 0 # Lines kept aside because they cannot be read
     sha256: str # Of the rows; where a query reads files without loading them, of their bytes
-    about: str = "" # What was found: the kind, separator and encoding of a file, the version of a table
-    when: str = "" # UTC, ISO 8601
+    description: str = "" # What was found: the kind, separator and encoding of a file, the version of a table
+    ingested_at: str = "" # UTC, ISO 8601
     seconds: float = 0.0
 
 # %% ../nbs/outcomes.ipynb #67233785
@@ -194,14 +194,14 @@ class Dataset(Outcome):
     rows_set_aside: int
     rows_quarantined: int = 0
     ledger: list[LedgerEntry]
-    cleaning: FileRef | None = None # What is done to each row, here and in the service
+    cleaning_plan: FileRef | None = None # What is done to each row, here and in the service
     contract: FileRef
     contract_version: str = ""
-    failures: list[RuleFailure] = []
+    rule_failures: list[RuleFailure] = []
     completeness: dict[str, float] = {} # Share of known values of each column
-    split: str # How the parts were made, in words
-    leaks: list[str] = [] # What two parts share that they should not, in words
-    tables: dict[str, TableRef] # `train`, `sealed`; if any, `future`, `set_aside`, `quarantine`, `ledger`, `malformed`
+    split_description: str # How the parts were made, in words
+    split_overlap: list[str] = [] # What two parts share that they should not, in words
+    tables: dict[str, TableRef] # `train`, `holdout`; if any, `future`, `set_aside`, `quarantine`, `ledger`, `malformed`
 
 # %% ../nbs/outcomes.ipynb #509c6aff
 class LeakageSuspect(Record):
@@ -217,54 +217,54 @@ ColumnType = Literal["number", "category", "many categories", "date", "text"]
 
 # %% ../nbs/outcomes.ipynb #37991c30
 class Feature(Record):
-    "A column as it came or a column that was made, and whether it earned its place."
+    "A raw column or a created feature, and whether it was selected."
 
     name: str
-    origins: list[str] # The columns it is made from; itself, if it came so
-    kind: ColumnType
-    made_by: str = "as it came" # In words, such as "distance / seats"
-    missing: float = 0.0 # Share of the training rows
-    gain: Score | None = None # What the primary metric loses on held-out rows without it; none if not measured
-    stability: float | None = None # Share of the repeats in which it did better than a random column
-    noise: float | None = None # Gain of the best of the random columns beside it
-    kept: bool = True
-    reason: str = "" # Why it was kept or dropped
+    source_columns: list[str] # The columns it is made from; itself, if it is a raw column
+    column_type: ColumnType
+    transformation: str = "raw column" # How it is made, in words, such as "distance / seats"
+    missing_share: float = 0.0 # Of the training rows
+    importance: Score | None = None # Permutation importance: what the primary metric loses on held-out rows with it shuffled
+    selection_frequency: float | None = None # Share of the repeats in which its importance exceeded every shadow feature's
+    shadow_importance: float | None = None # Of the best shadow feature, a shuffled copy of a feature
+    selected: bool = True
+    reason: str = "" # Why it was selected or dropped
 
 # %% ../nbs/outcomes.ipynb #7d7939ee
 class FeaturePlan(Outcome):
     "Which columns go in, which features come out."
 
     stage: ClassVar[str] = "features"
-    columns: list[str] # What the pipeline reads, in order
-    features: list[Feature] # The ledger: all that were considered, kept or not
-    outputs: dict[str, str] = {} # Feature from which each number that the model sees comes, fitted on training rows
-    dropped: dict[str, str] # Columns left out, with the reason
-    leaks: list[LeakageSuspect] = [] # Suspects
-    comparison: dict[str, Score] = {} # `raw`, `all` and `selected` features on held-out folds, `gain` of selected over raw
-    functions: FileRef | None = None # Source of the feature functions of a person's own
+    input_columns: list[str] # What the pipeline reads, in order
+    features: list[Feature] # The ledger: all that were considered, selected or not
+    output_features: dict[str, str] = {} # The feature behind each column of the model's input
+    dropped_columns: dict[str, str] # Columns left out, with the reason
+    leakage_suspects: list[LeakageSuspect] = [] # Columns that may leak the target
+    feature_set_scores: dict[str, Score] = {} # `raw`, `all` and `selected` features on held-out folds, `improvement` of selected over raw
+    user_functions: FileRef | None = None # Source of the user's feature functions
     pipeline: FileRef # An unfitted scikit-learn pipeline
 
 # %% ../nbs/outcomes.ipynb #fe4cbdf9
 class LeaderboardEntry(Record):
     "One model, scored on held-out folds."
 
-    measured: ClassVar[tuple[str, ...]] = ("fit_seconds", "predict_seconds", "size")
+    volatile: ClassVar[tuple[str, ...]] = ("fit_seconds", "predict_seconds", "model_bytes")
     model: str # With the number of its trial, if it has one
-    kind: str = "" # The candidate: `linear`, `lightgbm`, …
-    family: str = "" # How its features were encoded
+    model_type: str = "" # The candidate: `linear`, `lightgbm`, …
+    encoding: str = "" # How its features were encoded
     score: Score
-    folds: list[float]
-    difference: Score | None = None # To the best, fold by fold: below zero where it is worse; none for the best itself
+    fold_scores: list[float]
+    difference_to_best: Score | None = None # To the best, fold by fold: below zero where it is worse; none for the best itself
     fit_seconds: float # A fold
     predict_seconds: float = 0.0 # 1,000 encoded rows
-    size: int = 0 # Bytes of the fitted model
+    model_bytes: int = 0 # Bytes of the fitted model
     parameters: dict[str, Label | None] # Of an ensemble: the weights of its members
 
 # %% ../nbs/outcomes.ipynb #cce01823
 class ModelRef(Record):
     "A version in the registry."
 
-    measured: ClassVar[tuple[str, ...]] = ("run_id",)
+    volatile: ClassVar[tuple[str, ...]] = ("run_id",)
     name: str
     version: int
     run_id: str
@@ -275,37 +275,37 @@ class ModelRef(Record):
 class Calibration(Record):
     "Whether probabilities had to be put right."
 
-    slope: float # Above 1 bolder, below 1 more timid
-    shifts: list[float] # One a class
-    before: float # Log loss on held-out rows
-    after: float
-    gain: Score # Its difference, higher is better
-    kept: bool # Better by more than noise
+    inverse_temperature: float # Above 1 bolder, below 1 more timid
+    class_bias: list[float] # One a class
+    log_loss_before: float # Log loss on held-out rows
+    log_loss_after: float
+    improvement: Score # Its difference, higher is better
+    applied: bool # Better by more than noise
 
 # %% ../nbs/outcomes.ipynb #23593cd2
 class Candidate(Outcome):
     "The best model that was found, and what it was compared with."
 
-    measured: ClassVar[tuple[str, ...]] = ("latency_ms", "study", "found")
+    volatile: ClassVar[tuple[str, ...]] = ("latency_ms", "study", "resumed_trials")
     stage: ClassVar[str] = "modelling"
     model: ModelRef
     winner: str
     leaderboard: list[LeaderboardEntry] # Best first
-    trials: int # Of the search
-    rows_searched: int # The leaderboard is about so many rows
-    held_out: str = "" # Hash of question, rows and folds: where two runs have the same, their folds can be compared
+    n_trials: int # Of the search
+    search_rows: int # The leaderboard is about so many rows
+    folds_sha256: str = "" # Hash of question, rows and folds: where two runs have the same, their folds can be compared
     fold_sizes: list[list[int]] = [] # Rows learnt from and asked about, a fold of the first round
-    rows_fitted: int # The registered model learnt from so many
+    train_rows: int # The registered model learnt from so many
     threshold: float | None = None # Above it a binary score means the positive class
-    threshold_for: str = "" # The metric for which it was chosen
+    threshold_metric: str = "" # The metric for which it was chosen
     calibration: Calibration | None = None # Of a classification
-    out: dict[str, str] = {} # Candidates and trials that are not on the leaderboard, with the reason
-    searched: list[str] = [] # Candidates whose settings were looked for
+    excluded: dict[str, str] = {} # Candidates and trials that are not on the leaderboard, with the reason
+    tuned_models: list[str] = [] # Candidates whose settings were looked for
     study: str = "" # Folder of the search in the workspace
-    found: int = 0 # Trials that an interrupted search had left
-    late: bool = False # Time was up before the number of trials was reached: not to be repeated exactly
+    resumed_trials: int = 0 # Trials that an interrupted search had left
+    timed_out: bool = False # Time was up before the number of trials was reached: not to be repeated exactly
     latency_ms: dict[str, float] = {} # `p50` and `p95` of one row, `1000 rows` at once
-    curve: list[LearningCurvePoint] = [] # What the winner would have been with fewer rows
+    learning_curve: list[LearningCurvePoint] = [] # What the winner would have been with fewer rows
 
 # %% ../nbs/outcomes.ipynb #fc7d62f3
 class Gate(Record):
@@ -318,24 +318,24 @@ class Gate(Record):
     bound: float | None
     passed: bool
     note: str = "" # What else is to be known, in a sentence
-    timed: bool = False # A clock measured it: milliseconds, other ones each time
+    is_timing: bool = False # A clock measured it: milliseconds, other ones each time
 
-    def meaning(self) -> dict:
+    def content(self) -> dict:
         "The record without what a clock measured."
-        return {name: value for name, value in super().meaning().items()
-                if not self.timed or name not in ("value", "low", "high", "note")}
+        return {name: value for name, value in super().content().items()
+                if not self.is_timing or name not in ("value", "low", "high", "note")}
 
 # %% ../nbs/outcomes.ipynb #1f49beaf
 class Verdict(Outcome):
     "Whether the candidate may serve."
 
-    measured: ClassVar[tuple[str, ...]] = ("holdout_accesses",) # What it decides does not depend on it
+    volatile: ClassVar[tuple[str, ...]] = ("holdout_accesses",) # What it decides does not depend on it
     stage: ClassVar[str] = "validation"
     approved: bool
     gates: list[Gate]
-    scores: list[Score] # On the sealed rows
-    baseline: list[Score] # Of the dummy on the same rows
-    gap: dict[str, Score] # The primary metric on train, validation (held-out folds) and sealed rows
+    scores: list[Score] # On the holdout
+    baseline_scores: list[Score] # Of the dummy on the same rows
+    generalization_gap: dict[str, Score] # The primary metric on train, validation (held-out folds) and holdout rows
     holdout_rows: int
     holdout_accesses: int = 0 # How often these very rows had been looked at, this time included
     previous_champion: int | None = None # Model version
@@ -345,9 +345,9 @@ class Verdict(Outcome):
 class Parity(Record):
     "Rows sent through a service and compared with the pipeline."
 
-    measured: ClassVar[tuple[str, ...]] = ("start_seconds",)
+    volatile: ClassVar[tuple[str, ...]] = ("start_seconds",)
     rows: int
-    equal: int # Label and score the same, to the last bit
+    n_equal: int # Label and score the same, to the last bit
     start_seconds: float
 
 # %% ../nbs/outcomes.ipynb #dc9ac8da
@@ -384,16 +384,16 @@ class Window(Record):
 class Health(Outcome):
     "How the service does, and what to do about it."
 
-    measured: ClassVar[tuple[str, ...]] = ("latency_ms",)
+    volatile: ClassVar[tuple[str, ...]] = ("latency_ms",)
     stage: ClassVar[str] = "monitoring"
-    watched: str # Which rows: the future, the sealed ones, or none
+    monitored_rows: str # Which rows: the future, the holdout, or none
     rows: int
     latency_ms: dict[str, float] # p50, p95, p99
     windows: list[Window]
     drift: list[ColumnDrift]
     action: Literal["nothing", "investigate", "relabel", "retrain", "roll back"]
     reason: str
-    back_to: str = "" # The stage to go back to
+    back_to_stage: str = "" # The stage to go back to
 
 # %% ../nbs/outcomes.ipynb #524f7d44
 OUTCOME_TYPES = {kind.stage: kind for kind in (Problem, Dataset, FeaturePlan, Candidate, Verdict, Release, Health)}

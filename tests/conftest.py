@@ -52,8 +52,8 @@ def penguins() -> pd.DataFrame:
 
 
 def stored_rows(run: mc.Run, name: str) -> pd.DataFrame:
-    "The rows of one of a run's tables, sealed or not."
-    return read_any_table(run.workspace, run.dataset.tables[name], why="a test looks")
+    "The rows of one of a run's tables, the holdout too."
+    return read_any_table(run.workspace, run.dataset.tables[name], reason="a test looks")
 
 
 TABLES = {

@@ -153,7 +153,8 @@ def why(
     parameter: PARAMETER = None, file: FILE = None, project: PROJECT = None,
 ):
     "Show what has changed since a stage last ran, old and new value."
-    from mlcycle.lifecycle.freshness import changed_inputs, check_freshness
+    from mlcycle.lifecycle.freshness import check_freshness
+    from mlcycle.lifecycle.stage_inputs import changed_inputs
 
     with exit_on_error():
         StageChoice(only=stage) # Raises for a stage that is not known
@@ -161,7 +162,7 @@ def why(
         state = check_freshness(plan)[stage]
         reason = "nothing has changed since it last ran" if state.status == "fresh" else state.reason
         console.print(f"{stage} is {state.status}: {escape(reason)}.", highlight=False, soft_wrap=True)
-        changes = changed_inputs(state.entry.info["ingredients"], state.ingredients) if state.entry else []
+        changes = changed_inputs(state.entry.info["inputs"], state.inputs) if state.entry else []
         if changes:
             table = Table("what", "then", "now", title=f"Since run {state.entry.info['run']}", title_justify="left")
             for change in changes:
@@ -179,9 +180,9 @@ def params(
     with exit_on_error():
         StageChoice(only=stage)
         plan = plan_from_options({"source": source, "target": target, "metric": metric, "time": time}, parameter, file, project)
-        table = Table("stage", "parameter", "type", "value", "from", "meaning")
+        table = Table("stage", "parameter", "type", "value", "from", "content_hash")
         for name in [stage] if stage else STAGES:
-            for each in plan.hinges[name]:
+            for each in plan.definitions[name]:
                 if each.name != "run_dir":
                     value = repr(plan.parameters[name][each.name])
                     table.add_row(name, each.name, escape(each.annotation), escape(value), plan.origins[name][each.name],

@@ -161,7 +161,7 @@ def runs_table(
         **{name: [values[place] for place in places] for name, values in found["parameters"].items()},
         "columns in": [f"{run['features']['columns']}, {run['features']['created']} created" for run in runs],
         "winner": [run["winner"] for run in runs], f"{found['metric']}, held-out": [_score(run["held_out"]) for run in runs],
-        f"{found['metric']}, sealed": [_score(run["sealed"]) for run in runs],
+        f"{found['metric']}, holdout": [_score(run["holdout"]) for run in runs],
         "p95 of one row, ms": ["–" if run["p95_ms"] is None else f"{run['p95_ms']:.1f}" for run in runs],
         "model": [f"version {run['model']['version']}" for run in runs],
         "aliases": [", ".join(["?"] if run["model"]["aliases"] is None else run["model"]["aliases"]) or "–" for run in runs],

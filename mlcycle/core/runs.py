@@ -54,12 +54,12 @@ class Run:
 # %% ../../nbs/core/runs.ipynb #3a6938b0
 def find_run_project(
     folder: Path, # Of a run
-    about: dict[str, Any], # What `run.json` says
+    info: dict[str, Any], # What `run.json` says
 ) -> Path:
     "The project in whose workspace a run lies; if it lies elsewhere, the one for which it was made."
-    name, home = Path(about["stores"]["workspace"]), Path(folder).absolute().parent
+    name, home = Path(info["stores"]["workspace"]), Path(folder).absolute().parent
     inside = home.name == "runs" and name.parts and not name.is_absolute() and home.parent.parts[-len(name.parts):] == name.parts
-    return home.parents[len(name.parts)] if inside else Path(about["project"])
+    return home.parents[len(name.parts)] if inside else Path(info["project"])
 
 # %% ../../nbs/core/runs.ipynb #c406f436
 def update_run_info(

@@ -122,7 +122,7 @@ def block_rows(
     return tuple(np.logical_or.reduce(side) for side in zip(*flags, strict=True))
 
 # %% ../../nbs/data/leakage.ipynb #db8f452e
-EVALUATION_PARTS = ("sealed", "future") # Parts that should know nothing of the training rows
+EVALUATION_PARTS = ("holdout", "future") # Parts that should know nothing of the training rows
 OVERLAP_CHECKS = ("equal rows", "near-equal rows", "shared entities", "time overlap")
 MIN_NEAR_DUPLICATE_SHARE = 0.01 # A share of near twins below this is not told
 
@@ -137,7 +137,7 @@ def measure_split_overlap(
     columns = [name for name in train.columns if name not in (problem.target, *problem.excluded)]
     lines = _measure_duplicates(parts, later, columns, sample) if columns else []
     for name in later:
-        if problem.entity and name == "sealed": # The future may well be about the same
+        if problem.entity and name == "holdout": # The future may well be about the same
             shared = parts[name][problem.entity].isin(train[problem.entity].dropna().unique())
             lines.append((OVERLAP_CHECKS[2], name, len(shared), int(shared.sum()), 0.0, bool(shared.any())))
         if problem.time:

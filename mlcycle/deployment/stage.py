@@ -40,7 +40,7 @@ def check_parity(
     scores = [None if p.scores is None else p.scores.tolist() for p in own]
     equal = sum(answer.service == answer.pipeline and t["scores"] == s
                 for answer, t, s in zip(answers.itertuples(), told, scores, strict=True))
-    return Parity(rows=len(rows), equal=equal, start_seconds=round(service.start_seconds, 2)), answers
+    return Parity(rows=len(rows), n_equal=equal, start_seconds=round(service.start_seconds, 2)), answers
 
 # %% ../../nbs/06_deployment.ipynb #cf752f35
 def withheld(
@@ -53,21 +53,22 @@ def withheld(
 # %% ../../nbs/06_deployment.ipynb #28272033
 def release_model(
     problem: Problem, # Of stage 1
-    dataset: Dataset, # Of stage 2: its sealed rows are asked
+    dataset: Dataset, # Of stage 2: its holdout rows are sent to the service
     plan: FeaturePlan, # Of stage 3: names the columns
     candidate: Candidate, # Of stage 4
     verdict: Verdict, # Of stage 5
     workspace: Workspace | None = None, # Gets the bundle; that of the working directory if not given
-    parity_rows: int = 200, # So many sealed rows are asked
+    parity_rows: int = 200, # So many holdout rows are sent
     cold_start: bool = True, # Whether the service starts from nothing
-    run: str = "", # Under which the opening of the sealed rows is written down
+    run: str = "", # Under which the access to the holdout is recorded
 ) -> tuple[Release, pd.DataFrame]: # The answers of service and pipeline side by side
     "Bundle an approved model and prove that its service answers like it."
     workspace = workspace or Workspace.from_project()
     if not verdict.approved:
         return withheld(candidate, verdict), pd.DataFrame()
-    sealed = read_holdout(workspace, dataset.tables["sealed"], run, "deployment", "service and pipeline compared")[plan.columns]
-    columns = {name: str(kind) for name, kind in sealed.dtypes.items()}
+    holdout = read_holdout(workspace, dataset.tables["holdout"], run=run, stage="deployment",
+                           reason="service and pipeline compared")[plan.input_columns]
+    columns = {name: str(kind) for name, kind in holdout.dtypes.items()}
     served = problem.model_copy(update={"feasibility": None}) # A service has no use for it, and it holds seconds
     bundle = Bundle(problem=served, columns=columns, threshold=candidate.threshold, model=candidate.model,
                     cleaning=load_cleaning_plan(dataset, workspace))
@@ -77,12 +78,12 @@ def release_model(
         functions = workspace_functions_file(candidate.model.functions, workspace)
         folder = build_bundle(workspace.root / "releases", bundle, file, functions)
     load_workspace_functions(candidate.model.functions, workspace)
-    asked = sealed.sample(min(len(sealed), parity_rows), random_state=0)
+    asked = holdout.sample(min(len(holdout), parity_rows), random_state=0)
     parity, answers = check_parity(folder, bundle, asked, cold_start, functions)
-    if parity.equal != parity.rows:
-        raise StageError(f"The service answers {parity.rows - parity.equal} of {parity.rows} rows unlike the pipeline.",
+    if parity.n_equal != parity.rows:
+        raise StageError(f"The service answers {parity.rows - parity.n_equal} of {parity.rows} rows unlike the pipeline.",
                          "Each answer must be the same, to the last bit.")
-    decision = (f"{candidate.model.name}, version {candidate.model.version}, is released: {parity.equal} of {parity.rows} "
+    decision = (f"{candidate.model.name}, version {candidate.model.version}, is released: {parity.n_equal} of {parity.rows} "
                 "answers over HTTP equal the pipeline's.")
     return Release(released=True, model=candidate.model, bundle=f"releases/{folder.name}", files=hash_files(folder),
                    parity=parity, decision=decision), answers

@@ -64,7 +64,7 @@ def find_leakage_suspects(
         if problem.time and problem.time in aside:
             aside = aside[aside[problem.time] <= rows[problem.time].max()]
         witnesses = pd.concat([rows, aside[aside.columns.intersection(rows.columns)]]) if len(aside) else rows
-    leaks = find_target_leakage(witnesses.drop(columns=problem.target), witnesses[problem.target], problem, dataset.leaks, seed=rules.seed)
+    leaks = find_target_leakage(witnesses.drop(columns=problem.target), witnesses[problem.target], problem, dataset.split_overlap, seed=rules.seed)
     return allow_trusted_columns(leaks, rules.trusted, list(rows))
 
 # %% ../../nbs/03_features.ipynb #f084467d
@@ -115,14 +115,14 @@ def _conclude(problem: Problem, rows: pd.DataFrame, chosen: FeatureSelection, wo
                               outliers=rules.outliers, method=rules.outlier_method, holidays=rules.holidays)
     columns, some = list_input_columns(chosen), subsample_evenly(rows, rules.selection_rows) # Spread out, so that every part of a date varies
     outputs = map_outputs_to_features(clone(pipeline).fit(some[columns], some[problem.target]))
-    created = [each for each in chosen.features if each.origins != [each.name]]
+    created = [each for each in chosen.features if each.source_columns != [each.name]]
     suspects = [leak.column for leak in leaks if leak.column and leak.excluded]
     name = f"plans/{hashlib.sha256(dump_model(pipeline)).hexdigest()[:12]}.skops"
     return FeaturePlan(
-        columns=columns, features=chosen.features, outputs=outputs, dropped=dropped, leaks=leaks, comparison=chosen.comparison,
+        columns=columns, features=chosen.features, output_features=outputs, dropped_columns=dropped, leakage_suspects=leaks, feature_set_scores=chosen.comparison,
         functions=save_functions(functions, workspace.root / "functions") if functions else None,
         pipeline=FileRef(path=name, sha256=save_model(pipeline, workspace.root / name)),
-        decision=f"{len(columns)} columns in, {len(outputs)} numbers out; {sum(each.kept for each in created)} of {len(created)} "
+        decision=f"{len(columns)} columns in, {len(outputs)} numbers out; {sum(each.selected for each in created)} of {len(created)} "
                  f"created features are kept; {len(dropped)} columns are left out"
                  + (f", {', '.join(suspects)} since they may know the answer." if suspects else "."))
 

@@ -63,9 +63,9 @@ def read_any_notebook(
     "A notebook and its parameters; raise if either is wrong."
     if not notebook.is_file():
         raise ParameterError(f"The notebook '{notebook}' does not exist.", "A Jupyter notebook (.ipynb) is expected.")
-    content, hinge = read_notebook(notebook), read_parameters(notebook, needed=False)
-    if parameters and not hinge:
+    content, definitions = read_notebook(notebook), read_parameters(notebook, needed=False)
+    if parameters and not definitions:
         raise ParameterError(f"The notebook '{notebook}' has no parameters.", "A cell tagged 'parameters' holds them.",
                              "Each of its lines reads 'name: type = default  # help'.")
     content["metadata"].setdefault("kernelspec", {"name": "python3", "language": "python", "display_name": "python3"})
-    return content, resolve_parameters({notebook.stem: hinge}, {"command line": parameters})[notebook.stem]
+    return content, resolve_parameters({notebook.stem: definitions}, {"command line": parameters})[notebook.stem]

@@ -29,13 +29,13 @@ def hook_payload(
     run: "Run", # One that has ended
 ) -> dict[str, Any]: # JSON
     "How a run went."
-    about, reports = run.info, run.workspace.reports
-    stages = list(about["stages"].values())
+    info, reports = run.info, run.workspace.reports
+    stages = list(info["stages"].values())
     return {
-        "id": about["id"], "project": Path(about["project"]).name, "status": about["status"], "started": about["started"],
+        "id": info["id"], "project": Path(info["project"]).name, "status": info["status"], "started": info["started"],
         "seconds": round(sum(stage["seconds"] for stage in stages), 1),
-        "decision": stages[-1]["decision"] if stages else "", "error": about["error"],
-        "pages": str(reports / about["id"]), "index": str(reports / "index.html")}
+        "decision": stages[-1]["decision"] if stages else "", "error": info["error"],
+        "pages": str(reports / info["id"]), "index": str(reports / "index.html")}
 
 # %% ../../nbs/lifecycle/hooks.ipynb #45a78a5d
 def run_hook(

@@ -23,7 +23,7 @@ class Plan:
 
     workspace: Workspace
     notebooks: dict[str, Path] # By stage, in order
-    hinges: dict[str, list[Parameter]] # By stage
+    definitions: dict[str, list[Parameter]] # By stage
     parameters: dict[str, dict[str, Any]] # By stage; all of them
     origins: dict[str, dict[str, str]] # Where each value comes from
     settings: dict[str, dict[str, str]] = field(default_factory=dict) # The sections that are not stages
@@ -31,8 +31,8 @@ class Plan:
     @property
     def non_default_parameters(self) -> dict[str, dict[str, Any]]:
         "The parameters that differ from their notebook's default, by stage."
-        return {stage: {p.name: self.parameters[stage][p.name] for p in hinge if self.parameters[stage][p.name] != p.default}
-                for stage, hinge in self.hinges.items()}
+        return {stage: {p.name: self.parameters[stage][p.name] for p in parameters if self.parameters[stage][p.name] != p.default}
+                for stage, parameters in self.definitions.items()}
 
 # %% ../../nbs/lifecycle/plan.ipynb #2cfc8d61
 DEFAULT_SOURCE = "flights" # Where nobody says otherwise
@@ -56,15 +56,15 @@ def make_plan(
     "Resolve every parameter; raise for the first that is wrong."
     project = find_project(project)
     settings, notebooks = read_settings(project), stage_notebooks(project)
-    hinges = {stage: read_parameters(path) for stage, path in notebooks.items()}
+    definitions = {stage: read_parameters(path) for stage, path in notebooks.items()}
     layers = {
         "default": {"problem": {"source": DEFAULT_SOURCE}},
         SETTINGS_FILE: {stage: values for stage, values in settings.items() if stage in STAGES},
         str(parameter_file): read_parameter_file(parameter_file) if parameter_file else {},
         where: parameters,
     }
-    if has_problem_file(project, resolve_parameters(hinges, layers)["problem"]):
+    if has_problem_file(project, resolve_parameters(definitions, layers)["problem"]):
         layers["default"] = {"problem": {"source": ""}}
     sections = {name: section_with_defaults(settings, name) for name in SECTION_DEFAULTS}
-    return Plan(Workspace(project, sections["stores"]), notebooks, hinges, resolve_parameters(hinges, layers), parameter_origins(hinges, layers),
+    return Plan(Workspace(project, sections["stores"]), notebooks, definitions, resolve_parameters(definitions, layers), parameter_origins(definitions, layers),
                 sections)

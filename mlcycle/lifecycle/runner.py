@@ -23,22 +23,16 @@ from filelock import Timeout
 from ..core.files import copy_file, hash_file, short_hash, write_text
 from ..core.runs import Run, list_runs, update_run_info
 from ..core.settings import read_settings, section_with_defaults
-from ..core.versions import package_versions
+from ..core.versions import RUN_PACKAGES, installed_versions
 from ..core.workspace import Workspace
 from ..engine.forkserver import call_in_fork, import_statements, start_fork_server
 from ..engine.warmup import WARMUP_STATEMENTS
 from ..errors import DiskFullError, InputError, MlcycleError, ParameterError
 from .choice import StageChoice, RunCallback
 from .execute import execute_notebook, is_disk_full
-from mlcycle.lifecycle.freshness import (
-    StageState,
-    changes_during_run,
-    check_freshness,
-    save_cache_entry,
-    outcome_content_hash,
-    check_stage_freshness,
-    summarise_changes,
-)
+from .freshness import StageState, changes_during_run, check_freshness, check_stage_freshness
+from .stage_cache import save_cache_entry, outcome_content_hash
+from .stage_inputs import summarise_changes
 from ..nb.fingerprints import code_cells, save_code_summaries, load_code_summaries
 from .hooks import hook_payload, run_hook
 from .locks import is_running, run_lock, stage_lock
@@ -59,11 +53,11 @@ def start_run(
 ) -> Run:
     "A run with nothing done."
     now = datetime.now(UTC)
-    about = {
+    info = {
         "id": name or f"{now:%Y%m%d-%H%M%S}-{uuid4().hex[:4]}", "status": "running", "started": f"{now:%Y-%m-%d %H:%M} UTC",
         "project": str(plan.workspace.project), "stores": plan.workspace.stores, "parameters": plan.non_default_parameters,
-        "versions": package_versions(), "stages": {}, "keys": {}, "error": "", "process": os.getpid(), **facts}
-    write_text(Path(folder) / "run.json", json.dumps(about, indent=2) + "\n")
+        "versions": installed_versions(RUN_PACKAGES), "stages": {}, "keys": {}, "error": "", "process": os.getpid(), **facts}
+    write_text(Path(folder) / "run.json", json.dumps(info, indent=2) + "\n")
     return Run(folder)
 
 # %% ../../nbs/lifecycle/runner.ipynb #5535a042
@@ -123,11 +117,11 @@ def run_stage(
 def _keep(run: Run, plan: Plan, state: StageState, output: Path, callback: RunCallback) -> None:
     "Keep what a stage left for the next time, unless something changed under its hands."
     stage, changes = state.stage, changes_during_run(plan, state)
-    agreed = {f"file {name}" for name in run.outcome(stage).agreed}
+    agreed = {f"file {name}" for name in run.outcome(stage).project_files}
     if strange := [(name, old, new) for name, old, new in changes if old != "-" or name not in agreed]:
         callback.on_notice(f"{stage} will run again next time: while it ran, {summarise_changes(strange)}.")
         return
-    now = state.ingredients | {name: new for name, _, new in changes}
+    now = state.inputs | {name: new for name, _, new in changes}
     key = short_hash(now)
     save_cache_entry(run, stage, key, now, output, run.info["stages"][stage]["seconds"])
     update_run_info(run, keys=run.info["keys"] | {stage: key})
@@ -306,13 +300,13 @@ def _move_into_workspace(plan: Plan, draft: Run, pages: Path, stack: ExitStack) 
 # %% ../../nbs/lifecycle/runner.ipynb #ea9027e7
 def _run_stages(plan: Plan, run: Run, pages: Path, choice: StageChoice, callback: RunCallback, summaries: dict) -> Run:
     "Bring each stage of a run up to date; close the run however it ends."
-    decided, sources = {}, ModuleIndex(plan.workspace.project, summaries)
+    content_hashes, sources = {}, ModuleIndex(plan.workspace.project, summaries)
     try:
         save_code_summaries(plan.workspace, summaries)
         for stage in choice.stages:
             if stage not in run.info["keys"]: # The first stage of a new run has just run
-                _bring_up_to_date(plan, run, stage, decided, sources, pages, choice, callback)
-            decided[stage] = outcome_content_hash(run.folder / f"{stage}.json", stage)
+                _bring_up_to_date(plan, run, stage, content_hashes, sources, pages, choice, callback)
+            content_hashes[stage] = outcome_content_hash(run.folder / f"{stage}.json", stage)
         return _finish_run(run, callback=callback)
     except BaseException as error: # An interruption too closes the run
         if not is_disk_full(error):
@@ -320,13 +314,13 @@ def _run_stages(plan: Plan, run: Run, pages: Path, choice: StageChoice, callback
         raise
 
 # %% ../../nbs/lifecycle/runner.ipynb #d4877e9c
-def _bring_up_to_date(plan: Plan, run: Run, stage: str, decided: dict, sources: ModuleIndex, pages: Path, choice: StageChoice,
+def _bring_up_to_date(plan: Plan, run: Run, stage: str, content_hashes: dict, sources: ModuleIndex, pages: Path, choice: StageChoice,
                       callback: RunCallback) -> None:
     "Take a stage from the cache, or run it."
-    state = check_stage_freshness(plan, stage, decided, sources)
+    state = check_stage_freshness(plan, stage, content_hashes, sources)
     with stage_lock(run, state, callback):
         if state.status != "fresh": # Whoever held the lock may have done the work
-            state = check_stage_freshness(plan, stage, decided, sources)
+            state = check_stage_freshness(plan, stage, content_hashes, sources)
         if state.status != "fresh" or stage in choice.forced:
             return run_stage(run, plan, state, pages, callback)
         restore_stage(run, plan, state, pages)

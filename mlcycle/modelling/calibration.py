@@ -56,8 +56,8 @@ def calibrate_trial(
     scores = [compute_score(problem.metric, problem, arena.truth(fold), said[fold]) for fold in folds]
     harm = mean_difference(problem.metric, scores, trial.scores, arena.folds)
     kept = gain.low > 0 and harm.high >= 0
-    what = Calibration(slope=slope, shifts=list(shifts), before=float(np.mean(before)), after=float(np.mean(after)), gain=gain,
-                       kept=kept)
+    what = Calibration(inverse_temperature=slope, class_bias=list(shifts), log_loss_before=float(np.mean(before)), log_loss_after=float(np.mean(after)), improvement=gain,
+                       applied=kept)
     return what, replace(trial, said=said, scores=scores) if kept else trial
 
 # %% ../../nbs/modelling/calibration.ipynb #43a77d10

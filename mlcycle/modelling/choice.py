@@ -97,10 +97,10 @@ def leaderboard(
         return mean_difference(metric, trial.scores[:both], best.scores[:both], arena.folds)
 
     return [LeaderboardEntry(
-        model=trial.name, kind=trial.model, family=trial.family, score=mean_score(metric, trial.scores, arena.folds),
-        folds=trial.scores, parameters=final_parameters(trial), fit_seconds=trial.fit_seconds,
-        predict_seconds=trial.predict_seconds, size=trial.size,
-        difference=None if trial is best else behind(trial))
+        model=trial.name, model_type=trial.model, encoding=trial.family, score=mean_score(metric, trial.scores, arena.folds),
+        fold_scores=trial.scores, parameters=final_parameters(trial), fit_seconds=trial.fit_seconds,
+        predict_seconds=trial.predict_seconds, model_bytes=trial.size,
+        difference_to_best=None if trial is best else behind(trial))
         for trial in order]
 
 # %% ../../nbs/modelling/choice.ipynb #d90d7360

@@ -31,10 +31,10 @@ def leaderboard_table(
     "The leaderboard as a table."
     return pd.DataFrame([{
         "model": line.model, line.score.metric: line.score.value, "low": line.score.low, "high": line.score.high,
-        "to the best": None if line.difference is None else line.difference.value,
-        "± 95 %": None if line.difference is None else (line.difference.high - line.difference.low) / 2,
-        "encoding": line.family, "fit, s": line.fit_seconds, "1,000 rows, ms": 1000 * line.predict_seconds,
-        "size, kB": line.size / 1000} for line in lines])
+        "to the best": None if line.difference_to_best is None else line.difference_to_best.value,
+        "± 95 %": None if line.difference_to_best is None else (line.difference_to_best.high - line.difference_to_best.low) / 2,
+        "encoding": line.encoding, "fit, s": line.fit_seconds, "1,000 rows, ms": 1000 * line.predict_seconds,
+        "size, kB": line.model_bytes / 1000} for line in lines])
 
 # %% ../../nbs/modelling/plots.ipynb #44cfb376
 def plot_leaderboard(
@@ -45,9 +45,9 @@ def plot_leaderboard(
     import matplotlib.pyplot as plt
     import seaborn as sns
 
-    shown = [line for line in lines if line.kind != "dummy"][:most]
+    shown = [line for line in lines if line.model_type != "dummy"][:most]
     metric = shown[0].score.metric
-    folds = pd.DataFrame([{"model": line.model, metric: value} for line in shown for value in line.folds])
+    folds = pd.DataFrame([{"model": line.model, metric: value} for line in shown for value in line.fold_scores])
     figure, axes = plt.subplots(figsize=(8, 1 + 0.3 * len(shown)))
     sns.stripplot(folds, x=metric, y="model", alpha=0.5, color="C0", size=4, ax=axes)
     for place, line in enumerate(shown):
@@ -221,7 +221,7 @@ def plot_learning_curve(
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(figsize=(6, 3))
-    rows, scores = [point.rows for point in points], [point.score for point in points]
+    rows, scores = [point.train_size for point in points], [point.score for point in points]
     axes.fill_between(rows, [one.low for one in scores], [one.high for one in scores], alpha=0.2, linewidth=0)
     axes.plot(rows, [one.value for one in scores], "o-")
     axes.set(xscale="log", xlabel="rows learnt from", ylabel=scores[0].metric)

@@ -38,6 +38,7 @@ from .search import Budget, Search, rank, search_hyperparameters
 from .studies import study_name
 from .trials import CrossValidation, Trial, extend_trial, check_classes_in_folds, worker_processes
 from .weights import sample_weights
+from ..nb.fingerprints import stage_fingerprint
 from ..outcomes import Calibration, Candidate, LearningCurvePoint, Dataset, FeaturePlan, LeaderboardEntry, ModelRef, Problem
 from ..stores.tables.datasets import read_table
 from ..stores.models.function_files import load_workspace_functions
@@ -107,13 +108,13 @@ def describe_folds(
     problem: Problem, # What is asked
     dataset: Dataset, # Names the rows
     arena: CrossValidation, # With the folds of the first round
-) -> dict: # `held_out`, `fold_sizes`
+) -> dict: # `folds_sha256`, `fold_sizes`
     "What an outcome says about rows and folds."
     asked = {name: getattr(problem, name) for name in ("target", "task", "positive", "classes", "costs")}
     hashed = sha256(json.dumps([dataset.tables["train"].sha256, len(arena.rows), asked], sort_keys=True, default=str).encode())
     for places in (part for fold in arena.folds for part in fold):
         hashed.update(np.asarray(places, dtype=np.int64).tobytes() + b"|")
-    return {"held_out": hashed.hexdigest()[:16], "fold_sizes": [[len(learn), len(ask)] for learn, ask in arena.folds]}
+    return {"folds_sha256": hashed.hexdigest()[:16], "fold_sizes": [[len(learn), len(ask)] for learn, ask in arena.folds]}
 
 # %% ../../nbs/04_modelling.ipynb #05e86031
 @dataclass
@@ -150,9 +151,10 @@ class ModelSelection:
     def facts(self) -> dict:
         "What an outcome says about it."
         found, problem = self.search, self.arena.problem
-        return {"winner": self.chosen.name, "leaderboard": self.lines(), "trials": len(found.trials), "searched": found.searched,
-                "found": found.found, "late": found.late, "threshold": self.threshold, "calibration": self.calibration,
-                "threshold_for": threshold_metric(problem) if problem.task == "binary" else "", "out": self.out}
+        return {"winner": self.chosen.name, "leaderboard": self.lines(), "n_trials": len(found.trials),
+                "tuned_models": found.searched,
+                "resumed_trials": found.found, "timed_out": found.late, "threshold": self.threshold, "calibration": self.calibration,
+                "threshold_metric": threshold_metric(problem) if problem.task == "binary" else "", "excluded": self.out}
 
 # %% ../../nbs/04_modelling.ipynb #69969569
 def repeat_cross_validation(
@@ -211,8 +213,8 @@ def finish(
     competition.winner = trial
     if problem.task != "regression" and calibrate:
         competition.calibration, competition.winner = calibrate_trial(arena, trial)
-        if competition.calibration.kept:
-            model = CalibratedClassifier(model, competition.calibration.slope, competition.calibration.shifts)
+        if competition.calibration.applied:
+            model = CalibratedClassifier(model, competition.calibration.inverse_temperature, competition.calibration.class_bias)
     if problem.task == "binary":
         competition.threshold = tune_threshold(arena, competition.winner)
     return model
@@ -281,7 +283,7 @@ def learning_curve(
             blank = Trial(single.number, single.model, single.family, final_parameters(single))
             trial = extend_trial(smaller, CANDIDATES[single.model], blank)
         if trial.status == "complete":
-            points.append(LearningCurvePoint(rows=int(np.mean([len(learn) for learn, _ in fewer])),
+            points.append(LearningCurvePoint(train_size=int(np.mean([len(learn) for learn, _ in fewer])),
                                      score=mean_score(problem.metric, trial.scores, fewer)))
     return points
 
@@ -316,27 +318,27 @@ def find_model(
 ) -> tuple[Candidate, ModelSelection]:
     "Let models compete, and register the best."
     workspace, rules = workspace or Workspace.from_project(), rules or Rules()
-    load_workspace_functions(plan.functions, workspace)
+    load_workspace_functions(plan.user_functions, workspace)
     features = load_model(workspace.root / plan.pipeline.path, plan.pipeline.sha256)
     rows = read_table(workspace.tables, dataset.tables["train"])
-    check_columns_vary(rows, plan.columns)
+    check_columns_vary(rows, plan.input_columns)
     study = workspace.root / "studies" / name_study(problem, dataset, plan, rules)
     with TemporaryDirectory() as folder, worker_processes(rules.jobs), workspace.lock(f"study-{study.name}"):
-        arena = make_cross_validation(problem, features, plan.columns, rows, rules, Path(folder))
+        arena = make_cross_validation(problem, features, plan.input_columns, rows, rules, Path(folder))
         competition = compete(arena, rules, study, subsample_evenly(rows, rules.search_rows), len(rows))
         weights = sample_weights(problem, rows, rules.weights)
         with threadpool_limits(1 if arena.jobs == 1 else None): # On small tables threads wait longer than they work
-            model, taken = fit_winner(competition, rows[[*plan.columns, problem.target]], weights, rules.calibrate)
-        points = learning_curve(competition, rows, plan.columns, weights) if rules.curve else []
+            model, taken = fit_winner(competition, rows[[*plan.input_columns, problem.target]], weights, rules.calibrate)
+        points = learning_curve(competition, rows, plan.input_columns, weights) if rules.curve else []
     name, said = model_name(problem), competition.facts()
     candidate = Candidate(
-        model=ModelRef(name=name, version=0, run_id="", sha256=""), rows_searched=len(arena.rows), rows_fitted=len(rows),
-        study=competition.search.folder.relative_to(workspace.root).as_posix(), latency_ms=taken, curve=points, **said,
+        model=ModelRef(name=name, version=0, run_id="", sha256=""), search_rows=len(arena.rows), train_rows=len(rows),
+        study=competition.search.folder.relative_to(workspace.root).as_posix(), latency_ms=taken, learning_curve=points, **said,
         **describe_folds(problem, dataset, arena),
         decision=f"{said['winner']} won with {said['leaderboard'][0].score} on held-out folds")
-    tags = lineage_tags(workspace, problem, dataset, run, **asdict(rules)) | {"study": study.name}
-    tags |= {"functions": plan.functions.sha256} if plan.functions else {}
-    return register(candidate, competition, model, rows[plan.columns].head(5), workspace, tags), competition
+    tags = lineage_tags(problem, dataset, run, code_tags=stage_fingerprint(workspace), **asdict(rules)) | {"study": study.name}
+    tags |= {"functions": plan.user_functions.sha256} if plan.user_functions else {}
+    return register(candidate, competition, model, rows[plan.input_columns].head(5), workspace, tags), competition
 
 # %% ../../nbs/04_modelling.ipynb #c4b3ff04
 def name_study(

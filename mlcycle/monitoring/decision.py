@@ -12,7 +12,7 @@ from ..outcomes import ColumnDrift, Score
 # %% ../../nbs/monitoring/decision.ipynb #4ca2a9ad
 def fell(
     now: Score, # Of the events
-    promised: Score, # On the sealed rows
+    promised: Score, # On the holdout
 ) -> bool: # Whether the intervals lie apart, the new one on the bad side
     "Whether quality is worse than promised, beyond luck."
     return now.high < promised.low if get_metric(now.metric).higher_is_better else now.low > promised.high
@@ -20,7 +20,7 @@ def fell(
 # %% ../../nbs/monitoring/decision.ipynb #922f3ab1
 def decide(
     now: Score | None, # Of the events, if there is enough truth
-    promised: Score, # On the sealed rows
+    promised: Score, # On the holdout
     drift: list[ColumnDrift], # Of every column
     latency_ms: dict[str, float], # Percentiles
     budget_ms: float, # What 95 of 100 answers may take
@@ -29,10 +29,10 @@ def decide(
     moved = [d.column for d in drift if d.drifted]
     names = ", ".join(moved[:5]) + (" and others" if len(moved) > 5 else "")
     if now and fell(now, promised):
-        return "retrain", f"{now} is below what the sealed rows promised, {promised}.", "data"
+        return "retrain", f"{now} is below what the holdout promised, {promised}.", "data"
     if latency_ms["p95"] > budget_ms:
         return "investigate", f"95 of 100 answers took up to {latency_ms['p95']} ms; {budget_ms} ms are allowed.", "deployment"
     if now is None and moved:
         return "investigate", f"There is too little truth to judge by, and {len(moved)} columns moved: {names}.", "data"
-    held = f"{now} is what the sealed rows promised, {promised}" if now else "There is too little truth to judge by"
+    held = f"{now} is what the holdout promised, {promised}" if now else "There is too little truth to judge by"
     return "nothing", f"{held}; {f'{len(moved)} columns moved ({names})' if moved else 'no column moved'}.", ""

@@ -25,12 +25,13 @@ def rows_to_monitor(
     dataset: Dataset, # Of stage 2
     workspace: Workspace, # Holds the tables
     most: int, # At most so many, spread evenly
-    run: str = "", # Under which an opening of the sealed rows is written down
+    run: str = "", # Under which an access to the holdout is recorded
 ) -> tuple[str, pd.DataFrame]: # Which they are, and the rows in order
     "The rows that will go through the service."
-    name = "future" if "future" in dataset.tables else "sealed"
+    name = "future" if "future" in dataset.tables else "holdout"
     rows = (read_table(workspace.tables, dataset.tables[name]) if name == "future"
-            else read_holdout(workspace, dataset.tables[name], run, "monitoring", "replayed, since there is no future"))
+            else read_holdout(workspace, dataset.tables[name], run=run, stage="monitoring",
+                              reason="replayed, since there is no future"))
     return name, rows.iloc[np.linspace(0, len(rows) - 1, min(len(rows), most)).astype(int)]
 
 # %% ../../nbs/07_monitoring.ipynb #5e54d1a1
@@ -78,8 +79,8 @@ def health_without_release(
     release: Release, # Released nothing
 ) -> Health:
     "The health of a service that is not there."
-    return Health(decision="There is nothing to monitor: no model was released.", watched="none", rows=0, latency_ms={},
-                  windows=[], drift=[], action="investigate", reason=release.decision, back_to="modelling")
+    return Health(decision="There is nothing to monitor: no model was released.", monitored_rows="none", rows=0, latency_ms={},
+                  windows=[], drift=[], action="investigate", reason=release.decision, back_to_stage="modelling")
 
 # %% ../../nbs/07_monitoring.ipynb #8a641959
 def monitor_model(
@@ -100,16 +101,16 @@ def monitor_model(
         return health_without_release(release), pd.DataFrame()
     watched, rows = rows_to_monitor(dataset, workspace, replay_rows, run)
     delete_events(open_events(workspace.events_url), run) # Of an earlier attempt
-    replay(rows, problem, plan.columns, workspace.root / release.bundle, workspace.events_url, run,
+    replay(rows, problem, plan.input_columns, workspace.root / release.bundle, workspace.events_url, run,
            functions=workspace_functions_file(release.model.functions, workspace))
     events, features = read_events(open_events(workspace.events_url), run)
     events["when"] = rows[problem.time].to_numpy() if problem.time else events.received
-    train = read_table(workspace.tables, dataset.tables["train"])[plan.columns]
+    train = read_table(workspace.tables, dataset.tables["train"])[plan.input_columns]
     drift = detect_drift(train.sample(min(len(train), 5000), random_state=0), typed(features, train))
     now = score_events(events.dropna(subset=["truth"]), problem)
     latency = latencies(events)
     action, reason, back_to = decide(now, verdict.scores[0], drift, latency, latency_budget_ms)
     return Health(
-        decision=f"{WORDS[action]}: {reason}" + (f" Back to stage {back_to}." if back_to else ""), watched=watched,
+        decision=f"{WORDS[action]}: {reason}" + (f" Back to stage {back_to}." if back_to else ""), monitored_rows=watched,
         rows=len(events), latency_ms=latency, windows=score_by_window(events, problem, windows), drift=drift, action=action,
-        reason=reason, back_to=back_to), events
+        reason=reason, back_to_stage=back_to), events

@@ -153,14 +153,14 @@ ON_IMPORT = "(on import)" # Stands for what importing a module does
 class ModuleIndex:
     "Modules of ours and of the project's, summed up."
 
-    def __init__(self, project: Path, summaries: dict[str, dict] | None = None, anew: bool = False):
-        self.project, self.anew = Path(project), anew
+    def __init__(self, project: Path, summaries: dict[str, dict] | None = None, reread: bool = False):
+        self.project, self.reread = Path(project), reread
         self.summaries = {} if summaries is None else summaries # By the hash of the source; grows
         self.modules: dict[str, dict | None] = {}
 
     def module(self, name: str) -> dict | None:
         "The summary of a module of ours or of the project's; None for those of others."
-        known = self.modules if self.anew or name.split(".")[0] != "mlcycle" else MODULE_CACHE
+        known = self.modules if self.reread or name.split(".")[0] != "mlcycle" else MODULE_CACHE
         if name not in known:
             file = find_source_file(name, self.project)
             inside = f"{name}.__init__" if file and file.stem == "__init__" else name # Relative imports are about it

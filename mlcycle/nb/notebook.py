@@ -51,7 +51,7 @@ CONTAINER_TYPES = {"list": list, "dict": dict}
 # %% ../../nbs/nb/notebook.ipynb #9f588a6e
 @dataclass(frozen=True)
 class Parameter:
-    "A line of the hinge cell."
+    "A line of the parameters cell."
 
     name: str
     annotation: str # As it is written
@@ -100,9 +100,9 @@ def _read_type(node: ast.expr) -> Any:
 
 # %% ../../nbs/nb/notebook.ipynb #35c11a5e
 def parse_parameters(
-    source: str, # Of the hinge cell
+    source: str, # Of the parameters cell
 ) -> list[Parameter]:
-    "The parameters of a hinge cell."
+    "The parameters of a parameters cell."
     lines = ast.parse(source).body
     comments = {token.start[0]: token.string.lstrip("# ") for token in tokenize.generate_tokens(io.StringIO(source).readline)
                 if token.type == tokenize.COMMENT}
@@ -267,14 +267,14 @@ def is_parameters_cell(
 # %% ../../nbs/nb/notebook.ipynb #50e50176
 def read_parameters(
     path: Path, # Of a notebook
-    needed: bool = True, # A stage notebook has a hinge; another need not
+    needed: bool = True, # A stage notebook has such a cell; another need not
 ) -> list[Parameter]:
     "The parameters of a notebook."
-    hinges = [cell for cell in read_notebook(path)["cells"] if is_parameters_cell(cell)]
-    if len(hinges) > 1 or needed and not hinges:
-        raise ParameterError(f"The notebook {path} has {len(hinges)} cells tagged 'parameters'.", "One is expected.")
+    found = [cell for cell in read_notebook(path)["cells"] if is_parameters_cell(cell)]
+    if len(found) > 1 or needed and not found:
+        raise ParameterError(f"The notebook {path} has {len(found)} cells tagged 'parameters'.", "One is expected.")
     try:
-        return [parameter for hinge in hinges for parameter in parse_parameters(hinge["source"])]
+        return [parameter for cell in found for parameter in parse_parameters(cell["source"])]
     except (SyntaxError, ParameterError) as error:
         found = error.found if isinstance(error, ParameterError) else f"Its parameters cell is not Python: {error}."
         raise ParameterError(f"{Path(path).name}: {found}", getattr(error, "expected", "")) from error

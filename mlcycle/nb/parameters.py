@@ -52,29 +52,29 @@ FROM_PYTHON = "program" # The layer of whoever calls from Python: nothing is rea
 # %% ../../nbs/nb/parameters.ipynb #69a31365
 def parameters_by_stage(
     layer: dict[str, Any], # As a person writes it
-    hinges: dict[str, list[Parameter]], # Parameters by stage
+    definitions: dict[str, list[Parameter]], # Parameters by stage
     where: str, # Named in errors
 ) -> dict[str, dict[str, Any]]: # Values by stage
     "A layer, stage by stage."
-    typed, spread_out = where == FROM_PYTHON or isinstance(layer, TypedParameters), {stage: {} for stage in hinges}
+    typed, spread_out = where == FROM_PYTHON or isinstance(layer, TypedParameters), {stage: {} for stage in definitions}
     for key, value in layer.items():
-        if key in hinges and isinstance(value, dict):
+        if key in definitions and isinstance(value, dict):
             for name, inner in value.items():
-                _set_value(spread_out, hinges, [key], str(name), inner, where, typed)
+                _set_value(spread_out, definitions, [key], str(name), inner, where, typed)
         else:
             stage, _, name = str(key).rpartition(".")
-            _set_value(spread_out, hinges, [stage] if stage else list(hinges), name, value, where, typed)
+            _set_value(spread_out, definitions, [stage] if stage else list(definitions), name, value, where, typed)
     return spread_out
 
 # %% ../../nbs/nb/parameters.ipynb #19b76d1e
-def _set_value(values: dict, hinges: dict, stages: list[str], name: str, value: Any, where: str, typed: bool) -> None:
+def _set_value(values: dict, definitions: dict, stages: list[str], name: str, value: Any, where: str, typed: bool) -> None:
     "One value into every stage that has the parameter."
-    found = [(stage, p) for stage in stages for p in hinges.get(stage, []) if p.name == name and name != "run_dir"]
+    found = [(stage, p) for stage in stages for p in definitions.get(stage, []) if p.name == name and name != "run_dir"]
     if not found:
-        known = sorted({p.name for stage in stages for p in hinges.get(stage, [])} - {"run_dir"})
-        lost = [stage for stage in stages if stage not in hinges]
+        known = sorted({p.name for stage in stages for p in definitions.get(stage, [])} - {"run_dir"})
+        lost = [stage for stage in stages if stage not in definitions]
         if lost:
-            raise ParameterError(f"The stage '{lost[0]}' ({where}) is not known.", remedy=suggest_name(lost[0], list(hinges)))
+            raise ParameterError(f"The stage '{lost[0]}' ({where}) is not known.", remedy=suggest_name(lost[0], list(definitions)))
         raise ParameterError(f"The parameter '{name}' ({where}) is not known.", remedy=suggest_name(name, known))
     for stage, parameter in found:
         values[stage][name] = _value(parameter, value, where, typed)
@@ -93,24 +93,24 @@ def _value(parameter: Parameter, value: Any, where: str, typed: bool) -> Any:
 
 # %% ../../nbs/nb/parameters.ipynb #a2ce47c7
 def resolve_parameters(
-    hinges: dict[str, list[Parameter]], # Parameters by stage
+    definitions: dict[str, list[Parameter]], # Parameters by stage
     layers: dict[str, dict[str, Any]], # By where they come from; later ones win
 ) -> dict[str, dict[str, Any]]: # Every parameter of every stage
     "The value that each parameter has."
-    values = {stage: {p.name: p.default for p in parameters} for stage, parameters in hinges.items()}
+    values = {stage: {p.name: p.default for p in parameters} for stage, parameters in definitions.items()}
     for where, layer in layers.items():
-        for stage, given in parameters_by_stage(layer, hinges, where).items():
+        for stage, given in parameters_by_stage(layer, definitions, where).items():
             values[stage] |= given
     return values
 
 # %% ../../nbs/nb/parameters.ipynb #e0fd357e
 def parameter_origins(
-    hinges: dict[str, list[Parameter]], # Parameters by stage
+    definitions: dict[str, list[Parameter]], # Parameters by stage
     layers: dict[str, dict[str, Any]], # By where they come from; later ones win
 ) -> dict[str, dict[str, str]]: # For every parameter of every stage: the name of a layer, or "notebook"
     "Where the value of each parameter comes from."
-    found = {stage: {p.name: "notebook" for p in parameters} for stage, parameters in hinges.items()}
+    found = {stage: {p.name: "notebook" for p in parameters} for stage, parameters in definitions.items()}
     for where, layer in layers.items():
-        for stage, given in parameters_by_stage(layer, hinges, where).items():
+        for stage, given in parameters_by_stage(layer, definitions, where).items():
             found[stage] |= dict.fromkeys(given, where)
     return found

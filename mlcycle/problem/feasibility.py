@@ -627,9 +627,9 @@ def _conclude(rows: pd.DataFrame, case: ProbeData, said: dict[str, Predictions],
     reach = {metric: extrapolate_score(case, metric, points, len(known), ceiling) for metric in metrics}
     stands = {line: compare_with_bound(reach[one[0]], one[1]) if one else "not probed" for line, one in needed.items()}
     verdict, reason = feasibility_verdict(signal, reach, stands, needed, clock.left_out)
-    curve = [LearningCurvePoint(rows=size, score=bootstrap_intervals([primary], problem, truth, one, times=60, seed=case.seed)[0])
+    curve = [LearningCurvePoint(train_size=size, score=bootstrap_intervals([primary], problem, truth, one, times=60, seed=case.seed)[0])
              for size, one in points]
     return Feasibility(
-        verdict=verdict, reason=reason, rows=len(case.sample), all_rows=len(known), scores=scores, p_value=signal.p_value,
-        signal=round(signal.value, 4), chance=signal.chance.round(4).tolist(), curve=curve, reachable=reach[primary],
-        criteria=stands, label_noise=share, ceiling=ceiling, stopped=" and ".join(clock.left_out), seconds=round(clock.spent, 2))
+        verdict=verdict, reason=reason, sampled_rows=len(case.sample), labelled_rows=len(known), scores=scores, p_value=signal.p_value,
+        permutation_test_score=round(signal.value, 4), permutation_scores=signal.chance.round(4).tolist(), learning_curve=curve, extrapolated_score=reach[primary],
+        criteria=stands, label_noise=share, noise_ceiling=ceiling, skipped=" and ".join(clock.left_out), seconds=round(clock.spent, 2))

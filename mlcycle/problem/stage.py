@@ -191,7 +191,8 @@ def define_problem(
     check_costs(said, task, classes)
     parsed = check_criteria(said, task, names[0])
     found = {"question": said.question or f"What is '{said.target}', given the other columns?", "task": task, "positive": sought,
-             "classes": classes, "metric": names[0], "metrics": names, "criteria": parsed, "share": describe_target(values, task)}
+             "classes": classes, "metric": names[0], "metrics": names, "criteria": parsed,
+             "target_distribution": describe_target(values, task)}
     problem = Problem(**dict(said) | found, rows=len(rows), source_sha256=hash_rows(rows), decision="-")
     check_consistency(said, problem)
     probe = assess_feasibility(rows, problem, probe_seconds) if probe_seconds > 0 else None
@@ -234,7 +235,7 @@ def draft_problem_fields(
     if not said.target:
         return dict(said), notes
     problem = define_problem(rows=rows, document=said, probe_seconds=0)
-    shares = ", ".join(f"{name} {share:.3g}" for name, share in list(problem.share.items())[:8])
+    shares = ", ".join(f"{name} {share:.3g}" for name, share in list(problem.target_distribution.items())[:8])
     what = "Quantiles" if problem.task == "regression" else "Shares of the classes"
     notes["task"] = f"Found: {problem.task}. {what}: {shares}."
     return {name: getattr(problem, name) for name in ProblemDocument.model_fields} | {

@@ -55,15 +55,15 @@ def run_overview(
     "A run in a few facts."
     train, plan, candidate = outcomes["data"]["tables"]["train"], outcomes["features"], outcomes["modelling"]
     held, model = candidate["leaderboard"][0]["score"], candidate["model"]
-    sealed = [score for score in outcomes["validation"].get("scores", []) if score["metric"] == metric]
+    holdout = [score for score in outcomes["validation"].get("scores", []) if score["metric"] == metric]
     key = model["name"], model["version"]
     return {
         "run": run.id, "when": run.info.get("started", ""), "source": outcomes["problem"]["source"],
         "data": {"version": train["version"], "rows": train["rows"], "sha256": train["sha256"]},
         "features": {"columns": len(plan["columns"]), "created": sum(
-            each["kept"] and each["made_by"] != "as it came" for each in plan["features"])},
+            each["selected"] and each["transformation"] != "as it came" for each in plan["features"])},
         "winner": candidate["winner"], "held_out": held if held["metric"] == metric else None,
-        "sealed": sealed[0] if sealed else None, "p95_ms": candidate["latency_ms"].get("p95"),
+        "holdout": holdout[0] if holdout else None, "p95_ms": candidate["latency_ms"].get("p95"),
         "model": {"name": key[0], "version": key[1], "aliases": None if aliases is None else aliases.get(key, ["deleted"])},
         "seconds": round(sum(stage.get("seconds", 0) for stage in run.info.get("stages", {}).values()), 1)}
 
@@ -89,7 +89,7 @@ def merge_leaderboards(
     for board, candidate in zip(boards, candidates, strict=True):
         for line in candidate["leaderboard"]:
             if line["score"]["metric"] == metric:
-                board.setdefault(line.get("kind") or line["model"], []).append(line)
+                board.setdefault(line.get("model_type") or line["model"], []).append(line)
     lower = any(line["score"].get("lower_is_better") for board in boards for lines in board.values() for line in lines)
     sign = 1 if lower else -1
     worth = lambda line: sign * line["score"]["value"]  # noqa: E731
@@ -109,7 +109,7 @@ def compare_fold_scores(
     groups: dict[str, list[int]] = {}
     for place, candidate in enumerate(candidates):
         score = candidate["leaderboard"][0]["score"]
-        same = candidate.get("held_out") if score["metric"] == metric else ""
+        same = candidate.get("folds_sha256") if score["metric"] == metric else ""
         groups.setdefault(same or f"alone {place}", []).append(place)
     found = []
     for group in groups.values():
@@ -128,14 +128,14 @@ def _why_alone(judged: str, metric: str, candidate: dict[str, Any]) -> str:
     "Why a run cannot be compared fold by fold."
     if judged != metric:
         return f"it was judged by {judged}"
-    return "it used other rows or folds" if candidate.get("held_out") else "its folds were not noted"
+    return "it used other rows or folds" if candidate.get("folds_sha256") else "its folds were not noted"
 
 # %% ../../nbs/reports/compare_runs.ipynb #ebf160a3
 def _difference(ours: dict[str, Any], best: dict[str, Any], metric: str) -> dict[str, Any]:
     "By how much a winner differs from the best, on the folds that both were asked about."
     from mlcycle.ml.folds import mean_difference
 
-    pairs = list(zip(ours["leaderboard"][0]["folds"], best["leaderboard"][0]["folds"], strict=False))
+    pairs = list(zip(ours["leaderboard"][0]["fold_scores"], best["leaderboard"][0]["fold_scores"], strict=False))
     sizes = [(range(learn), range(ask)) for learn, ask in best["fold_sizes"]]
     found = mean_difference(metric, [one for one, _ in pairs], [other for _, other in pairs], sizes)
     return {"folds": len(pairs), "difference": found.model_dump(mode="json"), "why": ""}

@@ -17,7 +17,7 @@ FACT_GROUPS = ("parameters", "scores", "outcomes", "versions")
 
 # %% ../../nbs/reports/run_facts.ipynb #2fb83476
 def _scores(outcomes: dict[str, dict]) -> dict[str, dict[str, Any]]:
-    "Scores on sealed rows, the primary one first, and what the held-out folds had said."
+    "Scores on the holdout, the primary one first, and what the held-out folds had said."
     found = [(score["metric"], score) for score in outcomes["validation"].get("scores", []) if score["value"] is not None]
     if board := outcomes["modelling"].get("leaderboard"):
         found.append((f"{board[0]['score']['metric']}, held-out folds", board[0]["score"]))
@@ -60,14 +60,14 @@ def run_summary(
     run: Run, # Any, finished or not
 ) -> dict[str, Any]: # Plain JSON
     "A run as the index lists it."
-    about, outcomes = run.info, read_outcomes(run)
-    problem, verdict, stages = outcomes["problem"], outcomes["validation"], about.get("stages", {})
+    info, outcomes = run.info, read_outcomes(run)
+    problem, verdict, stages = outcomes["problem"], outcomes["validation"], info.get("stages", {})
     decisions = [done["decision"] for done in stages.values()]
     return {
-        "id": run.id, "status": about.get("status", ""), "started": about.get("started", ""), "batch": about.get("batch", ""),
+        "id": run.id, "status": info.get("status", ""), "started": info.get("started", ""), "batch": info.get("batch", ""),
         "source": problem.get("source", ""), "target": problem.get("target", ""), "task": problem.get("task", ""),
-        "rows": problem.get("rows"), "metric": problem.get("metric", ""), "error": about.get("error", ""),
-        "decision": about.get("error") or verdict.get("decision") or (decisions or [""])[-1],
+        "rows": problem.get("rows"), "metric": problem.get("metric", ""), "error": info.get("error", ""),
+        "decision": info.get("error") or verdict.get("decision") or (decisions or [""])[-1],
         "approved": verdict.get("approved"), "action": outcomes["monitoring"].get("action", ""),
         "seconds": round(sum(done.get("seconds", 0) for done in stages.values()), 1), "stages": stages,
         "facts": run_facts(run, outcomes)}

@@ -67,7 +67,7 @@ def build_bundle(
         shutil.copy(functions, half / "functions.py")
     (half / "bundle.json").write_text(bundle.model_dump_json(indent=2) + "\n")
     (half / "requirements.txt").write_text(needed)
-    inside = sha256(f"{bundle.meaning()} {needed}".encode()).hexdigest()[:8]
+    inside = sha256(f"{bundle.content()} {needed}".encode()).hexdigest()[:8]
     whole = folder / f"{bundle.model.name}-{bundle.model.version}-{inside}"
     if hash_files(whole) != hash_files(half): # It is not there, or damaged
         shutil.rmtree(whole, ignore_errors=True)

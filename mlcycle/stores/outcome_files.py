@@ -61,10 +61,10 @@ def load_cleaning_plan(
     workspace: Workspace, # Keeps the plan
 ) -> CleaningPlan: # An empty one where nothing is cleaned
     "What was done to the rows, and must be done to those that the service is asked."
-    if dataset.cleaning is None:
+    if dataset.cleaning_plan is None:
         return CleaningPlan()
-    file = workspace.root / dataset.cleaning.path
-    if not file.is_file() or hash_file(file) != dataset.cleaning.sha256:
+    file = workspace.root / dataset.cleaning_plan.path
+    if not file.is_file() or hash_file(file) != dataset.cleaning_plan.sha256:
         raise ArtifactError(f"The cleaning plan {file} is missing or has been altered.", remedy="Run stage 2 again.")
     return CleaningPlan.model_validate_json(file.read_text())
 

@@ -41,9 +41,9 @@ def baseline_predictions(
 # %% ../../nbs/validation/gates.ipynb #8c5ad2b2
 @dataclass(frozen=True)
 class Evidence:
-    "What is known about the sealed rows."
+    "What is known about the holdout."
 
-    truth: pd.Series # Of the sealed rows
+    truth: pd.Series # Of the holdout
     said: Predictions # By the candidate
     guess: Predictions # By the baseline
     champion: Predictions | None = None # By the model that serves
@@ -57,7 +57,7 @@ class Evidence:
 def _gate(criterion: Criterion, shown: Score, bound: float, passed: bool, note: str = "", timed: bool = False) -> Gate:
     "What was shown, beside what was asked."
     return Gate(criterion=criterion.text, value=shown.value, low=shown.low, high=shown.high, bound=bound, passed=bool(passed),
-                note=note, timed=timed)
+                note=note, is_timing=timed)
 
 # %% ../../nbs/validation/gates.ipynb #d3aeae60
 def _gate_without_value(criterion: Criterion, passed: bool, note: str) -> Gate:
@@ -68,7 +68,7 @@ def _gate_without_value(criterion: Criterion, passed: bool, note: str) -> Gate:
 def decide_metric_bound(
     criterion: Criterion, # Such as `roc_auc >= 0.75`
     problem: Problem, # Says how to score
-    seen: Evidence, # On the sealed rows
+    seen: Evidence, # On the holdout
 ) -> Gate:
     "Whether a metric reaches its bound beyond luck."
     shown = bootstrap_intervals([criterion.metric], problem, seen.truth, seen.said, seen.times, seen.seed)[0]
@@ -99,7 +99,7 @@ def operating_point_metric(
 def decide_operating_point(
     criterion: Criterion, # Such as `recall >= 0.6 at precision >= 0.5`
     problem: Problem, # Binary
-    seen: Evidence, # On the sealed rows
+    seen: Evidence, # On the holdout
 ) -> Gate:
     "Whether some threshold gives both."
     shown = bootstrap_intervals([operating_point_metric(criterion)], problem, seen.truth, seen.said, seen.times, seen.seed)[0]
@@ -122,7 +122,7 @@ def _margin(criterion: Criterion, problem: Problem, seen: Evidence, theirs: Pred
 def decide_against_baseline(
     criterion: Criterion, # Such as `beats baseline by 5 %`
     problem: Problem, # Says how to score
-    seen: Evidence, # On the sealed rows
+    seen: Evidence, # On the holdout
 ) -> Gate:
     "Whether the candidate is better than a model that looks at no column."
     shown = bootstrap_difference(criterion.metric, problem, seen.truth, seen.said, seen.guess, seen.times, seen.seed)
@@ -133,7 +133,7 @@ def decide_against_baseline(
 def decide_against_champion(
     criterion: Criterion, # Such as `not worse than champion by more than 0.005`
     problem: Problem, # Says how to score
-    seen: Evidence, # On the sealed rows
+    seen: Evidence, # On the holdout
 ) -> Gate:
     "Whether the candidate loses no more than a margin against the model that serves."
     if seen.champion is None:
@@ -185,7 +185,7 @@ def ratio_between_groups(
     metric: Metric, # Never negative
     names: np.ndarray, # The group of each row
     problem: Problem, # Says how to score
-    seen: Evidence, # On the sealed rows
+    seen: Evidence, # On the holdout
 ) -> tuple[Score | None, str]: # Worst over best, with an interval; none where there are no two groups. And a note
     "How near the worst group comes to the best."
     truth = encode_target(seen.truth, problem)
@@ -222,7 +222,7 @@ def decide_group_ratio(
     metric, found, notes = bind_metric(criterion.metric, problem), [], []
     for column in [criterion.column] if criterion.column else problem.groups:
         if column not in seen.groups:
-            return _gate_without_value(criterion, False, f"The sealed rows have no column '{column}'.")
+            return _gate_without_value(criterion, False, f"The holdout has no column '{column}'.")
         shown, note = ratio_between_groups(metric, group_labels(seen.groups[column]), problem, seen)
         notes.append(f"{column}: {note}")
         found.append((column, shown))
@@ -238,7 +238,7 @@ _DECIDE = {"bound": decide_metric_bound, "operating point": decide_operating_poi
 # %% ../../nbs/validation/gates.ipynb #1fa8ad93
 def decide_gates(
     problem: Problem, # Its criteria are decided, and its latency budget
-    seen: Evidence, # On the sealed rows
+    seen: Evidence, # On the holdout
 ) -> list[Gate]:
     "All criteria of a problem, decided."
     return [_DECIDE[criterion.kind](criterion, problem, seen) for criterion in parse_criteria(problem)]

@@ -48,7 +48,7 @@ def rows_of(folder, dataset, name) -> pd.DataFrame:
 
 def test_a_first_ingestion_writes_the_contract_and_a_later_one_is_held_to_it(prepared, tmp_path):
     first = prepared(orders())
-    assert first.agreed == ["contract.yaml"] and first.rows_quarantined == 0
+    assert first.project_files == ["contract.yaml"] and first.rows_quarantined == 0
     bad = orders(seed=1).astype({"price": object})
     bad.loc[[3, 50, 70], "price"] = None
     bad.loc[9, "price"] = "a lot"
@@ -59,7 +59,7 @@ def test_a_first_ingestion_writes_the_contract_and_a_later_one_is_held_to_it(pre
     assert set(kept.index) == {3, 9, 50, 70} and set(kept.column) == {"price"} and set(kept.severity) == {"error"}
     assert set(kept) >= {"rule", "value", "contract_version", "source_sha256", "row"}
     assert json.loads(kept.row.loc[9])["shop"] in ("Rome", "Oslo", "Lima")
-    failure = second.failures[0]
+    failure = second.rule_failures[0]
     assert failure.column == "price" and len(failure.examples) <= 5 and 0.98 < second.completeness["price"] < 1
 
 
@@ -80,7 +80,7 @@ def test_a_contract_for_another_table_does_not_count(prepared, tmp_path):
     wine.to_csv(tmp_path / "wine.csv", index=False)
     problem = define_problem(str(tmp_path / "wine.csv"), "target", probe_seconds=0)
     made = prepare_data(problem, Workspace(tmp_path))
-    assert made.rows_quarantined == 0 and made.agreed == [] and (tmp_path / "contract.yaml").read_text() == before
+    assert made.rows_quarantined == 0 and made.project_files == [] and (tmp_path / "contract.yaml").read_text() == before
 
 
 def test_every_row_and_every_changed_cell_is_kept_somewhere(prepared, tmp_path):
@@ -94,7 +94,7 @@ def test_every_row_and_every_changed_cell_is_kept_somewhere(prepared, tmp_path):
     assert set(ledger[ledger.column == "shop"].index) == set(range(20, 26))
     aside = rows_of(tmp_path, made, "set_aside")
     assert aside.reason.value_counts().to_dict() == {"exact duplicate of an earlier row": 10, "no late": 4}
-    assert sum(made.tables[name].rows for name in ("train", "sealed", "future", "set_aside")) == len(dirty)
+    assert sum(made.tables[name].rows for name in ("train", "holdout", "future", "set_aside")) == len(dirty)
     assert prepared(dirty, cleaning_steps=["case"]).rows_set_aside == 4, "other steps are left out"
 
 
@@ -129,7 +129,7 @@ def test_entities_stay_on_one_side_and_outliers_can_be_set_aside(tmp_path):
     rows.to_csv(tmp_path / "orders.csv", index=False)
     problem = define_problem(str(tmp_path / "orders.csv"), "late", entity="customer", probe_seconds=0)
     made = prepare_data(problem, Workspace(tmp_path), outlier_method="robust z", cleaning_steps=["strip"])
-    assert made.split.startswith("By group") and not made.leaks
+    assert made.split_description.startswith("By group") and not made.split_overlap
     train = rows_of(tmp_path, made, "train")
     assert train.price.max() < 1_000 and train.customer.nunique() < 80
 

@@ -43,7 +43,7 @@ def test_what_fits_is_chosen():
         parts, words = split_rows(rows, asked(**more))
         assert words.startswith(word)
         assert whole(parts, rows)
-    parts, words = split_rows(rows.assign(part=np.where(rows.day < 400, "train", "sealed")), asked(time="day"), column="part")
+    parts, words = split_rows(rows.assign(part=np.where(rows.day < 400, "train", "holdout")), asked(time="day"), column="part")
     assert words.startswith("As the column 'part' tells")
     assert "part" not in parts["train"]
     assert len(parts["train"]) == 400
@@ -56,10 +56,10 @@ def test_a_group_is_never_on_both_sides(values, seed):
     rows["y"] = [float(answer) for *_, answer in values]
     assume(rows.who.nunique() > 1)
     parts, _ = split_rows(rows, asked(task="regression", entity="who"), holdout_share=0.3, seed=seed)
-    assert not set(parts["train"].who.dropna()) & set(parts["sealed"].who.dropna())
+    assert not set(parts["train"].who.dropna()) & set(parts["holdout"].who.dropna())
     assert whole(parts, rows)
     assert len(parts["train"])
-    assert len(parts["sealed"])
+    assert len(parts["holdout"])
 
 
 def test_groups_of_very_different_size_keep_the_shares():
@@ -67,8 +67,8 @@ def test_groups_of_very_different_size_keep_the_shares():
     who = np.repeat(np.arange(200), rng.zipf(1.6, 200).clip(max=500))
     rows = normalise(pd.DataFrame({"who": who.astype(str), "y": np.where(rng.random(len(who)) < 0.1, "a", "b")}))
     parts, _ = split_rows(rows, asked(entity="who"))
-    assert 0.15 < len(parts["sealed"]) / len(rows) < 0.25
-    assert abs((parts["sealed"].y == "a").mean() - (rows.y == "a").mean()) < 0.04
+    assert 0.15 < len(parts["holdout"]) / len(rows) < 0.25
+    assert abs((parts["holdout"].y == "a").mean() - (rows.y == "a").mean()) < 0.04
 
 
 @settings(max_examples=60, deadline=None)
@@ -80,20 +80,20 @@ def test_every_class_is_in_both_parts(classes, share):
             split_rows(rows, asked(task="multiclass"), holdout_share=share)
         return
     parts, _ = split_rows(rows, asked(task="multiclass"), holdout_share=share)
-    assert set(parts["train"].y) == set(parts["sealed"].y) == set(classes)
+    assert set(parts["train"].y) == set(parts["holdout"].y) == set(classes)
     assert parts["train"].index.is_monotonic_increasing
 
 
 def test_time_cuts_and_keeps_apart_whom_it_knows():
     rows = visits().sample(frac=1, random_state=0)
     parts, _ = split_rows(rows, asked(time="day"), future_share=0)
-    assert parts["train"].day.max() < parts["sealed"].day.min()
+    assert parts["train"].day.max() < parts["holdout"].day.min()
     assert not len(parts["future"])
     late = rows.assign(patient=np.where(rows.day > 450, "p" + rows.patient, rows.patient))
     problem = asked(time="day", entity="patient")
     parts, words = split_rows(late, problem, exclude_shared_entities=True)
     assert whole(parts, late)
-    assert not set(parts["train"].patient) & set(parts["sealed"].patient)
+    assert not set(parts["train"].patient) & set(parts["holdout"].patient)
     assert f"{len(parts['set_aside'])} rows are set aside" in words
 
 
@@ -106,7 +106,7 @@ def test_time_cuts_and_keeps_apart_whom_it_knows():
         pytest.param({}, {"column": "parts"}, "no column 'parts'", id="no such column"),
         pytest.param({"part": "test"}, {"column": "part"}, "says 'test'", id="unknown part"),
         pytest.param({"part": None}, {"column": "part"}, "says nothing", id="no part"),
-        pytest.param({"part": "train"}, {"column": "part"}, "No row is left for the part 'sealed'", id="nothing sealed"),
+        pytest.param({"part": "train"}, {"column": "part"}, "No row is left for the part 'holdout'", id="no holdout"),
         pytest.param({"patient": "p"}, {"how": "group", "entity": "patient"}, "about the same", id="one group"),
         pytest.param({}, {"holdout_from": "9999", "time": "day"}, "No row is left", id="a moment too late"),
     ],
@@ -141,7 +141,7 @@ def test_flights_in_time_order_raise_no_alarm():
     measured = measure_split_overlap(parts, problem)
     assert describe_split_overlap(parts, problem, measured) == []
     assert set(measured.check) == {"equal rows", "near-equal rows", "time overlap"}
-    assert set(measured.part) == {"sealed", "future"}
+    assert set(measured.part) == {"holdout", "future"}
 
 
 def test_a_table_of_few_values_raises_no_alarm():
@@ -160,14 +160,14 @@ def test_injected_leaks_are_found_and_counted(rows):
     table = visits(rows, rows // 10)
     problem = asked()
     parts, _ = split_rows(table, problem)
-    train, sealed = parts["train"], parts["sealed"]
+    train, holdout = parts["train"], parts["holdout"]
     assert describe_split_overlap(parts, problem) == []
     equal = train.sample(12, random_state=0)
-    near = train.sample(len(sealed) // 10, random_state=1)
+    near = train.sample(len(holdout) // 10, random_state=1)
     noisy = near.assign(x=near.x + 1e-9, town=" " + near.town.str.upper(), z=5.0)
     for copies, word in ((equal, "in every feature"), (near.assign(z=5.0), "but one"), (noisy, "but one")):
-        (told,) = describe_split_overlap(parts | {"sealed": pd.concat([sealed, copies])}, problem)
-        assert told.startswith(f"{len(copies):,} of {len(sealed) + len(copies):,} sealed rows")
+        (told,) = describe_split_overlap(parts | {"holdout": pd.concat([holdout, copies])}, problem)
+        assert told.startswith(f"{len(copies):,} of {len(holdout) + len(copies):,} holdout rows")
         assert word in told
 
 

@@ -19,7 +19,7 @@ FEW = {"trials": 1, "folds": 3, "repeats": 1, "curve": "false", "select": "off",
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory):
-    "Three runs: two on the same folds, of which one was judged on sealed rows; and one on other folds."
+    "Three runs: two on the same folds, of which one was judged on the holdout; and one on other folds."
     folder = tmp_path_factory.mktemp("wine")
     TABLES["wine"][0]().to_csv(folder / "wine.csv", index=False)
     for until, changed in (
@@ -49,7 +49,7 @@ def test_the_last_runs_stand_side_by_side(project, runs):
     shown = typed("compare", project=project)
     assert shown.exit_code == 0, shown.output
     assert max(map(len, shown.stdout.splitlines()[:40])) <= 80
-    for word in ("winner", "held-out", "sealed", "p95", "version 1", "aliases", "columns in", "forest", "*"):
+    for word in ("winner", "held-out", "holdout", "p95", "version 1", "aliases", "columns in", "forest", "*"):
         assert word in shown.stdout, word
     assert f"{runs[2].id} cannot be compared fold by fold: it used other rows or folds." in " ".join(shown.stdout.split())
 
@@ -59,14 +59,14 @@ def test_as_json_it_says_what_the_outcomes_say(project, runs):
     found = json.loads(typed("compare", one.id, other.id, wide.id, "--json", project=project).stdout)
     assert [run["run"] for run in found["runs"]] == [one.id, other.id, wide.id]
     assert found["runs"][0]["held_out"]["value"] == one.candidate.leaderboard[0].score.value
-    sealed = {score.metric: score.value for score in one.verdict.scores}
-    assert found["runs"][0]["sealed"]["value"] == sealed[found["metric"]]
-    assert found["runs"][1]["sealed"] is None
+    holdout = {score.metric: score.value for score in one.verdict.scores}
+    assert found["runs"][0]["holdout"]["value"] == holdout[found["metric"]]
+    assert found["runs"][1]["holdout"] is None
     assert found["leaderboard"]["linear"][1] is None
     assert found["leaderboard"]["forest"][0] is None
     assert any("folds" in name for name in found["parameters"])
     behind = next(line for line in found["differences"] if line["to"])
-    folds = {run.id: np.array(run.candidate.leaderboard[0].folds) for run in runs}
+    folds = {run.id: np.array(run.candidate.leaderboard[0].fold_scores) for run in runs}
     mean = (folds[behind["run"]] - folds[behind["to"]]).mean()
     sign = -1 if one.candidate.leaderboard[0].score.lower_is_better else 1
     assert behind["difference"]["value"] == pytest.approx(sign * mean)
@@ -75,10 +75,10 @@ def test_as_json_it_says_what_the_outcomes_say(project, runs):
     assert [line["run"] for line in found["differences"] if not line["to"]] == [wide.id]
 
 
-def test_any_metric_of_the_sealed_rows_will_do(project, runs):
+def test_any_metric_of_the_holdout_rows_will_do(project, runs):
     metric = runs[0].verdict.scores[-1].metric
     found = json.loads(typed("compare", "--metric", metric, "--json", project=project).stdout)
-    assert found["runs"][-1]["sealed"]["metric"] == metric
+    assert found["runs"][-1]["holdout"]["metric"] == metric
 
 
 def test_a_wrong_name_is_said(project, runs):

@@ -132,8 +132,8 @@ def test_altered_artefacts_are_never_used(table_run):
 
 def test_a_pipeline_saved_by_one_process_loads_in_a_fresh_one(table_run, tmp_path):
     run = table_run("penguins")
-    sealed = stored_rows(run, "sealed")[run.plan.columns]
-    sealed.to_parquet(tmp_path / "rows.parquet")
+    holdout = stored_rows(run, "holdout")[run.plan.input_columns]
+    holdout.to_parquet(tmp_path / "rows.parquet")
     model = run.workspace.root / run.release.bundle / "model.skops"
     code = (
         "import sys, pandas as pd; from mlcycle.stores.models.model_files import load_model; "
@@ -142,7 +142,7 @@ def test_a_pipeline_saved_by_one_process_loads_in_a_fresh_one(table_run, tmp_pat
     fresh = subprocess.run(
         [sys.executable, "-c", code, model, tmp_path / "rows.parquet"], capture_output=True, text=True, check=True, cwd=tmp_path
     )
-    assert fresh.stdout.strip() == str(run.predict(sealed).prediction.tolist())
+    assert fresh.stdout.strip() == str(run.predict(holdout).prediction.tolist())
 
 
 def test_a_crafted_model_is_refused(tmp_path):

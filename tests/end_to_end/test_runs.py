@@ -44,9 +44,9 @@ def test_finds_the_task_and_loses_no_row(run):
     assert sorted(ids) == list(range(len(frame))), "every row is in exactly one table"
 
 
-def test_sealed_scores_can_be_computed_again(run):
-    sealed = stored_rows(run, "sealed")
-    said, truth = run.predict(sealed), sealed[run.problem.target]
+def test_holdout_scores_can_be_computed_again(run):
+    holdout = stored_rows(run, "holdout")
+    said, truth = run.predict(holdout), holdout[run.problem.target]
     shown = {score.metric: score for score in run.verdict.scores}
     if run.problem.task == "regression":
         assert shown["rmse"].value == pytest.approx(metrics.root_mean_squared_error(truth, said.prediction))
@@ -69,12 +69,12 @@ def test_the_champion_moves_only_on_a_pass(run):
 def test_beats_guessing_and_answers_alike(run):
     "These four tables can be learnt; a run that does not show it is broken."
     assert run.verdict.approved, run.verdict.decision
-    assert run.release.parity.equal == run.release.parity.rows == QUICK["parity_rows"]
+    assert run.release.parity.n_equal == run.release.parity.rows == QUICK["parity_rows"]
 
 
-def test_without_a_future_the_sealed_rows_are_watched(run):
+def test_without_a_future_the_holdout_rows_are_watched(run):
     health = run.health
-    assert (health.watched, health.action) == ("sealed", "nothing")
+    assert (health.monitored_rows, health.action) == ("holdout", "nothing")
     assert "there is no future" in (run.workspace.reports / run.id / page_name("monitoring")).read_text()
     assert health.latency_ms["p50"] <= health.latency_ms["p95"] <= health.latency_ms["p99"]
     events, features = read_events(open_events(run.workspace.events_url), run.id)
@@ -87,13 +87,13 @@ def test_flights_in_time_order(tmp_path):
     run = mc.run("sample", project=tmp_path, **QUICK)
     parts = {name: stored_rows(run, name) for name in run.dataset.tables}
     when = "scheduled_departure"
-    assert parts["train"][when].max() < pd.Timestamp("2013-09-01") <= parts["sealed"][when].min()
-    assert parts["sealed"][when].max() < pd.Timestamp("2013-11-01") <= parts["future"][when].min()
+    assert parts["train"][when].max() < pd.Timestamp("2013-09-01") <= parts["holdout"][when].min()
+    assert parts["holdout"][when].max() < pd.Timestamp("2013-11-01") <= parts["future"][when].min()
     assert parts["set_aside"].late.isna().all()
     afterwards = {"dep_time", "dep_delay", "arr_time", "arr_delay", "air_time"}
-    assert not afterwards & set(run.plan.columns)
-    assert afterwards <= set(run.plan.dropped)
-    assert run.health.watched == "future"
+    assert not afterwards & set(run.plan.input_columns)
+    assert afterwards <= set(run.plan.dropped_columns)
+    assert run.health.monitored_rows == "future"
     starts = [window.start for window in run.health.windows]
     assert starts == sorted(starts)
     features = (run.workspace.reports / run.id / page_name("features")).read_text()
@@ -109,7 +109,7 @@ def test_a_rejected_model_is_not_released(table_run, tmp_path):
     assert run.verdict.current_champion is None
     assert not run.release.released
     assert not (run.workspace.root / "releases").exists()
-    assert (run.health.watched, run.health.back_to) == ("none", "modelling")
+    assert (run.health.monitored_rows, run.health.back_to_stage) == ("none", "modelling")
 
 
 def test_the_same_inputs_give_the_same_outcomes(table_run, tmp_path):
@@ -117,10 +117,10 @@ def test_the_same_inputs_give_the_same_outcomes(table_run, tmp_path):
     TABLES["wine"][0]().to_csv(tmp_path / "wine.csv", index=False)
     assert cli("run", "--source", "wine.csv", "--target", "target", "-q", *WORDS, cwd=tmp_path).returncode == 0
     again = mc.open("last", tmp_path)
-    assert again.problem.meaning() == first.problem.meaning()
-    assert again.dataset.meaning() == first.dataset.meaning()
+    assert again.problem.content() == first.problem.content()
+    assert again.dataset.content() == first.dataset.content()
     assert again.plan.features == first.plan.features
-    assert again.candidate.meaning() == first.candidate.meaning()
+    assert again.candidate.content() == first.candidate.content()
     assert again.candidate.model.sha256 == first.candidate.model.sha256, "equal models are equal files"
     assert again.verdict.scores == first.verdict.scores
 
@@ -140,13 +140,13 @@ def test_parquet_and_a_model_that_knows_the_answer(tmp_path):
 
 
 def test_time_without_moments_splits_by_share(tmp_path):
-    "A table with a time column and nothing else said: seven parts teach, two are sealed, one is the future."
+    "A table with a time column and nothing else said: seven parts are for training, two are the holdout, one is the future."
     rng = np.random.default_rng(0)
     days = pd.date_range("2024-01-01", periods=400).to_series().sample(frac=1, random_state=0)
     frame = pd.DataFrame({"placed": days.dt.strftime("%Y-%m-%d"), "price": rng.random(400), "late": rng.choice(["a", "b"], 400)})
     frame.to_csv(tmp_path / "orders.csv", index=False)
     run = mc.run(str(tmp_path / "orders.csv"), "late", tmp_path, "data", time="placed")
     parts = {name: stored_rows(run, name).placed for name in run.dataset.tables}
-    assert {name: len(part) for name, part in parts.items()} == {"train": 280, "sealed": 80, "future": 40}
-    assert parts["train"].max() < parts["sealed"].min() <= parts["sealed"].max() < parts["future"].min()
+    assert {name: len(part) for name, part in parts.items()} == {"train": 280, "holdout": 80, "future": 40}
+    assert parts["train"].max() < parts["holdout"].min() <= parts["holdout"].max() < parts["future"].min()
     assert parts["train"].is_monotonic_increasing

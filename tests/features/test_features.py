@@ -72,7 +72,7 @@ def plan_for(table: pd.DataFrame, folder: Path, rules: FeatureSettings | None = 
         rows_clean=len(table),
         rows_set_aside=0,
         ledger=[],
-        split="-",
+        split_description="-",
         contract=FileRef(path="-", sha256="-"),
         tables={"train": stored},
     )
@@ -94,20 +94,20 @@ def whole(tmp_path_factory) -> tuple[Problem, FeaturePlan, Workspace]:
 
 def test_planted_features_are_made_and_kept_and_noise_is_not(planned):
     _, plan, _ = planned
-    created = [each for each in plan.features if each.origins != [each.name]]
-    kept = [set(each.origins) for each in created if each.kept]
+    created = [each for each in plan.features if each.source_columns != [each.name]]
+    kept = [set(each.source_columns) for each in created if each.selected]
     assert kept == [{"price", "seats"}], [(each.name, each.reason) for each in created]
     looking_back = {"rows in 1 day", "rows of customer so far", "mean late of customer so far"}
-    assert looking_back <= {each.name for each in created if each.gain is not None}
-    assert not [each.name for each in plan.features if each.kept and "noise" in each.origins]
-    assert plan.comparison["selected"].value > plan.comparison["raw"].value
+    assert looking_back <= {each.name for each in created if each.importance is not None}
+    assert not [each.name for each in plan.features if each.selected and "noise" in each.source_columns]
+    assert plan.feature_set_scores["selected"].value > plan.feature_set_scores["raw"].value
 
 
 def test_a_suspect_is_left_out_and_named(planned):
     _, plan, _ = planned
-    assert [leak.column for leak in plan.leaks if leak.excluded] == ["refund"]
-    assert "refund" in plan.dropped and "refund" not in plan.columns and "refund" in plan.decision
-    assert not [each.name for each in plan.features if "refund" in each.origins]
+    assert [leak.column for leak in plan.leakage_suspects if leak.excluded] == ["refund"]
+    assert "refund" in plan.dropped_columns and "refund" not in plan.input_columns and "refund" in plan.decision
+    assert not [each.name for each in plan.features if "refund" in each.source_columns]
 
 
 @pytest.mark.parametrize("which", ["planned", "whole"])
@@ -115,27 +115,27 @@ def test_a_plan_does_not_contradict_itself(which, request):
     problem, plan, space = request.getfixturevalue(which)
     pipeline = load_model(space.root / plan.pipeline.path, plan.pipeline.sha256)
     names = [each.name for each in plan.features]
-    kept = {each.name for each in plan.features if each.kept}
+    kept = {each.name for each in plan.features if each.selected}
     reads = {name for recipe in pipeline["create"].recipes for name in recipe.reads()}
-    assert len(set(names)) == len(names) and len(set(plan.columns)) == len(plan.columns)
-    assert set(pipeline["encode"].kinds) == kept and set(plan.outputs.values()) <= kept
-    assert set(plan.columns) == reads | {each.name for each in plan.features if each.kept and each.origins == [each.name]}
-    assert not set(plan.columns) & {problem.target, *plan.dropped}
-    assert all(set(each.origins) <= set(orders()) for each in plan.features)
+    assert len(set(names)) == len(names) and len(set(plan.input_columns)) == len(plan.input_columns)
+    assert set(pipeline["encode"].kinds) == kept and set(plan.output_features.values()) <= kept
+    assert set(plan.input_columns) == reads | {each.name for each in plan.features if each.selected and each.source_columns == [each.name]}
+    assert not set(plan.input_columns) & {problem.target, *plan.dropped_columns}
+    assert all(set(each.source_columns) <= set(orders()) for each in plan.features)
     assert all(
-        each.reason and (each.gain is None or each.gain.low <= each.gain.value <= each.gain.high) for each in plan.features
+        each.reason and (each.importance is None or each.importance.low <= each.importance.value <= each.importance.high) for each in plan.features
     )
     rows = normalise(orders())
-    fitted = pipeline.fit(rows[plan.columns], rows.late)
-    assert map_outputs_to_features(fitted) == plan.outputs and list(fitted.get_feature_names_out()) == list(plan.outputs)
+    fitted = pipeline.fit(rows[plan.input_columns], rows.late)
+    assert map_outputs_to_features(fitted) == plan.output_features and list(fitted.get_feature_names_out()) == list(plan.output_features)
 
 
 def test_what_is_planned_makes_one_row_as_in_the_batch(whole, tmp_path):
     _, plan, space = whole
     rows = normalise(orders())
-    fitted = load_model(space.root / plan.pipeline.path).fit(rows[plan.columns], rows.late)
+    fitted = load_model(space.root / plan.pipeline.path).fit(rows[plan.input_columns], rows.late)
     again = load_model(tmp_path / "fitted.skops", save_model(fitted, tmp_path / "fitted.skops"))
-    asked = normalise(orders(60, seed=1))[plan.columns]
+    asked = normalise(orders(60, seed=1))[plan.input_columns]
     asked.iloc[::7, asked.columns.get_loc("price")] = np.nan
     asked.iloc[::5, asked.columns.get_loc("customer")] = "never seen"
     batch = fitted.transform(asked)
@@ -150,11 +150,11 @@ def test_what_happens_later_changes_nothing_before(whole):
     create.recipes = [recipe for recipe in create.recipes if not isinstance(recipe, GroupDeviation)]
     assert any(isinstance(recipe, HistoryRecipe) for recipe in create.recipes)
     rows, cut, rng = normalise(orders()), 600, np.random.default_rng(5)
-    before = create.fit(rows[plan.columns], rows.late).transform(rows[plan.columns]).head(cut)
+    before = create.fit(rows[plan.input_columns], rows.late).transform(rows[plan.input_columns]).head(cut)
     order = rng.permutation(np.arange(cut, len(rows)))
     later = rows.iloc[order].assign(placed=rows.placed.iloc[cut:].to_numpy()).set_axis(rows.index[cut:])
     changed = pd.concat([rows.head(cut), later])
-    after = create.fit(changed[plan.columns], changed.late).transform(changed[plan.columns]).head(cut)
+    after = create.fit(changed[plan.input_columns], changed.late).transform(changed[plan.input_columns]).head(cut)
     pd.testing.assert_frame_equal(after, before)
 
 
@@ -288,16 +288,16 @@ def test_the_ledger_travels_with_the_run(project):
 
 
 def test_a_suspect_comes_back_when_a_person_vouches_for_it(project):
-    assert "refund" in mc.open("last", project).plan.dropped
+    assert "refund" in mc.open("last", project).plan.dropped_columns
     try:
         write_settings(project, "trusted = refund", "select = off")
         assert "stale" in states(project)["features"]
         done = cli("run", "-q", "--until", "features", cwd=project)
         assert done.returncode == 0, done.stdout + done.stderr
         plan = mc.open("last", project).plan
-        (leak,) = plan.leaks
+        (leak,) = plan.leakage_suspects
         assert (leak.column, leak.excluded) == ("refund", False)
-        assert "refund" in plan.columns and "refund" not in plan.dropped
+        assert "refund" in plan.input_columns and "refund" not in plan.dropped_columns
     finally:
         write_settings(project)
 
@@ -348,10 +348,10 @@ def test_odd_types_go_all_the_way(tmp_path):
     table.to_parquet(tmp_path / "orders.parquet")
     chosen = QUICK | {"select": "auto", "models": ["linear", "lightgbm"], "entity": "customer", "criteria": ["accuracy >= 0.01"]}
     run = mc.run(str(tmp_path / "orders.parquet"), "late", project=tmp_path, **chosen)
-    assert run.info["status"] == "done" and run.release.parity.equal == run.release.parity.rows
-    kinds = {each.name: each.kind for each in run.plan.features}
+    assert run.info["status"] == "done" and run.release.parity.n_equal == run.release.parity.rows
+    kinds = {each.name: each.column_type for each in run.plan.features}
     assert (kinds["note"], kinds["stars"], kinds["gift"], kinds["colour"]) == ("text", "number", "number", "category")
-    assert "waited" in kinds or "waited" in run.plan.dropped
+    assert "waited" in kinds or "waited" in run.plan.dropped_columns
     said = run.predict(table.drop(columns="late"))
     assert len(said) == len(table) and said.score.between(0, 1).all()
 

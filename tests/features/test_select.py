@@ -58,7 +58,7 @@ CANDIDATES = [Two("a", "*", "b"), Twice("a", "*", "b"), Two("d", "*", "e"), Two(
 
 def kept(features: list[Feature]) -> set[str]:
     "Names of the created features that stay."
-    return {each.name for each in features if each.kept and each.made_by != "as it came"}
+    return {each.name for each in features if each.selected and each.transformation != "raw column"}
 
 
 def test_what_is_planted_is_found():
@@ -67,8 +67,8 @@ def test_what_is_planted_is_found():
     assert "d*e" not in found.kinds
     line = {each.name: each for each in found.features}
     assert "orders the rows as a*b does" in line["twice ab"].reason
-    assert line["a*b"].stability == 1
-    assert line["a*b"].gain.low > line["a*b"].noise
+    assert line["a*b"].selection_frequency == 1
+    assert line["a*b"].importance.low > line["a*b"].shadow_importance
     assert found.comparison["gain"].low > 0
     assert found.comparison["selected"].value < found.comparison["raw"].value, "an error is better when it is lower"
     assert {"a", "b"} <= {column for recipe in found.recipes for column in recipe.reads()}
@@ -107,9 +107,9 @@ def test_every_task_and_direction(task, metric, more):
         rows["y"] = np.digitize(rows.y, [-1, 1])
     found = measure_features(KINDS, CANDIDATES, rows, asked(task, metric, **more))
     line = {each.name: each for each in found}
-    assert line["a*b"].gain.value > max(line["d"].gain.value, line["d*e"].gain.value, line["a*b"].noise)
-    assert line["a*b"].kept or "not better by more than noise: +" in line["a*b"].reason, "of two classes there is less to learn"
-    assert line["a*b"].kept or task == "binary"
+    assert line["a*b"].importance.value > max(line["d"].importance.value, line["d*e"].importance.value, line["a*b"].shadow_importance)
+    assert line["a*b"].selected or "not better by more than noise: +" in line["a*b"].reason, "of two classes there is less to learn"
+    assert line["a*b"].selected or task == "binary"
 
 
 def test_time_never_looks_ahead(monkeypatch):
@@ -153,7 +153,7 @@ def test_what_is_asked_for_stays_and_off_measures_nothing():
     assert "d*e" in kept(found)
     off = select_features(KINDS, CANDIDATES, table(100), asked(), select="off")
     assert set(off.kinds) == {each.name for each in off.features}
-    assert all(each.gain is None for each in off.features)
+    assert all(each.importance is None for each in off.features)
 
 
 def test_too_few_rows_and_metrics_that_fail_keep_the_columns():
@@ -173,9 +173,9 @@ def test_missing_values_categories_and_dates():
     rows["y"] += 3 * (rows.town == "Ulm")
     found = measure_features(KINDS | {"town": "category", "street": "many categories"}, CANDIDATES, rows, asked())
     line = {each.name: each for each in found}
-    assert line["town"].gain.low > 0
-    assert line["a"].missing == pytest.approx(43 / 300)
-    assert line["a*b"].missing == pytest.approx(43 / 300)
+    assert line["town"].importance.low > 0
+    assert line["a"].missing_share == pytest.approx(43 / 300)
+    assert line["a*b"].missing_share == pytest.approx(43 / 300)
 
 
 def test_equal_sets_are_compared_once(monkeypatch):
@@ -194,11 +194,11 @@ def test_a_ledger_of_any_size_is_drawn_without_overlap(many, tmp_path):
     features = [
         Feature(
             name=f"a feature with a rather long name, number {k}",
-            origins=[f"column {k % 17} whose name is long too", f"column {k % 5}"] if k % 3 else [f"column {k}"],
-            kind="number",
-            made_by=f"something made of column {k % 17} and of column {k % 5}" if k % 3 else "as it came",
-            gain=Score(metric="rmse", value=1 / (k + 1), low=0, high=1) if k % 4 else None,
-            kept=k % 2 == 0,
+            source_columns=[f"column {k % 17} whose name is long too", f"column {k % 5}"] if k % 3 else [f"column {k}"],
+            column_type="number",
+            transformation=f"something made of column {k % 17} and of column {k % 5}" if k % 3 else "raw column",
+            importance=Score(metric="rmse", value=1 / (k + 1), low=0, high=1) if k % 4 else None,
+            selected=k % 2 == 0,
         )
         for k in range(many)
     ]

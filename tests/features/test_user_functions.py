@@ -303,14 +303,14 @@ def own_run(tmp_path_factory) -> mc.Run:
 
 def test_a_run_with_a_feature_of_ones_own(own_run):
     plan = own_run.plan
-    assert "compactness" in {each.name for each in plan.features} and "compactness" not in plan.columns
-    assert plan.functions == own_run.candidate.model.functions == own_run.release.model.functions
+    assert "compactness" in {each.name for each in plan.features} and "compactness" not in plan.input_columns
+    assert plan.user_functions == own_run.candidate.model.functions == own_run.release.model.functions
     assert "functions.py" in own_run.release.files
-    assert own_run.release.parity.equal == own_run.release.parity.rows
-    rows = stored_rows(own_run, "sealed")[plan.columns].head(20)
+    assert own_run.release.parity.n_equal == own_run.release.parity.rows
+    rows = stored_rows(own_run, "holdout")[plan.input_columns].head(20)
     said = own_run.predict(rows)
     bundle = own_run.workspace.root / own_run.release.bundle
-    with running_service(bundle, functions=workspace_functions_file(plan.functions, own_run.workspace)) as service:
+    with running_service(bundle, functions=workspace_functions_file(plan.user_functions, own_run.workspace)) as service:
         told = [service.ask([row], ["1"]) for row in to_json_rows(rows)]
     assert [each["predictions"][0] for each in told] == said.prediction.tolist()
     np.testing.assert_allclose([each["scores"][0] for each in told], said.score, rtol=1e-12)
@@ -335,10 +335,10 @@ def test_an_altered_file_of_functions_is_noticed(own_run, tmp_path):
     copy = tmp_path / "project"
     shutil.copytree(own_run.workspace.project, copy)
     run = mc.open("last", copy)
-    path = run.workspace.root / run.plan.functions.path
+    path = run.workspace.root / run.plan.user_functions.path
     os.chmod(path, 0o644)
     path.write_text(path.read_text().replace("3.14159", "3"))
-    rows = stored_rows(own_run, "sealed")[own_run.plan.columns].head(2)
+    rows = stored_rows(own_run, "holdout")[own_run.plan.input_columns].head(2)
     with pytest.raises(ArtifactError, match="stage 3"):
         run.predict(rows)
     assert "features" in cli("status", cwd=copy).stdout

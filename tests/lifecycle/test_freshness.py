@@ -111,7 +111,7 @@ def computed(made: mc.Run) -> list[str]:
 
 def meanings(made: mc.Run) -> dict[str, dict]:
     "What a run decided, without what was only measured and names drawn at random."
-    found = {stage: made.outcome(stage).meaning() for stage in made.info["stages"]}
+    found = {stage: made.outcome(stage).content() for stage in made.info["stages"]}
     found.get("deployment", {"files": {}})["files"].pop("bundle.json", None)  # It names MLflow's run
     return found
 
@@ -173,8 +173,8 @@ def test_a_copied_project_is_fresh_and_stands_alone(project, base):
     run(project)
     made = mc.open("last", project)
     assert made.workspace.project == project
-    sealed = stored_rows(made, "sealed")
-    assert len(made.predict(sealed)) == len(sealed)
+    holdout = stored_rows(made, "holdout")
+    assert len(made.predict(holdout)) == len(holdout)
     run(project, "-p", "holdout_share=0.3", "--until", "validation")
     assert mc.open("last", project).candidate.model.version == 2
     assert listing(base) == before, "nothing is written where it was copied from"
@@ -253,7 +253,7 @@ def test_edited_prose_is_shown_and_runs_nothing(project):
 
 
 def test_an_edited_plot_runs_its_stage_and_trains_nothing(project):
-    edit(project / "nbs" / "05_validation.ipynb", "Learnt, held out, sealed", "Three kinds of rows")
+    edit(project / "nbs" / "05_validation.ipynb", "Training, validation, holdout", "Three kinds of rows")
     assert not_fresh(project) == STAGES[4:]
     run(project)
     made = mc.open("last", project)
@@ -504,7 +504,7 @@ if not Path("killed").exists():
     run(new, "--until", "features")
     (made,) = list_runs(Workspace(new))
     assert (made.id, made.info["status"]) == (before.id, "done")
-    assert made.plan.columns
+    assert made.plan.input_columns
 
 
 def damage(path: Path, how: str) -> None:
@@ -531,7 +531,7 @@ LIGHT = {
     "cache/code.json": ("garbage", ""),
 }
 HEAVY = {
-    "sealed/sealed/*.parquet": ("cut", "data"),
+    "holdout/holdout/*.parquet": ("cut", "data"),
     "tables/train/_delta_log/*0.json": ("cut", "data"),
     "artifacts/models/*/artifacts/model.skops": ("edited", "modelling"),
 }
@@ -562,8 +562,8 @@ def test_damaged_files_are_named_and_made_again(project, files):
         assert computed(made) == ["problem", "data", "features", "validation", "deployment"]
         assert meanings(made) == expected
     assert not_fresh(project) == []
-    sealed = stored_rows(made, "sealed")
-    assert len(made.predict(sealed)) == len(sealed)
+    holdout = stored_rows(made, "holdout")
+    assert len(made.predict(holdout)) == len(holdout)
 
 
 def test_an_altered_outcome_of_a_run_is_never_shown_as_done(project):

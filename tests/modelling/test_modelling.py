@@ -166,7 +166,7 @@ def test_an_odd_candidate_is_out_with_its_reason_and_stops_nobody(way, reason, t
     competition = hold(tmp_path, models=["odd", "linear"])
     assert competition.order[0].model == "linear"
     assert reason in competition.out["odd"]
-    assert all(line.kind != "odd" for line in competition.lines())
+    assert all(line.model_type != "odd" for line in competition.lines())
 
 
 def test_if_all_fail_each_reason_is_told(tmp_path, own, reviewed):
@@ -207,7 +207,7 @@ def test_whoever_could_not_be_loaded_gives_way(tmp_path, monkeypatch):
     table = make_table()
     fit_winner(competition, table[[*KINDS, "y"]], None)
     assert competition.chosen.model == "neighbours"
-    assert competition.lines()[0].kind == "neighbours"
+    assert competition.lines()[0].model_type == "neighbours"
     assert any("a.Type" in why for why in competition.out.values())
 
 
@@ -296,7 +296,7 @@ def test_the_command_line_says_what_is_wrong(tmp_path):
 
 def facts_of(competition) -> list:
     "What must not differ."
-    return [(line.model, line.folds, line.parameters) for line in competition.lines()]
+    return [(line.model, line.fold_scores, line.parameters) for line in competition.lines()]
 
 
 def test_one_process_or_four_and_once_more(tmp_path, monkeypatch):
@@ -644,7 +644,7 @@ def test_the_latency_budget_refuses_who_is_slow(tmp_path, own, reviewed, monkeyp
     assert competition.order[0].model == "slow"
     fit_winner(competition, table[[*KINDS, "y"]], None)
     assert competition.chosen.model.startswith("linear")
-    assert competition.lines()[0].kind == "linear"
+    assert competition.lines()[0].model_type == "linear"
     assert "the budget is 490 ms" in competition.out["slow"]
     only = replace(competition, order=[trial for trial in competition.order if trial.model == "slow"])
     with pytest.raises(StageError, match=r"within the latency budget of 490 ms. slow answers in \d+"):
@@ -668,9 +668,9 @@ def test_lower_is_better_where_it_is(metric, tmp_path):
     assert [trial.model for trial in selection_order(arena, far)] == ["forest", "linear"]
     competition = hold(tmp_path / "held", problem=arena.problem, models=["linear", "lightgbm"], trials=2)
     lines = competition.lines()
-    assert lines[-1].kind == "dummy" or lines[-1].score.value >= lines[0].score.value
-    assert lines[0].score.value < next(line for line in lines if line.kind == "dummy").score.value
-    assert all(line.difference.value <= 0 for line in lines if line.difference and line.kind != "ensemble")
+    assert lines[-1].model_type == "dummy" or lines[-1].score.value >= lines[0].score.value
+    assert lines[0].score.value < next(line for line in lines if line.model_type == "dummy").score.value
+    assert all(line.difference_to_best.value <= 0 for line in lines if line.difference_to_best and line.model_type != "ensemble")
 
 
 # Probabilities, thresholds, weights
@@ -693,10 +693,10 @@ def chances(tmp_path, **more) -> tuple[CrossValidation, np.ndarray]:
 def test_calibration_is_kept_where_it_helps_only(tmp_path):
     arena, chance = chances(tmp_path)
     right, same = calibration.calibrate_trial(arena, said_of(chance, arena))
-    assert not right.kept and same.said[0].scores is not None and right.gain.low <= 0
+    assert not right.applied and same.said[0].scores is not None and right.improvement.low <= 0
     bold = calibrate_probabilities(np.column_stack([1 - chance, chance]), 3.0)[:, 1]
     wrong, mended = calibration.calibrate_trial(arena, said_of(bold, arena))
-    assert wrong.kept and wrong.after < wrong.before and wrong.slope == pytest.approx(1 / 3, abs=0.08)
+    assert wrong.applied and wrong.log_loss_after < wrong.log_loss_before and wrong.inverse_temperature == pytest.approx(1 / 3, abs=0.08)
     assert all(
         (np.argsort(a.scores) == np.argsort(b.scores)).mean() > 0.99
         for a, b in zip(mended.said, said_of(bold, arena).said, strict=True)

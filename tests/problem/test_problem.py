@@ -209,9 +209,9 @@ def test_breast_cancer_is_feasible_and_the_same_each_time():
     found = one.feasibility
     assert found.verdict == "feasible" and set(found.criteria.values()) == {"within reach"}
     assert found.p_value <= 0.05 and found.scores["dummy"].value == 0.5
-    assert found.reachable.low <= found.reachable.value <= found.reachable.high <= 1
+    assert found.extrapolated_score.low <= found.extrapolated_score.value <= found.extrapolated_score.high <= 1
     assert "Feasible:" in one.decision
-    assert one.meaning() == define_problem("cancer", "target", criteria, frame, probe_seconds=600).meaning()
+    assert one.content() == define_problem("cancer", "target", criteria, frame, probe_seconds=600).content()
     greedy = define_problem("cancer", "target", ["accuracy >= 0.9999"], frame, probe_seconds=600).feasibility
     assert greedy.verdict == "infeasible" and "'accuracy >= 0.9999'" in greedy.reason
 
@@ -219,8 +219,8 @@ def test_breast_cancer_is_feasible_and_the_same_each_time():
 @pytest.mark.parametrize(("load", "metric"), [(load_wine, "accuracy"), (load_diabetes, "r2")])
 def test_other_tasks_are_probed(load, metric):
     found = define_problem("table", "target", rows=normalise(load(as_frame=True).frame), probe_seconds=600).feasibility
-    assert found.verdict == "feasible" and found.reachable.metric == metric and len(found.curve) == 5
-    assert [point.rows for point in found.curve] == sorted(point.rows for point in found.curve)
+    assert found.verdict == "feasible" and found.extrapolated_score.metric == metric and len(found.learning_curve) == 5
+    assert [point.train_size for point in found.learning_curve] == sorted(point.train_size for point in found.learning_curve)
 
 
 def test_odd_columns_do_no_harm():
@@ -247,7 +247,7 @@ def test_answers_that_contradict_each_other_bound_what_can_be_reached():
     frame["y"] = np.where((frame.a > 2) ^ (rng.random(400) < 0.25), "yes", "no")
     problem = define_problem("coins", "y", ["accuracy >= 0.95"], normalise(frame), metric="accuracy", probe_seconds=600)
     found = problem.feasibility
-    assert found.label_noise > 0.9 and 0.7 < found.ceiling < 0.85 and found.reachable.high <= found.ceiling
+    assert found.label_noise > 0.9 and 0.7 < found.noise_ceiling < 0.85 and found.extrapolated_score.high <= found.noise_ceiling
     assert (found.verdict, found.criteria) == ("infeasible", {"accuracy >= 0.95": "out of reach"})
 
 
@@ -255,4 +255,4 @@ def test_time_that_is_up_is_told():
     frame = normalise(load_wine(as_frame=True).frame)
     problem = define_problem("wine", "target", rows=frame, probe_seconds=0)
     hasty = assess_feasibility(frame, problem, seconds=1e-9)
-    assert hasty.verdict == "doubtful" and "gradient boosting" in hasty.stopped and "boosted" not in hasty.scores
+    assert hasty.verdict == "doubtful" and "gradient boosting" in hasty.skipped and "boosted" not in hasty.scores

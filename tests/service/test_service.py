@@ -18,7 +18,7 @@ from mlcycle.stores.events import open_events, read_events
 def asked(table_run, tmp_path_factory):
     "A running service of the penguins' release, and rows to ask it."
     run = table_run("penguins")
-    rows = stored_rows(run, "sealed")[run.plan.columns]
+    rows = stored_rows(run, "holdout")[run.plan.input_columns]
     events = f"sqlite:///{tmp_path_factory.mktemp('events')}/events.db"
     with running_service(run.workspace.root / run.release.bundle, events, "test") as service:
         yield run, service, rows, events
@@ -38,7 +38,7 @@ def test_says_which_model_it_is(asked):
     run, service, _, _ = asked
     about = service.client.get("/model").json()
     assert about["model"] == run.candidate.model.model_dump()
-    assert list(about["columns"]) == run.plan.columns
+    assert list(about["columns"]) == run.plan.input_columns
 
 
 def test_unseen_and_missing_values_get_an_answer(asked):
@@ -74,8 +74,8 @@ def test_wrong_bodies_are_refused(asked):
 
 def test_many_clients_at_once_and_no_event_is_lost(table_run, tmp_path):
     run = table_run("wine")
-    rows = stored_rows(run, "sealed")
-    wire, url = to_json_rows(rows[run.plan.columns]), f"sqlite:///{tmp_path}/events.db"
+    rows = stored_rows(run, "holdout")
+    wire, url = to_json_rows(rows[run.plan.input_columns]), f"sqlite:///{tmp_path}/events.db"
     with running_service(run.workspace.root / run.release.bundle, url, "many") as service:
 
         def ask(number):

@@ -24,10 +24,12 @@ from typer.testing import CliRunner
 import mlcycle as mc
 from mlcycle.cli.base import app
 from mlcycle.core.settings import STORE_DEFAULTS
+from mlcycle.core.versions import installed_versions
 from mlcycle.core.workspace import Workspace
 from mlcycle.errors import ArtifactError, DiskFullError, ParameterError, RegistryError
+from mlcycle.nb.fingerprints import stage_fingerprint
 from mlcycle.outcomes import Candidate, LeaderboardEntry, ModelRef, Score
-from mlcycle.stores.models.library_versions import read_versions, stamp, installed_versions
+from mlcycle.stores.models.library_versions import add_versions, read_versions
 from mlcycle.stores.models.model_files import load_model, dump_model
 from mlcycle.stores.models.offline_queue import queued_models, register_candidate, register_queued_model
 from mlcycle.stores.models.registration import lineage_tags, register_model
@@ -55,7 +57,7 @@ def fitted(cut: int) -> HistGradientBoostingClassifier:
 def board(value: float, **parameters) -> list[LeaderboardEntry]:
     "A leaderboard of two."
     score = Score(metric="roc_auc", value=value, low=value - 0.1, high=value + 0.1)
-    winner = LeaderboardEntry(model="boosting 1", score=score, folds=[value] * 3, fit_seconds=0.1, parameters=parameters)
+    winner = LeaderboardEntry(model="boosting 1", score=score, fold_scores=[value] * 3, fit_seconds=0.1, parameters=parameters)
     return [winner, winner.model_copy(update={"model": "dummy", "parameters": {}})]
 
 
@@ -277,7 +279,8 @@ def test_what_runs_and_bundles_name_is_not_deleted(table_run):
     assert told["lineage"]["tables"]["train"].split()[1] == run.dataset.tables["train"].sha256[:12]
     with pytest.raises(ArtifactError, match="champion"):
         delete_version(run.workspace, f"{model.name}@champion", force=True)
-    tags = lineage_tags(run.workspace, run.problem, run.dataset, run.id, folds=3, seed=7)
+    code = stage_fingerprint(run.workspace)
+    tags = lineage_tags(run.problem, run.dataset, run.id, code_tags=code, folds=3, seed=7)
     assert (tags["notebook"], tags["seed"], json.loads(tags["settings"])) == ("04_modelling.ipynb", "7", {"folds": 3, "seed": 7})
 
 
@@ -318,13 +321,13 @@ def test_a_crafted_artefact_cannot_approve_itself(tmp_path):
 def test_another_major_or_minor_version_is_named_once(tmp_path):
     model, now = fitted(20), installed_versions()
     path = tmp_path / "model.skops"
-    path.write_bytes(stamp(dump_model(model), now | {"scikit-learn": "1.2.3"}))
+    path.write_bytes(add_versions(dump_model(model), now | {"scikit-learn": "1.2.3"}))
     with pytest.warns(UserWarning, match=rf"scikit-learn 1\.2\.3 -> {now['scikit-learn']}") as heard:
         again = load_model(path)
     assert len(heard) == 1
     assert (again.predict(ROWS[["size", "count"]]) == model.predict(ROWS[["size", "count"]])).all()
     for silent in (now, now | {"pandas": "1.0", "numpy": ".".join([*now["numpy"].split(".")[:2], "99"])}):
-        path.write_bytes(stamp(dump_model(model), silent))
+        path.write_bytes(add_versions(dump_model(model), silent))
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             load_model(path)
@@ -334,7 +337,7 @@ def test_a_file_that_does_not_load_says_which_versions_differ(tmp_path, monkeypa
     import skops.io
 
     path = tmp_path / "model.skops"
-    path.write_bytes(stamp(dump_model(fitted(20)), installed_versions() | {"numpy": "1.26.0", "scikit-learn": "1.2.3"}))
+    path.write_bytes(add_versions(dump_model(fitted(20)), installed_versions() | {"numpy": "1.26.0", "scikit-learn": "1.2.3"}))
 
     def broken(*_, **__):
         raise TypeError("__init__() got an unexpected keyword argument")
@@ -352,10 +355,10 @@ def test_a_stamp_names_the_booster_and_changes_no_answer(tmp_path):
 
     rows = ROWS[["size", "count"]]
     model = LGBMClassifier(n_estimators=2, verbose=-1, n_jobs=1).fit(rows, rows["size"] > 20)
-    data = stamp(dump_model(model))
+    data = add_versions(dump_model(model))
     (tmp_path / "model.skops").write_bytes(data)
     assert "lightgbm" in read_versions(tmp_path / "model.skops")
-    assert data == stamp(dump_model(model))
+    assert data == add_versions(dump_model(model))
 
 
 # A registry that does not answer
@@ -368,9 +371,9 @@ def candidate(value: float = 0.7) -> Candidate:
         model=ModelRef(name=NAME, version=0, run_id="", sha256=""),
         winner="boosting 1",
         leaderboard=board(value, depth=3),
-        trials=1,
-        rows_searched=60,
-        rows_fitted=60,
+        n_trials=1,
+        search_rows=60,
+        train_rows=60,
     )
 
 
@@ -432,7 +435,7 @@ def test_a_server_that_is_down_loses_nothing(tmp_path, ill, monkeypatch):
     assert "500" in lose(space(tmp_path, ill(status=500))).found
     (kept,) = queued_models(there)
     assert kept.candidate == candidate()
-    assert [trial.name for trial in kept.trials] == ["boosting 1"]
+    assert [trial.name for trial in kept.n_trials] == ["boosting 1"]
     listed = typed("list", cwd=tmp_path)
     assert "Kept locally" not in listed.stdout or listed.exit_code == 0
     done = again(there)
@@ -526,7 +529,7 @@ def test_a_search_whose_registry_is_down_is_not_repeated(tmp_path, monkeypatch):
     settings.write_text("")
     workspace = Workspace.from_project(tmp_path)
     (kept,) = queued_models(workspace)
-    assert {trial.name for trial in kept.trials} >= {"dummy", "linear", "linear 1"}
+    assert {trial.name for trial in kept.n_trials} >= {"dummy", "linear", "linear 1"}
 
     def no_trial(*_, **__):
         raise AssertionError("a trial was tried twice")

@@ -75,7 +75,7 @@ def test_separators(tmp_path, separator):
     assert record.rows == 3
     assert record.sha256 == hash_rows(rows)
     assert record.bytes == (tmp_path / "orders.csv").stat().st_size
-    assert f"separator {'tab' if separator == chr(9) else repr(separator)}" in record.about
+    assert f"separator {'tab' if separator == chr(9) else repr(separator)}" in record.description
 
 
 @pytest.mark.parametrize("ending", [".csv", ".csv.gz", ".csv.bz2", ".csv.xz", ".csv.zst", ".csv.zip", ".zip", ".tsv.gz"])
@@ -111,7 +111,7 @@ def test_encodings(tmp_path, encoding, words):
     table = pd.DataFrame({"n": range(200), "s": words * 100, "t": ["a", "b"] * 100})
     (tmp_path / "t.csv").write_bytes(table.to_csv(index=False).encode(encoding))
     rows, malformed, [record] = ingest(str(tmp_path / "t.csv"))
-    assert rows.s.tolist() == words * 100, record.about
+    assert rows.s.tolist() == words * 100, record.description
     assert len(malformed) == 0
 
 
@@ -121,7 +121,7 @@ def test_an_encoding_that_shows_late(tmp_path):
     (tmp_path / "t.csv").write_bytes("\n".join(lines).encode("cp1252"))
     rows, malformed, [record] = ingest(str(tmp_path / "t.csv"))
     assert rows.s.iloc[-1] == "Müller"
-    assert "cp1252" in record.about
+    assert "cp1252" in record.description
     assert len(malformed) == 0
 
 
@@ -143,19 +143,19 @@ def test_decimal_comma_and_thousands(tmp_path):
     assert rows.a.tolist() == [1.5, -2.25]
     assert rows.b.tolist() == [1234.5, 12]
     assert rows.c.tolist() == [1234567, 3]
-    assert "decimal comma" in record.about
+    assert "decimal comma" in record.description
     (tmp_path / "u.csv").write_text('a,b,c\n"1,234,567.5","1,234",x\n"12","2,345",y\n')
     rows, _, [record] = ingest(str(tmp_path / "u.csv"))
     assert rows.a.tolist() == [1234567.5, 12]
     assert rows.b.tolist() == ["1,234", "2,345"], "a thousand, or hardly more than one?"
-    assert "comma between thousands in a" in record.about
+    assert "comma between thousands in a" in record.description
 
 
 def test_what_a_person_says_is_not_questioned(tmp_path):
     (tmp_path / "t.csv").write_text("x;1,234\ny;2,345\n")
     rows, _, [record] = ingest(f"{tmp_path}/t.csv#header=no&decimal=,&separator=;")
     assert rows.column1.tolist() == [1.234, 2.345]
-    assert "no header" in record.about
+    assert "no header" in record.description
     refusal(f"{tmp_path}/t.csv#seperator=;", "seperator", "separator")
 
 
@@ -198,7 +198,7 @@ def test_malformed_lines_have_number_text_and_reason(tmp_path):
         "a quote that is not closed",
     ]
     assert set(malformed.source) == {str(path)}
-    assert record.malformed == 4
+    assert record.malformed_lines == 4
 
 
 def test_an_open_quote_swallows_nothing(tmp_path):
@@ -375,7 +375,7 @@ def test_excel(tmp_path):
         ORDERS.assign(number=0).to_excel(book, sheet_name="Zeros", index=False)
     rows, _, [record] = ingest(str(tmp_path / "t.xlsx"))
     same(rows)
-    assert "'Orders' of 3" in record.about
+    assert "'Orders' of 3" in record.description
     assert read_source(f"{tmp_path}/t.xlsx#Zeros").number.sum() == 0
     refusal(f"{tmp_path}/t.xlsx#Order", "'Order'", "'Orders'")
 
@@ -388,7 +388,7 @@ def test_delta_and_its_versions(tmp_path):
     same(read_source(f"{place}@0"))
     rows, _, [record] = ingest(str(place))
     assert rows.number.sum() == 0
-    assert "version 1" in record.about
+    assert "version 1" in record.description
     refusal(f"delta:{place}@7", "version 7")
 
 
@@ -431,7 +431,7 @@ def test_postgresql_tables_and_questions(shop):
     rows, _, [record] = ingest(f"{shop}#orders")
     same(rows)
     assert record.source.startswith("postgresql+psycopg://postgres:$PG_PASSWORD@")
-    assert record.about == "postgresql, table orders"
+    assert record.description == "postgresql, table orders"
     kinds = read_source(f"{shop}#archive.kinds")
     assert kinds.dtypes.astype(str).tolist() == ["int64", "float64", "datetime64[us]", "datetime64[us]", "float64", "str", "str"]
     assert kinds.id.tolist() == [1, 2], "in the order of the primary key"
@@ -576,7 +576,7 @@ def test_paging(web, asked):
     assert rows.number.tolist() == list(range(25))
     assert rows["who.name"][24] == "w24"
     assert str(rows["at"].dtype) == "datetime64[us]"
-    assert "pages" in record.about
+    assert "pages" in record.description
     assert record.bytes > 0
 
 
@@ -696,7 +696,7 @@ def test_several_sources_joined(tmp_path):
     assert malformed[["line", "text"]].to_numpy().tolist() == [[3, "2;Bob"]]
     assert [record.rows for record in records] == [2, 2, 2, 2, 178]
     assert all(len(record.sha256) == 64 for record in records)
-    assert "cp1252" in records[0].about
+    assert "cp1252" in records[0].description
 
 
 def test_a_query_over_one_file_and_what_is_refused(tmp_path):

@@ -1,4 +1,4 @@
-"""Stored tables: versions that stay, differences, lineage, and sealed rows that are opened for a reason."""
+"""Stored tables: versions that stay, differences, lineage, and a holdout that is read for a reason."""
 
 import getpass
 import json
@@ -139,18 +139,18 @@ def test_a_diff_is_what_turns_one_table_into_the_other(old, new):
     assert set(found.changed.row_id) == {key for key in old.keys() & new.keys() if old[key] != new[key]}
 
 
-# Sealed rows
+# Holdout
 
 
-def test_sealed_rows_lie_apart_and_are_refused(table_run):
+def test_holdout_rows_lie_apart_and_are_refused(table_run):
     run = table_run("wine")
-    assert not (run.workspace.tables / "sealed").exists()
-    assert (run.workspace.root / "sealed").stat().st_mode & 0o077 == 0
+    assert not (run.workspace.tables / "holdout").exists()
+    assert (run.workspace.root / "holdout").stat().st_mode & 0o077 == 0
     with pytest.raises(HoldoutError, match="Stage 5 opens them"):
-        read_table(run.workspace.tables, run.dataset.tables["sealed"])
+        read_table(run.workspace.tables, run.dataset.tables["holdout"])
 
 
-def test_a_notebook_that_reads_sealed_rows_too_early_fails(wine):
+def test_a_notebook_that_reads_holdout_rows_too_early_fails(wine):
     project = wine.workspace.project
     (project / "look.ipynb").write_text(
         json.dumps(
@@ -163,7 +163,7 @@ def test_a_notebook_that_reads_sealed_rows_too_early_fails(wine):
                         "outputs": [],
                         "execution_count": None,
                         "source": "import mlcycle as mc\nfrom mlcycle.stores.tables.datasets import read_table\nrun = mc.open()\n"
-                        "read_table(run.workspace.tables, run.dataset.tables['sealed'])",
+                        "read_table(run.workspace.tables, run.dataset.tables['holdout'])",
                     }
                 ],
                 "metadata": {},
@@ -177,63 +177,63 @@ def test_a_notebook_that_reads_sealed_rows_too_early_fails(wine):
     assert "HoldoutError" in done.stderr
 
 
-def test_a_run_writes_down_each_opening_and_counts_one(wine):
-    sealed = wine.dataset.tables["sealed"]
-    mine = [each for each in read_holdout_accesses(wine.workspace, sealed.sha256) if each.run == wine.id]
-    assert [(each.stage, each.kind) for each in mine] == [
-        ("validation", "verdict"),
-        ("deployment", "proof"),
-        ("monitoring", "proof"),
+def test_a_run_records_each_access_and_counts_one(wine):
+    holdout = wine.dataset.tables["holdout"]
+    mine = [each for each in read_holdout_accesses(wine.workspace, holdout.sha256) if each.run == wine.id]
+    assert [(each.stage, each.purpose) for each in mine] == [
+        ("validation", "evaluation"),
+        ("deployment", "verification"),
+        ("monitoring", "verification"),
     ]
-    assert all(each.who == getpass.getuser() and each.why and each.when for each in mine)
+    assert all(each.user == getpass.getuser() and each.reason and each.accessed_at for each in mine)
     assert wine.verdict.holdout_accesses == 1
-    assert "holdout_accesses" not in wine.verdict.meaning()
+    assert "holdout_accesses" not in wine.verdict.content()
     page = (wine.workspace.reports / wine.id / "05_validation.html").read_text()
-    assert "opened for the first time" in page
+    assert "read for the first time" in page
 
 
 def test_running_again_counts_again_only_if_stage_5_runs(wine):
-    project, sealed = wine.workspace.project, wine.dataset.tables["sealed"]
+    project, holdout = wine.workspace.project, wine.dataset.tables["holdout"]
     words = as_words({key: value for values in wine.about["parameters"].values() for key, value in values.items()})
-    before = count_holdout_accesses(wine.workspace, sealed.sha256)
+    before = count_holdout_accesses(wine.workspace, holdout.sha256)
     assert "Nothing to do" in cli("run", "-q", *words, cwd=project).stdout
-    assert count_holdout_accesses(wine.workspace, sealed.sha256) == before
+    assert count_holdout_accesses(wine.workspace, holdout.sha256) == before
     done = cli("run", "-q", *words, "-p", "resamples=60", "--until", "validation", cwd=project)
     assert done.returncode == 0, done.stderr
     again = mc.open("last", project)
-    assert again.verdict.holdout_accesses == count_holdout_accesses(wine.workspace, sealed.sha256) == before + 1
-    assert "a little less honest" in (again.workspace.reports / again.id / "05_validation.html").read_text()
+    assert again.verdict.holdout_accesses == count_holdout_accesses(wine.workspace, holdout.sha256) == before + 1
+    assert "biases the score" in (again.workspace.reports / again.id / "05_validation.html").read_text()
 
 
-def test_a_stage_that_is_taken_up_again_counts_once(space):
-    sealed = write_table(space.tables, "sealed", table(x=[1, 2]))
+def test_a_stage_that_is_resumed_counts_once(space):
+    holdout = write_table(space.tables, "holdout", table(x=[1, 2]))
     for _ in range(3):
-        read_holdout(space, sealed, "one", "validation", "the verdict")
-    assert count_holdout_accesses(space, sealed.sha256) == 1
-    other = write_table(space.tables, "sealed", table(x=[1, 3]))
+        read_holdout(space, holdout, run="one", stage="validation", reason="the verdict")
+    assert count_holdout_accesses(space, holdout.sha256) == 1
+    other = write_table(space.tables, "holdout", table(x=[1, 3]))
     assert count_holdout_accesses(space, other.sha256) == 0, "other rows, another count"
 
 
-def test_opening_needs_a_reason_and_the_right_stage(space):
-    sealed = write_table(space.tables, "sealed", table(x=[1, 2]))
+def test_access_needs_a_reason_and_the_right_stage(space):
+    holdout = write_table(space.tables, "holdout", table(x=[1, 2]))
     for stage, why, message in (
         ("validation", " ", "without a reason"),
-        ("features", "to peek", "may not open"),
+        ("features", "to peek", "may not read"),
         ("deployment", "parity", "nothing has been decided"),
     ):
         with pytest.raises(HoldoutError, match=message):
-            read_holdout(space, sealed, "one", stage, why)
+            read_holdout(space, holdout, run="one", stage=stage, reason=why)
     assert read_holdout_accesses(space) == []
 
 
 def test_half_a_line_is_passed_over_and_no_line_is_lost(space):
-    sealed = write_table(space.tables, "sealed", table(x=[1, 2]))
-    read_holdout(space, sealed, "one", "validation", "the verdict")
+    holdout = write_table(space.tables, "holdout", table(x=[1, 2]))
+    read_holdout(space, holdout, run="one", stage="validation", reason="the verdict")
     with open(holdout_access_file(space), "a") as file:
         file.write('{"sha256": "ab')  # Killed in the middle
     with ThreadPoolExecutor(4) as pool:
-        list(pool.map(lambda run: read_holdout(space, sealed, str(run), "validation", "again"), range(12)))
-    assert count_holdout_accesses(space, sealed.sha256) == 13
+        list(pool.map(lambda run: read_holdout(space, holdout, run=str(run), stage="validation", reason="again"), range(12)))
+    assert count_holdout_accesses(space, holdout.sha256) == 13
     assert "fresh rows" in describe_holdout_accesses(13)
     assert "fresh rows" not in describe_holdout_accesses(MAX_HOLDOUT_ACCESSES)
 
@@ -263,18 +263,18 @@ def test_commands_list_show_compare_and_trace(wine):
         assert "Traceback" not in wrong.stderr
 
 
-def test_sealed_rows_are_shown_for_a_reason(wine):
-    project, sealed = wine.workspace.project, wine.dataset.tables["sealed"]
-    before = count_holdout_accesses(wine.workspace, sealed.sha256)
-    refused = cli("data", "show", "sealed", cwd=project)
+def test_the_holdout_is_shown_for_a_reason(wine):
+    project, holdout = wine.workspace.project, wine.dataset.tables["holdout"]
+    before = count_holdout_accesses(wine.workspace, holdout.sha256)
+    refused = cli("data", "show", "holdout", cwd=project)
     assert refused.returncode == 1
-    assert "--why" in refused.stderr
-    assert cli("data", "diff", "sealed", "train", cwd=project).returncode == 1
-    assert count_holdout_accesses(wine.workspace, sealed.sha256) == before
-    assert cli("data", "show", "sealed", "--why", "a complaint", cwd=project).returncode == 0
-    last = read_holdout_accesses(wine.workspace, sealed.sha256)[-1]
-    assert (last.kind, last.who, last.why, last.run) == ("person", getpass.getuser(), "a complaint", "")
-    assert count_holdout_accesses(wine.workspace, sealed.sha256) == before + 1
+    assert "--reason" in refused.stderr
+    assert cli("data", "diff", "holdout", "train", cwd=project).returncode == 1
+    assert count_holdout_accesses(wine.workspace, holdout.sha256) == before
+    assert cli("data", "show", "holdout", "--reason", "a complaint", cwd=project).returncode == 0
+    last = read_holdout_accesses(wine.workspace, holdout.sha256)[-1]
+    assert (last.purpose, last.user, last.reason, last.run) == ("inspection", getpass.getuser(), "a complaint", "")
+    assert count_holdout_accesses(wine.workspace, holdout.sha256) == before + 1
 
 
 def test_lineage_leads_back_to_the_source_and_forward_to_the_model(wine):
@@ -287,7 +287,7 @@ def test_lineage_leads_back_to_the_source_and_forward_to_the_model(wine):
     assert use["run"] == wine.id
     assert use["model"] == {"name": wine.candidate.model.name, "version": wine.candidate.model.version}
     assert (use["approved"], use["champion"], use["release"]) == (True, True, wine.release.bundle)
-    drawn = cli("data", "lineage", "sealed@0", cwd=project).stdout
+    drawn = cli("data", "lineage", "holdout@0", cwd=project).stdout
     for word in ("wine.csv", wine.id, f"judged {wine.candidate.model.name} version 1", wine.release.bundle, "opened"):
         assert word in drawn
 

@@ -1,4 +1,4 @@
-"""Each kind of criterion, decided on sealed rows."""
+"""Each kind of criterion, decided on the holdout."""
 
 import numpy as np
 import pandas as pd
@@ -81,8 +81,8 @@ def test_latency_is_decided_and_means_nothing_more():
     first, second = decide("p50 latency <= 70 ms", truth=truth, said=said, latency_budget_ms=96.0)
     assert (first.passed, second.passed) == (True, False), "the interval of the 95th percentile reaches above 96"
     assert first.value == 50.5
-    assert first.meaning() == first.model_copy(update={"value": 1.0, "low": 0.5, "high": 2.0, "note": "-"}).meaning()
-    assert Gate.model_validate_json(first.model_dump_json()).meaning() == first.meaning()
+    assert first.content() == first.model_copy(update={"value": 1.0, "low": 0.5, "high": 2.0, "note": "-"}).content()
+    assert Gate.model_validate_json(first.model_dump_json()).content() == first.content()
 
 
 def test_groups_are_compared_and_the_worst_pair_is_named():

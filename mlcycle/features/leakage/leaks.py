@@ -210,14 +210,14 @@ def find_target_leakage(
     rows: pd.DataFrame, # Training rows, features only; best with those whose target is unknown
     target: pd.Series, # What is predicted, of the same rows in the same order; missing where it is unknown
     problem: Problem, # Task, time and entity; excluded columns are witnesses only
-    sealed: Sequence[str] | None = None, # What training and sealed rows share, in words, as stage 2 found it
+    holdout: Sequence[str] | None = None, # What training and holdout rows share, in words, as stage 2 found it
     ceiling: float = 0.98, # Share of the unknown that a single column takes away, from which it is taken for the answer
     seed: int = 0, # Of the folds
 ) -> list[LeakageSuspect]: # Suspect columns, in the order of the table; then, about no column, what was found by stage 2
     "Columns that know the answer."
     rows = rows.drop(columns=problem.target, errors="ignore").reset_index(drop=True)
     target = target.reset_index(drop=True)
-    passed_on = [LeakageSuspect(column="", reason=text, excluded=False) for text in sealed or ()]
+    passed_on = [LeakageSuspect(column="", reason=text, excluded=False) for text in holdout or ()]
     if target.notna().sum() < 30 or target.nunique() < 2 or not len(rows.columns):
         return passed_on
     with threadpool_limits(1), warnings.catch_warnings():

@@ -164,7 +164,7 @@ def make_feature_set_scorer(
     "Encode folds, once each, with all features."
     work = plan_selection_budget(len(rows), len(problem.classes) if problem.task == "multiclass" else 1, repeats)
     places = make_repeated_folds(problem, rows, folds or work.folds, range(work.repeats), seed)
-    kinds = {each.name: each.kind for each in features}
+    kinds = {each.name: each.column_type for each in features}
     pipeline = build_preprocessor(kinds, recipes, problem.task != "regression", seed, holidays=holidays)
     todo = (joblib.delayed(encode_feature_fold)(pipeline, rows, problem, fold) for fold in places)
     encoded = joblib.Parallel(jobs, prefer="threads")(todo)

@@ -26,7 +26,7 @@ def sort_features(
     features: Sequence[Feature], # Of a ledger
 ) -> list[Feature]:
     "Kept before dropped, then by gain."
-    return sorted(features, key=lambda each: (not each.kept, -each.gain.value if each.gain else np.inf))
+    return sorted(features, key=lambda each: (not each.selected, -each.importance.value if each.importance else np.inf))
 
 # %% ../../../nbs/features/select/ledger.ipynb #ac46d423
 def features_table(
@@ -34,11 +34,11 @@ def features_table(
 ) -> pd.DataFrame: # A line each, kept ones first
     "The ledger as a table."
     lines = [{
-        "feature": each.name, "from": ", ".join(each.origins), "how made": each.made_by, "kind": each.kind,
-        "missing": each.missing,
-        "gain": each.gain.value if each.gain else np.nan, "low": each.gain.low if each.gain else np.nan,
-        "high": each.gain.high if each.gain else np.nan, "noise": np.nan if each.noise is None else each.noise,
-        "stability": np.nan if each.stability is None else each.stability, "kept": each.kept, "reason": each.reason,
+        "feature": each.name, "from": ", ".join(each.source_columns), "how made": each.transformation, "kind": each.column_type,
+        "missing": each.missing_share,
+        "gain": each.importance.value if each.importance else np.nan, "low": each.importance.low if each.importance else np.nan,
+        "high": each.importance.high if each.importance else np.nan, "noise": np.nan if each.shadow_importance is None else each.shadow_importance,
+        "stability": np.nan if each.selection_frequency is None else each.selection_frequency, "kept": each.selected, "reason": each.reason,
     } for each in sort_features(features)]
     names = ["feature", "from", "how made", "kind", "missing", "gain", "low", "high", "noise", "stability", "kept", "reason"]
     return pd.DataFrame(lines, columns=names)
@@ -68,14 +68,14 @@ def plot_feature_importance(
     "Gains with their intervals, and the noise floor."
     import matplotlib.pyplot as plt
 
-    if not (shown := [each for each in sort_features(features) if each.gain][:most]):
+    if not (shown := [each for each in sort_features(features) if each.importance][:most]):
         return None
-    gains = np.array([each.gain.value for each in shown])
-    ends = np.array([[each.gain.low, each.gain.high] for each in shown])
-    floor, places = max(each.noise or 0.0 for each in shown), -np.arange(len(shown))
+    gains = np.array([each.importance.value for each in shown])
+    ends = np.array([[each.importance.low, each.importance.high] for each in shown])
+    floor, places = max(each.shadow_importance or 0.0 for each in shown), -np.arange(len(shown))
     _, axes = plt.subplots(figsize=(8, 1.1 + 0.24 * len(shown)))
     for kept, colour, name in ((True, "C0", "kept"), (False, "0.6", "dropped")):
-        if (its := np.array([each.kept == kept for each in shown])).any():
+        if (its := np.array([each.selected == kept for each in shown])).any():
             axes.errorbar(gains[its], places[its], xerr=np.abs(ends[its] - gains[its, None]).T, fmt="o", color=colour,
                           markerfacecolor=colour if kept else "white", markersize=5, linewidth=1.2, label=name)
     axes.axvspan(0, floor, color="C1", alpha=0.25, linewidth=0, label="noise floor")
@@ -83,7 +83,7 @@ def plot_feature_importance(
     axes.set_xscale("symlog", linthresh=unit, linscale=0.7)
     axes.set_xticks([tick for tick in axes.get_xticks() if not 0 < abs(tick) < unit])
     axes.set_yticks(places, [shorten_text(each.name) for each in shown])
-    axes.set(xlabel=f"{shown[0].gain.metric} lost with the feature shuffled", title="What each feature is worth")
+    axes.set(xlabel=f"{shown[0].importance.metric} lost with the feature shuffled", title="What each feature is worth")
     axes.margins(y=0.5 / len(shown))
     axes.legend(loc="lower right", fontsize="small")
     return axes
@@ -95,7 +95,7 @@ def choose_plotted_features(
 ) -> list[Feature]: # Created ones first, so that lines seldom cross
     "The features that a graph has room for."
     ranked = sort_features(features)
-    few = sorted(ranked, key=lambda each: (not each.kept, each.origins == [each.name]))[:most]
+    few = sorted(ranked, key=lambda each: (not each.selected, each.source_columns == [each.name]))[:most]
     return [each for each in ranked if each in few]
 
 # %% ../../../nbs/features/select/ledger.ipynb #5c74c754
@@ -105,7 +105,7 @@ def column_positions(
     "Columns in the order of the features that come from them, evenly spread."
     places: dict[str, list[int]] = {}
     for place, each in enumerate(shown):
-        for column in each.origins:
+        for column in each.source_columns:
             places.setdefault(column, []).append(place)
     order = sorted(places, key=lambda column: (np.mean(places[column]), column))
     step = max(1.0, (len(shown) - 1) / max(1, len(order) - 1)) if len(order) < len(shown) else 1.0
@@ -126,20 +126,20 @@ def plot_feature_graph(
     import matplotlib.pyplot as plt
 
     shown = choose_plotted_features(features, most)
-    columns, top = column_positions(shown), max((max(0.0, each.gain.value) for each in shown if each.gain), default=0.0)
+    columns, top = column_positions(shown), max((max(0.0, each.importance.value) for each in shown if each.importance), default=0.0)
     height = max([len(shown) - 1, *columns.values()], default=0)
     figure, axes = plt.subplots(figsize=(9.5, 1.0 + 0.235 * (height + 1)))
     for place, each in enumerate(shown):
-        share = max(0.0, each.gain.value) / top if each.gain and top else 0.1
-        style = {"linewidth": 0.7 + 3.5 * share**0.5, "color": "C0" if each.kept else "0.8", "zorder": 2 if each.kept else 1}
-        ink, made = "0.1" if each.kept else "0.6", each.origins != [each.name]
-        for column in each.origins:
+        share = max(0.0, each.importance.value) / top if each.importance and top else 0.1
+        style = {"linewidth": 0.7 + 3.5 * share**0.5, "color": "C0" if each.selected else "0.8", "zorder": 2 if each.selected else 1}
+        ink, made = "0.1" if each.selected else "0.6", each.source_columns != [each.name]
+        for column in each.source_columns:
             _curve(axes, 0, columns[column], 1 if made else 2.1, place, **style)
         if made:
             axes.plot([1, 2.1], [place, place], **style)
-            axes.text(1.55, place, shorten_text(each.made_by, 40), ha="center", va="center", fontsize=7.5, color=ink, zorder=3,
+            axes.text(1.55, place, shorten_text(each.transformation, 40), ha="center", va="center", fontsize=7.5, color=ink, zorder=3,
                       bbox={"boxstyle": "round,pad=0.2", "facecolor": "white", "edgecolor": style["color"], "linewidth": 0.6})
-        worth = f"  {each.gain.value:+.4f}" if each.gain else ""
+        worth = f"  {each.importance.value:+.4f}" if each.importance else ""
         axes.text(2.13, place, shorten_text(each.name, 30) + worth, va="center", fontsize=8, color=ink)
     for column, place in columns.items():
         axes.text(-0.03, place, shorten_text(column, 26), ha="right", va="center", fontsize=8, color="0.1")

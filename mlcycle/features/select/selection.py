@@ -122,8 +122,8 @@ def list_candidates(
     missing = rows[raw].isna().mean().to_dict()
     if made:
         missing |= FeatureCreator(recipes).fit_transform(columns, rows[target])[list(made)].isna().mean().to_dict()
-    return [*[Feature(name=name, origins=[name], kind=kinds[name], missing=missing[name]) for name in raw],
-            *[Feature(name=name, origins=recipe.reads(), kind=kinds.get(name, its_kind[name]), made_by=how, missing=missing[name])
+    return [*[Feature(name=name, source_columns=[name], column_type=kinds[name], missing_share=missing[name]) for name in raw],
+            *[Feature(name=name, source_columns=recipe.reads(), column_type=kinds.get(name, its_kind[name]), transformation=how, missing_share=missing[name])
               for name, (recipe, how) in made.items()]]
 
 # %% ../../../nbs/features/select/selection.ipynb #46b7a3d9
@@ -160,18 +160,18 @@ def mark_unmeasured(
     always: Collection[str] = (), # Created features that stay all the same
 ) -> list[Feature]: # Columns are kept, what was created is not
     "A ledger where nothing could be measured."
-    return [each.model_copy(update={"kept": each.made_by == RAW_COLUMN or each.name in always, "reason": reason})
+    return [each.model_copy(update={"selected": each.transformation == RAW_COLUMN or each.name in always, "reason": reason})
             for each in features]
 
 # %% ../../../nbs/features/select/selection.ipynb #02646ccc
-RAW_COLUMN = Feature.model_fields["made_by"].default # How a column that nobody made is made
+RAW_COLUMN = Feature.model_fields["transformation"].default # How a column that nobody made is made
 
 # %% ../../../nbs/features/select/selection.ipynb #251a4740
 def _judge(bench: FeatureSetScorer, features: Sequence[Feature], always: Collection[str]) -> list[Feature]:
     "The whole procedure but the comparison."
-    raw = [each.name for each in features if each.made_by == RAW_COLUMN]
-    sure = [*raw, *(each.name for each in features if each.name in always and each.made_by != RAW_COLUMN)]
-    created = {each.name: each.kind for each in features if each.name not in sure}
+    raw = [each.name for each in features if each.transformation == RAW_COLUMN]
+    sure = [*raw, *(each.name for each in features if each.name in always and each.transformation != RAW_COLUMN)]
+    created = {each.name: each.column_type for each in features if each.name not in sure}
     reasons = find_redundant_features(bench.folds[0], sure, created) if created else {}
     kept, screened = ForwardSelection(), None
     if candidates := [name for name in created if name not in reasons]:
@@ -182,8 +182,9 @@ def _judge(bench: FeatureSetScorer, features: Sequence[Feature], always: Collect
     for each in features:
         known = worth if each.name in worth.gain else screened if screened and each.name in screened.gain else None
         reason = reasons.get(each.name) or ("asked for" if each.name not in raw else "not at the level of noise")
-        measured = {"gain": known.gain[each.name], "stability": known.stability[each.name], "noise": known.noise} if known else {}
-        ledger.append(each.model_copy(update=measured | {"kept": each.name in stay, "reason": reason}))
+        measured = {"importance": known.gain[each.name], "selection_frequency": known.stability[each.name],
+                    "shadow_importance": known.noise} if known else {}
+        ledger.append(each.model_copy(update=measured | {"selected": each.name in stay, "reason": reason}))
     return ledger
 
 # %% ../../../nbs/features/select/selection.ipynb #e9e4158b
@@ -258,11 +259,11 @@ def select_features(
         kept = [each.model_copy(update={"reason": "selection is off"}) for each in features]
         return _selection(kept, recipes, {}, "Selection is off: every feature is kept.")
     features = measure_features(kinds, recipes, rows, problem, repeats, 0, most_rows, seed, jobs, always, holidays)
-    if all(each.gain is None for each in features):
+    if all(each.importance is None for each in features):
         return _selection(features, recipes, {}, f"Columns are kept as they came: {features[0].reason}.")
-    raw = [each.model_copy(update={"kept": True}) for each in features if each.made_by == RAW_COLUMN]
+    raw = [each.model_copy(update={"selected": True}) for each in features if each.transformation == RAW_COLUMN]
     sets = {name: _pipeline_of(some, recipes, problem, seed, holidays) for name, some in (
-        ("raw", raw), ("all", [each.model_copy(update={"kept": True}) for each in features]), ("selected", features))}
+        ("raw", raw), ("all", [each.model_copy(update={"selected": True}) for each in features]), ("selected", features))}
     asked, fresh = rows_not_selected_on(rows, most_rows)
     new = plan_selection_budget(min(len(rows), most_rows), repeats=repeats).repeats # The selection had those before it
     comparison = cross_validate_feature_sets(sets, asked, problem, repeats=[new], seed=seed, jobs=jobs)
@@ -271,7 +272,7 @@ def select_features(
 # %% ../../../nbs/features/select/selection.ipynb #9a01b1e3
 def _pipeline_of(features: Sequence[Feature], recipes: Sequence[Recipe], problem: Problem, seed: int, holidays: str):
     "The pipeline of the features that are kept."
-    kinds = {each.name: each.kind for each in features if each.kept}
+    kinds = {each.name: each.column_type for each in features if each.selected}
     return build_preprocessor(kinds, needed_recipes(kinds, recipes), problem.task != "regression", seed, holidays=holidays)
 
 # %% ../../../nbs/features/select/selection.ipynb #b2f89eb5
@@ -285,20 +286,20 @@ def needed_recipes(
 # %% ../../../nbs/features/select/selection.ipynb #74449877
 def _selection(features: list[Feature], recipes: Sequence[Recipe], comparison: dict[str, Score], reason: str) -> FeatureSelection:
     "What follows from a ledger."
-    kinds = {each.name: each.kind for each in features if each.kept}
+    kinds = {each.name: each.column_type for each in features if each.selected}
     return FeatureSelection(features, kinds, needed_recipes(kinds, recipes), comparison, reason)
 
 # %% ../../../nbs/features/select/selection.ipynb #7a3aad8d
 def _conclude(features: list[Feature], recipes: Sequence[Recipe], comparison: dict[str, Score], where: str,
               always: Collection[str]) -> FeatureSelection:
     "The selected set, unless the raw one is better."
-    plain = {each.name: each.made_by == RAW_COLUMN or each.name in always for each in features} # Whether it stays without selection
-    created = sum(each.kept and each.made_by != RAW_COLUMN for each in features)
-    dropped, gain = sum(not each.kept and each.made_by == RAW_COLUMN for each in features), comparison.get("gain")
+    plain = {each.name: each.transformation == RAW_COLUMN or each.name in always for each in features} # Whether it stays without selection
+    created = sum(each.selected and each.transformation != RAW_COLUMN for each in features)
+    dropped, gain = sum(not each.selected and each.transformation == RAW_COLUMN for each in features), comparison.get("gain")
     if gain and gain.value < 0:
         words = f"the raw columns were better {where}: {gain.metric} {_in_words(gain)}"
-        features = [each if each.kept == plain[each.name] else each.model_copy(
-            update={"kept": plain[each.name], "reason": f"{each.reason}; but {words}"}) for each in features]
+        features = [each if each.selected == plain[each.name] else each.model_copy(
+            update={"selected": plain[each.name], "reason": f"{each.reason}; but {words}"}) for each in features]
         return _selection(features, recipes, comparison, f"Columns are kept as they came: {words}.")
     said = f"; with them {gain.metric} changes by {_in_words(gain)} {where}" if gain and (created or dropped) else ""
     return _selection(features, recipes, comparison, f"{created} created features are kept, {dropped} columns go{said}.")

@@ -22,7 +22,7 @@ from ...outcomes import Candidate, Record
 from .model_files import load_model, dump_model
 from .registration import register_model
 from .registry import open_registry, registry_errors
-from .library_versions import stamp
+from .library_versions import add_versions
 from .trial_tracking import TrialRecord
 
 # %% ../../../nbs/stores/models/offline_queue.ipynb #d02a8c39
@@ -50,7 +50,7 @@ def queue_model(
 ) -> Path: # Its folder
     "Keep a model that could not be registered; the folder is whole or not there."
     plain = dump_model(model)
-    data, fingerprint = stamp(plain), hashlib.sha256(plain).hexdigest()
+    data, fingerprint = add_versions(plain), hashlib.sha256(plain).hexdigest()
     kept = Kept(fingerprint=fingerprint, trials=[*trials], when=datetime.now(UTC).isoformat(timespec="seconds"), why=why,
                 candidate=candidate, tags=tags, sha256=hashlib.sha256(data).hexdigest())
     folder = workspace.root / "pending" / fingerprint
@@ -94,7 +94,7 @@ def register_queued_model(
     model, name = load_model(folder / "model.skops", kept.sha256), kept.candidate.model.name
     with workspace.lock("registry"), registry_errors(workspace.tracking_uri):
         open_registry(workspace.tracking_uri, workspace.artifacts, name)
-        ref = register_model(name, model, example, outputs, kept.candidate.leaderboard, kept.tags, trials=kept.trials)
+        ref = register_model(name, model, example, outputs, kept.candidate.leaderboard, kept.tags, trials=kept.n_trials)
     shutil.rmtree(folder, ignore_errors=True)
     return told(kept.candidate.model_copy(update={"model": ref}))
 

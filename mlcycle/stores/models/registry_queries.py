@@ -22,7 +22,7 @@ from ...errors import ArtifactError, ParameterError, suggest_name
 from ...core.runs import read_outcomes
 from ...core.runs import list_runs
 from ...core.workspace import Workspace
-from .registry import CHALLENGER, FILES, alias_history, connect, registered_file, registry_errors, remove_alias
+from .registry import CHALLENGER, ARTIFACT_FOLDERS, alias_history, connect, registered_file, registry_errors, remove_alias
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -272,7 +272,7 @@ def delete_version(
     with browse_registry(workspace) as client:
         version = find_version(client, address)
         check_unused(workspace, version, force)
-        artifacts = FILES.get(workspace.tracking_uri)
+        artifacts = ARTIFACT_FOLDERS.get(workspace.tracking_uri)
         stored = Path(client.get_model_version_download_uri(version.name, str(version.version)).removeprefix("file://"))
         shared = [each for each in _versions(client, version.name) if each.source == version.source]
         if CHALLENGER in version.aliases:

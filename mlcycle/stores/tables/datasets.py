@@ -25,19 +25,19 @@ from ...outcomes import FileRef, Ingestion, Problem, TableRef
 from ..sources.ingest import hash_rows
 
 # %% ../../../nbs/stores/tables/datasets.ipynb #20c874bf
-HOLDOUT = "sealed" # The table that `read_table` refuses
+HOLDOUT = "holdout" # The table that `read_table` refuses
 
 # %% ../../../nbs/stores/tables/datasets.ipynb #674029fe
 def table_path(
     folder: Path, # Holds the tables of a workspace
     name: str, # Of the table
-) -> Path: # Its own folder: sealed rows lie beside `folder`, not in it
+) -> Path: # Its own folder: the holdout lies beside `folder`, not in it
     "Where a table is."
-    return Path(folder).parent / "sealed" / name if name == HOLDOUT else Path(folder) / name
+    return Path(folder).parent / "holdout" / name if name == HOLDOUT else Path(folder) / name
 
 # %% ../../../nbs/stores/tables/datasets.ipynb #eea4a6e6
 def _make_table_folder(folder: Path, name: str) -> Path:
-    "The folder of a table; that of sealed rows is for its owner alone."
+    "The folder of a table; that of the holdout is for its owner alone."
     path = table_path(folder, name)
     path.mkdir(parents=True, exist_ok=True)
     if name == HOLDOUT:
@@ -105,10 +105,10 @@ def read_table(
     folder: Path, # Holds the tables of a workspace
     table: TableRef, # Which version
 ) -> pd.DataFrame: # Indexed by `row_id`, in the order in which they were written
-    "The rows of a version, checked against their hash; sealed ones are refused."
+    "The rows of a version, checked against their hash; the holdout is refused."
     if table.name == HOLDOUT:
-        raise HoldoutError("Sealed rows are not read like others.", "Stage 5 opens them, once a model asks to be approved.",
-                          "Whoever must look: read_holdout, or mlcycle data show sealed --why '…'. Both are written down.")
+        raise HoldoutError("The holdout is not read like other tables.", "Stage 5 reads it, once a model asks to be approved.",
+                          "To read it nevertheless: read_holdout, or mlcycle data show holdout --reason '…'. Both are recorded.")
     return _read_verified_rows(folder, table)
 
 # %% ../../../nbs/stores/tables/datasets.ipynb #ef50629a

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 def trace_lineage(
     workspace: Workspace, # Holds the tables and runs
     version: TableVersion, # Of a table
-) -> dict[str, Any]: # Plain JSON: `table`, `made_by`, `sources`, `contract`, `used_by`, and of sealed rows `openings`
+) -> dict[str, Any]: # Plain JSON: `table`, `made_by`, `sources`, `contract`, `used_by`, and of the holdout `accesses`
     "The lineage of a version, back and forward."
     said, table = version.about, version.table
     contract = {name: said.get(key, "") for name, key in (("file", "contract_file"), ("version", "contract_version"),
@@ -34,7 +34,7 @@ def trace_lineage(
         "contract": contract if contract["sha256"] else {},
         "used_by": [use for run in reversed(list_runs(workspace)) if (use := _use(run, version))]}
     if table.name == HOLDOUT:
-        facts["openings"] = [each.model_dump(mode="json") for each in read_holdout_accesses(workspace, table.sha256)]
+        facts["accesses"] = [each.model_dump(mode="json") for each in read_holdout_accesses(workspace, table.sha256)]
     return facts
 
 # %% ../../../nbs/stores/tables/lineage.ipynb #4c3b100c
@@ -51,7 +51,7 @@ def _use(run: Run, version: TableVersion) -> dict[str, Any]:
             "release": release.get("bundle", "") if release.get("released") else ""}
 
 # %% ../../../nbs/stores/tables/lineage.ipynb #08cc2ed9
-TABLE_ROLES = {"train": "taught", "sealed": "judged", "future": "met by"} # Others only lie beside
+TABLE_ROLES = {"train": "trained", "holdout": "evaluated", "future": "monitored"} # Others only lie beside
 
 # %% ../../../nbs/stores/tables/lineage.ipynb #ce722f2e
 def draw_lineage(
@@ -76,9 +76,9 @@ def draw_lineage(
     forward = tree.add("used by" if facts["used_by"] else "used by no run that is still there")
     for use in facts["used_by"]:
         _draw_use(forward.add(f"run {use['run']} ({use['status']})"), use, TABLE_ROLES.get(table["name"], "lies beside"))
-    if facts.get("openings"):
+    if facts.get("accesses"):
         opened = tree.add("opened")
-        for each in facts["openings"]:
+        for each in facts["accesses"]:
             run = f" (run {each['run']})" if each["run"] else ""
             opened.add(escape(f"{each['when']} by {each['who']}: {each['why']}{run}"))
     return tree
