@@ -5,8 +5,10 @@ SHELL := /bin/bash
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
+SINCE ?= $(shell git merge-base HEAD origin/main 2>/dev/null || git rev-parse HEAD)
+
 .DEFAULT_GOAL := help
-.PHONY: help demo test lab docs bench setup system lock format clean
+.PHONY: help demo check test lint lab docs bench setup system lock format clean
 
 help:  ## Show the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
@@ -14,11 +16,18 @@ help:  ## Show the targets
 demo: setup  ## Carry a year of New York flights through the lifecycle
 	mlcycle run
 
-test: setup  ## Run every test
-	@echo "-- ruff" && ruff check . && ruff format --check tests benchmarks docs
-	@echo "-- notebooks are clean and exported" && python tests/in_sync.py
+check: lint  ## Lint, types, changed notebooks, fast tests: a few minutes
+	@echo "-- nbdev-test of changed notebooks" && git diff --name-only --diff-filter=d $(SINCE) -- 'nbs/*.ipynb' | xargs -r -n 1 -P 2 nbdev-test
+	@echo "-- pytest, without the slow tests" && python -m pytest -n 2 -m "not slow"
+
+test: lint  ## Run every test
 	@echo "-- nbdev-test" && nbdev-test --n-workers 2
 	@echo "-- pytest" && python -m pytest -n 2
+
+lint: setup  ## Lint, types, and whether notebooks and modules are in sync
+	@echo "-- ruff" && ruff check . && ruff format --check tests benchmarks docs
+	@echo "-- notebooks are clean and exported" && python tests/in_sync.py
+	@echo "-- types" && ty check
 
 lab: setup  ## Open the notebooks in JupyterLab
 	jupyter lab nbs
