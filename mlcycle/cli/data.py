@@ -41,8 +41,8 @@ def list_tables(project: PROJECT = None):
         for name in table_names(folder):
             versions = table_versions(folder, name)
             size = sum(file.stat().st_size for file in table_path(folder, name).rglob("*") if file.is_file())
-            table.add_row(name, str(len(versions)), f"{versions[0].table.rows:,}", versions[0].about.get("run", ""),
-                          versions[0].when, decimal(size))
+            table.add_row(name, str(len(versions)), f"{versions[0].table.rows:,}", versions[0].metadata.get("run", ""),
+                          versions[0].written_at, decimal(size))
         console.print(table if table.rows else "There are no tables yet. Make them: mlcycle run --until data")
 
 # %% ../../nbs/cli/data.ipynb #b398a5d3
@@ -61,9 +61,9 @@ def history(
     with exit_on_error():
         table = Table("version", "written", "rows", "run", "source", "contract", "SHA-256", "mlcycle")
         for each in table_versions(Workspace.from_project(project).tables, name):
-            said = {key: each.about.get(key, "") for key in ("run", "source", "contract_version", "contract", "mlcycle")}
+            said = {key: each.metadata.get(key, "") for key in ("run", "source", "contract_version", "contract", "mlcycle")}
             contract = " ".join(part for part in (said["contract_version"], said["contract"][:8]) if part)
-            table.add_row(each.address, each.when, f"{each.table.rows:,}", said["run"], said["source"][:8], contract,
+            table.add_row(each.address, each.written_at, f"{each.table.rows:,}", said["run"], said["source"][:8], contract,
                           each.table.sha256[:8], said["mlcycle"])
         console.print(table)
 

@@ -28,7 +28,8 @@ def run_on_sample(
     "A run on the bundled sample up to a stage."
     from mlcycle.lifecycle.plan import make_plan
     from mlcycle.lifecycle.choice import StageChoice
-    from mlcycle.lifecycle.runner import run_plan, start_run
+    from mlcycle.lifecycle.run_folders import start_run
+    from mlcycle.lifecycle.runner import run_plan
 
     plan = make_plan({"source": "sample", "trials": 3, "folds": 3}, Path(home))
     if until:

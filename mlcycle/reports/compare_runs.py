@@ -61,7 +61,7 @@ def run_overview(
         "run": run.id, "when": run.info.get("started", ""), "source": outcomes["problem"]["source"],
         "data": {"version": train["version"], "rows": train["rows"], "sha256": train["sha256"]},
         "features": {"columns": len(plan["columns"]), "created": sum(
-            each["selected"] and each["transformation"] != "as it came" for each in plan["features"])},
+            each["selected"] and each["transformation"] != "raw column" for each in plan["features"])},
         "winner": candidate["winner"], "held_out": held if held["metric"] == metric else None,
         "holdout": holdout[0] if holdout else None, "p95_ms": candidate["latency_ms"].get("p95"),
         "model": {"name": key[0], "version": key[1], "aliases": None if aliases is None else aliases.get(key, ["deleted"])},

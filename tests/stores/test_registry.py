@@ -435,7 +435,7 @@ def test_a_server_that_is_down_loses_nothing(tmp_path, ill, monkeypatch):
     assert "500" in lose(space(tmp_path, ill(status=500))).found
     (kept,) = queued_models(there)
     assert kept.candidate == candidate()
-    assert [trial.name for trial in kept.n_trials] == ["boosting 1"]
+    assert [trial.name for trial in kept.trials] == ["boosting 1"]
     listed = typed("list", cwd=tmp_path)
     assert "Kept locally" not in listed.stdout or listed.exit_code == 0
     done = again(there)
@@ -529,7 +529,7 @@ def test_a_search_whose_registry_is_down_is_not_repeated(tmp_path, monkeypatch):
     settings.write_text("")
     workspace = Workspace.from_project(tmp_path)
     (kept,) = queued_models(workspace)
-    assert {trial.name for trial in kept.n_trials} >= {"dummy", "linear", "linear 1"}
+    assert {trial.name for trial in kept.trials} >= {"dummy", "linear", "linear 1"}
 
     def no_trial(*_, **__):
         raise AssertionError("a trial was tried twice")

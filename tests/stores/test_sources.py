@@ -601,7 +601,7 @@ def test_failures_and_throttling_are_waited_for(web):
 def test_what_goes_on_failing_is_said_without_secrets(web, monkeypatch, caplog):
     caplog.set_level(logging.DEBUG)
     url, handler = web
-    quick = "backoff=0.01&attempts=2&token=SHOP_TOKEN"
+    quick = "backoff=0.01&max_attempts=2&token=SHOP_TOKEN"
     handler.fails = 99
     said = refusal(f"{url}/page?key=$SHOP_TOKEN#{quick}", "503", "later")
     handler.fails = 0

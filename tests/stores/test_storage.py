@@ -70,7 +70,7 @@ def test_every_version_stays_even_after_a_hundred_and_a_month(space):
                 os.utime(file, (old, old))
     versions = table_versions(space.tables, "train")
     assert [each.table.version for each in versions] == list(range(102, -1, -1))
-    assert versions[-1].about["run"] == "run 0"
+    assert versions[-1].metadata["run"] == "run 0"
     for number in (0, 50, 102):
         assert read_table(space.tables, find_table_version(space.tables, f"train@{number}").table).x.tolist() == [number]
 
@@ -79,11 +79,11 @@ def test_a_commit_says_where_the_rows_come_from(table_run):
     run = table_run("wine")
     (newest,) = table_versions(run.workspace.tables, "train")
     assert newest.table == run.dataset.tables["train"]
-    assert newest.about["run"] == run.id
-    assert newest.about["source"] == run.problem.source_sha256
-    assert newest.about["contract"] == run.dataset.contract.sha256
-    assert newest.about["mlcycle"] == mc.__version__
-    assert json.loads(newest.about["ingestions"])[0]["rows"] == run.dataset.rows_in
+    assert newest.metadata["run"] == run.id
+    assert newest.metadata["source"] == run.problem.source_sha256
+    assert newest.metadata["contract"] == run.dataset.contract.sha256
+    assert newest.metadata["mlcycle"] == mc.__version__
+    assert json.loads(newest.metadata["ingestions"])[0]["rows"] == run.dataset.rows_in
 
 
 def test_cleaning_up_runs_leaves_every_version(wine):
@@ -288,7 +288,7 @@ def test_lineage_leads_back_to_the_source_and_forward_to_the_model(wine):
     assert use["model"] == {"name": wine.candidate.model.name, "version": wine.candidate.model.version}
     assert (use["approved"], use["champion"], use["release"]) == (True, True, wine.release.bundle)
     drawn = cli("data", "lineage", "holdout@0", cwd=project).stdout
-    for word in ("wine.csv", wine.id, f"judged {wine.candidate.model.name} version 1", wine.release.bundle, "opened"):
+    for word in ("wine.csv", wine.id, f"evaluated {wine.candidate.model.name} version 1", wine.release.bundle, "read"):
         assert word in drawn
 
 

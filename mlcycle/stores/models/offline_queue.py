@@ -94,7 +94,7 @@ def register_queued_model(
     model, name = load_model(folder / "model.skops", kept.sha256), kept.candidate.model.name
     with workspace.lock("registry"), registry_errors(workspace.tracking_uri):
         open_registry(workspace.tracking_uri, workspace.artifacts, name)
-        ref = register_model(name, model, example, outputs, kept.candidate.leaderboard, kept.tags, trials=kept.n_trials)
+        ref = register_model(name, model, example, outputs, kept.candidate.leaderboard, kept.tags, trials=kept.trials)
     shutil.rmtree(folder, ignore_errors=True)
     return told(kept.candidate.model_copy(update={"model": ref}))
 

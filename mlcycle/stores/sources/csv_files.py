@@ -7,7 +7,7 @@ __all__ = ['COMPRESSED_ENDINGS', 'TEXT_ENDINGS', 'SAMPLE_BYTES', 'BYTE_ORDER_MAR
            'NUMBER_OR_DATE', 'MAX_RECORD_LINES', 'UNDECODED_BYTES', 'UNCLOSED_QUOTE', 'FAST_PARSE_BYTES',
            'open_decompressed', 'detect_encoding', 'detect_code_page', 'CsvDialect', 'detect_dialect',
            'detect_separator', 'has_header', 'detect_decimal', 'iterate_records', 'parse_csv', 'needs_line_check',
-           'separate_malformed_lines', 'read_text', 'check_column_names']
+           'separate_malformed_lines', 'read_csv_file', 'check_column_names']
 
 # %% ../../../nbs/stores/sources/csv_files.ipynb #ab93d072
 import codecs
@@ -393,7 +393,7 @@ def _check_malformed_share(path: Path, malformed: list[tuple[int, str, str]], go
                           "Check the separator and the header; '#separator=;' after the name of the file says what it is.")
 
 # %% ../../../nbs/stores/sources/csv_files.ipynb #89cf44fa
-def read_text(
+def read_csv_file(
     path: Path, # Of a file, packed or not
     options: str = "", # What a person says, as for `detect_dialect`
     progress: ProgressCallback | None = None, # Told how many bytes were read

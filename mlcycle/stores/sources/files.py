@@ -25,7 +25,7 @@ from .addresses import split_address
 from .number_and_date_formats import parse_numbers_and_dates
 from .progress import ProgressCallback
 from .rows import SourceRows, arrow_to_pandas, normalise_dtypes
-from .csv_files import COMPRESSED_ENDINGS, TEXT_ENDINGS, open_decompressed, read_text
+from .csv_files import COMPRESSED_ENDINGS, TEXT_ENDINGS, open_decompressed, read_csv_file
 
 if TYPE_CHECKING:
     import duckdb
@@ -320,8 +320,8 @@ def read_file(
 def _read_one(kind: str, file: Path, options: str, progress: ProgressCallback | None) -> SourceRows:
     "One file, by its kind."
     if kind == "text":
-        rows, malformed, about = read_text(file, options, progress)
-        return SourceRows(rows, about, file.stat().st_size, malformed)
+        rows, malformed, description = read_csv_file(file, options, progress)
+        return SourceRows(rows, description, file.stat().st_size, malformed)
     return read_excel(file, options) if kind == "excel" else read_json(file, options, progress)
 
 # %% ../../../nbs/stores/sources/files.ipynb #f269de03
@@ -336,6 +336,6 @@ def _concat_files(readings: list[SourceRows], files: list[Path]) -> SourceRows:
             raise SourceError(f"The files '{files[0]}' and '{file}' have different columns: {', '.join(differ[:5])}.",
                               "Files of one source have the same columns.")
     malformed = [(line, f"{file.name}: {text}", reason) for reading, file in zip(readings, files, strict=True)
-                 for line, text, reason in reading.malformed]
-    return SourceRows(pd.concat([reading.rows for reading in readings], ignore_index=True), first.about + _file_count(files),
+                 for line, text, reason in reading.malformed_lines]
+    return SourceRows(pd.concat([reading.rows for reading in readings], ignore_index=True), first.description + _file_count(files),
                    sum(reading.bytes for reading in readings), malformed)

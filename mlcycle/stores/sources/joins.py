@@ -124,8 +124,9 @@ def register_source(
     if kind in ("parquet", "lines"):
         sql = read_parquet_sql(files) if kind == "parquet" else read_json_lines_sql(files)
         connection.execute(f"CREATE VIEW {_name(name)} AS SELECT * FROM {sql}")
-        about = SourceRows(pd.DataFrame(), "Parquet" if kind == "parquet" else "lines of JSON", sum(f.stat().st_size for f in files))
-        return NamedSource(_count(connection, name), hash_files(files), about)
+        size = sum(file.stat().st_size for file in files)
+        reading = SourceRows(pd.DataFrame(), "Parquet" if kind == "parquet" else "lines of JSON", size)
+        return NamedSource(_count(connection, name), hash_files(files), reading)
     reading = read(address)
     rows = normalise_dtypes(reading.rows)
     connection.register(name, rows)

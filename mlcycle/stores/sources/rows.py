@@ -77,9 +77,9 @@ class SourceRows:
     "Rows as a reader found them, and what is worth knowing about them."
 
     rows: pd.DataFrame # Not yet normalised
-    about: str = "" # What was found, in words
+    description: str = "" # What was found, in words
     bytes: int = 0 # Read, where that is known
-    malformed: list[tuple[int, str, str]] = field(default_factory=list) # Line, text and reason
+    malformed_lines: list[tuple[int, str, str]] = field(default_factory=list) # Line, text and reason
 
 # %% ../../../nbs/stores/sources/rows.ipynb #5bb8c93f
 def arrow_to_pandas(

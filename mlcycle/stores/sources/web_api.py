@@ -47,7 +47,7 @@ class ApiOptions(Record):
     timeout: float = 30 # Seconds that an answer may take
     max_attempts: int = 5 # How often a request is tried
     backoff: float = 1 # Seconds before the second attempt; they double with each
-    rows: int = 0 # Stop after so many; 0: take all
+    max_rows: int = 0 # Stop after so many; 0: take all
 
 # %% ../../../nbs/stores/sources/web_api.ipynb #e5382c19
 def read_api_options(
@@ -160,7 +160,7 @@ def read_web_api(
     with httpx.Client(timeout=api.timeout, follow_redirects=False) as client:
         api_client = ApiClient(api, client)
         url = first_page_url(api_client.home, api)
-        while url is not None and not (api.rows and len(records) >= api.rows):
+        while url is not None and not (api.max_rows and len(records) >= api.max_rows):
             response = fetch_page(api_client, url)
             if response.content == seen and api.paging in ("page", "offset", "cursor"):
                 raise SourceError(f"The address '{mask_secrets(api.url)}' gives the same page again.", "Each page is another.",
@@ -171,7 +171,7 @@ def read_web_api(
             pages, size, url = pages + 1, size + len(response.content), next_page_url(url, api, response, content, page)
             if progress:
                 progress(len(records), size, 0)
-    records = records[:api.rows or None]
+    records = records[:api.max_rows or None]
     return SourceRows(records_to_frame(records), f"JSON over HTTP, {pages} page{'s' if pages != 1 else ''}", size)
 
 # %% ../../../nbs/stores/sources/web_api.ipynb #6d365664

@@ -52,7 +52,7 @@ def write_table(
     folder: Path, # Holds the tables of a workspace
     name: str, # Of the table
     rows: pd.DataFrame, # Indexed by `row_id`
-    **about: str, # Kept in the commit: see `commit_metadata`
+    **metadata: str, # Kept in the commit: see `commit_metadata`
 ) -> TableRef:
     "Rows as a version of a table."
     path, sha256 = _make_table_folder(folder, name), hash_rows(rows)
@@ -62,7 +62,7 @@ def write_table(
             if is_intact(folder, table):
                 return table
         before = set(path.rglob("*"))
-        facts = {"sha256": sha256, "rows": str(len(rows)), "mlcycle": __version__} | about
+        facts = {"sha256": sha256, "rows": str(len(rows)), "mlcycle": __version__} | metadata
         try:
             whole = pa.Table.from_pandas(rows.reset_index(), preserve_index=False).combine_chunks() # Else batches change places
             write_deltalake(path, whole, mode="overwrite", schema_mode="overwrite",
@@ -154,8 +154,8 @@ class TableVersion:
     "A version of a table, and what its commit says."
 
     table: TableRef
-    when: str # UTC, to the second
-    about: dict[str, str] # `run`, `source`, `contract`, … as `commit_metadata` gives them
+    written_at: str # UTC, to the second
+    metadata: dict[str, str] # `run`, `source`, `contract`, … as `commit_metadata` gives them
 
     @property
     def address(self) -> str:

@@ -24,11 +24,11 @@ def trace_lineage(
     version: TableVersion, # Of a table
 ) -> dict[str, Any]: # Plain JSON: `table`, `made_by`, `sources`, `contract`, `used_by`, and of the holdout `accesses`
     "The lineage of a version, back and forward."
-    said, table = version.about, version.table
+    said, table = version.metadata, version.table
     contract = {name: said.get(key, "") for name, key in (("file", "contract_file"), ("version", "contract_version"),
                                                           ("sha256", "contract"))}
     facts = {
-        "table": table.model_dump() | {"written": version.when},
+        "table": table.model_dump() | {"written": version.written_at},
         "made_by": {"run": said.get("run", ""), "mlcycle": said.get("mlcycle", "")},
         "sources": json.loads(said.get("ingestions") or "[]"),
         "contract": contract if contract["sha256"] else {},
@@ -66,7 +66,7 @@ def draw_lineage(
                 f"SHA-256 {table['sha256'][:12]}…")
     back = tree.add(f"made by run {made['run'] or '?'}" + (f", mlcycle {made['mlcycle']}" if made["mlcycle"] else ""))
     for each in facts["sources"]:
-        read = f", read {each['when']}" if each.get("when") else ""
+        read = f", read {each['ingested_at']}" if each.get("ingested_at") else ""
         leaf = back.add(f"source {escape(each['source'])}: {each['rows']:,} rows{read}, SHA-256 {each['sha256'][:12]}…")
         if each.get("query"):
             leaf.add(escape(each["query"].strip()))
@@ -77,10 +77,10 @@ def draw_lineage(
     for use in facts["used_by"]:
         _draw_use(forward.add(f"run {use['run']} ({use['status']})"), use, TABLE_ROLES.get(table["name"], "lies beside"))
     if facts.get("accesses"):
-        opened = tree.add("opened")
+        read = tree.add("read")
         for each in facts["accesses"]:
             run = f" (run {each['run']})" if each["run"] else ""
-            opened.add(escape(f"{each['when']} by {each['who']}: {each['why']}{run}"))
+            read.add(escape(f"{each['accessed_at']} by {each['user']}: {each['reason']}{run}"))
     return tree
 
 # %% ../../../nbs/stores/tables/lineage.ipynb #0f126daf
