@@ -11,7 +11,7 @@ from contextlib import contextmanager
 
 from rich.console import Console
 
-from ..lifecycle.batch import BatchCallback, BatchRunCallback
+from ..lifecycle.callbacks import BatchCallback, BatchRunCallback
 
 # %% ../../nbs/cli/batch_progress.ipynb #a9250ec3
 class BatchProgressTable(BatchCallback):

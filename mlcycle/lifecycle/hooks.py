@@ -18,6 +18,7 @@ from tempfile import TemporaryFile
 from typing import TYPE_CHECKING, Any
 
 from ..core.retries import retry_policy
+from ..core.secrets import mask_secrets
 
 if TYPE_CHECKING:
     import httpx
@@ -102,7 +103,7 @@ def _run_command(hook: str, facts: dict[str, Any], body: str, timeout: float) ->
         return f"{name} took longer than {timeout:g} seconds and was ended."
     except OSError as error:
         return f"{name} cannot be started: {error.strerror}."
-    last = _without_secrets(hook, errors.strip().rpartition("\n")[2])[:200]
+    last = mask_secrets(errors.strip().rpartition("\n")[2], hook, hide_paths=True)[:200]
     return f"{name} ended with code {code}{': ' if last else ''}{last}." if code else ""
 
 # %% ../../nbs/lifecycle/hooks.ipynb #daa1182e
@@ -121,11 +122,3 @@ def _execute(words: list[str], given: bytes, environment: dict[str, str], timeou
                 process.wait()
         errors.seek(0)
         return code, errors.read().decode(errors="replace")
-
-# %% ../../nbs/lifecycle/hooks.ipynb #6c17bc35
-def _without_secrets(hook: str, text: str) -> str:
-    "A text with names in place of the values of a hook's variables, and without the paths of addresses."
-    names = {name for name in re.findall(r"\$\{?(\w+)", hook) if os.environ.get(name)}
-    for name in sorted(names, key=lambda name: -len(os.environ[name])): # One value may be part of another
-        text = text.replace(os.environ[name], f"${name}")
-    return re.sub(r"(\w+://)(?:[^/\s]*@)?([^/\s?#'\"]+)[^\s'\"]*", r"\1\2/…", text)

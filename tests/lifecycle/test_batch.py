@@ -18,7 +18,8 @@ import mlcycle as mc
 from mlcycle.core.runs import Run, list_runs
 from mlcycle.core.workspace import Workspace
 from mlcycle.errors import ParameterError
-from mlcycle.lifecycle.batch import plan_batch, read_parameter_sets, run_batch
+from mlcycle.lifecycle.batch import run_batch
+from mlcycle.lifecycle.parameter_sets import plan_batch, read_parameter_sets
 from mlcycle.lifecycle.choice import StageChoice
 from mlcycle.stores.models.registry import get_alias_version, open_registry
 

@@ -30,7 +30,7 @@ import mlcycle as mc
 from mlcycle.api import run_lifecycle
 from mlcycle.errors import SourceError
 from mlcycle.outcomes import NA_VALUES
-from mlcycle.stores.sources.addresses import mask_secrets
+from mlcycle.core.secrets import mask_secrets
 from mlcycle.stores.sources.csv_files import detect_dialect, needs_line_check, parse_csv
 from mlcycle.stores.sources.ingest import ingest, save_frame_as_source, read_source
 from mlcycle.stores.sources.rows import hash_rows, normalise_dtypes

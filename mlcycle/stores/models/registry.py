@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['PATIENCE', 'ARTIFACT_FOLDERS', 'DOWNLOADS', 'CHAMPION', 'CHALLENGER', 'ALIAS_HISTORY_TAG', 'registry_errors',
-           'is_registry_error', 'without_secrets', 'short_reason', 'connect', 'open_registry', 'registered_file',
-           'registered_model_file', 'load_registered_model', 'get_alias_version', 'functions_ref', 'get_model_ref',
-           'set_alias', 'remove_alias', 'alias_history']
+           'is_registry_error', 'short_reason', 'connect', 'open_registry', 'registered_file', 'registered_model_file',
+           'load_registered_model', 'get_alias_version', 'functions_ref', 'get_model_ref', 'set_alias', 'remove_alias',
+           'alias_history']
 
 # %% ../../../nbs/stores/models/registry.ipynb #2447325b
 import json
@@ -22,9 +22,10 @@ from typing import TYPE_CHECKING, Any
 
 from sklearn.base import BaseEstimator
 
-from ...errors import RegistryError
 from ...core.files import atomic_write
+from ...core.secrets import mask_secrets
 from ...core.workspace import Workspace
+from ...errors import RegistryError
 from ...outcomes import FileRef, ModelRef
 from .function_files import load_workspace_functions
 from .model_files import load_model
@@ -47,7 +48,7 @@ def registry_errors(
     except Exception as error:
         if not is_registry_error(error):
             raise
-        raise RegistryError(f"The registry {without_secrets(address)} cannot be used: {short_reason(error)}",
+        raise RegistryError(f"The registry {mask_secrets(address)} cannot be used: {short_reason(error, address)}",
                             remedy="Once it answers, run again.") from error
 
 # %% ../../../nbs/stores/models/registry.ipynb #e3a64843
@@ -60,19 +61,13 @@ def is_registry_error(
 
     return isinstance(error, (MlflowException, SQLAlchemyError, OSError)) # What requests raises is an OSError
 
-# %% ../../../nbs/stores/models/registry.ipynb #75309563
-def without_secrets(
-    text: str, # An address, or a sentence with one
-) -> str:
-    "A text without the user and password of an address."
-    return re.sub(r"(?<=://)[^/@\s]+@", "…@", text)
-
 # %% ../../../nbs/stores/models/registry.ipynb #3c41b291
 def short_reason(
     error: Exception, # Perhaps of several pages
+    address: str = "", # Of the registry: its secrets are masked
 ) -> str:
     "The heart of an error in a line."
-    text = without_secrets(str(error))
+    text = mask_secrets(str(error), address)
     if number := re.search(r"\[Errno -?\d+\] ([^'\")\n:]+)", text):
         return f"{number[1].strip()}."
     if inner := re.search(r"\([\w.]+Error\) ([^\n\[]+)", text): # SQLAlchemy names what the database raised in brackets

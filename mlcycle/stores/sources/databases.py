@@ -13,7 +13,8 @@ from contextlib import contextmanager
 import pandas as pd
 
 from ...errors import SourceError, suggest_name
-from .addresses import expand_variables, mask_secrets, split_address
+from ...core.secrets import mask_secrets
+from .addresses import expand_variables, split_address
 from .number_and_date_formats import parse_numbers_and_dates
 from .progress import ProgressCallback
 from .rows import SourceRows, normalise_dtypes
@@ -75,7 +76,7 @@ def connect_read_only(
     except (sa.exc.SQLAlchemyError, pd.errors.DatabaseError) as error: # pandas wraps what SQLAlchemy raises
         inner = error.__cause__ if isinstance(error, pd.errors.DatabaseError) and error.__cause__ else error
         said = str(getattr(inner, "orig", None) or inner).strip().splitlines()[0]
-        raise SourceError(f"The database '{mask_secrets(address)}' says: {mask_secrets(said, address, url.password or '')}",
+        raise SourceError(f"The database '{mask_secrets(address)}' says: {mask_secrets(said, address, secrets=[url.password or ''])}",
                           remedy="Check the address, the rights of its user, and the query.") from None
     finally:
         engine.dispose()

@@ -22,7 +22,8 @@ from ...errors import SourceError
 from ...core.files import atomic_write
 from ...outcomes import Ingestion
 from . import flights
-from .addresses import expand_variables, mask_secrets, split_address
+from ...core.secrets import mask_secrets
+from .addresses import expand_variables, split_address
 from .progress import ProgressBar, ProgressCallback
 from .rows import SourceRows, hash_rows, normalise_dtypes
 

@@ -18,7 +18,8 @@ import pandas as pd
 
 from ...errors import SourceError
 from ...outcomes import NA_VALUES
-from .addresses import mask_secrets, split_address
+from ...core.secrets import mask_secrets
+from .addresses import split_address
 from mlcycle.stores.sources.files import (
     fetch_rows,
     file_kind,

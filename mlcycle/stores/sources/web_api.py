@@ -20,7 +20,8 @@ from pydantic import ValidationError
 from ...errors import SourceError, suggest_name
 from ...core.retries import retry_policy
 from ...outcomes import Record
-from .addresses import expand_variables, mask_secrets, parse_options, split_address
+from ...core.secrets import mask_secrets
+from .addresses import expand_variables, parse_options, split_address
 from .files import find_records, records_to_frame
 from .progress import ProgressCallback
 from .rows import SourceRows
