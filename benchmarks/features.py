@@ -36,10 +36,10 @@ def mixed_table(rows: int, seed: int = 0) -> tuple[pd.DataFrame, dict[str, str],
     for name, size in {"few": 4, "some": 12, "more": 30, "many": 500, "very many": 20_000}.items():
         table[name] = pd.Categorical.from_codes(rng.integers(0, size, rows), [f"{name} {i}" for i in range(size)]).astype("str")
     table["placed"] = pd.Timestamp("2020-01-01") + pd.to_timedelta(rng.integers(0, 10**6, rows), "min")
-    kinds = dict.fromkeys(table, "number") | {"few": "category", "some": "category", "more": "category", "placed": "date"}
-    kinds |= {"many": "many categories", "very many": "many categories"}
+    column_types = dict.fromkeys(table, "number") | {"few": "category", "some": "category", "more": "category", "placed": "date"}
+    column_types |= {"many": "many categories", "very many": "many categories"}
     effect = table["number 1"] + table["few"].eq("few 1") + table["many"].str[-1].eq("3") + rng.normal(size=rows)
-    return table, kinds, (effect > 0.5).to_numpy()
+    return table, column_types, (effect > 0.5).to_numpy()
 
 
 def seconds(work: Callable) -> tuple[float, object]:
@@ -62,13 +62,13 @@ def likely_recipes() -> list[Recipe]:
 
 def cost_of_fitting(step: Callable[[str], None], rows: int = ROWS) -> list[Comparison]:
     """Fitting the pipeline on many rows, without and with features that are made, beside fitting the model on what it gives."""
-    table, kinds, target = mixed_table(rows)
+    table, column_types, target = mixed_table(rows)
     lines = []
     for made, recipes in {"": [], " and 5 made": likely_recipes()}.items():
-        all_kinds = kinds | {name: kind for recipe in recipes for name, kind in recipe.kinds().items()}
+        all_kinds = column_types | {name: kind for recipe in recipes for name, kind in recipe.output_types().items()}
         for name, (family, model) in MODELS.items():
             step(f"encode {rows:,} rows{made} for {name}")
-            pipeline = build_preprocessor(all_kinds, recipes, family=family)
+            pipeline = build_preprocessor(all_kinds, recipes, encoding=family)
             ours, numbers = seconds(lambda pipeline=pipeline: pipeline.fit_transform(table, target))
             step(f"fit {name}")
             with threadpool_limits(1):

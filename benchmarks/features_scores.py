@@ -117,8 +117,8 @@ def plain(learn: pd.DataFrame, problem: Problem) -> tuple[Pipeline, dict]:
 
 def raw(learn: pd.DataFrame, problem: Problem) -> tuple[Pipeline, dict]:
     """Columns as they came: numbers, parts of dates, encoded categories."""
-    kinds, _ = infer_column_types(learn.drop(columns=problem.target))
-    return build_preprocessor(kinds, classify=problem.task != "regression"), {}
+    column_types, _ = infer_column_types(learn.drop(columns=problem.target))
+    return build_preprocessor(column_types, classification=problem.task != "regression"), {}
 
 
 def skrub(learn: pd.DataFrame, problem: Problem) -> tuple[Pipeline, dict]:

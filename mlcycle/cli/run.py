@@ -33,7 +33,8 @@ from mlcycle.cli.base import (
 )
 from ..core.runs import Run
 from ..errors import ParameterError
-from ..lifecycle.choice import StageChoice, RunCallback
+from ..lifecycle.callbacks import RunCallback
+from ..lifecycle.choice import StageChoice
 from ..lifecycle.plan import Plan, make_plan
 from ..lifecycle.runner import run_plan
 from ..outcomes import STAGES
@@ -201,7 +202,8 @@ def batch(
 ):
     "Run many sets of parameters side by side, and compare them; stages that they share run once."
     from mlcycle.cli.batch_progress import show_batch_progress
-    from mlcycle.lifecycle.batch import expand_grid, plan_batch, read_parameter_sets, run_batch
+    from mlcycle.lifecycle.batch import run_batch
+    from mlcycle.lifecycle.parameter_sets import expand_grid, plan_batch, read_parameter_sets
 
     with exit_on_error():
         rows = [one | other for one in (read_parameter_sets(sets) if sets else [{}]) for other in expand_grid(grid or [])]

@@ -10,7 +10,6 @@ import asyncio
 import atexit
 import codecs
 import faulthandler
-import fcntl
 import gc
 import io
 import multiprocessing
@@ -31,6 +30,8 @@ from ipykernel.zmqshell import ZMQInteractiveShell
 from jupyter_client.session import Session
 from traitlets import Any
 from traitlets.config import Config
+
+from .forkserver import kill_when_closed
 
 # %% ../../nbs/engine/kernel.ipynb #c58a3dc9
 for _name in ("IPython.core.application", "IPython.core.completerlib", "IPython.core.logger", "IPython.core.oinspect",
@@ -141,7 +142,7 @@ def run_kernel(
     os.setsid()
     signal.signal(signal.SIGINT, signal.SIG_IGN) # Between cells
     signal.signal(signal.SIGHUP, signal.SIG_DFL) # Under `nohup`, what a cell started in a terminal of its own would stay
-    _end_with(lifeline)
+    kill_when_closed(lifeline)
     file = os.open(log, os.O_WRONLY | os.O_APPEND)
     _settle(file, environment, folder)
     loop = asyncio.new_event_loop()
@@ -166,15 +167,6 @@ def _settle(log: int, environment: dict[str, str], folder: str) -> None:
     multiprocessing.current_process().name = "MainProcess"
     if random := sys.modules.get("numpy.random"):
         random.seed() # Else every fork draws the same numbers
-
-# %% ../../nbs/engine/kernel.ipynb #9f6298c6
-def _end_with(lifeline: Connection) -> None:
-    "Have the system end this process group when the lifeline is cut, even if no thread of it could."
-    fcntl.fcntl(lifeline, fcntl.F_SETOWN, -os.getpgrp())
-    fcntl.fcntl(lifeline, fcntl.F_SETSIG, signal.SIGKILL)
-    fcntl.fcntl(lifeline, fcntl.F_SETFL, fcntl.fcntl(lifeline, fcntl.F_GETFL) | os.O_ASYNC)
-    if lifeline.poll(): # It was cut before
-        os.killpg(0, signal.SIGKILL)
 
 # %% ../../nbs/engine/kernel.ipynb #b63013fe
 LOOP_TURNS = 4 # Of the loop, between two messages

@@ -71,15 +71,15 @@ def find_leakage_suspects(
 def gather_recipes(
     problem: Problem, # Names time and entity
     rows: pd.DataFrame, # Training rows, with the target
-    kinds: dict[str, str], # Of the columns that may be read
+    column_types: dict[str, str], # Of the columns that may be read
     rules: FeatureSettings, # How many, whether at all
     own: Sequence[Recipe] = (), # A person's
 ) -> list[Recipe]:
     "Recipes of features that might help."
     if not rules.create:
         return list(own)
-    past = propose_history_recipes(rows, problem, kinds, delay=rules.delay)
-    usable = {name: kind for name, kind in kinds.items() if kind != "text"}
+    past = propose_history_recipes(rows, problem, column_types, delay=rules.delay)
+    usable = {name: kind for name, kind in column_types.items() if kind != "text"}
     return propose_recipes(rows, rows[problem.target], usable, problem, rules.most_created, rules.seed, [*own, *past])
 
 # %% ../../nbs/03_features.ipynb #b0fc7586
@@ -95,14 +95,14 @@ def plan_features(
     rows = read_table(workspace.tables, dataset.tables["train"])
     leaks = find_leakage_suspects(problem, dataset, rows, workspace, rules)
     out = problem.excluded | {leak.column: f"suspect: {leak.reason}" for leak in leaks if leak.column and leak.excluded}
-    kinds, dropped = infer_column_types(rows.drop(columns=[problem.target, *out]), rules.most_missing)
-    if not kinds:
+    column_types, dropped = infer_column_types(rows.drop(columns=[problem.target, *out]), rules.most_missing)
+    if not column_types:
         raise TargetError("No column is left to learn from.",
                           remedy="; ".join(f"{name}: {why}" for name, why in (out | dropped).items()))
     own = make_function_recipes(functions, rows.drop(columns=problem.target), out | {problem.target: "it is the target"})
-    recipes = gather_recipes(problem, rows[[*kinds, problem.target]], kinds, rules, own)
-    made = {name: kind for recipe in recipes for name, kind in recipe.kinds().items()}
-    chosen = select_features(kinds | made, recipes, rows, problem, rules.select, most_rows=rules.selection_rows, seed=rules.seed,
+    recipes = gather_recipes(problem, rows[[*column_types, problem.target]], column_types, rules, own)
+    made = {name: kind for recipe in recipes for name, kind in recipe.output_types().items()}
+    chosen = select_features(column_types | made, recipes, rows, problem, rules.select, most_rows=rules.selection_rows, seed=rules.seed,
                              jobs=rules.jobs, always=[name for recipe in own for name in recipe.describe()],
                              holidays=rules.holidays)
     return _conclude(problem, rows, chosen, workspace, rules, leaks, out | dropped, functions)
@@ -111,7 +111,7 @@ def plan_features(
 def _conclude(problem: Problem, rows: pd.DataFrame, chosen: FeatureSelection, workspace: Workspace, rules: FeatureSettings, leaks: list[LeakageSuspect],
               dropped: dict[str, str], functions: Sequence[FeatureFunction]) -> FeaturePlan:
     "The outcome, with the pipeline saved."
-    pipeline = build_preprocessor(chosen.kinds, chosen.recipes, problem.task != "regression", rules.seed,
+    pipeline = build_preprocessor(chosen.column_types, chosen.recipes, problem.task != "regression", rules.seed,
                               outliers=rules.outliers, method=rules.outlier_method, holidays=rules.holidays)
     columns, some = list_input_columns(chosen), subsample_evenly(rows, rules.selection_rows) # Spread out, so that every part of a date varies
     outputs = map_outputs_to_features(clone(pipeline).fit(some[columns], some[problem.target]))
@@ -132,5 +132,5 @@ def list_input_columns(
 ) -> list[str]: # Each once
     "The columns that a plan reads."
     made = {name for recipe in chosen.recipes for name in recipe.describe()}
-    reads = [name for recipe in chosen.recipes for name in recipe.reads()]
-    return list(dict.fromkeys([*(name for name in chosen.kinds if name not in made), *reads]))
+    reads = [name for recipe in chosen.recipes for name in recipe.input_columns()]
+    return list(dict.fromkeys([*(name for name in chosen.column_types if name not in made), *reads]))

@@ -20,7 +20,7 @@ from filelock import FileLock, Timeout
 from ..core.files import write_text
 from ..core.runs import Run
 from ..core.workspace import Workspace
-from .choice import RunCallback
+from .callbacks import RunCallback
 from .freshness import StageState
 
 # %% ../../nbs/lifecycle/locks.ipynb #8dccabe7

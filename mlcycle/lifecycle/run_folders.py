@@ -22,7 +22,7 @@ from ..core.settings import read_settings, section_with_defaults
 from ..core.versions import package_versions
 from ..core.workspace import Workspace
 from ..errors import DiskFullError
-from .choice import RunCallback
+from .callbacks import RunCallback
 from .execute import is_disk_full
 from .freshness import StageState
 from .hooks import hook_payload, run_hook

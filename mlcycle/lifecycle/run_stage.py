@@ -13,7 +13,7 @@ from pathlib import Path
 from ..core.files import copy_file, short_hash, write_text
 from ..core.runs import Run, update_run_info
 from ..engine.forkserver import call_in_fork
-from .choice import RunCallback
+from .callbacks import RunCallback
 from .execute import execute_notebook
 from .freshness import StageState, changes_during_run
 from .plan import Plan

@@ -19,7 +19,8 @@ from ..core.runs import Run, update_run_info
 from ..engine.forkserver import import_statements, start_fork_server
 from ..engine.warmup import warmup_statements
 from ..errors import DiskFullError, InputError, MlcycleError, ParameterError
-from .choice import RunCallback, StageChoice
+from .callbacks import RunCallback
+from .choice import StageChoice
 from .execute import is_disk_full
 from .freshness import StageState, check_freshness, check_stage_freshness
 from .locks import run_lock, stage_lock

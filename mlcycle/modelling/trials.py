@@ -118,7 +118,7 @@ def adapt(
     family: str, # Of encodings
 ) -> BaseEstimator: # A copy
     "The feature plan as a family of candidates wants it."
-    return clone(plan).set_params(encode__family=family)
+    return clone(plan).set_params(encode__encoding=family)
 
 # %% ../../nbs/modelling/trials.ipynb #cf4ee1aa
 def encoded_fold_file(

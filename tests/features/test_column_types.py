@@ -36,16 +36,16 @@ LEFT_OUT = {
 
 
 def test_names_every_kind():
-    kinds, left_out = infer_column_types(pd.DataFrame(COLUMNS))
-    assert kinds == KINDS
+    column_types, left_out = infer_column_types(pd.DataFrame(COLUMNS))
+    assert column_types == KINDS
     assert left_out == {}
 
 
 @pytest.mark.parametrize("name", LEFT_OUT)
 def test_says_why_a_column_is_left_out(name):
     values, reason = LEFT_OUT[name]
-    kinds, left_out = infer_column_types(pd.DataFrame(COLUMNS).assign(**{name: values}))
-    assert kinds == KINDS
+    column_types, left_out = infer_column_types(pd.DataFrame(COLUMNS).assign(**{name: values}))
+    assert column_types == KINDS
     assert left_out[name].startswith(reason)
 
 
@@ -58,8 +58,8 @@ def test_a_new_name_for_each_value_is_a_repetition(seed, values):
         {"code": codes, "name": rng.permutation([f"v{i}" for i in range(values)])[codes], "other": rng.random(300)}
     )
     if table.code.nunique() > 1:
-        kinds, left_out = infer_column_types(table)
-        assert list(kinds) == ["code", "other"]
+        column_types, left_out = infer_column_types(table)
+        assert list(column_types) == ["code", "other"]
         assert left_out == {"name": "says the same in other words or units as 'code'"}
 
 
@@ -82,11 +82,11 @@ def test_a_missing_value_tells_columns_apart():
 @pytest.mark.parametrize("load", [load_breast_cancer, load_iris, load_wine])
 def test_keeps_all_of_a_clean_table(load):
     rows = normalise(load(as_frame=True).data)
-    kinds, left_out = infer_column_types(rows)
-    assert set(kinds.values()) == {"number"} and not left_out
+    column_types, left_out = infer_column_types(rows)
+    assert set(column_types.values()) == {"number"} and not left_out
 
 
 def test_penguins():
-    kinds, left_out = infer_column_types(normalise(penguins()).drop(columns="Species"))
+    column_types, left_out = infer_column_types(normalise(penguins()).drop(columns="Species"))
     assert left_out.keys() >= {"Region", "Stage"}
-    assert kinds["Island"] == "category" and kinds["Body Mass (g)"] == "number"
+    assert column_types["Island"] == "category" and column_types["Body Mass (g)"] == "number"

@@ -116,9 +116,9 @@ def test_a_plan_does_not_contradict_itself(which, request):
     pipeline = load_model(space.root / plan.pipeline.path, plan.pipeline.sha256)
     names = [each.name for each in plan.features]
     kept = {each.name for each in plan.features if each.selected}
-    reads = {name for recipe in pipeline["create"].recipes for name in recipe.reads()}
+    reads = {name for recipe in pipeline["create"].recipes for name in recipe.input_columns()}
     assert len(set(names)) == len(names) and len(set(plan.input_columns)) == len(plan.input_columns)
-    assert set(pipeline["encode"].kinds) == kept and set(plan.output_features.values()) <= kept
+    assert set(pipeline["encode"].column_types) == kept and set(plan.output_features.values()) <= kept
     assert set(plan.input_columns) == reads | {each.name for each in plan.features if each.selected and each.source_columns == [each.name]}
     assert not set(plan.input_columns) & {problem.target, *plan.dropped_columns}
     assert all(set(each.source_columns) <= set(orders()) for each in plan.features)
@@ -175,25 +175,25 @@ def with_note(table: pd.DataFrame) -> pd.DataFrame:
     return table.assign(note=(table.town + " and " + table["size"]).astype("str"))
 
 
-def everything(family: str):
+def everything(encoding: str):
     "A fitted pipeline with recipes of every sort and columns of every kind."
     table = with_note(example(300))
     target = pd.Series(np.where(table.a.fillna(0) > 0, "yes", "no"), table.index, name="y")
     recipes = [*RECIPES, *LOOKING_BACK, *make_function_recipes(OWN, table, {})]
-    kinds = COLUMNS | {name: kind for recipe in recipes for name, kind in recipe.kinds().items()}
-    return build_preprocessor(kinds, recipes, family=family).fit(table, target)
+    column_types = COLUMNS | {name: kind for recipe in recipes for name, kind in recipe.output_types().items()}
+    return build_preprocessor(column_types, recipes, encoding=encoding).fit(table, target)
 
 
-FITTED = {family: everything(family) for family in ("trees", "linear", "native")}
+FITTED = {encoding: everything(encoding) for encoding in ("trees", "linear", "native")}
 
 
 @pytest.mark.parametrize("family", FITTED)
 @settings(max_examples=25, deadline=None)
 @given(st.lists(ROW, min_size=1, max_size=6).map(frame).map(with_note))
-def test_recipes_of_every_sort_make_one_row_as_in_the_batch(family, asked):
-    together = np.asarray(FITTED[family].transform(asked), dtype=object)
+def test_recipes_of_every_sort_make_one_row_as_in_the_batch(encoding, asked):
+    together = np.asarray(FITTED[encoding].transform(asked), dtype=object)
     for place in range(len(asked)):
-        alone = np.asarray(FITTED[family].transform(asked.iloc[[place]]), dtype=object)
+        alone = np.asarray(FITTED[encoding].transform(asked.iloc[[place]]), dtype=object)
         ours, theirs = pd.DataFrame(alone).iloc[0], pd.DataFrame(together).iloc[place]
         assert (ours.isna() == theirs.isna()).all()
         for one, other in zip(ours.dropna(), theirs.dropna(), strict=True):
@@ -201,12 +201,12 @@ def test_recipes_of_every_sort_make_one_row_as_in_the_batch(family, asked):
 
 
 @pytest.mark.parametrize("family", FITTED)
-def test_recipes_of_every_sort_are_saved_without_code(family, tmp_path):
-    again = load_model(tmp_path / "all.skops", save_model(FITTED[family], tmp_path / "all.skops"))
+def test_recipes_of_every_sort_are_saved_without_code(encoding, tmp_path):
+    again = load_model(tmp_path / "all.skops", save_model(FITTED[encoding], tmp_path / "all.skops"))
     asked = with_note(example(40))
-    ours, theirs = (pd.DataFrame(each.transform(asked)) for each in (again, FITTED[family]))
+    ours, theirs = (pd.DataFrame(each.transform(asked)) for each in (again, FITTED[encoding]))
     pd.testing.assert_frame_equal(ours, theirs)
-    assert map_outputs_to_features(again) == map_outputs_to_features(FITTED[family])
+    assert map_outputs_to_features(again) == map_outputs_to_features(FITTED[encoding])
 
 
 @pytest.mark.parametrize("columns", [["refund"], []], ids=["a suspect only", "none"])
@@ -349,9 +349,9 @@ def test_odd_types_go_all_the_way(tmp_path):
     chosen = QUICK | {"select": "auto", "models": ["linear", "lightgbm"], "entity": "customer", "criteria": ["accuracy >= 0.01"]}
     run = mc.run(str(tmp_path / "orders.parquet"), "late", project=tmp_path, **chosen)
     assert run.info["status"] == "done" and run.release.parity.n_equal == run.release.parity.rows
-    kinds = {each.name: each.column_type for each in run.plan.features}
-    assert (kinds["note"], kinds["stars"], kinds["gift"], kinds["colour"]) == ("text", "number", "number", "category")
-    assert "waited" in kinds or "waited" in run.plan.dropped_columns
+    column_types = {each.name: each.column_type for each in run.plan.features}
+    assert (column_types["note"], column_types["stars"], column_types["gift"], column_types["colour"]) == ("text", "number", "number", "category")
+    assert "waited" in column_types or "waited" in run.plan.dropped_columns
     said = run.predict(table.drop(columns="late"))
     assert len(said) == len(table) and said.score.between(0, 1).all()
 

@@ -43,7 +43,7 @@ def table(cells: list[tuple], zone: str | None = None) -> pd.DataFrame:
 
 def made(recipe, learnt: pd.DataFrame, asked: pd.DataFrame) -> np.ndarray:
     "The recipe's column for some rows, learnt from others."
-    (values,) = recipe.fit(learnt, learnt.y).make(asked).values()
+    (values,) = recipe.fit(learnt, learnt.y).compute(asked).values()
     assert values.shape == (len(asked),) and values.dtype == float
     return values
 
@@ -72,7 +72,7 @@ def test_one_row_is_its_line_in_the_batch_and_the_order_of_rows_is_nothing(recip
     rows = table(cells)
     order = np.random.default_rng(seed).permutation(len(rows))
     batch = made(recipe, rows, rows)
-    alone = [next(iter(recipe.make(rows.iloc[[place]]).values()))[0] for place in range(len(rows))]
+    alone = [next(iter(recipe.compute(rows.iloc[[place]]).values()))[0] for place in range(len(rows))]
     np.testing.assert_array_equal(batch, alone)
     np.testing.assert_array_equal(batch[order], made(recipe, rows.iloc[order], rows.iloc[order]))
 
@@ -117,10 +117,10 @@ def test_missing_unknown_and_other_types_of_the_same_values():
         asked.when.astype("datetime64[ns]"),
         asked.when.astype(str),
     ):
-        said = recipe.make(asked.assign(when=when))["mean x of who so far"]
+        said = recipe.compute(asked.assign(when=when))["mean x of who so far"]
         np.testing.assert_array_equal(said, [2, np.nan, np.nan, np.nan, np.nan])
-    assert np.isnan(recipe.make(asked.assign(who="1"))["mean x of who so far"]).all()
-    nobody = recipe.fit(rows.assign(when=pd.NaT)).make(rows)
+    assert np.isnan(recipe.compute(asked.assign(who="1"))["mean x of who so far"]).all()
+    nobody = recipe.fit(rows.assign(when=pd.NaT)).compute(rows)
     assert np.isnan(nobody["mean x of who so far"]).all()
     for each in RECIPES:
         empty = table([(None, "a", 0, 1.0, "a")])
@@ -132,16 +132,16 @@ def test_a_window_that_training_does_not_reach_is_missing_not_empty():
     recipe = Rolling("", "when", window="6 hours", statistic="count").fit(rows)
     (name,) = recipe.describe()
     assert name == "rows in 6 hours"
-    assert recipe.make(rows)[name][10] == 6
+    assert recipe.compute(rows)[name][10] == 6
     later = pd.DataFrame({"when": rows.when.iloc[-1] + pd.to_timedelta([1, 2, 4, 1000], unit="h")})
-    np.testing.assert_array_equal(recipe.make(later)[name], [6, 5, np.nan, np.nan])
+    np.testing.assert_array_equal(recipe.compute(later)[name], [6, 5, np.nan, np.nan])
 
 
 def test_the_target_needs_a_delay_and_is_known_only_after_it():
     rows = pd.DataFrame({"who": ["a"] * 4, "when": pd.date_range("2020-01-01", periods=4), "y": [1.0, 3, 5, 7]})
     recipe = EntityHistory("who", "when", target="y", delay="1 day", smoothing=0).fit(rows, rows.y)
-    np.testing.assert_array_equal(*recipe.make(rows).values(), [np.nan, np.nan, 1, 2])
-    assert recipe.reads() == ["who", "when"]
+    np.testing.assert_array_equal(*recipe.compute(rows).values(), [np.nan, np.nan, 1, 2])
+    assert recipe.input_columns() == ["who", "when"]
     for wrong in (
         EntityHistory("who", "when", target="y"),
         EntityHistory("who", "when"),
@@ -159,8 +159,8 @@ def test_the_target_needs_a_delay_and_is_known_only_after_it():
 def test_classes_that_a_model_has_numbered_are_the_same_history():
     rows = table([(minute, "ab"[minute % 2], 0, 1.0, "ab"[minute % 3 == 0]) for minute in range(0, 600, 7)])
     recipe = EntityHistory("who", "when", target="y", positive="b", delay="30 min")
-    (words,) = recipe.fit(rows, rows.y).make(rows).values()
-    (numbers,) = recipe.fit(rows, (rows.y == "b").astype(int)).make(rows).values()
+    (words,) = recipe.fit(rows, rows.y).compute(rows).values()
+    (numbers,) = recipe.fit(rows, (rows.y == "b").astype(int)).compute(rows).values()
     np.testing.assert_array_equal(words, numbers)
 
 
@@ -180,17 +180,17 @@ def test_proposals_need_times_and_are_few():
         decision="-", question="-", owner="-", source="-", source_sha256="-", target="y", task="regression", metric="r2",
         metrics=["r2"], criteria=[], rows=5000, time="when", entity="plane",
     )  # fmt: skip
-    kinds = {"who": "category", "id": "many categories", "when": "date"}
-    found = propose_history_recipes(rows, asked, kinds)
+    column_types = {"who": "category", "id": "many categories", "when": "date"}
+    found = propose_history_recipes(rows, asked, column_types)
     names = [name for recipe in found for name in recipe.describe()]
     assert len(found) <= 12 and len(set(names)) == len(names)
     assert {"rows of plane so far", "mean y of plane so far", "mean y of who so far", "rows of who in 1 hour"} <= set(names)
-    assert not any("id" in recipe.reads() for recipe in found)
-    assert len(propose_history_recipes(rows, asked, kinds, most=3)) == 3
+    assert not any("id" in recipe.input_columns() for recipe in found)
+    assert len(propose_history_recipes(rows, asked, column_types, most=3)) == 3
     for nothing in (asked.model_copy(update={"time": ""}), asked.model_copy(update={"time": "y"})):
-        assert propose_history_recipes(rows, nothing, kinds) == []
+        assert propose_history_recipes(rows, nothing, column_types) == []
     multiclass = asked.model_copy(update={"task": "multiclass"})
-    assert not any(getattr(recipe, "target", "") for recipe in propose_history_recipes(rows, multiclass, kinds))
+    assert not any(getattr(recipe, "target", "") for recipe in propose_history_recipes(rows, multiclass, column_types))
 
 
 def cpu_seconds(work) -> float:
@@ -209,7 +209,7 @@ def test_cost_is_a_few_sorts_and_little_for_one_row(recipe):
     rows = pd.DataFrame({"who": rng.choice([f"N{i}" for i in range(4000)], 300_000), "x": rng.random(300_000)})
     rows = rows.assign(when=pd.Timestamp("2020") + pd.to_timedelta(rng.integers(0, 10**7, 300_000), unit="s"))
     base = cpu_seconds(lambda: rows.sort_values(["who", "when"]))
-    assert cpu_seconds(lambda: recipe.fit(rows).make(rows)) < 8 * base
+    assert cpu_seconds(lambda: recipe.fit(rows).compute(rows)) < 8 * base
     one = rows.tail(1)
     frame = cpu_seconds(lambda: [pd.DataFrame({"a": [1.0], "b": ["x"]}).assign(c=1) for _ in range(100)])
-    assert cpu_seconds(lambda: [recipe.make(one) for _ in range(100)]) < 5 * frame
+    assert cpu_seconds(lambda: [recipe.compute(one) for _ in range(100)]) < 5 * frame

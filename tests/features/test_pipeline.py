@@ -59,7 +59,7 @@ def make_table(rows: int = 200, seed: int = 0) -> pd.DataFrame:
 
 TABLE = make_table()
 TARGET = (TABLE.price.fillna(1) + TABLE["size"].eq("S") > 1.2).map({True: "yes", False: "no"})
-FITTED = {family: build_preprocessor(KINDS, family=family, outliers="flag").fit(TABLE, TARGET) for family in ENCODINGS}
+FITTED = {encoding: build_preprocessor(KINDS, encoding=encoding, outliers="flag").fit(TABLE, TARGET) for encoding in ENCODINGS}
 
 anything = {
     "price": st.one_of(st.none(), st.floats(), st.integers(-(10**9), 10**9).map(float)),
@@ -91,39 +91,39 @@ def same(one, other) -> None:
 @pytest.mark.parametrize("family", ENCODINGS)
 @given(rows=st.lists(st.fixed_dictionaries(anything), min_size=1, max_size=5), copies=st.sampled_from([1, 40]))
 @settings(max_examples=25, deadline=None)
-def test_one_row_is_its_line_in_the_batch(family, rows, copies):
+def test_one_row_is_its_line_in_the_batch(encoding, rows, copies):
     batch = to_table(rows * copies)  # Many rows are read in another way than few
-    together = FITTED[family].transform(batch)
+    together = FITTED[encoding].transform(batch)
     for place in range(len(rows)):
-        alone = FITTED[family].transform(batch.iloc[[place]])
-        same(alone, together.iloc[[place]] if family == "native" else together[[place]])
-    numbers = together.select_dtypes("number") if family == "native" else together
+        alone = FITTED[encoding].transform(batch.iloc[[place]])
+        same(alone, together.iloc[[place]] if encoding == "native" else together[[place]])
+    numbers = together.select_dtypes("number") if encoding == "native" else together
     assert not np.isinf(np.asarray(numbers, dtype=float)).any()
-    if family in ("linear", "neighbours"):
+    if encoding in ("linear", "neighbours"):
         assert np.isfinite(together).all()
 
 
 @pytest.mark.parametrize("family", ENCODINGS)
-def test_saved_and_loaded_without_code(family, tmp_path):
-    pipeline = build_preprocessor(KINDS, family=family, outliers="flag")
+def test_saved_and_loaded_without_code(encoding, tmp_path):
+    pipeline = build_preprocessor(KINDS, encoding=encoding, outliers="flag")
     sha256 = save_model(pipeline, tmp_path / "plan.skops")
     again = load_model(tmp_path / "plan.skops", sha256)
     assert again["encode"].get_params() == pipeline["encode"].get_params()
-    same(again.fit(TABLE, TARGET).transform(TABLE), FITTED[family].transform(TABLE))
-    fitted = save_model(FITTED[family], tmp_path / "fitted.skops")
+    same(again.fit(TABLE, TARGET).transform(TABLE), FITTED[encoding].transform(TABLE))
+    fitted = save_model(FITTED[encoding], tmp_path / "fitted.skops")
     loaded = load_model(tmp_path / "fitted.skops", fitted)
-    same(loaded.transform(TABLE), FITTED[family].transform(TABLE))
-    assert loaded.get_feature_names_out().tolist() == FITTED[family].get_feature_names_out().tolist()
+    same(loaded.transform(TABLE), FITTED[encoding].transform(TABLE))
+    assert loaded.get_feature_names_out().tolist() == FITTED[encoding].get_feature_names_out().tolist()
     assert save_model(loaded, tmp_path / "again.skops") == fitted, "asking a model changes nothing in it"
 
 
 @pytest.mark.parametrize("family", ENCODINGS)
-def test_every_number_has_a_name_and_an_origin(family):
-    names, made = FITTED[family].get_feature_names_out(), FITTED[family].transform(TABLE)
-    origins = map_outputs_to_features(FITTED[family])
+def test_every_number_has_a_name_and_an_origin(encoding):
+    names, made = FITTED[encoding].get_feature_names_out(), FITTED[encoding].transform(TABLE)
+    origins = map_outputs_to_features(FITTED[encoding])
     assert list(origins) == names.tolist() and len(set(names)) == made.shape[1]
     assert set(origins.values()) == set(KINDS)
-    if family == "native":
+    if encoding == "native":
         assert made.columns.tolist() == names.tolist()
 
 
@@ -131,17 +131,17 @@ def test_origins_are_not_guessed_from_names():
     "Columns whose names begin alike, or look like another's feature."
     rows = 100
     table = pd.DataFrame({"a": ["b", "c"] * 50, "a_b": np.arange(rows), "a_b_c": ["c", "d"] * 50, "a_b_month": ["c", "x"] * 50})
-    kinds = {"a": "category", "a_b": "number", "a_b_c": "category", "a_b_month": "category"}
-    origins = map_outputs_to_features(build_preprocessor(kinds).fit(table, table.a))
+    column_types = {"a": "category", "a_b": "number", "a_b_c": "category", "a_b_month": "category"}
+    origins = map_outputs_to_features(build_preprocessor(column_types).fit(table, table.a))
     assert list(origins.values()) == ["a_b", "a", "a", "a_b_c", "a_b_c", "a_b_month", "a_b_month"]
     assert list(origins)[:2] == ["a_b", "a_b_2"], "two numbers never have the same name"
 
 
 @pytest.mark.parametrize("family", ENCODINGS)
-def test_order_of_columns_and_further_columns_do_not_matter(family):
+def test_order_of_columns_and_further_columns_do_not_matter(encoding):
     shuffled = TABLE[list(KINDS)[::-1]].assign(more=1)
-    same(FITTED[family].transform(shuffled), FITTED[family].transform(TABLE))
-    assert FITTED[family].feature_names_in_.tolist() == list(TABLE)
+    same(FITTED[encoding].transform(shuffled), FITTED[encoding].transform(TABLE))
+    assert FITTED[encoding].feature_names_in_.tolist() == list(TABLE)
 
 
 def test_a_missing_column_is_named():
@@ -168,15 +168,15 @@ def test_types_of_the_same_values_give_the_same_numbers():
         zip=pd.array(TABLE.zip, "Int64"),
         placed=TABLE.placed.astype("str"),
     )
-    for family in ENCODINGS:
-        same(FITTED[family].transform(other), FITTED[family].transform(TABLE))
+    for encoding in ENCODINGS:
+        same(FITTED[encoding].transform(other), FITTED[encoding].transform(TABLE))
     arrow = TABLE.assign(size=TABLE["size"].astype("string[pyarrow]"), price=TABLE.price.astype("float64[pyarrow]"))
     same(FITTED["trees"].transform(arrow), FITTED["trees"].transform(TABLE))
 
 
 def test_parameters_are_changed_from_outside():
-    pipeline = clone(FITTED["trees"]).set_params(encode__family="linear", encode__scaling="robust")
-    assert pipeline["encode"].family == "linear" and pipeline.get_params()["encode__scaling"] == "robust"
+    pipeline = clone(FITTED["trees"]).set_params(encode__encoding="linear", encode__scaling="robust")
+    assert pipeline["encode"].encoding == "linear" and pipeline.get_params()["encode__scaling"] == "robust"
     assert isinstance(pipeline, Pipeline) and not hasattr(pipeline["encode"], "parts_")
 
 
@@ -189,13 +189,13 @@ def test_scaled_numbers_are_near_nought(scaling):
 
 
 def test_training_rows_are_cross_fitted_as_scikit_learn_does():
-    kinds, numbers = {"town": "many categories"}, (TABLE.price.fillna(1) > 1).to_numpy()
-    made = build_preprocessor(kinds, seed=3).fit_transform(TABLE, numbers)
+    column_types, numbers = {"town": "many categories"}, (TABLE.price.fillna(1) > 1).to_numpy()
+    made = build_preprocessor(column_types, seed=3).fit_transform(TABLE, numbers)
     folds = StratifiedKFold(5, shuffle=True, random_state=3)
     towns = TABLE[["town"]].astype(object).where(TABLE[["town"]].notna(), None)
     peer = TargetEncoder(cv=folds).fit(towns, numbers)
     np.testing.assert_allclose(made, clone(peer).fit_transform(towns, numbers))
-    fitted = build_preprocessor(kinds, seed=3).fit(TABLE, numbers)
+    fitted = build_preprocessor(column_types, seed=3).fit(TABLE, numbers)
     np.testing.assert_allclose(fitted.transform(TABLE), peer.transform(towns))
     assert not np.allclose(made, fitted.transform(TABLE))
 
@@ -204,16 +204,16 @@ def test_in_order_of_time_later_rows_say_nothing():
     rows, cut = 800, 500
     rng = np.random.default_rng(0)
     table, target = pd.DataFrame({"town": rng.choice(list("abcdefgh"), rows)}), rng.random(rows)
-    encode = FeatureEncoder({"town": "many categories"}, classify=False, ordered=True)
+    encode = FeatureEncoder({"town": "many categories"}, classification=False, ordered=True)
     before = encode.fit_transform(table, target)
     changed = np.append(target[:cut], rng.random(rows - cut) + 9)
     np.testing.assert_allclose(encode.fit_transform(table, changed)[:cut], before[:cut])
-    shuffled = FeatureEncoder({"town": "many categories"}, classify=False)
+    shuffled = FeatureEncoder({"town": "many categories"}, classification=False)
     assert not np.allclose(shuffled.fit_transform(table, changed)[:cut], shuffled.fit_transform(table, target)[:cut])
 
 
 def test_a_whole_number_to_predict_is_no_class():
-    encode = FeatureEncoder({"town": "many categories"}, classify=False).fit(TABLE, np.arange(len(TABLE)) % 7)
+    encode = FeatureEncoder({"town": "many categories"}, classification=False).fit(TABLE, np.arange(len(TABLE)) % 7)
     assert len(encode.get_feature_names_out()) == 1
     several = FeatureEncoder({"town": "many categories"}).fit(TABLE, pd.Series(np.arange(len(TABLE)) % 3).map(str))
     assert map_outputs_to_features(Pipeline([("encode", several)])) == {"town_0": "town", "town_1": "town", "town_2": "town"}
@@ -229,35 +229,35 @@ def test_many_categories_are_lumped_for_boosters():
 
 
 @pytest.mark.parametrize("family", ["trees", "native"])
-def test_a_column_that_is_missing_in_all_training_rows_is_constant(family, tmp_path):
+def test_a_column_that_is_missing_in_all_training_rows_is_constant(encoding, tmp_path):
     "As the history of the first rows is. A booster that refuses such a column learns, and later values change nothing."
     empty = TABLE.assign(price=np.nan, size=None, town=None, placed=pd.NaT)
-    pipeline = build_preprocessor({name: KINDS[name] for name in KINDS if name != "note"}, family=family, outliers="flag")
+    pipeline = build_preprocessor({name: KINDS[name] for name in KINDS if name != "note"}, encoding=encoding, outliers="flag")
     model = make_pipeline(pipeline, HistGradientBoostingClassifier(max_iter=3))
     model.fit(empty, TARGET)
     made = pipeline.fit(empty, TARGET).transform(TABLE)
     price = np.asarray(made)[:, pipeline.get_feature_names_out().tolist().index("price")]
     assert (price.astype(float) == 0).all()
-    same(pipeline.transform(TABLE.iloc[[3]]), made.iloc[[3]] if family == "native" else made[[3]])
+    same(pipeline.transform(TABLE.iloc[[3]]), made.iloc[[3]] if encoding == "native" else made[[3]])
     assert np.array_equal(model.predict(TABLE.assign(price=9.0)), model.predict(TABLE))
     sha256 = save_model(pipeline, tmp_path / "m.skops")
     same(load_model(tmp_path / "m.skops", sha256).transform(TABLE), made)
 
 
 @pytest.mark.parametrize("family", ENCODINGS)
-def test_dates_go_round_for_models_that_draw_lines(family):
+def test_dates_go_round_for_models_that_draw_lines(encoding):
     days = pd.DataFrame({"placed": pd.date_range("2019-01-01", periods=900)})
-    names = set(build_preprocessor({"placed": "date"}, family=family).fit(days, days.placed.dt.day > 9).get_feature_names_out())
+    names = set(build_preprocessor({"placed": "date"}, encoding=encoding).fit(days, days.placed.dt.day > 9).get_feature_names_out())
     assert "placed_year" in names
-    assert ("placed_month_sin" in names) == (family in ("linear", "neighbours"))
-    assert ("placed_month" in names) == (family in ("trees", "native"))
+    assert ("placed_month_sin" in names) == (encoding in ("linear", "neighbours"))
+    assert ("placed_month" in names) == (encoding in ("trees", "native"))
 
 
 @pytest.mark.parametrize("family", ENCODINGS)
-def test_holidays_of_a_country_are_told_apart(family, tmp_path):
+def test_holidays_of_a_country_are_told_apart(encoding, tmp_path):
     days = pd.DataFrame({"placed": pd.date_range("2019-01-01", periods=900)})
     off = days.placed.dt.strftime("%m-%d").isin(["01-01", "07-04", "12-25"])
-    pipeline = build_preprocessor({"placed": "date"}, family=family, holidays="US")
+    pipeline = build_preprocessor({"placed": "date"}, encoding=encoding, holidays="US")
     sha256 = save_model(pipeline, tmp_path / "plan.skops")
     fitted = load_model(tmp_path / "plan.skops", sha256).fit(days, off)
     place = fitted.get_feature_names_out().tolist().index("placed_holiday")
@@ -267,7 +267,7 @@ def test_holidays_of_a_country_are_told_apart(family, tmp_path):
     model = make_pipeline(fitted, LGBMClassifier(n_estimators=2, n_jobs=1, verbose=-1)).fit(days, off)
     (tmp_path / "m.skops").write_bytes(stamp(dump_model(model)))  # As it is registered
     assert service_packages(tmp_path / "m.skops") == [*SERVICE_PACKAGES, "holidays", "lightgbm"]
-    save_model(FITTED[family], tmp_path / "plain.skops")
+    save_model(FITTED[encoding], tmp_path / "plain.skops")
     assert service_packages(tmp_path / "plain.skops") == list(SERVICE_PACKAGES)
 
 
@@ -281,10 +281,10 @@ MODELS = [
 
 
 @pytest.mark.parametrize(("family", "model"), [pytest.param(*pair, id=f"{pair[0]} {pair[1]}"[:20]) for pair in MODELS])
-def test_models_learn_from_it(family, model):
+def test_models_learn_from_it(encoding, model):
     table = make_table(600, seed=1)
     target = (table.price.fillna(1) + 2 * table["size"].eq("S") + table.town.isin([f"t{i}" for i in range(30)]) > 2).to_numpy()
-    both = make_pipeline(build_preprocessor(KINDS, family=family), model)
+    both = make_pipeline(build_preprocessor(KINDS, encoding=encoding), model)
     with threadpool_limits(1):  # Threads wait for each other on a busy machine
         assert cross_val_score(both, table, target, scoring="roc_auc", cv=3).mean() > 0.65
         fitted = both.fit(table, target)
@@ -294,9 +294,9 @@ def test_models_learn_from_it(family, model):
 
 
 @pytest.mark.parametrize("family", ENCODINGS)
-def test_no_rows_and_few_rows(family):
-    assert FITTED[family].transform(TABLE.head(0)).shape == (0, len(FITTED[family].get_feature_names_out()))
-    few = build_preprocessor(KINDS, family=family).fit(TABLE.head(6), TARGET.head(6))
+def test_no_rows_and_few_rows(encoding):
+    assert FITTED[encoding].transform(TABLE.head(0)).shape == (0, len(FITTED[encoding].get_feature_names_out()))
+    few = build_preprocessor(KINDS, encoding=encoding).fit(TABLE.head(6), TARGET.head(6))
     assert len(few.transform(TABLE)) == len(TABLE)
 
 

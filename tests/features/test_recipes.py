@@ -77,16 +77,16 @@ def same(one: dict, other: dict) -> None:
 @given(TRAIN, ASK, st.integers(0, 7))
 def test_one_row_is_its_line_in_the_batch(recipe, train, ask, place):
     fitted = clone(recipe).fit(train)
-    batch, place = fitted.make(ask), place % len(ask)
+    batch, place = fitted.compute(ask), place % len(ask)
     assert list(batch) == list(fitted.describe()) == list(recipe.describe()) and all(recipe.describe().values())
-    assert recipe.kinds().keys() == recipe.describe().keys()
+    assert recipe.output_types().keys() == recipe.describe().keys()
     assert all(len(values) == len(ask) for values in batch.values())
     row = ask.iloc[[place]].reset_index(drop=True)[list(reversed(ask.columns))]
-    same(fitted.make(row), {name: values[[place]] for name, values in batch.items()})
-    same(fitted.make(ask[fitted.reads()]), batch)  # Nothing else is read
+    same(fitted.compute(row), {name: values[[place]] for name, values in batch.items()})
+    same(fitted.compute(ask[fitted.input_columns()]), batch)  # Nothing else is read
     whole = row.assign(due=row.due.astype(float), size=row["size"].astype(object))
-    same(fitted.make(whole), fitted.make(row))  # The types of one row may be others
-    for name, kind in recipe.kinds().items():
+    same(fitted.compute(whole), fitted.compute(row))  # The types of one row may be others
+    for name, kind in recipe.output_types().items():
         if kind == "number":
             assert not np.isinf(batch[name]).any()
 
@@ -122,7 +122,7 @@ def test_what_is_saved_says_the_same(tmp_path):
         again = load_model(tmp_path / f"{number}.skops")
         assert repr(again.get_params()) == repr(fitted.get_params())
         if hasattr(fitted, "make"):
-            same(again.make(table), fitted.make(table))
+            same(again.compute(table), fitted.compute(table))
         else:
             ours, theirs = (pd.DataFrame(each.transform(table)) for each in (again, fitted))
             pd.testing.assert_frame_equal(ours, theirs)
@@ -135,17 +135,17 @@ def test_unseen_and_absent_categories_mean_the_mean_of_all_rows():
     table = pd.DataFrame({"a": [1.0, 3.0, 8.0], "town": ["x", "x", "y"]})
     usual = GroupDeviation("a", "town", weight=0).fit(table)
     asked = pd.DataFrame({"a": [4.0, 4.0, 4.0], "town": ["x", "elsewhere", None]})
-    assert usual.make(asked)["a_within_town"].tolist() == [2, 0, 0]
+    assert usual.compute(asked)["a_within_town"].tolist() == [2, 0, 0]
     nothing = GroupDeviation("a", "town").fit(table.assign(a=np.nan, town=None))
-    assert nothing.make(asked)["a_within_town"].tolist() == [4, 4, 4]
+    assert nothing.compute(asked)["a_within_town"].tolist() == [4, 4, 4]
 
 
 def test_durations_are_right_across_time_zones():
     came = pd.Series(pd.to_datetime(["2024-03-31 00:30"])).dt.tz_localize("Europe/Berlin")
     left = pd.Series(pd.to_datetime(["2024-03-31 03:30"])).dt.tz_localize("Europe/Berlin")
     table = pd.DataFrame({"came": came, "left": left})
-    assert Duration("came", "left").make(table)["came_to_left_hours"].tolist() == [2]  # The clock was put forward
-    assert CyclicTime("left", "day").make(table)["left_of_day"].tolist() == [3.5]  # What the clock on the wall said
+    assert Duration("came", "left").compute(table)["came_to_left_hours"].tolist() == [2]  # The clock was put forward
+    assert CyclicTime("left", "day").compute(table)["left_of_day"].tolist() == [3.5]  # What the clock on the wall said
 
 
 def test_holidays_need_their_package_and_a_country(monkeypatch):
@@ -176,8 +176,8 @@ def planted(n: int = 5000) -> tuple[pd.DataFrame, dict[str, str]]:
     for number, name in enumerate(["town", "colour", "maker"]):
         table[name] = pd.Series(rng.choice([f"{name}{i}" for i in range(5 + 3 * number)], n)).astype("str")
     table["n5"] = table.n5.mask(rng.random(n) < 0.1)
-    kinds = dict.fromkeys(table, "number") | {"came": "date", "left": "date"}
-    return table, kinds | {"town": "category", "colour": "category", "maker": "category"}
+    column_types = dict.fromkeys(table, "number") | {"came": "date", "left": "date"}
+    return table, column_types | {"town": "category", "colour": "category", "maker": "category"}
 
 
 SIGNALS = {
@@ -190,20 +190,20 @@ SIGNALS = {
 
 @pytest.mark.parametrize("name", SIGNALS)
 def test_planted_signals_are_proposed_first(name):
-    table, kinds = planted()
+    table, column_types = planted()
     signal, columns = SIGNALS[name]
     truth = signal(table) + 0.5 * np.random.default_rng(2).normal(size=len(table))
-    found = propose_recipes(table.assign(y=truth, unread=object()), truth, kinds, asked(time="came"))
-    assert any(set(recipe.reads()) == columns for recipe in found[:3]), found
+    found = propose_recipes(table.assign(y=truth, unread=object()), truth, column_types, asked(time="came"))
+    assert any(set(recipe.input_columns()) == columns for recipe in found[:3]), found
     assert len(found) <= 40
-    assert [repr(recipe) for recipe in propose_recipes(table, truth, kinds, asked(time="came"))] == [repr(r) for r in found]
+    assert [repr(recipe) for recipe in propose_recipes(table, truth, column_types, asked(time="came"))] == [repr(r) for r in found]
 
 
 def test_noise_proposes_little_and_extras_come_first():
-    table, kinds = planted()
+    table, column_types = planted()
     noise = pd.Series(np.random.default_rng(3).choice(["r", "s", "t"], len(table)))
     extra = [Ratio("n0", "n1")]
-    found = propose_recipes(table, noise, kinds, asked("multiclass", classes=("r", "s", "t")), extra=extra)
+    found = propose_recipes(table, noise, column_types, asked("multiclass", classes=("r", "s", "t")), extra=extra)
     assert found[0] is extra[0]
     assert len(found) <= 4, found
 
@@ -214,5 +214,5 @@ def test_tables_with_nothing_to_combine_propose_nothing():
     tiny = pd.DataFrame({"a": [1.0, 2.0], "b": [2.0, 3.0]})
     assert propose_recipes(tiny, pd.Series([0.0, 1.0]), {"a": "number", "b": "number"}, asked()) == []
     gaps = pd.DataFrame({"a": [None] * 300, "b": [1.0] * 300, "c": range(300), "d": pd.NaT}).astype({"a": float})
-    kinds = {"a": "number", "b": "number", "c": "number", "d": "date"}
-    propose_recipes(gaps, pd.Series(range(300), dtype=float), kinds, asked())
+    column_types = {"a": "number", "b": "number", "c": "number", "d": "date"}
+    propose_recipes(gaps, pd.Series(range(300), dtype=float), column_types, asked())

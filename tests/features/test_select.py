@@ -17,13 +17,13 @@ class Two(Recipe):
     def __init__(self, left, sign, right):
         self.left, self.sign, self.right = left, sign, right
 
-    def reads(self):
+    def input_columns(self):
         return [self.left, self.right]
 
     def describe(self):
         return {f"{self.left}{self.sign}{self.right}": f"{self.left} {self.sign} {self.right}"}
 
-    def make(self, rows):
+    def compute(self, rows):
         left, right = rows[self.left].to_numpy(float), rows[self.right].to_numpy(float)
         sums = {"*": np.multiply, "/": np.divide, "-": np.subtract, "+": np.add}
         return {f"{self.left}{self.sign}{self.right}": sums[self.sign](left, right)}
@@ -35,7 +35,7 @@ class Twice(Two):
     def describe(self):
         return {f"twice {self.left}{self.right}": f"2 {self.left} {self.right}"}
 
-    def make(self, rows):
+    def compute(self, rows):
         return {f"twice {self.left}{self.right}": 2 * rows[self.left].to_numpy(float) * rows[self.right].to_numpy(float)}
 
 
@@ -63,15 +63,15 @@ def kept(features: list[Feature]) -> set[str]:
 
 def test_what_is_planted_is_found():
     found = select_features(KINDS, CANDIDATES, table(), asked())
-    assert "a*b" in found.kinds
-    assert "d*e" not in found.kinds
+    assert "a*b" in found.column_types
+    assert "d*e" not in found.column_types
     line = {each.name: each for each in found.features}
     assert "orders the rows as a*b does" in line["twice ab"].reason
     assert line["a*b"].selection_frequency == 1
     assert line["a*b"].importance.low > line["a*b"].shadow_importance
     assert found.comparison["gain"].low > 0
     assert found.comparison["selected"].value < found.comparison["raw"].value, "an error is better when it is lower"
-    assert {"a", "b"} <= {column for recipe in found.recipes for column in recipe.reads()}
+    assert {"a", "b"} <= {column for recipe in found.recipes for column in recipe.input_columns()}
     assert all(each.reason for each in found.features)
 
 
@@ -143,7 +143,7 @@ def test_raw_is_taken_where_it_is_better(monkeypatch):
     worse = Score(metric="rmse", value=-0.1, low=-0.3, high=0.1)
     monkeypatch.setattr(select, "cross_validate_feature_sets", lambda *_, **__: {"raw": worse, "selected": worse, "gain": worse})
     found = select_features(KINDS, CANDIDATES, table(), asked())
-    assert set(found.kinds) == set(KINDS)
+    assert set(found.column_types) == set(KINDS)
     assert "raw columns were better" in found.reason
     assert not found.recipes
 
@@ -152,14 +152,14 @@ def test_what_is_asked_for_stays_and_off_measures_nothing():
     found = measure_features(KINDS, CANDIDATES, table(200), asked(), always=["d*e"])
     assert "d*e" in kept(found)
     off = select_features(KINDS, CANDIDATES, table(100), asked(), select="off")
-    assert set(off.kinds) == {each.name for each in off.features}
+    assert set(off.column_types) == {each.name for each in off.features}
     assert all(each.importance is None for each in off.features)
 
 
 def test_too_few_rows_and_metrics_that_fail_keep_the_columns():
     for rows, metric in ((table(20), "rmse"), (table(100), "mean_squared_log_error")):
         found = select_features(KINDS, CANDIDATES, rows, asked(metric=metric))
-        assert set(found.kinds) == set(KINDS)
+        assert set(found.column_types) == set(KINDS)
         assert found.comparison == {}
         assert found.reason.startswith("Columns are kept as they came: ")
 
@@ -181,7 +181,7 @@ def test_missing_values_categories_and_dates():
 def test_equal_sets_are_compared_once(monkeypatch):
     fitted, encode = [], select.encode_feature_fold
     monkeypatch.setattr(select, "encode_fold", lambda *given: fitted.append(1) or encode(*given))
-    sets = {name: select.build_preprocessor(KINDS, [], classify=False) for name in ("raw", "all", "selected")}
+    sets = {name: select.build_preprocessor(KINDS, [], classification=False) for name in ("raw", "all", "selected")}
     found = cross_validate_feature_sets(sets, table(100), asked())
     assert len(fitted) == 5
     assert found["gain"].value == 0

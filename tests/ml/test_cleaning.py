@@ -201,7 +201,7 @@ def test_outliers_are_flagged_in_a_pipeline_that_can_be_saved(method, tmp_path):
 
     table = load_breast_cancer(as_frame=True)
     kinds = dict.fromkeys(table.data, "number")
-    model = make_pipeline(build_preprocessor(kinds, outliers="flag", method=method), LogisticRegression(max_iter=20))
+    model = make_pipeline(build_preprocessor(kinds, outliers="flag", outlier_method=method), LogisticRegression(max_iter=20))
     model.fit(table.data.head(400), table.target.head(400))
     assert any(name.endswith("_outlier") for name in map_outputs_to_features(model[0]))
     again = load_model(tmp_path / "m.skops", save_model(model, tmp_path / "m.skops"))

@@ -66,7 +66,7 @@ def arena_of(folder, problem=None, table=None, folds=3, **rules) -> CrossValidat
     "An arena with the plan of stage 3."
     problem = problem or make_problem()
     table = make_table(problem.task) if table is None else table
-    plan = build_preprocessor(KINDS, classify=problem.task != "regression")
+    plan = build_preprocessor(KINDS, classification=problem.task != "regression")
     Path(folder).mkdir(parents=True, exist_ok=True)
     return make_cross_validation(problem, plan, list(KINDS), table, Rules(**{"folds": folds, "jobs": 1} | rules), Path(folder))
 

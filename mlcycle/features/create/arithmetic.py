@@ -55,7 +55,7 @@ class TwoColumnRecipe(Recipe):
     ):
         self.one, self.other = one, other
 
-    def reads(self) -> list[str]:
+    def input_columns(self) -> list[str]:
         "The two columns."
         return list(dict.fromkeys([self.one, self.other]))
 
@@ -63,7 +63,7 @@ class TwoColumnRecipe(Recipe):
         "The new column in words."
         return {self.name.format(self.one, self.other): self.words.format(self.one, self.other)}
 
-    def make(self, rows: pd.DataFrame) -> dict[str, np.ndarray]:
+    def compute(self, rows: pd.DataFrame) -> dict[str, np.ndarray]:
         "The new column, missing where it cannot be computed."
         with np.errstate(all="ignore"):
             values = self._combine(rows)
@@ -130,7 +130,7 @@ class CategoryPair(TwoColumnRecipe):
 
     name, words = "{}_with_{}", "{} and {} together"
 
-    def kinds(self) -> dict[str, str]:
+    def output_types(self) -> dict[str, str]:
         "There are many pairs, as a rule."
         return dict.fromkeys(self.describe(), "many categories")
 
@@ -192,7 +192,7 @@ class MissingCount(Recipe):
     ):
         self.columns = columns
 
-    def reads(self) -> list[str]:
+    def input_columns(self) -> list[str]:
         "The columns."
         return list(self.columns)
 
@@ -200,7 +200,7 @@ class MissingCount(Recipe):
         "One number."
         return {"missing_count": f"how many of {len(self.columns)} columns are missing"}
 
-    def make(self, rows: pd.DataFrame) -> dict[str, np.ndarray]:
+    def compute(self, rows: pd.DataFrame) -> dict[str, np.ndarray]:
         "The count."
         missing = np.zeros(len(rows))
         for name in self.columns:

@@ -212,7 +212,7 @@ class CyclicTime(Recipe):
     ):
         self.column, self.period = column, period
 
-    def reads(self) -> list[str]:
+    def input_columns(self) -> list[str]:
         "The column."
         return [self.column]
 
@@ -221,7 +221,7 @@ class CyclicTime(Recipe):
         name, words = f"{self.column}_of_{self.period}", f"{PERIODS[self.period][2]} of {self.column}"
         return {name: words, f"{name}_sin": f"sine of the {words}", f"{name}_cos": f"cosine of the {words}"}
 
-    def make(self, rows: pd.DataFrame) -> dict[str, np.ndarray]:
+    def compute(self, rows: pd.DataFrame) -> dict[str, np.ndarray]:
         "Hours or days, their sine and their cosine."
         times, (unit, length, _) = column_to_times(rows, self.column), PERIODS[self.period]
         start = times.astype("M8[Y]") if self.period == "year" else times.astype("M8[D]")

@@ -88,7 +88,7 @@ def _entity_phrase(entity: str | Sequence[str]) -> str:
 class HistoryRecipe(Recipe):
     "What all recipes that look back remember: training rows by entity and time."
 
-    def reads(self) -> list[str]:
+    def input_columns(self) -> list[str]:
         "Entity, time, and the column if there is one."
         return list(dict.fromkeys([*_names(self.entity), self.time, *filter(None, [self.column])]))
 
@@ -198,7 +198,7 @@ class EntityHistory(CumulativeHistory):
         "Remember the training rows."
         return _learn(self, rows, target)
 
-    def make(self, rows: pd.DataFrame) -> dict[str, np.ndarray]:
+    def compute(self, rows: pd.DataFrame) -> dict[str, np.ndarray]:
         "What the past says about each row."
         name, = self.describe()
         start, end = self._past(rows, parse_duration(self.delay))
@@ -262,7 +262,7 @@ def _running_mean(recipe: HistoryRecipe, rows: pd.DataFrame, values: np.ndarray)
 
 # %% ../../../nbs/features/create/history.ipynb #491f5200
 def _past_statistic(recipe: EntityHistory, rows: pd.DataFrame, start: np.ndarray, end: np.ndarray) -> np.ndarray:
-    "What an `EntityHistory` does in `make`, once it is known where each row's past lies."
+    "What an `EntityHistory` does in `compute`, once it is known where each row's past lies."
     some, last = end > start, np.maximum(end, 1) - 1
     if not len(recipe.places_):
         return np.full(len(rows), np.nan)
@@ -308,7 +308,7 @@ class Lag(HistoryRecipe):
         self.values_ = self._remember(rows, _numbers(rows[self.column]))
         return self
 
-    def make(self, rows: pd.DataFrame) -> dict[str, np.ndarray]:
+    def compute(self, rows: pd.DataFrame) -> dict[str, np.ndarray]:
         "The earlier values."
         (name,), (start, end) = self.describe(), self._past(rows, 0)
         place = end - self.steps
@@ -345,7 +345,7 @@ class Rolling(CumulativeHistory):
         self.values_ = past if self.statistic in ("min", "max") else self._add_up(past)
         return self
 
-    def make(self, rows: pd.DataFrame) -> dict[str, np.ndarray]:
+    def compute(self, rows: pd.DataFrame) -> dict[str, np.ndarray]:
         "What the window says about each row."
         (name,), length = self.describe(), parse_duration(self.window)
         start, low, high = self._past(rows, length, 0)
@@ -400,7 +400,7 @@ def _count_recipes(rows: pd.DataFrame, time: str, names: Sequence[str], span: pd
 def propose_history_recipes(
     rows: pd.DataFrame, # Training rows
     problem: Problem, # Names time, entity and target
-    kinds: dict[str, str], # Of each column that may be used
+    column_types: dict[str, str], # Of each column that may be used
     most: int = 12, # At most so many
     delay: str = "1 day", # How long after a row its truth is known
 ) -> list[Recipe]:
@@ -410,7 +410,7 @@ def propose_history_recipes(
     span = rows[problem.time].max() - rows[problem.time].min()
     span = pd.Timedelta(0) if pd.isna(span) else span
     entity = [problem.entity] if problem.entity in rows and problem.entity else []
-    names = [name for name, kind in kinds.items() if kind in ("category", "many categories") and name not in entity]
+    names = [name for name, kind in column_types.items() if kind in ("category", "many categories") and name not in entity]
     names = [name for name in names if len(rows) >= 20 * rows[name].nunique()]
     found = [EntityHistory(name, problem.time, statistic=statistic) for name in entity for statistic in ("count", "since")]
     if problem.task != "multiclass" and span >= 20 * pd.Timedelta(delay):

@@ -48,10 +48,10 @@ def _answers(target: pd.Series, problem: Problem, most: int = 5) -> np.ndarray:
     return (numbers - numbers.mean(axis=0)) / np.where(spread > 0, spread, 1)
 
 # %% ../../../nbs/features/create/propose.ipynb #d9d5f891
-def _view(rows: pd.DataFrame, kinds: dict[str, str]) -> tuple[np.ndarray, list[str], list[int], list[int]]:
+def _view(rows: pd.DataFrame, column_types: dict[str, str]) -> tuple[np.ndarray, list[str], list[int], list[int]]:
     "An array, the column behind each of its columns, places of categories with few, and with many values."
     columns, owners, few, many = [], [], [], []
-    for name, kind in kinds.items():
+    for name, kind in column_types.items():
         if kind == "number":
             columns.append(rows[name].to_numpy(dtype=float, na_value=np.nan)[:, None])
         elif kind == "date":
@@ -168,14 +168,14 @@ def _category_recipes(rows: pd.DataFrame, categories: list[str], numbers: list[s
 # %% ../../../nbs/features/create/propose.ipynb #6413c64f
 def list_candidates(
     rows: pd.DataFrame, # Some rows
-    kinds: dict[str, str], # Of the columns that may be read, the most used first
+    column_types: dict[str, str], # Of the columns that may be read, the most used first
 ) -> list[Recipe]:
     "All recipes that make sense on a table."
-    of = {kind: [name for name, its in kinds.items() if its == kind] for kind in ColumnType.__args__}
+    of = {kind: [name for name, its in column_types.items() if its == kind] for kind in ColumnType.__args__}
     found = [Duration(*pair) for pair in combinations(of["date"][:6], 2)]
     found += [*_number_recipes(rows, of["number"])]
     found += [*_category_recipes(rows, of["category"] + of["many categories"], of["number"])]
-    gaps = sorted(name for name in kinds if rows[name].isna().any())
+    gaps = sorted(name for name in column_types if rows[name].isna().any())
     found += [MissingCount(gaps)] if len(gaps) > 1 else []
     return found + [CyclicTime(name, period) for name in of["date"] for period in ("day", "week", "year")]
 
@@ -190,11 +190,11 @@ def _values(
     "The candidates' values; of categories, what they say about the other half."
     found = []
     for number, recipe in enumerate(candidates):
-        name, values = next(iter(clone(recipe).fit(rows).make(rows).items()))
-        bins = _bins(values, recipe.kinds()[name])
+        name, values = next(iter(clone(recipe).fit(rows).compute(rows).items()))
+        bins = _bins(values, recipe.output_types()[name])
         if np.count_nonzero(np.bincount(bins)) > 1:
             said = _explained(bins, left, halves)
-            found.append((_gain(said, left)[0], number, values if recipe.kinds()[name] == "number" else said[:, 0]))
+            found.append((_gain(said, left)[0], number, values if recipe.output_types()[name] == "number" else said[:, 0]))
     found = sorted(sorted(found, key=lambda each: -each[0])[:most], key=lambda each: each[1])
     return [number for _, number, _ in found], np.column_stack([np.empty((len(rows), 0)), *(values for _, _, values in found)])
 
@@ -225,7 +225,7 @@ def _uses(
 def _useful_cycles(cycles: list[Recipe], rows: pd.DataFrame, off: np.ndarray, halves: np.ndarray) -> Iterator[tuple[float, Recipe]]:
     "Cycles that say more than chance, each with its share of the variance."
     for recipe in cycles:
-        gain, sure = _gain(_explained(_bins(next(iter(recipe.make(rows).values())), "number"), off, halves), off)
+        gain, sure = _gain(_explained(_bins(next(iter(recipe.compute(rows).values())), "number"), off, halves), off)
         if sure > stats.norm.isf(0.01 / len(cycles)) and gain > 0.002:
             yield gain, recipe
 
@@ -258,7 +258,7 @@ def _choose(
 def propose_recipes(
     rows: pd.DataFrame, # Training rows, in order of time if there is one
     target: pd.Series, # Of the same rows
-    kinds: dict[str, str], # Of the columns that may be read
+    column_types: dict[str, str], # Of the columns that may be read
     problem: Problem, # Says how to read the target, and whether time orders the rows
     most: int = 40, # Recipes at most, but for `extra`
     seed: int = 0, # Of the folds
@@ -266,14 +266,14 @@ def propose_recipes(
 ) -> list[Recipe]: # Unfitted, best first
     "Recipes that say what the columns do not say yet."
     known = target.notna().to_numpy()
-    rows, target = subsample_evenly(rows.loc[known, list(kinds)], MAX_SCREENED_ROWS).reset_index(drop=True), subsample_evenly(target[known], MAX_SCREENED_ROWS)
+    rows, target = subsample_evenly(rows.loc[known, list(column_types)], MAX_SCREENED_ROWS).reset_index(drop=True), subsample_evenly(target[known], MAX_SCREENED_ROWS)
     answers = _answers(target, problem)
-    view, owners, few, many = _view(rows, kinds)
+    view, owners, few, many = _view(rows, column_types)
     if not owners or len(rows) < 100:
         return list(extra)
     left, used = _univariate_residuals(view, few, many, answers, seed)
     use = pd.Series(used).groupby(owners).sum()
-    candidates = list_candidates(rows, dict(sorted(kinds.items(), key=lambda each: -use.get(each[0], 0.0))))
-    taken = {*kinds, *(name for recipe in extra for name in recipe.describe())}
+    candidates = list_candidates(rows, dict(sorted(column_types.items(), key=lambda each: -use.get(each[0], 0.0))))
+    taken = {*column_types, *(name for recipe in extra for name in recipe.describe())}
     candidates = [recipe for recipe in candidates if not taken & recipe.describe().keys()]
     return [*extra, *_choose(candidates, rows, view, {*few, *many}, left, answers, problem, seed)[:most]]

@@ -78,7 +78,7 @@ class FunctionFeature(FunctionCaller, Recipe):
     ):
         self.name, self.sha256, self.inputs, self.kind, self.words = name, sha256, inputs, kind, words
 
-    def reads(self) -> list[str]:
+    def input_columns(self) -> list[str]:
         "What the function declares."
         return list(dict.fromkeys(self.inputs))
 
@@ -86,7 +86,7 @@ class FunctionFeature(FunctionCaller, Recipe):
         "The first paragraph of its docstring."
         return {self.name: self.words or f"{self.name}({', '.join(self.inputs)})"}
 
-    def kinds(self) -> dict[str, str]:
+    def output_types(self) -> dict[str, str]:
         "As declared."
         return {self.name: self.kind}
 
@@ -95,7 +95,7 @@ class FunctionFeature(FunctionCaller, Recipe):
         find_function(self.name, self.sha256)
         return self
 
-    def make(self, rows: pd.DataFrame) -> dict[str, np.ndarray]:
+    def compute(self, rows: pd.DataFrame) -> dict[str, np.ndarray]:
         "What the function makes of some rows."
         function = find_function(self.name, self.sha256)
         return {self.name: call_feature_function(function, [rows[name] for name in self.inputs], self.kind)}

@@ -46,14 +46,14 @@ def _is_text(known: pd.Series, distinct: int) -> bool:
 # %% ../../../nbs/features/encode/column_types.ipynb #aad15d8e
 def find_duplicate_columns(
     rows: pd.DataFrame, # Training rows, features only
-    kinds: dict[str, str], # Of the columns that are looked at
+    column_types: dict[str, str], # Of the columns that are looked at
 ) -> dict[str, str]: # Reason for each that repeats one before it
     "Columns that say what another says."
     first, repeated = {}, {}
-    for name, kind in kinds.items():
+    for name, kind in column_types.items():
         codes, distinct = pd.factorize(rows[name])
         key = len(distinct), int((codes < 0).sum())
-        same = [kept for kept in first.get(key, []) if _repeats(rows, kept, name, codes, {kinds[kept], kind})]
+        same = [kept for kept in first.get(key, []) if _repeats(rows, kept, name, codes, {column_types[kept], kind})]
         if same:
             equal = "the same as" if rows[same[0]].equals(rows[name]) else "says the same in other words or units as"
             repeated[name] = f"{equal} '{same[0]}'"
@@ -62,16 +62,16 @@ def find_duplicate_columns(
     return repeated
 
 # %% ../../../nbs/features/encode/column_types.ipynb #c492f73a
-def _repeats(rows: pd.DataFrame, kept: str, name: str, codes: np.ndarray, kinds: set[str]) -> bool:
+def _repeats(rows: pd.DataFrame, kept: str, name: str, codes: np.ndarray, column_types: set[str]) -> bool:
     "Whether two columns tell the same rows apart, and in the same order if both are amounts."
     if rows[kept].equals(rows[name]):
         return True
     if len(rows) < 20 or not np.array_equal(pd.factorize(rows[kept])[0], codes):
         return False
     few = codes.max() < len(rows) / 2
-    if len(kinds) > 1 or kinds & {"category", "many categories", "text"}:
-        return few and "date" not in kinds
-    if "date" in kinds:
+    if len(column_types) > 1 or column_types & {"category", "many categories", "text"}:
+        return few and "date" not in column_types
+    if "date" in column_types:
         return (rows[kept] - rows[name]).nunique() == 1
     one, other = (rows[each].to_numpy(float, na_value=np.nan) for each in (kept, name))
     one, other = one[codes >= 0], other[codes >= 0]
@@ -85,7 +85,7 @@ def infer_column_types(
 ) -> tuple[dict[str, str], dict[str, str]]: # Kind of each column that is used; reason for each that is not
     "What each column is."
     found = {name: _kind(rows[name], most_missing) for name in rows}
-    kinds = {name: kind for name, (kind, reason) in found.items() if not reason}
-    repeated = find_duplicate_columns(rows, kinds)
-    kinds = {name: kind for name, kind in kinds.items() if name not in repeated}
-    return kinds, {name: reason for name, (_, reason) in found.items() if reason} | repeated
+    column_types = {name: kind for name, (kind, reason) in found.items() if not reason}
+    repeated = find_duplicate_columns(rows, column_types)
+    column_types = {name: kind for name, kind in column_types.items() if name not in repeated}
+    return column_types, {name: reason for name, (_, reason) in found.items() if reason} | repeated

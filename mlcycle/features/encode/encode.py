@@ -59,14 +59,14 @@ class _Encoded(TransformerMixin, BaseEstimator):
     def transform(self, X: pd.DataFrame):
         "Floats of shape (n, features); for boosters with categories of their own, a frame."
         check_is_fitted(self)
-        _check_columns(X, self.kinds)
+        _check_columns(X, self.column_types)
         numbers = np.empty((len(X), len(self.features_)))
         for start in range(0, len(X), CHUNK_ROWS):
             _fill(numbers[start:start + CHUNK_ROWS], X.iloc[start:start + CHUNK_ROWS], self.parts_)
         return self._finish(numbers, X.index)
 
     def _finish(self, numbers, index):
-        return to_categorical_frame(numbers, index, self.features_, self.origins_, self.parts_) if self.family == "native" else numbers
+        return to_categorical_frame(numbers, index, self.features_, self.origins_, self.parts_) if self.encoding == "native" else numbers
 
     def get_feature_names_out(self, input_features=None) -> np.ndarray:
         "What each number is called."
@@ -76,7 +76,7 @@ class _Encoded(TransformerMixin, BaseEstimator):
     def __sklearn_tags__(self):
         tags = super().__sklearn_tags__()
         tags.input_tags.allow_nan = tags.input_tags.string = tags.input_tags.categorical = True
-        tags.target_tags.required = self.family != "native" and "many categories" in self.kinds.values()
+        tags.target_tags.required = self.encoding != "native" and "many categories" in self.column_types.values()
         return tags
 
 # %% ../../../nbs/features/encode/encode.ipynb #ca533961
@@ -85,18 +85,18 @@ class FeatureEncoder(_Encoded):
 
     def __init__(
         self,
-        kinds: dict[str, str], # Of each column that the model is to see, one of `KINDS`
-        family: str = "trees", # One of `ENCODINGS`
-        classify: bool = True, # Whether the target is a class
+        column_types: dict[str, str], # Of each column that the model is to see, one of `KINDS`
+        encoding: str = "trees", # One of `ENCODINGS`
+        classification: bool = True, # Whether the target is a class
         seed: int = 0, # Of what is drawn at random
         outliers: str = "keep", # `keep`, `flag` or `clip`
-        method: str = "robust z", # How they are found
+        outlier_method: str = "robust z", # How they are found
         scaling: str = "standard", # One of `SCALERS`, for linear models and neighbours
         ordered: bool = False, # Rows are in order of time: only earlier ones may tell what a category means
         holidays: str = "", # Country whose public holidays are told apart in dates, such as US
     ):
-        self.kinds, self.family, self.classify, self.seed = kinds, family, classify, seed
-        self.outliers, self.method, self.scaling, self.ordered, self.holidays = outliers, method, scaling, ordered, holidays
+        self.column_types, self.encoding, self.classification, self.seed = column_types, encoding, classification, seed
+        self.outliers, self.outlier_method, self.scaling, self.ordered, self.holidays = outliers, outlier_method, scaling, ordered, holidays
 
     def fit(self, X: pd.DataFrame, y=None):
         "Learn all encodings."
@@ -106,12 +106,12 @@ class FeatureEncoder(_Encoded):
     def fit_transform(self, X: pd.DataFrame, y=None):
         "Learn all encodings; of training rows, others tell what their categories mean for the target."
         _check_parameters(self)
-        _check_columns(X, self.kinds)
+        _check_columns(X, self.column_types)
         self.feature_names_in_, self.n_features_in_ = np.asarray(X.columns, dtype=object), X.shape[1]
         target = None if y is None else _plain(y)
-        fitted = [fit_column_encoder(self, kind, names, X, target) for kind, names in group_columns_by_type(self.kinds)]
+        fitted = [fit_column_encoder(self, kind, names, X, target) for kind, names in group_columns_by_type(self.column_types)]
         self.parts_, blocks, made = map(list, zip(*fitted, strict=True)) if fitted else ([], [], [])
-        self.features_ = _make_names_unique([name for part in made for name, _ in part], self.family)
+        self.features_ = _make_names_unique([name for part in made for name, _ in part], self.encoding)
         self.origins_ = [origin for part in made for _, origin in part]
         del fitted # So that blocks can be let go
         return self._finish(_join(blocks, len(X)), X.index)
@@ -119,15 +119,15 @@ class FeatureEncoder(_Encoded):
 # %% ../../../nbs/features/encode/encode.ipynb #5483f2d2
 def _check_parameters(encoder: FeatureEncoder) -> None:
     "Complain about a family, a scaling or a kind that does not exist."
-    asked = [(encoder.family, ENCODINGS), (encoder.scaling, SCALERS), *((kind, KINDS) for kind in encoder.kinds.values())]
+    asked = [(encoder.encoding, ENCODINGS), (encoder.scaling, SCALERS), *((kind, KINDS) for kind in encoder.column_types.values())]
     for given, known in asked:
         if given not in known:
             raise ParameterError(f"Nothing is called '{given}' here.", f"One of {', '.join(known)} is expected.")
 
 # %% ../../../nbs/features/encode/encode.ipynb #40483f33
-def _check_columns(rows: pd.DataFrame, kinds: dict[str, str]) -> None:
+def _check_columns(rows: pd.DataFrame, column_types: dict[str, str]) -> None:
     "Complain about columns that are not there."
-    if missing := [name for name in kinds if name not in rows.columns]:
+    if missing := [name for name in column_types if name not in rows.columns]:
         names = ", ".join(f"'{name}'" for name in missing)
         raise InputError(f"The table has no column {names}.", "Every column that the model was taught with is expected.")
 
@@ -139,11 +139,11 @@ def _plain(target) -> np.ndarray:
 
 # %% ../../../nbs/features/encode/encode.ipynb #85dd024c
 def group_columns_by_type(
-    kinds: dict[str, str], # Of each column
+    column_types: dict[str, str], # Of each column
 ) -> list[tuple[str, list[str]]]: # A kind and its columns
     "Columns that are encoded together: numbers are, any other column is by itself."
-    numbers = [name for name, kind in kinds.items() if kind == "number"]
-    return [("number", numbers)] * bool(numbers) + [(kind, [name]) for name, kind in kinds.items() if kind != "number"]
+    numbers = [name for name, kind in column_types.items() if kind == "number"]
+    return [("number", numbers)] * bool(numbers) + [(kind, [name]) for name, kind in column_types.items() if kind != "number"]
 
 # %% ../../../nbs/features/encode/encode.ipynb #591249a2
 class FittedSteps:
@@ -177,14 +177,14 @@ def fit_column_encoder(
     "What encodes some columns of a kind."
     if kind in READERS:
         values = READERS[kind](rows, names)
-        empty = np.flatnonzero(np.isnan(values).all(axis=0)) if kind == "number" and encoder.family in ("trees", "native") else ()
+        empty = np.flatnonzero(np.isnan(values).all(axis=0)) if kind == "number" and encoder.encoding in ("trees", "native") else ()
         if len(empty):
             values[:, empty] = 0.0
         steps, block, made = _fit_steps(make_transformers(encoder, kind), values, target, names)
         return FittedSteps(kind, names, steps, empty), block, made
     codes, labels = column_to_labels(rows[names[0]])
     texts = np.array(labels, dtype=object)[codes]
-    if encoder.family == "native":
+    if encoder.encoding == "native":
         part = map_native_categories(names[0], texts)
         return part, part.transform(rows), [(names[0], names[0])]
     chosen = choose_category_encoder(encoder, kind, rows[names[0]].dtype, target)
@@ -200,11 +200,11 @@ def make_transformers(
     if kind == "text":
         return [TextComponents(seed=encoder.seed)]
     fill = []
-    if encoder.family in ("linear", "neighbours"):
+    if encoder.encoding in ("linear", "neighbours"):
         fill = [SCALERS[encoder.scaling](), SimpleImputer(strategy="median", add_indicator=True, keep_empty_features=True)]
     if kind == "date":
         return [DateParts(cyclic=bool(fill), holidays=encoder.holidays), *fill]
-    return ([] if encoder.outliers == "keep" else [make_outlier_transformer(encoder.method, encoder.outliers, seed=encoder.seed)]) + fill
+    return ([] if encoder.outliers == "keep" else [make_outlier_transformer(encoder.outlier_method, encoder.outliers, seed=encoder.seed)]) + fill
 
 # %% ../../../nbs/features/encode/encode.ipynb #5f896296
 def choose_category_encoder(
@@ -214,14 +214,14 @@ def choose_category_encoder(
     target: np.ndarray | None, # Of the training rows
 ) -> list[BaseEstimator]: # Unfitted
     "What turns categories into numbers."
-    if encoder.family == "trees" and isinstance(dtype, pd.CategoricalDtype) and dtype.ordered:
+    if encoder.encoding == "trees" and isinstance(dtype, pd.CategoricalDtype) and dtype.ordered:
         order = [[str(category) for category in dtype.categories]]
         return [OrdinalEncoder(categories=order, handle_unknown="use_encoded_value", unknown_value=np.nan)]
     if kind == "category":
         return [OneHotEncoder(handle_unknown="infrequent_if_exist", min_frequency=0.005, sparse_output=False,
                               feature_name_combiner=_name_category)]
-    scale = [SCALERS[encoder.scaling]()] if encoder.family in ("linear", "neighbours") else []
-    return [TargetEncoder(target_type="auto" if encoder.classify else "continuous", cv=_splitter(encoder, target)), *scale]
+    scale = [SCALERS[encoder.scaling]()] if encoder.encoding in ("linear", "neighbours") else []
+    return [TargetEncoder(target_type="auto" if encoder.classification else "continuous", cv=_splitter(encoder, target)), *scale]
 
 # %% ../../../nbs/features/encode/encode.ipynb #4a5cbc3f
 def _name_category(column: str, category) -> str:
@@ -233,7 +233,7 @@ def _splitter(encoder: FeatureEncoder, target: np.ndarray):
     "Who tells about whom in a cross-fitted encoding."
     if encoder.ordered:
         return ExpandingWindowSplit(seed=encoder.seed)
-    by_class = encoder.classify and np.unique(target, return_counts=True)[1].min() >= 5
+    by_class = encoder.classification and np.unique(target, return_counts=True)[1].min() >= 5
     return (StratifiedKFold if by_class else KFold)(min(5, len(target)), shuffle=True, random_state=encoder.seed)
 
 # %% ../../../nbs/features/encode/encode.ipynb #d5095de2
@@ -270,11 +270,11 @@ def _name_and_origin(marked: str, names: list[str]) -> tuple[str, str]:
     return marked.replace(mark[0], origin, 1) if mark else marked, origin
 
 # %% ../../../nbs/features/encode/encode.ipynb #dd2019aa
-def _make_names_unique(names: list[str], family: str) -> list[str]:
+def _make_names_unique(names: list[str], encoding: str) -> list[str]:
     "Names, with a number behind those that occurred before; LightGBM cannot read some signs."
     apart = {}
     for name in names:
-        fresh = name = re.sub(r'[\[\]{}":,]', "_", name) if family == "native" else name
+        fresh = name = re.sub(r'[\[\]{}":,]', "_", name) if encoding == "native" else name
         count = 1
         while fresh in apart:
             count += 1

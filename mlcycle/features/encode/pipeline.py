@@ -15,17 +15,17 @@ from ..create.recipes import FeatureCreator, Recipe
 
 # %% ../../../nbs/features/encode/pipeline.ipynb #42db6a1a
 def build_preprocessor(
-    kinds: dict[str, str], # Of each column and created feature that the model is to see
+    column_types: dict[str, str], # Of each column and created feature that the model is to see
     recipes: Sequence[Recipe] = (), # Make features of columns, also of columns that the model does not see
-    classify: bool = True, # Whether the target is a class
+    classification: bool = True, # Whether the target is a class
     seed: int = 0, # Of what is drawn at random
-    family: str = "trees", # Of models: `trees`, `linear`, `neighbours` or `native`
+    encoding: str = "trees", # Of models: `trees`, `linear`, `neighbours` or `native`
     outliers: str = "keep", # `keep`, `flag` or `clip`
-    method: str = "robust z", # How they are found
+    outlier_method: str = "robust z", # How they are found
     holidays: str = "", # Country whose public holidays are told apart in dates, such as US
 ) -> Pipeline: # Unfitted; reads a frame, gives floats of shape (n, features)
     "The pipeline for some columns."
-    encode = FeatureEncoder(dict(kinds), family, classify, seed, outliers, method, holidays=holidays)
+    encode = FeatureEncoder(dict(column_types), encoding, classification, seed, outliers, outlier_method, holidays=holidays)
     return Pipeline([("create", FeatureCreator(list(recipes))), ("encode", encode)])
 
 # %% ../../../nbs/features/encode/pipeline.ipynb #172213cc
