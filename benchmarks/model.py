@@ -10,7 +10,8 @@ from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import FunctionTransformer, OrdinalEncoder
 
 from mlcycle.core.runs import Run
-from mlcycle.ml.metrics import bootstrap_difference, compute_score
+from mlcycle.ml.bootstrap import bootstrap_difference
+from mlcycle.ml.metrics import compute_score
 from mlcycle.ml.predictions import predict
 from mlcycle.stores.models.registry import load_registered_model, open_registry
 from mlcycle.stores.tables.datasets import read_table

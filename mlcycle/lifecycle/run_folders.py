@@ -19,7 +19,7 @@ from uuid import uuid4
 from ..core.files import atomic_folder, hash_file, write_text
 from ..core.runs import Run, list_runs, update_run_info
 from ..core.settings import read_settings, section_with_defaults
-from ..core.versions import package_versions
+from ..core.versions import RUN_PACKAGES, installed_versions
 from ..core.workspace import Workspace
 from ..errors import DiskFullError
 from .callbacks import RunCallback
@@ -43,7 +43,7 @@ def start_run(
     info = {
         "id": name or f"{now:%Y%m%d-%H%M%S}-{uuid4().hex[:4]}", "status": "running", "started": f"{now:%Y-%m-%d %H:%M} UTC",
         "project": str(plan.workspace.project), "stores": plan.workspace.stores, "parameters": plan.non_default_parameters,
-        "versions": package_versions(), "stages": {}, "keys": {}, "error": "", "process": os.getpid(), **facts}
+        "versions": installed_versions(RUN_PACKAGES), "stages": {}, "keys": {}, "error": "", "process": os.getpid(), **facts}
     write_text(Path(folder) / "run.json", json.dumps(info, indent=2) + "\n")
     return Run(folder)
 

@@ -53,7 +53,7 @@ def run_stage(
 def _save_to_cache(run: Run, plan: Plan, state: StageState, output: Path, callback: RunCallback) -> None:
     "Keep what a stage left for the next time, unless an input changed while it ran."
     stage, changes = state.stage, changes_during_run(plan, state)
-    own_files = {f"file {name}" for name in run.outcome(stage).agreed}
+    own_files = {f"file {name}" for name in run.outcome(stage).project_files}
     if unexpected := [(name, old, new) for name, old, new in changes if old != "-" or name not in own_files]:
         callback.on_notice(f"{stage} will run again next time: while it ran, {summarise_changes(unexpected)}.")
         return

@@ -25,14 +25,8 @@ from .execute import is_disk_full
 from .freshness import StageState, check_freshness, check_stage_freshness
 from .locks import run_lock, stage_lock
 from .plan import Plan
-from mlcycle.lifecycle.run_folders import (
-    find_finished_run,
-    find_unfinished_run,
-    finish_run,
-    move_into_workspace,
-    remove_on_full_disk,
-    start_run,
-)
+from .run_folders import (find_finished_run, find_unfinished_run, finish_run, move_into_workspace,
+                                           remove_on_full_disk, start_run)
 from .run_stage import restore_stage, run_stage
 from .stage_cache import outcome_content_hash
 from .stage_pages import is_page_outdated

@@ -86,7 +86,7 @@ def user_module_hashes(
 
 # %% ../../nbs/lifecycle/stage_inputs.ipynb #0ecaaec3
 UNTRACKED_PARAMETERS = {"run_dir", "jobs"} # They say where and how fast, and change no result
-USER_METRIC_FUNCTION = "mlcycle.ml.metrics.load_user_metric" # A stage that reaches it may call a function of the user's
+USER_METRIC_FUNCTION = "mlcycle.ml.user_metrics.load_user_metric" # A stage that reaches it may call a function of the user's
 
 # %% ../../nbs/lifecycle/stage_inputs.ipynb #082ed853
 def stage_inputs(

@@ -14,7 +14,8 @@ from functools import cache
 from typing import TYPE_CHECKING, Literal, NoReturn
 
 from ..errors import CriterionError, MetricError
-from .metrics import METRICS, Metric, get_metric
+from .metric_definitions import Metric
+from .metrics import METRICS, get_metric
 from ..outcomes import Problem, Record
 
 if TYPE_CHECKING:

@@ -14,7 +14,8 @@ from ..ml.blends import calibrate_probabilities, fit_calibration
 from ..ml.folds import mean_difference, disjoint_folds
 from ..ml.metrics import encode_target, get_metric, bind_metric, compute_score
 from ..ml.predictions import Predictions, predictions_from_values
-from .trials import CrossValidation, Trial
+from .cross_validation import CrossValidation
+from .trials import Trial
 from ..outcomes import Calibration, Problem
 
 # %% ../../nbs/modelling/calibration.ipynb #42ff9697
@@ -79,7 +80,7 @@ def threshold_metric(
     "What the threshold is chosen for."
     if problem.costs:
         return "cost"
-    return problem.metric if get_metric(problem.metric).needs == "labels" else "f1"
+    return problem.metric if get_metric(problem.metric).response_method == "predict" else "f1"
 
 # %% ../../nbs/modelling/calibration.ipynb #d626406b
 def tune_threshold(

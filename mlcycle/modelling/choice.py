@@ -17,7 +17,8 @@ from ..ml.blends import BlendClassifier, BlendRegressor
 from ..ml.folds import mean_difference, mean_score, standard_error
 from .candidates import CANDIDATES
 from .search import rank
-from .trials import CrossValidation, Trial, adapt
+from .cross_validation import CrossValidation, adapt
+from .trials import Trial
 from ..outcomes import LeaderboardEntry, Score
 from ..stores.models.trial_tracking import TrialRecord
 

@@ -14,7 +14,8 @@ from ..ml.folds import disjoint_folds
 from ..ml.metrics import get_metric, compute_score, score_many
 from ..ml.predictions import predictions_from_values
 from .search import rank
-from .trials import CrossValidation, Trial
+from .cross_validation import CrossValidation
+from .trials import Trial
 from ..outcomes import Problem
 
 # %% ../../nbs/modelling/ensemble.ipynb #b0c67aee

@@ -16,7 +16,8 @@ import pandas as pd
 
 from ..ml.metrics import encode_target, get_metric
 from .calibration import reliability
-from .trials import CrossValidation, Trial
+from .cross_validation import CrossValidation
+from .trials import Trial
 from ..outcomes import LearningCurvePoint, LeaderboardEntry
 
 if TYPE_CHECKING:

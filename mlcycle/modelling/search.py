@@ -18,9 +18,10 @@ import numpy as np
 
 from ..errors import ParameterError, StageError
 from ..ml.metrics import get_metric
-from .candidates import CandidateModel
+from .candidate_model import CandidateModel
 from .studies import load_trial, open_study, save_trial
-from .trials import CrossValidation, Trial, run_trial
+from .cross_validation import CrossValidation
+from .trials import Trial, run_trial
 from ..stores.sources.progress import PATIENCE, in_notebook
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ __all__ = ['events_to_predictions', 'score_events', 'score_by_window', 'latencie
 import numpy as np
 import pandas as pd
 
-from ..ml.metrics import bootstrap_intervals
+from ..ml.bootstrap import bootstrap_intervals
 from ..ml.predictions import Predictions
 from ..outcomes import Problem, Score, Window
 
@@ -33,7 +33,7 @@ def score_events(
     "How good some answers were."
     if len(events) < 20 or problem.task != "regression" and events.truth.nunique() < 2:
         return None
-    return bootstrap_intervals([problem.metric], problem, events.truth.to_numpy(), events_to_predictions(events, problem), times)[0]
+    return bootstrap_intervals([problem.metric], problem, events.truth.to_numpy(), events_to_predictions(events, problem), n_resamples=times)[0]
 
 # %% ../../nbs/monitoring/quality.ipynb #42ec3c5d
 def score_by_window(

@@ -35,7 +35,8 @@ from sklearn.preprocessing import KBinsDiscretizer, OneHotEncoder, OrdinalEncode
 from threadpoolctl import threadpool_limits
 
 from ..ml.criteria import parse_criterion
-from ..ml.metrics import encode_target, get_metric, compute_score, bootstrap_intervals
+from ..ml.bootstrap import bootstrap_intervals
+from ..ml.metrics import encode_target, get_metric, compute_score
 from ..ml.predictions import Predictions, predictions_from_values
 from ..outcomes import LearningCurvePoint, Feasibility, Problem, Score
 
@@ -502,7 +503,7 @@ def extrapolate_score(
 ) -> Score:
     "What all rows might reach."
     problem, whole = case.problem, points[-1][1]
-    last = bootstrap_intervals([metric], problem, case.truth, whole, times=100, seed=case.seed)[0]
+    last = bootstrap_intervals([metric], problem, case.truth, whole, n_resamples=100, seed=case.seed)[0]
     if len(points) < case.work.sizes: # Time was up
         return last
     scores = [compute_score(metric, problem, case.truth, said) for _, said in points[:-1]] + [last.value]
@@ -614,7 +615,7 @@ def assess_feasibility(
 def _conclude(rows: pd.DataFrame, case: ProbeData, said: dict[str, Predictions], signal: PermutationTest, clock: Deadline) -> Feasibility:
     "A learning curve of the best quick model, and what follows from everything."
     problem, primary, truth = case.problem, case.problem.metric, case.truth
-    scores = {name: bootstrap_intervals([primary], problem, truth, one, times=100, seed=case.seed)[0] for name, one in said.items()}
+    scores = {name: bootstrap_intervals([primary], problem, truth, one, n_resamples=100, seed=case.seed)[0] for name, one in said.items()}
     sign = 1 if get_metric(primary).higher_is_better else -1
     best = max([name for name in scores if name != "dummy"], key=lambda name: sign * scores[name].value)
     points = probe_learning_curve(case, best, said[best], clock)
@@ -627,7 +628,7 @@ def _conclude(rows: pd.DataFrame, case: ProbeData, said: dict[str, Predictions],
     reach = {metric: extrapolate_score(case, metric, points, len(known), ceiling) for metric in metrics}
     stands = {line: compare_with_bound(reach[one[0]], one[1]) if one else "not probed" for line, one in needed.items()}
     verdict, reason = feasibility_verdict(signal, reach, stands, needed, clock.left_out)
-    curve = [LearningCurvePoint(train_size=size, score=bootstrap_intervals([primary], problem, truth, one, times=60, seed=case.seed)[0])
+    curve = [LearningCurvePoint(train_size=size, score=bootstrap_intervals([primary], problem, truth, one, n_resamples=60, seed=case.seed)[0])
              for size, one in points]
     return Feasibility(
         verdict=verdict, reason=reason, sampled_rows=len(case.sample), labelled_rows=len(known), scores=scores, p_value=signal.p_value,

@@ -9,14 +9,18 @@ __all__ = ['MIN_GROUP_ROWS', 'MIN_ROWS_PER_CLASS', 'baseline_predictions', 'Evid
 
 # %% ../../nbs/validation/gates.ipynb #ca432bd1
 from dataclasses import dataclass, field
+from functools import partial
 from textwrap import fill
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
+from scipy import stats
 
 from ..ml.criteria import Criterion, parse_criteria
-from ..ml.metrics import Metric, bootstrap_difference, encode_target, bind_metric, resample, compute_score, bootstrap_distribution, bootstrap_intervals
+from ..ml.bootstrap import bootstrap_difference, bootstrap_distribution, bootstrap_intervals
+from ..ml.metric_definitions import Metric
+from ..ml.metrics import encode_target, bind_metric, compute_score
 from ..ml.predictions import Predictions
 from ..outcomes import Gate, Problem, Score
 
@@ -71,7 +75,7 @@ def decide_metric_bound(
     seen: Evidence, # On the holdout
 ) -> Gate:
     "Whether a metric reaches its bound beyond luck."
-    shown = bootstrap_intervals([criterion.metric], problem, seen.truth, seen.said, seen.times, seen.seed)[0]
+    shown = bootstrap_intervals([criterion.metric], problem, seen.truth, seen.said, n_resamples=seen.times, seed=seen.seed)[0]
     passed = shown.low >= criterion.bound if criterion.operator == ">=" else shown.high <= criterion.bound
     return _gate(criterion, shown, criterion.bound, passed)
 
@@ -102,7 +106,7 @@ def decide_operating_point(
     seen: Evidence, # On the holdout
 ) -> Gate:
     "Whether some threshold gives both."
-    shown = bootstrap_intervals([operating_point_metric(criterion)], problem, seen.truth, seen.said, seen.times, seen.seed)[0]
+    shown = bootstrap_intervals([operating_point_metric(criterion)], problem, seen.truth, seen.said, n_resamples=seen.times, seed=seen.seed)[0]
     truth, scores = encode_target(seen.truth, problem), seen.said.scores
     alone = bind_metric(criterion.metric, problem), bind_metric(criterion.at, problem)
     thresholds = np.quantile(scores, np.linspace(0, 1, 200), method="nearest") # Near enough to name one
@@ -125,7 +129,7 @@ def decide_against_baseline(
     seen: Evidence, # On the holdout
 ) -> Gate:
     "Whether the candidate is better than a model that looks at no column."
-    shown = bootstrap_difference(criterion.metric, problem, seen.truth, seen.said, seen.guess, seen.times, seen.seed)
+    shown = bootstrap_difference(criterion.metric, problem, seen.truth, seen.said, seen.guess, n_resamples=seen.times, seed=seen.seed)
     bound = _margin(criterion, problem, seen, seen.guess)
     return _gate(criterion, shown, bound, shown.low >= bound if bound > 0 else shown.low > 0)
 
@@ -139,7 +143,7 @@ def decide_against_champion(
     if seen.champion is None:
         alone = not seen.champion_note
         return _gate_without_value(criterion, alone, seen.champion_note or "There is no champion yet, so that none can be better.")
-    shown = bootstrap_difference(criterion.metric, problem, seen.truth, seen.said, seen.champion, seen.times, seen.seed)
+    shown = bootstrap_difference(criterion.metric, problem, seen.truth, seen.said, seen.champion, n_resamples=seen.times, seed=seen.seed)
     bound = 0.0 - _margin(criterion, problem, seen, seen.champion)
     return _gate(criterion, shown, bound, shown.low >= bound, seen.champion_note)
 
@@ -151,8 +155,8 @@ def decide_latency(
 ) -> Gate:
     "Whether answers are fast enough."
     taken, q = seen.milliseconds, criterion.percentile
-    rows = np.concatenate(list(resample(taken, seen.times, seen.seed, by_class=False)))
-    low, high = np.percentile(np.percentile(taken[rows], q, axis=1), [2.5, 97.5])
+    low, high = stats.bootstrap((taken,), partial(np.percentile, q=q), n_resamples=seen.times, method="percentile", vectorized=True,
+                                rng=np.random.default_rng(seen.seed)).confidence_interval
     shown = Score(metric="latency", value=np.percentile(taken, q), low=low, high=high)
     note = f"Milliseconds for each of {len(taken)} single rows, in the model alone."
     return _gate(criterion, shown, criterion.bound, shown.high <= criterion.bound, note, timed=True)
@@ -197,7 +201,7 @@ def ratio_between_groups(
     by_class = problem.task != "regression" and metric.name != "selection_rate"
     values = {name: compute_score(metric, problem, seen.truth.iloc[rows], seen.said[rows]) for name, rows in groups.items()}
     draws = np.array([
-        bootstrap_distribution(metric, problem, seen.truth.iloc[rows], seen.said[rows], seen.times, seen.seed + place, by_class)
+        bootstrap_distribution(metric, problem, seen.truth.iloc[rows], seen.said[rows], n_resamples=seen.times, seed=seen.seed + place, stratified=by_class)
         for place, rows in enumerate(groups.values())])
     low, high = np.percentile(_worst_over_best(draws), [2.5, 97.5])
     worst, best = min(values, key=values.get), max(values, key=values.get)

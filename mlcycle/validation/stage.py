@@ -14,7 +14,8 @@ import pandas as pd
 from ..ml.criteria import parse_criteria
 from ..ml.latency import time_single_predictions
 from ..core.workspace import Workspace
-from ..ml.metrics import compute_score, bootstrap_intervals
+from ..ml.bootstrap import bootstrap_intervals
+from ..ml.metrics import compute_score
 from ..ml.predictions import Predictions
 from ..outcomes import Candidate, Dataset, Gate, Problem, Score, Verdict
 from ..stores.tables.datasets import read_table
@@ -45,7 +46,7 @@ def measure_generalization_gap(
     "The primary metric on training, validation and holdout rows."
     few = train.sample(min(len(train), most), random_state=0)
     said = predict(model, few, problem, candidate.threshold)
-    learnt = bootstrap_intervals([problem.metric], problem, few[problem.target], said, times=100)[0]
+    learnt = bootstrap_intervals([problem.metric], problem, few[problem.target], said, n_resamples=100)[0]
     return {"train": learnt, "validation": candidate.leaderboard[0].score, "holdout": holdout}
 
 # %% ../../nbs/05_validation.ipynb #5b79b7f5
@@ -141,7 +142,7 @@ def validate_model(
     holdout = read_holdout(workspace, dataset.tables["holdout"], run=run, stage="validation",
                            reason=f"the verdict on {version}")
     seen = evaluate_on_holdout(problem, candidate, model, train[problem.target], holdout, resamples, seed)
-    scores = bootstrap_intervals(problem.metrics, problem, seen.truth, seen.said, resamples, seed)
+    scores = bootstrap_intervals(problem.metrics, problem, seen.truth, seen.said, n_resamples=resamples, seed=seed)
     theirs = [Score(metric=name, value=compute_score(name, problem, seen.truth, seen.guess)) for name in problem.metrics]
     gates, (before, after) = judge(problem, candidate, holdout, seen, workspace, promote)
     failed = [gate.criterion for gate in gates if not gate.passed]

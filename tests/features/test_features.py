@@ -18,7 +18,8 @@ from mlcycle.core.settings import STORE_DEFAULTS
 from mlcycle.core.workspace import Workspace
 from mlcycle.errors import TargetError
 from mlcycle.features.create.arithmetic import GroupDeviation
-from mlcycle.features.create.history import EntityHistory, HistoryRecipe, Lag, Rolling
+from mlcycle.features.create.history import EntityHistory, Lag, Rolling
+from mlcycle.features.create.history_index import HistoryRecipe
 from mlcycle.features.create.user_functions import make_function_recipes
 from mlcycle.features.encode.pipeline import build_preprocessor, map_outputs_to_features
 from mlcycle.features.select.ledger import features_table

@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlcycle.errors import InputError
-from mlcycle.features.create.history import EntityHistory, Lag, Rolling, propose_history_recipes
+from mlcycle.features.create.history import EntityHistory, Lag, Rolling
+from mlcycle.features.create.propose import propose_history_recipes
 from mlcycle.features.create.recipes import FeatureCreator
 from mlcycle.outcomes import Problem
 from mlcycle.stores.models.model_files import load_model, save_model

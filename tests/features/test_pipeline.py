@@ -16,7 +16,8 @@ from sklearn.preprocessing import TargetEncoder
 from threadpoolctl import threadpool_limits
 
 from mlcycle.errors import InputError, ParameterError
-from mlcycle.features.encode.encode import ENCODINGS, SCALERS, FeatureEncoder
+from mlcycle.features.encode.encode import ENCODINGS, FeatureEncoder
+from mlcycle.features.encode.encoders import SCALERS
 from mlcycle.features.encode.pipeline import build_preprocessor, map_outputs_to_features
 from mlcycle.service.bundle import SERVICE_PACKAGES, service_packages
 from mlcycle.stores.models.library_versions import stamp
@@ -177,7 +178,7 @@ def test_types_of_the_same_values_give_the_same_numbers():
 def test_parameters_are_changed_from_outside():
     pipeline = clone(FITTED["trees"]).set_params(encode__encoding="linear", encode__scaling="robust")
     assert pipeline["encode"].encoding == "linear" and pipeline.get_params()["encode__scaling"] == "robust"
-    assert isinstance(pipeline, Pipeline) and not hasattr(pipeline["encode"], "parts_")
+    assert isinstance(pipeline, Pipeline) and not hasattr(pipeline["encode"], "encoders_")
 
 
 @pytest.mark.parametrize("scaling", SCALERS)
@@ -204,7 +205,7 @@ def test_in_order_of_time_later_rows_say_nothing():
     rows, cut = 800, 500
     rng = np.random.default_rng(0)
     table, target = pd.DataFrame({"town": rng.choice(list("abcdefgh"), rows)}), rng.random(rows)
-    encode = FeatureEncoder({"town": "many categories"}, classification=False, ordered=True)
+    encode = FeatureEncoder({"town": "many categories"}, classification=False, time_ordered=True)
     before = encode.fit_transform(table, target)
     changed = np.append(target[:cut], rng.random(rows - cut) + 9)
     np.testing.assert_allclose(encode.fit_transform(table, changed)[:cut], before[:cut])

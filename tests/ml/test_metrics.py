@@ -9,16 +9,15 @@ from sklearn.metrics import get_scorer, get_scorer_names
 from sklearn.naive_bayes import GaussianNB
 
 from mlcycle.errors import MetricError
+from mlcycle.ml.bootstrap import bootstrap_difference, bootstrap_distribution, bootstrap_intervals, score_resamples
 from mlcycle.ml.metrics import (
     METRIC_ALIASES,
     DEFAULT_METRICS,
     METRICS,
     describe_metrics,
-    bootstrap_difference,
     get_metric,
     bind_metric,
     compute_score,
-    bootstrap_intervals,
 )
 from mlcycle.ml.predictions import Predictions
 from mlcycle.outcomes import Problem
@@ -82,27 +81,47 @@ def test_intervals_hold_the_value_and_stay_in_range(task, toys):
     problem, _, _, truth, said = toys[task]
     problem = problem.model_copy(update={"costs": {} if task == "regression" else {"1": {"0": 5.0}, "0": {"1": 1.0}}})
     names = [name for name, metric in METRICS.items() if task in metric.tasks]
-    shown = bootstrap_intervals(names, problem, truth, said, times=30)
+    shown = bootstrap_intervals(names, problem, truth, said, n_resamples=30)
     assert [one.metric for one in shown] == names
     for one in shown:
         metric = bind_metric(one.metric, problem)
         assert one.lower_is_better is (metric.higher_is_better is False)
         assert metric.low <= one.low < one.high <= metric.high, one
         assert one.low - 0.1 * (one.high - one.low) <= one.value <= one.high + 0.2 * (one.high - one.low), one
-        assert bootstrap_difference(one.metric, problem, truth, said, said, times=5).value == 0
+        assert bootstrap_difference(one.metric, problem, truth, said, said, n_resamples=5).value == 0
 
 
 def test_the_resamples_of_a_metric_are_scored_as_one_by_one(toys):
-    from mlcycle.ml.metrics import _score_rows, resample
-
+    rows = np.random.default_rng(0).integers(0, 200, (3, 200))
     for task, (problem, _, _, truth, said) in toys.items():
         for name in (name for name, metric in METRICS.items() if task in metric.tasks and name != "cost"):
             metric = METRICS[name]
             encoded = truth == 1 if task == "binary" else truth
-            given = said.scores if metric.needs == "scores" else said.labels == 1 if task == "binary" else said.labels
-            rows = next(resample(encoded, 3, 0, by_class=False))
+            given = said.scores if metric.response_method == "predict_proba" else said.labels == 1 if task == "binary" else said.labels
             alone = [metric.function(encoded[drawn], given[drawn]) for drawn in rows]
-            np.testing.assert_allclose(_score_rows(metric, problem, encoded, given, rows), alone, err_msg=f"{task} {name}")
+            found = score_resamples(metric, problem, encoded, given, rows)
+            np.testing.assert_allclose(found, alone, err_msg=f"{task} {name}")
+
+
+def test_resamples_keep_the_classes_and_a_class_of_one_row_is_in_each():
+    problem = asked("multiclass", ["a", "b", "c"])
+    actual = np.array(["a"] * 30 + ["b"] * 9 + ["c"])
+    said = Predictions(np.array(["a"] * 39 + ["c"]))
+    draws = bootstrap_distribution("accuracy", problem, actual, said, n_resamples=50)
+    assert (draws == 31 / 40).all(), "within a class, these predictions are all right or all wrong"
+    assert bootstrap_distribution("accuracy", problem, actual, said, n_resamples=50, stratified=False).std() > 0
+    assert (bootstrap_distribution("accuracy", problem, actual[-1:], said[-1:], n_resamples=3) == 1).all()
+
+
+def test_intervals_cover_as_often_as_they_say():
+    rng, problem, covered = np.random.default_rng(0), asked("binary", ["no", "yes"], "yes"), 0
+    for seed in range(200):
+        actual = rng.choice(["no", "yes"], 150)
+        right = rng.random(150) < 0.7
+        said = Predictions(np.where(right, actual, np.where(actual == "yes", "no", "yes")))
+        shown = bootstrap_intervals(["accuracy"], problem, actual, said, seed=seed)[0]
+        covered += shown.low <= 0.7 <= shown.high
+    assert 0.9 <= covered / 200 <= 0.99
 
 
 def test_a_class_that_does_not_occur_does_no_harm(toys):
@@ -111,7 +130,7 @@ def test_a_class_that_does_not_occur_does_no_harm(toys):
     for name in (name for name, metric in METRICS.items() if "multiclass" in metric.tasks and name != "cost"):
         assert np.isfinite(compute_score(name, problem, truth[few], said[few])), name
     strange = np.where(np.arange(len(truth)) < 5, 7, truth)  # A class that nobody knew
-    for one in bootstrap_intervals(["accuracy", "f1", "balanced_accuracy"], problem, strange, said, times=20):
+    for one in bootstrap_intervals(["accuracy", "f1", "balanced_accuracy"], problem, strange, said, n_resamples=20):
         assert one.low <= one.value <= one.high
 
 
@@ -152,9 +171,11 @@ def words(truth, labels): return "much"
 def nothing(truth, labels): return float("nan")
 def fails(truth, labels): return 1 / 0
 def certain(truth, scores): return scores.max()
-certain.needs = "scores"
+certain.response_method = "predict_proba"
 def odd(truth, labels): return 1
-odd.needs = "probabilities"
+odd.response_method = "probabilities"
+def old(truth, labels): return 1
+old.needs = "scores"
 number = 3
 '''
 
@@ -173,7 +194,7 @@ def own(tmp_path, monkeypatch):
 
 def test_a_function_of_ones_own(own, toys):
     problem, _, _, truth, said = toys["regression"]
-    shown = bootstrap_intervals([f"{own}:shift", "mae"], problem, truth, said, times=20)[0]
+    shown = bootstrap_intervals([f"{own}:shift", "mae"], problem, truth, said, n_resamples=20)[0]
     assert shown.metric == f"{own}:shift"
     assert shown.value == pytest.approx(abs(truth.mean() - said.labels.mean()))
     line = describe_metrics([f"{own}:shift"], problem).iloc[0]
@@ -188,10 +209,11 @@ def test_a_function_of_ones_own(own, toys):
     [
         ("shiftt", "Did you mean 'shift'"),
         ("number", "no function"),
-        ("odd", "needs = 'probabilities'.*'labels' or 'scores'"),
+        ("odd", "response_method = 'probabilities'.*'predict' or 'predict_proba'"),
+        ("old", "'needs'.*'response_method'"),
         ("words", "cannot be computed"),
         ("nothing", "gives nan"),
-        ("fails", "division by zero.*mend the function"),
+        ("fails", "division by zero.*correct the function"),
     ],
 )
 def test_a_function_of_ones_own_that_is_no_metric(own, toys, name, said):
@@ -218,9 +240,9 @@ def test_a_value_that_cannot_be_had_names_the_metric(toys):
 def test_metrics_are_described_in_words():
     problem = asked("binary", ["no", "yes"], "yes", {"yes": {"no": 2.0}})
     table = describe_metrics(["roc_auc", "log_loss", "cost", "selection_rate"], problem)
-    assert table.columns.tolist() == ["metric", "better is", "range", "needs", "in words"]
-    assert table["better is"].tolist() == ["higher", "lower", "lower", "neither"]
-    assert table.needs.tolist() == ["probabilities", "probabilities", "labels, costs", "labels"]
+    assert table.columns.tolist() == ["metric", "better when", "range", "computed from", "description"]
+    assert table["better when"].tolist() == ["higher", "lower", "lower", "neither"]
+    assert table["computed from"].tolist() == ["probabilities", "probabilities", "labels, costs", "labels"]
     assert table.range.tolist() == ["0 to 1", "0 and more", "0 to 2,000", "0 to 1"]
     assert isinstance(table, pd.DataFrame)
-    assert all(metric.meaning.endswith(".") for metric in METRICS.values())
+    assert all(metric.description.endswith(".") for metric in METRICS.values())

@@ -31,9 +31,13 @@ from mlcycle.modelling import calibration, candidates, ensemble, stage, trials
 from mlcycle.modelling.candidates import CANDIDATES, candidate, check_loadable
 from mlcycle.modelling.choice import build_model, selection_order
 from mlcycle.modelling.search import Budget, search_hyperparameters
-from mlcycle.modelling.stage import Rules, check_columns_vary, compete, fit_final_model, fit_winner, learning_curve, make_cross_validation
+from mlcycle.modelling.final_model import fit_final_model, fit_winner, learning_curve
+from mlcycle.modelling.settings import Rules
+from mlcycle.modelling.model_selection import compete
+from mlcycle.modelling.stage import check_columns_vary, make_cross_validation
 from mlcycle.modelling.studies import open_study
-from mlcycle.modelling.trials import CrossValidation, Trial, early_stopping_split, run_trial, worker_processes
+from mlcycle.modelling.cross_validation import CrossValidation, early_stopping_split
+from mlcycle.modelling.trials import Trial, run_trial, worker_processes
 from mlcycle.modelling.weights import sample_weights
 from mlcycle.outcomes import Problem
 from mlcycle.stores.models.model_files import TRUSTED, load_model, save_model

@@ -514,7 +514,8 @@ def test_cleaning_leaves_what_waits(tmp_path):
 
 def test_a_search_whose_registry_is_down_is_not_repeated(tmp_path, monkeypatch):
     from mlcycle.modelling import search
-    from mlcycle.modelling.stage import Rules, find_model
+    from mlcycle.modelling.settings import Rules
+    from mlcycle.modelling.stage import find_model
 
     TABLES["wine"][0]().to_csv(tmp_path / "wine.csv", index=False)
     settings = tmp_path / "settings.ini"

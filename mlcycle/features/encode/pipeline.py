@@ -17,21 +17,22 @@ from ..create.recipes import FeatureCreator, Recipe
 def build_preprocessor(
     column_types: dict[str, str], # Of each column and created feature that the model is to see
     recipes: Sequence[Recipe] = (), # Make features of columns, also of columns that the model does not see
+    *,
     classification: bool = True, # Whether the target is a class
-    seed: int = 0, # Of what is drawn at random
-    encoding: str = "trees", # Of models: `trees`, `linear`, `neighbours` or `native`
+    seed: int = 0, # Of everything drawn at random
+    encoding: str = "trees", # For models of this family: `trees`, `linear`, `neighbours` or `native`
     outliers: str = "keep", # `keep`, `flag` or `clip`
     outlier_method: str = "robust z", # How they are found
-    holidays: str = "", # Country whose public holidays are told apart in dates, such as US
+    holidays: str = "", # Country whose public holidays are recognised in dates, such as US
 ) -> Pipeline: # Unfitted; reads a frame, gives floats of shape (n, features)
-    "The pipeline for some columns."
+    "The pipeline that creates and encodes the features of some columns."
     encode = FeatureEncoder(dict(column_types), encoding, classification, seed, outliers, outlier_method, holidays=holidays)
     return Pipeline([("create", FeatureCreator(list(recipes))), ("encode", encode)])
 
 # %% ../../../nbs/features/encode/pipeline.ipynb #172213cc
 def map_outputs_to_features(
     fitted: Pipeline, # Fitted on some rows
-) -> dict[str, str]: # The column or created feature of each number; `(row)` if it is about all of them
-    "Where each number that the model sees comes from."
+) -> dict[str, str]: # The column or created feature of each output; `(row)` if it is about all of them
+    "The feature from which each output of the preprocessor comes."
     encode = fitted["encode"]
     return dict(zip(encode.features_, encode.origins_, strict=True))

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ...ml.metrics import cost_matrix, get_metric
+from ...ml.costs import cost_matrix
+from ...ml.metrics import get_metric
 from ...outcomes import Problem
 
 # %% ../../../nbs/features/select/quick_model.ipynb #4f38283a
@@ -81,7 +82,7 @@ def quick_decision_threshold(
 ) -> float | None: # None where the metric needs no labels
     "The probability of the positive class from which it is predicted."
     metric = get_metric(problem.metric)
-    if metric.needs != "labels":
+    if metric.response_method != "predict":
         return None
     place = problem.classes.index(problem.positive)
     scores, share = (probabilities, y.mean()) if place == 1 else (1 - probabilities, 1 - y.mean())

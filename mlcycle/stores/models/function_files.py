@@ -164,7 +164,8 @@ class FunctionCaller:
     sha256: str
     def __reduce__(self):
         "For pickle, between processes of one run: the code goes beside the name."
-        return _rebuild_caller, (type(self), self.get_params(), KNOWN_FUNCTIONS.get((self.name, self.sha256)))
+        known = KNOWN_FUNCTIONS.get((self.name, self.sha256))
+        return _rebuild_caller, (type(self), self.get_params(), known), vars(self)
 
 # %% ../../../nbs/stores/models/function_files.ipynb #e5bddfdb
 def _rebuild_caller(kind: type, parameters: dict, function: FeatureFunction | None) -> FunctionCaller:
