@@ -31,7 +31,7 @@ from mlcycle.outcomes import Dataset, FileRef, Problem, Score
 from mlcycle.stores.models.model_files import load_model
 from mlcycle.stores.sources.flights import UNAVAILABLE_AT_PREDICTION
 from mlcycle.stores.sources.ingest import read_flights
-from mlcycle.stores.sources.rows import normalise
+from mlcycle.stores.sources.rows import normalise_dtypes
 from mlcycle.stores.tables.datasets import write_table
 
 HERE = Path(__file__).resolve().parent
@@ -183,7 +183,7 @@ def open_table(make: Callable[[], Made]) -> tuple[pd.DataFrame, Problem]:
     """A table as stage 2 would hand it over, and what is asked of it."""
     rows, target, time = make()
     rows = rows.sort_values(time, kind="stable") if time else rows
-    rows = normalise(rows)
+    rows = normalise_dtypes(rows)
     return rows, make_problem(rows, target, time)
 
 

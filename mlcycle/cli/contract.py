@@ -59,7 +59,7 @@ def infer(
 
     with exit_on_error():
         from mlcycle.data.contract import contract_to_yaml
-        from mlcycle.data.inference import infer_contract
+        from mlcycle.data.contract_inference import infer_contract
         from mlcycle.errors import ContractFileError
         from mlcycle.core.files import write_text
         from mlcycle.stores.sources.ingest import read_source
@@ -124,7 +124,7 @@ def infer_from_file(
     contract: "Contract", # The present one
 ) -> "Contract":
     "The contract that the rows of a file would suggest, under the same name."
-    from mlcycle.data.inference import infer_contract
+    from mlcycle.data.contract_inference import infer_contract
     from mlcycle.data.quarantine import apply_contract
     from mlcycle.stores.sources.ingest import read_source
 

@@ -13,7 +13,7 @@ import pandas as pd
 from ..ml.cleaning import CleaningPlan, ColumnCleaningPlan, clean_cells, clean_column
 from .duplicates import drop_duplicates
 from .limits import find_number_limits
-from .pairs import find_ordered_pairs, find_swapped_columns
+from .column_order import find_ordered_pairs, find_swapped_columns
 from .spelling import plan_text_cleaning
 from ..errors import ParameterError, suggest_name
 from ..outcomes import LedgerEntry

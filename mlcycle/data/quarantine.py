@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from .checks import RuleViolation, check_rows_against_contract, violations_table
+from .contract_checks import RuleViolation, check_rows_against_contract, violations_table
 from .contract import Contract
 from ..errors import ContractError, ContractFileError
 from ..outcomes import RuleFailure

@@ -16,8 +16,8 @@ import pandas as pd
 from ..ml.cleaning import CleaningPlan, clean_cells, cleaning_ledger
 from .clean import check_cleaning_steps, set_rows_aside, plan_cleaning
 from .contract import Contract, contract_to_yaml
-from .inference import read_or_infer_contract, infer_contract
-from .leakage import describe_split_overlap
+from .contract_inference import read_or_infer_contract, infer_contract
+from .split_overlap import describe_split_overlap
 from .quarantine import apply_contract, check_contract_limits
 from .split import SplitMethod, SplitParts, split_rows
 from ..errors import SourceError

@@ -16,7 +16,7 @@ from sklearn.base import clone
 
 from ..errors import TargetError
 from .create.user_functions import make_function_recipes
-from .create.history import propose_history_recipes
+from .create.propose import propose_history_recipes
 from .encode.column_types import infer_column_types
 from .leakage.leaks import allow_trusted_columns, find_target_leakage
 from .encode.pipeline import build_preprocessor, map_outputs_to_features

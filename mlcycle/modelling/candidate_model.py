@@ -5,39 +5,40 @@
 # %% auto #0
 __all__ = ['ALL_TASKS', 'CandidateModel']
 
-# %% ../../nbs/modelling/candidate_model.ipynb #1cd75a22
+# %% ../../nbs/modelling/candidate_model.ipynb #88b64bf8
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from importlib.util import find_spec
 
 from ..outcomes import Task
 
-# %% ../../nbs/modelling/candidate_model.ipynb #825fd373
+# %% ../../nbs/modelling/candidate_model.ipynb #2d94e899
 ALL_TASKS = ("binary", "multiclass", "regression")
 
-# %% ../../nbs/modelling/candidate_model.ipynb #658249bf
+# %% ../../nbs/modelling/candidate_model.ipynb #67c8022b
 @dataclass(frozen=True)
 class CandidateModel:
-    "A model that may compete."
+    "A model that may be compared with others."
 
     name: str
-    make: Callable # (task, seed, parameters) -> estimator, unfitted, one thread
-    families: tuple[str, ...] = ("trees",) # How it may have its features encoded; the first unless the search finds better
-    space: Callable | None = None # (Optuna trial, task, rows) -> parameters; None: nothing to search
-    searched: tuple[str, ...] = ALL_TASKS # Tasks for which there is something to search
-    starts: tuple[dict, ...] = () # Settings known to be good, tried before others
-    simplicity: int = 3 # Of two that are equally good, the lower one wins
+    make_estimator: Callable # (task, seed, parameters) -> estimator, unfitted, one thread
+    _: KW_ONLY
+    encodings: tuple[str, ...] = ("trees",) # Of its features; the first unless the search finds a better one
+    search_space: Callable | None = None # (Optuna trial, task, rows) -> parameters; None: nothing to search
+    search_tasks: tuple[str, ...] = ALL_TASKS # Tasks for which there is something to search
+    starting_points: tuple[dict, ...] = () # Parameters known to be good, tried before others
+    complexity: int = 3 # Of two that are equally good, the lower one is chosen
     tasks: tuple[str, ...] = ALL_TASKS
-    most_rows: int | None = None # It does not compete on more
+    max_rows: int | None = None # It is left out where there are more
     package: str = "" # What must be installed
-    grows: str = "" # The parameter that early stopping chooses: how many trees
-    grow: Callable | None = None # (estimator, rows, target, weight, rows held out, their target) -> how many trees were best
-    own: str = "" # The code of a person's own
+    iterations_parameter: str = "" # The parameter that early stopping sets: how many trees
+    fit_early_stopping: Callable | None = None # (estimator, X, y, sample_weight, X_valid, y_valid) -> best number of trees
+    user_code: str = "" # The code of a user's own model
 
-    def fits(self, task: Task, rows: int) -> str:
-        "Why it does not compete; empty if it does."
+    def reason_excluded(self, task: Task, rows: int) -> str:
+        "Why it is left out; empty if it is not."
         if task not in self.tasks:
             return f"not made for a {task} task"
-        if self.most_rows and rows > self.most_rows:
-            return f"takes too long on more than {self.most_rows:,} rows"
+        if self.max_rows and rows > self.max_rows:
+            return f"takes too long on more than {self.max_rows:,} rows"
         return "" if not self.package or find_spec(self.package) else f"needs the package {self.package}"

@@ -22,7 +22,7 @@ from .candidate_model import CandidateModel
 from .studies import load_trial, open_study, save_trial
 from .cross_validation import CrossValidation
 from .trials import Trial, run_trial
-from ..stores.sources.progress import PATIENCE, in_notebook
+from ..stores.sources.progress import BAR_DELAY, in_notebook
 
 if TYPE_CHECKING:
     import optuna
@@ -118,7 +118,7 @@ def progress_bar(
     "A bar in a notebook, for what takes longer than a moment."
     from tqdm.auto import tqdm
 
-    return tqdm(total=total, desc=name, unit="trial", delay=PATIENCE, leave=False, disable=not in_notebook())
+    return tqdm(total=total, desc=name, unit="trial", delay=BAR_DELAY, leave=False, disable=not in_notebook())
 
 # %% ../../nbs/modelling/search.ipynb #0ac2d164
 def tell(

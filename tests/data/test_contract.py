@@ -12,19 +12,19 @@ from hypothesis import strategies as st
 from hypothesis.extra.pandas import column, data_frames, range_indexes
 from pandera.errors import SchemaErrors
 
-from mlcycle.data.checks import find_violations, pandera_schema
+from mlcycle.data.contract_checks import find_violations, pandera_schema
 from mlcycle.data.coercion import coerce_to_contract
 from mlcycle.data.contract import Contract, parse_contract, contract_to_yaml
-from mlcycle.data.inference import read_or_infer_contract, infer_contract
+from mlcycle.data.contract_inference import read_or_infer_contract, infer_contract
 from mlcycle.data.quarantine import apply_contract, check_contract_limits, recheck_corrections
 from mlcycle.errors import ContractError, ContractFileError
-from mlcycle.stores.sources.ingest import normalise
+from mlcycle.stores.sources.ingest import normalise_dtypes
 
 
 def orders(rows: int = 60) -> pd.DataFrame:
     "A good table with a column of each type."
     number = np.arange(rows)
-    return normalise(
+    return normalise_dtypes(
         pd.DataFrame(
             {
                 "order_id": number + 1000,
@@ -106,7 +106,7 @@ def test_pandera_alone_says_the_same_about_typed_rows(name):
 
 @pytest.mark.parametrize("name", TABLES)
 def test_the_rows_that_a_contract_was_inferred_from_keep_it(name):
-    rows = normalise(TABLES[name][0]())
+    rows = normalise_dtypes(TABLES[name][0]())
     contract = parse_contract(contract_to_yaml(infer_contract(rows, name)))
     checked = apply_contract(rows, contract)
     assert checked.failures == []
@@ -132,7 +132,7 @@ def test_rows_drawn_from_the_inferred_table_pass(data):
         column(f"{name}{n}", elements=kind, dtype=object) for n, (name, kind) in enumerate(zip("abc", kinds, strict=False))
     ]
     raw = data.draw(data_frames(columns, index=range_indexes(min_size=1, max_size=50)))
-    rows = normalise(raw.infer_objects())
+    rows = normalise_dtypes(raw.infer_objects())
     contract = parse_contract(contract_to_yaml(infer_contract(rows)))
     drawn = rows.loc[data.draw(st.lists(st.sampled_from(rows.index.tolist()), unique=True))]
     assert find_violations(drawn, contract).empty

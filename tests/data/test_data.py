@@ -9,7 +9,7 @@ from conftest import cli
 from sklearn.datasets import load_wine
 
 from mlcycle.core.workspace import Workspace
-from mlcycle.data.inject_errors import inject_malformed_lines
+from mlcycle.data.error_injection import inject_malformed_lines
 from mlcycle.data.stage import prepare_data
 from mlcycle.errors import ContractError, SourceError
 from mlcycle.problem.stage import define_problem

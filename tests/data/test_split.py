@@ -7,11 +7,11 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from sklearn.datasets import load_breast_cancer, load_wine
 
-from mlcycle.data.leakage import describe_split_overlap, measure_split_overlap
+from mlcycle.data.split_overlap import describe_split_overlap, measure_split_overlap
 from mlcycle.data.split import split_rows
 from mlcycle.errors import ParameterError
 from mlcycle.outcomes import Problem
-from mlcycle.stores.sources.ingest import normalise, read_source
+from mlcycle.stores.sources.ingest import normalise_dtypes, read_source
 
 
 def asked(target: str = "y", task: str = "binary", **more) -> Problem:
@@ -24,7 +24,7 @@ def visits(rows: int = 600, patients: int = 60) -> pd.DataFrame:
     "Several rows about each patient, ordered in time."
     rng = np.random.default_rng(0)
     frame = pd.DataFrame({"patient": rng.choice(patients, rows).astype(str), "day": np.arange(rows), "x": rng.normal(size=rows)})
-    return normalise(
+    return normalise_dtypes(
         frame.assign(z=rng.normal(size=rows), town=rng.choice(["Ulm", "Bonn"], rows), y=rng.choice(["a", "b"], rows))
     )
 
@@ -52,7 +52,7 @@ def test_what_fits_is_chosen():
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 8), st.booleans(), st.booleans()), min_size=8, max_size=80), st.integers(0, 3))
 def test_a_group_is_never_on_both_sides(values, seed):
-    rows = normalise(pd.DataFrame({"who": [None if lost and who < 2 else f"p{who}" for who, lost, _ in values]}))
+    rows = normalise_dtypes(pd.DataFrame({"who": [None if lost and who < 2 else f"p{who}" for who, lost, _ in values]}))
     rows["y"] = [float(answer) for *_, answer in values]
     assume(rows.who.nunique() > 1)
     parts, _ = split_rows(rows, asked(task="regression", entity="who"), holdout_share=0.3, seed=seed)
@@ -65,7 +65,7 @@ def test_a_group_is_never_on_both_sides(values, seed):
 def test_groups_of_very_different_size_keep_the_shares():
     rng = np.random.default_rng(0)
     who = np.repeat(np.arange(200), rng.zipf(1.6, 200).clip(max=500))
-    rows = normalise(pd.DataFrame({"who": who.astype(str), "y": np.where(rng.random(len(who)) < 0.1, "a", "b")}))
+    rows = normalise_dtypes(pd.DataFrame({"who": who.astype(str), "y": np.where(rng.random(len(who)) < 0.1, "a", "b")}))
     parts, _ = split_rows(rows, asked(entity="who"))
     assert 0.15 < len(parts["holdout"]) / len(rows) < 0.25
     assert abs((parts["holdout"].y == "a").mean() - (rows.y == "a").mean()) < 0.04
@@ -74,7 +74,7 @@ def test_groups_of_very_different_size_keep_the_shares():
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.sampled_from("abc"), min_size=10, max_size=60), st.sampled_from([0.1, 0.2, 0.5]))
 def test_every_class_is_in_both_parts(classes, share):
-    rows = normalise(pd.DataFrame({"y": classes, "x": range(len(classes))}))
+    rows = normalise_dtypes(pd.DataFrame({"y": classes, "x": range(len(classes))}))
     if rows.y.value_counts().min() < 2:
         with pytest.raises(ParameterError, match="has a single row"):
             split_rows(rows, asked(task="multiclass"), holdout_share=share)
@@ -128,7 +128,7 @@ def test_a_class_that_only_comes_later_is_said():
 
 @pytest.mark.parametrize("load", [load_breast_cancer, load_wine])
 def test_clean_tables_raise_no_alarm(load):
-    rows = normalise(load(as_frame=True).frame)
+    rows = normalise_dtypes(load(as_frame=True).frame)
     problem = asked("target", "multiclass")
     parts, _ = split_rows(rows, problem)
     assert describe_split_overlap(parts, problem) == []
@@ -148,7 +148,7 @@ def test_a_table_of_few_values_raises_no_alarm():
     "Where rows are equal by chance, a twin means nothing."
     rng = np.random.default_rng(0)
     columns = {name: rng.choice(list("abcd"), 3000) for name in "pqrs"}
-    rows = normalise(pd.DataFrame(columns | {"y": rng.choice(["a", "b"], 3000)}))
+    rows = normalise_dtypes(pd.DataFrame(columns | {"y": rng.choice(["a", "b"], 3000)}))
     parts, _ = split_rows(rows, asked())
     measured = measure_split_overlap(parts, asked())
     assert measured.share.max() > 0.9

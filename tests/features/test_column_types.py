@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from sklearn.datasets import load_breast_cancer, load_iris, load_wine
 
 from mlcycle.features.encode.column_types import infer_column_types
-from mlcycle.stores.sources.ingest import normalise
+from mlcycle.stores.sources.ingest import normalise_dtypes
 
 ROWS = 400
 RNG = np.random.default_rng(0)
@@ -81,12 +81,12 @@ def test_a_missing_value_tells_columns_apart():
 
 @pytest.mark.parametrize("load", [load_breast_cancer, load_iris, load_wine])
 def test_keeps_all_of_a_clean_table(load):
-    rows = normalise(load(as_frame=True).data)
+    rows = normalise_dtypes(load(as_frame=True).data)
     column_types, left_out = infer_column_types(rows)
     assert set(column_types.values()) == {"number"} and not left_out
 
 
 def test_penguins():
-    column_types, left_out = infer_column_types(normalise(penguins()).drop(columns="Species"))
+    column_types, left_out = infer_column_types(normalise_dtypes(penguins()).drop(columns="Species"))
     assert left_out.keys() >= {"Region", "Stage"}
     assert column_types["Island"] == "category" and column_types["Body Mass (g)"] == "number"

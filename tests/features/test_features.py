@@ -28,7 +28,7 @@ from mlcycle.lifecycle.housekeeping import delete_old_runs
 from mlcycle.outcomes import Dataset, FeaturePlan, FileRef, Problem
 from mlcycle.stores.models.function_files import read_functions
 from mlcycle.stores.models.model_files import load_model, save_model
-from mlcycle.stores.sources.ingest import normalise
+from mlcycle.stores.sources.ingest import normalise_dtypes
 from mlcycle.stores.tables.datasets import write_table
 
 FUNCTION = """
@@ -63,7 +63,7 @@ def orders(rows: int = 900, seed: int = 0) -> pd.DataFrame:
 def plan_for(table: pd.DataFrame, folder: Path, rules: FeatureSettings | None = None, **more) -> tuple[Problem, FeaturePlan, Workspace]:
     "What stage 3 makes of a table whose rows all teach."
     space = Workspace(folder)
-    stored = write_table(space.tables, "train", normalise(table).rename_axis("row_id"))
+    stored = write_table(space.tables, "train", normalise_dtypes(table).rename_axis("row_id"))
     words = dict.fromkeys(["decision", "question", "owner", "source", "source_sha256"], "-")
     facts = {"target": "late", "task": "binary", "classes": ["no", "yes"], "positive": "yes", "metric": "roc_auc"}
     problem = Problem(**words, **facts | {"metrics": ["roc_auc"], "criteria": [], "rows": len(table)} | more)
@@ -126,17 +126,17 @@ def test_a_plan_does_not_contradict_itself(which, request):
     assert all(
         each.reason and (each.importance is None or each.importance.low <= each.importance.value <= each.importance.high) for each in plan.features
     )
-    rows = normalise(orders())
+    rows = normalise_dtypes(orders())
     fitted = pipeline.fit(rows[plan.input_columns], rows.late)
     assert map_outputs_to_features(fitted) == plan.output_features and list(fitted.get_feature_names_out()) == list(plan.output_features)
 
 
 def test_what_is_planned_makes_one_row_as_in_the_batch(whole, tmp_path):
     _, plan, space = whole
-    rows = normalise(orders())
+    rows = normalise_dtypes(orders())
     fitted = load_model(space.root / plan.pipeline.path).fit(rows[plan.input_columns], rows.late)
     again = load_model(tmp_path / "fitted.skops", save_model(fitted, tmp_path / "fitted.skops"))
-    asked = normalise(orders(60, seed=1))[plan.input_columns]
+    asked = normalise_dtypes(orders(60, seed=1))[plan.input_columns]
     asked.iloc[::7, asked.columns.get_loc("price")] = np.nan
     asked.iloc[::5, asked.columns.get_loc("customer")] = "never seen"
     batch = fitted.transform(asked)
@@ -150,7 +150,7 @@ def test_what_happens_later_changes_nothing_before(whole):
     create = load_model(space.root / plan.pipeline.path)["create"]
     create.recipes = [recipe for recipe in create.recipes if not isinstance(recipe, GroupDeviation)]
     assert any(isinstance(recipe, HistoryRecipe) for recipe in create.recipes)
-    rows, cut, rng = normalise(orders()), 600, np.random.default_rng(5)
+    rows, cut, rng = normalise_dtypes(orders()), 600, np.random.default_rng(5)
     before = create.fit(rows[plan.input_columns], rows.late).transform(rows[plan.input_columns]).head(cut)
     order = rng.permutation(np.arange(cut, len(rows)))
     later = rows.iloc[order].assign(placed=rows.placed.iloc[cut:].to_numpy()).set_axis(rows.index[cut:])

@@ -15,7 +15,7 @@ from mlcycle.errors import ParameterError
 from mlcycle.features.leakage.leaks import allow_trusted_columns, find_target_leakage, plot_target_leakage
 from mlcycle.outcomes import LeakageSuspect, Problem
 from mlcycle.stores.sources.flights import UNAVAILABLE_AT_PREDICTION
-from mlcycle.stores.sources.ingest import normalise, read_source
+from mlcycle.stores.sources.ingest import normalise_dtypes, read_source
 
 ROWS = 3000
 
@@ -225,13 +225,13 @@ CLEAN = {
 @pytest.mark.parametrize("name", CLEAN)
 def test_names_nothing_in_real_tables_without_leaks(name):
     load, target, task = CLEAN[name]
-    assert suspects(normalise(load()), target, task) == []
+    assert suspects(normalise_dtypes(load()), target, task) == []
 
 
 def test_the_line_number_of_a_sorted_table():
     "These tables came sorted, diamonds by price and emails by spam; their line numbers give it away."
-    assert suspects(normalise(email()), "spam") == ["rownames"]
-    assert suspects(normalise(diamonds()), "price", "regression") == ["rownames"]
+    assert suspects(normalise_dtypes(email()), "spam") == ["rownames"]
+    assert suspects(normalise_dtypes(diamonds()), "price", "regression") == ["rownames"]
 
 
 @pytest.fixture(scope="module")

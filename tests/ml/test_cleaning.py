@@ -13,13 +13,13 @@ from sklearn.datasets import load_breast_cancer, load_diabetes, load_wine
 
 import mlcycle as mc
 from mlcycle.data.clean import CELL_STEPS, set_rows_aside, plan_cleaning
-from mlcycle.data.inject_errors import ERROR_KINDS, inject_errors, inject_malformed_lines, score_cleaning
+from mlcycle.data.error_injection import ERROR_KINDS, inject_errors, inject_malformed_lines, score_cleaning
 from mlcycle.data.limits import find_number_limits
 from mlcycle.ml.cleaning import CleaningPlan, format_value, clean_cells, clean_records, undo_changes, cleaning_ledger
 from mlcycle.ml.predictions import predict
 from mlcycle.service.local import running_service, to_json_rows
 from mlcycle.stores.models.model_files import load_model, save_model
-from mlcycle.stores.sources.ingest import normalise, read_source
+from mlcycle.stores.sources.ingest import normalise_dtypes, read_source
 
 LEAST = {"duplicates": 0.95, "sentinels": 0.95, "impossible": 0.95, "malformed": 0.95, "signs": 0.9, "typos": 0.8}
 LEAST |= {"white space": 0.95, "case": 0.95, "look-alikes": 0.95, "marks": 0.95}
@@ -33,9 +33,9 @@ def diamonds() -> pd.DataFrame:
 
 REAL = {
     "flights": lambda: read_source("flights").iloc[::8],
-    "diamonds": lambda: normalise(diamonds()),
-    "penguins": lambda: normalise(load_penguins_raw()),
-    "cancer": lambda: normalise(load_breast_cancer(as_frame=True).frame),
+    "diamonds": lambda: normalise_dtypes(diamonds()),
+    "penguins": lambda: normalise_dtypes(load_penguins_raw()),
+    "cancer": lambda: normalise_dtypes(load_breast_cancer(as_frame=True).frame),
 }
 
 
@@ -68,7 +68,7 @@ def test_finds_each_kind_by_itself(seed):
 @pytest.mark.parametrize("name", [*REAL, "wine", "diabetes"])
 def test_leaves_clean_tables_alone(name):
     more = {"wine": load_wine, "diabetes": load_diabetes}
-    rows = REAL[name]() if name in REAL else normalise(more[name](as_frame=True).frame)
+    rows = REAL[name]() if name in REAL else normalise_dtypes(more[name](as_frame=True).frame)
     cleaned, changes = clean_cells(rows, plan_cleaning(rows))
     assert len(changes) <= (1 if name == "diamonds" else 0), changes  # A diamond of 59 mm in a table of small ones
     if not len(changes):

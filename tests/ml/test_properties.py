@@ -13,7 +13,7 @@ from mlcycle.nb.notebook import Parameter, parse_parameters, parse_value
 from mlcycle.outcomes import Score
 from mlcycle.service.bundle import to_frame
 from mlcycle.service.local import to_json_rows
-from mlcycle.stores.sources.ingest import hash_rows, normalise
+from mlcycle.stores.sources.ingest import hash_rows, normalise_dtypes
 
 WORDS = st.text(st.characters(codec="utf-8", exclude_characters="\x00"), max_size=20)
 MOMENTS = st.datetimes(min_value=pd.Timestamp("1900-01-01").to_pydatetime(), max_value=pd.Timestamp("2200-01-01").to_pydatetime())
@@ -48,7 +48,7 @@ def column(values):
     st.lists(st.integers(-(2**50), 2**50), min_size=3, max_size=3),
 )
 def test_rows_come_over_the_wire_as_they_were(decimals, words, moments, whole):
-    rows = normalise(
+    rows = normalise_dtypes(
         pd.DataFrame(
             {
                 "x": pd.array(decimals, dtype="Float64"),

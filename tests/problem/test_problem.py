@@ -15,7 +15,7 @@ from mlcycle.errors import InputError, ParameterError
 from mlcycle.problem.document import ProblemDocument, draft_problem_yaml, read_problem_file, problem_schema_text
 from mlcycle.problem.feasibility import assess_feasibility
 from mlcycle.problem.stage import define_problem, draft_problem_fields
-from mlcycle.stores.sources.ingest import normalise
+from mlcycle.stores.sources.ingest import normalise_dtypes
 
 GOOD = """\
 question: Will the order arrive late?
@@ -61,7 +61,7 @@ def noise(seed: int, rows: int = 150, task: str = "binary") -> pd.DataFrame:
     rng = np.random.default_rng(seed)
     frame = pd.DataFrame(rng.normal(size=(rows, 6)), columns=list("abcdef")).assign(word=rng.choice(["x", "y", "z"], rows))
     answers = {"binary": ["no", "yes"], "multiclass": ["p", "q", "r"]}.get(task)
-    return normalise(frame.assign(y=rng.normal(size=rows) if answers is None else rng.choice(answers, rows)))
+    return normalise_dtypes(frame.assign(y=rng.normal(size=rows) if answers is None else rng.choice(answers, rows)))
 
 
 # Each breaks one line of the file; what is printed names the line, the field, and what would be right.
@@ -146,7 +146,7 @@ def test_draft_is_read_back_and_an_existing_file_stays(project):
 
 
 def test_draft_without_comments_is_the_schemas_too():
-    frame = normalise(orders())
+    frame = normalise_dtypes(orders())
     text = draft_problem_yaml(*draft_problem_fields("orders", "late", frame))
     assert Draft202012Validator(json.loads(problem_schema_text())).is_valid(yaml.safe_load(text))
 
@@ -181,7 +181,7 @@ def _status(project, *words) -> str:
 
 
 def test_what_is_said_for_a_run_wins_over_the_file_and_the_file_over_a_bundled_source(project):
-    document, frame = read_problem_file(project / "problem.yaml"), normalise(orders())
+    document, frame = read_problem_file(project / "problem.yaml"), normalise_dtypes(orders())
     problem = define_problem("orders.csv", metric="recall", rows=frame, document=document, probe_seconds=0)
     assert (problem.metric, problem.owner, problem.target) == ("recall", "Logistics", "late")
     flights = define_problem("sample", document=ProblemDocument(owner="Me"), probe_seconds=0)
@@ -203,7 +203,7 @@ def test_noise_is_infeasible_for_other_tasks(task):
 
 
 def test_breast_cancer_is_feasible_and_the_same_each_time():
-    frame = normalise(load_breast_cancer(as_frame=True).frame)
+    frame = normalise_dtypes(load_breast_cancer(as_frame=True).frame)
     criteria = ["roc_auc >= 0.95", "accuracy >= 0.9", "beats baseline by 20 %"]
     one = define_problem("cancer", "target", criteria, frame, probe_seconds=600)
     found = one.feasibility
@@ -218,7 +218,7 @@ def test_breast_cancer_is_feasible_and_the_same_each_time():
 
 @pytest.mark.parametrize(("load", "metric"), [(load_wine, "accuracy"), (load_diabetes, "r2")])
 def test_other_tasks_are_probed(load, metric):
-    found = define_problem("table", "target", rows=normalise(load(as_frame=True).frame), probe_seconds=600).feasibility
+    found = define_problem("table", "target", rows=normalise_dtypes(load(as_frame=True).frame), probe_seconds=600).feasibility
     assert found.verdict == "feasible" and found.extrapolated_score.metric == metric and len(found.learning_curve) == 5
     assert [point.train_size for point in found.learning_curve] == sorted(point.train_size for point in found.learning_curve)
 
@@ -228,16 +228,16 @@ def test_odd_columns_do_no_harm():
     frame.loc[3, "endless"] = 0.0
     frame["when"] = pd.date_range("2024-01-01", periods=150).where(np.arange(150) % 7 > 0)
     frame["id"] = [f"id{number}" for number in range(150)]
-    found = define_problem("odd", "late", rows=normalise(frame), entity="customer", probe_seconds=600).feasibility
+    found = define_problem("odd", "late", rows=normalise_dtypes(frame), entity="customer", probe_seconds=600).feasibility
     assert found.verdict in ("feasible", "doubtful") and found.p_value <= 0.05
-    nothing = normalise(frame[["same", "none", "late"]])
+    nothing = normalise_dtypes(frame[["same", "none", "late"]])
     assert define_problem("odd", "late", rows=nothing, probe_seconds=600).feasibility.verdict == "infeasible"
 
 
 def test_rows_in_order_of_time_are_asked_about_by_the_past_even_if_it_knows_one_class():
     frame = orders(120).assign(when=pd.date_range("2024-01-01", periods=120))
     frame.loc[:30, "late"] = "no"
-    found = define_problem("orders", "late", rows=normalise(frame), time="when", probe_seconds=600).feasibility
+    found = define_problem("orders", "late", rows=normalise_dtypes(frame), time="when", probe_seconds=600).feasibility
     assert 0 < found.p_value <= 1 and found.scores["boosted"].value > 0
 
 
@@ -245,14 +245,14 @@ def test_answers_that_contradict_each_other_bound_what_can_be_reached():
     rng = np.random.default_rng(0)
     frame = pd.DataFrame({"a": rng.integers(0, 5, 400), "b": rng.integers(0, 3, 400)})
     frame["y"] = np.where((frame.a > 2) ^ (rng.random(400) < 0.25), "yes", "no")
-    problem = define_problem("coins", "y", ["accuracy >= 0.95"], normalise(frame), metric="accuracy", probe_seconds=600)
+    problem = define_problem("coins", "y", ["accuracy >= 0.95"], normalise_dtypes(frame), metric="accuracy", probe_seconds=600)
     found = problem.feasibility
     assert found.label_noise > 0.9 and 0.7 < found.noise_ceiling < 0.85 and found.extrapolated_score.high <= found.noise_ceiling
     assert (found.verdict, found.criteria) == ("infeasible", {"accuracy >= 0.95": "out of reach"})
 
 
 def test_time_that_is_up_is_told():
-    frame = normalise(load_wine(as_frame=True).frame)
+    frame = normalise_dtypes(load_wine(as_frame=True).frame)
     problem = define_problem("wine", "target", rows=frame, probe_seconds=0)
     hasty = assess_feasibility(frame, problem, seconds=1e-9)
     assert hasty.verdict == "doubtful" and "gradient boosting" in hasty.skipped and "boosted" not in hasty.scores
