@@ -10,7 +10,8 @@ from collections.abc import Iterator
 
 import pandas as pd
 
-from .contract import Contract, ContractColumn, ContractRule, describe_rule
+from .contract import Contract, ContractColumn
+from .contract_rules import ContractRule, describe_rule
 
 # %% ../../nbs/data/contract_changes.ipynb #50a70e9c
 VERSION_BUMPS = ("none", "patch", "minor", "major")

@@ -15,7 +15,8 @@ import numpy as np
 import pandas as pd
 
 from .coercion import coerce_to_contract
-from .contract import Contract, ContractColumn, ContractRule, describe_rule
+from .contract import Contract, ContractColumn
+from .contract_rules import ContractRule, describe_rule
 from .contract_inference import all_unique
 
 if TYPE_CHECKING: # Slow to import, and needed in one stage only

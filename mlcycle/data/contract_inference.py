@@ -15,7 +15,8 @@ from typing import Any
 
 import pandas as pd
 
-from .contract import QUARANTINE_LIMIT, Contract, parse_contract, contract_to_yaml
+from .contract import Contract, parse_contract, contract_to_yaml
+from .contract_rules import QUARANTINE_LIMIT
 from ..core.files import write_text
 
 # %% ../../nbs/data/contract_inference.ipynb #4caec14f

@@ -35,18 +35,18 @@ from ..stores.models.model_files import dump_model, save_model
 class FeatureSettings:
     "How features are chosen."
 
-    most_missing: float = 0.95 # Columns with a larger share of missing values are left out
-    trusted: Sequence[str] = () # Suspects that a person vouches for
+    max_missing: float = 0.95 # Columns with a larger share of missing values are left out
+    trusted: Sequence[str] = () # Columns that a person vouches for, though they may leak the target
     outliers: Literal["keep", "flag", "clip"] = "keep" # What is done about numbers far from the others
     outlier_method: str = "robust z" # How they are found: also `iqr`, `isolation forest`
-    create: bool = True # Whether features are made
-    most_created: int = 40 # Of those that are proposed
-    delay: str = "1 day" # How long after a row its truth is known, where time orders the rows
-    select: Literal["auto", "off"] = "auto" # Whether features must earn their place
-    selection_rows: int = 20_000 # At most so many rows decide
+    create: bool = True # Whether features are created
+    max_created: int = 40 # Of those that are proposed
+    label_delay: str = "1 day" # How long after a row its target is known, where time orders the rows
+    select: Literal["auto", "off"] = "auto" # Whether only features that improve the model are kept
+    selection_rows: int = 20_000 # At most so many rows are used for the selection
     seed: int = 0 # Of everything drawn at random
     jobs: int = 1 # Threads
-    holidays: str = "" # Country whose public holidays are told apart in dates, such as US
+    holidays: str = "" # Country whose public holidays are recognised in dates, such as US
 
 # %% ../../nbs/03_features.ipynb #7a5eb449
 def find_leakage_suspects(
@@ -54,7 +54,7 @@ def find_leakage_suspects(
     dataset: Dataset, # Has the tables
     rows: pd.DataFrame, # Training rows
     workspace: Workspace, # Holds the tables
-    rules: FeatureSettings, # Whom a person vouches for
+    settings: FeatureSettings, # Whom a person vouches for
 ) -> list[LeakageSuspect]:
     "Columns that may know the answer."
     witnesses = rows
@@ -64,56 +64,57 @@ def find_leakage_suspects(
         if problem.time and problem.time in aside:
             aside = aside[aside[problem.time] <= rows[problem.time].max()]
         witnesses = pd.concat([rows, aside[aside.columns.intersection(rows.columns)]]) if len(aside) else rows
-    leaks = find_target_leakage(witnesses.drop(columns=problem.target), witnesses[problem.target], problem, dataset.split_overlap, seed=rules.seed)
-    return allow_trusted_columns(leaks, rules.trusted, list(rows))
+    leaks = find_target_leakage(witnesses.drop(columns=problem.target), witnesses[problem.target], problem, dataset.split_overlap, seed=settings.seed)
+    return allow_trusted_columns(leaks, settings.trusted, list(rows))
 
 # %% ../../nbs/03_features.ipynb #f084467d
 def gather_recipes(
     problem: Problem, # Names time and entity
     rows: pd.DataFrame, # Training rows, with the target
     column_types: dict[str, str], # Of the columns that may be read
-    rules: FeatureSettings, # How many, whether at all
+    settings: FeatureSettings, # How many, whether at all
     own: Sequence[Recipe] = (), # A person's
 ) -> list[Recipe]:
     "Recipes of features that might help."
-    if not rules.create:
+    if not settings.create:
         return list(own)
-    past = propose_history_recipes(rows, problem, column_types, delay=rules.delay)
+    past = propose_history_recipes(rows, problem, column_types, label_delay=settings.label_delay)
     usable = {name: kind for name, kind in column_types.items() if kind != "text"}
-    return propose_recipes(rows, rows[problem.target], usable, problem, rules.most_created, rules.seed, [*own, *past])
+    return propose_recipes(rows, rows[problem.target], usable, problem, max_recipes=settings.max_created, seed=settings.seed,
+                           extra=[*own, *past])
 
 # %% ../../nbs/03_features.ipynb #b0fc7586
 def plan_features(
     problem: Problem, # Of stage 1
     dataset: Dataset, # Of stage 2
     workspace: Workspace | None = None, # Holds the tables; that of the working directory if not given
-    rules: FeatureSettings | None = None, # How features are chosen; the usual ones if not given
+    settings: FeatureSettings | None = None, # How features are chosen; the usual ones if not given
     functions: Sequence[FeatureFunction] = (), # Features of a person's own, made by the decorator `feature`
 ) -> FeaturePlan:
     "Choose columns, and how each becomes features."
-    workspace, rules = workspace or Workspace.from_project(), rules or FeatureSettings()
+    workspace, settings = workspace or Workspace.from_project(), settings or FeatureSettings()
     rows = read_table(workspace.tables, dataset.tables["train"])
-    leaks = find_leakage_suspects(problem, dataset, rows, workspace, rules)
+    leaks = find_leakage_suspects(problem, dataset, rows, workspace, settings)
     out = problem.excluded | {leak.column: f"suspect: {leak.reason}" for leak in leaks if leak.column and leak.excluded}
-    column_types, dropped = infer_column_types(rows.drop(columns=[problem.target, *out]), rules.most_missing)
+    column_types, dropped = infer_column_types(rows.drop(columns=[problem.target, *out]), settings.max_missing)
     if not column_types:
         raise TargetError("No column is left to learn from.",
                           remedy="; ".join(f"{name}: {why}" for name, why in (out | dropped).items()))
     own = make_function_recipes(functions, rows.drop(columns=problem.target), out | {problem.target: "it is the target"})
-    recipes = gather_recipes(problem, rows[[*column_types, problem.target]], column_types, rules, own)
+    recipes = gather_recipes(problem, rows[[*column_types, problem.target]], column_types, settings, own)
     made = {name: kind for recipe in recipes for name, kind in recipe.output_types().items()}
-    chosen = select_features(column_types | made, recipes, rows, problem, rules.select, most_rows=rules.selection_rows, seed=rules.seed,
-                             jobs=rules.jobs, always=[name for recipe in own for name in recipe.describe()],
-                             holidays=rules.holidays)
-    return _conclude(problem, rows, chosen, workspace, rules, leaks, out | dropped, functions)
+    chosen = select_features(column_types | made, recipes, rows, problem, settings.select, most_rows=settings.selection_rows, seed=settings.seed,
+                             jobs=settings.jobs, always=[name for recipe in own for name in recipe.describe()],
+                             holidays=settings.holidays)
+    return _conclude(problem, rows, chosen, workspace, settings, leaks, out | dropped, functions)
 
 # %% ../../nbs/03_features.ipynb #825f9aaf
-def _conclude(problem: Problem, rows: pd.DataFrame, chosen: FeatureSelection, workspace: Workspace, rules: FeatureSettings, leaks: list[LeakageSuspect],
+def _conclude(problem: Problem, rows: pd.DataFrame, chosen: FeatureSelection, workspace: Workspace, settings: FeatureSettings, leaks: list[LeakageSuspect],
               dropped: dict[str, str], functions: Sequence[FeatureFunction]) -> FeaturePlan:
     "The outcome, with the pipeline saved."
-    pipeline = build_preprocessor(chosen.column_types, chosen.recipes, problem.task != "regression", rules.seed,
-                              outliers=rules.outliers, method=rules.outlier_method, holidays=rules.holidays)
-    columns, some = list_input_columns(chosen), subsample_evenly(rows, rules.selection_rows) # Spread out, so that every part of a date varies
+    pipeline = build_preprocessor(chosen.column_types, chosen.recipes, problem.task != "regression", settings.seed,
+                              outliers=settings.outliers, method=settings.outlier_method, holidays=settings.holidays)
+    columns, some = list_input_columns(chosen), subsample_evenly(rows, settings.selection_rows) # Spread out, so that every part of a date varies
     outputs = map_outputs_to_features(clone(pipeline).fit(some[columns], some[problem.target]))
     created = [each for each in chosen.features if each.source_columns != [each.name]]
     suspects = [leak.column for leak in leaks if leak.column and leak.excluded]

@@ -97,7 +97,8 @@ def operating_point_metric(
         return np.where(allowed, shares[criterion.metric], 0.0).max(axis=1)
 
     name = f"{criterion.metric} at {criterion.at}"
-    return Metric(name, function, ("binary",), "scores", True, "The best that a threshold gives.", together=together)
+    return Metric(name, function, tasks=("binary",), response_method="predict_proba", higher_is_better=True,
+                  description="The best value over all thresholds.", batch_function=together)
 
 # %% ../../nbs/validation/gates.ipynb #198ff5e9
 def decide_operating_point(

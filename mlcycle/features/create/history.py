@@ -16,9 +16,9 @@ from mlcycle.features.create.history_index import (
     MISSING_TIME,
     CumulativeHistory,
     HistoryRecipe,
-    _entity_phrase,
-    _numbers,
-    _sum_before,
+    entity_phrase,
+    column_to_finite_floats,
+    sum_before,
     parse_duration,
     to_epoch_microseconds,
 )
@@ -47,7 +47,7 @@ class EntityHistory(CumulativeHistory):
         column: str = "", # Of numbers; not needed for `count` and `since`
         statistic: str = "mean", # One of `STATISTICS`
         min_age: str = "", # Only rows at least so much older count, such as "1 day"
-        target: str = "", # Name of the target, if its history is taken instead of a column's; needs a delay
+        target: str = "", # Name of the target, if its history is taken instead of a column's; needs a `min_age`
         pos_label: Label | None = None, # Of a target of two classes: the class that is counted
         smoothing: float = 10.0, # A mean of the target counts so many rows of the whole table
     ):
@@ -71,7 +71,7 @@ class EntityHistory(CumulativeHistory):
 # %% ../../../nbs/features/create/history.ipynb #21de538c
 def _describe_history(recipe: EntityHistory) -> dict[str, str]:
     "What an `EntityHistory` says about its column."
-    whose, of, statistic = _entity_phrase(recipe.entity), recipe.column or recipe.target, recipe.statistic
+    whose, of, statistic = entity_phrase(recipe.entity), recipe.column or recipe.target, recipe.statistic
     name = {"count": f"rows{whose} so far", "since": f"hours since last row{whose}"}.get(
         statistic, f"{statistic} {of}{whose} so far")
     what = STATISTICS[statistic] + (f" {of}" if statistic not in ("count", "since") else "")
@@ -91,7 +91,7 @@ def _learn_history(recipe: EntityHistory, rows: pd.DataFrame, target: pd.Series 
     if recipe.target:
         values = _as_numbers(target, recipe.pos_label)
     elif recipe.column:
-        values = _numbers(rows[recipe.column])
+        values = column_to_finite_floats(rows[recipe.column])
     past = recipe._remember(rows, values)
     if recipe.statistic in ("min", "max", "last"):
         by = pd.Series(past).groupby(recipe.places_ // (len(recipe.ticks_) + 1), sort=False)
@@ -109,7 +109,7 @@ def _as_numbers(target: pd.Series, pos_label: Label | None) -> np.ndarray:
         raise InputError("A history of the target is fitted without a target.", "Its values are needed.")
     target = pd.Series(target)
     if pos_label is None or (isinstance(pos_label, str) and pd.api.types.is_numeric_dtype(target)):
-        return _numbers(target)
+        return column_to_finite_floats(target)
     return np.where(target.isna(), np.nan, target == pos_label)
 
 # %% ../../../nbs/features/create/history.ipynb #6a26009a
@@ -138,8 +138,8 @@ def _past_statistic(recipe: EntityHistory, rows: pd.DataFrame, start: np.ndarray
         moments = to_epoch_microseconds(rows[recipe.time])
         ago = np.where(some, moments, 0) - parse_duration(recipe.min_age)
         so_far = recipe.so_far_[np.searchsorted(recipe.ticks_, ago)]
-        counts = np.where(some, _sum_before(recipe.counts_, start, end), 0)
-        sums = _sum_before(recipe.sums_, start, end)
+        counts = np.where(some, sum_before(recipe.counts_, start, end), 0)
+        sums = sum_before(recipe.sums_, start, end)
         with np.errstate(invalid="ignore"):
             return np.where(counts > 0, (sums + recipe.smoothing * so_far) / (counts + recipe.smoothing), np.nan)
     return np.where(some, recipe._sum(start, start, end), np.nan)
@@ -159,7 +159,7 @@ class Lag(HistoryRecipe):
 
     def describe(self) -> dict[str, str]:
         "One column."
-        whose = _entity_phrase(self.entity)
+        whose = entity_phrase(self.entity)
         rows = "the row before" if self.periods == 1 else f"{self.periods} rows before"
         return {f"{self.column} lag {self.periods}{whose}":
                 f"{self.column}, {rows}{whose and f', of the same{whose[3:]}'}"}
@@ -168,7 +168,7 @@ class Lag(HistoryRecipe):
         "Remember the training rows."
         if self.periods < 1:
             raise InputError(f"A lag of {self.periods} rows does not look back.", "At least 1 is expected.")
-        self.values_ = self._remember(rows, _numbers(rows[self.column]))
+        self.values_ = self._remember(rows, column_to_finite_floats(rows[self.column]))
 
     def compute(self, rows: pd.DataFrame) -> dict[str, np.ndarray]:
         "The earlier values."
@@ -194,7 +194,7 @@ class Rolling(CumulativeHistory):
 
     def describe(self) -> dict[str, str]:
         "One column."
-        whose, of = _entity_phrase(self.entity), f" {self.column}" if self.column else ""
+        whose, of = entity_phrase(self.entity), f" {self.column}" if self.column else ""
         name = f"{self.statistic if of else 'rows'}{of}{whose} in {self.window}"
         return {name: f"{STATISTICS[self.statistic]}{of} within {self.window} before{whose and f', of the same{whose[3:]}'}"}
 
@@ -203,7 +203,7 @@ class Rolling(CumulativeHistory):
         _check_statistic(self.statistic, self.column, list(STATISTICS)[:5] + ["count"])
         if parse_duration(self.window) <= 0:
             raise InputError(f"A window of '{self.window}' holds nothing.", "Expected is one such as '7 days'.")
-        past = self._remember(rows, _numbers(rows[self.column]) if self.column else np.zeros(len(rows)))
+        past = self._remember(rows, column_to_finite_floats(rows[self.column]) if self.column else np.zeros(len(rows)))
         self.values_ = past if self.statistic in ("min", "max") else self._add_up(past)
 
     def compute(self, rows: pd.DataFrame) -> dict[str, np.ndarray]:

@@ -34,13 +34,14 @@ def features_table(
 ) -> pd.DataFrame: # A line each, kept ones first
     "The ledger as a table."
     lines = [{
-        "feature": each.name, "from": ", ".join(each.source_columns), "how made": each.transformation, "kind": each.column_type,
-        "missing": each.missing_share,
-        "gain": each.importance.value if each.importance else np.nan, "low": each.importance.low if each.importance else np.nan,
-        "high": each.importance.high if each.importance else np.nan, "noise": np.nan if each.shadow_importance is None else each.shadow_importance,
-        "stability": np.nan if each.selection_frequency is None else each.selection_frequency, "kept": each.selected, "reason": each.reason,
+        "feature": each.name, "columns": ", ".join(each.source_columns), "transformation": each.transformation,
+        "type": each.column_type, "missing": each.missing_share,
+        "importance": each.importance.value if each.importance else np.nan, "low": each.importance.low if each.importance else np.nan,
+        "high": each.importance.high if each.importance else np.nan, "shadow importance": np.nan if each.shadow_importance is None else each.shadow_importance,
+        "selection frequency": np.nan if each.selection_frequency is None else each.selection_frequency, "selected": each.selected, "reason": each.reason,
     } for each in sort_features(features)]
-    names = ["feature", "from", "how made", "kind", "missing", "gain", "low", "high", "noise", "stability", "kept", "reason"]
+    names = ["feature", "columns", "transformation", "type", "missing", "importance", "low", "high", "shadow importance",
+             "selection frequency", "selected", "reason"]
     return pd.DataFrame(lines, columns=names)
 
 # %% ../../../nbs/features/select/ledger.ipynb #476c9e22
@@ -55,35 +56,35 @@ def write_features_csv(
 # %% ../../../nbs/features/select/ledger.ipynb #7ef88c7f
 def shorten_text(
     words: str, # A name, or how something is made
-    most: int = 34, # Letters
+    max_length: int = 34, # Letters
 ) -> str:
     "Words that fit into a plot."
-    return words if len(words) <= most else f"{words[:most - 1]}…"
+    return words if len(words) <= max_length else f"{words[:max_length - 1]}…"
 
 # %% ../../../nbs/features/select/ledger.ipynb #ebc062f1
 def plot_feature_importance(
     features: Sequence[Feature], # Of a plan
-    most: int = 30, # Show so many
+    max_features: int = 30, # Show so many
 ) -> "Axes | None": # None where nothing was measured
-    "Gains with their intervals, and the noise floor."
+    "Importances with their intervals, and the importance that shadow features reach."
     import matplotlib.pyplot as plt
 
-    if not (shown := [each for each in sort_features(features) if each.importance][:most]):
+    if not (shown := [each for each in sort_features(features) if each.importance][:max_features]):
         return None
     gains = np.array([each.importance.value for each in shown])
     ends = np.array([[each.importance.low, each.importance.high] for each in shown])
     floor, places = max(each.shadow_importance or 0.0 for each in shown), -np.arange(len(shown))
     _, axes = plt.subplots(figsize=(8, 1.1 + 0.24 * len(shown)))
-    for kept, colour, name in ((True, "C0", "kept"), (False, "0.6", "dropped")):
-        if (its := np.array([each.selected == kept for each in shown])).any():
+    for selected, colour, name in ((True, "C0", "selected"), (False, "0.6", "dropped")):
+        if (its := np.array([each.selected == selected for each in shown])).any():
             axes.errorbar(gains[its], places[its], xerr=np.abs(ends[its] - gains[its, None]).T, fmt="o", color=colour,
-                          markerfacecolor=colour if kept else "white", markersize=5, linewidth=1.2, label=name)
-    axes.axvspan(0, floor, color="C1", alpha=0.25, linewidth=0, label="noise floor")
+                          markerfacecolor=colour if selected else "white", markersize=5, linewidth=1.2, label=name)
+    axes.axvspan(0, floor, color="C1", alpha=0.25, linewidth=0, label="shadow features")
     unit = max(floor, np.abs(ends).max() / 100, 1e-9)
     axes.set_xscale("symlog", linthresh=unit, linscale=0.7)
     axes.set_xticks([tick for tick in axes.get_xticks() if not 0 < abs(tick) < unit])
     axes.set_yticks(places, [shorten_text(each.name) for each in shown])
-    axes.set(xlabel=f"{shown[0].importance.metric} lost with the feature shuffled", title="What each feature is worth")
+    axes.set(xlabel=f"{shown[0].importance.metric} lost with the feature permuted", title="Permutation importance of each feature")
     axes.margins(y=0.5 / len(shown))
     axes.legend(loc="lower right", fontsize="small")
     return axes
@@ -91,11 +92,11 @@ def plot_feature_importance(
 # %% ../../../nbs/features/select/ledger.ipynb #96603738
 def choose_plotted_features(
     features: Sequence[Feature], # Of a ledger
-    most: int, # So many
+    max_features: int, # So many
 ) -> list[Feature]: # Created ones first, so that lines seldom cross
     "The features that a graph has room for."
     ranked = sort_features(features)
-    few = sorted(ranked, key=lambda each: (not each.selected, each.source_columns == [each.name]))[:most]
+    few = sorted(ranked, key=lambda each: (not each.selected, each.source_columns == [each.name]))[:max_features]
     return [each for each in ranked if each in few]
 
 # %% ../../../nbs/features/select/ledger.ipynb #5c74c754
@@ -120,12 +121,12 @@ def _curve(axes, left: float, start: float, right: float, end: float, **style) -
 # %% ../../../nbs/features/select/ledger.ipynb #cb7aa6bd
 def plot_feature_graph(
     features: Sequence[Feature], # Of a plan
-    most: int = 40, # Show so many
+    max_features: int = 40, # Show so many
 ) -> "Figure":
     "Columns, recipes and features as a graph."
     import matplotlib.pyplot as plt
 
-    shown = choose_plotted_features(features, most)
+    shown = choose_plotted_features(features, max_features)
     columns, top = column_positions(shown), max((max(0.0, each.importance.value) for each in shown if each.importance), default=0.0)
     height = max([len(shown) - 1, *columns.values()], default=0)
     figure, axes = plt.subplots(figsize=(9.5, 1.0 + 0.235 * (height + 1)))
@@ -139,8 +140,8 @@ def plot_feature_graph(
             axes.plot([1, 2.1], [place, place], **style)
             axes.text(1.55, place, shorten_text(each.transformation, 40), ha="center", va="center", fontsize=7.5, color=ink, zorder=3,
                       bbox={"boxstyle": "round,pad=0.2", "facecolor": "white", "edgecolor": style["color"], "linewidth": 0.6})
-        worth = f"  {each.importance.value:+.4f}" if each.importance else ""
-        axes.text(2.13, place, shorten_text(each.name, 30) + worth, va="center", fontsize=8, color=ink)
+        importance_of = f"  {each.importance.value:+.4f}" if each.importance else ""
+        axes.text(2.13, place, shorten_text(each.name, 30) + importance_of, va="center", fontsize=8, color=ink)
     for column, place in columns.items():
         axes.text(-0.03, place, shorten_text(column, 26), ha="right", va="center", fontsize=8, color="0.1")
     left_out = f" ({len(features) - len(shown)} more are not shown)" if len(features) > len(shown) else ""
