@@ -220,7 +220,7 @@ def test_where_nothing_is_left_the_error_says_why(columns, tmp_path):
 
 @pytest.mark.parametrize("entity", ["", "customer"])
 def test_the_plan_is_the_same_each_time(entity, tmp_path):
-    rules = FeatureSettings(selection_rows=300, most_created=4, seed=3)
+    rules = FeatureSettings(selection_rows=300, max_created=4, seed=3)
     plans = [plan_for(orders(300), tmp_path / name, rules, entity=entity)[1] for name in ("one", "two")]
     assert plans[0] == plans[1]
 

@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+import mlcycle.features.select.bench as bench
 import mlcycle.features.select.selection as select
 from mlcycle.features.create.recipes import Recipe
 from mlcycle.features.select.ledger import plot_feature_graph, features_table, write_features_csv
@@ -69,8 +70,8 @@ def test_what_is_planted_is_found():
     assert "orders the rows as a*b does" in line["twice ab"].reason
     assert line["a*b"].selection_frequency == 1
     assert line["a*b"].importance.low > line["a*b"].shadow_importance
-    assert found.comparison["gain"].low > 0
-    assert found.comparison["selected"].value < found.comparison["raw"].value, "an error is better when it is lower"
+    assert found.feature_set_scores["improvement"].low > 0
+    assert found.feature_set_scores["selected"].value < found.feature_set_scores["raw"].value, "an error is better when it is lower"
     assert {"a", "b"} <= {column for recipe in found.recipes for column in recipe.input_columns()}
     assert all(each.reason for each in found.features)
 
@@ -82,7 +83,7 @@ def test_the_same_each_time():
 
 def test_noise_keeps_nothing_that_was_created():
     few = [Two(a, sign, b) for a, b in ("ab", "bc", "cd", "de", "ea") for sign in "*-"]
-    wrong = sum(bool(kept(measure_features(KINDS, few, table(120, seed, signal=0), asked(), 2, seed=seed))) for seed in range(40))
+    wrong = sum(bool(kept(measure_features(KINDS, few, table(120, seed, signal=0), asked(), n_repeats=2, seed=seed))) for seed in range(40))
     assert wrong <= 2
 
 
@@ -113,13 +114,13 @@ def test_every_task_and_direction(task, metric, more):
 
 
 def test_time_never_looks_ahead(monkeypatch):
-    seen, encode = [], select.encode_feature_fold
+    seen, encode = [], bench.encode_feature_fold
 
     def spy(pipeline, rows, problem, fold):
-        seen.append((rows.day.iloc[fold.learn].max(), rows.day.iloc[fold.ask].min()))
+        seen.append((rows.day.iloc[fold.train_index].max(), rows.day.iloc[fold.valid_index].min()))
         return encode(pipeline, rows, problem, fold)
 
-    monkeypatch.setattr(select, "encode_fold", spy)
+    monkeypatch.setattr(bench, "encode_feature_fold", spy)
     rows = table(300).assign(day=pd.date_range("2020-01-01", periods=300, freq="h"))
     select_features(KINDS | {"day": "date"}, CANDIDATES[:1], rows, asked(time="day"))
     assert len(seen) >= 15
@@ -127,13 +128,13 @@ def test_time_never_looks_ahead(monkeypatch):
 
 
 def test_an_entity_is_never_on_both_sides(monkeypatch):
-    seen, encode = [], select.encode_feature_fold
+    seen, encode = [], bench.encode_feature_fold
 
     def spy(pipeline, rows, problem, fold):
-        seen.append(set(rows.who.iloc[fold.learn]) & set(rows.who.iloc[fold.ask]))
+        seen.append(set(rows.who.iloc[fold.train_index]) & set(rows.who.iloc[fold.valid_index]))
         return encode(pipeline, rows, problem, fold)
 
-    monkeypatch.setattr(select, "encode_fold", spy)
+    monkeypatch.setattr(bench, "encode_feature_fold", spy)
     measure_features(KINDS, [], table(300).assign(who=np.arange(300) // 10), asked(entity="who"))
     assert seen
     assert not any(seen)
@@ -141,7 +142,7 @@ def test_an_entity_is_never_on_both_sides(monkeypatch):
 
 def test_raw_is_taken_where_it_is_better(monkeypatch):
     worse = Score(metric="rmse", value=-0.1, low=-0.3, high=0.1)
-    monkeypatch.setattr(select, "cross_validate_feature_sets", lambda *_, **__: {"raw": worse, "selected": worse, "gain": worse})
+    monkeypatch.setattr(select, "cross_validate_feature_sets", lambda *_, **__: {"raw": worse, "selected": worse, "improvement": worse})
     found = select_features(KINDS, CANDIDATES, table(), asked())
     assert set(found.column_types) == set(KINDS)
     assert "raw columns were better" in found.reason
@@ -149,7 +150,7 @@ def test_raw_is_taken_where_it_is_better(monkeypatch):
 
 
 def test_what_is_asked_for_stays_and_off_measures_nothing():
-    found = measure_features(KINDS, CANDIDATES, table(200), asked(), always=["d*e"])
+    found = measure_features(KINDS, CANDIDATES, table(200), asked(), always_keep=["d*e"])
     assert "d*e" in kept(found)
     off = select_features(KINDS, CANDIDATES, table(100), asked(), select="off")
     assert set(off.column_types) == {each.name for each in off.features}
@@ -160,8 +161,8 @@ def test_too_few_rows_and_metrics_that_fail_keep_the_columns():
     for rows, metric in ((table(20), "rmse"), (table(100), "mean_squared_log_error")):
         found = select_features(KINDS, CANDIDATES, rows, asked(metric=metric))
         assert set(found.column_types) == set(KINDS)
-        assert found.comparison == {}
-        assert found.reason.startswith("Columns are kept as they came: ")
+        assert found.feature_set_scores == {}
+        assert found.reason.startswith("The raw columns are kept: ")
 
 
 def test_missing_values_categories_and_dates():
@@ -179,12 +180,12 @@ def test_missing_values_categories_and_dates():
 
 
 def test_equal_sets_are_compared_once(monkeypatch):
-    fitted, encode = [], select.encode_feature_fold
-    monkeypatch.setattr(select, "encode_fold", lambda *given: fitted.append(1) or encode(*given))
+    fitted, encode = [], bench.encode_feature_fold
+    monkeypatch.setattr(bench, "encode_feature_fold", lambda *given: fitted.append(1) or encode(*given))
     sets = {name: select.build_preprocessor(KINDS, [], classification=False) for name in ("raw", "all", "selected")}
     found = cross_validate_feature_sets(sets, table(100), asked())
     assert len(fitted) == 5
-    assert found["gain"].value == 0
+    assert found["improvement"].value == 0
 
 
 @pytest.mark.parametrize("many", [0, 1, 3, 100])
