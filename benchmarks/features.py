@@ -56,7 +56,7 @@ def likely_recipes() -> list[Recipe]:
         CategoryPair("some", "many"),
         GroupDeviation("number 3", "more"),
         ClockDuration("opens", "closes"),
-        EntityHistory("very many", "placed", delay="1 day", target="late"),
+        EntityHistory("very many", "placed", min_age="1 day", target="late"),
     ]
 
 

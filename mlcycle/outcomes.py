@@ -104,7 +104,8 @@ class Feasibility(Record):
     extrapolated_score: Score # With all rows, by extrapolation of the learning curve
     criteria: dict[str, Literal["within reach", "doubtful", "out of reach", "not probed"]] # By criterion
     label_noise: float | None = None # Share of equal rows with unequal answers; none where no rows repeat
-    noise_ceiling: float | None = None # Accuracy, or R2 of a regression, that unequal answers to equal rows allow at most
+    noise_ceiling: float | None = None # Accuracy, or R2 of a regression, that unequal labels of equal rows allow at most
+    warnings: list[str] = [] # What makes the scores less trustworthy
     skipped: str = "" # What was left out because time was up
     seconds: float
 

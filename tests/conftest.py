@@ -10,6 +10,7 @@ from tempfile import TemporaryDirectory
 import pandas as pd
 import pytest
 import sqlalchemy as sa
+from browsing import browser, open_page  # noqa: F401 - fixtures of all tests
 from filelock import FileLock
 from sklearn.datasets import load_breast_cancer, load_diabetes, load_wine
 

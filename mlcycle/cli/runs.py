@@ -63,7 +63,7 @@ def compare(
     as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
     project: PROJECT = None,
 ):
-    "Put runs side by side: what won, by how much, with which settings, and whether that is more than luck."
+    "Compare runs side by side: the best model of each, by how much they differ, with which settings, and whether by chance."
     from mlcycle.cli.runs import column_blocks, leaderboards_table, runs_table
     from mlcycle.reports.compare_runs import runs_with_leaderboard, describe_differences, compare_runs
 
@@ -114,14 +114,14 @@ def clean(
         console.print(f"{len(gone)} runs {word}.", *gone, sep="\n  ", highlight=False)
 
 # %% ../../nbs/cli/runs.ipynb #8261c9f4
-LABEL_WIDTH, COLUMN_WIDTH = 16, 10 # Widths: at 80 characters there is room for five runs
+LABEL_WIDTH, COLUMN_WIDTH = 16, 10 # At 80 characters there is room for five runs
 
 # %% ../../nbs/cli/runs.ipynb #0e017e26
 def column_blocks(
     count: int, # Of runs
     width: int, # Of the terminal
 ) -> list[range]: # Places of the runs that stand side by side
-    "Which runs fit beside one another."
+    "Which runs fit side by side."
     fit = max(1, (width - LABEL_WIDTH) // (COLUMN_WIDTH + 2))
     return [range(start, min(start + fit, count)) for start in range(0, count, fit)]
 
@@ -150,7 +150,7 @@ def runs_table(
     found: dict[str, Any], # Of `compare_runs`
     places: range, # Of the runs that are drawn
 ) -> "Table":
-    "What each run was told, used, found, and took."
+    "Parameters, data, scores, model and time of each run."
     from rich.markup import escape
 
     runs = [found["runs"][place] for place in places]
@@ -159,10 +159,10 @@ def runs_table(
         "when": [run["when"].removesuffix(" UTC") for run in runs], "source": [Path(run["source"]).name for run in runs],
         "training rows": [f"{run['data']['rows']:,}, version {run['data']['version']}" for run in runs],
         **{name: [values[place] for place in places] for name, values in found["parameters"].items()},
-        "columns in": [f"{run['features']['columns']}, {run['features']['created']} created" for run in runs],
-        "winner": [run["winner"] for run in runs], f"{found['metric']}, held-out": [_score(run["held_out"]) for run in runs],
-        f"{found['metric']}, holdout": [_score(run["holdout"]) for run in runs],
-        "p95 of one row, ms": ["–" if run["p95_ms"] is None else f"{run['p95_ms']:.1f}" for run in runs],
+        "input columns": [f"{run['features']['columns']}, {run['features']['created']} created" for run in runs],
+        "winner": [run["winner"] for run in runs], f"{found['metric']}, cross-validated": [_score(run["cv_score"]) for run in runs],
+        f"{found['metric']}, holdout": [_score(run["holdout_score"]) for run in runs],
+        "p95 latency of one row, ms": ["–" if run["p95_ms"] is None else f"{run['p95_ms']:.1f}" for run in runs],
         "model": [f"version {run['model']['version']}" for run in runs],
         "aliases": [", ".join(["?"] if run["model"]["aliases"] is None else run["model"]["aliases"]) or "–" for run in runs],
         "seconds": [f"{run['seconds']:.0f}" for run in runs]}
@@ -179,16 +179,16 @@ def leaderboards_table(
     "The leaderboards as one; the best of each run is marked."
     from rich.markup import escape
 
-    table = _empty_table(f"Held-out {found['metric']}; * best of a run",
+    table = _empty_table(f"Cross-validated {found['metric']}; * best of a run",
                          [found["runs"][place]["run"] for place in places])
     columns = [[line[place] for line in found["leaderboard"].values()] for place in places]
     best = []
     for column in columns:
         values = [(score["value"] * (1 if score.get("lower_is_better") else -1)) for score in column if score]
         best.append(min(values, default=None))
-    for number, kind in enumerate(found["leaderboard"]):
+    for number, model_type in enumerate(found["leaderboard"]):
         cells = [column[number] for column in columns]
         marks = [score and abs(score["value"]) == abs(top) for score, top in zip(cells, best, strict=True)]
-        table.add_row(escape(kind), *(f"[bold]{score['value']:.4f} *[/]" if mark else f"{score['value']:.4f}" if score else "–"
+        table.add_row(escape(model_type), *(f"[bold]{score['value']:.4f} *[/]" if mark else f"{score['value']:.4f}" if score else "–"
                                       for score, mark in zip(cells, marks, strict=True)))
     return table

@@ -71,7 +71,8 @@ def read_yaml_file(
     error: type[MlcycleError] = ParameterError, # Raised if it cannot be read
     loader: type = yaml.SafeLoader, # Says which values are numbers, truth values and dates
     as_text: bool = False, # Whether all values stay text; what is null is left out
-) -> YamlDocument:
+    aliases: bool = False, # Whether `*name` may repeat what `&name` marks
+) -> YamlDocument: # Its content is None if there is none
     "The content of a file; raise with the line if it cannot be read."
     try:
         text = Path(path).read_text(encoding="utf-8-sig")
@@ -79,7 +80,7 @@ def read_yaml_file(
         raise error(f"The file '{path}' cannot be read: {reason.strerror}.", "A YAML file is expected.") from reason
     except UnicodeDecodeError as reason:
         raise error(f"The file '{path}' cannot be read: it is not UTF-8.", "A YAML file is expected.") from reason
-    return parse_yaml(text, Path(path).name, error=error, loader=loader, as_text=as_text)
+    return parse_yaml(text, Path(path).name, error=error, loader=loader, as_text=as_text, aliases=aliases)
 
 # %% ../../nbs/core/yaml_files.ipynb #77720843
 def parse_yaml(

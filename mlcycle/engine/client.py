@@ -25,7 +25,8 @@ from papermill.engines import Engine
 from papermill.log import logger
 from papermill.translators import PythonTranslator
 
-from .forkserver import ENVIRONMENT_LOCK, INLINE_BACKEND, describe_exit, hidden_main, import_statements, start_fork_server, start_kernel
+from .forkserver import (ENVIRONMENT_LOCK, INLINE_BACKEND, describe_exit, hidden_main, import_statements,
+                                       start_fork_server, start_kernel)
 
 # %% ../../nbs/engine/client.ipynb #e2920035
 gc.freeze()

@@ -102,7 +102,7 @@ if "ipykernel.debugger" not in sys.modules:
 
 # %% ../../nbs/engine/kernel.ipynb #d5e38439
 class ForkedKernel(InProcessKernel):
-    "ipykernel's kernel without sockets, made whole."
+    "ipykernel's kernel without sockets, with what it lacks."
 
     shell_class = ZMQInteractiveShell # By its name, libraries know that they are in a notebook
     _supports_kernel_subshells = False
@@ -116,7 +116,7 @@ class ForkedKernel(InProcessKernel):
         self.stdout, self.stderr = (LoggedStream(session, self.iopub_thread, name, log) for name in ("stdout", "stderr"))
         sys.stdout, sys.stderr = self.stdout, self.stderr
 
-    async def answer(self, message: dict):
+    async def handle_message(self, message: dict):
         "Handle a message of the shell channel."
         self.set_parent([], message, channel="shell")
         self._publish_status("busy", "shell")
@@ -133,18 +133,18 @@ class ForkedKernel(InProcessKernel):
 # %% ../../nbs/engine/kernel.ipynb #617a2310
 def run_kernel(
     pipe: Connection, # Requests come in, messages go out
-    lifeline: Connection, # Closes when the process that asked is gone
+    lifeline: Connection, # The other end closes when the process that started it is gone
     log: str, # A file that gets what is written past the outputs
     environment: dict[str, str], # Becomes the environment
     folder: str, # Becomes the working directory
 ) -> None:
-    "Be the kernel of one notebook; the target of a forked process."
+    "Run the kernel of one notebook; the target of a forked process."
     os.setsid()
     signal.signal(signal.SIGINT, signal.SIG_IGN) # Between cells
     signal.signal(signal.SIGHUP, signal.SIG_DFL) # Under `nohup`, what a cell started in a terminal of its own would stay
     kill_when_closed(lifeline)
     file = os.open(log, os.O_WRONLY | os.O_APPEND)
-    _settle(file, environment, folder)
+    _take_environment(file, environment, folder)
     loop = asyncio.new_event_loop()
     asyncio.set_event_loop(loop)
     loop.run_until_complete(_serve(ForkedKernel.instance(pipe, file), pipe))
@@ -154,8 +154,8 @@ def run_kernel(
     pipe.close() # Whoever waits need not wait for the memory to be given back
 
 # %% ../../nbs/engine/kernel.ipynb #c7f225b7
-def _settle(log: int, environment: dict[str, str], folder: str) -> None:
-    "Take over the environment of the process that asked, and be a main process as any other; note a crash in the log."
+def _take_environment(log: int, environment: dict[str, str], folder: str) -> None:
+    "Take over the environment of the process that started the kernel; write crashes into the log."
     os.dup2(log, 1)
     os.dup2(log, 2)
     faulthandler.enable(log, all_threads=False)
@@ -173,13 +173,13 @@ LOOP_TURNS = 4 # Of the loop, between two messages
 
 # %% ../../nbs/engine/kernel.ipynb #1f072bb4
 async def _serve(kernel: ForkedKernel, pipe: Connection) -> None:
-    "Answer messages until the notebook is done, or calls `exit`; between them, tasks of the notebook go on."
+    "Handle messages until the notebook is done, or calls `exit`; between them, tasks of the notebook go on."
     loop = asyncio.get_running_loop()
     kernel.io_loop = SimpleNamespace( # What ipykernel asks of it; an interruption must wake a loop that waits
         add_callback=loop.call_soon_threadsafe, call_later=loop.call_later, stop=loop.stop)
     kernel.session.send(None, "kernel_info", kernel.language_info)
     while not kernel.shell.exit_now and (message := await _receive(pipe)) is not None:
-        await kernel.answer(message)
+        await kernel.handle_message(message)
         for _ in range(LOOP_TURNS):
             await asyncio.sleep(0)
 

@@ -54,32 +54,33 @@ def find_leakage_suspects(
     dataset: Dataset, # Has the tables
     rows: pd.DataFrame, # Training rows
     workspace: Workspace, # Holds the tables
-    settings: FeatureSettings, # Whom a person vouches for
+    settings: FeatureSettings, # Columns that a person vouches for
 ) -> list[LeakageSuspect]:
-    "Columns that may know the answer."
-    witnesses = rows
+    "Columns that may leak the target."
+    tested = rows
     if "set_aside" in dataset.tables:
         aside = read_table(workspace.tables, dataset.tables["set_aside"])
         aside = aside[aside[problem.target].isna()] if problem.target in aside else aside.iloc[:0]
         if problem.time and problem.time in aside:
             aside = aside[aside[problem.time] <= rows[problem.time].max()]
-        witnesses = pd.concat([rows, aside[aside.columns.intersection(rows.columns)]]) if len(aside) else rows
-    leaks = find_target_leakage(witnesses.drop(columns=problem.target), witnesses[problem.target], problem, dataset.split_overlap, seed=settings.seed)
-    return allow_trusted_columns(leaks, settings.trusted, list(rows))
+        tested = pd.concat([rows, aside[aside.columns.intersection(rows.columns)]]) if len(aside) else rows
+    suspects = find_target_leakage(tested.drop(columns=problem.target), tested[problem.target], problem,
+                                   split_overlap=dataset.split_overlap, seed=settings.seed)
+    return allow_trusted_columns(suspects, settings.trusted, list(rows))
 
 # %% ../../nbs/03_features.ipynb #f084467d
 def gather_recipes(
     problem: Problem, # Names time and entity
     rows: pd.DataFrame, # Training rows, with the target
     column_types: dict[str, str], # Of the columns that may be read
-    settings: FeatureSettings, # How many, whether at all
-    own: Sequence[Recipe] = (), # A person's
+    settings: FeatureSettings, # How many recipes, whether any at all
+    own: Sequence[Recipe] = (), # Of the user's functions
 ) -> list[Recipe]:
     "Recipes of features that might help."
     if not settings.create:
         return list(own)
     past = propose_history_recipes(rows, problem, column_types, label_delay=settings.label_delay)
-    usable = {name: kind for name, kind in column_types.items() if kind != "text"}
+    usable = {name: column_type for name, column_type in column_types.items() if column_type != "text"}
     return propose_recipes(rows, rows[problem.target], usable, problem, max_recipes=settings.max_created, seed=settings.seed,
                            extra=[*own, *past])
 
@@ -88,50 +89,55 @@ def plan_features(
     problem: Problem, # Of stage 1
     dataset: Dataset, # Of stage 2
     workspace: Workspace | None = None, # Holds the tables; that of the working directory if not given
-    settings: FeatureSettings | None = None, # How features are chosen; the usual ones if not given
-    functions: Sequence[FeatureFunction] = (), # Features of a person's own, made by the decorator `feature`
+    settings: FeatureSettings | None = None, # How features are chosen; the defaults if not given
+    functions: Sequence[FeatureFunction] = (), # The user's feature functions, made by the decorator `feature`
 ) -> FeaturePlan:
-    "Choose columns, and how each becomes features."
+    "Choose columns, create and select features, and save the preprocessor."
     workspace, settings = workspace or Workspace.from_project(), settings or FeatureSettings()
     rows = read_table(workspace.tables, dataset.tables["train"])
-    leaks = find_leakage_suspects(problem, dataset, rows, workspace, settings)
-    out = problem.excluded | {leak.column: f"suspect: {leak.reason}" for leak in leaks if leak.column and leak.excluded}
+    suspects = find_leakage_suspects(problem, dataset, rows, workspace, settings)
+    out = problem.excluded | {each.column: f"may leak the target: {each.reason}" for each in suspects
+                              if each.column and each.excluded}
     column_types, dropped = infer_column_types(rows.drop(columns=[problem.target, *out]), settings.max_missing)
     if not column_types:
         raise TargetError("No column is left to learn from.",
                           remedy="; ".join(f"{name}: {why}" for name, why in (out | dropped).items()))
     own = make_function_recipes(functions, rows.drop(columns=problem.target), out | {problem.target: "it is the target"})
     recipes = gather_recipes(problem, rows[[*column_types, problem.target]], column_types, settings, own)
-    made = {name: kind for recipe in recipes for name, kind in recipe.output_types().items()}
-    chosen = select_features(column_types | made, recipes, rows, problem, settings.select, most_rows=settings.selection_rows, seed=settings.seed,
-                             jobs=settings.jobs, always=[name for recipe in own for name in recipe.describe()],
-                             holidays=settings.holidays)
-    return _conclude(problem, rows, chosen, workspace, settings, leaks, out | dropped, functions)
+    made = {name: column_type for recipe in recipes for name, column_type in recipe.output_types().items()}
+    selection = select_features(
+        column_types | made, recipes, rows, problem, select=settings.select, max_rows=settings.selection_rows, seed=settings.seed,
+        jobs=settings.jobs, always_keep=[name for recipe in own for name in recipe.describe()], holidays=settings.holidays)
+    return _save_plan(problem, rows, selection, workspace, settings, suspects, out | dropped, functions)
 
 # %% ../../nbs/03_features.ipynb #825f9aaf
-def _conclude(problem: Problem, rows: pd.DataFrame, chosen: FeatureSelection, workspace: Workspace, settings: FeatureSettings, leaks: list[LeakageSuspect],
-              dropped: dict[str, str], functions: Sequence[FeatureFunction]) -> FeaturePlan:
-    "The outcome, with the pipeline saved."
-    pipeline = build_preprocessor(chosen.column_types, chosen.recipes, problem.task != "regression", settings.seed,
-                              outliers=settings.outliers, method=settings.outlier_method, holidays=settings.holidays)
-    columns, some = list_input_columns(chosen), subsample_evenly(rows, settings.selection_rows) # Spread out, so that every part of a date varies
-    outputs = map_outputs_to_features(clone(pipeline).fit(some[columns], some[problem.target]))
-    created = [each for each in chosen.features if each.source_columns != [each.name]]
-    suspects = [leak.column for leak in leaks if leak.column and leak.excluded]
-    name = f"plans/{hashlib.sha256(dump_model(pipeline)).hexdigest()[:12]}.skops"
+def _save_plan(problem: Problem, rows: pd.DataFrame, selection: FeatureSelection, workspace: Workspace,
+               settings: FeatureSettings, suspects: list[LeakageSuspect], dropped: dict[str, str],
+               functions: Sequence[FeatureFunction]) -> FeaturePlan:
+    "The outcome, with the preprocessor saved."
+    preprocessor = build_preprocessor(
+        selection.column_types, selection.recipes, classification=problem.task != "regression", seed=settings.seed,
+        outliers=settings.outliers, outlier_method=settings.outlier_method, holidays=settings.holidays)
+    columns = list_input_columns(selection)
+    some = subsample_evenly(rows, settings.selection_rows) # Spread out, so that every part of a date varies
+    outputs = map_outputs_to_features(clone(preprocessor).fit(some[columns], some[problem.target]))
+    created = [each for each in selection.features if each.source_columns != [each.name]]
+    leaking = [each.column for each in suspects if each.column and each.excluded]
+    name = f"plans/{hashlib.sha256(dump_model(preprocessor)).hexdigest()[:12]}.skops"
     return FeaturePlan(
-        columns=columns, features=chosen.features, output_features=outputs, dropped_columns=dropped, leakage_suspects=leaks, feature_set_scores=chosen.comparison,
-        functions=save_functions(functions, workspace.root / "functions") if functions else None,
-        pipeline=FileRef(path=name, sha256=save_model(pipeline, workspace.root / name)),
+        input_columns=columns, features=selection.features, output_features=outputs, dropped_columns=dropped,
+        leakage_suspects=suspects, feature_set_scores=selection.feature_set_scores,
+        user_functions=save_functions(functions, workspace.root / "functions") if functions else None,
+        pipeline=FileRef(path=name, sha256=save_model(preprocessor, workspace.root / name)),
         decision=f"{len(columns)} columns in, {len(outputs)} numbers out; {sum(each.selected for each in created)} of {len(created)} "
                  f"created features are kept; {len(dropped)} columns are left out"
-                 + (f", {', '.join(suspects)} since they may know the answer." if suspects else "."))
+                 + (f", {', '.join(leaking)} since they may leak the target." if leaking else "."))
 
 # %% ../../nbs/03_features.ipynb #77e32b6a
 def list_input_columns(
-    chosen: FeatureSelection, # Features and recipes
+    selection: FeatureSelection, # Features and recipes
 ) -> list[str]: # Each once
     "The columns that a plan reads."
-    made = {name for recipe in chosen.recipes for name in recipe.describe()}
-    reads = [name for recipe in chosen.recipes for name in recipe.input_columns()]
-    return list(dict.fromkeys([*(name for name in chosen.column_types if name not in made), *reads]))
+    made = {name for recipe in selection.recipes for name in recipe.describe()}
+    reads = [name for recipe in selection.recipes for name in recipe.input_columns()]
+    return list(dict.fromkeys([*(name for name in selection.column_types if name not in made), *reads]))

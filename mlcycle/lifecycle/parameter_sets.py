@@ -12,8 +12,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-import yaml
 
+from ..core.yaml_files import read_yaml_file
 from ..errors import ParameterError
 from .plan import Plan, make_plan
 
@@ -37,9 +37,10 @@ def read_parameter_sets(
     "The sets of a file."
     try:
         with open(path, newline="") as file:
-            rows = list(csv.DictReader(file)) if Path(path).suffix == ".csv" else yaml.safe_load(file)
-    except (OSError, csv.Error, yaml.YAMLError, UnicodeDecodeError) as error:
+            rows = list(csv.DictReader(file)) if Path(path).suffix == ".csv" else None
+    except (OSError, csv.Error, UnicodeDecodeError) as error:
         raise ParameterError(f"The file '{path}' cannot be read.", "A CSV or YAML file is expected.", str(error)) from error
+    rows = read_yaml_file(path, aliases=True).content if rows is None else rows
     if not isinstance(rows, list) or not rows or not all(isinstance(row, dict) for row in rows):
         raise ParameterError(f"The file '{path}' holds no sets of parameters.", "One row or mapping a run is expected.")
     is_csv = Path(path).suffix == ".csv"

@@ -13,6 +13,7 @@ from typing import Any
 
 import yaml
 
+from ..core.yaml_files import read_yaml_file
 from ..errors import ParameterError, suggest_name
 from .notebook import Parameter, check_value, parse_value
 
@@ -37,11 +38,8 @@ class TypedParameters(dict):
 def read_parameter_file(
     path: Path, # A YAML file: a mapping of names, or of stages to mappings of names
 ) -> dict:
-    "Parameters from a file."
-    try:
-        content = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=PlainYamlLoader)
-    except (OSError, ValueError, yaml.YAMLError) as error: # ValueError: it is not UTF-8
-        raise ParameterError(f"The parameter file '{path}' cannot be read.", remedy=str(error)) from error
+    "Parameters from a file; raise with the line if it cannot be read."
+    content = read_yaml_file(path, loader=PlainYamlLoader, aliases=True).content
     if not isinstance(content, dict):
         raise ParameterError(f"The parameter file '{path}' holds {type(content).__name__}.", "A mapping is expected.")
     return TypedParameters(content)

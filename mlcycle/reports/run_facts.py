@@ -17,31 +17,31 @@ FACT_GROUPS = ("parameters", "scores", "outcomes", "versions")
 
 # %% ../../nbs/reports/run_facts.ipynb #2fb83476
 def _scores(outcomes: dict[str, dict]) -> dict[str, dict[str, Any]]:
-    "Scores on the holdout, the primary one first, and what the held-out folds had said."
+    "Scores on the holdout, the primary one first, and the cross-validated score."
     found = [(score["metric"], score) for score in outcomes["validation"].get("scores", []) if score["value"] is not None]
     if board := outcomes["modelling"].get("leaderboard"):
-        found.append((f"{board[0]['score']['metric']}, held-out folds", board[0]["score"]))
+        found.append((f"{board[0]['score']['metric']}, cross-validated", board[0]["score"]))
     return {name: {key: score.get(key) for key in ("value", "low", "high")}
             | {"better": "lower" if score.get("lower_is_better") else "higher"} for name, score in found}
 
 # %% ../../nbs/reports/run_facts.ipynb #93831ef1
 def _results(run: Run, outcomes: dict[str, dict]) -> dict[str, Any]:
-    "What the stages found, in short; then what each decided, in words."
+    "Results of the stages in short; then the decision of each, in words."
     problem, data, plan, candidate, verdict, release, health = outcomes.values()
     gates = verdict.get("gates", [])
     short = {
         "status": run.info.get("status"), "source": problem.get("source"), "target": problem.get("target"),
         "task": problem.get("task"), "metric": problem.get("metric"), "criteria": problem.get("criteria"),
         **{f"{name} rows": table["rows"] for name, table in data.get("tables", {}).items()},
-        "columns used": len(plan["columns"]) if plan else None, "model": candidate.get("winner"),
+        "input columns": len(plan["input_columns"]) if plan else None, "model": candidate.get("winner"),
         "threshold": candidate.get("threshold"),
         "gates passed": f"{sum(gate['passed'] for gate in gates)} of {len(gates)}" if gates else None,
         "approved": verdict.get("approved"), "released": release.get("released"),
-        "95 % answered within, ms": health.get("latency_ms", {}).get("p95"), "action": health.get("action"),
+        "p95 latency, ms": health.get("latency_ms", {}).get("p95"), "action": health.get("action"),
         "error": run.info.get("error") or None,
     }
-    said = {f"{stage} decided": done["decision"] for stage, done in run.info.get("stages", {}).items() if not done.get("failed")}
-    return short | said
+    decisions = {f"{stage} decision": done["decision"] for stage, done in run.info.get("stages", {}).items() if not done.get("failed")}
+    return short | decisions
 
 # %% ../../nbs/reports/run_facts.ipynb #c48a2ad4
 def run_facts(

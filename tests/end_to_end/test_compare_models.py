@@ -49,7 +49,7 @@ def test_the_last_runs_stand_side_by_side(project, runs):
     shown = typed("compare", project=project)
     assert shown.exit_code == 0, shown.output
     assert max(map(len, shown.stdout.splitlines()[:40])) <= 80
-    for word in ("winner", "held-out", "holdout", "p95", "version 1", "aliases", "columns in", "forest", "*"):
+    for word in ("winner", "cross-validated", "holdout", "p95", "version 1", "aliases", "input columns", "forest", "*"):
         assert word in shown.stdout, word
     assert f"{runs[2].id} cannot be compared fold by fold: it used other rows or folds." in " ".join(shown.stdout.split())
 
@@ -58,27 +58,27 @@ def test_as_json_it_says_what_the_outcomes_say(project, runs):
     one, other, wide = runs
     found = json.loads(typed("compare", one.id, other.id, wide.id, "--json", project=project).stdout)
     assert [run["run"] for run in found["runs"]] == [one.id, other.id, wide.id]
-    assert found["runs"][0]["held_out"]["value"] == one.candidate.leaderboard[0].score.value
+    assert found["runs"][0]["cv_score"]["value"] == one.candidate.leaderboard[0].score.value
     holdout = {score.metric: score.value for score in one.verdict.scores}
-    assert found["runs"][0]["holdout"]["value"] == holdout[found["metric"]]
-    assert found["runs"][1]["holdout"] is None
+    assert found["runs"][0]["holdout_score"]["value"] == holdout[found["metric"]]
+    assert found["runs"][1]["holdout_score"] is None
     assert found["leaderboard"]["linear"][1] is None
     assert found["leaderboard"]["forest"][0] is None
     assert any("folds" in name for name in found["parameters"])
-    behind = next(line for line in found["differences"] if line["to"])
+    behind = next(line for line in found["differences"] if line["reference"])
     folds = {run.id: np.array(run.candidate.leaderboard[0].fold_scores) for run in runs}
-    mean = (folds[behind["run"]] - folds[behind["to"]]).mean()
+    mean = (folds[behind["run"]] - folds[behind["reference"]]).mean()
     sign = -1 if one.candidate.leaderboard[0].score.lower_is_better else 1
     assert behind["difference"]["value"] == pytest.approx(sign * mean)
     assert behind["difference"]["low"] <= behind["difference"]["value"] <= 0
-    assert {behind["run"], behind["to"]} == {one.id, other.id}
-    assert [line["run"] for line in found["differences"] if not line["to"]] == [wide.id]
+    assert {behind["run"], behind["reference"]} == {one.id, other.id}
+    assert [line["run"] for line in found["differences"] if not line["reference"]] == [wide.id]
 
 
 def test_any_metric_of_the_holdout_rows_will_do(project, runs):
     metric = runs[0].verdict.scores[-1].metric
     found = json.loads(typed("compare", "--metric", metric, "--json", project=project).stdout)
-    assert found["runs"][-1]["holdout"]["metric"] == metric
+    assert found["runs"][-1]["holdout_score"]["metric"] == metric
 
 
 def test_a_wrong_name_is_said(project, runs):

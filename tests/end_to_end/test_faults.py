@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from conftest import QUICK, TABLES, WORDS, cli, stored_rows
+from projects import own_notebooks
 
 import mlcycle as mc
 from mlcycle.errors import ArtifactError, ParameterError, StageError
@@ -18,18 +19,6 @@ from mlcycle.nb.notebook import stage_notebooks
 from mlcycle.stores.models.model_files import load_model, save_model
 from mlcycle.stores.models.registry import get_alias_version, open_registry
 from mlcycle.stores.tables.datasets import read_table
-
-
-def own_notebooks(project: Path, stage: str, code: str) -> None:
-    "Give a project its own notebooks, with `code` as the cell after the parameters of one."
-    (project / "nbs").mkdir()
-    for path in stage_notebooks(project).values():
-        notebook = json.loads(path.read_text())
-        if stage in path.name:
-            place = next(i for i, cell in enumerate(notebook["cells"]) if "parameters" in cell["metadata"].get("tags", []))
-            cell = {"cell_type": "code", "id": "fault", "metadata": {}, "source": [code], "outputs": [], "execution_count": None}
-            notebook["cells"].insert(place + 1, cell)
-        (project / "nbs" / path.name).write_text(json.dumps(notebook))
 
 
 @pytest.fixture

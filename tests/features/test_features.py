@@ -163,7 +163,7 @@ OWN = read_functions('@feature("a", "b")\ndef twice(a, b):\n    "Twice the sum."
 LOOKING_BACK = [
     EntityHistory("town", "came", "a"),
     EntityHistory("town", "came", statistic="since"),
-    EntityHistory("town", "came", target="y", positive="yes", delay="1 day"),
+    EntityHistory("town", "came", target="y", pos_label="yes", min_age="1 day"),
     Lag("b", "came", "town"),
     Rolling("a", "came", "size", "30 days"),
 ]
@@ -188,7 +188,7 @@ def everything(encoding: str):
 FITTED = {encoding: everything(encoding) for encoding in ("trees", "linear", "native")}
 
 
-@pytest.mark.parametrize("family", FITTED)
+@pytest.mark.parametrize("encoding", FITTED)
 @settings(max_examples=25, deadline=None)
 @given(st.lists(ROW, min_size=1, max_size=6).map(frame).map(with_note))
 def test_recipes_of_every_sort_make_one_row_as_in_the_batch(encoding, asked):
@@ -201,7 +201,7 @@ def test_recipes_of_every_sort_make_one_row_as_in_the_batch(encoding, asked):
             assert one == other or one == pytest.approx(other, rel=1e-9, abs=1e-12)
 
 
-@pytest.mark.parametrize("family", FITTED)
+@pytest.mark.parametrize("encoding", FITTED)
 def test_recipes_of_every_sort_are_saved_without_code(encoding, tmp_path):
     again = load_model(tmp_path / "all.skops", save_model(FITTED[encoding], tmp_path / "all.skops"))
     asked = with_note(example(40))

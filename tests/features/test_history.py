@@ -19,7 +19,7 @@ ENTITIES = ("", "who", ("who", "where"))
 STATISTICS = ("mean", "sum", "std", "min", "max", "count")
 RECIPES = [EntityHistory(e, "when", "x", s) for e in ENTITIES for s in (*STATISTICS, "last")]
 RECIPES += [EntityHistory(e, "when", statistic="since") for e in ENTITIES]
-RECIPES += [EntityHistory(e, "when", target="y", positive="b", delay="90 min") for e in ENTITIES]
+RECIPES += [EntityHistory(e, "when", target="y", pos_label="b", min_age="90 min") for e in ENTITIES]
 RECIPES += [Lag("x", "when", e, steps) for e in ENTITIES for steps in (1, 2)]
 RECIPES += [Rolling("x", "when", e, window, s) for e in ENTITIES for s in STATISTICS for window in ("1 hour", "3 hours")]
 START = pd.Timestamp("2020-03-28 20:00", tz="UTC")  # Over a night in which clocks change
@@ -140,7 +140,7 @@ def test_a_window_that_training_does_not_reach_is_missing_not_empty():
 
 def test_the_target_needs_a_delay_and_is_known_only_after_it():
     rows = pd.DataFrame({"who": ["a"] * 4, "when": pd.date_range("2020-01-01", periods=4), "y": [1.0, 3, 5, 7]})
-    recipe = EntityHistory("who", "when", target="y", delay="1 day", smoothing=0).fit(rows, rows.y)
+    recipe = EntityHistory("who", "when", target="y", min_age="1 day", smoothing=0).fit(rows, rows.y)
     np.testing.assert_array_equal(*recipe.compute(rows).values(), [np.nan, np.nan, 1, 2])
     assert recipe.input_columns() == ["who", "when"]
     for wrong in (
@@ -149,9 +149,9 @@ def test_the_target_needs_a_delay_and_is_known_only_after_it():
         EntityHistory("who", "when", "y", "median"),
         EntityHistory("who", "y", "y"),
         EntityHistory("who", "when", "who"),
-        EntityHistory("who", "when", target="y", delay="soon"),
+        EntityHistory("who", "when", target="y", min_age="soon"),
         Rolling("y", "when", window="0 days"),
-        Lag("y", "when", steps=0),
+        Lag("y", "when", periods=0),
     ):
         with pytest.raises(InputError):
             wrong.fit(rows, rows.y)
@@ -159,7 +159,7 @@ def test_the_target_needs_a_delay_and_is_known_only_after_it():
 
 def test_classes_that_a_model_has_numbered_are_the_same_history():
     rows = table([(minute, "ab"[minute % 2], 0, 1.0, "ab"[minute % 3 == 0]) for minute in range(0, 600, 7)])
-    recipe = EntityHistory("who", "when", target="y", positive="b", delay="30 min")
+    recipe = EntityHistory("who", "when", target="y", pos_label="b", min_age="30 min")
     (words,) = recipe.fit(rows, rows.y).compute(rows).values()
     (numbers,) = recipe.fit(rows, (rows.y == "b").astype(int)).compute(rows).values()
     np.testing.assert_array_equal(words, numbers)

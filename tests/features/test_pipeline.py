@@ -20,7 +20,7 @@ from mlcycle.features.encode.encode import ENCODINGS, FeatureEncoder
 from mlcycle.features.encode.encoders import SCALERS
 from mlcycle.features.encode.pipeline import build_preprocessor, map_outputs_to_features
 from mlcycle.service.bundle import SERVICE_PACKAGES, service_packages
-from mlcycle.stores.models.library_versions import stamp
+from mlcycle.stores.models.library_versions import add_versions
 from mlcycle.stores.models.model_files import load_model, dump_model, save_model
 
 KINDS = {
@@ -89,7 +89,7 @@ def same(one, other) -> None:
         np.testing.assert_allclose(one, other, rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize("family", ENCODINGS)
+@pytest.mark.parametrize("encoding", ENCODINGS)
 @given(rows=st.lists(st.fixed_dictionaries(anything), min_size=1, max_size=5), copies=st.sampled_from([1, 40]))
 @settings(max_examples=25, deadline=None)
 def test_one_row_is_its_line_in_the_batch(encoding, rows, copies):
@@ -104,7 +104,7 @@ def test_one_row_is_its_line_in_the_batch(encoding, rows, copies):
         assert np.isfinite(together).all()
 
 
-@pytest.mark.parametrize("family", ENCODINGS)
+@pytest.mark.parametrize("encoding", ENCODINGS)
 def test_saved_and_loaded_without_code(encoding, tmp_path):
     pipeline = build_preprocessor(KINDS, encoding=encoding, outliers="flag")
     sha256 = save_model(pipeline, tmp_path / "plan.skops")
@@ -118,7 +118,7 @@ def test_saved_and_loaded_without_code(encoding, tmp_path):
     assert save_model(loaded, tmp_path / "again.skops") == fitted, "asking a model changes nothing in it"
 
 
-@pytest.mark.parametrize("family", ENCODINGS)
+@pytest.mark.parametrize("encoding", ENCODINGS)
 def test_every_number_has_a_name_and_an_origin(encoding):
     names, made = FITTED[encoding].get_feature_names_out(), FITTED[encoding].transform(TABLE)
     origins = map_outputs_to_features(FITTED[encoding])
@@ -138,7 +138,7 @@ def test_origins_are_not_guessed_from_names():
     assert list(origins)[:2] == ["a_b", "a_b_2"], "two numbers never have the same name"
 
 
-@pytest.mark.parametrize("family", ENCODINGS)
+@pytest.mark.parametrize("encoding", ENCODINGS)
 def test_order_of_columns_and_further_columns_do_not_matter(encoding):
     shuffled = TABLE[list(KINDS)[::-1]].assign(more=1)
     same(FITTED[encoding].transform(shuffled), FITTED[encoding].transform(TABLE))
@@ -153,7 +153,7 @@ def test_a_missing_column_is_named():
 
 
 def test_what_does_not_exist_is_named():
-    for change in ({"family": "cats"}, {"scaling": "none"}, {"kinds": {"price": "prices"}}):
+    for change in ({"encoding": "cats"}, {"scaling": "none"}, {"column_types": {"price": "prices"}}):
         with pytest.raises(ParameterError, match="cats|none|prices"):
             FeatureEncoder(KINDS).set_params(**change).fit(TABLE, TARGET)
 
@@ -229,7 +229,7 @@ def test_many_categories_are_lumped_for_boosters():
     HistGradientBoostingClassifier(max_iter=2).fit(encode.transform(table), table.town.str.len() > 2)
 
 
-@pytest.mark.parametrize("family", ["trees", "native"])
+@pytest.mark.parametrize("encoding", ["trees", "native"])
 def test_a_column_that_is_missing_in_all_training_rows_is_constant(encoding, tmp_path):
     "As the history of the first rows is. A booster that refuses such a column learns, and later values change nothing."
     empty = TABLE.assign(price=np.nan, size=None, town=None, placed=pd.NaT)
@@ -245,7 +245,7 @@ def test_a_column_that_is_missing_in_all_training_rows_is_constant(encoding, tmp
     same(load_model(tmp_path / "m.skops", sha256).transform(TABLE), made)
 
 
-@pytest.mark.parametrize("family", ENCODINGS)
+@pytest.mark.parametrize("encoding", ENCODINGS)
 def test_dates_go_round_for_models_that_draw_lines(encoding):
     days = pd.DataFrame({"placed": pd.date_range("2019-01-01", periods=900)})
     names = set(build_preprocessor({"placed": "date"}, encoding=encoding).fit(days, days.placed.dt.day > 9).get_feature_names_out())
@@ -254,7 +254,7 @@ def test_dates_go_round_for_models_that_draw_lines(encoding):
     assert ("placed_month" in names) == (encoding in ("trees", "native"))
 
 
-@pytest.mark.parametrize("family", ENCODINGS)
+@pytest.mark.parametrize("encoding", ENCODINGS)
 def test_holidays_of_a_country_are_told_apart(encoding, tmp_path):
     days = pd.DataFrame({"placed": pd.date_range("2019-01-01", periods=900)})
     off = days.placed.dt.strftime("%m-%d").isin(["01-01", "07-04", "12-25"])
@@ -266,7 +266,7 @@ def test_holidays_of_a_country_are_told_apart(encoding, tmp_path):
     assert said[off].min() > said[~off].mean()
     assert set(map_outputs_to_features(fitted).values()) == {"placed"}
     model = make_pipeline(fitted, LGBMClassifier(n_estimators=2, n_jobs=1, verbose=-1)).fit(days, off)
-    (tmp_path / "m.skops").write_bytes(stamp(dump_model(model)))  # As it is registered
+    (tmp_path / "m.skops").write_bytes(add_versions(dump_model(model)))  # As it is registered
     assert service_packages(tmp_path / "m.skops") == [*SERVICE_PACKAGES, "holidays", "lightgbm"]
     save_model(FITTED[encoding], tmp_path / "plain.skops")
     assert service_packages(tmp_path / "plain.skops") == list(SERVICE_PACKAGES)
@@ -281,7 +281,7 @@ MODELS = [
 ]
 
 
-@pytest.mark.parametrize(("family", "model"), [pytest.param(*pair, id=f"{pair[0]} {pair[1]}"[:20]) for pair in MODELS])
+@pytest.mark.parametrize(("encoding", "model"), [pytest.param(*pair, id=f"{pair[0]} {pair[1]}"[:20]) for pair in MODELS])
 def test_models_learn_from_it(encoding, model):
     table = make_table(600, seed=1)
     target = (table.price.fillna(1) + 2 * table["size"].eq("S") + table.town.isin([f"t{i}" for i in range(30)]) > 2).to_numpy()
@@ -294,7 +294,7 @@ def test_models_learn_from_it(encoding, model):
     np.testing.assert_allclose(fitted.predict_proba(several), alone)
 
 
-@pytest.mark.parametrize("family", ENCODINGS)
+@pytest.mark.parametrize("encoding", ENCODINGS)
 def test_no_rows_and_few_rows(encoding):
     assert FITTED[encoding].transform(TABLE.head(0)).shape == (0, len(FITTED[encoding].get_feature_names_out()))
     few = build_preprocessor(KINDS, encoding=encoding).fit(TABLE.head(6), TARGET.head(6))

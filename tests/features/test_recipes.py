@@ -36,13 +36,13 @@ RECIPES = [
     CategoryPair("town", "size"),
     CategoryPair("size", "due"),
     GroupDeviation("a", "town"),
-    GroupDeviation("b", "due", weight=0),
+    GroupDeviation("b", "due", smoothing=0),
     MissingCount(["a", "came", "town", "size"]),
     CyclicTime("came", "day"),
     CyclicTime("left", "week"),
     CyclicTime("came", "year"),
 ]
-PARTS = DateParts(parts=tuple(dates.PARTS), cyclic=True, trend=True)
+PARTS = DateParts(parts=tuple(dates.DATE_PARTS), cyclic=True, trend=True)
 MOMENTS = st.datetimes(min_value=pd.Timestamp("1900-01-01").to_pydatetime(), max_value=pd.Timestamp("2200-01-01").to_pydatetime())
 NUMBERS = st.one_of(st.none(), st.floats(), st.integers(-3, 3).map(float))
 WORDS = st.one_of(st.none(), st.sampled_from(["", "x", "y", "nan", " "]), st.text(max_size=3))
@@ -133,7 +133,7 @@ def test_what_is_saved_says_the_same(tmp_path):
 
 def test_unseen_and_absent_categories_mean_the_mean_of_all_rows():
     table = pd.DataFrame({"a": [1.0, 3.0, 8.0], "town": ["x", "x", "y"]})
-    usual = GroupDeviation("a", "town", weight=0).fit(table)
+    usual = GroupDeviation("a", "town", smoothing=0).fit(table)
     asked = pd.DataFrame({"a": [4.0, 4.0, 4.0], "town": ["x", "elsewhere", None]})
     assert usual.compute(asked)["a_within_town"].tolist() == [2, 0, 0]
     nothing = GroupDeviation("a", "town").fit(table.assign(a=np.nan, town=None))

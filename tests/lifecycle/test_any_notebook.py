@@ -10,8 +10,7 @@ from pathlib import Path
 
 import pytest
 from conftest import cli
-from test_batch import processes_in
-from test_pages import browser, open_page  # noqa: F401 - fixtures
+from projects import processes_in
 
 KERNEL = {"name": "python3", "language": "python", "display_name": "python3"}
 TYPED = "times: int = 1  # How often\nname: str = 'a'  # Who\nloud: bool = False  # Whether to shout\nwhere: list = []  # Places"
@@ -81,7 +80,7 @@ def test_what_cannot_run_is_said_before_anything_runs(words, said, tmp_path):
 
 
 @pytest.mark.browser
-def test_the_page_of_a_failure(tmp_path, open_page):  # noqa: F811
+def test_the_page_of_a_failure(tmp_path, open_page):
     cells = ["# Sky", "print('Looking up.')", "## Moon", "raise RuntimeError('the moon is full')", "print('Never.')"]
     write(tmp_path / "sky.ipynb", *cells)
     done = cli("nb", "sky.ipynb", cwd=tmp_path)

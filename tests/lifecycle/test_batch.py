@@ -11,8 +11,7 @@ from pathlib import Path
 import pyarrow.parquet
 import pytest
 from conftest import TABLES, WORDS, cli
-from test_faults import own_notebooks
-from test_pages import browser, open_page  # noqa: F401 - fixtures
+from projects import own_notebooks, processes_in
 
 import mlcycle as mc
 from mlcycle.core.runs import Run, list_runs
@@ -93,7 +92,7 @@ def test_the_same_batch_again_computes_nothing(grid):
 
 
 @pytest.mark.browser
-def test_the_comparison_page(grid, open_page):  # noqa: F811
+def test_the_comparison_page(grid, open_page):
     page = open_page((max(grid.glob("reports/batches/*/")) / "index.html").as_uri())
     assert page.locator("h1").inner_text().startswith("Batch ")
     text = page.locator("main").inner_text()
@@ -124,7 +123,8 @@ def test_a_file_of_sets(grid, monkeypatch):
         ("sets.csv", "seed,metric\n1,f1\n2,f1,3\n", "Line 3"),
         ("sets.csv", "seed\n", "no sets"),
         ("sets.yaml", "seed: 1\n", "no sets"),
-        ("sets.yaml", "- seed: [\n", "cannot be read"),
+        ("sets.yaml", "- seed: 1\n- seed: [\n", "Line 3 of sets.yaml is not YAML"),
+        ("sets.yaml", "- seed: 1\n- seed: 2\n  seed: 3\n", "Line 3 of sets.yaml has the field '[2].seed' a second time"),
         ("sets.yaml", "- {seed: 1}\n- {seed: 2}\n- {sead: 3}\n", "Set 3 of 3: The parameter 'sead' (set 3) is not known."),
         ("sets.yaml", "- {seed: 1}\n- {seed: two}\n", "Set 2 of 2: The parameter 'seed' cannot be 'two'."),
     ],
@@ -168,22 +168,6 @@ def start(project: Path, *words: str) -> subprocess.Popen:
             pytest.fail(f"The batch does not wait: {process.communicate()}")
         time.sleep(0.1)
     return process
-
-
-def processes_in(project: Path, patience: float = 10) -> list[str]:
-    "Those that still work in a folder after a while."
-    deadline = time.monotonic() + patience
-    while True:
-        found = []
-        for entry in Path("/proc").glob("[0-9]*"):
-            try:
-                if os.readlink(entry / "cwd") == str(project):
-                    found.append((entry / "cmdline").read_text())
-            except OSError:  # It has ended, or is somebody else's
-                continue
-        if not found or time.monotonic() > deadline:
-            return found
-        time.sleep(0.1)
 
 
 WAIT = """

@@ -29,11 +29,11 @@ from mlcycle.ml.latency import measure_latency
 from mlcycle.ml.predictions import Predictions, predictions_from_values, predict
 from mlcycle.modelling import calibration, candidates, ensemble, stage, trials
 from mlcycle.modelling.candidates import CANDIDATES, candidate, check_loadable
-from mlcycle.modelling.choice import build_model, selection_order
-from mlcycle.modelling.search import Budget, search_hyperparameters
+from mlcycle.modelling.choice import build_pipeline, selection_order
+from mlcycle.modelling.search import SearchBudget, search_hyperparameters
 from mlcycle.modelling.final_model import fit_final_model, fit_winner, learning_curve
-from mlcycle.modelling.settings import Rules
-from mlcycle.modelling.model_selection import compete
+from mlcycle.modelling.settings import ModellingSettings
+from mlcycle.modelling.model_selection import compare_models
 from mlcycle.modelling.stage import check_columns_vary, make_cross_validation
 from mlcycle.modelling.studies import open_study
 from mlcycle.modelling.cross_validation import CrossValidation, early_stopping_split
@@ -67,20 +67,20 @@ def make_table(task="binary", rows=240, seed=0) -> pd.DataFrame:
 
 
 def arena_of(folder, problem=None, table=None, folds=3, **rules) -> CrossValidation:
-    "An arena with the plan of stage 3."
+    "An cv with the plan of stage 3."
     problem = problem or make_problem()
     table = make_table(problem.task) if table is None else table
     plan = build_preprocessor(KINDS, classification=problem.task != "regression")
     Path(folder).mkdir(parents=True, exist_ok=True)
-    return make_cross_validation(problem, plan, list(KINDS), table, Rules(**{"folds": folds, "jobs": 1} | rules), Path(folder))
+    return make_cross_validation(problem, plan, list(KINDS), table, ModellingSettings(**{"folds": folds, "jobs": 1} | rules), Path(folder))
 
 
 def hold(tmp_path, rows=None, problem=None, **rules) -> stage.ModelSelection:
     "A small competition."
-    arena = arena_of(tmp_path / "folds", problem, rows, rules.pop("folds", 3), **rules)
-    quick = {"models": ["linear"], "trials": 1, "repeats": 1, "jobs": 1, "folds": len(arena.folds)} | rules
-    rows = make_table(arena.problem.task) if rows is None else rows
-    return compete(arena, Rules(**quick), tmp_path / "study", rows, len(rows))
+    cv = arena_of(tmp_path / "folds", problem, rows, rules.pop("folds", 3), **rules)
+    quick = {"models": ["linear"], "trials": 1, "repeats": 1, "jobs": 1, "folds": len(cv.folds)} | rules
+    rows = make_table(cv.problem.task) if rows is None else rows
+    return compare_models(cv, ModellingSettings(**quick), tmp_path / "study", rows, len(rows))
 
 
 @pytest.fixture
@@ -105,7 +105,7 @@ def counted(monkeypatch):
     return fitted
 
 
-def planted(arena: CrossValidation, *scores: list[float], models=("linear", "forest", "lightgbm")) -> list[Trial]:
+def planted(cv: CrossValidation, *scores: list[float], models=("linear", "forest", "lightgbm")) -> list[Trial]:
     "Trials with given scores that said nothing."
     return [Trial(0, model, "trees", {}, list(each)) for model, each in zip(models, scores, strict=False)]
 
@@ -219,8 +219,8 @@ def test_a_name_that_cannot_be(own):
     for name in ("../up", "", "ensemble", "dummy"):
         with pytest.raises(ParameterError, match="cannot be called"):
             candidate(name)
-    with pytest.raises(ParameterError, match="'forests' is not a family"):
-        candidate("mine", family="forests")
+    with pytest.raises(ParameterError, match="'forests' is not a encoding"):
+        candidate("mine", encoding="forests")
 
 
 def test_a_changed_candidate_is_another_study(own):
@@ -262,13 +262,13 @@ def test_constant_features():
 )
 def test_rules_that_cannot_be(wrong, said):
     with pytest.raises(ParameterError, match=said):
-        Rules(**wrong)
+        ModellingSettings(**wrong)
 
 
 def test_candidates_that_cannot_be():
     for names, said in (
         (["lihgtgbm"], "no candidate 'lihgtgbm'.*Did you mean 'lightgbm'"),
-        (["dummy"], "cannot compete alone"),
+        (["dummy"], "cannot compare_models alone"),
         (["network"], "network: takes too long on more than 30,000 rows"),
     ):
         with pytest.raises(ParameterError, match=said):
@@ -310,7 +310,7 @@ def test_one_process_or_four_and_once_more(tmp_path, monkeypatch):
         with worker_processes(jobs):
             names = ["linear", "lightgbm"]
             competition = hold(tmp_path / str(place), table, models=names, trials=2, jobs=jobs, repeats=2, seconds=600)
-            assert competition.arena.jobs == jobs
+            assert competition.cv.jobs == jobs
             model, _ = fit_winner(competition, table[[*KINDS, "y"]], None)
         boards.append(facts_of(competition))
         answers.append(model.predict_proba(table[list(KINDS)]))
@@ -335,8 +335,8 @@ def slow(model, *more):
     time.sleep(0.2)
     return fit(model, *more)
 trials.fit_and_score_fold = slow
-arena = t.arena_of(sys.argv[2] + ".folds")
-t.search_hyperparameters(arena, t.pair(), t.Budget(6, 600), Path(sys.argv[2]))
+cv = t.arena_of(sys.argv[2] + ".folds")
+t.search_hyperparameters(cv, t.pair(), t.SearchBudget(6, 600), Path(sys.argv[2]))
 """
 
 
@@ -347,19 +347,19 @@ def pair() -> list:
 
 def outcome_of(found) -> list:
     "What a search came to."
-    return [(one.name, one.parameters, one.scores, one.status) for one in [*found.line_up, *found.trials]]
+    return [(one.name, one.parameters, one.scores, one.status) for one in [*found.baseline_trials, *found.trials]]
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     "A search of six trials that nobody stopped."
     folder = tmp_path_factory.mktemp("whole")
-    arena = arena_of(folder / "folds")
-    return arena, search_hyperparameters(arena, pair(), Budget(6, 600), folder / "study")
+    cv = arena_of(folder / "folds")
+    return cv, search_hyperparameters(cv, pair(), SearchBudget(6, 600), folder / "study")
 
 
 def test_a_killed_search_goes_on(tmp_path, whole, counted):
-    arena, expected = whole
+    cv, expected = whole
     study = tmp_path / "study"
     process = subprocess.Popen([sys.executable, "-c", SEARCH, str(Path(__file__).parent), str(study)])
     late = time.monotonic() + 200
@@ -370,14 +370,14 @@ def test_a_killed_search_goes_on(tmp_path, whole, counted):
     process.wait()
     kept = len(list(study.glob("search*/trial *.npz")))
     assert 2 <= kept < 6
-    found = search_hyperparameters(arena, pair(), Budget(6, 600), study)
+    found = search_hyperparameters(cv, pair(), SearchBudget(6, 600), study)
     assert kept - 1 <= found.found <= kept, "it may have been killed between the file and the journal"
     assert outcome_of(found) == outcome_of(expected)
     assert len(counted) == sum(len(trial.scores) for trial in found.trials[found.found :]), "nothing is fitted twice"
 
 
 def test_an_interrupted_search_goes_on(tmp_path, whole, counted, monkeypatch):
-    arena, expected = whole
+    cv, expected = whole
     fit = trials.fit_and_score_fold
 
     def interrupt(*asked):
@@ -388,17 +388,17 @@ def test_an_interrupted_search_goes_on(tmp_path, whole, counted, monkeypatch):
     with monkeypatch.context() as patched:
         patched.setattr(trials, "fit_and_score_fold", interrupt)
         with pytest.raises(KeyboardInterrupt):
-            search_hyperparameters(arena, pair(), Budget(6, 600), tmp_path)
-    found = search_hyperparameters(arena, pair(), Budget(6, 600), tmp_path)
+            search_hyperparameters(cv, pair(), SearchBudget(6, 600), tmp_path)
+    found = search_hyperparameters(cv, pair(), SearchBudget(6, 600), tmp_path)
     assert found.found == 1
     assert outcome_of(found) == outcome_of(expected)
 
 
 def test_more_trials_go_on_with_the_same_study(tmp_path, whole, counted):
-    arena, expected = whole
-    search_hyperparameters(arena, pair(), Budget(3, 600), tmp_path)
+    cv, expected = whole
+    search_hyperparameters(cv, pair(), SearchBudget(3, 600), tmp_path)
     counted.clear()
-    found = search_hyperparameters(arena, pair(), Budget(6, 600), tmp_path)
+    found = search_hyperparameters(cv, pair(), SearchBudget(6, 600), tmp_path)
     assert found.found == 3
     assert outcome_of(found) == outcome_of(expected)
     assert len(counted) == sum(len(trial.scores) for trial in found.trials[3:])
@@ -406,8 +406,8 @@ def test_more_trials_go_on_with_the_same_study(tmp_path, whole, counted):
 
 @pytest.mark.parametrize("damage", ["trial", "line-up", "journal's end", "journal's middle", "journal"])
 def test_what_is_damaged_is_done_again(damage, tmp_path, whole):
-    arena, expected = whole
-    search_hyperparameters(arena, pair(), Budget(6, 600), tmp_path)
+    cv, expected = whole
+    search_hyperparameters(cv, pair(), SearchBudget(6, 600), tmp_path)
     folder = next(tmp_path.glob("search*"))
     path = {"trial": folder / "trial 2.npz", "line-up": tmp_path / "line-up linear.npz"}.get(damage, folder / "journal.log")
     content = path.read_bytes()
@@ -419,21 +419,21 @@ def test_what_is_damaged_is_done_again(damage, tmp_path, whole):
             "journal": b"",
         }.get(damage, content[:middle])
     )
-    found = search_hyperparameters(arena, pair(), Budget(6, 600), tmp_path)
+    found = search_hyperparameters(cv, pair(), SearchBudget(6, 600), tmp_path)
     assert outcome_of(found) == outcome_of(expected)
     assert found.found == {"trial": 5, "line-up": 6, "journal's end": 5, "journal": 0}.get(damage, found.found)
-    assert search_hyperparameters(arena, pair(), Budget(6, 600), tmp_path).found == 6
+    assert search_hyperparameters(cv, pair(), SearchBudget(6, 600), tmp_path).found == 6
 
 
 def test_when_time_is_up_it_is_said_and_the_rest_can_follow(tmp_path, whole):
-    arena, expected = whole
+    cv, expected = whole
     started = time.monotonic()
-    found = search_hyperparameters(arena, pair(), Budget(6, 1, started - 10), tmp_path)
+    found = search_hyperparameters(cv, pair(), SearchBudget(6, 1, started - 10), tmp_path)
     assert found.late and not found.trials
     more = [*pair(), CANDIDATES["neighbours"]]
-    found = search_hyperparameters(arena, more, Budget(6, 1, started - 10), tmp_path / "more")
-    assert found.late and found.line_up[-1].reason == "time was up"
-    found = search_hyperparameters(arena, pair(), Budget(6, 600), tmp_path)
+    found = search_hyperparameters(cv, more, SearchBudget(6, 1, started - 10), tmp_path / "more")
+    assert found.late and found.baseline_trials[-1].reason == "time was up"
+    found = search_hyperparameters(cv, pair(), SearchBudget(6, 600), tmp_path)
     assert not found.late
     assert outcome_of(found) == outcome_of(expected)
 
@@ -446,27 +446,27 @@ def test_where_no_further_round_fits_the_search_takes_its_time(tmp_path, own, mo
         fitted.append(task)
         raise ValueError("no such thing")
 
-    def listen(arena, models, budget, *rest):
-        found = search_hyperparameters(arena, models, budget, *rest)
-        asked.append((budget.seconds, found, len(fitted)))
+    def listen(cv, models, budget, *rest):
+        found = search_hyperparameters(cv, models, budget, *rest)
+        asked.append((budget.timeout, found, len(fitted)))
         return found
 
     monkeypatch.setattr(stage, "search_hyperparameters", listen)
-    monkeypatch.setattr(stage, "repeat_cross_validation", lambda arena, finalists, *rest: (arena, finalists, True))
+    monkeypatch.setattr(stage, "repeat_cross_validation", lambda cv, finalists, *rest: (cv, finalists, True))
     competition = hold(tmp_path, models=["linear", "broken"], trials=10_000, seconds=6, repeats=2)
     (part, before, once), (whole, after, still) = asked
     assert (part, whole) == (4, 6) and once == still > 0
     assert len(after.trials) > len(before.trials) > 0
     assert [trial.scores for trial in after.trials[: len(before.trials)]] == [trial.scores for trial in before.trials]
-    assert [trial.status for trial in after.line_up] == [trial.status for trial in before.line_up]
+    assert [trial.status for trial in after.baseline_trials] == [trial.status for trial in before.baseline_trials]
     assert competition.search.late and competition.search.found == 0
     assert "no such thing" in competition.out["broken"]
 
 
 def test_other_candidates_in_the_line_up_are_another_search(tmp_path, own):
-    arena = arena_of(tmp_path / "folds", folds=2)
-    search_hyperparameters(arena, pair()[:2], Budget(1, 600), tmp_path / "study")
-    assert search_hyperparameters(arena, pair(), Budget(1, 600), tmp_path / "study").searched  # Optuna would not change its choices
+    cv = arena_of(tmp_path / "folds", folds=2)
+    search_hyperparameters(cv, pair()[:2], SearchBudget(1, 600), tmp_path / "study")
+    assert search_hyperparameters(cv, pair(), SearchBudget(1, 600), tmp_path / "study").tuned_models  # Optuna would not change its choices
 
 
 def test_two_folds_are_asked_once(tmp_path):
@@ -532,10 +532,10 @@ def watched(monkeypatch, tmp_path, problem, table) -> stage.ModelSelection:
     Watch.seen.clear()
     inner = []
     monkeypatch.setattr(trials, "early_stopping_split", lambda *asked: inner.append((asked, early_stopping_split(*asked))) or inner[-1][1])
-    arena = arena_of(tmp_path / "folds", problem, table)
-    arena = replace(arena, plan=Pipeline([("watch", Watch()), *arena.plan.steps]))
-    rules = Rules(["linear", "lightgbm"], repeats=2, trials=2, seconds=600, jobs=1)
-    competition = compete(arena, rules, tmp_path / "study", table, len(table))
+    cv = arena_of(tmp_path / "folds", problem, table)
+    cv = replace(cv, plan=Pipeline([("watch", Watch()), *cv.preprocessor.steps]))
+    rules = ModellingSettings(["linear", "lightgbm"], repeats=2, trials=2, seconds=600, jobs=1)
+    competition = compare_models(cv, rules, tmp_path / "study", table, len(table))
     learning_curve(competition, table, list(KINDS))
     inner = [each for each in inner if each[1]]  # A tenth of the rows is too few for early stopping
     assert len(inner) > 6
@@ -557,9 +557,9 @@ def test_time_is_never_turned_round(tmp_path, monkeypatch):
     competition = watched(monkeypatch, tmp_path, make_problem(time="day"), table)
     assert all(learnt.max() < asked.min() for learnt, each in rounds_seen() for asked in each)
     assert all(grow.max() < stop.min() for _, (grow, stop) in competition.inner)
-    assert len(competition.arena.folds) == 3, "one round"
+    assert len(competition.cv.folds) == 3, "one round"
     assert [folds for what, folds in taught if what == "ensemble"] == [[0], [0, 1], [0, 1, 2]], "the last is for the model"
-    stage.finish(competition)
+    stage.build_final_model(competition)
     assert [rows for what, rows in taught if what == "calibration"] == [60, 120, 180]
 
 
@@ -571,7 +571,7 @@ def test_an_entity_is_never_on_both_sides(tmp_path, monkeypatch):
         assert not any(set(learnt // 4) & set(asked // 4) for asked in each)
     for (_, _, _, entities), (grow, stop) in competition.inner:
         assert not set(entities[grow]) & set(entities[stop])
-    assert len(competition.arena.folds) == 6, "two rounds"
+    assert len(competition.cv.folds) == 6, "two rounds"
 
 
 def test_a_class_that_only_the_last_rows_know_teaches(tmp_path):
@@ -592,41 +592,41 @@ def test_early_stopping_by_inner_rows_and_the_mean_of_trees(name, tmp_path, monk
         return grown[-1]
 
     monkeypatch.setattr(trials, "_fit_early_stopping", watch)
-    arena, model = arena_of(tmp_path), CANDIDATES[name]
-    trial = run_trial(arena, model, {"learning_rate": 0.3, model.grows: 400})
-    assert trial.grown == grown
+    cv, model = arena_of(tmp_path), CANDIDATES[name]
+    trial = run_trial(cv, model, {"learning_rate": 0.3, model.iterations_parameter: 400})
+    assert trial.best_iterations == grown
     assert all(1 <= trees < 400 for trees in grown)
-    assert build_model(arena, trial).steps[-1][1].get_params()[model.grows] == round(np.mean(grown))
+    assert build_pipeline(cv, trial).steps[-1][1].get_params()[model.iterations_parameter] == round(np.mean(grown))
 
 
 # Together, and who wins
 
 
-def heard(arena: CrossValidation, noise: float, seed: int) -> Trial:
+def heard(cv: CrossValidation, noise: float, seed: int) -> Trial:
     "A trial of a regression that is wrong by some noise."
-    rng, truths = np.random.default_rng(seed), [arena.truth(fold).to_numpy() for fold in range(len(arena.folds))]
+    rng, truths = np.random.default_rng(seed), [cv.actual(fold).to_numpy() for fold in range(len(cv.folds))]
     said = [Predictions(truth + noise * rng.standard_normal(len(truth))) for truth in truths]
     scores = [float(np.sqrt(np.mean((one.labels - truth) ** 2))) for one, truth in zip(said, truths, strict=True)]
     return Trial(seed, "lightgbm", "trees", {}, scores, said)
 
 
 def test_an_ensemble_of_those_that_err_elsewhere_is_kept_and_one_of_copies_is_not(tmp_path):
-    arena = arena_of(tmp_path, make_problem("regression"), folds=5)
-    rivals = [heard(arena, 0.5, seed) for seed in (1, 2, 3)]
-    together = ensemble.build_ensemble_trial(arena, rivals)
+    cv = arena_of(tmp_path, make_problem("regression"), folds=5)
+    rivals = [heard(cv, 0.5, seed) for seed in (1, 2, 3)]
+    together = ensemble.build_ensemble_trial(cv, rivals)
     assert sum(together.parameters.values()) == pytest.approx(1)
-    assert selection_order(arena, [*rivals, together])[0] is together
+    assert selection_order(cv, [*rivals, together])[0] is together
     copies = [replace(rivals[0], number=number) for number in (4, 5)]
-    together = ensemble.build_ensemble_trial(arena, copies)
-    assert selection_order(arena, [*copies, together])[0] is copies[0]
+    together = ensemble.build_ensemble_trial(cv, copies)
+    assert selection_order(cv, [*copies, together])[0] is copies[0]
 
 
 def test_folds_of_another_round_do_not_choose_the_weights_by_which_they_are_judged(tmp_path, monkeypatch):
-    arena = arena_of(tmp_path, make_problem("regression"))
-    arena = replace(arena, folds=[*arena.folds, *make_folds(arena.problem, arena.rows, 3, seed=1)])
+    cv = arena_of(tmp_path, make_problem("regression"))
+    cv = replace(cv, folds=[*cv.folds, *make_folds(cv.problem, cv.rows, 3, seed=1)])
     chosen, choose = [], ensemble.ensemble_selection_weights
     monkeypatch.setattr(ensemble, "ensemble_selection_weights", lambda *asked: chosen.append(list(asked[3])) or choose(*asked))
-    ensemble.build_ensemble_trial(arena, [heard(arena, 0.5, 1), heard(arena, 0.5, 2)])
+    ensemble.build_ensemble_trial(cv, [heard(cv, 0.5, 1), heard(cv, 0.5, 2)])
     assert chosen == [[1, 2], [0, 2], [0, 1], [4, 5], [3, 5], [3, 4], [*range(6)]]
 
 
@@ -656,21 +656,21 @@ def test_the_latency_budget_refuses_who_is_slow(tmp_path, own, reviewed, monkeyp
 
 
 def test_within_one_standard_error_the_simpler_one_wins(tmp_path):
-    arena = arena_of(tmp_path, folds=5)
-    near = planted(arena, [0.80, 0.84, 0.79, 0.86, 0.81], [0.81, 0.83, 0.80, 0.86, 0.82], [0.90, 0.70, 0.85, 0.75, 0.80])
-    assert [trial.model for trial in selection_order(arena, near)][0] == "linear"
-    assert [trial.model for trial in selection_order(arena, near, "best")] == ["forest", "linear", "lightgbm"]
-    far = planted(arena, [0.80, 0.84, 0.79, 0.86, 0.81], [0.85, 0.89, 0.84, 0.91, 0.87])
-    assert [trial.model for trial in selection_order(arena, far)] == ["forest", "linear"]
+    cv = arena_of(tmp_path, folds=5)
+    near = planted(cv, [0.80, 0.84, 0.79, 0.86, 0.81], [0.81, 0.83, 0.80, 0.86, 0.82], [0.90, 0.70, 0.85, 0.75, 0.80])
+    assert [trial.model for trial in selection_order(cv, near)][0] == "linear"
+    assert [trial.model for trial in selection_order(cv, near, "best")] == ["forest", "linear", "lightgbm"]
+    far = planted(cv, [0.80, 0.84, 0.79, 0.86, 0.81], [0.85, 0.89, 0.84, 0.91, 0.87])
+    assert [trial.model for trial in selection_order(cv, far)] == ["forest", "linear"]
 
 
 @pytest.mark.parametrize("metric", ["log_loss", "rmse"])
 def test_lower_is_better_where_it_is(metric, tmp_path):
     task = "regression" if metric == "rmse" else "binary"
-    arena = arena_of(tmp_path, make_problem(task, metric=metric, metrics=[metric]), folds=5)
-    far = planted(arena, [0.50, 0.52, 0.51, 0.49, 0.50], [0.40, 0.42, 0.41, 0.40, 0.41])
-    assert [trial.model for trial in selection_order(arena, far)] == ["forest", "linear"]
-    competition = hold(tmp_path / "held", problem=arena.problem, models=["linear", "lightgbm"], trials=2)
+    cv = arena_of(tmp_path, make_problem(task, metric=metric, metrics=[metric]), folds=5)
+    far = planted(cv, [0.50, 0.52, 0.51, 0.49, 0.50], [0.40, 0.42, 0.41, 0.40, 0.41])
+    assert [trial.model for trial in selection_order(cv, far)] == ["forest", "linear"]
+    competition = hold(tmp_path / "held", problem=cv.problem, models=["linear", "lightgbm"], trials=2)
     lines = competition.lines()
     assert lines[-1].model_type == "dummy" or lines[-1].score.value >= lines[0].score.value
     assert lines[0].score.value < next(line for line in lines if line.model_type == "dummy").score.value
@@ -680,9 +680,9 @@ def test_lower_is_better_where_it_is(metric, tmp_path):
 # Probabilities, thresholds, weights
 
 
-def said_of(chance: np.ndarray, arena: CrossValidation) -> Trial:
+def said_of(chance: np.ndarray, cv: CrossValidation) -> Trial:
     "A trial that gives these probabilities."
-    said = [predictions_from_values(chance[ask], arena.problem) for _, ask in arena.folds]
+    said = [predictions_from_values(chance[ask], cv.problem) for _, ask in cv.folds]
     return Trial(0, "linear", "linear", {}, [0.7] * len(said), said)
 
 
@@ -695,15 +695,15 @@ def chances(tmp_path, **more) -> tuple[CrossValidation, np.ndarray]:
 
 
 def test_calibration_is_kept_where_it_helps_only(tmp_path):
-    arena, chance = chances(tmp_path)
-    right, same = calibration.calibrate_trial(arena, said_of(chance, arena))
-    assert not right.applied and same.said[0].scores is not None and right.improvement.low <= 0
+    cv, chance = chances(tmp_path)
+    right, same = calibration.calibrate_trial(cv, said_of(chance, cv))
+    assert not right.applied and same.predictions[0].scores is not None and right.improvement.low <= 0
     bold = calibrate_probabilities(np.column_stack([1 - chance, chance]), 3.0)[:, 1]
-    wrong, mended = calibration.calibrate_trial(arena, said_of(bold, arena))
+    wrong, mended = calibration.calibrate_trial(cv, said_of(bold, cv))
     assert wrong.applied and wrong.log_loss_after < wrong.log_loss_before and wrong.inverse_temperature == pytest.approx(1 / 3, abs=0.08)
     assert all(
         (np.argsort(a.scores) == np.argsort(b.scores)).mean() > 0.99
-        for a, b in zip(mended.said, said_of(bold, arena).said, strict=True)
+        for a, b in zip(mended.predictions, said_of(bold, cv).predictions, strict=True)
     )
 
 
@@ -719,8 +719,8 @@ def test_calibration_is_kept_where_it_helps_only(tmp_path):
     ],
 )
 def test_the_threshold_suits_what_is_asked(more, low, high, tmp_path):
-    arena, chance = chances(tmp_path, **more)
-    assert low <= calibration.tune_threshold(arena, said_of(chance, arena)) <= high
+    cv, chance = chances(tmp_path, **more)
+    assert low <= calibration.tune_threshold(cv, said_of(chance, cv)) <= high
 
 
 def test_weights_reach_the_model_and_change_what_it_learns(tmp_path):
@@ -729,10 +729,10 @@ def test_weights_reach_the_model_and_change_what_it_learns(tmp_path):
     problem = make_problem(costs={"yes": {"no": 9.0}, "no": {"yes": 1.0}})
     shares = {}
     for how in ("", "balanced", "cost", "sure"):
-        arena = arena_of(tmp_path / (how or "alike"), problem, table, weights=how)
-        trial = run_trial(arena, CANDIDATES["linear"], {})
-        shares[how] = np.mean(np.concatenate([said.scores for said in trial.said]))
-        model = fit_final_model(build_model(arena, trial), problem, table[[*KINDS, "y"]], arena.weights, 0.5)
+        cv = arena_of(tmp_path / (how or "alike"), problem, table, weights=how)
+        trial = run_trial(cv, CANDIDATES["linear"], {})
+        shares[how] = np.mean(np.concatenate([said.scores for said in trial.predictions]))
+        model = fit_final_model(build_pipeline(cv, trial), problem, table[[*KINDS, "y"]], cv.sample_weight, 0.5)
         assert predict(model, table[list(KINDS)], problem).scores.mean() == pytest.approx(shares[how], abs=0.05)
     assert shares[""] < shares["balanced"]
     assert shares[""] < shares["cost"]
@@ -796,15 +796,15 @@ def test_whatever_can_win_is_saved_and_answers_alike_in_another_process(tmp_path
     expected = {}
     for task in CLASSES:
         table, problem, singles = make_table(task, 150), make_problem(task), []
-        arena = arena_of(tmp_path / task, problem, table)
+        cv = arena_of(tmp_path / task, problem, table)
         for model in candidates.choose_candidates(task, 150)[0]:
-            few = model.grows or "n_estimators" * model.name.endswith(("forest", "trees"))
+            few = model.iterations_parameter or "n_estimators" * model.name.endswith(("forest", "trees"))
             parameters = {few: 5} if few else {}
-            for family in model.families:
-                singles.append(Trial(len(singles) + 1, model.name, family, parameters))
+            for encoding in model.encodings:
+                singles.append(Trial(len(singles) + 1, model.name, encoding, parameters))
         both = Trial(0, "ensemble", "", {one.name: 0.25 for one in singles[-4:]})
         for trial in [*singles, both]:
-            model = build_model(arena, trial, singles)
+            model = build_pipeline(cv, trial, singles)
             if task != "regression":
                 model = CalibratedClassifier(model, 0.8, [0.0, 0.1, 0.2][: len(problem.classes)])
             weights = np.linspace(0.5, 1.5, len(table)) if trial.number % 2 else None

@@ -8,6 +8,7 @@ import sys
 
 import nbformat
 import pytest
+from browsing import DESK, PHONE
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
 from mlcycle.core.runs import Run, update_run_info
@@ -15,46 +16,7 @@ from mlcycle.core.workspace import Workspace
 from mlcycle.reports.pages import TITLES, page_name, write_comparison, write_index, write_page, write_pages
 from mlcycle.reports.run_facts import diff_runs
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-PHONE, DESK = {"width": 390, "height": 800}, {"width": 1300, "height": 900}
 pytestmark = pytest.mark.browser
-
-
-@pytest.fixture(scope="module")
-def browser():
-    "A headless Chromium of the system."
-    if CHROMIUM is None:
-        if os.environ.get("CI"):
-            pytest.fail("Chromium is missing. make system installs it.")
-        pytest.skip("Chromium is missing. As root on Debian, make system installs it.")
-    from playwright.sync_api import sync_playwright
-
-    flags = ["--no-sandbox", "--disable-background-networking", "--disable-component-update", "--disable-sync"]
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=flags)
-        yield browser
-        browser.close()
-
-
-@pytest.fixture
-def open_page(browser):
-    "Opens a page that remembers complaints and requests that leave the file system."
-    pages = []
-
-    def opened(address, **options):
-        page = browser.new_page(**({"viewport": DESK} | options))
-        page.complaints = []
-        page.on("console", lambda message: page.complaints.append(message.text) if message.type in ("error", "warning") else None)
-        page.on("pageerror", lambda error: page.complaints.append(str(error)))
-        page.on("request", lambda r: page.complaints.append(r.url) if not r.url.startswith(("file:", "data:")) else None)
-        pages.append(page)
-        page.goto(address)
-        return page
-
-    yield opened
-    for page in pages:
-        assert page.complaints == []
-        page.close()
 
 
 def copied(run: Run, workspace: Workspace, name: str, **facts) -> Run:

@@ -65,7 +65,9 @@ def tried(*names: str) -> list[TrialRecord]:
     "Trials: the first is complete, the second was pruned, the third raised."
     how = [("complete", "", [0.2, 0.3]), ("pruned", "worse than most", [0.1]), ("failed", "ValueError: no", [None])]
     return [
-        TrialRecord(name=name, kind=name.split()[0], role="search", metric="roc_auc", folds=folds, status=status, reason=reason)
+        TrialRecord(
+            name=name, model_type=name.split()[0], role="search", metric="roc_auc", fold_scores=folds, status=status, reason=reason
+        )
         for name, (status, reason, folds) in zip(names, how, strict=False)
     ]
 
@@ -514,13 +516,13 @@ def test_cleaning_leaves_what_waits(tmp_path):
 
 def test_a_search_whose_registry_is_down_is_not_repeated(tmp_path, monkeypatch):
     from mlcycle.modelling import search
-    from mlcycle.modelling.settings import Rules
+    from mlcycle.modelling.settings import ModellingSettings
     from mlcycle.modelling.stage import find_model
 
     TABLES["wine"][0]().to_csv(tmp_path / "wine.csv", index=False)
     settings = tmp_path / "settings.ini"
     words = ["run", "-q", "--source", "wine.csv", "--target", "target", "--until", "modelling"]
-    few = {"models": "linear", "trials": 1, "folds": 3, "repeats": 1, "curve": "false", "select": "off", "jobs": 1}
+    few = {"models": "linear", "trials": 1, "folds": 3, "repeats": 1, "learning_curve": "false", "select": "off", "jobs": 1}
     words += [word for key, value in few.items() for word in ("-p", f"{key}={value}")]
     settings.write_text("[stores]\ntracking_uri = http://127.0.0.1:9\n")
     failed = cli(*words, cwd=tmp_path, MLFLOW_HTTP_REQUEST_MAX_RETRIES="0")
@@ -537,9 +539,9 @@ def test_a_search_whose_registry_is_down_is_not_repeated(tmp_path, monkeypatch):
 
     monkeypatch.setattr(search, "run_trial", no_trial)
     run = mc.open("last", tmp_path)
-    rules = Rules(["linear"], folds=3, repeats=1, trials=1, curve=False, jobs=1)
-    found, _ = find_model(run.problem, run.dataset, run.plan, workspace, rules, run.id)
-    assert (found.model.version, found.found, found.winner) == (1, 1, kept.candidate.winner)
+    settings = ModellingSettings(models=["linear"], folds=3, repeats=1, trials=1, learning_curve=False, jobs=1)
+    found, _ = find_model(run.problem, run.dataset, run.plan, workspace, settings, run.id)
+    assert (found.model.version, found.resumed_trials, found.winner) == (1, 1, kept.candidate.winner)
     assert queued_models(workspace) == [], "it has a version now"
     done = cli(*words, cwd=tmp_path)
     assert done.returncode == 0, done.stderr

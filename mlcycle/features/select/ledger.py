@@ -140,8 +140,8 @@ def plot_feature_graph(
             axes.plot([1, 2.1], [place, place], **style)
             axes.text(1.55, place, shorten_text(each.transformation, 40), ha="center", va="center", fontsize=7.5, color=ink, zorder=3,
                       bbox={"boxstyle": "round,pad=0.2", "facecolor": "white", "edgecolor": style["color"], "linewidth": 0.6})
-        importance_of = f"  {each.importance.value:+.4f}" if each.importance else ""
-        axes.text(2.13, place, shorten_text(each.name, 30) + importance_of, va="center", fontsize=8, color=ink)
+        label = f"  {each.importance.value:+.4f}" if each.importance else ""
+        axes.text(2.13, place, shorten_text(each.name, 30) + label, va="center", fontsize=8, color=ink)
     for column, place in columns.items():
         axes.text(-0.03, place, shorten_text(column, 26), ha="right", va="center", fontsize=8, color="0.1")
     left_out = f" ({len(features) - len(shown)} more are not shown)" if len(features) > len(shown) else ""

@@ -12,7 +12,6 @@ import logging
 import os
 import re
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import ValidationError
@@ -57,12 +56,9 @@ def read_api_options(
     "How an API is asked."
     place, rest = split_address(address)
     if place.lower().endswith((".yaml", ".yml")) and "://" not in place:
-        import yaml
+        from mlcycle.core.yaml_files import read_yaml_file
 
-        try:
-            options = yaml.safe_load(Path(place).read_text(encoding="utf-8"))
-        except (OSError, ValueError, yaml.YAMLError) as error:
-            raise SourceError(f"The file '{place}' cannot be read.", "The options of an API are expected.", str(error)) from error
+        options = read_yaml_file(place, error=SourceError).content
         options = options if isinstance(options, dict) else {}
     else:
         options = {"url": place}
