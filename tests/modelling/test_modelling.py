@@ -1,4 +1,4 @@
-"""Stage 4: who competes, what is tried, what is left when it is stopped, and who wins."""
+"""Stage 4: candidates, the search, what is left when it is stopped, and which model is chosen."""
 
 import importlib.util
 import os
@@ -27,20 +27,30 @@ from mlcycle.ml.blends import BlendClassifier, CalibratedClassifier, calibrate_p
 from mlcycle.ml.folds import make_folds
 from mlcycle.ml.latency import measure_latency
 from mlcycle.ml.predictions import Predictions, predictions_from_values, predict
-from mlcycle.modelling import calibration, candidates, ensemble, stage, trials
-from mlcycle.modelling.candidates import CANDIDATES, candidate, check_loadable
+from mlcycle.modelling import (
+    boosters,
+    calibration,
+    candidates,
+    cross_validation,
+    ensemble,
+    final_model,
+    model_selection,
+    stage,
+    trials,
+)
+from mlcycle.modelling.candidates import CANDIDATES, candidate_model, check_loadable
 from mlcycle.modelling.choice import build_pipeline, selection_order
 from mlcycle.modelling.search import SearchBudget, search_hyperparameters
-from mlcycle.modelling.final_model import fit_final_model, fit_winner, learning_curve
+from mlcycle.modelling.final_model import build_final_model, fit_best_model, fit_final_model, measure_learning_curve
 from mlcycle.modelling.settings import ModellingSettings
-from mlcycle.modelling.model_selection import compare_models
+from mlcycle.modelling.model_selection import ModelSelection, compare_models
 from mlcycle.modelling.stage import check_columns_vary, make_cross_validation
 from mlcycle.modelling.studies import open_study
 from mlcycle.modelling.cross_validation import CrossValidation, early_stopping_split
 from mlcycle.modelling.trials import Trial, run_trial, worker_processes
 from mlcycle.modelling.weights import sample_weights
 from mlcycle.outcomes import Problem
-from mlcycle.stores.models.model_files import TRUSTED, load_model, save_model
+from mlcycle.stores.models.model_files import TRUSTED_TYPES, load_model, save_model
 
 KINDS = {"a": "number", "b": "number", "word": "category"}
 CLASSES = {"binary": ["no", "yes"], "multiclass": ["high", "low", "middle"], "regression": []}
@@ -66,19 +76,21 @@ def make_table(task="binary", rows=240, seed=0) -> pd.DataFrame:
     return table
 
 
-def arena_of(folder, problem=None, table=None, folds=3, **rules) -> CrossValidation:
-    "An cv with the plan of stage 3."
+def cv_of(folder, problem=None, table=None, folds=3, **given_settings) -> CrossValidation:
+    "A cross-validation with the preprocessor of stage 3."
     problem = problem or make_problem()
     table = make_table(problem.task) if table is None else table
-    plan = build_preprocessor(KINDS, classification=problem.task != "regression")
+    preprocessor = build_preprocessor(KINDS, classification=problem.task != "regression")
     Path(folder).mkdir(parents=True, exist_ok=True)
-    return make_cross_validation(problem, plan, list(KINDS), table, ModellingSettings(**{"folds": folds, "jobs": 1} | rules), Path(folder))
+    return make_cross_validation(
+        problem, preprocessor, list(KINDS), table, ModellingSettings(**{"folds": folds, "jobs": 1} | given_settings), Path(folder)
+    )
 
 
-def hold(tmp_path, rows=None, problem=None, **rules) -> stage.ModelSelection:
-    "A small competition."
-    cv = arena_of(tmp_path / "folds", problem, rows, rules.pop("folds", 3), **rules)
-    quick = {"models": ["linear"], "trials": 1, "repeats": 1, "jobs": 1, "folds": len(cv.folds)} | rules
+def hold(tmp_path, rows=None, problem=None, **given_settings) -> ModelSelection:
+    "A small selection."
+    cv = cv_of(tmp_path / "folds", problem, rows, given_settings.pop("folds", 3), **given_settings)
+    quick = {"models": ["linear"], "trials": 1, "repeats": 1, "jobs": 1, "folds": len(cv.folds)} | given_settings
     rows = make_table(cv.problem.task) if rows is None else rows
     return compare_models(cv, ModellingSettings(**quick), tmp_path / "study", rows, len(rows))
 
@@ -114,16 +126,18 @@ def planted(cv: CrossValidation, *scores: list[float], models=("linear", "forest
 
 
 def test_a_candidate_of_ones_own_competes_wins_is_saved_and_loaded(tmp_path, own):
-    @candidate("own forest", space=lambda trial: {"max_depth": trial.suggest_int("own forest_depth", 3, 6)}, simplicity=1)
+    @candidate_model(
+        "own forest", search_space=lambda trial: {"max_depth": trial.suggest_int("own forest_depth", 3, 6)}, complexity=1
+    )
     def make(task, seed, max_depth=5):
         return RandomForestClassifier(30, max_depth=max_depth, random_state=seed)
 
     table = make_table()
     table["y"] = np.where(table.a.abs() > 0.7, "yes", "no")  # A straight line cannot say this
-    competition = hold(tmp_path, table, models=["own forest", "linear"], trials=2)
-    assert competition.order[0].model == "own forest"
-    assert {trial.model for trial in competition.search.trials} <= {"own forest", "linear"}
-    model, taken = fit_winner(competition, table[[*KINDS, "y"]], None)
+    selection = hold(tmp_path, table, models=["own forest", "linear"], trials=2)
+    assert selection.ranking[0].model == "own forest"
+    assert {trial.model for trial in selection.search.trials} <= {"own forest", "linear"}
+    model, taken = fit_best_model(selection, table[[*KINDS, "y"]], None)
     again = load_model(tmp_path / "model.skops", save_model(model, tmp_path / "model.skops"))
     assert (again.predict(table[list(KINDS)]) == model.predict(table[list(KINDS)])).all()
     assert taken["p50"] > 0
@@ -152,7 +166,8 @@ class Odd(ClassifierMixin, BaseEstimator):
 def reviewed(monkeypatch):
     "The estimators of this module may be saved."
     monkeypatch.setattr(
-        "mlcycle.stores.models.model_files.TRUSTED", [*TRUSTED, *(f"test_modelling.{each.__name__}" for each in (Odd, Slow))]
+        "mlcycle.stores.models.model_files.TRUSTED_TYPES",
+        [*TRUSTED_TYPES, *(f"test_modelling.{each.__name__}" for each in (Odd, Slow))],
     )
 
 
@@ -166,19 +181,19 @@ def reviewed(monkeypatch):
     ],
 )
 def test_an_odd_candidate_is_out_with_its_reason_and_stops_nobody(way, reason, tmp_path, own, reviewed):
-    candidate("odd")(lambda task, seed: Odd(way))
-    competition = hold(tmp_path, models=["odd", "linear"])
-    assert competition.order[0].model == "linear"
-    assert reason in competition.out["odd"]
-    assert all(line.model_type != "odd" for line in competition.lines())
+    candidate_model("odd")(lambda task, seed: Odd(way))
+    selection = hold(tmp_path, models=["odd", "linear"])
+    assert selection.ranking[0].model == "linear"
+    assert reason in selection.excluded["odd"]
+    assert all(line.model_type != "odd" for line in selection.leaderboard())
 
 
 def test_if_all_fail_each_reason_is_told(tmp_path, own, reviewed):
-    candidate("one")(lambda task, seed: Odd("raises"))
-    candidate("two")(lambda task, seed: Odd("NaN"))
+    candidate_model("one")(lambda task, seed: Odd("raises"))
+    candidate_model("two")(lambda task, seed: Odd("NaN"))
     with pytest.raises(StageError, match=r"one: RuntimeError: the moon is full; two: ValueError: 80 of 80") as told:
         hold(tmp_path, models=["one", "two"])
-    assert told.value.found == "No candidate could be fitted and asked."
+    assert told.value.found == "No candidate could be fitted and scored."
     assert not list(tmp_path.glob("study/*one*")), "what failed is tried again"
 
 
@@ -191,44 +206,44 @@ def test_a_regressor_that_answers_in_columns_is_out(tmp_path, own, monkeypatch):
             return np.zeros((len(X), 1))
 
     monkeypatch.setattr(candidates, "untrusted_types", lambda model: [])
-    candidate("column")(lambda task, seed: Column())
-    competition = hold(tmp_path, problem=make_problem("regression"), models=["column", "linear"])
-    assert "shape (80, 1) for 80 rows" in competition.out["column"]
+    candidate_model("column")(lambda task, seed: Column())
+    selection = hold(tmp_path, problem=make_problem("regression"), models=["column", "linear"])
+    assert "shape (80, 1) for 80 rows" in selection.excluded["column"]
 
 
 def test_a_type_that_was_not_reviewed_is_told_before_the_search(tmp_path, own, counted):
-    candidate("odd")(lambda task, seed: Pipeline([("model", Odd())]))
-    with pytest.raises(ParameterError, match=r"'odd' asks for types that are not trusted: test_modelling.Odd"):
+    candidate_model("odd")(lambda task, seed: Pipeline([("model", Odd())]))
+    with pytest.raises(ParameterError, match=r"'odd' contains types that are not trusted: test_modelling.Odd"):
         hold(tmp_path, models=["linear", "odd"])
     assert not counted
     check_loadable([CANDIDATES[name] for name in ("linear", "lightgbm", "network")], "regression")
 
 
 def test_whoever_could_not_be_loaded_gives_way(tmp_path, monkeypatch):
-    competition = hold(tmp_path, models=["linear", "neighbours"], ensemble=False)
-    competition.order.sort(key=lambda trial: trial.model == "neighbours")
-    monkeypatch.setattr(stage, "untrusted_types", lambda model: [] if "KNeigh" in repr(model) else ["a.Type"])
+    selection = hold(tmp_path, models=["linear", "neighbours"], ensemble=False)
+    selection.ranking.sort(key=lambda trial: trial.model == "neighbours")
+    monkeypatch.setattr(final_model, "untrusted_types", lambda model: [] if "KNeigh" in repr(model) else ["a.Type"])
     table = make_table()
-    fit_winner(competition, table[[*KINDS, "y"]], None)
-    assert competition.chosen.model == "neighbours"
-    assert competition.lines()[0].model_type == "neighbours"
-    assert any("a.Type" in why for why in competition.out.values())
+    fit_best_model(selection, table[[*KINDS, "y"]], None)
+    assert selection.chosen.model == "neighbours"
+    assert selection.leaderboard()[0].model_type == "neighbours"
+    assert any("a.Type" in why for why in selection.excluded.values())
 
 
 def test_a_name_that_cannot_be(own):
     for name in ("../up", "", "ensemble", "dummy"):
         with pytest.raises(ParameterError, match="cannot be called"):
-            candidate(name)
-    with pytest.raises(ParameterError, match="'forests' is not a encoding"):
-        candidate("mine", encoding="forests")
+            candidate_model(name)
+    with pytest.raises(ParameterError, match="'forests' is not an encoding"):
+        candidate_model("mine", encoding="forests")
 
 
 def test_a_changed_candidate_is_another_study(own):
     codes = []
     for depth in (1, 2):
         space = {1: lambda trial: {"max_depth": 1}, 2: lambda trial: {"max_depth": 2}}[depth]
-        candidate("mine", space=space)(lambda task, seed, **more: DecisionTreeClassifier(**more))
-        codes.append(CANDIDATES["mine"].own)
+        candidate_model("mine", search_space=space)(lambda task, seed, **more: DecisionTreeClassifier(**more))
+        codes.append(CANDIDATES["mine"].user_code)
     assert codes[0] != codes[1]
 
 
@@ -239,8 +254,8 @@ def test_a_fold_without_a_class(tmp_path):
     table = make_table()
     table.loc[5:, "y"] = "no"
     table.loc[:5, "y"] = "yes"
-    with pytest.raises(TargetError, match=r"Fold 1 of 3 has no row of class 'yes' to be asked about"):
-        arena_of(tmp_path, make_problem(time="day"), table)
+    with pytest.raises(TargetError, match=r"Fold 1 of 3 has no validation row of class 'yes'"):
+        cv_of(tmp_path, make_problem(time="day"), table)
 
 
 def test_constant_features():
@@ -252,8 +267,8 @@ def test_constant_features():
     ("wrong", "said"),
     [
         ({"trials": 0}, "trials = 0"),
-        ({"seconds": 0}, "search_seconds = 0"),
-        ({"seconds": float("nan")}, "search_seconds = nan"),
+        ({"search_seconds": 0}, "search_seconds = 0"),
+        ({"search_seconds": float("nan")}, "search_seconds = nan"),
         ({"folds": 1}, "folds = 1"),
         ({"repeats": 0}, "repeats = 0"),
         ({"jobs": 0}, "jobs = 0"),
@@ -268,7 +283,7 @@ def test_rules_that_cannot_be(wrong, said):
 def test_candidates_that_cannot_be():
     for names, said in (
         (["lihgtgbm"], "no candidate 'lihgtgbm'.*Did you mean 'lightgbm'"),
-        (["dummy"], "cannot compare_models alone"),
+        (["dummy"], "cannot be the only candidate"),
         (["network"], "network: takes too long on more than 30,000 rows"),
     ):
         with pytest.raises(ParameterError, match=said):
@@ -276,7 +291,7 @@ def test_candidates_that_cannot_be():
 
 
 def test_a_candidate_that_is_not_for_the_task(own):
-    candidate("mine", tasks=["regression"])(lambda task, seed: Ridge())
+    candidate_model("mine", tasks=["regression"])(lambda task, seed: Ridge())
     with pytest.raises(ParameterError, match="mine: not made for a binary task"):
         candidates.choose_candidates("binary", 100, ["mine"])
     assert candidates.choose_candidates("binary", 100)[1]["mine"] == "not made for a binary task"
@@ -298,9 +313,9 @@ def test_the_command_line_says_what_is_wrong(tmp_path):
 # The same each time
 
 
-def facts_of(competition) -> list:
+def facts_of(selection) -> list:
     "What must not differ."
-    return [(line.model, line.fold_scores, line.parameters) for line in competition.lines()]
+    return [(line.model, line.fold_scores, line.parameters) for line in selection.leaderboard()]
 
 
 def test_one_process_or_four_and_once_more(tmp_path, monkeypatch):
@@ -309,10 +324,10 @@ def test_one_process_or_four_and_once_more(tmp_path, monkeypatch):
     for place, jobs in enumerate((1, 4, 1)):
         with worker_processes(jobs):
             names = ["linear", "lightgbm"]
-            competition = hold(tmp_path / str(place), table, models=names, trials=2, jobs=jobs, repeats=2, seconds=600)
-            assert competition.cv.jobs == jobs
-            model, _ = fit_winner(competition, table[[*KINDS, "y"]], None)
-        boards.append(facts_of(competition))
+            selection = hold(tmp_path / str(place), table, models=names, trials=2, jobs=jobs, repeats=2, search_seconds=600)
+            assert selection.cv.jobs == jobs
+            model, _ = fit_best_model(selection, table[[*KINDS, "y"]], None)
+        boards.append(facts_of(selection))
         answers.append(model.predict_proba(table[list(KINDS)]))
     assert boards[0] == boards[1] == boards[2]
     assert (answers[0] == answers[1]).all()
@@ -335,7 +350,7 @@ def slow(model, *more):
     time.sleep(0.2)
     return fit(model, *more)
 trials.fit_and_score_fold = slow
-cv = t.arena_of(sys.argv[2] + ".folds")
+cv = t.cv_of(sys.argv[2] + ".folds")
 t.search_hyperparameters(cv, t.pair(), t.SearchBudget(6, 600), Path(sys.argv[2]))
 """
 
@@ -354,7 +369,7 @@ def outcome_of(found) -> list:
 def whole(tmp_path_factory):
     "A search of six trials that nobody stopped."
     folder = tmp_path_factory.mktemp("whole")
-    cv = arena_of(folder / "folds")
+    cv = cv_of(folder / "folds")
     return cv, search_hyperparameters(cv, pair(), SearchBudget(6, 600), folder / "study")
 
 
@@ -371,9 +386,9 @@ def test_a_killed_search_goes_on(tmp_path, whole, counted):
     kept = len(list(study.glob("search*/trial *.npz")))
     assert 2 <= kept < 6
     found = search_hyperparameters(cv, pair(), SearchBudget(6, 600), study)
-    assert kept - 1 <= found.found <= kept, "it may have been killed between the file and the journal"
+    assert kept - 1 <= found.resumed_trials <= kept, "it may have been killed between the file and the journal"
     assert outcome_of(found) == outcome_of(expected)
-    assert len(counted) == sum(len(trial.scores) for trial in found.trials[found.found :]), "nothing is fitted twice"
+    assert len(counted) == sum(len(trial.scores) for trial in found.trials[found.resumed_trials :]), "nothing is fitted twice"
 
 
 def test_an_interrupted_search_goes_on(tmp_path, whole, counted, monkeypatch):
@@ -390,7 +405,7 @@ def test_an_interrupted_search_goes_on(tmp_path, whole, counted, monkeypatch):
         with pytest.raises(KeyboardInterrupt):
             search_hyperparameters(cv, pair(), SearchBudget(6, 600), tmp_path)
     found = search_hyperparameters(cv, pair(), SearchBudget(6, 600), tmp_path)
-    assert found.found == 1
+    assert found.resumed_trials == 1
     assert outcome_of(found) == outcome_of(expected)
 
 
@@ -399,17 +414,17 @@ def test_more_trials_go_on_with_the_same_study(tmp_path, whole, counted):
     search_hyperparameters(cv, pair(), SearchBudget(3, 600), tmp_path)
     counted.clear()
     found = search_hyperparameters(cv, pair(), SearchBudget(6, 600), tmp_path)
-    assert found.found == 3
+    assert found.resumed_trials == 3
     assert outcome_of(found) == outcome_of(expected)
     assert len(counted) == sum(len(trial.scores) for trial in found.trials[3:])
 
 
-@pytest.mark.parametrize("damage", ["trial", "line-up", "journal's end", "journal's middle", "journal"])
+@pytest.mark.parametrize("damage", ["trial", "baseline", "journal's end", "journal's middle", "journal"])
 def test_what_is_damaged_is_done_again(damage, tmp_path, whole):
     cv, expected = whole
     search_hyperparameters(cv, pair(), SearchBudget(6, 600), tmp_path)
     folder = next(tmp_path.glob("search*"))
-    path = {"trial": folder / "trial 2.npz", "line-up": tmp_path / "line-up linear.npz"}.get(damage, folder / "journal.log")
+    path = {"trial": folder / "trial 2.npz", "baseline": tmp_path / "baseline linear.npz"}.get(damage, folder / "journal.log")
     content = path.read_bytes()
     middle = len(content) // 2
     path.write_bytes(
@@ -421,27 +436,27 @@ def test_what_is_damaged_is_done_again(damage, tmp_path, whole):
     )
     found = search_hyperparameters(cv, pair(), SearchBudget(6, 600), tmp_path)
     assert outcome_of(found) == outcome_of(expected)
-    assert found.found == {"trial": 5, "line-up": 6, "journal's end": 5, "journal": 0}.get(damage, found.found)
-    assert search_hyperparameters(cv, pair(), SearchBudget(6, 600), tmp_path).found == 6
+    assert found.resumed_trials == {"trial": 5, "baseline": 6, "journal's end": 5, "journal": 0}.get(damage, found.resumed_trials)
+    assert search_hyperparameters(cv, pair(), SearchBudget(6, 600), tmp_path).resumed_trials == 6
 
 
 def test_when_time_is_up_it_is_said_and_the_rest_can_follow(tmp_path, whole):
     cv, expected = whole
     started = time.monotonic()
     found = search_hyperparameters(cv, pair(), SearchBudget(6, 1, started - 10), tmp_path)
-    assert found.late and not found.trials
+    assert found.timed_out and not found.trials
     more = [*pair(), CANDIDATES["neighbours"]]
     found = search_hyperparameters(cv, more, SearchBudget(6, 1, started - 10), tmp_path / "more")
-    assert found.late and found.baseline_trials[-1].reason == "time was up"
+    assert found.timed_out and found.baseline_trials[-1].reason == "time was up"
     found = search_hyperparameters(cv, pair(), SearchBudget(6, 600), tmp_path)
-    assert not found.late
+    assert not found.timed_out
     assert outcome_of(found) == outcome_of(expected)
 
 
 def test_where_no_further_round_fits_the_search_takes_its_time(tmp_path, own, monkeypatch):
     asked, fitted = [], []
 
-    @candidate("broken")
+    @candidate_model("broken")
     def make(task, seed):
         fitted.append(task)
         raise ValueError("no such thing")
@@ -451,44 +466,48 @@ def test_where_no_further_round_fits_the_search_takes_its_time(tmp_path, own, mo
         asked.append((budget.timeout, found, len(fitted)))
         return found
 
-    monkeypatch.setattr(stage, "search_hyperparameters", listen)
-    monkeypatch.setattr(stage, "repeat_cross_validation", lambda cv, finalists, *rest: (cv, finalists, True))
-    competition = hold(tmp_path, models=["linear", "broken"], trials=10_000, seconds=6, repeats=2)
+    monkeypatch.setattr(model_selection, "search_hyperparameters", listen)
+    monkeypatch.setattr(model_selection, "repeat_cross_validation", lambda cv, finalists, *rest: (cv, finalists, True))
+    selection = hold(tmp_path, models=["linear", "broken"], trials=10_000, search_seconds=6, repeats=2)
     (part, before, once), (whole, after, still) = asked
     assert (part, whole) == (4, 6) and once == still > 0
     assert len(after.trials) > len(before.trials) > 0
     assert [trial.scores for trial in after.trials[: len(before.trials)]] == [trial.scores for trial in before.trials]
     assert [trial.status for trial in after.baseline_trials] == [trial.status for trial in before.baseline_trials]
-    assert competition.search.late and competition.search.found == 0
-    assert "no such thing" in competition.out["broken"]
+    assert selection.search.timed_out and selection.search.resumed_trials == 0
+    assert "no such thing" in selection.excluded["broken"]
 
 
-def test_other_candidates_in_the_line_up_are_another_search(tmp_path, own):
-    cv = arena_of(tmp_path / "folds", folds=2)
+def test_other_candidates_in_the_comparison_are_another_search(tmp_path, own):
+    cv = cv_of(tmp_path / "folds", folds=2)
     search_hyperparameters(cv, pair()[:2], SearchBudget(1, 600), tmp_path / "study")
-    assert search_hyperparameters(cv, pair(), SearchBudget(1, 600), tmp_path / "study").tuned_models  # Optuna would not change its choices
+    assert search_hyperparameters(
+        cv, pair(), SearchBudget(1, 600), tmp_path / "study"
+    ).tuned_models  # Optuna would not change its choices
 
 
 def test_two_folds_are_asked_once(tmp_path):
-    trial = run_trial(arena_of(tmp_path, folds=2), CANDIDATES["linear"], {}, stop=lambda scores: "never reached")
+    trial = run_trial(cv_of(tmp_path, folds=2), CANDIDATES["linear"], {}, prune=lambda scores: "never reached")
     assert trial.status == "complete" and len(trial.scores) == 2 and trial.fit_seconds > 0
 
 
 def test_a_poor_trial_is_pruned_and_stays_off_the_leaderboard(tmp_path, own):
     depths = iter([4, 4, 4, 4, 4, 1])
 
-    @candidate("tree", space=lambda trial: {"max_depth": next(depths), "min_samples_leaf": trial.suggest_int("tree_leaf", 2, 3)})
+    @candidate_model(
+        "tree", search_space=lambda trial: {"max_depth": next(depths), "min_samples_leaf": trial.suggest_int("tree_leaf", 2, 3)}
+    )
     def make(task, seed, max_depth=4, min_samples_leaf=2):
         # A tree of depth 1 sees nothing: it must leave all rows in one leaf
         fewest = 0.5 if max_depth == 1 else min_samples_leaf
         return DecisionTreeClassifier(max_depth=max_depth, min_samples_leaf=fewest, random_state=seed)
 
-    competition = hold(tmp_path, folds=5, models=["tree"], trials=6)
-    last = competition.search.trials[-1]
+    selection = hold(tmp_path, folds=5, models=["tree"], trials=6)
+    last = selection.search.trials[-1]
     assert (last.status, len(last.scores)) == ("pruned", trials.FOLDS_BEFORE_PRUNING)
-    assert last.name not in {line.model for line in competition.lines()}
-    assert "worse than most" in competition.out[last.name]
-    study = open_study(competition.search.folder, "roc_auc")
+    assert last.name not in {line.model for line in selection.leaderboard()}
+    assert "worse than most" in selection.excluded[last.name]
+    study = open_study(selection.search.folder, "roc_auc")
     assert study.trials[-1].state.name == "PRUNED"
     again = hold(tmp_path, folds=5, models=["tree"], trials=6)
     assert again.search.trials[-1].status == "pruned"
@@ -524,54 +543,60 @@ def rounds_seen() -> list[tuple[np.ndarray, np.ndarray]]:
     return found
 
 
-def watched(monkeypatch, tmp_path, problem, table) -> stage.ModelSelection:
-    "A competition with early stopping, and its curve; the column `b` is the number of a row."
-    for module in (trials, candidates):
+def watched(monkeypatch, tmp_path, problem, table) -> ModelSelection:
+    "A selection with early stopping, and its curve; the column `b` is the number of a row."
+    for module in (cross_validation, boosters):
         monkeypatch.setattr(module, "MIN_ROWS_EARLY_STOPPING", 40)
-    monkeypatch.setattr(candidates, "MAX_TREES", 40)
+    monkeypatch.setattr(boosters, "MAX_TREES", 40)
     Watch.seen.clear()
     inner = []
-    monkeypatch.setattr(trials, "early_stopping_split", lambda *asked: inner.append((asked, early_stopping_split(*asked))) or inner[-1][1])
-    cv = arena_of(tmp_path / "folds", problem, table)
-    cv = replace(cv, plan=Pipeline([("watch", Watch()), *cv.preprocessor.steps]))
-    rules = ModellingSettings(["linear", "lightgbm"], repeats=2, trials=2, seconds=600, jobs=1)
-    competition = compare_models(cv, rules, tmp_path / "study", table, len(table))
-    learning_curve(competition, table, list(KINDS))
+    monkeypatch.setattr(
+        cross_validation,
+        "early_stopping_split",
+        lambda *asked: inner.append((asked, early_stopping_split(*asked))) or inner[-1][1],
+    )
+    cv = cv_of(tmp_path / "folds", problem, table)
+    cv = replace(cv, preprocessor=Pipeline([("watch", Watch()), *cv.preprocessor.steps]))
+    chosen = ModellingSettings(models=["linear", "lightgbm"], repeats=2, trials=2, search_seconds=600, jobs=1)
+    selection = compare_models(cv, chosen, tmp_path / "study", table, len(table))
+    measure_learning_curve(selection, table, list(KINDS))
     inner = [each for each in inner if each[1]]  # A tenth of the rows is too few for early stopping
     assert len(inner) > 6
     assert len(rounds_seen()) > 6
     for (target, *_), (grow, stop) in inner:
         assert len(stop) and not set(grow) & set(stop) and len(grow) + len(stop) == len(target)
-    competition.inner = inner
-    return competition
+    selection.inner = inner
+    return selection
 
 
 def test_time_is_never_turned_round(tmp_path, monkeypatch):
     table, taught = make_table(), []
     table["b"] = np.arange(len(table), dtype=float)
     choose, learn = ensemble.ensemble_selection_weights, calibration.fit_calibration
-    monkeypatch.setattr(ensemble, "ensemble_selection_weights", lambda *asked: taught.append(("ensemble", list(asked[3]))) or choose(*asked))
+    monkeypatch.setattr(
+        ensemble, "ensemble_selection_weights", lambda *asked: taught.append(("ensemble", list(asked[3]))) or choose(*asked)
+    )
     monkeypatch.setattr(
         calibration, "fit_calibration", lambda *asked: taught.append(("calibration", len(asked[1]))) or learn(*asked)
     )
-    competition = watched(monkeypatch, tmp_path, make_problem(time="day"), table)
+    selection = watched(monkeypatch, tmp_path, make_problem(time="day"), table)
     assert all(learnt.max() < asked.min() for learnt, each in rounds_seen() for asked in each)
-    assert all(grow.max() < stop.min() for _, (grow, stop) in competition.inner)
-    assert len(competition.cv.folds) == 3, "one round"
+    assert all(grow.max() < stop.min() for _, (grow, stop) in selection.inner)
+    assert len(selection.cv.folds) == 3, "one round"
     assert [folds for what, folds in taught if what == "ensemble"] == [[0], [0, 1], [0, 1, 2]], "the last is for the model"
-    stage.build_final_model(competition)
+    build_final_model(selection)
     assert [rows for what, rows in taught if what == "calibration"] == [60, 120, 180]
 
 
 def test_an_entity_is_never_on_both_sides(tmp_path, monkeypatch):
     table = make_table().assign(who=lambda rows: [f"p{number // 4}" for number in range(len(rows))])
     table["b"] = np.arange(len(table), dtype=float)
-    competition = watched(monkeypatch, tmp_path, make_problem(entity="who"), table)
+    selection = watched(monkeypatch, tmp_path, make_problem(entity="who"), table)
     for learnt, each in rounds_seen():
         assert not any(set(learnt // 4) & set(asked // 4) for asked in each)
-    for (_, _, _, entities), (grow, stop) in competition.inner:
+    for (_, _, _, entities), (grow, stop) in selection.inner:
         assert not set(entities[grow]) & set(entities[stop])
-    assert len(competition.cv.folds) == 6, "two rounds"
+    assert len(selection.cv.folds) == 6, "two rounds"
 
 
 def test_a_class_that_only_the_last_rows_know_teaches(tmp_path):
@@ -583,16 +608,16 @@ def test_a_class_that_only_the_last_rows_know_teaches(tmp_path):
 
 @pytest.mark.parametrize("name", ["lightgbm", "boosting"])
 def test_early_stopping_by_inner_rows_and_the_mean_of_trees(name, tmp_path, monkeypatch):
-    monkeypatch.setattr(trials, "MIN_ROWS_EARLY_STOPPING", 40)
+    monkeypatch.setattr(cross_validation, "MIN_ROWS_EARLY_STOPPING", 40)
     grown, grow = [], trials._fit_early_stopping
 
     def watch(model, estimator, fold):
-        assert max(*fold.inner[0], *fold.inner[1]) < len(fold.learn) == len(fold.target)
+        assert max(*fold.early_stopping[0], *fold.early_stopping[1]) < len(fold.X_train) == len(fold.y_train)
         grown.append(grow(model, estimator, fold))
         return grown[-1]
 
     monkeypatch.setattr(trials, "_fit_early_stopping", watch)
-    cv, model = arena_of(tmp_path), CANDIDATES[name]
+    cv, model = cv_of(tmp_path), CANDIDATES[name]
     trial = run_trial(cv, model, {"learning_rate": 0.3, model.iterations_parameter: 400})
     assert trial.best_iterations == grown
     assert all(1 <= trees < 400 for trees in grown)
@@ -611,7 +636,7 @@ def heard(cv: CrossValidation, noise: float, seed: int) -> Trial:
 
 
 def test_an_ensemble_of_those_that_err_elsewhere_is_kept_and_one_of_copies_is_not(tmp_path):
-    cv = arena_of(tmp_path, make_problem("regression"), folds=5)
+    cv = cv_of(tmp_path, make_problem("regression"), folds=5)
     rivals = [heard(cv, 0.5, seed) for seed in (1, 2, 3)]
     together = ensemble.build_ensemble_trial(cv, rivals)
     assert sum(together.parameters.values()) == pytest.approx(1)
@@ -622,7 +647,7 @@ def test_an_ensemble_of_those_that_err_elsewhere_is_kept_and_one_of_copies_is_no
 
 
 def test_folds_of_another_round_do_not_choose_the_weights_by_which_they_are_judged(tmp_path, monkeypatch):
-    cv = arena_of(tmp_path, make_problem("regression"))
+    cv = cv_of(tmp_path, make_problem("regression"))
     cv = replace(cv, folds=[*cv.folds, *make_folds(cv.problem, cv.rows, 3, seed=1)])
     chosen, choose = [], ensemble.ensemble_selection_weights
     monkeypatch.setattr(ensemble, "ensemble_selection_weights", lambda *asked: chosen.append(list(asked[3])) or choose(*asked))
@@ -640,23 +665,23 @@ class Slow(DecisionTreeClassifier):
 
 
 def test_the_latency_budget_refuses_who_is_slow(tmp_path, own, reviewed, monkeypatch):
-    monkeypatch.setattr(stage, "measure_latency", lambda *asked: measure_latency(*asked, most=2))
-    candidate("slow", simplicity=0)(lambda task, seed: Slow(max_depth=4, random_state=seed))
+    monkeypatch.setattr(final_model, "measure_latency", lambda *asked: measure_latency(*asked, most=2))
+    candidate_model("slow", complexity=0)(lambda task, seed: Slow(max_depth=4, random_state=seed))
     table = make_table()
     table["y"] = np.where(table.a.abs() > 0.7, "yes", "no")
-    competition = hold(tmp_path, table, make_problem(latency_budget_ms=490.0), models=["slow", "linear"], ensemble=False)
-    assert competition.order[0].model == "slow"
-    fit_winner(competition, table[[*KINDS, "y"]], None)
-    assert competition.chosen.model.startswith("linear")
-    assert competition.lines()[0].model_type == "linear"
-    assert "the budget is 490 ms" in competition.out["slow"]
-    only = replace(competition, order=[trial for trial in competition.order if trial.model == "slow"])
-    with pytest.raises(StageError, match=r"within the latency budget of 490 ms. slow answers in \d+"):
-        fit_winner(only, table[[*KINDS, "y"]], None)
+    selection = hold(tmp_path, table, make_problem(latency_budget_ms=490.0), models=["slow", "linear"], ensemble=False)
+    assert selection.ranking[0].model == "slow"
+    fit_best_model(selection, table[[*KINDS, "y"]], None)
+    assert selection.chosen.model.startswith("linear")
+    assert selection.leaderboard()[0].model_type == "linear"
+    assert "the budget is 490 ms" in selection.excluded["slow"]
+    only = replace(selection, ranking=[trial for trial in selection.ranking if trial.model == "slow"])
+    with pytest.raises(StageError, match=r"within the latency budget of 490 ms. slow takes \d+"):
+        fit_best_model(only, table[[*KINDS, "y"]], None)
 
 
 def test_within_one_standard_error_the_simpler_one_wins(tmp_path):
-    cv = arena_of(tmp_path, folds=5)
+    cv = cv_of(tmp_path, folds=5)
     near = planted(cv, [0.80, 0.84, 0.79, 0.86, 0.81], [0.81, 0.83, 0.80, 0.86, 0.82], [0.90, 0.70, 0.85, 0.75, 0.80])
     assert [trial.model for trial in selection_order(cv, near)][0] == "linear"
     assert [trial.model for trial in selection_order(cv, near, "best")] == ["forest", "linear", "lightgbm"]
@@ -667,11 +692,11 @@ def test_within_one_standard_error_the_simpler_one_wins(tmp_path):
 @pytest.mark.parametrize("metric", ["log_loss", "rmse"])
 def test_lower_is_better_where_it_is(metric, tmp_path):
     task = "regression" if metric == "rmse" else "binary"
-    cv = arena_of(tmp_path, make_problem(task, metric=metric, metrics=[metric]), folds=5)
+    cv = cv_of(tmp_path, make_problem(task, metric=metric, metrics=[metric]), folds=5)
     far = planted(cv, [0.50, 0.52, 0.51, 0.49, 0.50], [0.40, 0.42, 0.41, 0.40, 0.41])
     assert [trial.model for trial in selection_order(cv, far)] == ["forest", "linear"]
-    competition = hold(tmp_path / "held", problem=cv.problem, models=["linear", "lightgbm"], trials=2)
-    lines = competition.lines()
+    selection = hold(tmp_path / "held", problem=cv.problem, models=["linear", "lightgbm"], trials=2)
+    lines = selection.leaderboard()
     assert lines[-1].model_type == "dummy" or lines[-1].score.value >= lines[0].score.value
     assert lines[0].score.value < next(line for line in lines if line.model_type == "dummy").score.value
     assert all(line.difference_to_best.value <= 0 for line in lines if line.difference_to_best and line.model_type != "ensemble")
@@ -691,7 +716,7 @@ def chances(tmp_path, **more) -> tuple[CrossValidation, np.ndarray]:
     rng = np.random.default_rng(0)
     chance, problem = rng.random(1500), make_problem(**more)
     table = make_table(rows=1500).assign(y=np.where(rng.random(1500) < chance, "yes", "no"))
-    return arena_of(tmp_path, problem, table, folds=5), chance
+    return cv_of(tmp_path, problem, table, folds=5), chance
 
 
 def test_calibration_is_kept_where_it_helps_only(tmp_path):
@@ -700,7 +725,11 @@ def test_calibration_is_kept_where_it_helps_only(tmp_path):
     assert not right.applied and same.predictions[0].scores is not None and right.improvement.low <= 0
     bold = calibrate_probabilities(np.column_stack([1 - chance, chance]), 3.0)[:, 1]
     wrong, mended = calibration.calibrate_trial(cv, said_of(bold, cv))
-    assert wrong.applied and wrong.log_loss_after < wrong.log_loss_before and wrong.inverse_temperature == pytest.approx(1 / 3, abs=0.08)
+    assert (
+        wrong.applied
+        and wrong.log_loss_after < wrong.log_loss_before
+        and wrong.inverse_temperature == pytest.approx(1 / 3, abs=0.08)
+    )
     assert all(
         (np.argsort(a.scores) == np.argsort(b.scores)).mean() > 0.99
         for a, b in zip(mended.predictions, said_of(bold, cv).predictions, strict=True)
@@ -729,7 +758,7 @@ def test_weights_reach_the_model_and_change_what_it_learns(tmp_path):
     problem = make_problem(costs={"yes": {"no": 9.0}, "no": {"yes": 1.0}})
     shares = {}
     for how in ("", "balanced", "cost", "sure"):
-        cv = arena_of(tmp_path / (how or "alike"), problem, table, weights=how)
+        cv = cv_of(tmp_path / (how or "alike"), problem, table, weights=how)
         trial = run_trial(cv, CANDIDATES["linear"], {})
         shares[how] = np.mean(np.concatenate([said.scores for said in trial.predictions]))
         model = fit_final_model(build_pipeline(cv, trial), problem, table[[*KINDS, "y"]], cv.sample_weight, 0.5)
@@ -796,7 +825,7 @@ def test_whatever_can_win_is_saved_and_answers_alike_in_another_process(tmp_path
     expected = {}
     for task in CLASSES:
         table, problem, singles = make_table(task, 150), make_problem(task), []
-        cv = arena_of(tmp_path / task, problem, table)
+        cv = cv_of(tmp_path / task, problem, table)
         for model in candidates.choose_candidates(task, 150)[0]:
             few = model.iterations_parameter or "n_estimators" * model.name.endswith(("forest", "trees"))
             parameters = {few: 5} if few else {}
@@ -823,16 +852,16 @@ def test_whatever_can_win_is_saved_and_answers_alike_in_another_process(tmp_path
 def test_boosters_compete_where_they_are_installed(name, task, tmp_path, monkeypatch):
     if not importlib.util.find_spec(name):
         pytest.skip(f"{name} is not installed: pip install 'mlcycle-notebooks[boosters]'")
-    for module in (trials, candidates):
+    for module in (cross_validation, boosters):
         monkeypatch.setattr(module, "MIN_ROWS_EARLY_STOPPING", 40)
-    monkeypatch.setattr(candidates, "MAX_TREES", 60)
-    competition = hold(tmp_path, problem=make_problem(task), models=[name], trials=3)
-    assert competition.order[0].model == name, competition.out
-    assert competition.search.trials[-1].status == "complete", competition.out
-    assert competition.search.trials[-1].grown
-    assert all(isinstance(line.score.value, float) for line in competition.lines())
+    monkeypatch.setattr(boosters, "MAX_TREES", 60)
+    selection = hold(tmp_path, problem=make_problem(task), models=[name], trials=3)
+    assert selection.ranking[0].model == name, selection.excluded
+    assert selection.search.trials[-1].status == "complete", selection.excluded
+    assert selection.search.trials[-1].best_iterations
+    assert all(isinstance(line.score.value, float) for line in selection.leaderboard())
     rows = make_table(task)
     weights = np.ones(len(rows))
-    model, _ = fit_winner(competition, rows[[*KINDS, "y"]], weights)
+    model, _ = fit_best_model(selection, rows[[*KINDS, "y"]], weights)
     again = load_model(tmp_path / "model.skops", save_model(model, tmp_path / "model.skops"))
     assert (again.predict(rows[list(KINDS)]) == model.predict(rows[list(KINDS)])).all()

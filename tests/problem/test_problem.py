@@ -251,6 +251,14 @@ def test_answers_that_contradict_each_other_bound_what_can_be_reached():
     assert (found.verdict, found.criteria) == ("infeasible", {"accuracy >= 0.95": "out of reach"})
 
 
+def test_fewer_entities_than_folds_are_probed_with_a_warning():
+    frame = normalise_dtypes(orders(150).assign(customer=[f"c{row % 3}" for row in range(150)]))
+    found = define_problem("orders", "late", rows=frame, entity="customer", probe_seconds=600).feasibility
+    assert "3 values of 'customer' for 5 folds" in found.warnings[0]
+    many = frame.assign(customer=[f"c{row % 30}" for row in range(150)])
+    assert define_problem("orders", "late", rows=many, entity="customer", probe_seconds=600).feasibility.warnings == []
+
+
 def test_time_that_is_up_is_told():
     frame = normalise_dtypes(load_wine(as_frame=True).frame)
     problem = define_problem("wine", "target", rows=frame, probe_seconds=0)

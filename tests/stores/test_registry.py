@@ -33,7 +33,14 @@ from mlcycle.stores.models.library_versions import add_versions, read_versions
 from mlcycle.stores.models.model_files import load_model, dump_model
 from mlcycle.stores.models.offline_queue import queued_models, register_candidate, register_queued_model
 from mlcycle.stores.models.registration import lineage_tags, register_model
-from mlcycle.stores.models.registry import alias_history, get_alias_version, load_registered_model, registered_model_file, open_registry, set_alias
+from mlcycle.stores.models.registry import (
+    alias_history,
+    get_alias_version,
+    load_registered_model,
+    registered_model_file,
+    open_registry,
+    set_alias,
+)
 from mlcycle.stores.models.registry_queries import (
     delete_version,
     describe_version,
@@ -66,7 +73,13 @@ def tried(*names: str) -> list[TrialRecord]:
     how = [("complete", "", [0.2, 0.3]), ("pruned", "worse than most", [0.1]), ("failed", "ValueError: no", [None])]
     return [
         TrialRecord(
-            name=name, model_type=name.split()[0], role="search", metric="roc_auc", fold_scores=folds, status=status, reason=reason
+            name=name,
+            model_type=name.split()[0],
+            role="search",
+            metric="roc_auc",
+            fold_scores=folds,
+            status=status,
+            reason=reason,
         )
         for name, (status, reason, folds) in zip(names, how, strict=False)
     ]

@@ -102,7 +102,7 @@ function sideBySide(runs, lines) {
 
 // Many runs: one a row, a column for what differs; what is the same for all is said once.
 function lineByLine(runs, lines) {
-  const columns = lines.filter((line) => line.differs && !line.name.endsWith(" decided"));
+  const columns = lines.filter((line) => line.differs && !line.name.endsWith(" decision"));
   const table = make("table", { className: "compared many" }, make("caption", { className: "hear" }, "A run a row; what differs, by column"));
   const heads = columns.map((line) => make("th", { scope: "col", data: { sort: line.name } }, line.name));
   table.append(make("thead", {}, make("tr", {}, make("th", { scope: "col", data: { sort: "run" } }, "Run"), ...heads)));
