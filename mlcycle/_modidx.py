@@ -621,6 +621,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                         'mlcycle.engine.preload.preload': ('engine/preload.html#preload', 'mlcycle/engine/preload.py')},
             'mlcycle.engine.warmup': { 'mlcycle.engine.warmup.example_notebook': ( 'engine/warmup.html#example_notebook',
                                                                                    'mlcycle/engine/warmup.py'),
+                                       'mlcycle.engine.warmup.import_nbconvert': ( 'engine/warmup.html#import_nbconvert',
+                                                                                   'mlcycle/engine/warmup.py'),
                                        'mlcycle.engine.warmup.warm_up_libraries': ( 'engine/warmup.html#warm_up_libraries',
                                                                                     'mlcycle/engine/warmup.py'),
                                        'mlcycle.engine.warmup.warmup_statements': ( 'engine/warmup.html#warmup_statements',

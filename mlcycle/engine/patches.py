@@ -30,7 +30,7 @@ PATCHES = (
     Patch("Python", "atexit:_run_exitfuncs", "called",
           "multiprocessing ends its processes without the functions that a notebook has registered for its end."),
     Patch("jsonschema", "jsonschema._format:FormatChecker", "called",
-          "It may do without rfc3987_syntax, which is hidden from this process: it would compile a grammar for 1.5 s."),
+          "It may do without rfc3987_syntax, which is hidden while it is imported: it would compile a grammar for 1.5 s."),
     Patch("ipykernel", "ipykernel.kernelbase:_is_debugpy_available", "set",
           "The module ipykernel.debugger is replaced by an empty one that says that there is no debugger: importing it is slow."),
     Patch("ipykernel", "ipykernel.inprocess.ipkernel:InProcessKernel.shell_class", "overridden",

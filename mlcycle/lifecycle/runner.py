@@ -68,7 +68,7 @@ def preload_statements(
 ) -> list[str]: # Import statements
     "What the stages import, at once or later."
     if plan.settings["engine"]["name"] != "warm":
-        return ["import nbconvert"] # For the pages
+        return warmup_statements(set()) # For the pages
     cells = [source for state in states for source in code_cells(plan.notebooks[state.stage]).values()]
     packages = {name.split()[1] for state in states for name in state.inputs if name.startswith("library ")}
     return [*import_statements(cells), *warmup_statements(packages)]

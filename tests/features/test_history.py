@@ -187,7 +187,7 @@ def test_proposals_need_times_and_are_few():
     assert len(found) <= 12 and len(set(names)) == len(names)
     assert {"rows of plane so far", "mean y of plane so far", "mean y of who so far", "rows of who in 1 hour"} <= set(names)
     assert not any("id" in recipe.input_columns() for recipe in found)
-    assert len(propose_history_recipes(rows, asked, column_types, most=3)) == 3
+    assert len(propose_history_recipes(rows, asked, column_types, max_recipes=3)) == 3
     for nothing in (asked.model_copy(update={"time": ""}), asked.model_copy(update={"time": "y"})):
         assert propose_history_recipes(rows, nothing, column_types) == []
     multiclass = asked.model_copy(update={"task": "multiclass"})

@@ -180,8 +180,8 @@ def test_missing_values_categories_and_dates():
 
 
 def test_equal_sets_are_compared_once(monkeypatch):
-    fitted, encode = [], bench.encode_feature_fold
-    monkeypatch.setattr(bench, "encode_feature_fold", lambda *given: fitted.append(1) or encode(*given))
+    fitted, encode = [], select.encode_feature_fold
+    monkeypatch.setattr(select, "encode_feature_fold", lambda *given: fitted.append(1) or encode(*given))
     sets = {name: select.build_preprocessor(KINDS, [], classification=False) for name in ("raw", "all", "selected")}
     found = cross_validate_feature_sets(sets, table(100), asked())
     assert len(fitted) == 5

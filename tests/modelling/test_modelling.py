@@ -26,7 +26,7 @@ from mlcycle.features.encode.pipeline import build_preprocessor
 from mlcycle.ml.blends import BlendClassifier, CalibratedClassifier, calibrate_probabilities
 from mlcycle.ml.folds import make_folds
 from mlcycle.ml.latency import measure_latency
-from mlcycle.ml.predictions import Predictions, predictions_from_values, predict
+from mlcycle.ml.predictions import Predictions, predict, predictions_from_values
 from mlcycle.modelling import (
     boosters,
     calibration,
@@ -40,13 +40,13 @@ from mlcycle.modelling import (
 )
 from mlcycle.modelling.candidates import CANDIDATES, candidate_model, check_loadable
 from mlcycle.modelling.choice import build_pipeline, selection_order
-from mlcycle.modelling.search import SearchBudget, search_hyperparameters
+from mlcycle.modelling.cross_validation import CrossValidation, early_stopping_split
 from mlcycle.modelling.final_model import build_final_model, fit_best_model, fit_final_model, measure_learning_curve
-from mlcycle.modelling.settings import ModellingSettings
 from mlcycle.modelling.model_selection import ModelSelection, compare_models
+from mlcycle.modelling.search import SearchBudget, search_hyperparameters
+from mlcycle.modelling.settings import ModellingSettings
 from mlcycle.modelling.stage import check_columns_vary, make_cross_validation
 from mlcycle.modelling.studies import open_study
-from mlcycle.modelling.cross_validation import CrossValidation, early_stopping_split
 from mlcycle.modelling.trials import Trial, run_trial, worker_processes
 from mlcycle.modelling.weights import sample_weights
 from mlcycle.outcomes import Problem
@@ -275,7 +275,7 @@ def test_constant_features():
         ({"search_rows": -5}, "search_rows = -5"),
     ],
 )
-def test_rules_that_cannot_be(wrong, said):
+def test_settings_that_cannot_be(wrong, said):
     with pytest.raises(ParameterError, match=said):
         ModellingSettings(**wrong)
 

@@ -30,25 +30,25 @@ from mlcycle.errors import ArtifactError, DiskFullError, ParameterError, Registr
 from mlcycle.nb.fingerprints import stage_fingerprint
 from mlcycle.outcomes import Candidate, LeaderboardEntry, ModelRef, Score
 from mlcycle.stores.models.library_versions import add_versions, read_versions
-from mlcycle.stores.models.model_files import load_model, dump_model
+from mlcycle.stores.models.model_files import dump_model, load_model
 from mlcycle.stores.models.offline_queue import queued_models, register_candidate, register_queued_model
 from mlcycle.stores.models.registration import lineage_tags, register_model
 from mlcycle.stores.models.registry import (
     alias_history,
     get_alias_version,
     load_registered_model,
-    registered_model_file,
     open_registry,
+    registered_model_file,
     set_alias,
 )
 from mlcycle.stores.models.registry_queries import (
+    browse_registry,
     delete_version,
     describe_version,
     diff_versions,
-    list_versions,
-    browse_registry,
-    tag_version,
     find_usages,
+    list_versions,
+    tag_version,
 )
 from mlcycle.stores.models.trial_tracking import TrialRecord
 

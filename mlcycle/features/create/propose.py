@@ -40,7 +40,7 @@ def _standardized_targets(target: pd.Series, problem: Problem, most: int = 5) ->
     "What is predicted, as numbers of variance one; shape (n, answers)."
     truth = encode_target(target, problem)
     if problem.task == "multiclass":
-        often = np.argsort(-np.bincount(truth[truth >= 0], minlength=2), column_type="stable")[:most]
+        often = np.argsort(-np.bincount(truth[truth >= 0], minlength=2), kind="stable")[:most]
         numbers = (truth[:, None] == often).astype(float)
     else:
         numbers = np.clip(truth, *np.quantile(truth, [0.005, 0.995])) if problem.task == "regression" else truth
