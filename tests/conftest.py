@@ -12,6 +12,7 @@ import pytest
 import sqlalchemy as sa
 from browsing import browser, open_page  # noqa: F401 - fixtures of all tests
 from filelock import FileLock
+from projects import base, finished_toy, new, new_toy, package, project, toy  # noqa: F401 - fixtures too
 from sklearn.datasets import load_breast_cancer, load_diabetes, load_wine
 
 import mlcycle as mc

@@ -1,10 +1,18 @@
-"""Projects for tests: with notebooks of their own, and who still works in them."""
+"""Projects for tests: a small table with real stages, a toy with stages of a few lines, and who still works in them."""
 
 import json
 import os
+import shutil
+import subprocess
 import time
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
+import pytest
+from filelock import FileLock
+
+import mlcycle as mc
 from mlcycle.nb.notebook import stage_notebooks
 from mlcycle.outcomes import STAGES
 
@@ -21,6 +29,13 @@ def own_notebooks(project: Path, stage: str, code: str) -> None:
         (project / "nbs" / path.name).write_text(json.dumps(notebook))
 
 
+def cli(*words: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess:
+    "Run `mlcycle …` in a process of its own, as a person would."
+    from conftest import cli
+
+    return cli(*words, cwd=cwd, **environment)
+
+
 def processes_in(project: Path, patience: float = 10) -> list[str]:
     "Those that still work in a folder after a while."
     deadline = time.monotonic() + patience
@@ -35,6 +50,26 @@ def processes_in(project: Path, patience: float = 10) -> list[str]:
         if not found or time.monotonic() > deadline:
             return found
         time.sleep(0.1)
+
+
+def survivors(mark: str) -> list[int]:
+    "Processes that have inherited a mark."
+    found = []
+    for path in Path("/proc").glob("[0-9]*/environ"):
+        try:
+            if mark.encode() in path.read_bytes():
+                found.append(int(path.parent.name))
+        except OSError:  # It has just ended
+            continue
+    return found
+
+
+def wait_for_end(mark: str, seconds: float = 3) -> list[int]:
+    "The processes that are still there after a while."
+    until = time.monotonic() + seconds
+    while (left := survivors(mark)) and time.monotonic() < until:
+        time.sleep(0.05)
+    return left
 
 
 # A project whose stages are a few lines each, run by the same runner, engine and cache as any other
@@ -106,3 +141,157 @@ def _cell(name: str, kind: str, source: str, tags: list[str]) -> dict:
     "A cell of a notebook."
     code = {"execution_count": None, "outputs": []} if kind == "code" else {}
     return {"cell_type": kind, "id": name, "metadata": {"tags": tags}, "source": source} | code
+
+
+# A project with the shipped stages, a small table, and little to compute
+
+SETTINGS = """
+[problem]
+source = orders.csv
+target = late
+time = placed
+probe_seconds = 0
+[features]
+select = off
+table_rows = 0
+[modelling]
+models = linear
+trials = 1
+folds = 2
+curve = false
+jobs = 1
+[validation]
+resamples = 50
+[deployment]
+parity_rows = 10
+[monitoring]
+replay_rows = 30
+windows = 2
+latency_budget_ms = 60000
+"""
+
+
+def orders(rows: int = 240) -> pd.DataFrame:
+    "A small table, ordered in time, whose target can be learnt."
+    rng = np.random.default_rng(0)
+    days = pd.date_range("2024-01-01", periods=rows).strftime("%Y-%m-%d")
+    frame = pd.DataFrame({"placed": days, "price": rng.random(rows).round(3), "town": rng.choice(["Ulm", "Bonn"], rows)})
+    return frame.assign(late=np.where(frame.price + rng.normal(0, 0.2, rows) > 0.6, "yes", "no"))
+
+
+def make_project(folder: Path) -> Path:
+    "A project with notebooks of its own and a table."
+    assert cli("init", folder, cwd=folder.parent).returncode == 0
+    (folder / "settings.ini").write_text(SETTINGS)
+    orders().to_csv(folder / "orders.csv", index=False)
+    return folder
+
+
+def edit(path: Path, old: str, new: str) -> None:
+    "Replace a text that occurs once."
+    text = path.read_text()
+    assert text.count(old) == 1, f"{old!r} occurs {text.count(old)} times in {path}"
+    path.write_text(text.replace(old, new))
+
+
+def add_cell(project: Path, stage: str, code: str) -> None:
+    "Put a cell after the parameters of a project's own notebook; in place of one that was put there before."
+    path = next((project / "nbs").glob(f"0*_{stage}.ipynb"))
+    notebook = json.loads(path.read_text())
+    cells = [cell for cell in notebook["cells"] if cell.get("id") != "added"]
+    place = next(i for i, cell in enumerate(cells) if "parameters" in cell["metadata"].get("tags", []))
+    cell = {"cell_type": "code", "id": "added", "metadata": {}, "source": code, "outputs": [], "execution_count": None}
+    path.write_text(json.dumps(notebook | {"cells": [*cells[: place + 1], *([cell] if code else []), *cells[place + 1 :]]}))
+
+
+def states(project: Path, *words: str, **environment: str) -> dict[str, str]:
+    "What `mlcycle status` says of each stage."
+    done = cli("status", *words, cwd=project, **environment)
+    assert done.returncode == 0, done.stderr
+    cells = [[cell.strip() for cell in line.split("│")[1:3]] for line in done.stdout.splitlines() if line.startswith("│")]
+    return {stage: state for stage, state in cells if stage in STAGES}
+
+
+def not_fresh(project: Path, *words: str, **environment: str) -> list[str]:
+    "The stages that are not fresh."
+    return [stage for stage, state in states(project, *words, **environment).items() if state != "fresh"]
+
+
+def run(project: Path, *words: str, **environment: str) -> subprocess.CompletedProcess:
+    "A run that succeeds."
+    done = cli("run", "-q", *words, cwd=project, **environment)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done
+
+
+def computed(made: mc.Run) -> list[str]:
+    "The stages that a run has not taken from the cache."
+    return [stage for stage, facts in made.info["stages"].items() if "reused" not in facts]
+
+
+def contents(made: mc.Run) -> dict[str, dict]:
+    "The outcomes of a run, without what was only measured and names drawn at random."
+    found = {stage: made.outcome(stage).content() for stage in made.info["stages"]}
+    found.get("deployment", {"files": {}})["files"].pop("bundle.json", None)  # It names MLflow's run
+    return found
+
+
+def listing(folder: Path) -> dict[str, bytes]:
+    "Every file below a folder."
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+@pytest.fixture(scope="session")
+def base(tmp_path_factory, worker_id):
+    "A project with one undisturbed run, shared by all tests and workers; to be copied, not changed."
+    shared = tmp_path_factory.getbasetemp() if worker_id == "master" else tmp_path_factory.getbasetemp().parent
+    folder = shared / "orders"
+    with FileLock(f"{folder}.lock"):
+        if not folder.is_dir():
+            run(make_project(folder))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def finished_toy(tmp_path_factory, worker_id):
+    "A toy project with one undisturbed run; to be copied, not changed."
+    shared = tmp_path_factory.getbasetemp() if worker_id == "master" else tmp_path_factory.getbasetemp().parent
+    folder = shared / "toy"
+    with FileLock(f"{folder}.lock"):
+        if not folder.is_dir():
+            run(toy_project(folder))
+    return folder
+
+
+@pytest.fixture
+def toy(finished_toy, tmp_path):
+    "A copy of the toy project with its run."
+    return Path(shutil.copytree(finished_toy, tmp_path / "toy"))
+
+
+@pytest.fixture
+def new_toy(tmp_path):
+    "A toy project before its first run."
+    return toy_project(tmp_path / "new-toy")
+
+
+@pytest.fixture
+def project(base, tmp_path):
+    "A copy of the project with its run."
+    return Path(shutil.copytree(base, tmp_path / "copy"))
+
+
+@pytest.fixture
+def new(base, tmp_path):
+    "A copy of the project before its run."
+    return Path(shutil.copytree(base, tmp_path / "new", ignore=shutil.ignore_patterns(".mlcycle", "reports")))
+
+
+@pytest.fixture
+def package(tmp_path):
+    "A copy of the package that subprocesses import, so that it can be edited."
+    for name in ("mlcycle", "nbs"):
+        shutil.copytree(
+            Path(mc.__file__).parents[1] / name, tmp_path / "lib" / name, ignore=shutil.ignore_patterns("__pycache__")
+        )
+    return tmp_path / "lib"

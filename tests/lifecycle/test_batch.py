@@ -1,7 +1,6 @@
 """Batches: many sets of parameters side by side; what goes wrong in one is no matter for the others."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -18,8 +17,8 @@ from mlcycle.core.runs import Run, list_runs
 from mlcycle.core.workspace import Workspace
 from mlcycle.errors import ParameterError
 from mlcycle.lifecycle.batch import run_batch
-from mlcycle.lifecycle.parameter_sets import plan_batch, read_parameter_sets
 from mlcycle.lifecycle.choice import StageChoice
+from mlcycle.lifecycle.parameter_sets import plan_batch, read_parameter_sets
 from mlcycle.stores.models.registry import get_alias_version, open_registry
 
 

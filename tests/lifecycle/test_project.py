@@ -14,7 +14,13 @@ from conftest import ROOT, cli
 from mlcycle.core.settings import read_settings
 from mlcycle.errors import InputError, MlcycleError
 from mlcycle.lifecycle import project as module
-from mlcycle.lifecycle.project import NOTEBOOK_NAMES, describe_shipped_changes, init_project, merge_shipped_notebooks, shipped_changes
+from mlcycle.lifecycle.project import (
+    NOTEBOOK_NAMES,
+    describe_shipped_changes,
+    init_project,
+    merge_shipped_notebooks,
+    shipped_changes,
+)
 from mlcycle.lifecycle.runner import make_plan
 from mlcycle.nb.notebook import package_file, read_parameters, runnable_notebook, stage_notebooks
 from mlcycle.outcomes import STAGES

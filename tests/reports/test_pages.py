@@ -1,7 +1,6 @@
 """The pages of runs in a real browser: they show, lead on, fold, filter and compare; they load nothing from elsewhere."""
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -44,7 +43,9 @@ def fail(run: Run) -> None:
     "Let the modelling stage of a run have failed, under a second heading."
     stages = {stage: run.info["stages"][stage] for stage in ("problem", "data", "features")}
     said = "04_modelling.ipynb failed in cell 5: RuntimeError: the moon is full"
-    update_run_info(run, status="failed", error=said, stages=stages | {"modelling": {"seconds": 1.0, "decision": said, "failed": True}})
+    update_run_info(
+        run, status="failed", error=said, stages=stages | {"modelling": {"seconds": 1.0, "decision": said, "failed": True}}
+    )
     pages = run.workspace.reports / run.id
     for stage in list(TITLES)[3:]:
         for path in (run.folder / f"{stage}.json", run.folder / f"{stage}.body.html", *pages.glob(f"*_{stage}.*")):
