@@ -193,9 +193,9 @@ def replay(
         from mlcycle.stores.sources.ingest import read_source
 
         if out.exists():
-            raise ContractFileError(f"There is a file {out} already.", "Rows that were mended before are not overwritten.")
+            raise ContractFileError(f"There is a file {out} already.", "Rows that were corrected before are not overwritten.")
         promised, corrections = load_contract(contract_path(contract)), read_source(corrected)
-        clean, left = kept.replay(kept.read_quarantine(quarantine), corrections, promised)
+        clean, left = kept.recheck_corrections(kept.read_quarantine(quarantine), corrections, promised)
         for path, rows, index in ((out, clean, True), (quarantine, left, False)):
             with atomic_write(path) as half:
                 rows.to_csv(half, index=index)
