@@ -8,7 +8,7 @@ __all__ = ['MIN_ROWS_EARLY_STOPPING', 'MAX_TREES', 'LIGHTGBM_STARTING_POINTS', '
 # %% ../../nbs/modelling/boosters.ipynb #cbfa8679
 from sklearn.base import BaseEstimator
 
-from ..ml.blends import LabelEncodedClassifier
+from ..ml.meta_estimators import LabelEncodedClassifier
 from .candidate_model import CandidateModel
 from ..outcomes import Task
 

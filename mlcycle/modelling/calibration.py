@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from ..ml.blends import calibrate_probabilities, fit_calibration
+from ..ml.meta_estimators import calibrate_probabilities, fit_calibration
 from ..ml.folds import mean_difference, disjoint_folds
 from ..ml.metrics import encode_target, get_metric, bind_metric, compute_score
 from ..ml.predictions import Predictions, predictions_from_values

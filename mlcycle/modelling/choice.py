@@ -11,9 +11,9 @@ from collections.abc import Sequence
 
 import numpy as np
 from sklearn.base import BaseEstimator
+from sklearn.ensemble import VotingClassifier, VotingRegressor
 from sklearn.pipeline import Pipeline
 
-from ..ml.blends import BlendClassifier, BlendRegressor
 from ..ml.folds import mean_difference, mean_score, standard_error
 from .candidates import CANDIDATES
 from .search import rank_trials
@@ -81,9 +81,10 @@ def build_pipeline(
     "The pipeline of a trial."
     if trial.model == "ensemble":
         members = {other.name: other for other in others}
-        models = [build_pipeline(cv, members[name]) for name in trial.parameters]
-        blend = BlendRegressor if cv.problem.task == "regression" else BlendClassifier
-        return blend(models, list(trial.parameters.values()))
+        models, weights = [(name, build_pipeline(cv, members[name])) for name in trial.parameters], list(trial.parameters.values())
+        if cv.problem.task == "regression":
+            return VotingRegressor(models, weights=weights)
+        return VotingClassifier(models, voting="soft", weights=weights)
     model = CANDIDATES[trial.model].make_estimator(cv.problem.task, cv.seed, final_parameters(trial))
     return Pipeline([*set_encoding(cv.preprocessor, trial.encoding).steps, ("model", model)])
 

@@ -18,7 +18,7 @@ from sklearn.frozen import FrozenEstimator
 from sklearn.model_selection import FixedThresholdClassifier
 
 from ..errors import StageError
-from ..ml.blends import CalibratedClassifier, fit_with_sample_weight
+from ..ml.meta_estimators import CalibratedClassifier, fit_with_sample_weight
 from ..ml.folds import entity_groups, make_folds, mean_score
 from ..ml.latency import measure_latency
 from .calibration import calibrate_trial, tune_threshold

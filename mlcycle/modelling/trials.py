@@ -21,7 +21,7 @@ import pandas as pd
 from sklearn.base import BaseEstimator
 from threadpoolctl import threadpool_limits
 
-from ..ml.blends import fit_with_sample_weight
+from ..ml.meta_estimators import fit_with_sample_weight
 from ..ml.metrics import compute_score
 from ..ml.predictions import Predictions, predict
 from .candidate_model import CandidateModel

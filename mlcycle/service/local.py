@@ -48,13 +48,13 @@ class ServiceClient:
     start_seconds: float
     client: httpx.Client
 
-    def ask(self, rows: list[dict], row_ids: list[str]) -> dict:
+    def predict(self, rows: list[dict], row_ids: list[str]) -> dict:
         "Predictions for some rows."
         return self._post("/predict", {"rows": rows, "row_ids": row_ids})
 
-    def report_truths(self, truths: list, row_ids: list[str]) -> dict:
-        "Tell what turned out to be true."
-        return self._post("/truths", {"truths": truths, "row_ids": row_ids})
+    def send_feedback(self, actuals: list, row_ids: list[str]) -> dict:
+        "Send actual values of rows that were predicted."
+        return self._post("/feedback", {"actuals": actuals, "row_ids": row_ids})
 
     def _post(self, path: str, body: dict) -> dict:
         answer = self.client.post(path, json=body)

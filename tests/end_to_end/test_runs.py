@@ -79,7 +79,7 @@ def test_without_a_future_the_holdout_rows_are_watched(run):
     assert health.latency_ms["p50"] <= health.latency_ms["p95"] <= health.latency_ms["p99"]
     events, features = read_events(open_events(run.workspace.events_url), run.id)
     assert len(events) == health.rows == len(features)
-    assert events.truth.notna().all()
+    assert events.actual.notna().all()
 
 
 def test_flights_in_time_order(tmp_path):

@@ -17,13 +17,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin, TransformerMixin
 from sklearn.ensemble import RandomForestClassifier
-from sklearn.linear_model import LogisticRegression, Ridge
+from sklearn.linear_model import Ridge
 from sklearn.pipeline import Pipeline
 from sklearn.tree import DecisionTreeClassifier
 
 from mlcycle.errors import ParameterError, StageError, TargetError
 from mlcycle.features.encode.pipeline import build_preprocessor
-from mlcycle.ml.blends import BlendClassifier, CalibratedClassifier, calibrate_probabilities
+from mlcycle.ml.meta_estimators import CalibratedClassifier, calibrate_probabilities
 from mlcycle.ml.folds import make_folds
 from mlcycle.ml.latency import measure_latency
 from mlcycle.ml.predictions import Predictions, predict, predictions_from_values
@@ -793,14 +793,6 @@ def test_calibrated_probabilities_sum_to_one_and_keep_their_order(given_rows, sl
     right = calibrate_probabilities(two, slope, shifts[:2])[:, 1]
     order = np.argsort(two[:, 1], kind="stable")
     assert (np.diff(right[order]) >= -1e-12).all()
-
-
-@settings(max_examples=10, deadline=None)
-@given(st.lists(st.floats(0.01, 1), min_size=2, max_size=4))
-def test_blended_probabilities_sum_to_one(weights):
-    table, share = make_table(rows=60).fillna({"b": 0.0}), np.array(weights) / sum(weights)
-    blend = BlendClassifier([LogisticRegression(C=10.0**place) for place in range(len(share))], share.tolist())
-    assert np.allclose(blend.fit(table[["a", "b"]], table.y).predict_proba(table[["a", "b"]]).sum(axis=1), 1)
 
 
 # Files

@@ -1,4 +1,4 @@
-"""A real service in a process of its own, asked over HTTP."""
+"""A real service in a process of its own, over HTTP."""
 
 import socket
 import subprocess
@@ -27,8 +27,8 @@ def asked(table_run, tmp_path_factory):
 def test_one_row_and_many_rows_get_the_same_answers(asked):
     run, service, rows, _ = asked
     wire, ids = to_json_rows(rows), [str(i) for i in rows.index]
-    many = service.ask(wire, ids)
-    ones = [service.ask([row], [i]) for row, i in zip(wire, ids, strict=True)]
+    many = service.predict(wire, ids)
+    ones = [service.predict([row], [i]) for row, i in zip(wire, ids, strict=True)]
     assert many["predictions"] == [one["predictions"][0] for one in ones] == run.predict(rows).prediction.tolist()
     assert many["row_ids"] == ids
     assert all(abs(sum(scores) - 1) < 1e-9 for scores in many["scores"])
@@ -45,7 +45,7 @@ def test_unseen_and_missing_values_get_an_answer(asked):
     _, service, rows, _ = asked
     row = to_json_rows(rows.head(1))[0]
     odd = [dict.fromkeys(row), row | {"Island": "Atlantis"}, row | {"more": "than asked for"}]
-    assert len(service.ask(odd, ["a", "b", "c"])["predictions"]) == 3
+    assert len(service.predict(odd, ["a", "b", "c"])["predictions"]) == 3
 
 
 @pytest.mark.parametrize(
@@ -68,7 +68,7 @@ def test_wrong_bodies_are_refused(asked):
     row = to_json_rows(rows.head(1))[0]
     for body in ({}, {"rows": []}, {"rows": [{"Island": "Dream"}]}, {"rows": [row], "row_ids": ["a", "b"]}, {"rows": "all"}):
         assert service.client.post("/predict", json=body).status_code == 422, body
-    assert service.client.post("/truths", json={"truths": ["a", "b"], "row_ids": ["1"]}).status_code == 422
+    assert service.client.post("/feedback", json={"actuals": ["a", "b"], "row_ids": ["1"]}).status_code == 422
     assert service.client.get("/health").is_success
 
 
@@ -85,10 +85,10 @@ def test_many_clients_at_once_and_no_event_is_lost(table_run, tmp_path):
 
         with ThreadPoolExecutor(8) as pool:
             answers = list(pool.map(ask, range(120)))
-        service.report_truths([int(rows.target.iloc[n % len(rows)]) for n in range(120)], [str(n) for n in range(120)])
+        service.send_feedback([int(rows.target.iloc[n % len(rows)]) for n in range(120)], [str(n) for n in range(120)])
     events, _ = read_events(open_events(url), "many")
     assert sorted(events.row_id, key=int) == [str(n) for n in range(120)]
-    assert events.truth.notna().all()
+    assert events.actual.notna().all()
     assert dict(zip(events.row_id, events.prediction, strict=True)) == {str(n): answers[n] for n in range(120)}
 
 

@@ -11,36 +11,52 @@ import mlcycle as mc
 from mlcycle.ml.criteria import parse_criterion
 from mlcycle.ml.predictions import Predictions
 from mlcycle.outcomes import Gate, Problem
-from mlcycle.validation.gates import Evidence, baseline_predictions, decide_gates, plot_gates, group_labels, operating_point_metric
+from mlcycle.validation.gates import (
+    HoldoutEvaluation,
+    baseline_predictions,
+    decide_gates,
+    plot_gates,
+    group_labels,
+    operating_point_metric,
+)
 
 EMPTY = dict.fromkeys(["decision", "question", "owner", "source", "source_sha256"], "-")
 
 
 def asked(*criteria: str, **more) -> Problem:
     "A binary problem with criteria."
-    said = {"task": "binary", "classes": ["no", "yes"], "positive": "yes", "metric": "roc_auc", "target": "y", "rows": 1}
-    return Problem(**EMPTY | said | {"metrics": ["roc_auc"], "criteria": list(criteria)} | more)
+    predictions = {"task": "binary", "classes": ["no", "yes"], "positive": "yes", "metric": "roc_auc", "target": "y", "rows": 1}
+    return Problem(**EMPTY | predictions | {"metrics": ["roc_auc"], "criteria": list(criteria)} | more)
 
 
 def answers(rows: int = 2000, noise: float = 1.0, seed: int = 0) -> tuple[pd.Series, Predictions]:
     "Truth, and scores that know it but for some noise."
-    truth = np.random.default_rng(0).random(rows) < 0.3
-    score = 1 / (1 + np.exp(-(3 * truth - 1.5 + noise * np.random.default_rng(seed).normal(size=rows))))
-    return pd.Series(np.where(truth, "yes", "no")), Predictions(np.where(score > 0.5, "yes", "no"), score)
+    actual = np.random.default_rng(0).random(rows) < 0.3
+    score = 1 / (1 + np.exp(-(3 * actual - 1.5 + noise * np.random.default_rng(seed).normal(size=rows))))
+    return pd.Series(np.where(actual, "yes", "no")), Predictions(np.where(score > 0.5, "yes", "no"), score)
 
 
-def decide(*criteria: str, said: Predictions, truth: pd.Series, champion=None, note="", groups=None, **more) -> list[Gate]:
+def decide(
+    *criteria: str, predictions: Predictions, actual: pd.Series, champion=None, note="", groups=None, **more
+) -> list[Gate]:
     "The gates of some criteria."
     problem = asked(*criteria, **more)
-    guess = baseline_predictions(problem, truth, len(truth))
-    seen = Evidence(truth, said, guess, champion, note, np.arange(1.0, 101), pd.DataFrame() if groups is None else groups)
-    return decide_gates(problem, seen)
+    evaluation = HoldoutEvaluation(
+        actual=actual,
+        predictions=predictions,
+        baseline=baseline_predictions(problem, actual, len(actual)),
+        champion=champion,
+        champion_note=note,
+        latency_ms=np.arange(1.0, 101),
+        rows=pd.DataFrame() if groups is None else groups,
+    )
+    return decide_gates(problem, evaluation)
 
 
 def test_an_operating_point_is_the_best_of_the_curve():
-    truth, said = answers(300)
-    said = Predictions(said.labels, said.scores.round(1))  # Ties
-    precision, recall, _ = precision_recall_curve(truth == "yes", said.scores)
+    actual, predictions = answers(300)
+    predictions = Predictions(predictions.labels, predictions.scores.round(1))  # Ties
+    precision, recall, _ = precision_recall_curve(actual == "yes", predictions.scores)
     for line, mine, other in (
         ("recall >= 0.1 at precision >= ", recall, precision),
         ("precision >= 0.1 at recall >= ", precision, recall),
@@ -48,37 +64,41 @@ def test_an_operating_point_is_the_best_of_the_curve():
         for bound in (0.3, 0.6, 0.8):
             metric = operating_point_metric(parse_criterion(f"{line}{bound}", "binary", "f1"))
             allowed = (other >= bound) & (np.arange(len(other)) < len(other) - 1)  # The last point has no threshold
-            assert metric.function((truth == "yes").to_numpy(), said.scores) == pytest.approx(mine[allowed].max(initial=0))
+            assert metric.function((actual == "yes").to_numpy(), predictions.scores) == pytest.approx(
+                mine[allowed].max(initial=0)
+            )
 
 
 def test_an_operating_point_names_its_threshold():
-    truth, said = answers()
-    good, bad = decide("recall >= 0.6 at precision >= 0.6", "recall >= 0.9 at precision >= 0.99", truth=truth, said=said)
+    actual, predictions = answers()
+    good, bad = decide(
+        "recall >= 0.6 at precision >= 0.6", "recall >= 0.9 at precision >= 0.99", actual=actual, predictions=predictions
+    )
     assert (good.passed, bad.passed) == (True, False)
     assert good.low < good.value < good.high
     assert "A threshold of" in good.note
 
 
 def test_the_champion_is_met_on_the_same_rows():
-    truth, said = answers()
+    actual, predictions = answers()
     line = "not worse than champion by more than 0.01"
     _, worse = answers(noise=3, seed=1)
     _, better = answers(noise=0.1, seed=1)
-    assert decide(line, truth=truth, said=said, champion=worse)[0].passed
-    assert not decide(line, truth=truth, said=said, champion=better)[0].passed
-    (same,) = decide(line, truth=truth, said=said, champion=said, note="It is itself.")
+    assert decide(line, actual=actual, predictions=predictions, champion=worse)[0].passed
+    assert not decide(line, actual=actual, predictions=predictions, champion=better)[0].passed
+    (same,) = decide(line, actual=actual, predictions=predictions, champion=predictions, note="It is itself.")
     assert (same.value, same.low, same.bound, same.passed, same.note) == (0, 0, -0.01, True, "It is itself.")
-    (relative,) = decide("not worse than champion by more than 10 %", truth=truth, said=said, champion=worse)
+    (relative,) = decide("not worse than champion by more than 10 %", actual=actual, predictions=predictions, champion=worse)
     assert -0.1 < relative.bound < -0.05
-    (alone,) = decide(line, truth=truth, said=said)
+    (alone,) = decide(line, actual=actual, predictions=predictions)
     assert (alone.passed, alone.value) == (True, None)
     assert "no champion" in alone.note
-    assert not decide(line, truth=truth, said=said, note="It cannot answer.")[0].passed
+    assert not decide(line, actual=actual, predictions=predictions, note="It cannot answer.")[0].passed
 
 
 def test_latency_is_decided_and_means_nothing_more():
-    truth, said = answers(100)
-    first, second = decide("p50 latency <= 70 ms", truth=truth, said=said, latency_budget_ms=96.0)
+    actual, predictions = answers(100)
+    first, second = decide("p50 latency <= 70 ms", actual=actual, predictions=predictions, latency_budget_ms=96.0)
     assert (first.passed, second.passed) == (True, False), "the interval of the 95th percentile reaches above 96"
     assert first.value == 50.5
     assert first.content() == first.model_copy(update={"value": 1.0, "low": 0.5, "high": 2.0, "note": "-"}).content()
@@ -86,25 +106,27 @@ def test_latency_is_decided_and_means_nothing_more():
 
 
 def test_groups_are_compared_and_the_worst_pair_is_named():
-    truth, said = answers(3000)
+    actual, predictions = answers(3000)
     groups = pd.DataFrame({"town": np.resize(["north", "south", "west"], 3000), "few": ["one"] * 2990 + ["two"] * 10})
     groups["age"] = np.random.default_rng(0).integers(18, 90, 3000)
     line = "selection_rate ratio between groups >= 0.7"
-    unfair = Predictions(np.where((groups.town == "west") & (np.arange(3000) % 4 > 0), "no", said.labels), said.scores)
+    unfair = Predictions(
+        np.where((groups.town == "west") & (np.arange(3000) % 4 > 0), "no", predictions.labels), predictions.scores
+    )
     problem = asked(line, groups=["town", "age"])
-    guess = baseline_predictions(problem, truth, len(truth))
-    (good,) = decide_gates(problem, Evidence(truth, said, guess, groups=groups))
-    (bad,) = decide_gates(problem, Evidence(truth, unfair, guess, groups=groups))
+    given = {"actual": actual, "baseline": baseline_predictions(problem, actual, len(actual)), "rows": groups}
+    (good,) = decide_gates(problem, HoldoutEvaluation(predictions=predictions, **given))
+    (bad,) = decide_gates(problem, HoldoutEvaluation(predictions=unfair, **given))
     assert (good.passed, bad.passed) == (True, False)
     assert "town: worst is west" in bad.note
     assert "age: worst is (" in bad.note
     assert bad.low < bad.value < bad.high < 0.5
-    lower = decide('log_loss ratio between groups of "town" >= 0.5', truth=truth, said=said, groups=groups)[0]
+    lower = decide('log_loss ratio between groups of "town" >= 0.5', actual=actual, predictions=predictions, groups=groups)[0]
     assert lower.passed
-    few = decide("recall ratio between groups of few >= 0.8", truth=truth, said=said, groups=groups)[0]
+    few = decide("recall ratio between groups of few >= 0.8", actual=actual, predictions=predictions, groups=groups)[0]
     assert (few.passed, few.value) == (False, None)
     assert "fewer than two groups" in few.note
-    gone = decide("recall ratio between groups of tawn >= 0.8", truth=truth, said=said, groups=groups)[0]
+    gone = decide("recall ratio between groups of tawn >= 0.8", actual=actual, predictions=predictions, groups=groups)[0]
     assert "no column 'tawn'" in gone.note
     assert plot_gates([good, bad, few]).axes
 
@@ -117,11 +139,11 @@ def test_groups_have_names():
 
 
 def test_cost_is_a_gate():
-    truth, said = answers()
+    actual, predictions = answers()
     costs = {"yes": {"no": 10.0}, "no": {"yes": 1.0}}
-    dear, cheap = decide("cost <= 100", "cost <= 1500", truth=truth, said=said, costs=costs)
+    dear, cheap = decide("cost <= 100", "cost <= 1500", actual=actual, predictions=predictions, costs=costs)
     assert (dear.passed, cheap.passed) == (False, True)
-    assert decide("beats baseline by 20 %", truth=truth, said=said, costs=costs, metric="cost")[0].passed
+    assert decide("beats baseline by 20 %", actual=actual, predictions=predictions, costs=costs, metric="cost")[0].passed
 
 
 LINES = ["recall >= 0.6 at precision >= 0.8", "not worse than champion by more than 0.05", "p95 latency <= 60 s"]

@@ -38,6 +38,7 @@ TRUSTED_TYPES = [
     "sklearn.model_selection._split.StratifiedKFold", # Three plain settings
     "sklearn.neural_network._stochastic_optimizers.AdamOptimizer", # Where the training of a network ended: arrays
     "sklearn.tree._tree.Tree", # Arrays of nodes
+    "sklearn.utils._bunch.Bunch", # A dictionary whose entries are attributes too; a voting ensemble keeps its models in one
     "sklearn.utils.validation.check_array", # Looks at numbers; histogram boosting does where it has categories
     "xgboost.core.Booster", # Trees as bytes that XGBoost itself reads
     "xgboost.sklearn.XGBClassifier", # Settings, and its booster
