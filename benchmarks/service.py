@@ -66,7 +66,7 @@ def both_servers(run: Run) -> Iterator[tuple[list[Callable], list[float]]]:
         def ask_mlflow(row: dict) -> dict:
             return client.post("/invocations", json={"dataframe_records": [row]}).raise_for_status().json()
 
-        yield [lambda row: service.ask([row], ["0"]), ask_mlflow], [service.start_seconds, seconds]
+        yield [lambda row: service.predict([row], ["0"]), ask_mlflow], [service.start_seconds, seconds]
 
 
 def milliseconds(ask: Callable, row: dict) -> float:

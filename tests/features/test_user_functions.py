@@ -311,7 +311,7 @@ def test_a_run_with_a_feature_of_ones_own(own_run):
     said = own_run.predict(rows)
     bundle = own_run.workspace.root / own_run.release.bundle
     with running_service(bundle, functions=workspace_functions_file(plan.user_functions, own_run.workspace)) as service:
-        told = [service.ask([row], ["1"]) for row in to_json_rows(rows)]
+        told = [service.predict([row], ["1"]) for row in to_json_rows(rows)]
     assert [each["predictions"][0] for each in told] == said.prediction.tolist()
     np.testing.assert_allclose([each["scores"][0] for each in told], said.score, rtol=1e-12)
 

@@ -180,7 +180,7 @@ def test_dirty_rows_get_the_predictions_of_clean_ones(tmp_path):
     assert record.row_id.nunique() > 50, "many of the rows are dirty"
     with running_service(run.workspace.root / run.release.bundle, fork=True) as service:
         ids = [str(i) for i in clean.index]
-        told = [service.ask(to_json_rows(each[run.plan.input_columns]), ids)["predictions"] for each in (clean, spoilt)]
+        told = [service.predict(to_json_rows(each[run.plan.input_columns]), ids)["predictions"] for each in (clean, spoilt)]
     assert told[0] == told[1] == run.predict(clean).prediction.tolist() == run.predict(spoilt).prediction.tolist()
 
 
