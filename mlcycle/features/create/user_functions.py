@@ -109,7 +109,7 @@ def call_feature_function(
     try:
         made = function(*columns)
     except Exception as error:
-        steps = [step for step in traceback.extract_tb(error.__traceback__) if step.filename == function.place]
+        steps = [step for step in traceback.extract_tb(error.__traceback__) if step.filename == function.traceback_name]
         where = f" in its line {steps[-1].lineno} ({steps[-1].line})" if steps else ""
         raise InputError(f"The function '{function.name}' fails{where}: {type(error).__name__}: {error}.",
                          f"It should make a column of {', '.join(function.inputs)}, missing values included.") from error
@@ -192,4 +192,4 @@ def make_function_recipes(
             raise InputError(f"The function '{each.name}' is called like a column.", "A new column needs a name of its own.")
         check_feature_function(each, rows)
     KNOWN_FUNCTIONS.update({(each.name, each.sha256): each for each in functions})
-    return [FunctionFeature(each.name, each.sha256, list(each.inputs), each.kind, each.words) for each in functions]
+    return [FunctionFeature(each.name, each.sha256, list(each.inputs), each.kind, each.description) for each in functions]

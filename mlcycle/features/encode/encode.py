@@ -162,7 +162,7 @@ class ColumnSteps(TransformerMixin, BaseEstimator):
         "Numbers of shape (n, outputs)."
         check_is_fitted(self)
         check_columns(X, self.feature_names_in_)
-        return np.asarray(self.encode(X), dtype=float)
+        return np.asarray(self.encode(X), dtype=float) if len(X) else np.empty((0, len(self.outputs_)))
 
     def encode(self, rows: pd.DataFrame) -> np.ndarray:
         "The same, without a check of the columns."
