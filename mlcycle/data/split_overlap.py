@@ -30,15 +30,15 @@ def hash_rows_by_cell(
     spread: pd.Series, # Standard deviation of each decimal column: the same for all parts
 ) -> RowHashes:
     "The fingerprints of rows."
-    exact, rounded, cells = np.zeros(len(rows), np.uint64), np.zeros(len(rows), np.uint64), []
+    exact, coarse, cells = np.zeros(len(rows), np.uint64), np.zeros(len(rows), np.uint64), []
     for place, name in enumerate(rows.columns):
         odd = np.uint64((2 * place + 1) * 0x9E3779B97F4A7C15 % 2**64) # The same value in another column is another cell
         as_is, rounded = _hash_cells(rows[name], spread.get(name))
         as_is = as_is * odd
         cells.append(as_is if rounded is None else rounded * odd)
         exact += as_is
-        rounded += cells[-1]
-    return RowHashes(exact, rounded, cells)
+        coarse += cells[-1]
+    return RowHashes(exact, coarse, cells)
 
 # %% ../../nbs/data/split_overlap.ipynb #aef64a81
 def _hash_cells(values: pd.Series, spread: float | None) -> tuple[np.ndarray, np.ndarray | None]:
