@@ -13,7 +13,7 @@ GRIDS = {  # Fifty runs each
     "stages 1 to 4 shared by five runs each": {
         "seed": range(1, 6),
         "metric": ["roc_auc", "f1"],
-        "resamples": range(50, 100, 10),
+        "n_resamples": range(50, 100, 10),
     },
     "no stage shared": {"seed": range(1, 26), "metric": ["roc_auc", "f1"]},
 }

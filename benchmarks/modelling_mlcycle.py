@@ -56,32 +56,32 @@ def fit_mlcycle(
     problem, dataset = state_problem(train, target, task, metric, when), state_dataset(train, workspace)
     plan = features.plan_features(problem, dataset, workspace, features.Rules(seed=seed, selection_rows=5_000))
     left = max(LEAST, seconds * (1 - TAIL) - (time.perf_counter() - started))
-    rules = modelling.Rules(
+    settings = ModellingSettings(
         folds=5 if len(train) < 10_000 else 3,
         repeats=4,
         trials=10_000,
-        seconds=left,
+        search_seconds=left,
         search_rows=40_000,
-        rule="best",
+        selection_rule="best",
         calibrate=False,
-        curve=False,
+        learning_curve=False,
         seed=seed,
         jobs=1,
     )
     pipeline = load_model(workspace.root / plan.pipeline.path, plan.pipeline.sha256)
     with TemporaryDirectory() as folder:
-        arena = modelling.make_cross_validation(problem, pipeline, plan.input_columns, train, rules, Path(folder))
-        competition = modelling.compete(arena, rules, workspace.root / "study", train, len(train))
-        model, _ = modelling.fit_winner(competition, train[[*plan.input_columns, target]], None, rules.calibrate)
+        cv = make_cross_validation(problem, pipeline, plan.input_columns, train, settings, Path(folder))
+        selection = compare_models(cv, settings, workspace.root / "study", train, len(train))
+        model, _ = fit_best_model(selection, train[[*plan.input_columns, target]], None, settings.calibrate)
 
     def answer(rows: pd.DataFrame) -> tuple[object, list]:
         """Numbers of a regression, otherwise a probability for each class."""
-        said = predict(model, rows[plan.input_columns], problem)
+        predictions = predict(model, rows[plan.input_columns], problem)
         if task == "regression":
-            return said.labels, []
+            return predictions.labels, []
         if task == "binary":  # Of the positive class
-            return pd.DataFrame({0: 1 - said.scores, 1: said.scores}).to_numpy(), [0, 1]
-        return said.scores, problem.classes
+            return pd.DataFrame({0: 1 - predictions.scores, 1: predictions.scores}).to_numpy(), [0, 1]
+        return predictions.scores, problem.classes
 
-    tried = dict.fromkeys(trial.model for trial in competition.search.complete())
-    return answer, [f"best: {competition.chosen.name}", *tried]
+    tried = dict.fromkeys(trial.model for trial in selection.search.complete_trials())
+    return answer, [f"best: {selection.chosen.name}", *tried]

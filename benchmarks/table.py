@@ -6,11 +6,11 @@ from pathlib import Path
 
 from sklearn.datasets import load_breast_cancer
 
-QUICK = {"trials": 2, "folds": 3, "resamples": 50, "parity_rows": 30, "replay_rows": 60, "windows": 2}
+QUICK = {"trials": 2, "folds": 3, "n_resamples": 50, "parity_rows": 30, "replay_rows": 60, "windows": 2}
 QUICK |= {"probe_seconds": 0, "select": "off", "table_rows": 0}
-QUICK |= {"models": ["linear", "lightgbm"], "repeats": 1, "curve": False}
-STAGE_OF = {"probe_seconds": "problem", "select": "features", "table_rows": "features", "resamples": "validation"}
-STAGE_OF |= dict.fromkeys(("trials", "folds", "models", "repeats", "curve"), "modelling") | {"parity_rows": "deployment"}
+QUICK |= {"models": ["linear", "lightgbm"], "repeats": 1, "learning_curve": False}
+STAGE_OF = {"probe_seconds": "problem", "select": "features", "table_rows": "features", "n_resamples": "validation"}
+STAGE_OF |= dict.fromkeys(("trials", "folds", "models", "repeats", "learning_curve"), "modelling") | {"parity_rows": "deployment"}
 
 
 def make_project(folder: Path) -> Path:

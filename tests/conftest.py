@@ -19,10 +19,10 @@ import mlcycle as mc
 from mlcycle.stores.tables.holdout import read_any_table
 
 ROOT = Path(__file__).resolve().parent.parent
-QUICK = {"trials": 2, "folds": 3, "resamples": 50, "parity_rows": 30, "replay_rows": 60, "windows": 2}
+QUICK = {"trials": 2, "folds": 3, "n_resamples": 50, "parity_rows": 30, "replay_rows": 60, "windows": 2}
 QUICK["latency_budget_ms"] = 60_000.0  # A busy machine is no reason to fail
 QUICK |= {"select": "off", "table_rows": 0}  # Stage 3: nothing is measured, every feature stays
-QUICK |= {"models": ["linear", "lightgbm"], "repeats": 1, "curve": False}  # Stage 4: few candidates, asked once
+QUICK |= {"models": ["linear", "lightgbm"], "repeats": 1, "learning_curve": False}  # Stage 4: few candidates, asked once
 QUICK["probe_seconds"] = 0.0  # Stage 1: whether the question can be answered is not asked
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from sklearn import config_context
 from sklearn.base import BaseEstimator, ClassifierMixin, clone
+from sklearn.utils import get_tags
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, column_or_1d, has_fit_parameter, validate_data
 
@@ -91,6 +92,11 @@ class LabelEncodedClassifier(ClassifierMixin, BaseEstimator):
         check_is_fitted(self)
         return self.classes_[self.predict_proba(X).argmax(axis=1)]
 
+    def __sklearn_tags__(self):
+        tags, held = super().__sklearn_tags__(), get_tags(self.model)
+        tags.input_tags = held.input_tags
+        return tags
+
 # %% ../../nbs/ml/meta_estimators.ipynb #8b82bf22
 class CalibratedClassifier(ClassifierMixin, BaseEstimator):
     "A classifier whose probabilities are calibrated."
@@ -119,6 +125,11 @@ class CalibratedClassifier(ClassifierMixin, BaseEstimator):
         "The class with the highest probability."
         check_is_fitted(self)
         return self.classes_[self.predict_proba(X).argmax(axis=1)]
+
+    def __sklearn_tags__(self):
+        tags, held = super().__sklearn_tags__(), get_tags(self.model)
+        tags.input_tags = held.input_tags
+        return tags
 
 # %% ../../nbs/ml/meta_estimators.ipynb #bb62d9fe
 def calibrate_probabilities(

@@ -12,9 +12,9 @@ import mlcycle as mc
 from mlcycle.cli.base import app
 from mlcycle.core.runs import list_runs
 from mlcycle.core.workspace import Workspace
-from mlcycle.stores.models.registry import connect
+from mlcycle.stores.models.registry import connect_registry
 
-FEW = {"trials": 1, "folds": 3, "repeats": 1, "curve": "false", "select": "off", "jobs": 1, "ensemble": "false"}
+FEW = {"trials": 1, "folds": 3, "repeats": 1, "learning_curve": "false", "select": "off", "jobs": 1, "ensemble": "false"}
 
 
 @pytest.fixture(scope="module")
@@ -118,7 +118,7 @@ def test_the_list_of_runs_names_winners(project, runs):
 
 def test_every_trial_is_logged_below_its_run(project, runs):
     workspace = Workspace.from_project(project)
-    connect(workspace.tracking_uri, workspace.artifacts)
+    connect_registry(workspace.tracking_uri, workspace.artifacts)
     for run in runs:
         run = mc.open(run.id, project)
         study = run.candidate.study.split("/")[1]

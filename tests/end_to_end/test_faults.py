@@ -61,7 +61,7 @@ def test_a_failing_first_stage_leaves_a_run_that_says_so(wine):
     own_notebooks(wine, "problem", "1 / 0")
     with pytest.raises(StageError, match="ZeroDivisionError"):
         mc.run(project=wine, **QUICK)
-    assert mc.open("last", wine).about["status"] == "failed"
+    assert mc.open("last", wine).info["status"] == "failed"
 
 
 def test_an_interruption_keeps_what_was_done(wine):

@@ -203,7 +203,7 @@ def test_a_batch_that_was_ended_goes_on_where_it_was(how, tmp_path):
     assert [row["status"] for row in rows] == ["done"] * 3
     assert rows[0]["run"] == first, "what was done is not done again"
     for row in rows[1:]:
-        assert mc.open(row["run"], tmp_path).about["stages"]["problem"]["reused"] in before
+        assert mc.open(row["run"], tmp_path).info["stages"]["problem"]["reused"] in before
 
 
 @pytest.fixture(scope="module")

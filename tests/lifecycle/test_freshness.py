@@ -147,12 +147,12 @@ def test_a_newer_library_makes_stale_what_uses_it(project, tmp_path):
 
 
 def test_why_names_old_and_new_value(project):
-    assert not_fresh(project, "-p", "resamples=60") == STAGES[4:]
-    said = cli("why", "validation", "-p", "resamples=60", cwd=project).stdout
-    assert "parameter resamples 50 → 60" in said
-    assert ["parameter resamples", "50", "60"] in [[c.strip() for c in line.split("│")[1:4]] for line in said.splitlines()]
+    assert not_fresh(project, "-p", "n_resamples=60") == STAGES[4:]
+    said = cli("why", "validation", "-p", "n_resamples=60", cwd=project).stdout
+    assert "parameter n_resamples 50 → 60" in said
+    assert ["parameter n_resamples", "50", "60"] in [[c.strip() for c in line.split("│")[1:4]] for line in said.splitlines()]
     assert "nothing has changed" in cli("why", "data", cwd=project).stdout
-    assert "follows validation" in cli("why", "monitoring", "-p", "resamples=60", cwd=project).stdout
+    assert "follows validation" in cli("why", "monitoring", "-p", "n_resamples=60", cwd=project).stdout
 
 
 def test_modules_of_the_project_count(new_toy):
@@ -208,7 +208,7 @@ def test_a_dry_run_leaves_nothing_behind(new_toy, toy):
 def test_a_repaired_notebook_goes_on_where_it_failed(new_toy):
     add_cell(new_toy, "features", "1 / 0")
     assert cli("run", "-q", "--until", "features", cwd=new_toy).returncode == 1
-    assert mc.open("last", new_toy).about["status"] == "failed"
+    assert mc.open("last", new_toy).info["status"] == "failed"
     assert list(states(new_toy).values())[:3] == ["fresh", "fresh", "missing"]
     add_cell(new_toy, "features", "")
     run(new_toy, "--until", "features")

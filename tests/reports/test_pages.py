@@ -125,7 +125,7 @@ def test_a_page_shows_results_and_folds_code(open_page, runs, stage):
 def test_facts_and_contents(open_page, runs):
     page = open_page(address(runs[1], "modelling"))
     facts = page.locator(".facts").inner_text()
-    for words in ("cancer.csv", "569 rows", "seed = 7", "trials = 2", "scikit-learn", "batch grid-1", runs[1].about["started"]):
+    for words in ("cancer.csv", "569 rows", "seed = 7", "trials = 2", "scikit-learn", "batch grid-1", runs[1].info["started"]):
         assert words in facts
     page.get_by_role("link", name="Leaderboard").click()
     assert page.url.endswith("#leaderboard")

@@ -194,11 +194,11 @@ def test_a_run_records_each_access_and_counts_one(wine):
 
 def test_running_again_counts_again_only_if_stage_5_runs(wine):
     project, holdout = wine.workspace.project, wine.dataset.tables["holdout"]
-    words = as_words({key: value for values in wine.about["parameters"].values() for key, value in values.items()})
+    words = as_words({key: value for values in wine.info["parameters"].values() for key, value in values.items()})
     before = count_holdout_accesses(wine.workspace, holdout.sha256)
     assert "Nothing to do" in cli("run", "-q", *words, cwd=project).stdout
     assert count_holdout_accesses(wine.workspace, holdout.sha256) == before
-    done = cli("run", "-q", *words, "-p", "resamples=60", "--until", "validation", cwd=project)
+    done = cli("run", "-q", *words, "-p", "n_resamples=60", "--until", "validation", cwd=project)
     assert done.returncode == 0, done.stderr
     again = mc.open("last", project)
     assert again.verdict.holdout_accesses == count_holdout_accesses(wine.workspace, holdout.sha256) == before + 1

@@ -210,14 +210,14 @@ def find_target_leakage(
     rows: pd.DataFrame, # Training rows, features only; best with those whose target is unknown
     target: pd.Series, # What is predicted, of the same rows in the same order; missing where it is unknown
     problem: Problem, # Task, time and entity; excluded columns are witnesses only
-    holdout: Sequence[str] | None = None, # What training and holdout rows share, in words, as stage 2 found it
+    split_overlap: Sequence[str] | None = None, # What training and holdout rows share, in words, as stage 2 found it
     ceiling: float = 0.98, # Share of the unknown that a single column takes away, from which it is taken for the answer
     seed: int = 0, # Of the folds
 ) -> list[LeakageSuspect]: # Suspect columns, in the order of the table; then, about no column, what was found by stage 2
-    "Columns that know the answer."
+    "Columns with target leakage: they hold information that will not be there at prediction time."
     rows = rows.drop(columns=problem.target, errors="ignore").reset_index(drop=True)
     target = target.reset_index(drop=True)
-    passed_on = [LeakageSuspect(column="", reason=text, excluded=False) for text in holdout or ()]
+    passed_on = [LeakageSuspect(column="", reason=text, excluded=False) for text in split_overlap or ()]
     if target.notna().sum() < 30 or target.nunique() < 2 or not len(rows.columns):
         return passed_on
     with threadpool_limits(1), warnings.catch_warnings():

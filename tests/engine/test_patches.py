@@ -1,0 +1,185 @@
+"""What the engine patches in other libraries: each test fails when a library changes so that the patch would break."""
+
+import asyncio
+import atexit
+import inspect
+import json
+import multiprocessing.spawn
+import os
+import subprocess
+import sys
+from multiprocessing import forkserver, get_context
+from pathlib import Path
+
+import pytest
+
+from mlcycle.engine import client, kernel
+from mlcycle.engine import forkserver as forks
+from mlcycle.engine.patches import PATCHES, Patch, find_attribute, missing_parameters
+
+
+def named(patch: Patch) -> str:
+    "How a patch is called in the output of pytest."
+    return patch.attribute
+
+
+def printed(code: str, **environment: str) -> str:
+    "What code prints in a process of its own."
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=os.environ | environment)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+@pytest.mark.parametrize("patch", PATCHES, ids=named)
+def test_the_attribute_is_there_and_takes_what_it_is_given(patch):
+    assert find_attribute(patch) is not None or patch.attribute.endswith("shell_class")
+    assert missing_parameters(patch) == []
+    assert patch.why.endswith(".")
+
+
+@pytest.mark.parametrize("patch", [patch for patch in PATCHES if patch.how == "overridden"], ids=named)
+def test_what_is_overridden_is_overridden_with_the_same_parameters(patch):
+    "A method of ours that no base class calls any more, or that is called with more, would be found here."
+    _, _, name = patch.attribute.rpartition(".")
+    base = inspect.signature(find_attribute(patch)) if callable(find_attribute(patch)) else None
+    ours = [
+        kind
+        for module in (client, kernel)
+        for kind in vars(module).values()
+        if isinstance(kind, type) and kind.__module__ == module.__name__ and name in vars(kind)
+    ]
+    if name == "_async_start_kernel":  # Of a class that is made when a kernel is needed
+        return
+    assert ours, f"nothing of ours overrides {patch.attribute}"
+    method = inspect.getattr_static(ours[0], name)
+    if base and inspect.isfunction(method):
+        given = [
+            name for name, one in base.parameters.items() if one.default is one.empty and one.kind is one.POSITIONAL_OR_KEYWORD
+        ]
+        signature = inspect.signature(method)
+        flexible = any(one.kind is one.VAR_POSITIONAL for one in signature.parameters.values())
+        assert flexible or len(signature.parameters) >= len(given), (signature, base)
+
+
+def test_every_private_name_that_the_engine_uses_is_in_the_table():
+    "`_name` of another library's object, in the source of the engine."
+    table = {patch.attribute.rpartition(".")[2].rpartition(":")[2] for patch in PATCHES}
+    allowed = {
+        "_buffer_lock",
+        "_buffers",
+        "_fid",
+        "_forked",
+        "_forkserver",
+        "_async_start_kernel",
+        "_exit",
+        "_is_debugpy_available",
+    }
+    for path in Path(client.__file__).parent.glob("*.py"):
+        if path.name != "patches.py":
+            found = set(__import__("re").findall(r"\w\.(_[a-z]\w+)", path.read_text()))
+            assert found <= table | allowed, path.name
+
+
+def test_a_fork_asks_the_server_that_made_it():
+    assert "ensure_running" in inspect.getsource(forkserver.ForkServer.connect_to_new_process)
+    assert forks.call_in_fork(asks_its_own_server, os.getpid())
+
+
+def asks_its_own_server(asker: int) -> bool:
+    "In a fork: another fork has the same parent as this one, which is not the process that asked."
+    forks.share_fork_server()
+    context = get_context("forkserver")
+    here, there = context.Pipe(duplex=False)
+    process = context.Process(target=send_parent, args=(there,))
+    with forks.hidden_main():
+        process.start()
+    parent = here.recv()
+    process.join()
+    return parent == os.getppid() != asker
+
+
+def send_parent(pipe) -> None:
+    "Tell the id of the parent process."
+    pipe.send(os.getppid())
+
+
+def test_the_main_module_is_hidden_while_a_process_starts():
+    with forks.hidden_main():
+        data = multiprocessing.spawn.get_preparation_data("x")
+    assert not {"init_main_from_name", "init_main_from_path"} & data.keys()
+    assert sys.modules["__main__"].__name__ == "__main__"
+
+
+def test_functions_for_the_end_of_a_process_are_called():
+    code = "import atexit, os; atexit.register(print, 'called', flush=True); atexit._run_exitfuncs(); os._exit(0)"
+    assert printed(code) == "called"
+    assert callable(atexit._run_exitfuncs)
+
+
+def test_jsonschema_does_without_the_grammar():
+    code = "import sys; sys.modules['rfc3987_syntax'] = None; import nbformat; nbformat.validate(nbformat.v4.new_notebook()); print(1)"
+    assert printed(code) == "1"
+
+
+def test_no_debugger_is_imported():
+    code = "import sys, mlcycle.engine.kernel, ipykernel.kernelbase as base; print(base._is_debugpy_available, 'debugpy' in sys.modules)"
+    assert printed(code) == "False False"
+
+
+def test_papermill_saves_through_the_method_that_is_slowed_down():
+    from papermill.engines import NotebookExecutionManager
+
+    for method in ("cell_start", "cell_complete", "notebook_complete"):
+        assert "self.save()" in inspect.getsource(getattr(NotebookExecutionManager, method)), method
+
+
+def test_keys_of_mappings_stay_what_they_are():
+    from papermill.translators import PythonTranslator
+
+    assert PythonTranslator.translate({1: 2}) != client.ExactTranslator.translate({1: 2}) == "{1: 2}"
+    assert "translate_dict" in inspect.getsource(PythonTranslator.translate)
+
+
+def test_nbclient_asks_for_answer_and_outputs_through_the_methods_that_are_overridden():
+    from nbclient.client import NotebookClient
+
+    source = inspect.getsource(NotebookClient.async_execute_cell)
+    for name in ("_async_poll_for_reply", "_async_poll_output_msg"):
+        assert name in source, name
+    assert asyncio.iscoroutinefunction(NotebookClient._async_poll_for_reply)
+
+
+def test_messages_are_whole_after_a_pipe():
+    from jupyter_client.session import Session
+
+    sent = []
+    session = kernel.PipeSession(key=b"pipe")
+    session.pipe = type("Pipe", (), {"send": lambda self, message: sent.append(message)})()
+    session.lock, session.owner = __import__("threading").Lock(), os.getpid()
+    session.send(None, "stream", {"name": "stdout", "text": "ü"}, buffers=[b"x"])
+    ((packed, buffers),) = sent
+    message = Session(key=b"pipe").unpack(packed)
+    assert (message["content"], buffers) == ({"name": "stdout", "text": "ü"}, [b"x"])
+    assert {"header", "parent_header", "msg_type", "metadata"} <= message.keys()
+
+
+def test_what_is_printed_reaches_the_output_and_the_log(tmp_path):
+    "The stream of ipykernel that reads the file descriptors, with our decoder and log."
+    cells = [
+        {
+            "cell_type": "code",
+            "id": "a",
+            "metadata": {},
+            "execution_count": None,
+            "outputs": [],
+            "source": "import os\nprint('ü')\nos.write(1, 'é\\n'.encode())\nos.system('echo ø');",
+        }
+    ]
+    kernelspec = {"name": "python3", "language": "python", "display_name": "python3"}
+    notebook = {"cells": cells, "metadata": {"kernelspec": kernelspec}, "nbformat": 4, "nbformat_minor": 5}
+    (tmp_path / "a.ipynb").write_text(json.dumps(notebook))
+    code = f"import papermill; papermill.execute_notebook({str(tmp_path / 'a.ipynb')!r}, {str(tmp_path / 'b.ipynb')!r}, engine_name='warm')"
+    printed(code)
+    outputs = json.loads((tmp_path / "b.ipynb").read_text())["cells"][-1]["outputs"]
+    text = "".join("".join(output["text"]) for output in outputs if output["output_type"] == "stream")
+    assert sorted(text.split()) == ["é", "ø", "ü"]
