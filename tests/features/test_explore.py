@@ -11,7 +11,13 @@ from hypothesis import strategies as st
 from scipy.stats import contingency, kruskal, spearmanr
 
 from mlcycle.features.explore import plots as explore_plots
-from mlcycle.features.explore.associations import correlation_ratios, cramer_v, measure_associations, rank_values, rank_correlations
+from mlcycle.features.explore.associations import (
+    correlation_ratios,
+    cramer_v,
+    measure_associations,
+    rank_values,
+    rank_correlations,
+)
 from mlcycle.features.explore.column_summary import summarize_numbers, group_means
 from mlcycle.features.explore.explore import explore, split_into_periods, top_findings
 from mlcycle.features.explore.sample_report import sample_report

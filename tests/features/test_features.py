@@ -60,7 +60,9 @@ def orders(rows: int = 900, seed: int = 0) -> pd.DataFrame:
     return table.assign(late=late, customer="c" + table.customer.astype(str), refund=refund)
 
 
-def plan_for(table: pd.DataFrame, folder: Path, rules: FeatureSettings | None = None, **more) -> tuple[Problem, FeaturePlan, Workspace]:
+def plan_for(
+    table: pd.DataFrame, folder: Path, rules: FeatureSettings | None = None, **more
+) -> tuple[Problem, FeaturePlan, Workspace]:
     "What stage 3 makes of a table whose rows all teach."
     space = Workspace(folder)
     stored = write_table(space.tables, "train", normalise_dtypes(table).rename_axis("row_id"))
@@ -120,15 +122,20 @@ def test_a_plan_does_not_contradict_itself(which, request):
     reads = {name for recipe in pipeline["create"].recipes for name in recipe.input_columns()}
     assert len(set(names)) == len(names) and len(set(plan.input_columns)) == len(plan.input_columns)
     assert set(pipeline["encode"].column_types) == kept and set(plan.output_features.values()) <= kept
-    assert set(plan.input_columns) == reads | {each.name for each in plan.features if each.selected and each.source_columns == [each.name]}
+    assert set(plan.input_columns) == reads | {
+        each.name for each in plan.features if each.selected and each.source_columns == [each.name]
+    }
     assert not set(plan.input_columns) & {problem.target, *plan.dropped_columns}
     assert all(set(each.source_columns) <= set(orders()) for each in plan.features)
     assert all(
-        each.reason and (each.importance is None or each.importance.low <= each.importance.value <= each.importance.high) for each in plan.features
+        each.reason and (each.importance is None or each.importance.low <= each.importance.value <= each.importance.high)
+        for each in plan.features
     )
     rows = normalise_dtypes(orders())
     fitted = pipeline.fit(rows[plan.input_columns], rows.late)
-    assert map_outputs_to_features(fitted) == plan.output_features and list(fitted.get_feature_names_out()) == list(plan.output_features)
+    assert map_outputs_to_features(fitted) == plan.output_features and list(fitted.get_feature_names_out()) == list(
+        plan.output_features
+    )
 
 
 def test_what_is_planned_makes_one_row_as_in_the_batch(whole, tmp_path):
@@ -351,7 +358,12 @@ def test_odd_types_go_all_the_way(tmp_path):
     run = mc.run(str(tmp_path / "orders.parquet"), "late", project=tmp_path, **chosen)
     assert run.info["status"] == "done" and run.release.parity.n_equal == run.release.parity.rows
     column_types = {each.name: each.column_type for each in run.plan.features}
-    assert (column_types["note"], column_types["stars"], column_types["gift"], column_types["colour"]) == ("text", "number", "number", "category")
+    assert (column_types["note"], column_types["stars"], column_types["gift"], column_types["colour"]) == (
+        "text",
+        "number",
+        "number",
+        "category",
+    )
     assert "waited" in column_types or "waited" in run.plan.dropped_columns
     said = run.predict(table.drop(columns="late"))
     assert len(said) == len(table) and said.score.between(0, 1).all()

@@ -196,7 +196,9 @@ def test_planted_signals_are_proposed_first(name):
     found = propose_recipes(table.assign(y=truth, unread=object()), truth, column_types, asked(time="came"))
     assert any(set(recipe.input_columns()) == columns for recipe in found[:3]), found
     assert len(found) <= 40
-    assert [repr(recipe) for recipe in propose_recipes(table, truth, column_types, asked(time="came"))] == [repr(r) for r in found]
+    assert [repr(recipe) for recipe in propose_recipes(table, truth, column_types, asked(time="came"))] == [
+        repr(r) for r in found
+    ]
 
 
 def test_noise_proposes_little_and_extras_come_first():

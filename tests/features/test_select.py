@@ -71,7 +71,9 @@ def test_what_is_planted_is_found():
     assert line["a*b"].selection_frequency == 1
     assert line["a*b"].importance.low > line["a*b"].shadow_importance
     assert found.feature_set_scores["improvement"].low > 0
-    assert found.feature_set_scores["selected"].value < found.feature_set_scores["raw"].value, "an error is better when it is lower"
+    assert found.feature_set_scores["selected"].value < found.feature_set_scores["raw"].value, (
+        "an error is better when it is lower"
+    )
     assert {"a", "b"} <= {column for recipe in found.recipes for column in recipe.input_columns()}
     assert all(each.reason for each in found.features)
 
@@ -83,7 +85,10 @@ def test_the_same_each_time():
 
 def test_noise_keeps_nothing_that_was_created():
     few = [Two(a, sign, b) for a, b in ("ab", "bc", "cd", "de", "ea") for sign in "*-"]
-    wrong = sum(bool(kept(measure_features(KINDS, few, table(120, seed, signal=0), asked(), n_repeats=2, seed=seed))) for seed in range(40))
+    wrong = sum(
+        bool(kept(measure_features(KINDS, few, table(120, seed, signal=0), asked(), n_repeats=2, seed=seed)))
+        for seed in range(40)
+    )
     assert wrong <= 2
 
 
@@ -108,8 +113,12 @@ def test_every_task_and_direction(task, metric, more):
         rows["y"] = np.digitize(rows.y, [-1, 1])
     found = measure_features(KINDS, CANDIDATES, rows, asked(task, metric, **more))
     line = {each.name: each for each in found}
-    assert line["a*b"].importance.value > max(line["d"].importance.value, line["d*e"].importance.value, line["a*b"].shadow_importance)
-    assert line["a*b"].selected or "not better by more than noise: +" in line["a*b"].reason, "of two classes there is less to learn"
+    assert line["a*b"].importance.value > max(
+        line["d"].importance.value, line["d*e"].importance.value, line["a*b"].shadow_importance
+    )
+    assert line["a*b"].selected or "not better by more than noise: +" in line["a*b"].reason, (
+        "of two classes there is less to learn"
+    )
     assert line["a*b"].selected or task == "binary"
 
 
@@ -142,7 +151,9 @@ def test_an_entity_is_never_on_both_sides(monkeypatch):
 
 def test_raw_is_taken_where_it_is_better(monkeypatch):
     worse = Score(metric="rmse", value=-0.1, low=-0.3, high=0.1)
-    monkeypatch.setattr(select, "cross_validate_feature_sets", lambda *_, **__: {"raw": worse, "selected": worse, "improvement": worse})
+    monkeypatch.setattr(
+        select, "cross_validate_feature_sets", lambda *_, **__: {"raw": worse, "selected": worse, "improvement": worse}
+    )
     found = select_features(KINDS, CANDIDATES, table(), asked())
     assert set(found.column_types) == set(KINDS)
     assert "raw columns were better" in found.reason
