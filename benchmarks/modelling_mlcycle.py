@@ -10,7 +10,10 @@ import pandas as pd
 from mlcycle.core.workspace import Workspace
 from mlcycle.features import stage as features
 from mlcycle.ml.predictions import predict
-from mlcycle.modelling import stage as modelling
+from mlcycle.modelling.final_model import fit_best_model
+from mlcycle.modelling.model_selection import compare_models
+from mlcycle.modelling.settings import ModellingSettings
+from mlcycle.modelling.stage import make_cross_validation
 from mlcycle.outcomes import Dataset, FileRef, Problem
 from mlcycle.stores.models.model_files import load_model
 from mlcycle.stores.tables.datasets import write_table

@@ -7,13 +7,14 @@ __all__ = ['write_text', 'copy_file', 'atomic_write', 'atomic_folder', 'hash_fil
            'write_checksummed_json', 'read_checksummed_json', 'user_name']
 
 # %% ../../nbs/core/files.ipynb #d182ea50
+import errno
 import getpass
 import hashlib
 import json
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from hashlib import sha256
 from pathlib import Path
 from uuid import uuid4
@@ -55,17 +56,48 @@ def atomic_write(
 @contextmanager
 def atomic_folder(
     path: Path, # Of the folder; the one above it is made
+    *,
+    merge: bool = False, # Whether `path` keeps what it has, and gets the new files besides: all of them, or none
 ) -> Iterator[Path]: # To be filled
     "Fill a folder under a temporary name; it takes the place of `path` if no error occurs."
     path = Path(path)
-    draft = path.with_name(f".{path.name}.{uuid4().hex[:8]}")
+    name = f".{path.name}.{uuid4().hex[:8]}"
+    draft = path / name if merge else path.with_name(name)
     draft.mkdir(parents=True)
     try:
         yield draft
-        shutil.rmtree(path, ignore_errors=True)
-        draft.rename(path)
+        (_merge_folder if merge else _replace_folder)(draft, path)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
+
+# %% ../../nbs/core/files.ipynb #63d837aa
+def _replace_folder(draft: Path, path: Path) -> None:
+    "Rename a folder to a name that another folder may have: that one is removed once the new one is in its place."
+    old = draft.with_name(f"{draft.name}.old")
+    if path.exists():
+        path.rename(old)
+    try:
+        draft.rename(path)
+    except BaseException:
+        if old.exists():
+            old.rename(path)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+# %% ../../nbs/core/files.ipynb #b6b9a150
+def _merge_folder(draft: Path, path: Path) -> None:
+    "Move all files of a folder into another one: all of them, or none; no file is overwritten."
+    with ExitStack() as undo:
+        for file in sorted(each for each in draft.rglob("*") if each.is_file()):
+            target = path / file.relative_to(draft)
+            for folder in reversed([each for each in target.parents if not each.exists()]):
+                folder.mkdir()
+                undo.callback(folder.rmdir)
+            if os.path.lexists(target):
+                raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(target))
+            file.rename(target)
+            undo.callback(target.unlink)
+        undo.pop_all()
 
 # %% ../../nbs/core/files.ipynb #5562194f
 def hash_file(

@@ -31,7 +31,7 @@ PATCHES = (
           "multiprocessing ends its processes without the functions that a notebook has registered for its end."),
     Patch("jsonschema", "jsonschema._format:FormatChecker", "called",
           "It may do without rfc3987_syntax, which is hidden while it is imported: it would compile a grammar for 1.5 s."),
-    Patch("ipykernel", "ipykernel.kernelbase:_is_debugpy_available", "set",
+    Patch("ipykernel", "ipykernel.debugger:_is_debugpy_available", "set",
           "The module ipykernel.debugger is replaced by an empty one that says that there is no debugger: importing it is slow."),
     Patch("ipykernel", "ipykernel.inprocess.ipkernel:InProcessKernel.shell_class", "overridden",
           "Libraries know by the name of the shell that they are in a notebook."),

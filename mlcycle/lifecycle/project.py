@@ -18,13 +18,12 @@ from hashlib import sha256
 from io import StringIO
 from pathlib import Path
 from string import Template
-from tempfile import TemporaryDirectory
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
+from ..core.files import atomic_folder, write_text
 from ..errors import InputError, MlcycleError
 from ..nb.notebook import package_file, runnable_notebook
-from ..core.files import write_text
 from ..outcomes import STAGES
 
 if TYPE_CHECKING:
@@ -69,10 +68,8 @@ def init_project(
         raise InputError(f"The folder {folder} already has {', '.join(there)}.", "A new project overwrites nothing.",
                          "Choose another folder, or move them away.")
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with TemporaryDirectory(prefix=".mlcycle-", dir=folder) as draft:
-            _fill(Path(draft), folder.name, Path(shipped or package_file()))
-            _move(Path(draft), folder, files)
+        with atomic_folder(folder, merge=True) as draft:
+            _fill(draft, folder.name, Path(shipped or package_file()))
     except OSError as error:
         raise InputError(f"No project can be made in {folder}: {error.strerror}.",
                          "A folder that can be written to is expected.") from error
@@ -98,22 +95,6 @@ def _write(path: Path, notebook: "NotebookNode") -> None:
     import nbformat
 
     write_text(path, nbformat.writes(notebook) + "\n")
-
-# %% ../../nbs/lifecycle/project.ipynb #6d3fb61f
-def _move(draft: Path, folder: Path, files: list[str]) -> None:
-    "Move files from one folder to another: all, or none."
-    moved = []
-    try:
-        for name in files:
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            moved.append((draft / name).rename(folder / name))
-    except BaseException:
-        for path in moved:
-            path.unlink()
-        for name in (SHIPPED_FOLDER, NOTEBOOK_FOLDER):
-            with suppress(OSError): # Not there, or not empty: then it is not ours
-                (folder / name).rmdir()
-        raise
 
 # %% ../../nbs/lifecycle/project.ipynb #0f8904ef
 @dataclass(frozen=True)

@@ -93,8 +93,9 @@ class LabelEncodedClassifier(ClassifierMixin, BaseEstimator):
         return self.classes_[self.predict_proba(X).argmax(axis=1)]
 
     def __sklearn_tags__(self):
-        tags, held = super().__sklearn_tags__(), get_tags(self.model)
-        tags.input_tags = held.input_tags
+        tags = super().__sklearn_tags__()
+        if hasattr(self.model, "__sklearn_tags__"): # Not all boosters have them
+            tags.input_tags = get_tags(self.model).input_tags
         return tags
 
 # %% ../../nbs/ml/meta_estimators.ipynb #8b82bf22
@@ -127,8 +128,9 @@ class CalibratedClassifier(ClassifierMixin, BaseEstimator):
         return self.classes_[self.predict_proba(X).argmax(axis=1)]
 
     def __sklearn_tags__(self):
-        tags, held = super().__sklearn_tags__(), get_tags(self.model)
-        tags.input_tags = held.input_tags
+        tags = super().__sklearn_tags__()
+        if hasattr(self.model, "__sklearn_tags__"): # Not all boosters have them
+            tags.input_tags = get_tags(self.model).input_tags
         return tags
 
 # %% ../../nbs/ml/meta_estimators.ipynb #bb62d9fe

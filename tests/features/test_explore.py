@@ -132,7 +132,7 @@ def test_what_is_cheap_is_exact_whatever_the_sample():
     assert told["yes"].to_dict() == pytest.approx(shares.to_dict())
     assert told["rows"].to_dict() == rows.town.value_counts().to_dict()
     assert seen.target_over_time["rows"].sum() == 5000
-    assert seen.missing["rows"].sum() == 5000
+    assert seen.missing_patterns["rows"].sum() == 5000
 
 
 def test_the_same_each_time():
@@ -165,12 +165,12 @@ def plant(rows: pd.DataFrame, what: str) -> pd.DataFrame:
     rng, n = np.random.default_rng(1), len(rows)
     late = (rows.late == "yes").to_numpy()
     made = {
-        "knows the answer": lambda: late * 10.0 + rng.random(n),
-        "gaps that go with the answer": lambda: np.where(late, rng.normal(size=n), np.nan),
+        "possible target leakage": lambda: late * 10.0 + rng.random(n),
+        "missing values depend on the target": lambda: np.where(late, rng.normal(size=n), np.nan),
         "constant": lambda: np.full(n, "only"),
         "always empty": lambda: np.full(n, np.nan),
         "mostly missing": lambda: np.where(rng.random(n) < 0.1, rng.normal(size=n), np.nan),
-        "names the row": lambda: [f"order {i}" for i in range(n)],
+        "identifier": lambda: [f"order {i}" for i in range(n)],
         "numbers stored as text": lambda: rng.integers(1, 500, n).astype(str),
         "dates stored as text": lambda: pd.Series(rows.placed.sample(n, random_state=0).dt.strftime("%Y-%m-%d").to_numpy()),
         "one value in several spellings": lambda: rng.choice(["red", "Red ", "blue"], n),
@@ -186,19 +186,19 @@ def plant(rows: pd.DataFrame, what: str) -> pd.DataFrame:
 
 
 PLANTED = [
-    "knows the answer", "gaps that go with the answer", "constant", "always empty", "mostly missing", "names the row",
+    "possible target leakage", "missing values depend on the target", "constant", "always empty", "mostly missing", "identifier",
     "numbers stored as text", "dates stored as text", "one value in several spellings", "a number that may mean 'unknown'",
     "infinite values", "mixed types", "nearly constant", "extreme skew", "changes over time", "begins or ends",
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("what", PLANTED)
+@pytest.mark.parametrize("finding", PLANTED)
 def test_a_planted_problem_is_found(what):
     first = top_findings(explore(plant(orders(), what), "late", asked(time="placed")))
-    assert what in first.loc[first["column"] == "planted", "what"].tolist()
+    assert what in first.loc[first["column"] == "planted", "finding"].tolist()
     if what not in ("changes over time", "extreme skew", "nearly constant"):
         assert first["column"][0] == "planted", "before what a clean column has"
-    assert first.why.str.contains(r"\d|Always|no value|type", regex=True).all(), "with figures"
+    assert first.detail.str.contains(r"\d|Always|no value|type", regex=True).all(), "with figures"
 
 
 def test_of_a_clean_table_nothing_grave_is_said():
@@ -208,21 +208,21 @@ def test_of_a_clean_table_nothing_grave_is_said():
 def test_columns_that_say_the_same_are_named_together():
     rows = orders()
     seen = top_findings(explore(rows.assign(miles=rows.distance * 0.62, again=rows.town), "late", asked()))
-    assert {"distance, miles", "town, again"} <= set(seen.loc[seen.what == "say the same", "column"])
+    assert {"distance, miles", "town, again"} <= set(seen.loc[seen.finding == "redundant columns", "column"])
 
 
 def test_a_rare_answer_and_missing_answers():
     rows = orders()
     rows["late"] = np.where(np.arange(2000) < 12, "yes", "no")
     rows.loc[50:99, "late"] = None
-    assert top_findings(explore(rows, "late", asked()))["what"].tolist()[:2] == ["answers are missing", "a rare answer"]
+    assert top_findings(explore(rows, "late", asked()))["finding"].tolist()[:2] == ["missing labels", "rare class"]
 
 
 def test_many_columns_with_one_finding_are_one_line():
     rows = orders().assign(**{f"c{i}": 1 for i in range(30)})
     first = top_findings(explore(rows, "late", asked()))
     assert first["column"][0] == "c0, c1, c2, c3, c4, c5 and 24 more"
-    assert first.why[0].startswith("30 columns.")
+    assert first.detail[0].startswith("30 columns.")
 
 
 # ---- any table
@@ -262,7 +262,7 @@ def test_any_table_is_explored_and_drawn(name):
     rows, target, problem = tables()[name]
     before = rows.copy()
     seen = explore(rows, target, problem)
-    assert list(top_findings(seen).columns) == ["column", "what", "why", "severity"]
+    assert list(top_findings(seen).columns) == ["column", "finding", "detail", "severity"]
     assert list(seen.columns.index) == list(rows)
     for plot in PLOTS:
         figure = plot(seen)
@@ -285,7 +285,7 @@ def test_whatever_the_cells_hold(data):
     columns = {f"c{i}": pd.Series(data.draw(st.lists(cells, min_size=n, max_size=n)), dtype=object) for i in range(3)}
     rows = pd.DataFrame(columns).infer_objects().assign(y=["a", "b"] * (n // 2) + ["a"] * (n % 2))
     first = top_findings(explore(rows, "y", asked(positive="a")))
-    assert first.why.str.endswith((".", "?")).all()
+    assert first.detail.str.endswith((".", "?")).all()
 
 
 # ---- the sample

@@ -18,17 +18,17 @@ class Exploration:
     target: str
     task: str
     rows: int # Of the table
-    classes: list[str] # Of the answer, the most frequent ones; of a regression `mean`
-    sample: pd.DataFrame # The rows that the costly parts have seen
-    columns: pd.DataFrame # A line for each column: `stored`, `kind`, `example`, `missing`, `distinct`, quantiles, shape
+    classes: list[str] # Of the target, the most frequent ones; of a regression `mean`
+    sample: pd.DataFrame # The rows on which the costly parts were computed
+    columns: pd.DataFrame # A line for each column: `dtype`, `value_type`, `example`, `missing`, `distinct`, quantiles, shape
     categories: pd.DataFrame # Frequent values: `column`, `value`, `rows`, `share`, and the mean of each of `classes`
-    missing: pd.DataFrame # Patterns: `columns` that are missing together, `rows`, `share`
+    missing_patterns: pd.DataFrame # Patterns: `columns` that are missing together, `rows`, `share`
     associations: pd.DataFrame # Of all pairs, 0 to 1
     rank_correlations: pd.DataFrame # Of ordered columns, -1 to 1
-    with_target: pd.DataFrame # `association` and `rank_correlation` of each column, strongest first
-    by_target: pd.DataFrame # Quantiles of each number for each class, or quarter of the target
+    target_associations: pd.DataFrame # `association` and `rank_correlation` of each column, strongest first
+    quantiles_by_target: pd.DataFrame # Quantiles of each number for each class, or quarter of the target
     period: str = "" # What time is counted in; empty: there is no time
     target_over_time: pd.DataFrame = None # A line for each period: `rows`, and the mean of each of `classes`
-    over_time: pd.DataFrame = None # `column`, `period`, `level` (median, or share of `value`), `missing`
-    trends: pd.DataFrame = None # `association` of each column with the period, strongest first
-    suspicious: pd.DataFrame = None # `column`, `what`, `why`, `weight`
+    columns_over_time: pd.DataFrame = None # `column`, `period`, `level` (median, or share of `value`), `missing`
+    time_associations: pd.DataFrame = None # `association` of each column with the period, strongest first
+    findings: pd.DataFrame = None # `column`, `finding`, `detail`, `severity` from 0 to 1

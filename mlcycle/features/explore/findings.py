@@ -17,7 +17,7 @@ import pandas as pd
 if TYPE_CHECKING:
     from mlcycle.features.explore.exploration import Exploration
 
-Finding = tuple[float, str, str, str] # Weight from 0 to 1, column, what, why
+Finding = tuple[float, str, str, str] # Severity from 0 to 1, column, finding, detail
 
 # %% ../../../nbs/features/explore/findings.ipynb #82718e99
 def _fact(facts: dict, name: str, otherwise: float = 0.0) -> float:
@@ -33,24 +33,24 @@ def check_information_content(
 ) -> Iterator[Finding]:
     "Columns without information, and those that name the row."
     distinct, missing = _fact(facts, "distinct"), facts["missing"]
-    known, whole = round(rows * (1 - missing)), facts["kind"] != "number" or bool(_fact(facts, "whole"))
+    known, whole = round(rows * (1 - missing)), facts["value_type"] != "number" or bool(_fact(facts, "all_integers"))
     if not distinct:
         yield 0.8, name, "always empty", "There is no value in any row."
     elif distinct == 1:
         yield 0.78, name, "constant", f"Always {facts['example']}" + (f", or missing ({missing:.1%})." if missing else ".")
     elif facts["top_share"] > 0.99:
-        yield 0.5, name, "nearly constant", f"{facts['top_share']:.2%} of the known values are {_told(facts['top'])}."
+        yield 0.5, name, "nearly constant", f"{facts['top_share']:.2%} of the known values are {_format_value(facts['top'])}."
     if distinct and missing > 0.5:
         yield 0.3 + 0.45 * missing, name, "mostly missing", f"Missing in {missing:.1%} of the rows."
-    if known > 20 and distinct > 0.98 * known and whole and facts["kind"] in ("number", "text", "mixed"):
-        if facts["kind"] != "number" or facts["max"] - facts["min"] < 2 * known:
-            yield 0.7, name, "names the row", f"{distinct:,} different values in {known:,} rows: an identifier describes nothing."
-    elif facts["kind"] in ("text", "category") and distinct > 50 and _fact(facts, "rare") > 0.2:
+    if known > 20 and distinct > 0.98 * known and whole and facts["value_type"] in ("number", "text", "mixed"):
+        if facts["value_type"] != "number" or facts["max"] - facts["min"] < 2 * known:
+            yield 0.7, name, "identifier", f"{distinct:,} different values in {known:,} rows: an identifier has no information about other rows."
+    elif facts["value_type"] in ("text", "category") and distinct > 50 and _fact(facts, "rare_share") > 0.2:
         yield 0.4, name, "many rare values", \
             f"{distinct:,} values; those with fewer than 10 rows hold {facts['rare']:.0%} of the rows."
 
 # %% ../../../nbs/features/explore/findings.ipynb #0f42a382
-def _told(value: object) -> str:
+def _format_value(value: object) -> str:
     "A value in words."
     return f"{value:,.6g}" if isinstance(value, float | np.floating) else f"'{value}'"
 
@@ -61,9 +61,9 @@ def check_text_formats(
     rows: int, # Of the table
 ) -> Iterator[Finding]:
     "Numbers and dates written as text, mixed types, and one value in several spellings."
-    if facts["kind"] == "mixed":
+    if facts["value_type"] == "mixed":
         yield 0.8, name, "mixed types", f"Values of more than one type, such as {facts['example']}."
-    numeric, dated = _fact(facts, "numeric"), _fact(facts, "dated")
+    numeric, dated = _fact(facts, "numeric_share"), _fact(facts, "date_share")
     if numeric >= 0.9 and facts["distinct"] > 2:
         rest = f"; {1 - numeric:.1%} of its values are not" if numeric < 1 else ""
         yield 0.79, name, "numbers stored as text", f"Text such as '{facts['example']}' is a number{rest}."
@@ -72,7 +72,7 @@ def check_text_formats(
     elif numeric >= 0.5 and facts["distinct"] > 10:
         yield 0.6, name, "numbers among words", f"{numeric:.0%} of the different values are numbers."
     if _fact(facts, "variant_values"):
-        told, share = " and ".join(f"'{one}'" for one in facts["variants"]), facts["variant_rows"] / max(1, rows)
+        told, share = " and ".join(f"'{one}'" for one in facts["spelling_variants"]), facts["variant_rows"] / max(1, rows)
         yield 0.72 if share > 0.01 else 0.55, name, "one value in several spellings", \
             f"{told} differ in case or spaces only; {facts['variant_values']:.0f} such values in {share:.1%} of the rows."
 
@@ -83,16 +83,16 @@ def check_distribution(
     rows: int, # Of the table
 ) -> Iterator[Finding]:
     "Numbers that stand for something else, and distributions that a mean does not describe."
-    if facts["kind"] != "number":
+    if facts["value_type"] != "number":
         return
     if count := _fact(facts, "infinite"):
         yield 0.86, name, "infinite values", f"{count:,.0f} values are infinite."
-    if share := _fact(facts, "spike_share"):
+    if share := _fact(facts, "isolated_share"):
         yield 0.83, name, "a number that may mean 'unknown'", \
-            f"{_told(facts['spike'])} occurs in {share:.1%} of the known values and stands apart from all others."
+            f"{_format_value(facts['spike'])} occurs in {share:.1%} of the known values and stands apart from all others."
     if _fact(facts, "distinct") > 20:
-        skew, tail = _fact(facts, "skew"), _fact(facts, "tail")
-        if abs(skew) > 5 and not _fact(facts, "spike_share"):
+        skew, tail = _fact(facts, "skew"), _fact(facts, "tail_ratio")
+        if abs(skew) > 5 and not _fact(facts, "isolated_share"):
             yield min(0.6, 0.35 + abs(skew) / 200), name, "extreme skew", \
                 f"Skewness {skew:,.1f}: half of the values are at most {facts['50%']:,.4g}, the largest is {facts['max']:,.4g}."
         elif tail > 15:
@@ -103,28 +103,28 @@ def check_distribution(
 def check_target_association(
     found: "Exploration", # So far
 ) -> Iterator[Finding]:
-    "Columns and gaps that know the answer, and the columns that tell most about it."
-    strength, told = found.with_target.association.dropna(), 0
+    "Columns that may leak the target, and those that are most strongly associated with it."
+    strength, told = found.target_associations.association.dropna(), 0
     for place, (name, value) in enumerate(strength.items(), 1):
         if value >= 0.85:
-            sure, weight = ("knows the answer", 0.97) if value >= 0.95 else ("comes close to the answer", 0.7)
-            yield weight, name, sure, f"Association {value:.2f} with {found.target}, alone: is it known before the answer is?"
+            sure, weight = ("possible target leakage", 0.97) if value >= 0.95 else ("nearly determines the target", 0.7)
+            yield weight, name, sure, f"Association {value:.2f} with {found.target}, alone: is it known at prediction time?"
         elif value >= 0.1 and (told := told + 1) <= 3:
-            yield 0.45 + value / 4, name, "tells most", f"Association {value:.2f} with {found.target}, number {place} of all."
+            yield 0.45 + value / 4, name, "strongest association with the target", f"Association {value:.2f} with {found.target}, number {place} of all."
 
 # %% ../../../nbs/features/explore/findings.ipynb #991b90e6
 def check_missingness_signal(
     found: "Exploration", # So far
 ) -> Iterator[Finding]:
-    "Gaps that say what the answer is."
+    "Missing values that depend on the target."
     classify = found.task != "regression"
     for name, facts in found.columns.drop(index=found.target).to_dict("index").items():
-        if (says := _fact(facts, "missing_says")) < max(0.05, 4 / np.sqrt(found.rows)):
+        if (says := _fact(facts, "missing_correlation")) < max(0.05, 4 / np.sqrt(found.rows)):
             continue
-        away, there = ((f"{facts[side]:.1%}" if classify else f"{facts[side]:,.4g}") for side in ("where_missing", "where_known"))
+        away, there = ((f"{facts[side]:.1%}" if classify else f"{facts[side]:,.4g}") for side in ("target_where_missing", "target_where_known"))
         of = f"share of '{facts['answer']}'" if classify else f"mean of {found.target}"
-        sure = classify and facts["where_missing"] in (0.0, 1.0) and facts["missing"] * found.rows >= 30
-        yield min(0.96, 0.5 + says + 0.3 * sure), name, "gaps that go with the answer", \
+        sure = classify and facts["target_where_missing"] in (0.0, 1.0) and facts["missing"] * found.rows >= 30
+        yield min(0.96, 0.5 + says + 0.3 * sure), name, "missing values depend on the target", \
             f"The {of} is {away} where it is missing and {there} where it is known: is it filled in afterwards?"
 
 # %% ../../../nbs/features/explore/findings.ipynb #44bacd8e
@@ -132,24 +132,24 @@ def check_target(
     found: "Exploration", # So far
     counts: pd.Series, # Of the classes; empty for a regression
 ) -> Iterator[Finding]:
-    "The answer itself."
+    "The target itself."
     facts = found.columns.loc[found.target].to_dict()
     if facts["missing"]:
-        yield 0.95, found.target, "answers are missing", f"{facts['missing']:.1%} of the rows have none."
+        yield 0.95, found.target, "missing labels", f"{facts['missing']:.1%} of the rows have none."
     if _fact(facts, "distinct") == 1:
-        yield 1.0, found.target, "one answer only", f"Always {facts['example']}."
+        yield 1.0, found.target, "constant target", f"Always {facts['example']}."
     elif len(counts) and (share := counts.iloc[-1] / counts.sum()) < 0.05:
-        yield 0.76 if share < 0.01 else 0.6, found.target, "a rare answer", \
-            f"'{counts.index[-1]}' is the answer in {share:.2%} of the rows ({counts.iloc[-1]:,})."
+        yield 0.76 if share < 0.01 else 0.6, found.target, "rare class", \
+            f"'{counts.index[-1]}' is the class of {share:.2%} of the rows ({counts.iloc[-1]:,})."
     if not len(counts):
         yield from check_distribution(found.target, facts, found.rows)
 
 # %% ../../../nbs/features/explore/findings.ipynb #5fb308ff
 def check_redundant_columns(
     found: "Exploration", # So far
-    same: float = 0.98, # Association from which two columns say the same
+    same: float = 0.98, # Association from which two columns are redundant
 ) -> Iterator[Finding]:
-    "Columns that say the same thing."
+    "Columns with the same information."
     from scipy.sparse.csgraph import connected_components
 
     matrix = found.associations.drop(index=found.target, columns=found.target)
@@ -159,20 +159,20 @@ def check_redundant_columns(
         if len(names) > 1:
             block = matrix.loc[names, names].to_numpy()
             least = np.nanmin(np.where(np.eye(len(names), dtype=bool), np.nan, block))
-            yield 0.62, ", ".join(names), "say the same", f"Associations of at least {least:.2f} with one another."
+            yield 0.62, ", ".join(names), "redundant columns", f"Associations of at least {least:.2f} with one another."
 
 # %% ../../../nbs/features/explore/findings.ipynb #7f3c4a16
 def check_changes_over_time(
     found: "Exploration", # So far
 ) -> Iterator[Finding]:
     "Columns that change with time, that begin or that end."
-    for name, strength in found.trends.association.items():
+    for name, strength in found.time_associations.association.items():
         if name == found.target and strength >= 0.1:
-            yield min(0.85, 0.6 + strength / 2), name, "the answer changes over time", \
+            yield min(0.85, 0.6 + strength / 2), name, "the target changes over time", \
                 f"Association {strength:.2f} with the {found.period}: a model must be tested on later rows."
-        elif 0.5 <= strength < 0.98 and found.columns.kind[name] != "date":
+        elif 0.5 <= strength < 0.98 and found.columns.value_type[name] != "date":
             yield min(0.65, 0.3 + strength / 3), name, "changes over time", f"Association {strength:.2f} with the {found.period}."
-    for name, shares in found.over_time.groupby("column", sort=False).missing if len(found.over_time) else []:
+    for name, shares in found.columns_over_time.groupby("column", sort=False).missing if len(found.columns_over_time) else []:
         if name != found.target and (swing := shares.max() - shares.min()) >= 0.5:
             yield min(0.75, 0.4 + swing / 3), name, "begins or ends", \
                 f"Its missing share lies between {shares.min():.0%} and {shares.max():.0%} of a {found.period}."
@@ -182,7 +182,7 @@ def check_missing_together(
     found: "Exploration", # So far
 ) -> Iterator[Finding]:
     "The largest set of columns that are missing together."
-    several = found.missing[found.missing["columns"].str.contains(", ", regex=False)]
+    several = found.missing_patterns[found.missing_patterns["columns"].str.contains(", ", regex=False)]
     for line in several.head(1).itertuples():
         if line.share >= 0.005:
             names = line.columns.split(", ")
@@ -194,13 +194,13 @@ def check_missing_together(
 def data_quality_findings(
     found: "Exploration", # All but this
     counts: pd.Series, # Of the classes; empty for a regression
-) -> pd.DataFrame: # `column`, `what`, `why`, `weight`; the gravest first
-    "Everything that a careful reader would ask about."
+) -> pd.DataFrame: # `column`, `finding`, `detail`, `severity`; the most severe first
+    "Every finding about the quality of the data."
     findings = [*check_target(found, counts)]
     for check in (check_target_association, check_missingness_signal, check_redundant_columns, check_changes_over_time, check_missing_together):
         findings += check(found)
     for name, facts in found.columns.drop(index=found.target).to_dict("index").items():
         for check in (check_information_content, check_text_formats, check_distribution):
             findings += check(str(name), facts, found.rows)
-    lines = pd.DataFrame(findings, columns=["weight", "column", "what", "why"])[["column", "what", "why", "weight"]]
-    return lines.sort_values("weight", ascending=False, kind="stable", ignore_index=True)
+    lines = pd.DataFrame(findings, columns=["severity", "column", "finding", "detail"])[["column", "finding", "detail", "severity"]]
+    return lines.sort_values("severity", ascending=False, kind="stable", ignore_index=True)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from .associations import as_numbers
+from .associations import column_to_floats
 from .exploration import Exploration
 from .explore import target_groups
 
@@ -50,9 +50,9 @@ def _short(name: object, most: int = 26) -> str:
 def _strongest(found: Exploration, numbers: bool, most: int) -> list[str]:
     "The columns of a sort that tell most about the target; those that vary only."
     kinds = {"number", "duration"} if numbers else {"text", "category", "yes or no", "mixed"}
-    facts = found.columns.loc[found.with_target.index[found.with_target.association > 0]]
+    facts = found.columns.loc[found.target_associations.index[found.target_associations.association > 0]]
     often = facts.top_share * (1 - facts.missing) * found.rows >= (0 if numbers else 10) # Categories that occur more than once
-    return list(facts.index[facts.kind.isin(kinds) & often][:most])
+    return list(facts.index[facts.value_type.isin(kinds) & often][:most])
 
 # %% ../../../nbs/features/explore/plots.ipynb #1cbd108c
 def plot_missing_patterns(
@@ -62,7 +62,7 @@ def plot_missing_patterns(
     "Each line is a pattern: the columns that are missing in its rows are dark."
     import seaborn as sns
 
-    patterns = exploration.missing[exploration.missing["columns"] != "none"].head(most)
+    patterns = exploration.missing_patterns[exploration.missing_patterns["columns"] != "none"].head(most)
     shares = exploration.columns.missing[exploration.columns.missing > 0].sort_values(ascending=False, kind="stable")
     if not len(patterns):
         return _say("No value is missing.")
@@ -92,16 +92,16 @@ def plot_numbers_by_target(
     groups = target_groups(rows[exploration.target], exploration.task)
     for axes, name in zip(panels, names, strict=True):
         facts = exploration.columns.loc[name]
-        drawn = pd.DataFrame({"x": as_numbers(rows[name]), "y": groups})
+        drawn = pd.DataFrame({"x": column_to_floats(rows[name]), "y": groups})
         if exploration.task == "regression":
-            _draw_cloud(axes, drawn.assign(y=as_numbers(rows[exploration.target])), exploration.target)
+            _draw_cloud(axes, drawn.assign(y=column_to_floats(rows[exploration.target])), exploration.target)
         else:
             _draw_shares(axes, drawn, exploration.target if axes is panels[0] else "")
         if facts["1%"] > 0 and facts["99%"] > 30 * facts["50%"]:
             axes.set_xscale("log")
         if facts["1%"] < facts["99%"]:
             axes.set_xlim(facts["1%"], facts["99%"])
-        axes.set(xlabel=_short(name) + (" (s)" if facts.kind == "duration" else ""))
+        axes.set(xlabel=_short(name) + (" (s)" if facts.value_type == "duration" else ""))
     return figure
 
 # %% ../../../nbs/features/explore/plots.ipynb #ec0d0ee0
@@ -161,7 +161,7 @@ def _draw_means(axes: "Axes", means: pd.Series, found: Exploration) -> None:
     means = means.sort_values(ascending=False, kind="stable")
     sns.barplot(x=means.to_numpy(), y=means.index, color="C0", ax=axes)
     target = found.sample[found.target]
-    whole = (target.astype(str) == found.classes[0]).mean() if found.task == "binary" else as_numbers(target).mean()
+    whole = (target.astype(str) == found.classes[0]).mean() if found.task == "binary" else column_to_floats(target).mean()
     axes.axvline(whole, color="black", linewidth=0.8)
     axes.set(xlabel=f"share of {_short(found.target, 16)} = {_short(found.classes[0], 12)}" if found.task == "binary"
              else f"mean {_short(found.target)}")
@@ -184,7 +184,7 @@ def plot_target_associations(
     "The columns that tell most about the target, alone."
     import seaborn as sns
 
-    strength = exploration.with_target.association
+    strength = exploration.target_associations.association
     strength = strength[strength > 0].head(most)
     if not len(strength):
         return _say("No column goes with the target.")
@@ -204,7 +204,7 @@ def plot_association_matrix(
     from scipy.cluster.hierarchy import leaves_list, linkage
     from scipy.spatial.distance import squareform
 
-    told = exploration.with_target.association.dropna().index[:most]
+    told = exploration.target_associations.association.dropna().index[:most]
     names = [exploration.target, *told]
     if len(names) < 3:
         return _say("There are fewer than two other columns that vary.")
@@ -233,7 +233,7 @@ def plot_changes_over_time(
 
     if not exploration.period:
         return _say("The problem names no column that says when a row was.")
-    whole, lines = exploration.target_over_time, exploration.over_time
+    whole, lines = exploration.target_over_time, exploration.columns_over_time
     changing = _changing(exploration)[:most - 2]
     figure, panels = _grid(2 + len(changing))
     sns.lineplot(whole, x="period", y="rows", ax=panels[0], marker="o", markersize=4)
@@ -253,9 +253,9 @@ def plot_changes_over_time(
 # %% ../../../nbs/features/explore/plots.ipynb #8ee9788f
 def _changing(found: Exploration) -> list[str]:
     "Columns that change and do not merely tell the time; of categories those whose most frequent value is not rare."
-    strength = found.trends.association
+    strength = found.time_associations.association
     facts = found.columns.loc[strength.index[(strength >= 0.05) & (strength < 0.98)]]
-    fits = (facts.kind.isin(("number", "duration")) | (facts.top_share >= 0.05)) & ~facts.kind.isin(("date", "empty"))
+    fits = (facts.value_type.isin(("number", "duration")) | (facts.top_share >= 0.05)) & ~facts.value_type.isin(("date", "empty"))
     return [name for name in facts.index[fits] if name != found.target]
 
 # %% ../../../nbs/features/explore/plots.ipynb #7250bc3e

@@ -16,7 +16,7 @@ import pandas as pd
 from sklearn.ensemble import HistGradientBoostingRegressor
 
 from ..create.name_hints import clock_to_minutes, is_clock_time
-from .single_column import TargetSample, as_numbers, explained_share
+from .single_column import TargetSample, column_to_values, explained_share
 
 # %% ../../../nbs/features/leakage/column_pairs.ipynb #6e1bc03b
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ def list_quantities(
     "What can be subtracted."
     amounts = []
     for name, column in rows.items():
-        values, codes = as_numbers(column)
+        values, codes = column_to_values(column)
         if codes or np.isnan(values).all() or np.nanstd(values) == 0:
             continue
         if pd.api.types.is_datetime64_any_dtype(column):
@@ -135,7 +135,7 @@ def quantities_matrix(
 ) -> np.ndarray: # Floats, missing values kept; dates also as their time of day
     "Columns for trees."
     amounts = [amount.values for amount in list_quantities(rows)]
-    codes = [values.astype(float) for values, is_code in map(as_numbers, (rows[name] for name in rows)) if is_code]
+    codes = [values.astype(float) for values, is_code in map(column_to_values, (rows[name] for name in rows)) if is_code]
     return np.column_stack([*amounts, *codes]) if amounts or codes else np.zeros((len(rows), 1))
 
 # %% ../../../nbs/features/leakage/column_pairs.ipynb #753d0372

@@ -17,7 +17,7 @@ import pandas as pd
 from threadpoolctl import threadpool_limits
 
 from ...errors import ParameterError, suggest_name
-from .single_column import TargetSample, as_numbers, draw_target_sample, score_single_columns, explained_share
+from .single_column import TargetSample, column_to_values, draw_target_sample, score_single_columns, explained_share
 from .target_encoded import find_target_encodings
 from .column_pairs import ColumnPair, quantities_matrix, find_leaking_pairs, out_of_fold_residuals, find_leaking_column
 from ...outcomes import LeakageSuspect, Problem
@@ -122,7 +122,7 @@ class LeakageEvidence:
     def add_reason(self, name: str, reason: str, trace: bool = True) -> None:
         "Note a reason; a column from afterwards is also a trace."
         self.found.setdefault(name, []).append(reason)
-        values, codes = as_numbers(self.answers.rows[name])
+        values, codes = column_to_values(self.answers.rows[name])
         if trace and not codes:
             self.traces[f"'{name}'"] = values
 
@@ -196,7 +196,7 @@ def _check_outstanding_columns(evidence: LeakageEvidence) -> None:
             return
         text = f"Alone it takes away {score:.1%} of {evidence.what}, and no innocent column more than {other:.1%}"
         text += f" ('{best}')" if best else ""
-        values, codes = as_numbers(evidence.answers.rows[name])
+        values, codes = column_to_values(evidence.answers.rows[name])
         moves = {} if codes else {label: correlation_within_classes(values, trace, evidence.answers) for label, trace in evidence.traces.items()}
         near = max(moves, key=moves.get, default="")
         if near and moves[near] >= 0.3:
