@@ -171,7 +171,7 @@ def test_excluded_columns_are_witnesses_and_not_named():
 def test_what_stage_2_found_is_passed_on():
     table, _, targets, _ = honest()
     rows = table.assign(y=targets["binary"])
-    (leak,) = find_target_leakage(table, rows.y, ask(rows, "y"), holdout=["3 holdout rows equal a training row."])
+    (leak,) = find_target_leakage(table, rows.y, ask(rows, "y"), split_overlap=["3 holdout rows equal a training row."])
     assert (leak.column, leak.excluded) == ("", False)
     assert leak.reason.startswith("3 holdout rows")
 
