@@ -113,7 +113,8 @@ class IsolationForestFlag(OneToOneFeatureMixin, TransformerMixin, BaseEstimator)
     def is_outlier(self, X):
         "Which rows are anomalous, as a column."
         threshold = DEFAULT_THRESHOLDS["isolation forest"] if self.threshold is None else self.threshold
-        return -self.forest_.score_samples(_validate(self, X))[:, None] > threshold
+        X = _validate(self, X)
+        return -self.forest_.score_samples(X)[:, None] > threshold
 
     def transform(self, X):
         "The numbers, and a flag beside them."

@@ -38,7 +38,7 @@ def infer_value_type(
     if pd.api.types.is_bool_dtype(values):
         return "yes or no"
     if is_ordered(values):
-        return {"m": "duration", "M": "date"}.get(getattr(values.dtype, "value_type", ""), "number")
+        return {"m": "duration", "M": "date"}.get(getattr(values.dtype, "kind", ""), "number")
     if isinstance(values.dtype, pd.CategoricalDtype):
         return "category"
     types = {type(one) for one in values.dropna().head(10_000)} if values.dtype == object else {str}
@@ -87,7 +87,7 @@ def find_isolated_value(
     distinct: np.ndarray, # Sorted
     runs: np.ndarray, # How often each occurs
     rarest: float = 0.001, # Share of the known values that it must have
-) -> dict: # `spike`, `spike_share`; nothing if there is none
+) -> dict: # `isolated_value`, `isolated_share`; nothing if there is none
     "A value at an end that is repeated and stands alone."
     if len(distinct) < 10:
         return {}
@@ -139,7 +139,7 @@ def summarize_text_formats(
     distinct: pd.Index, # Values that occur
     counts: np.ndarray, # How often each does
     most: int = 5000, # Values that are looked at, the first ones
-) -> dict: # `numeric`, `dated`: shares of the values; `variants`: examples, `variant_rows`
+) -> dict: # `numeric_share`, `date_share`: shares of the values; `spelling_variants`: examples, `variant_rows`
     "What text really is."
     texts = pd.Series([one for one in distinct[:most] if isinstance(one, str)], dtype="str")
     if not len(texts):
@@ -157,7 +157,7 @@ def summarize_text_formats(
 def missingness_signal(
     values: pd.Series, # A column
     targets: dict[str, np.ndarray], # The answer as numbers
-) -> dict: # `missing_says`: the largest correlation; `target_class`, `where_missing`, `where_known`: means
+) -> dict: # `missing_correlation`: the largest correlation; `target_class`, `target_where_missing`, `target_where_known`: means
     "Whether a gap says something about the answer."
     holes = values.isna().to_numpy()
     found = {"missing_correlation": 0.0}
