@@ -38,8 +38,9 @@ def wheel_metadata() -> dict[str, str]: # Text by file name
     plain = f"Metadata-Version: 2.1\nName: {DISTRIBUTION}\nVersion: {mlcycle.__version__}\n"
     try:
         installed = distribution(DISTRIBUTION)
-        texts = {"METADATA": (installed.read_text("METADATA") or plain).split("\n\n")[0] + "\n",
-                 "entry_points.txt": installed.read_text("entry_points.txt") or ""}
+        headers = (installed.read_text("METADATA") or plain).split("\n\n")[0].strip() + "\n"
+        others = {name: installed.read_text(name) or "" for name in ("entry_points.txt", "licenses/LICENSE")}
+        texts = {"METADATA": headers, **others}
     except PackageNotFoundError: # Imported from a folder that is not installed
         texts = {"METADATA": plain}
     return texts | {"WHEEL": "Wheel-Version: 1.0\nGenerator: mlcycle\nRoot-Is-Purelib: true\nTag: py3-none-any\n"}
