@@ -192,7 +192,7 @@ PLANTED = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("finding", PLANTED)
+@pytest.mark.parametrize("what", PLANTED)
 def test_a_planted_problem_is_found(what):
     first = top_findings(explore(plant(orders(), what), "late", asked(time="placed")))
     assert what in first.loc[first["column"] == "planted", "finding"].tolist()
@@ -315,5 +315,5 @@ def test_only_a_page_with_a_sample_lets_skrubs_script_run():
         "seconds": 1,
         "error": "",
     }
-    assert allowed in render_template("note.html.j2", body="<skrub-table-report></skrub-table-report>", **page)
-    assert allowed not in render_template("note.html.j2", body="<p>plain</p>", **page)
+    assert allowed in render_template("notebook.html.j2", body="<skrub-table-report></skrub-table-report>", **page)
+    assert allowed not in render_template("notebook.html.j2", body="<p>plain</p>", **page)

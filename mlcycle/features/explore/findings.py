@@ -47,7 +47,7 @@ def check_information_content(
             yield 0.7, name, "identifier", f"{distinct:,} different values in {known:,} rows: an identifier has no information about other rows."
     elif facts["value_type"] in ("text", "category") and distinct > 50 and _fact(facts, "rare_share") > 0.2:
         yield 0.4, name, "many rare values", \
-            f"{distinct:,} values; those with fewer than 10 rows hold {facts['rare']:.0%} of the rows."
+            f"{distinct:,} values; those with fewer than 10 rows hold {facts['rare_share']:.0%} of the rows."
 
 # %% ../../../nbs/features/explore/findings.ipynb #0f42a382
 def _format_value(value: object) -> str:
@@ -89,7 +89,7 @@ def check_distribution(
         yield 0.86, name, "infinite values", f"{count:,.0f} values are infinite."
     if share := _fact(facts, "isolated_share"):
         yield 0.83, name, "a number that may mean 'unknown'", \
-            f"{_format_value(facts['spike'])} occurs in {share:.1%} of the known values and stands apart from all others."
+            f"{_format_value(facts['isolated_value'])} occurs in {share:.1%} of the known values and stands apart from all others."
     if _fact(facts, "distinct") > 20:
         skew, tail = _fact(facts, "skew"), _fact(facts, "tail_ratio")
         if abs(skew) > 5 and not _fact(facts, "isolated_share"):
@@ -122,7 +122,7 @@ def check_missingness_signal(
         if (says := _fact(facts, "missing_correlation")) < max(0.05, 4 / np.sqrt(found.rows)):
             continue
         away, there = ((f"{facts[side]:.1%}" if classify else f"{facts[side]:,.4g}") for side in ("target_where_missing", "target_where_known"))
-        of = f"share of '{facts['answer']}'" if classify else f"mean of {found.target}"
+        of = f"share of '{facts['target_class']}'" if classify else f"mean of {found.target}"
         sure = classify and facts["target_where_missing"] in (0.0, 1.0) and facts["missing"] * found.rows >= 30
         yield min(0.96, 0.5 + says + 0.3 * sure), name, "missing values depend on the target", \
             f"The {of} is {away} where it is missing and {there} where it is known: is it filled in afterwards?"
