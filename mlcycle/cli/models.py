@@ -72,7 +72,8 @@ def print_offline_models(
 
     for queued in queued_models(workspace):
         ref = queued.candidate.model
-        console.print(f"Kept locally: {ref.name}, of {queued.queued_at}: {queued.reason}", markup=False, highlight=False, soft_wrap=True)
+        text = f"Kept locally: {ref.name}, of {queued.queued_at}: {queued.reason}"
+        console.print(text, markup=False, highlight=False, soft_wrap=True)
         console.print("Register it: mlcycle models register", highlight=False)
 
 # %% ../../nbs/cli/models.ipynb #02f5217c

@@ -128,7 +128,8 @@ def status(
 ):
     "List the stages as fresh, stale or missing."
     with exit_on_error():
-        print_states(plan_from_options({"source": source, "target": target, "metric": metric, "time": time}, parameter, file, project))
+        options = {"source": source, "target": target, "metric": metric, "time": time}
+        print_states(plan_from_options(options, parameter, file, project))
 
 # %% ../../nbs/cli/run.ipynb #3b0f16b2
 def print_states(

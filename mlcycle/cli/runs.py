@@ -160,7 +160,8 @@ def runs_table(
         "training rows": [f"{run['data']['rows']:,}, version {run['data']['version']}" for run in runs],
         **{name: [values[place] for place in places] for name, values in found["parameters"].items()},
         "input columns": [f"{run['features']['columns']}, {run['features']['created']} created" for run in runs],
-        "winner": [run["winner"] for run in runs], f"{found['metric']}, cross-validated": [_score(run["cv_score"]) for run in runs],
+        "winner": [run["winner"] for run in runs],
+        f"{found['metric']}, cross-validated": [_score(run["cv_score"]) for run in runs],
         f"{found['metric']}, holdout": [_score(run["holdout_score"]) for run in runs],
         "p95 latency of one row, ms": ["–" if run["p95_ms"] is None else f"{run['p95_ms']:.1f}" for run in runs],
         "model": [f"version {run['model']['version']}" for run in runs],
@@ -189,6 +190,6 @@ def leaderboards_table(
     for number, model_type in enumerate(found["leaderboard"]):
         cells = [column[number] for column in columns]
         marks = [score and abs(score["value"]) == abs(top) for score, top in zip(cells, best, strict=True)]
-        table.add_row(escape(model_type), *(f"[bold]{score['value']:.4f} *[/]" if mark else f"{score['value']:.4f}" if score else "–"
-                                      for score, mark in zip(cells, marks, strict=True)))
+        shown = [f"{score['value']:.4f}" if score else "–" for score in cells]
+        table.add_row(escape(model_type), *(f"[bold]{text} *[/]" if mark else text for text, mark in zip(shown, marks, strict=True)))
     return table

@@ -53,7 +53,8 @@ def read_settings(
         parser.read(Path(project) / SETTINGS_FILE, encoding="utf-8")
     except (ConfigError, UnicodeDecodeError) as error:
         file = Path(project) / SETTINGS_FILE
-        raise ParameterError(f"The file {file} cannot be read.", "Sections and 'name = value' are expected.", str(error)) from error
+        raise ParameterError(f"The file {file} cannot be read.", "Sections and 'name = value' are expected.",
+                             str(error)) from error
     sections = {name: dict(parser[name]) for name in parser.sections()}
     for name in sections:
         if name not in (known := [*SECTION_DEFAULTS, *STAGES]):

@@ -51,13 +51,13 @@ def plan_cleaning(
     if "pairs" not in steps:
         return CleaningPlan(steps=steps, columns=planned)
     if (swaps := _find_swaps(some, planned)): # What stood in the wrong column hides what is impossible there
-        put_back, _ = clean_cells(rows, CleaningPlan(swaps=swaps))
+        put_back, _ = clean_cells(rows, CleaningPlan(swap_rules=swaps))
         names = {name for rule in swaps for name in (rule.first, rule.second)}
         planned = {name: column for name, column in planned.items() if name not in names}
         planned |= _plan_columns(put_back, put_back.iloc[::max(1, len(rows) // SAMPLE_ROWS)], sorted(names), steps)
-    plan = CleaningPlan(steps=steps, columns=planned, swaps=swaps)
+    plan = CleaningPlan(steps=steps, columns=planned, swap_rules=swaps)
     clean, _ = clean_cells(some.iloc[::max(1, len(some) // 20_000)], plan)
-    return plan.model_copy(update={"pairs": find_ordered_pairs(clean)})
+    return plan.model_copy(update={"order_rules": find_ordered_pairs(clean)})
 
 # %% ../../nbs/data/clean.ipynb #e157df22
 def _plan_columns(rows: pd.DataFrame, spread: pd.DataFrame, names: list[str], steps: tuple[str, ...]) -> dict[str, ColumnCleaningPlan]:
@@ -73,16 +73,16 @@ def plan_column_cleaning(
 ) -> ColumnCleaningPlan | None: # None: nothing is to be done
     "What is wrong with the cells of a column."
     if pd.api.types.is_datetime64_any_dtype(values):
-        return _limit_dates(values, ColumnCleaningPlan(kind="date"), steps)
+        return _limit_dates(values, ColumnCleaningPlan(value_type="date"), steps)
     if pd.api.types.is_numeric_dtype(values) and not pd.api.types.is_bool_dtype(values):
-        return _limit_numbers(values, ColumnCleaningPlan(kind="number"), steps)
+        return _limit_numbers(values, ColumnCleaningPlan(value_type="number"), steps)
     if not pd.api.types.is_string_dtype(values) and not pd.api.types.is_object_dtype(values):
         return None
     column = plan_text_cleaning(_count_texts(spread), steps)
-    if column is None or column.kind == "text":
+    if column is None or column.value_type == "text":
         return column
     read, _ = clean_column(values, column)
-    return (_limit_numbers if column.kind == "number" else _limit_dates)(read, column, steps) or column
+    return (_limit_numbers if column.value_type == "number" else _limit_dates)(read, column, steps) or column
 
 # %% ../../nbs/data/clean.ipynb #8b8eb5c6
 def _count_texts(values: pd.Series) -> pd.Series:
@@ -98,8 +98,8 @@ def _limit_numbers(values: pd.Series, column: ColumnCleaningPlan, steps: tuple[s
     judged = find_number_limits(values.to_numpy(dtype=float, na_value=np.nan), steps, str(values.name))
     if not judged.sentinels and not judged.units and judged.low is None and judged.high is None:
         return None
-    return column.model_copy(update={"sentinels": judged.sentinels, "units": judged.units, "low": judged.low,
-                                     "high": judged.high})
+    return column.model_copy(update={"sentinels": judged.sentinels, "unit_conversions": judged.units,
+                                     "min_value": judged.low, "max_value": judged.high})
 
 # %% ../../nbs/data/clean.ipynb #db05f880
 def _limit_dates(values: pd.Series, column: ColumnCleaningPlan, steps: tuple[str, ...]) -> ColumnCleaningPlan | None:
@@ -108,14 +108,14 @@ def _limit_dates(values: pd.Series, column: ColumnCleaningPlan, steps: tuple[str
     known = np.where(np.isnat(days), np.nan, days.astype("int64") / 86_400e6)
     judged = find_number_limits(known, tuple(step for step in steps if step == "limits"), "date") # Sentinels lie far outside, too
     limits = {name: (pd.Timestamp(0) + pd.Timedelta(days=bound)).floor("s").isoformat()
-              for name, bound in (("since", judged.low), ("until", judged.high)) if bound is not None and abs(bound) < 100_000}
+              for name, bound in (("min_date", judged.low), ("max_date", judged.high)) if bound is not None and abs(bound) < 100_000}
     return column.model_copy(update=limits) if limits else None
 
 # %% ../../nbs/data/clean.ipynb #b361fb65
 def _find_swaps(rows: pd.DataFrame, planned: dict[str, ColumnCleaningPlan]) -> tuple:
     "Exchanged values, told on rows whose numbers have been read."
     numbers = {name: pd.to_numeric(rows[name], errors="coerce") for name, column in planned.items()
-               if column.number and not pd.api.types.is_numeric_dtype(rows[name])}
+               if column.number_format and not pd.api.types.is_numeric_dtype(rows[name])}
     return find_swapped_columns(rows.assign(**numbers))
 
 # %% ../../nbs/data/clean.ipynb #d3d4c1cd

@@ -36,7 +36,7 @@ def find_ordered_pairs(
                 apart = (both[second] - both[first])[right]
                 usual = apart.quantile(0.99)
                 usual = usual.total_seconds() if hasattr(usual, "total_seconds") else float(usual)
-                rules.append(ColumnOrderRule(first=first, second=second, usual=usual))
+                rules.append(ColumnOrderRule(first=first, second=second, max_gap=usual))
     return tuple(rules)
 
 # %% ../../nbs/data/column_order.ipynb #093a7388

@@ -177,14 +177,14 @@ def plan_text_cleaning(
     if number or dates:
         missing = find_missing_words(counts, number=True) if "sentinels" in steps else ()
         kind = "number" if number else "date"
-        return ColumnCleaningPlan(kind=kind, number=number, dates=dates, missing=missing, strip="strip" in steps)
+        return ColumnCleaningPlan(value_type=kind, number_format=number, date_formats=dates, na_values=missing, strip_whitespace="strip" in steps)
     clean = counts if "strip" not in steps else counts.groupby([normalise_whitespace(value) for value in counts.index]).sum()
     clean = clean[[value != "" and fold_case(value) not in missing for value in clean.index]]
     if not len(clean):
-        return ColumnCleaningPlan(missing=missing, strip="strip" in steps) if missing else None
+        return ColumnCleaningPlan(na_values=missing, strip_whitespace="strip" in steps) if missing else None
     if clean.sum() < MIN_MEAN_COUNT * len(clean) or len(clean) > 5000: # Codes, names, free text
         dirty = len(clean) < len(counts) or "strip" in steps and any(normalise_whitespace(value) != value for value in counts.index)
-        return ColumnCleaningPlan(missing=missing, strip="strip" in steps) if dirty else None
+        return ColumnCleaningPlan(na_values=missing, strip_whitespace="strip" in steps) if dirty else None
     return _plan_categories(clean, steps, missing)
 
 # %% ../../nbs/data/spelling.ipynb #3b4622f9
@@ -197,5 +197,5 @@ def _plan_categories(clean: pd.Series, steps: tuple[str, ...], missing: tuple[st
     words = sum(bool(split_words_and_codes(value)[0]) for value in known) > len(known) / 2
     guess = tuple(step for step in ("case", "categories") if step in steps and (step == "case" or words))
     listed = len(known) <= MAX_KNOWN_VALUES
-    return ColumnCleaningPlan(missing=missing, strip="strip" in steps, case=case, categories=slips, known=known if listed else (),
-                      guess=guess if listed else ())
+    return ColumnCleaningPlan(na_values=missing, strip_whitespace="strip" in steps, case_corrections=case, spelling_corrections=slips, known_values=known if listed else (),
+                      correct_unknown=guess if listed else ())

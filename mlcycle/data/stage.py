@@ -130,6 +130,7 @@ def ingest_and_check(
 ) -> tuple[pd.DataFrame, pd.DataFrame, dict, dict]: # Rows, those set aside, fields of the outcome, facts for commits
     "Read rows, mend them, hold them to their contract; what is lost on the way is stored."
     rows, malformed, readings = reread_source(problem)
+    workspace.prepare()
     clean, aside, plan, changes, ledger = clean_table(rows, problem, steps, key, newest)
     contract, agreed = load_contract(clean, problem, contract_file, workspace.project)
     kept = save_text_by_hash(contract_to_yaml(contract), "contracts/{}.yaml", workspace)

@@ -83,7 +83,8 @@ def release_model(
     sent = holdout.sample(min(len(holdout), parity_rows), random_state=0)
     parity, predictions = check_parity(folder, bundle, sent, cold_start=cold_start, functions=functions)
     if parity.n_equal != parity.rows:
-        raise StageError(f"{parity.rows - parity.n_equal} of {parity.rows} predictions of the service differ from the pipeline's.",
+        different = parity.rows - parity.n_equal
+        raise StageError(f"{different} of {parity.rows} predictions of the service differ from the pipeline's.",
                          "Each must be the same, to the last bit.")
     decision = (f"{candidate.model.name}, version {candidate.model.version}, is released: {parity.n_equal} of {parity.rows} "
                 "predictions over HTTP equal the pipeline's.")

@@ -15,6 +15,7 @@ from typing import Any
 from uuid import uuid4
 
 from ..errors import ParameterError, StageError
+from ..engine.warmup import warmup_statements
 from ..engine.forkserver import call_in_fork, import_statements, start_fork_server
 from ..nb.html import render_notebook_body
 from ..nb.notebook import read_notebook, read_parameters
@@ -40,7 +41,7 @@ def run_notebook(
     output = Workspace.from_project(project).reports / "notebooks" / f"{notebook.stem}-{stamp}" / notebook.name
     write_text(output, json.dumps(content))
     code = [cell["source"] for cell in content["cells"] if cell["cell_type"] == "code"]
-    start_fork_server([*import_statements(code), "import nbconvert"])
+    start_fork_server([*import_statements(code), *warmup_statements(set())])
     facts, start = {"parameters": values, "error": ""}, time.perf_counter()
     try:
         execute_notebook(output, values, engine, on_cell)

@@ -6,6 +6,7 @@
 __all__ = ['StageState', 'check_stage_freshness', 'check_freshness', 'changes_during_run']
 
 # %% ../../nbs/lifecycle/freshness.ipynb #2ec5c654
+from collections.abc import Set
 from dataclasses import dataclass, field
 
 from ..core.files import short_hash
@@ -51,7 +52,7 @@ def check_stage_freshness(
 # %% ../../nbs/lifecycle/freshness.ipynb #e56960c8
 def check_freshness(
     plan: Plan, # Knows the notebooks and parameters
-    forced: set[str] = frozenset(), # Stages that run in any case
+    forced: Set[str] = frozenset(), # Stages that run in any case
     modules: ModuleIndex | None = None, # Summaries of modules; read now if not given
 ) -> dict[str, StageState]: # By stage, in order
     "The state of every stage."

@@ -66,5 +66,5 @@ def make_plan(
     if has_problem_file(project, resolve_parameters(definitions, layers)["problem"]):
         layers["default"] = {"problem": {"source": ""}}
     sections = {name: section_with_defaults(settings, name) for name in SECTION_DEFAULTS}
-    return Plan(Workspace(project, sections["stores"]), notebooks, definitions, resolve_parameters(definitions, layers), parameter_origins(definitions, layers),
-                sections)
+    return Plan(Workspace(project, sections["stores"]), notebooks, definitions, resolve_parameters(definitions, layers),
+                parameter_origins(definitions, layers), sections)

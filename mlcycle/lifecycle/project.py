@@ -63,7 +63,8 @@ def init_project(
 ) -> list[Path]: # The files of the project
     "Make a project: settings, notebooks to edit, what git shall ignore, a README."
     folder, new = Path(folder).resolve(), not Path(folder).exists()
-    files = [*(f"{place}/{name}" for place in (SHIPPED_FOLDER, NOTEBOOK_FOLDER) for name in NOTEBOOK_NAMES.values()), *TEMPLATE_FILES]
+    notebooks = [f"{place}/{name}" for place in (SHIPPED_FOLDER, NOTEBOOK_FOLDER) for name in NOTEBOOK_NAMES.values()]
+    files = [*notebooks, *TEMPLATE_FILES]
     if there := [name for name in files if os.path.lexists(folder / name)]:
         raise InputError(f"The folder {folder} already has {', '.join(there)}.", "A new project overwrites nothing.",
                          "Choose another folder, or move them away.")
@@ -134,7 +135,8 @@ def find_notebook_versions(
 ) -> dict[str, NotebookVersions]: # By stage
     "The three versions of each notebook of a project."
     project, shipped = Path(project).resolve(), Path(shipped or package_file())
-    found = {stage: NotebookVersions(project / NOTEBOOK_FOLDER / name, project / SHIPPED_FOLDER / name, shipped / name) for stage, name in NOTEBOOK_NAMES.items()}
+    own, base = project / NOTEBOOK_FOLDER, project / SHIPPED_FOLDER
+    found = {stage: NotebookVersions(own / name, base / name, shipped / name) for stage, name in NOTEBOOK_NAMES.items()}
     for kind, remedy in (("own", f"Copy it from {SHIPPED_FOLDER}/."), ("base", "Restore it from the project's history.")):
         paths = [getattr(versions, kind) for versions in found.values()]
         missing = [path for path in paths if not path.is_file()]
@@ -260,5 +262,5 @@ def _is_marked(notebook: "NotebookNode") -> bool:
 # %% ../../nbs/lifecycle/project.ipynb #4c133e89
 def _digest(notebook: "NotebookNode") -> str:
     "What two notebooks share that say the same, whoever saved them."
-    said = [[cell.cell_type, cell.source, cell.metadata.get("tags", [])] for cell in notebook.cells]
-    return sha256(json.dumps(said).encode()).hexdigest()[:16]
+    content = [[cell.cell_type, cell.source, cell.metadata.get("tags", [])] for cell in notebook.cells]
+    return sha256(json.dumps(content).encode()).hexdigest()[:16]

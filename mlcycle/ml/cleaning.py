@@ -43,21 +43,21 @@ class UnitConversion(Record):
 class ColumnCleaningPlan(Record):
     "What is done to each cell of a column."
 
-    kind: Literal["text", "number", "date"] = "text" # What it holds once it is clean
-    strip: bool = False
-    missing: tuple[str, ...] = () # Text that stands for a missing value, folded
-    number: NumberFormat | None = None # Text is read as numbers written like this
-    dates: tuple[str, ...] = () # Text is read as dates in these formats: `ISO8601`, or one of `strptime`
-    case: dict[str, str] = {} # Another case, as it was found, and the usual one
-    categories: dict[str, str] = {} # A wrong spelling, as it was found, and the right one
-    known: tuple[str, ...] = () # All right spellings, where they are few
-    guess: tuple[Literal["case", "categories"], ...] = () # What is done to values that are not known
+    value_type: Literal["text", "number", "date"] = "text" # What it holds once it is clean
+    strip_whitespace: bool = False
+    na_values: tuple[str, ...] = () # Text that stands for a missing value, folded
+    number_format: NumberFormat | None = None # Text is read as numbers written like this
+    date_formats: tuple[str, ...] = () # Text is read as dates in these formats: `ISO8601`, or one of `strptime`
+    case_corrections: dict[str, str] = {} # Another case, as it was found, and the usual one
+    spelling_corrections: dict[str, str] = {} # A wrong spelling, as it was found, and the right one
+    known_values: tuple[str, ...] = () # All right spellings, where they are few
+    correct_unknown: tuple[Literal["case", "categories"], ...] = () # What is done to values that are not known
     sentinels: tuple[float, ...] = () # Numbers that stand for a missing value
-    units: tuple[UnitConversion, ...] = ()
-    low: float | None = None # Lower numbers are impossible
-    high: float | None = None # Higher numbers are impossible
-    since: str = "" # Earlier dates are impossible
-    until: str = "" # Later dates are impossible
+    unit_conversions: tuple[UnitConversion, ...] = ()
+    min_value: float | None = None # Lower numbers are impossible
+    max_value: float | None = None # Higher numbers are impossible
+    min_date: str = "" # Earlier dates are impossible
+    max_date: str = "" # Later dates are impossible
 
 # %% ../../nbs/ml/cleaning.ipynb #b7006732
 class ColumnOrderRule(Record):
@@ -65,7 +65,7 @@ class ColumnOrderRule(Record):
 
     first: str
     second: str
-    usual: float # A pair the wrong way round that is no further apart was exchanged; in seconds between dates
+    max_gap: float # A pair the wrong way round that is no further apart was exchanged; in seconds between dates
 
 # %% ../../nbs/ml/cleaning.ipynb #3d28a5b3
 class ColumnSwapRule(Record):
@@ -82,13 +82,13 @@ class CleaningPlan(Record):
 
     steps: tuple[str, ...] = () # That were allowed
     columns: dict[str, ColumnCleaningPlan] = {}
-    swaps: tuple[ColumnSwapRule, ...] = ()
-    pairs: tuple[ColumnOrderRule, ...] = ()
+    swap_rules: tuple[ColumnSwapRule, ...] = ()
+    order_rules: tuple[ColumnOrderRule, ...] = ()
 
     @property
     def is_empty(self) -> bool:
         "Whether nothing is done."
-        return not (self.columns or self.swaps or self.pairs)
+        return not (self.columns or self.swap_rules or self.order_rules)
 
 # %% ../../nbs/ml/cleaning.ipynb #bda4a413
 INVISIBLE_CHARACTERS = dict.fromkeys([0x00AD, 0x200B, 0x200C, 0x200D, 0x2060, 0xFEFF]) # Soft hyphen, spaces of no width, byte order mark
@@ -207,10 +207,10 @@ def clean_value(
     steps = _clean_text(value, column) if isinstance(value, str) else []
     now = steps[-1][1] if steps else value
     if isinstance(now, datetime):
-        wrong = column.since and now < datetime.fromisoformat(column.since)
-        wrong = wrong or column.until and now > datetime.fromisoformat(column.until)
+        wrong = column.min_date and now < datetime.fromisoformat(column.min_date)
+        wrong = wrong or column.max_date and now > datetime.fromisoformat(column.max_date)
         steps += [("limits", None)] if wrong else []
-    elif isinstance(now, int | float | np.number) and not isinstance(now, bool) and column.kind == "number":
+    elif isinstance(now, int | float | np.number) and not isinstance(now, bool) and column.value_type == "number":
         steps += _clean_number(now, column)
     return steps
 
@@ -220,12 +220,12 @@ def _clean_number(value: float, column: ColumnCleaningPlan) -> list[tuple[str, A
     if value in column.sentinels:
         return [("sentinels", None)]
     steps = []
-    for unit in column.units:
+    for unit in column.unit_conversions:
         if _within(value, unit.low, unit.high):
             value = float(f"{value * unit.factor + unit.offset:.12g}") # No digits that nobody measured
             steps = [("units", value)]
             break
-    return steps if _within(value, column.low, column.high) else [*steps, ("limits", None)]
+    return steps if _within(value, column.min_value, column.max_value) else [*steps, ("limits", None)]
 
 # %% ../../nbs/ml/cleaning.ipynb #28615b6b
 def _within(value, low, high):
@@ -236,45 +236,45 @@ def _within(value, low, high):
 # %% ../../nbs/ml/cleaning.ipynb #6a57fc82
 def _clean_text(value: str, column: ColumnCleaningPlan) -> list[tuple[str, Any]]:
     "The steps for a text."
-    if value in column.known:
+    if value in column.known_values:
         return []
-    now = normalise_whitespace(value) if column.strip else value
+    now = normalise_whitespace(value) if column.strip_whitespace else value
     steps = [("strip", now or None)] if now != value else []
-    if now and column.missing and fold_case(now) in column.missing:
+    if now and column.na_values and fold_case(now) in column.na_values:
         return [*steps, ("sentinels", None)]
     if not now:
         return steps or [("sentinels", None)]
-    if column.number:
-        return [*steps, ("numbers", parse_number(now, column.number))]
-    if column.kind == "date":
-        return [*steps, ("dates", parse_date(now, column.dates))] if column.dates else []
+    if column.number_format:
+        return [*steps, ("numbers", parse_number(now, column.number_format))]
+    if column.value_type == "date":
+        return [*steps, ("dates", parse_date(now, column.date_formats))] if column.date_formats else []
     return steps + _clean_category(now, column)
 
 # %% ../../nbs/ml/cleaning.ipynb #d6c10d60
 def _clean_category(value: str, column: ColumnCleaningPlan) -> list[tuple[str, Any]]:
     "The steps for a category."
-    if value in column.known or column.kind == "number":
+    if value in column.known_values or column.value_type == "number":
         return []
-    usual = column.case.get(value)
-    if usual is None and "case" in column.guess:
-        same = [right for right in column.known if fold_case(right) == fold_case(value)]
+    usual = column.case_corrections.get(value)
+    if usual is None and "case" in column.correct_unknown:
+        same = [right for right in column.known_values if fold_case(right) == fold_case(value)]
         usual = same[0] if len(same) == 1 else None
     if usual is not None:
         value, steps = usual, [("case", usual)]
     else:
         steps = []
-    right = column.categories.get(value)
-    if right is None and value not in column.known and "categories" in column.guess:
-        right = correct_spelling(value, column.known)
+    right = column.spelling_corrections.get(value)
+    if right is None and value not in column.known_values and "categories" in column.correct_unknown:
+        right = correct_spelling(value, column.known_values)
     return steps if right is None else [*steps, ("categories", right)]
 
 # %% ../../nbs/ml/cleaning.ipynb #7e1bd54f
 def _odd(numbers: np.ndarray, column: ColumnCleaningPlan) -> np.ndarray:
     "Which numbers need a look."
     odd = np.isin(numbers, column.sentinels) if column.sentinels else np.zeros(len(numbers), dtype=bool)
-    if column.low is not None or column.high is not None:
-        odd |= ~_within(numbers, column.low, column.high) & ~np.isnan(numbers)
-    for unit in column.units:
+    if column.min_value is not None or column.max_value is not None:
+        odd |= ~_within(numbers, column.min_value, column.max_value) & ~np.isnan(numbers)
+    for unit in column.unit_conversions:
         odd |= _within(numbers, unit.low, unit.high)
     return odd
 
@@ -285,7 +285,7 @@ def _read_numbers(values: pd.Series, column: ColumnCleaningPlan) -> tuple[pd.Ser
         return values, _odd(values.to_numpy(dtype=float, na_value=np.nan), column)
     codes, distinct = pd.factorize(values)
     numbers = pd.to_numeric(pd.Series(distinct, dtype=object), errors="coerce").to_numpy(dtype=float)
-    marks = column.number is None or column.number.point == "thousands" # Then 1.234 is not what it seems
+    marks = column.number_format is None or column.number_format.point == "thousands" # Then 1.234 is not what it seems
     odd = ~np.isfinite(numbers) | _odd(numbers, column) | (marks & np.ones(len(numbers), dtype=bool))
     known = codes >= 0
     return pd.Series(np.where(known, np.append(numbers, np.nan)[codes], np.nan), values.index), np.append(odd, False)[codes]
@@ -297,16 +297,16 @@ def _read_dates(values: pd.Series, column: ColumnCleaningPlan) -> tuple[pd.Serie
     if not pd.api.types.is_datetime64_any_dtype(values):
         codes, distinct = pd.factorize(values)
         read = pd.Series(pd.NaT, range(len(distinct) + 1), dtype="datetime64[us]")
-        for form in column.dates:
+        for form in column.date_formats:
             left = np.flatnonzero(read.iloc[:-1].isna())
             found = pd.to_datetime(pd.Series(distinct[left], dtype=object), format=form, errors="coerce", utc=True)
             read.iloc[left] = found.dt.tz_localize(None).astype("datetime64[us]").to_numpy()
         values = pd.Series(read.to_numpy()[codes], values.index)
         odd = values.isna().to_numpy() & (codes >= 0)
-    if column.since:
-        odd |= (values < pd.Timestamp(column.since)).to_numpy()
-    if column.until:
-        odd |= (values > pd.Timestamp(column.until)).to_numpy()
+    if column.min_date:
+        odd |= (values < pd.Timestamp(column.min_date)).to_numpy()
+    if column.max_date:
+        odd |= (values > pd.Timestamp(column.max_date)).to_numpy()
     return values, odd
 
 # %% ../../nbs/ml/cleaning.ipynb #18bcb221
@@ -338,18 +338,18 @@ def clean_column(
     column: ColumnCleaningPlan, # What is done to it
 ) -> tuple[pd.Series, pd.DataFrame]: # Clean values; changes: `row_id`, `step`, `before`, `after`
     "The cells of a column, cleaned."
-    read, odd = {"number": _read_numbers, "date": _read_dates, "text": _read_text}[column.kind](values, column)
+    read, odd = {"number": _read_numbers, "date": _read_dates, "text": _read_text}[column.value_type](values, column)
     places = np.flatnonzero(odd)
     if not len(places):
         return _narrow(read, values), pd.DataFrame(columns=["row_id", "step", "before", "after"])
     codes, distinct = pd.factorize(values.iloc[places])
     made = [clean_value(_python(value), column) for value in distinct]
     after = pd.Series([steps[-1][1] if steps else value for value, steps in zip(distinct, made, strict=True)], dtype=object)
-    if column.kind == "number":
+    if column.value_type == "number":
         read = read.astype(float)
         after = after.astype(float)
     cleaned = read.copy()
-    cleaned.iloc[places] = after.astype(read.dtype).to_numpy()[codes] if column.kind != "text" else after.to_numpy()[codes]
+    cleaned.iloc[places] = after.astype(read.dtype).to_numpy()[codes] if column.value_type != "text" else after.to_numpy()[codes]
     chain = [(code, step, *pair) for code, (value, steps) in enumerate(zip(distinct, made, strict=True))
              for step, *pair in _links(value, steps)]
     links = pd.DataFrame(chain, columns=["code", "step", "before", "after"])
@@ -408,7 +408,7 @@ def fix_column_order(
     "A pair the wrong way round, mended."
     apart = first - second
     apart = apart.total_seconds() if hasattr(apart, "total_seconds") else apart
-    return (second, first) if apart <= rule.usual else (first, None)
+    return (second, first) if apart <= rule.max_gap else (first, None)
 
 # %% ../../nbs/ml/cleaning.ipynb #1ee654bc
 def is_swapped_pair(
@@ -458,7 +458,7 @@ def clean_cells(
 ) -> tuple[pd.DataFrame, pd.DataFrame]: # Clean rows; every changed cell: `row_id`, `column`, `step`, `before`, `after`
     "The cells of a table, cleaned."
     rows, changes = rows.copy(deep=False), []
-    for rule in (rule for rule in plan.swaps if {rule.first, rule.second} <= set(rows)):
+    for rule in (rule for rule in plan.swap_rules if {rule.first, rule.second} <= set(rows)):
         if len(places := np.flatnonzero(_swapped(rows, rule))):
             pairs = list(zip(rows[rule.second].iloc[places], rows[rule.first].iloc[places], strict=True))
             changes.append(_put_back(rows, rule, places, pairs))
@@ -466,7 +466,7 @@ def clean_cells(
         rows[name], made = clean_column(rows[name], plan.columns[name])
         if len(made):
             changes.append(made.assign(column=name))
-    for rule in (rule for rule in plan.pairs if {rule.first, rule.second} <= set(rows)):
+    for rule in (rule for rule in plan.order_rules if {rule.first, rule.second} <= set(rows)):
         if len(places := np.flatnonzero((rows[rule.first] > rows[rule.second]).to_numpy())):
             old = zip(rows[rule.first].iloc[places], rows[rule.second].iloc[places], strict=True)
             changes.append(_put_back(rows, rule, places, [fix_column_order(*pair, rule) for pair in old]))
@@ -527,18 +527,18 @@ def clean_records(
 # %% ../../nbs/ml/cleaning.ipynb #89ceb044
 def _clean_record(row: dict, plan: CleaningPlan) -> dict:
     "A row, cleaned in place."
-    for rule in plan.swaps:
+    for rule in plan.swap_rules:
         if is_swapped_pair(row.get(rule.first), row.get(rule.second), rule):
             row[rule.first], row[rule.second] = row[rule.second], row[rule.first]
     for name, column in plan.columns.items():
         value = row.get(name)
         if value is None:
             continue
-        if column.kind == "date" and isinstance(value, str):
-            value = (None if column.dates else parse_date(value, ("ISO8601",))) or value
+        if column.value_type == "date" and isinstance(value, str):
+            value = (None if column.date_formats else parse_date(value, ("ISO8601",))) or value
         if (steps := clean_value(value, column)):
             row[name] = _for_json(steps[-1][1])
-    for rule in plan.pairs:
+    for rule in plan.order_rules:
         first, second = (_moment(row.get(name)) for name in (rule.first, rule.second))
         if first is not None and second is not None and type(first) is type(second) and first > second:
             row[rule.first], row[rule.second] = (_for_json(value) for value in fix_column_order(first, second, rule))

@@ -79,11 +79,13 @@ def _lightgbm_early_stopping(estimator: BaseEstimator, X, y, sample_weight, X_va
     return estimator.best_iteration_
 
 # %% ../../nbs/modelling/boosters.ipynb #02facd9a
-_LIGHTGBM_DEFAULTS = {"learning_rate": 0.05, "num_leaves": 31, "min_child_samples": 20, "reg_lambda": 1e-3, "colsample_bytree": 0.9,
-          "subsample": 0.9, "extra_trees": False}
-LIGHTGBM_STARTING_POINTS = (_LIGHTGBM_DEFAULTS, _LIGHTGBM_DEFAULTS | {"learning_rate": 0.03, "num_leaves": 128, "min_child_samples": 5, "colsample_bytree": 0.6},
-          _LIGHTGBM_DEFAULTS | {"extra_trees": True, "num_leaves": 64},
-          _LIGHTGBM_DEFAULTS | {"num_leaves": 8, "min_child_samples": 8, "colsample_bytree": 0.5})
+_LIGHTGBM_DEFAULTS = {"learning_rate": 0.05, "num_leaves": 31, "min_child_samples": 20, "reg_lambda": 1e-3,
+                      "colsample_bytree": 0.9, "subsample": 0.9, "extra_trees": False}
+LIGHTGBM_STARTING_POINTS = (
+    _LIGHTGBM_DEFAULTS,
+    _LIGHTGBM_DEFAULTS | {"learning_rate": 0.03, "num_leaves": 128, "min_child_samples": 5, "colsample_bytree": 0.6},
+    _LIGHTGBM_DEFAULTS | {"extra_trees": True, "num_leaves": 64},
+    _LIGHTGBM_DEFAULTS | {"num_leaves": 8, "min_child_samples": 8, "colsample_bytree": 0.5})
 
 # %% ../../nbs/modelling/boosters.ipynb #a2fde417
 def _make_xgboost(task: Task, seed: int, parameters: dict) -> BaseEstimator:
@@ -91,7 +93,9 @@ def _make_xgboost(task: Task, seed: int, parameters: dict) -> BaseEstimator:
     from xgboost import XGBClassifier, XGBRegressor
 
     fixed = {"enable_categorical": True, "tree_method": "hist", "random_state": seed, "n_jobs": 1, "verbosity": 0}
-    return XGBRegressor(**parameters, **fixed) if task == "regression" else LabelEncodedClassifier(XGBClassifier(**parameters, **fixed))
+    if task == "regression":
+        return XGBRegressor(**parameters, **fixed)
+    return LabelEncodedClassifier(XGBClassifier(**parameters, **fixed))
 
 # %% ../../nbs/modelling/boosters.ipynb #80c545e8
 def _xgboost_space(trial, task: Task, rows: int) -> dict:

@@ -29,8 +29,9 @@ def _class_probabilities(predictions: Predictions, problem: Problem) -> np.ndarr
 # %% ../../nbs/modelling/calibration.ipynb #f45197d5
 def _predictions_of(probabilities: np.ndarray, problem: Problem) -> Predictions:
     "Predictions from probabilities of all classes."
-    binary = problem.task == "binary"
-    return predictions_from_values(probabilities[:, problem.classes.index(problem.positive)] if binary else probabilities, problem)
+    if problem.task == "binary":
+        probabilities = probabilities[:, problem.classes.index(problem.positive)]
+    return predictions_from_values(probabilities, problem)
 
 # %% ../../nbs/modelling/calibration.ipynb #13a556a8
 def _class_codes(actual, problem: Problem) -> np.ndarray:
@@ -49,7 +50,8 @@ def calibrate_trial(
     calibrated = []
     for fold in folds:
         others = disjoint_folds(problem, cv.folds, fold)
-        fitted = fit_calibration(*(np.concatenate([part[one] for one in others]) for part in (given, actual))) if others else (1.0, ())
+        known = [np.concatenate([part[one] for one in others]) for part in (given, actual)] if others else []
+        fitted = fit_calibration(*known) if others else (1.0, ())
         calibrated.append(_predictions_of(calibrate_probabilities(given[fold], *fitted), problem))
     losses = [[compute_score("log_loss", problem, cv.actual(fold), each[fold]) for fold in folds]
               for each in (trial.predictions, calibrated)]

@@ -65,7 +65,7 @@ def check_loadable(
         if unknown:
             raise ParameterError(f"The candidate '{model.name}' contains types that are not trusted: {', '.join(unknown)}.",
                                  "Only reviewed types are loaded from model files.",
-                                 "Use an estimator of scikit-learn's, or have the type reviewed: mlcycle.stores.models.model_files.")
+                                 "Use an estimator of scikit-learn's, or add the type to mlcycle.stores.models.model_files.")
 
 # %% ../../nbs/modelling/candidates.ipynb #1aab3c23
 def choose_candidates(

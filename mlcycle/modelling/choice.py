@@ -81,7 +81,8 @@ def build_pipeline(
     "The pipeline of a trial."
     if trial.model == "ensemble":
         members = {other.name: other for other in others}
-        models, weights = [(name, build_pipeline(cv, members[name])) for name in trial.parameters], list(trial.parameters.values())
+        models = [(name, build_pipeline(cv, members[name])) for name in trial.parameters]
+        weights = list(trial.parameters.values())
         if cv.problem.task == "regression":
             return VotingRegressor(models, weights=weights)
         return VotingClassifier(models, voting="soft", weights=weights)

@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
+from matplotlib.ticker import MaxNLocator
 
 from ..ml.metrics import encode_target, get_metric
 from .calibration import validation_scores
 from .cross_validation import CrossValidation
 from .trials import Trial
-from ..outcomes import LearningCurvePoint, LeaderboardEntry
+from ..outcomes import LeaderboardEntry, LearningCurvePoint
 
 if TYPE_CHECKING:
     import optuna
@@ -30,10 +31,11 @@ def leaderboard_table(
     entries: Sequence[LeaderboardEntry], # The chosen one first
 ) -> pd.DataFrame: # One row a candidate
     "The leaderboard as a table."
+    half_width = lambda score: (score.high - score.low) / 2  # noqa: E731
     return pd.DataFrame([{
         "model": entry.model, entry.score.metric: entry.score.value, "low": entry.score.low, "high": entry.score.high,
         "difference to best": None if entry.difference_to_best is None else entry.difference_to_best.value,
-        "± 95 %": None if entry.difference_to_best is None else (entry.difference_to_best.high - entry.difference_to_best.low) / 2,
+        "± 95 %": None if entry.difference_to_best is None else half_width(entry.difference_to_best),
         "encoding": entry.encoding, "fit, s": entry.fit_seconds, "predict 1,000 rows, ms": 1000 * entry.predict_seconds,
         "size, kB": entry.model_bytes / 1000} for entry in entries])
 
@@ -74,7 +76,7 @@ def plot_search_history(
     best = whole[metric].cummin() if get_metric(metric).higher_is_better is False else whole[metric].cummax()
     axes.step(whole.trial, best, where="post", color="0.4", linewidth=1, label="best so far")
     axes.legend(bbox_to_anchor=(1.01, 1), loc="upper left", frameon=False)
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     return axes
 
 # %% ../../nbs/modelling/plots.ipynb #cc55c15d

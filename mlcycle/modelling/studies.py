@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     import optuna
 
 # %% ../../nbs/modelling/studies.ipynb #ee573af9
-STUDY_LIBRARIES = ("scikit-learn", "lightgbm", "xgboost", "xgboost-cpu", "catboost", "optuna", "numpy") # Other versions, other trials
+STUDY_LIBRARIES = ("scikit-learn", "lightgbm", "xgboost", "xgboost-cpu", "catboost", "optuna", "numpy") # Whose version matters
 
 # %% ../../nbs/modelling/studies.ipynb #3e66841e
 def hash_study(
@@ -56,7 +56,8 @@ def load_trial(
     try:
         with np.load(path, allow_pickle=False) as saved:
             facts = json.loads(saved["facts"].tobytes())
-            predictions = [predictions_from_values(saved[f"predictions{place}"], problem) for place in range(len(saved.files) - 1)]
+            values = [saved[f"predictions{place}"] for place in range(len(saved.files) - 1)]
+            predictions = [predictions_from_values(each, problem) for each in values]
         return Trial(**facts, predictions=predictions)
     except (OSError, EOFError, ValueError, KeyError, TypeError, BadZipFile):
         return None

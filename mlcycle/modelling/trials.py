@@ -146,7 +146,8 @@ def record_duration(
         trial.seconds += time.perf_counter() - begun
 
 # %% ../../nbs/modelling/trials.ipynb #b83d5d2b
-def _evaluate_in_batches(trial: Trial, cv: CrossValidation, model: CandidateModel, prune: Callable, out_of_time: Callable) -> Trial:
+def _evaluate_in_batches(trial: Trial, cv: CrossValidation, model: CandidateModel, prune: Callable,
+                         out_of_time: Callable) -> Trial:
     "Evaluate the first folds, which decide about pruning, then the others."
     try:
         for places in np.split(np.arange(len(cv.folds)), [FOLDS_BEFORE_PRUNING]):

@@ -33,7 +33,8 @@ def column_drift_test(
 def _compare_categories(reference: pd.Series, current: pd.Series) -> tuple[str, float, float]:
     "Chi-squared test on the counts of common categories."
     common = pd.concat([reference, current]).value_counts().head(MAX_CATEGORIES).index
-    counts = np.array([[*((part == value).sum() for value in common), (~part.isin(common)).sum()] for part in (reference, current)])
+    counts = np.array([[*((part == value).sum() for value in common), (~part.isin(common)).sum()]
+                       for part in (reference, current)])
     counts = counts[:, counts.sum(axis=0) > 0]
     if counts.shape[1] < 2:
         return "chi-squared", 0.0, 1.0

@@ -106,8 +106,9 @@ def monitor_model(
         return health_without_release(release), pd.DataFrame()
     part, rows = rows_to_monitor(dataset, workspace, replay_rows, run)
     delete_events(open_events(workspace.events_url), run) # Of an earlier attempt
+    functions = workspace_functions_file(release.model.functions, workspace)
     replay_through_service(rows, problem, plan.input_columns, workspace.root / release.bundle, run=run,
-                           events_url=workspace.events_url, functions=workspace_functions_file(release.model.functions, workspace))
+                           events_url=workspace.events_url, functions=functions)
     events, features = read_events(open_events(workspace.events_url), run)
     events["when"] = rows[problem.time].to_numpy() if problem.time else events.received
     train = read_table(workspace.tables, dataset.tables["train"])[plan.input_columns]

@@ -138,7 +138,7 @@ def _in_text(text: str) -> set[Reference]:
 def summarise_module(
     source: str, # Of a module, or of the cells of a notebook
     name: str, # With dots
-) -> dict: # `definitions`: name to hash and mentions; `imports`: name to module and name there
+) -> dict: # `definitions`: name to hash and references; `imports`: name to module and name there
     "What must be known of a module to follow names through it."
     parts = parse_module(source, name)
     definitions = parts.definitions | ({ON_IMPORT: parts.always} if parts.always else {})

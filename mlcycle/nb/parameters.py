@@ -88,7 +88,8 @@ def _set_value(values: dict, definitions: dict, stages: list[str], name: str, va
         known = sorted({p.name for stage in stages for p in definitions.get(stage, [])} - {"run_dir"})
         unknown = next((stage for stage in stages if stage not in definitions), None)
         if unknown:
-            raise ParameterError(f"The stage '{unknown}' ({where}) is not known.", remedy=suggest_name(unknown, list(definitions)))
+            raise ParameterError(f"The stage '{unknown}' ({where}) is not known.",
+                                 remedy=suggest_name(unknown, list(definitions)))
         if RENAMED.get(name) in known:
             raise ParameterError(f"The parameter '{name}' ({where}) has another name now.", remedy=f"It is '{RENAMED[name]}'.")
         raise ParameterError(f"The parameter '{name}' ({where}) is not known.", remedy=suggest_name(name, known))

@@ -203,7 +203,8 @@ def write_notebook_page(
     "The page of a notebook that is no stage."
     page = Path(notebook).with_suffix(".html")
     index = Path(os.path.relpath(page.parent.parent.parent / "index.html", page.parent)).as_posix()
-    write_text(page, render_template("note.html.j2", index=index, notebook=Path(notebook).name, **facts, **split_body(body, page.stem)))
+    content = split_body(body, page.stem)
+    write_text(page, render_template("notebook.html.j2", index=index, notebook=Path(notebook).name, **facts, **content))
     return page
 
 # %% ../../nbs/reports/pages.ipynb #f9394bf9
@@ -227,6 +228,7 @@ def write_comparison(
     "A page that compares runs."
     path = Path(path).absolute()
     index = os.path.relpath(runs[0].workspace.reports.absolute() / "index.html", path.parent)
-    write_text(path, render_template("comparison.html.j2", runs=[index_entry(run, path.parent) for run in runs], index=Path(index).as_posix(),
-                            title=title or f"Comparison of {len(runs)} runs"))
+    entries = [index_entry(run, path.parent) for run in runs]
+    write_text(path, render_template("comparison.html.j2", runs=entries, index=Path(index).as_posix(),
+                                     title=title or f"Comparison of {len(runs)} runs"))
     return path

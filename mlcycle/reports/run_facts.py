@@ -40,7 +40,8 @@ def _results(run: Run, outcomes: dict[str, dict]) -> dict[str, Any]:
         "p95 latency, ms": health.get("latency_ms", {}).get("p95"), "action": health.get("action"),
         "error": run.info.get("error") or None,
     }
-    decisions = {f"{stage} decision": done["decision"] for stage, done in run.info.get("stages", {}).items() if not done.get("failed")}
+    stages = run.info.get("stages", {}).items()
+    decisions = {f"{stage} decision": done["decision"] for stage, done in stages if not done.get("failed")}
     return short | decisions
 
 # %% ../../nbs/reports/run_facts.ipynb #c48a2ad4

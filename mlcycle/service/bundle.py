@@ -112,7 +112,8 @@ def rows_to_frame(
     if missing:
         raise InputError(f"The column '{missing[0]}' is missing.", f"Expected are {', '.join(columns)}.",
                          "A value that is not known is null.")
-    return pd.DataFrame({name: _cast_column(name, kind, [row[name] for row in rows]) for name, kind in columns.items()}, copy=False)
+    cast = {name: _cast_column(name, kind, [row[name] for row in rows]) for name, kind in columns.items()}
+    return pd.DataFrame(cast, copy=False)
 
 # %% ../../nbs/service/bundle.ipynb #8eb8cffc
 def _cast_column(name: str, kind: str, values: list):

@@ -76,7 +76,8 @@ def running_service(
     words = [str(bundle), "--run", run, *(["--functions", str(functions)] if functions else [])]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "MLCYCLE_EVENTS_URL": events_url}
     start = time.perf_counter()
-    with TemporaryFile("w+") as log, (forked_service if fork and IN_FORK else spawned_service)(words, environment, log) as (line, is_alive):
+    start_service = forked_service if fork and IN_FORK else spawned_service
+    with TemporaryFile("w+") as log, start_service(words, environment, log) as (line, is_alive):
         url = line() # Its address, or nothing if it ended
         with httpx.Client(base_url=url, timeout=timeout) as client:
             _wait(client if url else None, is_alive, log, start + timeout)

@@ -88,7 +88,8 @@ def read_events(
     run: str, # Whose events
 ) -> tuple[pd.DataFrame, pd.DataFrame]: # Events with `actual` where it is known; the features of the same events
     "The predictions of a run, in order, joined with actual values."
-    predictions, actuals = (table.select().where(table.c.run == run).order_by(table.c.number) for table in event_tables().values())
+    predictions, actuals = (table.select().where(table.c.run == run).order_by(table.c.number)
+                            for table in event_tables().values())
     with engine.connect() as connection:
         events = pd.DataFrame([row._asdict() for row in connection.execute(predictions)])
         known = {row.row_id: row.actual for row in connection.execute(actuals)}

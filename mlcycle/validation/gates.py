@@ -123,7 +123,9 @@ def decide_operating_point(
 # %% ../../nbs/validation/gates.ipynb #49fbb4b2
 def _margin(criterion: Criterion, problem: Problem, evaluation: HoldoutEvaluation, other: Predictions) -> float:
     "The margin, in units of the metric."
-    return criterion.bound * (abs(compute_score(criterion.metric, problem, evaluation.actual, other)) if criterion.relative else 1.0)
+    if not criterion.relative:
+        return criterion.bound
+    return criterion.bound * abs(compute_score(criterion.metric, problem, evaluation.actual, other))
 
 # %% ../../nbs/validation/gates.ipynb #02fda0ee
 def decide_against_baseline(

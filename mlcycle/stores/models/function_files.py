@@ -60,9 +60,10 @@ def compile_function(
     import numpy as np
     import pandas as pd
 
-    code, space = _compile(function.source, function.traceback_name), {"np": np, "pd": pd, "__name__": "mlcycle.feature_functions"}
-    linecache.cache[function.traceback_name] = (len(function.source), None, function.source.splitlines(True), function.traceback_name)
-    exec(code, space)
+    name, source = function.traceback_name, function.source
+    space = {"np": np, "pd": pd, "__name__": "mlcycle.feature_functions"}
+    linecache.cache[name] = (len(source), None, source.splitlines(True), name)
+    exec(_compile(source, name), space)
     return space[function.name]
 
 # %% ../../../nbs/stores/models/function_files.ipynb #0b60d66d
@@ -93,7 +94,7 @@ def check_function_source(
     return function
 
 # %% ../../../nbs/stores/models/function_files.ipynb #da0d2ff2
-def _names_read(code: CodeType) -> Iterator[tuple[str, int]]:
+def _names_read(code: CodeType) -> Iterator[tuple[str, int | None]]:
     "Names that code takes from around it, with the line."
     for step in dis.get_instructions(code):
         if step.opname in ("LOAD_GLOBAL", "LOAD_NAME", "LOAD_CLASSDEREF"):

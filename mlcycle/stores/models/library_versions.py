@@ -15,7 +15,7 @@ from pathlib import Path
 from ...core.versions import DISTRIBUTION_OF_MODULE, RECORDED_PACKAGES, installed_versions
 
 # %% ../../../nbs/stores/models/library_versions.ipynb #4e9fd7f0
-PREDICTING_PACKAGES = ("catboost", "lightgbm", "numpy", "scikit-learn", "xgboost") # Whose next minor version may predict otherwise
+PREDICTING_PACKAGES = ("catboost", "lightgbm", "numpy", "scikit-learn", "xgboost") # Minor versions may predict otherwise
 
 # %% ../../../nbs/stores/models/library_versions.ipynb #3a19242a
 VERSIONS_ENTRY = "versions.json"

@@ -27,7 +27,8 @@ from ...core.versions import installed_versions
 from ...outcomes import Dataset, LeaderboardEntry, ModelRef, Problem, Score
 from .library_versions import VERSIONS_ENTRY, add_versions, read_versions
 from .model_files import dump_model
-from .registry import CHALLENGER, ARTIFACT_FOLDERS, functions_ref, get_alias_version, registered_model_file, set_alias
+from .registry import (ARTIFACT_FOLDERS, CHALLENGER, functions_ref, get_alias_version,
+                                            registered_model_file, set_alias)
 from .trial_tracking import TrialRecord, mlflow_key, log_trials, unlogged_trials
 
 if TYPE_CHECKING:
@@ -142,7 +143,8 @@ def _log_model(model: BaseEstimator, data: bytes, example: pd.DataFrame, outputs
         warnings.filterwarnings("ignore", message=".*integer column.*")
         signature = infer_signature(example, outputs)
     return Model.log(
-        artifact_path=None, name="model", flavor=ReproducibleSklearnFlavor, flavor_name="mlflow.sklearn", data=data, sk_model=model,
+        artifact_path=None, name="model", flavor=ReproducibleSklearnFlavor, flavor_name="mlflow.sklearn", data=data,
+        sk_model=model,
         serialization_format="skops", skops_trusted_types=skops.io.get_untrusted_types(data=data), input_example=example,
         signature=signature, pip_requirements=model_requirements(data), validate_serving_input=False)
 

@@ -49,7 +49,7 @@ def registry_errors(
         if not is_registry_error(error):
             raise
         raise RegistryError(f"The registry {mask_secrets(address)} cannot be used: {short_reason(error, address)}",
-                            remedy="Once it answers, run again.") from error
+                            remedy="Once it can be reached, run again.") from error
 
 # %% ../../../nbs/stores/models/registry.ipynb #e3a64843
 def is_registry_error(
@@ -73,9 +73,9 @@ def short_reason(
     if inner := re.search(r"\([\w.]+Error\) ([^\n\[]+)", text): # SQLAlchemy names what the database raised in brackets
         return f"{inner[1].strip()}."
     if status := re.search(r"too many (\d+) error responses|failed with error code (\d+)", text):
-        return f"it answers with HTTP {status[1] or status[2]}."
+        return f"it responds with HTTP {status[1] or status[2]}."
     if "timed out" in text:
-        return "it took too long to answer."
+        return "it took too long to respond."
     lines = [line.strip() for line in text.splitlines() if line.strip()] or [type(error).__name__]
     return lines[0] if len(lines[0]) <= 240 else f"{lines[0][:240]}…"
 

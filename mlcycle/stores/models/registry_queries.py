@@ -22,7 +22,8 @@ from ...errors import ArtifactError, ParameterError, suggest_name
 from ...core.runs import read_outcomes
 from ...core.runs import list_runs
 from ...core.workspace import Workspace
-from .registry import CHALLENGER, ARTIFACT_FOLDERS, alias_history, connect_registry, registered_file, registry_errors, remove_alias
+from .registry import (ARTIFACT_FOLDERS, CHALLENGER, alias_history, connect_registry, registered_file,
+                                            registry_errors, remove_alias)
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
