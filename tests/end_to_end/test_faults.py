@@ -1,6 +1,5 @@
 """What fails in the middle: a cell, a kernel, an artefact, a neighbour."""
 
-import json
 import signal
 import subprocess
 import sys
@@ -15,7 +14,6 @@ from projects import own_notebooks
 
 import mlcycle as mc
 from mlcycle.errors import ArtifactError, ParameterError, StageError
-from mlcycle.nb.notebook import stage_notebooks
 from mlcycle.stores.models.model_files import load_model, save_model
 from mlcycle.stores.models.registry import get_alias_version, open_registry
 from mlcycle.stores.tables.datasets import read_table

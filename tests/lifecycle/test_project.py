@@ -198,7 +198,7 @@ def test_a_change_is_shown(project, newer):
 
 def test_a_merge_brings_the_change_and_keeps_the_edit(project, newer):
     own, untouched = project / "nbs/03_features.ipynb", project / "nbs/02_data.ipynb"
-    replace(own, "set_theme()\n", "set_theme()\nprint('mine')\n")
+    replace(own, "set_plot_theme()\n", "set_plot_theme()\nprint('mine')\n")
     replace(untouched, "holdout_share: float = 0.2", "holdout_share: float = 0.3")
     before = untouched.read_bytes()
     notebook = read_notebook(newer / own.name)
@@ -299,7 +299,7 @@ def test_a_conflict_stays_until_it_is_settled(project, newer, conflict):
 def test_a_draft_of_other_versions_is_not_taken(project, newer, conflict, whose):
     own, draft = conflict
     choose(draft, "4000")
-    replace(own if whose == "own" else newer / own.name, "set_theme()\n", "set_theme()\nprint('later')\n")
+    replace(own if whose == "own" else newer / own.name, "set_plot_theme()\n", "set_plot_theme()\nprint('later')\n")
     before = everything(project)
     assert "delete it" in merge_shipped_notebooks(project, newer).conflicts["features"]
     assert everything(project) == before
@@ -310,7 +310,7 @@ def test_a_draft_of_other_versions_is_not_taken(project, newer, conflict, whose)
 
 def test_a_merge_cut_short_is_carried_on(project, newer, monkeypatch):
     own, base = project / "nbs/03_features.ipynb", project / "nbs/.shipped/03_features.ipynb"
-    replace(own, "set_theme()\n", "set_theme()\nprint('mine')\n")
+    replace(own, "set_plot_theme()\n", "set_plot_theme()\nprint('mine')\n")
     replace(newer / own.name, "int = 5000", "int = 4000")
     write = module._write
 

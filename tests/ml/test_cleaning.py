@@ -148,7 +148,7 @@ def test_steps_can_be_left_out():
         assert step not in set(changes.step)
     assert plan_cleaning(dirty, ()).is_empty
     plan = plan_cleaning(dirty, exclude=("Species",))
-    assert "Species" not in plan.input_columns
+    assert "Species" not in plan.columns
     assert CleaningPlan.model_validate_json(plan.model_dump_json()) == plan
 
 
