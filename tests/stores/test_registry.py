@@ -395,8 +395,9 @@ def candidate(value: float = 0.7) -> Candidate:
 def again(workspace: Workspace) -> Candidate:
     "What the next run does: the same model once more."
     rows = ROWS[["size", "count"]].assign(day=ROWS.day).head(3)
+    outputs, trials = pd.Series([False] * 3), tried("boosting 1")
     return register_candidate(
-        workspace, candidate(), fitted(20), rows, pd.Series([False] * 3), {"run": "one"}, tried("boosting 1")
+        workspace, candidate(), fitted(20), example=rows, outputs=outputs, tags={"run": "one"}, trials=trials
     )
 
 
@@ -504,7 +505,7 @@ def test_a_full_disk_is_said_and_leaves_no_half(tmp_path, monkeypatch):
     assert "No space left" in lose(workspace).found
     monkeypatch.setattr(pending.pd.DataFrame, "to_parquet", full)
     with pytest.raises(DiskFullError):
-        register_candidate(workspace, candidate(), fitted(30), ROWS.head(3), pd.Series([False] * 3), {})
+        register_candidate(workspace, candidate(), fitted(30), example=ROWS.head(3), outputs=pd.Series([False] * 3), tags={})
     assert len(list((workspace.root / "pending").iterdir())) == 1
 
 
