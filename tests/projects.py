@@ -158,10 +158,10 @@ table_rows = 0
 models = linear
 trials = 1
 folds = 2
-curve = false
+learning_curve = false
 jobs = 1
 [validation]
-resamples = 50
+n_resamples = 50
 [deployment]
 parity_rows = 10
 [monitoring]

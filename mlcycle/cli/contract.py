@@ -116,7 +116,7 @@ def check(
             with atomic_write(quarantine) as half:
                 checked.quarantine.to_csv(half, index=False)
             console.print(f"In quarantine: {quarantine}", highlight=False, soft_wrap=True)
-        check_contract_limits(checked, promised, str(quarantine or ""), str(path))
+        check_contract_limits(checked, promised, quarantine=str(quarantine or ""), file=str(path))
 
 # %% ../../nbs/cli/contract.ipynb #633b13c1
 def infer_from_file(

@@ -122,15 +122,16 @@ def _find_swaps(rows: pd.DataFrame, planned: dict[str, ColumnCleaningPlan]) -> t
 def set_rows_aside(
     rows: pd.DataFrame, # Indexed by `row_id`
     required: list[str], # Columns that must not be missing: the target, the time
+    *,
     key: str | list[str] = "", # Columns that name a row; empty: none do
-    newest: str = "", # Of rows with the same key, that with the largest value here stays
+    newest_by: str = "", # Of rows with the same key, that with the largest value here stays
     steps: tuple[str, ...] = DEFAULT_STEPS, # That are allowed
 ) -> tuple[pd.DataFrame, pd.DataFrame, list[LedgerEntry]]: # Clean rows; the others with a `reason`; what was done
     "Set aside duplicates and rows without what is needed."
     reason = pd.Series(None, index=rows.index, dtype="str")
     for name in required:
         reason[rows[name].isna() & reason.isna()] = f"no {name}"
-    _, twice = drop_duplicates(rows[reason.isna()], key, newest, steps)
+    _, twice = drop_duplicates(rows[reason.isna()], key=key, newest_by=newest_by, steps=steps)
     reason[twice.index] = twice
     aside = rows[reason.notna()].assign(reason=reason.dropna())
     ledger = [LedgerEntry(step="set aside", rows=int(count), share=count / len(rows), note=why)

@@ -49,8 +49,8 @@ def _ordered(one: str, other: str) -> bool:
 # %% ../../nbs/data/column_order.ipynb #8320ca65
 def find_swapped_columns(
     rows: pd.DataFrame, # As they came
-    most: float = 0.05, # Share of rows in which two columns may be exchanged
-    max_columns: int = 30, # At most so many columns of a kind are compared
+    max_share: float = 0.05, # Share of rows in which two columns may be exchanged
+    max_columns: int = 30, # At max_share so many columns of a kind are compared
 ) -> tuple[ColumnSwapRule, ...]: # Only such as some row breaks
     "Columns whose values are sometimes exchanged."
     text = {name: rows[name].value_counts() for name in rows.select_dtypes(["str", "object"]).columns[:max_columns]}
@@ -59,7 +59,7 @@ def find_swapped_columns(
     numbers = {name: _central_range(rows[name]) for name in rows.select_dtypes("number").columns[:max_columns]}
     numbers = {name: middle for name, middle in numbers.items() if middle is not None}
     rules += [_swap_of_numbers(rows, one, other, numbers) for one, other in combinations(numbers, 2)]
-    return tuple(rule for rule, share in (found for found in rules if found) if 0 < share <= most)
+    return tuple(rule for rule, share in (found for found in rules if found) if 0 < share <= max_share)
 
 # %% ../../nbs/data/column_order.ipynb #6906f901
 def _swap_of_text(rows: pd.DataFrame, one: str, other: str, counts: dict[str, pd.Series]):

@@ -41,17 +41,17 @@ def _is_number(values: pd.Series) -> bool:
 # %% ../../nbs/data/duplicates.ipynb #57462259
 def long_text_columns(
     rows: pd.DataFrame, # Any columns
-    least: int = 40, # Letters, on average
+    min_length: int = 40, # Letters, on average
 ) -> list[str]:
     "Columns of longer text."
     names = [name for name in rows if pd.api.types.is_string_dtype(rows[name]) or pd.api.types.is_object_dtype(rows[name])]
-    return [name for name in names if len(few := rows[name].dropna().head(1000)) and few.astype(str).str.len().mean() >= least]
+    return [name for name in names if len(few := rows[name].dropna().head(1000)) and few.astype(str).str.len().mean() >= min_length]
 
 # %% ../../nbs/data/duplicates.ipynb #1daab93d
 def find_near_duplicates(
     texts: pd.Series, # Longer text
-    least: float = 0.9, # Cosine from which two texts are nearly the same
-    most: int = 20_000, # Of more distinct texts, only those are found that differ in case, spaces and punctuation
+    min_similarity: float = 0.9, # Cosine from which two texts are nearly the same
+    max_texts: int = 20_000, # Of more distinct texts, only those are found that differ in case, spaces and punctuation
 ) -> pd.Series: # For each text that has a near twin before it: the index of that one
     "Texts that are nearly the same as an earlier one."
     known = texts.dropna().astype(str)
@@ -59,12 +59,12 @@ def find_near_duplicates(
     first = plain[~plain.duplicated()]
     similar = pd.Series(plain.map(pd.Series(first.index, first.to_numpy())), dtype=object)
     similar = similar[plain.duplicated()]
-    if 1 < len(first) <= most:
-        similar = pd.concat([similar, _find_similar(first, least)])
+    if 1 < len(first) <= max_texts:
+        similar = pd.concat([similar, _find_similar(first, min_similarity)])
     return similar.reindex([label for label in known.index if label in set(similar.index)])
 
 # %% ../../nbs/data/duplicates.ipynb #4ad65d53
-def _find_similar(first: pd.Series, least: float) -> pd.Series:
+def _find_similar(first: pd.Series, min_similarity: float) -> pd.Series:
     "Twins among texts that are all different."
     from sklearn.feature_extraction.text import TfidfVectorizer
 
@@ -72,7 +72,7 @@ def _find_similar(first: pd.Series, least: float) -> pd.Series:
     similar = {}
     for begin in range(0, len(first), 500):
         close = (vectors[begin:begin + 500] @ vectors.T).tocoo()
-        for row, column in zip(*(side[close.data >= least] for side in (close.row + begin, close.col)), strict=True):
+        for row, column in zip(*(side[close.data >= min_similarity] for side in (close.row + begin, close.col)), strict=True):
             if column < row:
                 similar.setdefault(first.index[row], first.index[column])
     return pd.Series(similar, dtype=object)
@@ -80,8 +80,9 @@ def _find_similar(first: pd.Series, least: float) -> pd.Series:
 # %% ../../nbs/data/duplicates.ipynb #f03ea84f
 def drop_duplicates(
     rows: pd.DataFrame, # Indexed by `row_id`
+    *,
     key: str | list[str] = "", # Columns that name a row; empty: none do
-    newest: str = "", # Of rows with the same key, that with the largest value here stays; empty: the last one
+    newest_by: str = "", # Of rows with the same key, that with the largest value here stays; empty: the last one
     steps: tuple[str, ...] = ("duplicates", "key_duplicates"), # Also `near_duplicates`
 ) -> tuple[pd.DataFrame, pd.Series]: # Rows that stay; why each of the others does not, by `row_id`
     "Rows without those that say the same twice."
@@ -91,7 +92,7 @@ def drop_duplicates(
         rows = rows[~same]
     if "key_duplicates" in steps and key:
         columns = [key] if isinstance(key, str) else list(key)
-        order = rows.sort_values(newest, kind="stable", na_position="first") if newest else rows
+        order = rows.sort_values(newest_by, kind="stable", na_position="first") if newest_by else rows
         old = order.index[order.duplicated(columns, keep="last") & order[columns].notna().all(axis=1)]
         why = pd.concat([why, pd.Series(f"an older row with the same {', '.join(columns)}", old, dtype="str")])
         rows = rows.drop(index=old)

@@ -88,6 +88,7 @@ ERROR_KINDS = ("white space", "case", "typos", "look-alikes", "sentinels", "malf
 def inject_errors(
     rows: pd.DataFrame, # A clean table, indexed by `row_id`
     kinds: tuple[str, ...] = ERROR_KINDS, # Of mistakes
+    *,
     share: float = 0.01, # Of the rows, for each kind
     seed: int = 0, # Of all that is drawn
     columns: dict[str, list[str]] | None = None, # By kind: the only columns where it is made
@@ -209,6 +210,7 @@ RESTORABLE_ERRORS = ("white space", "case", "typos", "look-alikes", "marks") # T
 # %% ../../nbs/data/error_injection.ipynb #afb20700
 def score_cleaning(
     rows: pd.DataFrame, # The clean table
+    *,
     record: pd.DataFrame, # Where it was corrupted
     cleaned: pd.DataFrame, # What the cleaning made of the dirty rows, those set aside left out
     changes: pd.DataFrame, # Every changed cell

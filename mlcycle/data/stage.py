@@ -46,15 +46,17 @@ def reread_source(
 # %% ../../nbs/02_data.ipynb #dd50a8b2
 def clean_table(
     rows: pd.DataFrame, # As they came
-    problem: Problem, # Names target and time, without which a row teaches nothing
+    problem: Problem, # Names target and time, which must be known of a training row
+    *,
     steps: tuple[str, ...], # Of the cleaning
     key: list[str], # Columns that name a row, if any
-    newest: str, # Of rows with the same key, that with the largest value here stays
+    newest_by: str, # Of rows with the same key, that with the largest value here stays
 ) -> tuple[pd.DataFrame, pd.DataFrame, CleaningPlan, pd.DataFrame, list[LedgerEntry]]: # Clean, aside, plan, changes, ledger
     "Clean the cells, and set aside rows that say nothing or nothing new."
     plan = plan_cleaning(rows, steps, exclude=(problem.target, *problem.excluded))
     clean, changes = clean_cells(rows, plan)
-    clean, aside, lines = set_rows_aside(clean, [name for name in (problem.target, problem.time) if name], key, newest, steps)
+    required = [name for name in (problem.target, problem.time) if name]
+    clean, aside, lines = set_rows_aside(clean, required, key=key, newest_by=newest_by, steps=steps)
     return clean, aside, plan, changes, [*cleaning_ledger(changes, len(rows)), *lines]
 
 # %% ../../nbs/02_data.ipynb #06b8cb7b
@@ -115,30 +117,32 @@ def set_training_outliers_aside(
     if method:
         numbers = rest.select_dtypes("number").columns.difference([problem.target, problem.time, *problem.excluded])
         rest, odd = separate_outliers(rest, list(numbers), method)
-    aside = pd.concat([aside.assign(reason="its entity teaches"), odd] if len(aside) else [odd])
+    aside = pd.concat([aside.assign(reason="its entity is in the training rows"), odd] if len(aside) else [odd])
     return {name: part for name, part in parts.items() if name != "set_aside"} | {"train": rest}, aside
 
 # %% ../../nbs/02_data.ipynb #861713be
 def ingest_and_check(
     problem: Problem, # Of stage 1
     workspace: Workspace, # Gets the tables
+    *,
     contract_file: str, # In the project
     steps: tuple[str, ...], # Of the cleaning
     key: list[str], # Columns that name a row, if any
-    newest: str, # Of rows with the same key, that with the largest value here stays
+    newest_by: str, # Of rows with the same key, that with the largest value here stays
     run: str, # Named in the commits
 ) -> tuple[pd.DataFrame, pd.DataFrame, dict, dict]: # Rows, those set aside, fields of the outcome, facts for commits
     "Read rows, mend them, hold them to their contract; what is lost on the way is stored."
     rows, malformed, readings = reread_source(problem)
     workspace.prepare()
-    clean, aside, plan, changes, ledger = clean_table(rows, problem, steps, key, newest)
+    clean, aside, plan, changes, ledger = clean_table(rows, problem, steps=steps, key=key, newest_by=newest_by)
     contract, agreed = load_contract(clean, problem, contract_file, workspace.project)
     kept = save_text_by_hash(contract_to_yaml(contract), "contracts/{}.yaml", workspace)
     checked = apply_contract(clean, contract, problem.source_sha256)
     commits = commit_metadata(run, problem, kept, contract.version, readings)
     tables = write_tables({"quarantine": checked.quarantine.set_index("row_id"), "ledger": changes.set_index("row_id"),
                     "malformed": malformed}, workspace, commits)
-    check_contract_limits(checked, contract, "the table 'quarantine' (mlcycle data show quarantine)", contract_file)
+    check_contract_limits(checked, contract, quarantine="the table 'quarantine' (mlcycle data show quarantine)",
+                          file=contract_file)
     return checked.clean, aside, {
         "ingestions": readings, "rows_in": len(rows), "rows_quarantined": checked.quarantined, "ledger": ledger,
         "cleaning_plan": save_text_by_hash(plan.model_dump_json(indent=1) + "\n", "cleaning/{}.json", workspace), "contract": kept,
@@ -149,10 +153,11 @@ def ingest_and_check(
 def prepare_data(
     problem: Problem, # Of stage 1
     workspace: Workspace | None = None, # Gets the tables; that of the working directory if not given
+    *,
     contract_file: str = "contract.yaml", # In the project; inferred and written there if it is missing
     cleaning_steps: list[str] | None = None, # The usual ones if not given
     key: list[str] | None = None, # Columns that name a row, if any
-    newest: str = "", # Of rows with the same key, that with the largest value here stays
+    newest_by: str = "", # Of rows with the same key, that with the largest value here stays
     outlier_method: str = "", # Rows that teach are set aside if they are outliers by this; none if empty
     split: SplitMethod = "auto", # How the rows are split; whichever fits
     run: str = "", # Named in the commits
@@ -160,7 +165,8 @@ def prepare_data(
 ) -> Dataset:
     "Read, clean, check, split and store the rows of a problem."
     workspace, steps = workspace or Workspace.from_project(), check_cleaning_steps(cleaning_steps or [])
-    rows, aside, facts, commits = ingest_and_check(problem, workspace, contract_file, steps, key or [], newest, run)
+    rows, aside, facts, commits = ingest_and_check(
+        problem, workspace, contract_file=contract_file, steps=steps, key=key or [], newest_by=newest_by, run=run)
     bounds = apply_bundled_settings(problem.source, "data", {name: choices.pop(name, "") for name in ("holdout_from", "future_from")})
     parts, how = split_rows(rows, problem, split, **bounds, **choices)
     del rows # A large table is held once: it is in its parts now

@@ -103,7 +103,8 @@ def register_best_model(
 ) -> Candidate: # With its version
     "Register the fitted model as a new version."
     outputs = pd.Series(predict(model, example, selection.cv.problem).labels, name="prediction")
-    return register_candidate(workspace, candidate, model, example, outputs, tags, selection.trial_records())
+    return register_candidate(workspace, candidate, model, example=example, outputs=outputs, tags=tags,
+                              trials=selection.trial_records())
 
 # %% ../../nbs/04_modelling.ipynb #ff71a83e
 def find_model(

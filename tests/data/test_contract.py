@@ -188,7 +188,7 @@ def spoiled(share: float) -> pd.DataFrame:
 def test_above_the_threshold_the_run_stops():
     check_contract_limits(apply_contract(spoiled(0.2), CONTRACT), CONTRACT)
     with pytest.raises(ContractError, match=r"21 of 100 rows \(21.0 %\).*'price' required.*kept.csv.*my.yaml"):
-        check_contract_limits(apply_contract(spoiled(0.21), CONTRACT), CONTRACT, "kept.csv", "my.yaml")
+        check_contract_limits(apply_contract(spoiled(0.21), CONTRACT), CONTRACT, quarantine="kept.csv", file="my.yaml")
 
 
 @pytest.mark.parametrize(

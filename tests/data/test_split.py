@@ -43,7 +43,7 @@ def test_what_fits_is_chosen():
         parts, words = split_rows(rows, asked(**more))
         assert words.startswith(word)
         assert whole(parts, rows)
-    parts, words = split_rows(rows.assign(part=np.where(rows.day < 400, "train", "holdout")), asked(time="day"), column="part")
+    parts, words = split_rows(rows.assign(part=np.where(rows.day < 400, "train", "holdout")), asked(time="day"), split_column="part")
     assert words.startswith("As the column 'part' tells")
     assert "part" not in parts["train"]
     assert len(parts["train"]) == 400
@@ -100,14 +100,14 @@ def test_time_cuts_and_keeps_apart_whom_it_knows():
 @pytest.mark.parametrize(
     ("change", "options", "message"),
     [
-        pytest.param({}, {"how": "time"}, "needs a column", id="no time"),
-        pytest.param({}, {"how": "group"}, "needs a column", id="no entity"),
-        pytest.param({}, {"how": "by chance"}, "not known", id="unknown way"),
-        pytest.param({}, {"column": "parts"}, "no column 'parts'", id="no such column"),
-        pytest.param({"part": "test"}, {"column": "part"}, "says 'test'", id="unknown part"),
-        pytest.param({"part": None}, {"column": "part"}, "says nothing", id="no part"),
-        pytest.param({"part": "train"}, {"column": "part"}, "No row is left for the part 'holdout'", id="no holdout"),
-        pytest.param({"patient": "p"}, {"how": "group", "entity": "patient"}, "about the same", id="one group"),
+        pytest.param({}, {"method": "time"}, "needs a column", id="no time"),
+        pytest.param({}, {"method": "group"}, "needs a column", id="no entity"),
+        pytest.param({}, {"method": "by chance"}, "not known", id="unknown way"),
+        pytest.param({}, {"split_column": "parts"}, "no column 'parts'", id="no such column"),
+        pytest.param({"part": "test"}, {"split_column": "part"}, "says 'test'", id="unknown part"),
+        pytest.param({"part": None}, {"split_column": "part"}, "says nothing", id="no part"),
+        pytest.param({"part": "train"}, {"split_column": "part"}, "No row is left for the part 'holdout'", id="no holdout"),
+        pytest.param({"patient": "p"}, {"method": "group", "entity": "patient"}, "about the same", id="one group"),
         pytest.param({}, {"holdout_from": "9999", "time": "day"}, "No row is left", id="a moment too late"),
     ],
 )
@@ -140,7 +140,7 @@ def test_flights_in_time_order_raise_no_alarm():
     parts, _ = split_rows(rows, problem)
     measured = measure_split_overlap(parts, problem)
     assert describe_split_overlap(parts, problem, measured) == []
-    assert set(measured.check) == {"equal rows", "near-equal rows", "time overlap"}
+    assert set(measured.check) == {"duplicate rows", "near-duplicate rows", "time overlap"}
     assert set(measured.part) == {"holdout", "future"}
 
 

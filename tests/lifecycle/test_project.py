@@ -370,3 +370,15 @@ def test_importing_the_module_is_light():
     code = f"import json, sys, mlcycle.lifecycle.project; print(json.dumps([name for name in {heavy} if name in sys.modules]))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT, env=os.environ)
     assert json.loads(done.stdout) == []
+
+
+@pytest.mark.parametrize("path", [ROOT / "settings.ini", ROOT / "nbs" / "lifecycle" / "templates" / "project_settings.ini"])
+def test_settings_that_files_suggest_exist(path):
+    known = {stage: {p.name for p in read_parameters(notebook)} for stage, notebook in stage_notebooks(ROOT).items()}
+    known |= {name: set(defaults) for name, defaults in SECTION_DEFAULTS.items()}
+    section = ""
+    for line in path.read_text().splitlines():
+        if header := re.match(r"\[(\w+)\]", line):
+            section = header[1]
+        elif name := re.match(r"#? ?(\w+) *=", line):
+            assert name[1] in known[section], line

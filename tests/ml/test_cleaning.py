@@ -46,7 +46,7 @@ def test_finds_dirt_that_is_known(name, capsys):
     plan = plan_cleaning(dirty)
     cleaned, changes = clean_cells(dirty, plan)
     kept, aside, _ = set_rows_aside(cleaned, [])
-    found, needless = score_cleaning(rows, record, kept, changes, aside.index)
+    found, needless = score_cleaning(rows, record=record, cleaned=kept, changes=changes, aside=aside.index)
     with capsys.disabled():
         print(f"\n{name}, {len(rows):,} rows, {needless:.5%} of clean cells touched\n{found.round(3).to_string(index=False)}")
     assert needless < 0.005
@@ -61,7 +61,7 @@ def test_finds_each_kind_by_itself(seed):
     for kind in ("sentinels", "impossible", "malformed", "typos", "units", "swapped"):
         dirty, record = inject_errors(rows, (kind,), seed=seed)
         cleaned, changes = clean_cells(dirty, plan_cleaning(dirty))
-        found, _ = score_cleaning(rows, record, cleaned, changes, pd.Index([]))
+        found, _ = score_cleaning(rows, record=record, cleaned=cleaned, changes=changes, aside=pd.Index([]))
         assert found.recall[0] >= {"units": 0.7, "swapped": 0.7}.get(kind, 0.95), kind
 
 

@@ -42,6 +42,7 @@ def queue_model(
     workspace: Workspace, # Where to
     candidate: Candidate, # Names the model, and has the leaderboard
     model: BaseEstimator, # Fitted
+    *,
     example: pd.DataFrame, # A few rows of what it reads
     outputs: pd.Series, # Their predictions
     tags: dict[str, str], # As for `register_model`
@@ -99,6 +100,7 @@ def register_candidate(
     workspace: Workspace, # Has the registry
     candidate: Candidate, # Its model has a name, and version 0
     model: BaseEstimator, # Fitted
+    *,
     example: pd.DataFrame, # A few rows of what it reads
     outputs: pd.Series, # Their predictions
     tags: dict[str, str], # As `lineage_tags` gives them
@@ -111,7 +113,8 @@ def register_candidate(
             open_registry(address, workspace.artifacts, name)
             ref = register_model(name, model, example, outputs, candidate.leaderboard, tags, trials=trials)
     except RegistryError as error:
-        folder = queue_model(workspace, candidate, model, example, outputs, tags, trials, error.found)
+        folder = queue_model(workspace, candidate, model, example=example, outputs=outputs, tags=tags, trials=trials,
+                             reason=error.found)
         raise RegistryError(
             error.found, f"Nothing is lost: the model is kept in {folder}.",
             "Once it can be reached, run again: no trial is repeated; or: mlcycle models register") from error

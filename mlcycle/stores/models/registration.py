@@ -43,6 +43,7 @@ def register_model(
     outputs: pd.Series, # Their predictions
     leaderboard: list[LeaderboardEntry], # Best first
     tags: dict[str, str], # The run, the data versions, the seed: as `lineage_tags` gives them
+    *,
     scores: tuple[Score, ...] = (), # More than that of the leaderboard
     trials: Sequence[TrialRecord] = (), # All trials, complete or not
 ) -> ModelRef:
