@@ -17,10 +17,10 @@ from ..ml.cleaning import UnitConversion
 # %% ../../nbs/data/limits.ipynb #f1953fab
 def sample_with_tails(
     numbers: np.ndarray, # A column
-    sample: int = 20_000, # Rows spread over the table
-) -> np.ndarray: # Sorted: a sample, and all values beyond the middle 98 % of it
+    max_rows: int = 20_000, # Rows spread over the table
+) -> np.ndarray: # Sorted: a max_rows, and all values beyond the middle 98 % of it
     "The numbers that tell what is usual and what is not."
-    every = max(1, len(numbers) // sample)
+    every = max(1, len(numbers) // max_rows)
     some = numbers[::every]
     some = np.sort(some[np.isfinite(some)])
     if every == 1 or not len(some):
@@ -34,10 +34,10 @@ def sample_with_tails(
 class BulkRange:
     "Where the bulk of some numbers ends, and from where on a number is impossible."
 
-    first: float # Of the bulk
-    last: float
-    low: float | None = None # Lower numbers are impossible; None: there are no such
-    high: float | None = None
+    bulk_min: float
+    bulk_max: float
+    lower_limit: float | None = None # Lower numbers are impossible; None: there are no such
+    upper_limit: float | None = None
 
 # %% ../../nbs/data/limits.ipynb #574dcbf7
 FAR_FACTOR = 10.0 # A number so many times further from the median than the bulk is impossible
@@ -45,17 +45,17 @@ FAR_FACTOR = 10.0 # A number so many times further from the median than the bulk
 # %% ../../nbs/data/limits.ipynb #9f56da38
 def find_bulk_range(
     numbers: np.ndarray, # Sorted
-    most: float = 0.05, # Share of values that may lie beyond, on either side
+    max_share: float = 0.05, # Share of values that may lie beyond, on either side
 ) -> BulkRange:
     "Where the bulk of some numbers ends."
     middle = float(np.median(numbers))
     above, below = numbers[numbers > middle] - middle, (middle - numbers[numbers < middle])[::-1]
-    wide = max((float(np.quantile(away, 0.9)) for away in (above, below) if len(away) > most * len(numbers)), default=0.0)
+    wide = max((float(np.quantile(away, 0.9)) for away in (above, below) if len(away) > max_share * len(numbers)), default=0.0)
     if not wide and len(above) + len(below): # Nearly all are equal
         wide = float(np.quantile(max(above, below, key=len), 0.25))
-    up, down = (_edge(away, wide, int(most * len(numbers))) for away in (above, below))
+    up, down = (_edge(away, wide, int(max_share * len(numbers))) for away in (above, below))
     ends = BulkRange(middle - down[0] if down else float(numbers[0]), middle + up[0] if up else float(numbers[-1]))
-    ends.low, ends.high = middle - down[1] if down else None, middle + up[1] if up else None
+    ends.lower_limit, ends.upper_limit = middle - down[1] if down else None, middle + up[1] if up else None
     return ends
 
 # %% ../../nbs/data/limits.ipynb #c01efb76
@@ -86,7 +86,7 @@ def find_sentinels(
     if not len(found) or len(np.unique(rest)) < 3 or typical.sum() > 0.9 * len(numbers):
         return ()
     ends = find_bulk_range(rest)
-    bulk = rest[(rest >= ends.first) & (rest <= ends.last)]
+    bulk = rest[(rest >= ends.bulk_min) & (rest <= ends.bulk_max)]
     return tuple(float(value) for value, count in zip(found, times, strict=True) if _is_apart(value, count, bulk))
 
 # %% ../../nbs/data/limits.ipynb #56024720
@@ -114,7 +114,7 @@ UNIT_FACTORS = (1000.0, 100.0, 60.0, 25.4, 2.54, 1.609344, 1 / 0.3048, 1 / 0.453
 # %% ../../nbs/data/limits.ipynb #0c70206b
 def find_other_units(
     numbers: np.ndarray, # Sorted
-    most: float = 0.2, # Share of values that may be in another unit
+    max_share: float = 0.2, # Share of values that may be in another unit
 ) -> tuple[UnitConversion, ...]:
     "Heaps of numbers that are the bulk in another unit."
     numbers, whole = numbers[numbers > 0], len(numbers)
@@ -130,7 +130,7 @@ def find_other_units(
     edges = [0.0, *(float(np.sqrt(numbers[cut - 1] * numbers[cut])) for cut in cuts), np.inf]
     rules = []
     for place, heap in enumerate(heaps):
-        if heap is not bulk and 8 <= len(heap) <= most * len(numbers) and (factor := _factor(heap, bulk)):
+        if heap is not bulk and 8 <= len(heap) <= max_share * len(numbers) and (factor := _factor(heap, bulk)):
             rules.append(UnitConversion(low=max(edges[place], heap[0] / 2), high=min(edges[place + 1], heap[-1] * 2), factor=factor))
     return tuple(rules)
 
@@ -174,8 +174,8 @@ def find_number_limits(
     if "limits" not in steps or len(some) < 50:
         return NumberLimits(sentinels, units)
     ends = find_bulk_range(some)
-    low, high = ends.low, ends.high
-    negative, rest = -some[some < 0], some[(some >= 0) & (some <= ends.last)]
+    low, high = ends.lower_limit, ends.upper_limit
+    negative, rest = -some[some < 0], some[(some >= 0) & (some <= ends.bulk_max)]
     if not SIGNED_NAMES.search(name) and 0 < len(negative) <= 0.03 * len(some) and len(np.unique(rest)) >= 20:
         low = 0.0 if np.median(negative) >= 0.1 * np.median(rest[rest > 0]) else low
     return NumberLimits(sentinels, units, low, high)

@@ -119,6 +119,7 @@ def check_contract_columns(
 def check_contract_limits(
     checked: ContractResult, # What became of the rows
     contract: Contract, # Says how much is too much
+    *,
     quarantine: str = "", # Where the rows in quarantine can be seen
     file: str = "contract.yaml", # Where the contract is
 ) -> None:

@@ -23,13 +23,13 @@ POSSIBLE_MISSING_WORDS = ("none", "-", "--", "---", ".", "..", "tbd", "xxx", "no
 def find_missing_words(
     counts: pd.Series, # How often each text occurs
     number: bool = False, # Whether the other values are numbers or dates, so that no word is an answer
-    most: float = 0.05, # A word that may be an answer is one where its share is larger
+    max_share: float = 0.05, # A word that may be an answer is one where its share is larger
 ) -> tuple[str, ...]: # Folded
     "Words of a column that stand for a missing value."
     short = {value: fold_case(value) for value in counts.index if len(value) < 20}
     folded = {word: sum(counts[value] for value, its in short.items() if its == word)
               for word in {*short.values()} & {*POSSIBLE_MISSING_WORDS}}
-    rare = [word for word in POSSIBLE_MISSING_WORDS if number or folded.get(word, 0) <= most * counts.sum()]
+    rare = [word for word in POSSIBLE_MISSING_WORDS if number or folded.get(word, 0) <= max_share * counts.sum()]
     return (*MISSING_WORDS, *rare)
 
 # %% ../../nbs/data/spelling.ipynb #21cf284d
@@ -43,7 +43,7 @@ UNIT_FAMILIES = ({"mg": 1e-6, "g": 1e-3, "kg": 1.0, "t": 1e3, "lb": 0.45359237, 
 # %% ../../nbs/data/spelling.ipynb #04e4c538
 def infer_number_format(
     counts: pd.Series, # How often each text occurs
-    least: float = 0.8, # Share of values that must be numbers
+    min_share: float = 0.8, # Share of values that must be numbers
 ) -> NumberFormat | None: # None: these are no numbers
     "How the numbers of a text column are written."
     known = _without_words(counts)
@@ -52,7 +52,7 @@ def infer_number_format(
         return None
     form = NumberFormat(**_find_marks(known), units=_find_units(known))
     read = known[[parse_number(value, form) is not None for value in known.index]]
-    return form if read.sum() >= least * known.sum() and len(read) > 1 else None
+    return form if read.sum() >= min_share * known.sum() and len(read) > 1 else None
 
 # %% ../../nbs/data/spelling.ipynb #cc62521e
 def _without_words(counts: pd.Series) -> pd.Series:
@@ -96,11 +96,11 @@ TWO_DIGITS = re.compile(r"\d.*\d")
 # %% ../../nbs/data/spelling.ipynb #23054db9
 def infer_date_formats(
     counts: pd.Series, # How often each text occurs
-    least: float = 0.8, # Share of values that must be dates
+    min_share: float = 0.8, # Share of values that must be dates
 ) -> tuple[str, ...]: # Most frequent first; empty: these are no dates, or nobody can tell which
     "How the dates of a text column are written."
     few = _without_words(counts.head(2000))
-    if sum(bool(TWO_DIGITS.search(v)) and 6 <= len(v) <= 32 for v in few.index) < least * len(few) or not len(few):
+    if sum(bool(TWO_DIGITS.search(v)) and 6 <= len(v) <= 32 for v in few.index) < min_share * len(few) or not len(few):
         return ()
     if sum(parse_date(normalise_whitespace(v), DATE_FORMATS) is not None for v in few.index[:40]) < 0.3 * min(len(few), 40): # A quick look
         return ()
@@ -113,7 +113,7 @@ def infer_date_formats(
             return ()
         if texts & left and other not in chosen:
             chosen, left = [*chosen, form], left - texts
-    return tuple(chosen) if few[list(left)].sum() <= (1 - least) * few.sum() else ()
+    return tuple(chosen) if few[list(left)].sum() <= (1 - min_share) * few.sum() else ()
 
 # %% ../../nbs/data/spelling.ipynb #c816bd08
 def _other_order(form: str) -> str:
@@ -134,14 +134,14 @@ def find_case_variants(
 # %% ../../nbs/data/spelling.ipynb #b72795c6
 def find_typos(
     counts: pd.Series, # How often each text occurs, tidied and in one case
-    rare: float = 0.005, # A slip is at most so frequent, as a share of the right value
+    max_share: float = 0.005, # A slip is at most so frequent, as a share of the right value
 ) -> dict[str, str]: # Right spelling of each wrong one
     "Rare values that are a slip away from a frequent one."
     slips = find_homoglyphs(counts)
     counts = counts.drop(list(slips)).sort_values(ascending=False)
     often = tuple(value for value, count in counts.items() if count >= 20)[:1000]
     for value, count in counts[counts < max(0.02 * counts.max(), 3)].items():
-        sure = tuple(right for right in often if max(2, rare * counts[right]) >= count and right != value)
+        sure = tuple(right for right in often if max(2, max_share * counts[right]) >= count and right != value)
         if sure and split_words_and_codes(value, 3)[0] and (right := correct_spelling(value, sure)):
             slips[value] = right
     return slips
