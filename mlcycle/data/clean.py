@@ -10,7 +10,9 @@ __all__ = ['CELL_STEPS', 'ROW_STEPS', 'STEPS', 'DEFAULT_STEPS', 'SAMPLE_ROWS', '
 import numpy as np
 import pandas as pd
 
-from ..ml.cleaning import CleaningPlan, ColumnCleaningPlan, clean_cells, clean_column
+from ..ml.cleaning import clean_cells
+from ..ml.cleaning_plan import CleaningPlan, ColumnCleaningPlan
+from ..ml.column_cleaning import clean_column
 from .duplicates import drop_duplicates
 from .limits import find_number_limits
 from .column_order import find_ordered_pairs, find_swapped_columns

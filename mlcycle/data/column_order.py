@@ -12,7 +12,7 @@ from itertools import combinations
 import numpy as np
 import pandas as pd
 
-from ..ml.cleaning import ColumnOrderRule, ColumnSwapRule
+from ..ml.cleaning_plan import ColumnOrderRule, ColumnSwapRule
 
 # %% ../../nbs/data/column_order.ipynb #05014af6
 ORDERED_NAMES = [("start", "end"), ("begin", "end"), ("started", "ended"), ("start", "finish"), ("start", "stop"), ("min", "max"),

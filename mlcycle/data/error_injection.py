@@ -10,7 +10,8 @@ __all__ = ['CYRILLIC_HOMOGLYPHS', 'MISSING_MARKERS', 'ERROR_KINDS', 'STEPS_BY_ER
 import numpy as np
 import pandas as pd
 
-from ..ml.cleaning import format_value, normalise_whitespace
+from ..ml.text_matching import normalise_whitespace
+from ..ml.value_parsing import format_value
 from ..errors import InputError, suggest_name
 
 # %% ../../nbs/data/error_injection.ipynb #fd022a44

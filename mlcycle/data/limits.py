@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..ml.cleaning import UnitConversion
+from ..ml.cleaning_plan import UnitConversion
 
 # %% ../../nbs/data/limits.ipynb #f1953fab
 def sample_with_tails(

@@ -12,7 +12,9 @@ import re
 
 import pandas as pd
 
-from ..ml.cleaning import HOMOGLYPHS, ColumnCleaningPlan, NumberFormat, fold_case, split_words_and_codes, correct_spelling, parse_date, parse_number, normalise_whitespace
+from ..ml.cleaning_plan import ColumnCleaningPlan, NumberFormat
+from ..ml.text_matching import HOMOGLYPHS, fold_case, split_words_and_codes, correct_spelling, normalise_whitespace
+from ..ml.value_parsing import parse_date, parse_number
 
 # %% ../../nbs/data/spelling.ipynb #0e690719
 MISSING_WORDS = ("", "n/a", "na", "nan", "#n/a", "n.a.", "null", "nil", "<na>", "missing", "unknown", "not available",

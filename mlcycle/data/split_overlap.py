@@ -66,30 +66,30 @@ def match_probability(
 # %% ../../nbs/data/split_overlap.ipynb #75c64266
 def exceeds_chance(
     found: int, # Rows that have a twin
-    asked: int, # Of so many
+    evaluated: int, # Of so many
     chance: float, # That one of these has a twin by chance
 ) -> bool:
     "Whether twins are many more than chance would give."
-    expected = asked * min(chance, 1.0)
+    expected = evaluated * min(chance, 1.0)
     return found > 3 * expected + 3 * np.sqrt(expected)
 
 # %% ../../nbs/data/split_overlap.ipynb #330ca62f
 def match_rows(
-    asked: np.ndarray, # RowHashes of rows that should be new
+    evaluated: np.ndarray, # RowHashes of rows that should be new
     known: np.ndarray, # Of rows that teach
-) -> np.ndarray: # One flag a row of `asked`
+) -> np.ndarray: # One flag a row of `evaluated`
     "Which rows have a twin that teaches."
-    return pd.Series(asked).isin(known[pd.Series(known).isin(asked)]).to_numpy()
+    return pd.Series(evaluated).isin(known[pd.Series(known).isin(evaluated)]).to_numpy()
 
 # %% ../../nbs/data/split_overlap.ipynb #750e485c
 def match_rows_nearly(
-    asked: RowHashes, # Of rows that should be new
+    evaluated: RowHashes, # Of rows that should be new
     known: RowHashes, # Of rows that teach
-) -> np.ndarray: # One flag a row of `asked`
+) -> np.ndarray: # One flag a row of `evaluated`
     "Which rows have a twin but for one column."
-    found = np.zeros(len(asked.rounded), dtype=bool)
-    for ours, theirs in zip(asked.cells, known.cells, strict=True):
-        found |= match_rows(asked.rounded - ours, known.rounded - theirs)
+    found = np.zeros(len(evaluated.rounded), dtype=bool)
+    for ours, theirs in zip(evaluated.cells, known.cells, strict=True):
+        found |= match_rows(evaluated.rounded - ours, known.rounded - theirs)
     return found
 
 # %% ../../nbs/data/split_overlap.ipynb #02143fec
@@ -109,33 +109,33 @@ def choose_blocking_columns(
 
 # %% ../../nbs/data/split_overlap.ipynb #29a11a95
 def block_rows(
-    asked: pd.DataFrame, # Features of rows that should be new
+    evaluated: pd.DataFrame, # Features of rows that should be new
     known: dict[tuple[str, ...], np.ndarray], # Blunt fingerprints of rows that teach, by probe
     spread: pd.Series, # Standard deviation of each decimal column
-) -> tuple[np.ndarray, np.ndarray]: # A flag a row of `asked`, and of those that teach
+) -> tuple[np.ndarray, np.ndarray]: # A flag a row of `evaluated`, and of those that teach
     "The rows that share a probe with the other side."
     flags = []
     for probe, theirs in known.items():
-        ours = hash_rows_by_cell(asked[list(probe)], spread).rounded
+        ours = hash_rows_by_cell(evaluated[list(probe)], spread).rounded
         shared = pd.Series(theirs).isin(ours).to_numpy()
         flags.append((pd.Series(ours).isin(theirs[shared]).to_numpy(), shared))
     return tuple(np.logical_or.reduce(side) for side in zip(*flags, strict=True))
 
 # %% ../../nbs/data/split_overlap.ipynb #db8f452e
 EVALUATION_PARTS = ("holdout", "future") # Parts that should know nothing of the training rows
-OVERLAP_CHECKS = ("equal rows", "near-equal rows", "shared entities", "time overlap")
+OVERLAP_CHECKS = ("duplicate rows", "near-duplicate rows", "shared entities", "time overlap")
 MIN_NEAR_DUPLICATE_SHARE = 0.01 # A share of near twins below this is not told
 
 # %% ../../nbs/data/split_overlap.ipynb #b446b3a9
 def measure_split_overlap(
     parts: dict[str, pd.DataFrame], # Of a split
     problem: Problem, # Names target, time, entity and excluded columns
-    sample: int = 20_000, # Near twins are looked for among so many rows of each part
-) -> pd.DataFrame: # `check`, `part`, `asked` and `found` rows, `share`, `by_chance`, `leak`
+    max_rows: int = 20_000, # Near twins are looked for among so many rows of each part
+) -> pd.DataFrame: # `check`, `part`, `rows`, `overlapping` rows, `share`, `expected_share`, `is_leak`
     "What each later part shares with the training rows."
     train, later = parts["train"], [name for name in EVALUATION_PARTS if len(parts.get(name, []))]
     columns = [name for name in train.columns if name not in (problem.target, *problem.excluded)]
-    lines = _measure_duplicates(parts, later, columns, sample) if columns else []
+    lines = _measure_duplicates(parts, later, columns, max_rows) if columns else []
     for name in later:
         if problem.entity and name == "holdout": # The future may well be about the same
             shared = parts[name][problem.entity].isin(train[problem.entity].dropna().unique())
@@ -143,12 +143,12 @@ def measure_split_overlap(
         if problem.time:
             early = parts[name][problem.time] < train[problem.time].max()
             lines.append((OVERLAP_CHECKS[3], name, len(early), int(early.sum()), 0.0, bool(early.any())))
-    table = pd.DataFrame(lines, columns=["check", "part", "asked", "found", "by_chance", "leak"])
-    table.insert(4, "share", table.found / table.asked)
+    table = pd.DataFrame(lines, columns=["check", "part", "rows", "overlapping", "expected_share", "is_leak"])
+    table.insert(4, "share", table.overlapping / table.rows)
     return table.sort_values("check", key=lambda names: names.map(OVERLAP_CHECKS.index), kind="stable", ignore_index=True)
 
 # %% ../../nbs/data/split_overlap.ipynb #159aa463
-def _measure_duplicates(parts: dict[str, pd.DataFrame], later: list[str], columns: list[str], sample: int) -> list[tuple]:
+def _measure_duplicates(parts: dict[str, pd.DataFrame], later: list[str], columns: list[str], max_rows: int) -> list[tuple]:
     "Equal and near-equal rows."
     train, rng, lines = parts["train"][columns], np.random.default_rng(0), []
     some = train.iloc[rng.choice(len(train), min(len(train), 5000), replace=False)]
@@ -159,23 +159,23 @@ def _measure_duplicates(parts: dict[str, pd.DataFrame], later: list[str], column
     known = {probe: hash_rows_by_cell(train[list(probe)], spread).rounded for probe in probes}
     by_chance = 1 - np.exp(-len(train) * odds.prod()), 1 - np.exp(-len(train) * sum(odds.drop(name).prod() for name in columns))
     for name in later:
-        asked = parts[name][columns]
-        count = _count_duplicates(asked, train, {probe: known[probe] for probe in probes[:1]}, spread)
-        lines.append((OVERLAP_CHECKS[0], name, len(asked), count, by_chance[0], exceeds_chance(count, len(asked), by_chance[0])))
+        evaluated = parts[name][columns]
+        count = _count_duplicates(evaluated, train, {probe: known[probe] for probe in probes[:1]}, spread)
+        lines.append((OVERLAP_CHECKS[0], name, len(evaluated), count, by_chance[0], exceeds_chance(count, len(evaluated), by_chance[0])))
         if len(columns) > 1:
-            asked = asked.iloc[np.sort(rng.choice(len(asked), min(len(asked), sample), replace=False))]
-            count = _count_duplicates(asked, train, known if len(known) == 2 else {}, spread, near=True)
-            suspect = count >= MIN_NEAR_DUPLICATE_SHARE * len(asked) and exceeds_chance(count, len(asked), by_chance[1])
-            lines.append((OVERLAP_CHECKS[1], name, len(asked), count, by_chance[1], suspect))
+            evaluated = evaluated.iloc[np.sort(rng.choice(len(evaluated), min(len(evaluated), max_rows), replace=False))]
+            count = _count_duplicates(evaluated, train, known if len(known) == 2 else {}, spread, near=True)
+            suspect = count >= MIN_NEAR_DUPLICATE_SHARE * len(evaluated) and exceeds_chance(count, len(evaluated), by_chance[1])
+            lines.append((OVERLAP_CHECKS[1], name, len(evaluated), count, by_chance[1], suspect))
     return lines
 
 # %% ../../nbs/data/split_overlap.ipynb #36dba409
-def _count_duplicates(asked: pd.DataFrame, train: pd.DataFrame, known: dict, spread: pd.Series, near: bool = False) -> int:
+def _count_duplicates(evaluated: pd.DataFrame, train: pd.DataFrame, known: dict, spread: pd.Series, near: bool = False) -> int:
     "How many rows have a twin that teaches; or, if `near`, one but for a single column and none that is equal."
     if known:
-        flags = block_rows(asked, known, spread)
-        asked, train = asked[flags[0]], train[flags[1]]
-    ours, theirs = hash_rows_by_cell(asked, spread), hash_rows_by_cell(train, spread)
+        flags = block_rows(evaluated, known, spread)
+        evaluated, train = evaluated[flags[0]], train[flags[1]]
+    ours, theirs = hash_rows_by_cell(evaluated, spread), hash_rows_by_cell(train, spread)
     duplicates = match_rows(ours.exact, theirs.exact)
     return int((match_rows_nearly(ours, theirs) & ~duplicates).sum() if near else duplicates.sum())
 
@@ -187,18 +187,18 @@ def describe_split_overlap(
 ) -> list[str]: # A sentence for each leak; none if there are none
     "What the parts of a split share that they should not."
     measured = measure_split_overlap(parts, problem) if measured is None else measured
-    return [_sentence(line, parts, problem) for line in measured[measured.leak].itertuples()]
+    return [_sentence(line, parts, problem) for line in measured[measured.is_leak].itertuples()]
 
 # %% ../../nbs/data/split_overlap.ipynb #9a28cf06
 def _sentence(line, parts: dict[str, pd.DataFrame], problem: Problem) -> str:
     "A leak in words."
-    how_many = f"{line.found:,} of {line.asked:,} {line.part} rows ({line.share:.1%})"
-    few = f", in a sample of {line.asked:,}" if line.asked < len(parts[line.part]) else ""
+    how_many = f"{line.overlapping:,} of {line.rows:,} {line.part} rows ({line.share:.1%})"
+    few = f", in a sample of {line.rows:,}" if line.rows < len(parts[line.part]) else ""
     if line.check == OVERLAP_CHECKS[0]:
-        return f"{how_many} equal a training row in every feature: they are answered by heart."
+        return f"{how_many} equal a training row in every feature: the model may have memorised their targets."
     if line.check == OVERLAP_CHECKS[1]:
         return f"{how_many}{few} equal a training row in all features but one, to a thousandth of the spread."
     if line.check == OVERLAP_CHECKS[2]:
-        return (f"{how_many} are about a '{problem.entity}' that also teaches: the score is honest only if the service will meet "
-                "the same ones again.")
+        return (f"{how_many} are about a '{problem.entity}' that is also in the training rows: the score is unbiased only if the "
+                "service will predict for the same ones again.")
     return f"{how_many} are earlier than the last training row: the model learns from what comes after them."

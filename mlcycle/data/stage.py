@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from ..ml.cleaning import CleaningPlan, clean_cells, cleaning_ledger
+from ..ml.cleaning import clean_cells, cleaning_ledger
+from ..ml.cleaning_plan import CleaningPlan
 from .clean import check_cleaning_steps, set_rows_aside, plan_cleaning
 from .contract import Contract, contract_to_yaml
 from .contract_inference import read_or_infer_contract, infer_contract

@@ -21,6 +21,7 @@ from string import Template
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
+from ..core.versions import install_command
 from ..core.files import atomic_folder, write_text
 from ..errors import InputError, MlcycleError
 from ..nb.notebook import package_file, runnable_notebook
@@ -155,7 +156,7 @@ def _nbdime():
         import nbdime.prettyprint
     except ImportError as error:
         raise MlcycleError("The package nbdime is not installed.", "It compares and merges notebooks.",
-                           "pip install 'mlcycle-notebooks[lab]'") from error
+                           install_command("lab")) from error
     logging.getLogger("nbdime").setLevel(logging.ERROR)
     return nbdime
 

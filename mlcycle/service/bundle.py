@@ -22,7 +22,7 @@ from ..core.files import atomic_folder, hash_file
 from ..core.own_wheel import own_requirement, pack_own_wheel
 from ..core.versions import distribution_version
 from ..errors import ArtifactError, InputError
-from ..ml.cleaning import CleaningPlan
+from ..ml.cleaning_plan import CleaningPlan
 from ..outcomes import NA_VALUES, ModelRef, Problem, Record
 from ..stores.models.library_versions import PREDICTING_PACKAGES, read_versions
 from ..stores.models.model_files import load_model

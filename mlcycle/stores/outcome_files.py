@@ -13,7 +13,7 @@ from ..core.files import hash_file, write_text
 from ..core.runs import Run
 from ..core.workspace import Workspace
 from ..errors import ArtifactError
-from ..ml.cleaning import CleaningPlan
+from ..ml.cleaning_plan import CleaningPlan
 from ..outcomes import Candidate, Dataset, FileRef, Outcome, Record, Release, TableRef
 from .tables.datasets import table_files
 

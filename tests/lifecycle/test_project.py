@@ -11,9 +11,10 @@ import nbformat
 import pytest
 from conftest import ROOT, cli
 
-from mlcycle.core.settings import read_settings
+from mlcycle.core.settings import SECTION_DEFAULTS, read_settings
 from mlcycle.errors import InputError, MlcycleError
 from mlcycle.lifecycle import project as module
+from mlcycle.lifecycle.plan import make_plan
 from mlcycle.lifecycle.project import (
     NOTEBOOK_NAMES,
     describe_shipped_changes,
@@ -21,7 +22,6 @@ from mlcycle.lifecycle.project import (
     merge_shipped_notebooks,
     shipped_changes,
 )
-from mlcycle.lifecycle.runner import make_plan
 from mlcycle.nb.notebook import package_file, read_parameters, runnable_notebook, stage_notebooks
 from mlcycle.outcomes import STAGES
 

@@ -24,9 +24,10 @@ from mlcycle.core.settings import read_settings, section_with_defaults
 from mlcycle.engine.client import ExactTranslator
 from mlcycle.errors import ParameterError
 from mlcycle.lifecycle.execute import execute_notebook
+from mlcycle.lifecycle.parameter_sets import plan_batch, read_parameter_sets
 from mlcycle.lifecycle.plan import make_plan
-from mlcycle.nb.notebook import Parameter, parse_parameters, read_parameters
-from mlcycle.nb.parameters import read_parameter_file, resolve_parameters
+from mlcycle.nb.notebook import Parameter, parse_parameters, read_parameters, stage_notebooks
+from mlcycle.nb.parameters import RENAMED, read_parameter_file, resolve_parameters
 
 KERNEL = {"name": "python3", "language": "python", "display_name": "python3"}
 FOLDER = Path(tempfile.mkdtemp(prefix="mlcycle-test-"))
@@ -415,3 +416,25 @@ def test_a_settings_file_that_cannot_be_used_is_a_clear_error(tmp_path, content)
 def test_a_time_limit_is_a_number(limit):
     with pytest.raises(ParameterError, match="cell_timeout"):
         section_with_defaults({"engine": {"cell_timeout": limit}}, "engine")
+
+
+@pytest.mark.parametrize(("old", "new"), RENAMED.items())
+def test_an_old_name_is_answered_with_the_new_one(tmp_path, old, new):
+    "On the command line, in a file of parameters, in the settings, in a program, and as a column of a batch."
+    stage = next(stage for stage, path in stage_notebooks(tmp_path).items() if new in {p.name for p in read_parameters(path)})
+    (tmp_path / "values.yaml").write_text(f"{stage}:\n  {old}: 1\n")
+    (tmp_path / "sets.csv").write_text(f"seed,{old}\n1,1\n2,1\n")
+    attempts = [
+        lambda: make_plan(parse_assignments([f"{old}=1"]), tmp_path),
+        lambda: make_plan(parse_assignments([f"{stage}.{old}=1"]), tmp_path),
+        lambda: make_plan({}, tmp_path, tmp_path / "values.yaml"),
+        lambda: make_plan({old: 1}, tmp_path, where="program"),
+        lambda: plan_batch(read_parameter_sets(tmp_path / "sets.csv"), {}, tmp_path),
+    ]
+    for attempt in attempts:
+        with pytest.raises(ParameterError, match=f"'{old}'.* has another name now") as raised:
+            attempt()
+        assert f"'{new}'" in raised.value.remedy
+    (tmp_path / "settings.ini").write_text(f"[{stage}]\n{old} = 1\n")
+    with pytest.raises(ParameterError, match=r"settings.ini.* has another name now"):
+        make_plan({}, tmp_path)

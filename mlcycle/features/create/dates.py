@@ -15,6 +15,7 @@ import pandas as pd
 from sklearn.base import BaseEstimator, TransformerMixin
 from sklearn.utils.validation import check_is_fitted
 
+from ...core.versions import install_command
 from ...errors import ParameterError
 from ..columns import check_columns, remember_columns
 from .recipes import Recipe
@@ -89,7 +90,7 @@ def _holidays(country: str, years: tuple[int, ...]) -> np.ndarray:
         import holidays
     except ImportError:
         raise ParameterError(f"Holidays of '{country}' are asked for, and the package 'holidays' is not installed.",
-                             remedy="pip install 'mlcycle-notebooks[holidays]'") from None
+                             remedy=install_command("holidays")) from None
     try:
         found = holidays.country_holidays(country, years=years)
     except NotImplementedError:

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 
 import pandas as pd
 
+from ...core.versions import install_command
 from ...errors import SourceError, suggest_name
 from ...core.secrets import mask_secrets
 from .addresses import expand_variables, split_address
@@ -64,7 +65,7 @@ def connect_read_only(
     try:
         engine = sa.create_engine(url, poolclass=sa.pool.NullPool)
     except (ImportError, sa.exc.ArgumentError) as error:
-        known = {"psycopg": "pip install 'mlcycle-notebooks[postgres]'"}
+        known = {"psycopg": install_command("postgres")}
         missing = getattr(error, "name", "") or ""
         raise SourceError(f"The database '{mask_secrets(address)}' cannot be reached: {mask_secrets(str(error), address)}.",
                           remedy=known.get(missing, f"pip install {missing}" if missing else "")) from None
