@@ -123,8 +123,8 @@ def _parts(facts: dict[str, Any]) -> dict[str, list[str]]:
                   lineage["notebook"], lineage["notebook_sha256"][:12]))), "code": lineage["code"]}
     sides = {side: ", ".join(f"{name} ({kind})" for name, kind in columns.items())
              for side, columns in zip(("reads", "answers"), facts["signature"].values(), strict=True)}
-    moves = [f"{move['when']} {move['alias']}: {move['before'] or '–'} to {move['version'] or '–'}, by {move['who']}. "
-             f"{move['why']}".strip() for move in facts["alias_history"]]
+    moves = [f"{move['time']} {move['alias']}: {move['previous_version'] or '–'} to {move['version'] or '–'}, by {move['user']}. "
+             f"{move['reason']}".strip() for move in facts["alias_history"]]
     filled = lambda found: {name: value for name, value in found.items() if value}  # noqa: E731
     return {"scores": [str(Score(**each)) for each in facts["scores"] or []], "parameters": pairs(facts["parameters"]),
             "settings": pairs(facts["settings"]), "made from": pairs(filled(origin)),

@@ -62,7 +62,8 @@ def plan_cleaning(
     return plan.model_copy(update={"order_rules": find_ordered_pairs(clean)})
 
 # %% ../../nbs/data/clean.ipynb #e157df22
-def _plan_columns(rows: pd.DataFrame, spread: pd.DataFrame, names: list[str], steps: tuple[str, ...]) -> dict[str, ColumnCleaningPlan]:
+def _plan_columns(rows: pd.DataFrame, spread: pd.DataFrame, names: list[str], steps: tuple[str, ...]) -> dict[str,
+                                                                                                              ColumnCleaningPlan]:
     "What is to be done to some columns, where there is anything."
     planned = {name: plan_column_cleaning(rows[name], spread[name], steps) for name in names}
     return {name: column for name, column in planned.items() if column is not None}
@@ -110,7 +111,8 @@ def _limit_dates(values: pd.Series, column: ColumnCleaningPlan, steps: tuple[str
     known = np.where(np.isnat(days), np.nan, days.astype("int64") / 86_400e6)
     judged = find_number_limits(known, tuple(step for step in steps if step == "limits"), "date") # Sentinels lie far outside, too
     limits = {name: (pd.Timestamp(0) + pd.Timedelta(days=bound)).floor("s").isoformat()
-              for name, bound in (("min_date", judged.low), ("max_date", judged.high)) if bound is not None and abs(bound) < 100_000}
+              for name,
+              bound in (("min_date", judged.low), ("max_date", judged.high)) if bound is not None and abs(bound) < 100_000}
     return column.model_copy(update=limits) if limits else None
 
 # %% ../../nbs/data/clean.ipynb #b361fb65

@@ -103,9 +103,11 @@ def coerce_text(
     return values.astype("str")
 
 # %% ../../nbs/data/coercion.ipynb #34628f66
-COERCERS = {"number": lambda values: coerce_numbers(values).astype("float64"), "integer": coerce_integers, "boolean": coerce_booleans,
+COERCERS = {"number": lambda values: coerce_numbers(values).astype("float64"), "integer": coerce_integers,
+            "boolean": coerce_booleans,
            "date": coerce_timestamps, "timestamp": coerce_timestamps, "string": coerce_text}
-PLAIN_DTYPES = {"number": "float64", "integer": "int64", "boolean": "bool", "date": "datetime64[us]", "timestamp": "datetime64[us]",
+PLAIN_DTYPES = {"number": "float64", "integer": "int64", "boolean": "bool", "date": "datetime64[us]",
+                "timestamp": "datetime64[us]",
          "string": "str"} # A column of this type is left as it is
 
 # %% ../../nbs/data/coercion.ipynb #21261346

@@ -30,7 +30,8 @@ def _in_words(rule: ContractRule | None, logical_type: str) -> str:
     return f"{rule.severity}: {plain}" + (f" {rule.arguments.validValues}" if rule.arguments.validValues else "")
 
 # %% ../../nbs/data/contract_changes.ipynb #cb2f7e4c
-def _compare_rules(where: str, old: dict[str, ContractRule], new: dict[str, ContractRule], logical_type: str = "") -> Iterator[tuple]:
+def _compare_rules(where: str, old: dict[str, ContractRule], new: dict[str, ContractRule],
+                   logical_type: str = "") -> Iterator[tuple]:
     "What differs between the rules of one column."
     for name in dict.fromkeys([*old, *new]):
         before, after = old.get(name), new.get(name)

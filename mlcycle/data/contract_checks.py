@@ -28,7 +28,8 @@ def _pandera_check(rule: ContractRule, logical_type: str) -> "pa.Check":
     import pandera.pandas as pa
 
     given, named = rule.arguments, {"error": rule.rule_name}
-    ends = [end if end is None or logical_type in ("integer", "number") else _naive(end) for end in (given.minimum, given.maximum)]
+    ends = [end if end is None or logical_type in ("integer", "number") else _naive(end)
+            for end in (given.minimum, given.maximum)]
     if given.validValues is not None:
         return pa.Check.isin(given.validValues, **named)
     if given.pattern is not None:
@@ -182,7 +183,8 @@ def violations_table(
 ) -> pd.DataFrame: # One line per failure: `row_id` (missing for a whole table), `column`, `rule`, `value`, `severity`
     "Breaches, a line each."
     nothing = pd.Series(row_ids[:0].to_series().reindex([None]).array if len(row_ids) else [None])
-    parts = [pd.DataFrame({"row_id": nothing if each.positions is None else row_ids[each.positions], "column": each.column, "rule": each.rule,
+    parts = [pd.DataFrame({"row_id": nothing if each.positions is None else row_ids[each.positions], "column": each.column,
+                           "rule": each.rule,
                            "value": None if each.positions is None else each.values.array, "severity": each.severity})
              for each in violations]
     texts = dict.fromkeys(["column", "rule", "value", "severity"], "str")

@@ -45,7 +45,8 @@ def long_text_columns(
 ) -> list[str]:
     "Columns of longer text."
     names = [name for name in rows if pd.api.types.is_string_dtype(rows[name]) or pd.api.types.is_object_dtype(rows[name])]
-    return [name for name in names if len(few := rows[name].dropna().head(1000)) and few.astype(str).str.len().mean() >= min_length]
+    return [name for name in names if len(few := rows[name].dropna().head(1000))
+            and few.astype(str).str.len().mean() >= min_length]
 
 # %% ../../nbs/data/duplicates.ipynb #1daab93d
 def find_near_duplicates(

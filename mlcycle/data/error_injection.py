@@ -206,7 +206,8 @@ def inject_malformed_lines(
 STEPS_BY_ERROR = {"white space": ("strip",), "case": ("case",), "typos": ("categories",), "look-alikes": ("categories",),
              "sentinels": ("sentinels",), "malformed": ("numbers", "dates"), "marks": ("numbers",), "impossible": ("limits",),
              "signs": ("limits",), "units": ("units",), "swapped": ("pairs",)}
-RESTORABLE_ERRORS = ("white space", "case", "typos", "look-alikes", "marks") # The true value can be known; of others, missing will do
+RESTORABLE_ERRORS = ("white space", "case", "typos", "look-alikes",
+                     "marks") # The true value can be known; of others, missing will do
 
 # %% ../../nbs/data/error_injection.ipynb #afb20700
 def score_cleaning(

@@ -131,7 +131,8 @@ def find_other_units(
     rules = []
     for place, heap in enumerate(heaps):
         if heap is not bulk and 8 <= len(heap) <= max_share * len(numbers) and (factor := _factor(heap, bulk)):
-            rules.append(UnitConversion(low=max(edges[place], heap[0] / 2), high=min(edges[place + 1], heap[-1] * 2), factor=factor))
+            rules.append(UnitConversion(low=max(edges[place], heap[0] / 2), high=min(edges[place + 1], heap[-1] * 2),
+                                        factor=factor))
     return tuple(rules)
 
 # %% ../../nbs/data/limits.ipynb #06082766

@@ -49,7 +49,8 @@ def summarise_violations(
     failures = []
     for each in violations:
         shown = [] if each.positions is None else each.values.drop_duplicates().dropna().head(MAX_EXAMPLES).astype(str).tolist()
-        shown = shown or ([] if each.positions is None else [f"row {row_ids[positions]}" for positions in each.positions[:MAX_EXAMPLES]])
+        shown = shown or ([] if each.positions is None
+                          else [f"row {row_ids[positions]}" for positions in each.positions[:MAX_EXAMPLES]])
         failures.append(RuleFailure(column=each.column, rule=each.rule, severity=each.severity, examples=shown,
                                     rows=rows if each.positions is None else len(each.positions), expected=each.expected))
     return sorted(failures, key=lambda one: (one.severity, -one.rows))
@@ -89,12 +90,14 @@ def rows_to_json(
         return connection.sql('SELECT to_json("rows of a table") FROM "rows of a table"').df().iloc[:, 0].tolist()
 
 # %% ../../nbs/data/quarantine.ipynb #63f81352
-def _quarantine_lines(rows: pd.DataFrame, violations: list[RuleViolation], bad: np.ndarray, version: str, source: str) -> pd.DataFrame:
+def _quarantine_lines(rows: pd.DataFrame, violations: list[RuleViolation], bad: np.ndarray, version: str,
+                      source: str) -> pd.DataFrame:
     "What the rows in quarantine break, warnings too, each line with its whole row."
     about = []
     for each in violations:
         if each.positions is not None and (keep := bad[each.positions]).any():
-            about.append(RuleViolation(each.column, each.rule, each.severity, each.expected, each.positions[keep], each.values.iloc[keep]))
+            about.append(RuleViolation(each.column, each.rule, each.severity, each.expected, each.positions[keep],
+                                       each.values.iloc[keep]))
     lines = violations_table(about, rows.index)
     whole = pd.Series(rows_to_json(rows[bad]), index=rows.index[bad], dtype="str")
     lines = lines.assign(contract_version=version, source_sha256=source, row=whole.reindex(lines.row_id).array)

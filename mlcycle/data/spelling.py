@@ -85,7 +85,8 @@ def _find_units(known: pd.Series) -> dict[str, float]:
     often = often[[unit != "" for unit in often.index]].sort_values(ascending=False)
     if not len(often) or often.iloc[0] < 0.01 * known.sum():
         return {}
-    family = max((units for units in UNIT_FAMILIES if often.index[0] in units), key=lambda units: sum(often.get(u, 0) for u in units),
+    family = max((units for units in UNIT_FAMILIES if often.index[0] in units),
+                 key=lambda units: sum(often.get(u, 0) for u in units),
                  default={})
     return {unit: factor / family[often.index[0]] for unit, factor in family.items() if unit in often.index}
 
@@ -104,7 +105,8 @@ def infer_date_formats(
     few = _without_words(counts.head(2000))
     if sum(bool(TWO_DIGITS.search(v)) and 6 <= len(v) <= 32 for v in few.index) < min_share * len(few) or not len(few):
         return ()
-    if sum(parse_date(normalise_whitespace(v), DATE_FORMATS) is not None for v in few.index[:40]) < 0.3 * min(len(few), 40): # A quick look
+    if sum(parse_date(normalise_whitespace(v), DATE_FORMATS) is not None for v in few.index[:40]) < 0.3 * min(len(few),
+                                                                                                              40): # A quick look
         return ()
     read = {form: {v for v in few.index if parse_date(normalise_whitespace(v), (form,))} for form in DATE_FORMATS}
     read = {form: texts for form, texts in sorted(read.items(), key=lambda pair: -few[list(pair[1])].sum()) if texts}
@@ -179,13 +181,15 @@ def plan_text_cleaning(
     if number or dates:
         missing = find_missing_words(counts, number=True) if "sentinels" in steps else ()
         kind = "number" if number else "date"
-        return ColumnCleaningPlan(value_type=kind, number_format=number, date_formats=dates, na_values=missing, strip_whitespace="strip" in steps)
+        return ColumnCleaningPlan(value_type=kind, number_format=number, date_formats=dates, na_values=missing,
+                                  strip_whitespace="strip" in steps)
     clean = counts if "strip" not in steps else counts.groupby([normalise_whitespace(value) for value in counts.index]).sum()
     clean = clean[[value != "" and fold_case(value) not in missing for value in clean.index]]
     if not len(clean):
         return ColumnCleaningPlan(na_values=missing, strip_whitespace="strip" in steps) if missing else None
     if clean.sum() < MIN_MEAN_COUNT * len(clean) or len(clean) > 5000: # Codes, names, free text
-        dirty = len(clean) < len(counts) or "strip" in steps and any(normalise_whitespace(value) != value for value in counts.index)
+        dirty = len(clean) < len(counts) or "strip" in steps and any(normalise_whitespace(value) != value
+                                                                     for value in counts.index)
         return ColumnCleaningPlan(na_values=missing, strip_whitespace="strip" in steps) if dirty else None
     return _plan_categories(clean, steps, missing)
 
@@ -199,5 +203,6 @@ def _plan_categories(clean: pd.Series, steps: tuple[str, ...], missing: tuple[st
     words = sum(bool(split_words_and_codes(value)[0]) for value in known) > len(known) / 2
     guess = tuple(step for step in ("case", "categories") if step in steps and (step == "case" or words))
     listed = len(known) <= MAX_KNOWN_VALUES
-    return ColumnCleaningPlan(na_values=missing, strip_whitespace="strip" in steps, case_corrections=case, spelling_corrections=slips, known_values=known if listed else (),
+    return ColumnCleaningPlan(na_values=missing, strip_whitespace="strip" in steps, case_corrections=case,
+                              spelling_corrections=slips, known_values=known if listed else (),
                       correct_unknown=guess if listed else ())

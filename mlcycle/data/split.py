@@ -145,7 +145,8 @@ def split_by_column(
 ) -> tuple[SplitParts, str]: # And how it was done, in words
     "The split that a split_column tells."
     if split_column not in rows:
-        raise ParameterError(f"There is no split_column '{split_column}' that tells the split.", remedy=suggest_name(split_column, list(rows.columns)))
+        raise ParameterError(f"There is no split_column '{split_column}' that tells the split.",
+                             remedy=suggest_name(split_column, list(rows.columns)))
     codes, said = pd.factorize(rows[split_column])
     names = [str(name).strip().lower() for name in said]
     wrong = [name for name in names if name not in ("train", "holdout", "future")]
@@ -183,7 +184,8 @@ def split_rows(
             "stratified": lambda: split_at_random(rows, problem, holdout_share=holdout_share, seed=seed),
             "predefined": lambda: split_by_column(rows, split_column)}
     if method not in ways:
-        raise ParameterError(f"The split '{method}' is not known.", f"Known are auto, {', '.join(ways)}.", suggest_name(method, [*ways]))
+        raise ParameterError(f"The split '{method}' is not known.", f"Known are auto, {', '.join(ways)}.",
+                             suggest_name(method, [*ways]))
     parts, words = ways[method]()
     if exclude_shared_entities and problem.entity and method != "group":
         parts, words = _exclude_shared_entities(parts, words, problem.entity)

@@ -161,7 +161,8 @@ def _measure_duplicates(parts: dict[str, pd.DataFrame], later: list[str], column
     for name in later:
         evaluated = parts[name][columns]
         count = _count_duplicates(evaluated, train, {probe: known[probe] for probe in probes[:1]}, spread)
-        lines.append((OVERLAP_CHECKS[0], name, len(evaluated), count, by_chance[0], exceeds_chance(count, len(evaluated), by_chance[0])))
+        lines.append((OVERLAP_CHECKS[0], name, len(evaluated), count, by_chance[0],
+                      exceeds_chance(count, len(evaluated), by_chance[0])))
         if len(columns) > 1:
             evaluated = evaluated.iloc[np.sort(rng.choice(len(evaluated), min(len(evaluated), max_rows), replace=False))]
             count = _count_duplicates(evaluated, train, known if len(known) == 2 else {}, spread, near=True)

@@ -146,7 +146,8 @@ def ingest_and_check(
                           file=contract_file)
     return checked.clean, aside, {
         "ingestions": readings, "rows_in": len(rows), "rows_quarantined": checked.quarantined, "ledger": ledger,
-        "cleaning_plan": save_text_by_hash(plan.model_dump_json(indent=1) + "\n", "cleaning/{}.json", workspace), "contract": kept,
+        "cleaning_plan": save_text_by_hash(plan.model_dump_json(indent=1) + "\n", "cleaning/{}.json", workspace),
+        "contract": kept,
         "contract_version": contract.version, "rule_failures": checked.failures, "completeness": checked.completeness,
         "project_files": agreed, "tables": tables}, commits
 
@@ -168,7 +169,8 @@ def prepare_data(
     workspace, steps = workspace or Workspace.from_project(), check_cleaning_steps(cleaning_steps or [])
     rows, aside, facts, commits = ingest_and_check(
         problem, workspace, contract_file=contract_file, steps=steps, key=key or [], newest_by=newest_by, run=run)
-    bounds = apply_bundled_settings(problem.source, "data", {name: choices.pop(name, "") for name in ("holdout_from", "future_from")})
+    bounds = apply_bundled_settings(problem.source, "data",
+                                    {name: choices.pop(name, "") for name in ("holdout_from", "future_from")})
     parts, how = split_rows(rows, problem, split, **bounds, **choices)
     del rows # A large table is held once: it is in its parts now
     parts, odd = set_training_outliers_aside(parts, problem, outlier_method)

@@ -229,7 +229,7 @@ def parse_criteria(
     "All criteria of a problem, taken apart."
     found = [parse_criterion(line, problem.task, problem.metric) for line in problem.criteria]
     for criterion in found:
-        if criterion.kind == "ratio" and not (criterion.column or problem.groups):
+        if criterion.kind == "ratio" and not (criterion.column or problem.protected_columns):
             raise CriterionError(f"The criterion '{criterion}' compares groups, and the problem names none.",
                                  "Protected groups are those of one column or more.",
                                  f"Name them in `groups`, or here: '{criterion.metric} ratio between groups of COLUMN >= …'.")

@@ -50,7 +50,7 @@ class ProblemDocument(BaseModel):
     latency_budget_ms: float | None = Field(None, gt=0, description="Milliseconds that 95 of 100 answers may take.")
     time: str = Field("", description="The column that orders the rows. Empty: they have no order.")
     entity: str = Field("", description="The column that says whom or what a row is about, if several may be about the same.")
-    groups: list[str] = Field([], description="Protected columns: their groups must fare alike.")
+    protected_columns: list[str] = Field([], description="Protected columns: their groups must fare alike.")
     excluded: dict[str, str] = Field({}, description="Columns that may not be used, with the reason.")
     _written: YamlDocument = PrivateAttr(default_factory=lambda: YamlDocument({})) # Knows the lines of the file
 
@@ -92,19 +92,19 @@ def find_problem_document(
 
 # %% ../../nbs/problem/document.ipynb #d110a192
 def non_empty_fields(
-    answers: dict[str, Any], # By field
+    fields: dict[str, Any], # By field
 ) -> dict[str, Any]:
     "Those that say something."
     silent = ("", "auto", None, [], {})
-    return {name: value for name, value in answers.items() if not any(value is one or value == one for one in silent)}
+    return {name: value for name, value in fields.items() if not any(value is one or value == one for one in silent)}
 
 # %% ../../nbs/problem/document.ipynb #fd87ad9b
 def override_fields(
     document: ProblemDocument, # What was written
-    answers: dict[str, Any], # What is said now, by field; empty ones say nothing
+    fields: dict[str, Any], # What is said now, by field; empty ones say nothing
 ) -> ProblemDocument: # Knows the lines of what it still has from the file
     "What is said now, and else what was written."
-    now = non_empty_fields(answers)
+    now = non_empty_fields(fields)
     written = document._written
     lines = {place: line for place, line in written.lines.items() if place and place[0] not in now}
     return validate_document(YamlDocument({**non_empty_fields(dict(document)), **now}, written.name, lines))
@@ -112,11 +112,11 @@ def override_fields(
 # %% ../../nbs/problem/document.ipynb #83ab3077
 def overridden_fields(
     document: ProblemDocument, # What was written
-    answers: dict[str, Any], # What is said now
+    fields: dict[str, Any], # What is said now
 ) -> list[str]: # Fields
     "What was written and is not used, because something else is said now."
     written = non_empty_fields(dict(document))
-    return [name for name, value in non_empty_fields(answers).items() if name in written and written[name] != value]
+    return [name for name, value in non_empty_fields(fields).items() if name in written and written[name] != value]
 
 # %% ../../nbs/problem/document.ipynb #d417e36d
 def problem_schema() -> dict[str, Any]:
@@ -137,18 +137,18 @@ _EXAMPLES = {
 
 # %% ../../nbs/problem/document.ipynb #83c4a720
 def draft_problem_yaml(
-    answers: dict[str, Any], # By field, as far as they are known
+    fields: dict[str, Any], # By field, as far as they are known
     notes: dict[str, str] | None = None, # More that is worth knowing about a field
 ) -> str: # YAML with a comment above each field
     "The text of a problem.yaml to begin with."
-    answers, parts = non_empty_fields(answers), [f"# yaml-language-server: $schema={PROBLEM_SCHEMA_FILE}",
+    fields, parts = non_empty_fields(fields), [f"# yaml-language-server: $schema={PROBLEM_SCHEMA_FILE}",
                                         "# The question, written down before a model exists. To check it: mlcycle problem check"]
     for name, field in ProblemDocument.model_fields.items():
         about = " ".join(part for part in (field.description, (notes or {}).get(name, "")) if part)
-        lines = yaml.safe_dump({name: answers.get(name, _EXAMPLES.get(name, ""))}, sort_keys=False, allow_unicode=True, width=110)
+        lines = yaml.safe_dump({name: fields.get(name, _EXAMPLES.get(name, ""))}, sort_keys=False, allow_unicode=True, width=110)
         lines = lines.rstrip().removesuffix(" ''")
         parts += ["", *textwrap.wrap(about, 112, initial_indent="# ", subsequent_indent="# ", break_long_words=False)]
-        parts += [lines if name in answers else textwrap.indent(lines, "# ")]
+        parts += [lines if name in fields else textwrap.indent(lines, "# ")]
     return "\n".join(parts) + "\n"
 
 # %% ../../nbs/problem/document.ipynb #b648d1b4
@@ -163,7 +163,7 @@ def check_file_is_new(
 # %% ../../nbs/problem/document.ipynb #c0bc6e4c
 def write_problem_draft(
     folder: Path, # Of the project
-    answers: dict[str, Any], # By field, as far as they are known
+    fields: dict[str, Any], # By field, as far as they are known
     notes: dict[str, str] | None = None, # More that is worth knowing about a field
 ) -> list[Path]: # The draft, and the schema that its first line names
     "Write a problem.yaml to begin with; raise if there is one."
@@ -171,7 +171,7 @@ def write_problem_draft(
     check_file_is_new(path)
     try:
         write_text(schema, problem_schema_text())
-        write_text(path, draft_problem_yaml(answers, notes))
+        write_text(path, draft_problem_yaml(fields, notes))
     except OSError as error:
         raise InputError(f"{path} cannot be written: {error.strerror}.") from error
     return [path, schema]

@@ -24,10 +24,10 @@ from ..stores.sources.ingest import apply_bundled_settings, hash_rows, read_sour
 # %% ../../nbs/01_problem.ipynb #78adc087
 def merge_problem_fields(
     document: ProblemDocument, # What was written
-    answers: dict[str, Any], # What is said now, by field; empty ones say nothing
+    fields: dict[str, Any], # What is said now, by field; empty ones say nothing
 ) -> ProblemDocument: # Complete, as far as anybody said something
     "All that is said about a question."
-    said = override_fields(document, answers)
+    said = override_fields(document, fields)
     if not said.source:
         raise ParameterError("No source is named.", "Rows come from a file, an address or a bundled source.",
                              "Write 'source: orders.csv' in problem.yaml, or say --source orders.csv.")
@@ -36,13 +36,13 @@ def merge_problem_fields(
 
 # %% ../../nbs/01_problem.ipynb #6b1f626d
 def read_problem_rows(
-    said: ProblemDocument, # Names the source, or several with a query
+    document: ProblemDocument, # Names the source, or several with a query
 ) -> pd.DataFrame:
     "The rows that the question is about."
-    with said.at("source"):
-        if said.sources or said.query:
-            return read_source(said.source, said.sources, said.query)
-        return read_source(said.source)
+    with document.at("source"):
+        if document.sources or document.query:
+            return read_source(document.source, document.sources, document.query)
+        return read_source(document.source)
 
 # %% ../../nbs/01_problem.ipynb #7bdf8d4c
 def check_problem_columns(
@@ -67,15 +67,15 @@ def check_problem_columns(
 
 # %% ../../nbs/01_problem.ipynb #f6dabf39
 def columns_with_roles(
-    said: ProblemDocument, # May name a time, an entity, groups, and columns to exclude
+    document: ProblemDocument, # May name a time, an entity, groups, and columns to exclude
 ) -> list[tuple[tuple, str]]: # Place in the document, and name
     "The columns that a person names beside the target."
-    one = [((field,), getattr(said, field)) for field in ("time", "entity") if getattr(said, field)]
-    groups = [(("groups", number), name) for number, name in enumerate(said.groups)]
-    return [*one, *groups, *((("excluded", name), name) for name in said.excluded)]
+    one = [((field,), getattr(document, field)) for field in ("time", "entity") if getattr(document, field)]
+    groups = [(("groups", number), name) for number, name in enumerate(document.protected_columns)]
+    return [*one, *groups, *((("excluded", name), name) for name in document.excluded)]
 
 # %% ../../nbs/01_problem.ipynb #9354e110
-def _check_column(columns: list[str], target: str, name: str, field: str, said: ProblemDocument) -> None:
+def _check_column(columns: list[str], target: str, name: str, field: str, document: ProblemDocument) -> None:
     "Raise if a column is not there, or is two things at once."
     if name not in columns:
         raise ParameterError(f"The column '{name}' is not in the source.", remedy=suggest_name(name, columns, 40))
@@ -85,7 +85,7 @@ def _check_column(columns: list[str], target: str, name: str, field: str, said: 
         raise ParameterError(f"The target '{target}' is also the time column or excluded.", "It can be one of these only.")
     if name == target:
         raise ParameterError(f"The target '{target}' is also a protected group.", "Another column says who is protected.")
-    if field != "excluded" and field != "time" and name in said.excluded:
+    if field != "excluded" and field != "time" and name in document.excluded:
         what = "the entity" if field == "entity" else "a protected group"
         raise ParameterError(f"The column '{name}' is {what} and also excluded.", "It can be one of these only.",
                              "Remove it from 'excluded'.")
@@ -100,20 +100,20 @@ def _check_time(rows: pd.DataFrame, time: str) -> None:
 
 # %% ../../nbs/01_problem.ipynb #bffe9feb
 def check_costs(
-    said: ProblemDocument, # May have costs
+    document: ProblemDocument, # May have costs
     task: Task, # They fit a classification only
     classes: list[Label], # Each cost is about two of them
 ) -> None:
     "Raise if costs name something that is no class."
     known = [str(label) for label in classes]
-    if said.costs and task == "regression":
-        with said.at("costs"):
+    if document.costs and task == "regression":
+        with document.at("costs"):
             raise ParameterError("Costs are given for a regression.", "They are for answers that are classes.")
-    for truth, row in said.costs.items():
+    for truth, row in document.costs.items():
         for place in (("costs", truth), *(("costs", truth, prediction) for prediction in row)):
             if place[-1] not in known:
-                with said.at(*place):
-                    raise ParameterError(f"The costs name the class '{place[-1]}', which does not occur in '{said.target}'.",
+                with document.at(*place):
+                    raise ParameterError(f"The costs name the class '{place[-1]}', which does not occur in '{document.target}'.",
                                          f"Its classes are {', '.join(known[:20])}.", "")
 
 # %% ../../nbs/01_problem.ipynb #ed96e8f0
@@ -129,42 +129,42 @@ def choose_metrics(
 
 # %% ../../nbs/01_problem.ipynb #68811e56
 def check_metrics(
-    said: ProblemDocument, # Its metrics
+    document: ProblemDocument, # Its metrics
     task: Task, # Each must fit it
 ) -> list[str]: # The primary one first
     "The metrics that are reported; an error names the line of the one that is wrong."
-    for place, name in [(("metric",), said.metric), *((("metrics", number), name) for number, name in enumerate(said.metrics))]:
-        with said.at(*place):
+    for place, name in [(("metric",), document.metric), *((("metrics", number), name) for number, name in enumerate(document.metrics))]:
+        with document.at(*place):
             choose_metrics(name, [], task)
-    names = choose_metrics(said.metric, said.metrics, task)
-    with said.at("metric"):
+    names = choose_metrics(document.metric, document.metrics, task)
+    with document.at("metric"):
         if get_metric(names[0]).higher_is_better is None:
             raise MetricError(f"The metric '{names[0]}' cannot be the primary one.", "It has no better and no worse.")
-    return names + ["cost"] * bool(said.costs and "cost" not in names)
+    return names + ["cost"] * bool(document.costs and "cost" not in names)
 
 # %% ../../nbs/01_problem.ipynb #fe70102a
 def check_criteria(
-    said: ProblemDocument, # Its criteria
+    document: ProblemDocument, # Its criteria
     task: Task, # Their metrics must fit it
     primary: str, # The metric that is compared with the baseline's
 ) -> list[str]: # As they are understood
     "What success means; an error names the line of the criterion that is wrong."
     parsed = []
-    for number, line in enumerate(said.criteria or ["beats baseline"]):
-        with said.at("criteria", number):
+    for number, line in enumerate(document.criteria or ["beats baseline"]):
+        with document.at("criteria", number):
             parsed.append(parse_criterion(line, task, primary).text)
     return parsed
 
 # %% ../../nbs/01_problem.ipynb #19fafd5a
 def check_consistency(
-    said: ProblemDocument, # Knows the lines
+    document: ProblemDocument, # Knows the lines
     problem: Problem, # All that was said
 ) -> None:
     "Raise if a metric or a criterion asks for something that the problem does not say: costs, groups."
     for name in problem.metrics:
-        with said.at("costs"):
+        with document.at("costs"):
             bind_metric(name, problem)
-    with said.at("criteria"):
+    with document.at("criteria"):
         parse_criteria(problem)
 
 # %% ../../nbs/01_problem.ipynb #1c9c95c3

@@ -68,13 +68,13 @@ POSITIVE_LABELS = ("yes", "true", "1", "1.0", "y", "positive")
 # %% ../../nbs/problem/task.ipynb #6b50413d
 def infer_positive_class(
     values: pd.Series, # A binary target, without missing values
-    wanted: str = "", # As a person writes it
+    label: str = "", # As a person writes it
 ) -> Label:
     "The positive class."
     classes = [value.item() if hasattr(value, "item") else value for value in values.unique()]
-    named = [label for label in classes if str(label) == wanted]
-    if wanted and not named:
-        raise TargetError(f"The positive class '{wanted}' does not occur in the target '{values.name}'.",
+    named = [label for label in classes if str(label) == label]
+    if label and not named:
+        raise TargetError(f"The positive class '{label}' does not occur in the target '{values.name}'.",
                           f"Its classes are {', '.join(sorted(map(str, classes)))}.")
     says_yes = [label for label in classes if str(label).lower() in POSITIVE_LABELS]
     rarer = values.value_counts().idxmin()

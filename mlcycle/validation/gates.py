@@ -233,7 +233,7 @@ def decide_group_ratio(
 ) -> Gate:
     "Whether the metric is similar in all groups of the protected columns."
     metric, scores, notes = bind_metric(criterion.metric, problem), [], []
-    for column in [criterion.column] if criterion.column else problem.groups:
+    for column in [criterion.column] if criterion.column else problem.protected_columns:
         if column not in evaluation.rows:
             return _gate_without_value(criterion, False, f"The holdout has no column '{column}'.")
         score, note = ratio_between_groups(metric, group_labels(evaluation.rows[column]), problem, evaluation)

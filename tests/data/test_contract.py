@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from hypothesis.extra.pandas import column, data_frames, range_indexes
 from pandera.errors import SchemaErrors
 
-from mlcycle.data.contract_checks import find_violations, pandera_schema
 from mlcycle.data.coercion import coerce_to_contract
-from mlcycle.data.contract import Contract, parse_contract, contract_to_yaml
-from mlcycle.data.contract_inference import read_or_infer_contract, infer_contract
+from mlcycle.data.contract import Contract, contract_to_yaml, parse_contract
+from mlcycle.data.contract_checks import find_violations, pandera_schema
+from mlcycle.data.contract_inference import infer_contract, read_or_infer_contract
 from mlcycle.data.quarantine import apply_contract, check_contract_limits, recheck_corrections
 from mlcycle.errors import ContractError, ContractFileError
 from mlcycle.stores.sources.ingest import normalise_dtypes
@@ -225,7 +225,9 @@ def test_corrected_rows_come_back_and_others_stay():
     rows = changed(price=["cheap", "dear", None], size=["S", "XXL", "M"])
     checked = apply_contract(rows, CONTRACT, "f00d")
     assert checked.quarantined == 3
-    clean, left = recheck_corrections(checked.quarantine, pd.DataFrame({"row_id": [0, 1], "price": [6.5, "still dear"]}), CONTRACT)
+    clean, left = recheck_corrections(
+        checked.quarantine, pd.DataFrame({"row_id": [0, 1], "price": [6.5, "still dear"]}), CONTRACT
+    )
     assert clean.index.tolist() == [0]
     pd.testing.assert_frame_equal(clean, GOOD.head(1).assign(price=6.5))
     assert left[["row_id", "rule"]].values.tolist() == [[1, "type"], [1, "categories"], [2, "required"]]

@@ -7,8 +7,8 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from sklearn.datasets import load_breast_cancer, load_wine
 
-from mlcycle.data.split_overlap import describe_split_overlap, measure_split_overlap
 from mlcycle.data.split import split_rows
+from mlcycle.data.split_overlap import describe_split_overlap, measure_split_overlap
 from mlcycle.errors import ParameterError
 from mlcycle.outcomes import Problem
 from mlcycle.stores.sources.ingest import normalise_dtypes, read_source
@@ -43,7 +43,9 @@ def test_what_fits_is_chosen():
         parts, words = split_rows(rows, asked(**more))
         assert words.startswith(word)
         assert whole(parts, rows)
-    parts, words = split_rows(rows.assign(part=np.where(rows.day < 400, "train", "holdout")), asked(time="day"), split_column="part")
+    parts, words = split_rows(
+        rows.assign(part=np.where(rows.day < 400, "train", "holdout")), asked(time="day"), split_column="part"
+    )
     assert words.startswith("As the column 'part' tells")
     assert "part" not in parts["train"]
     assert len(parts["train"]) == 400

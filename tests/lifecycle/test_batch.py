@@ -10,7 +10,7 @@ from pathlib import Path
 import pyarrow.parquet
 import pytest
 from conftest import TABLES, WORDS, cli
-from projects import own_notebooks, processes_in
+from projects import add_cell, own_notebooks, processes_in
 
 import mlcycle as mc
 from mlcycle.core.runs import Run, list_runs
@@ -137,22 +137,38 @@ def test_a_wrong_file_is_found_before_anything_runs(name, text, said, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(["cancer.csv", "settings.ini", name])
 
 
-def test_a_set_that_fails_does_not_stop_the_others(tmp_path):
-    own_notebooks(cancer(tmp_path), "data", "if seed == 2: raise RuntimeError('the moon is full')")
-    done = cli("batch", "-g", "metric=rmse,f1", "-g", "seed=1,2,3", "--until", "data", "--jobs", "2", cwd=tmp_path)
+STRANGE = """
+import json, os, signal
+from mlcycle.errors import InputError
+if number == 2:
+    raise RuntimeError("the moon is full")
+if number == 3:
+    os.kill(json.load(open(f"{run_dir}/run.json"))["process"], signal.SIGKILL)
+"""
+
+
+def test_a_set_that_fails_does_not_stop_the_others(new_toy):
+    "A wrong input, an error in a cell, a process that is killed as the system does when memory runs out."
+    add_cell(new_toy, "problem", "from mlcycle.errors import InputError\nif number == 9: raise InputError('nine does not fit')")
+    add_cell(new_toy, "data", STRANGE)
+    grid = ["-g", "problem.number=9,1", "-g", "data.number=1,2,3,4"]
+    done = cli("batch", *grid, "--until", "data", "--jobs", "2", cwd=new_toy)
     assert done.returncode == 1
     assert "Traceback" not in done.stdout + done.stderr
-    assert "2 of 6 runs succeeded." in done.stdout
-    rows = results(tmp_path)
-    for row in rows[:3]:
-        assert (row["run"], row["status"]) == ("", "failed"), "a metric that does not fit leaves no run"
-        assert "rmse" in row["error"]
+    assert "2 of 8 runs succeeded." in done.stdout
+    rows = results(new_toy)
+    for row in rows[:4]:
+        assert (row["run"], row["status"]) == ("", "failed"), "a wrong input leaves no run"
+        assert "nine does not fit" in row["error"]
         assert row["error"] in done.stdout
-    assert [row["status"] for row in rows[3:]] == ["done", "failed", "done"]
-    assert "the moon is full" in rows[4]["error"]
-    page = tmp_path / "reports" / rows[4]["run"] / "02_data.html"
+    assert [row["status"] for row in rows[4:]] == ["done", "failed", "running", "done"]
+    assert "the moon is full" in rows[5]["error"]
+    assert "SIGKILL" in rows[6]["error"]
+    assert "killed" in cli("runs", cwd=new_toy).stdout
+    page = new_toy / "reports" / rows[5]["run"] / "02_data.html"
     assert "the moon is full" in page.read_text()
-    assert "the moon is full" in max(tmp_path.glob("reports/batches/*/index.html")).read_text()
+    assert "the moon is full" in max(new_toy.glob("reports/batches/*/index.html")).read_text()
+    assert processes_in(new_toy) == [], "the notebook of a killed run ends too"
 
 
 def start(project: Path, *words: str) -> subprocess.Popen:
@@ -161,7 +177,7 @@ def start(project: Path, *words: str) -> subprocess.Popen:
     command = [Path(sys.executable).with_name("mlcycle"), "batch", *words, "--until", "data", "--jobs", "2"]
     process = subprocess.Popen(command, cwd=project, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=heed)
     deadline = time.monotonic() + 120
-    while not all((project / f"here-{seed}").exists() for seed in (1, 2)):
+    while not all((project / f"here-{number}").exists() for number in (1, 2)):
         if process.poll() is not None or time.monotonic() > deadline:
             process.kill()
             pytest.fail(f"The batch does not wait: {process.communicate()}")
@@ -171,39 +187,39 @@ def start(project: Path, *words: str) -> subprocess.Popen:
 
 WAIT = """
 import os, time
-if seed in (1, 2) and not os.path.exists("go"):
-    open(f"here-{seed}", "w").close()
+if number in (1, 2) and not os.path.exists("go"):
+    open(f"here-{number}", "w").close()
     time.sleep(300)
 """
 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
-def test_a_batch_that_was_ended_goes_on_where_it_was(how, tmp_path):
-    own_notebooks(cancer(tmp_path), "data", WAIT)
-    with open(tmp_path / "settings.ini", "a") as settings:
+def test_a_batch_that_was_ended_goes_on_where_it_was(how, new_toy):
+    add_cell(new_toy, "data", WAIT)
+    with open(new_toy / "settings.ini", "a") as settings:
         settings.write("[hooks]\non_failure = touch told\n")
-    grid = ["-g", "seed=3,1,2"]
-    process = start(tmp_path, *grid)
+    grid = ["-g", "data.number=3,1,2"]
+    process = start(new_toy, *grid)
     process.send_signal(how)
     printed, complaints = process.communicate(timeout=60)
-    assert processes_in(tmp_path) == []
-    before = {run.id: run.info for run in runs_of(tmp_path)}
-    first = next(run for run, about in before.items() if about["parameters"]["data"]["seed"] == 3)
+    assert processes_in(new_toy) == []
+    before = {run.id: run.info for run in runs_of(new_toy)}
+    first = next(run for run, info in before.items() if info["parameters"]["data"] == {"number": 3})
     assert before[first]["status"] == "done"
     if how == signal.SIGINT:
         assert process.returncode == 130
         assert "Interrupted." in complaints
         assert "Traceback" not in printed + complaints
-        assert {about["status"] for run, about in before.items() if run != first} == {"interrupted"}
-        assert not (tmp_path / "told").exists(), "who interrupts need not be told"
-    (tmp_path / "go").touch()
-    done = cli("batch", *grid, "--until", "data", cwd=tmp_path)
+        assert {info["status"] for run, info in before.items() if run != first} == {"interrupted"}
+        assert not (new_toy / "told").exists(), "who interrupts need not be told"
+    (new_toy / "go").touch()
+    done = cli("batch", *grid, "--until", "data", cwd=new_toy)
     assert done.returncode == 0, done.stderr
-    rows = results(tmp_path)
+    rows = results(new_toy)
     assert [row["status"] for row in rows] == ["done"] * 3
     assert rows[0]["run"] == first, "what was done is not done again"
     for row in rows[1:]:
-        assert mc.open(row["run"], tmp_path).info["stages"]["problem"]["reused"] in before
+        assert mc.open(row["run"], new_toy).info["stages"]["problem"]["reused"] in before
 
 
 @pytest.fixture(scope="module")

@@ -163,7 +163,7 @@ def test_run_uses_the_file_and_an_edit_makes_it_stale(project):
     run = cli("run", "-q", "--until", "problem", *quick, cwd=project)
     assert run.returncode == 0, run.stderr
     problem = mc.open("last", project).problem
-    assert (problem.owner, problem.metric, problem.groups, problem.entity) == ("Logistics", "f1", ["town"], "customer")
+    assert (problem.owner, problem.metric, problem.protected_columns, problem.entity) == ("Logistics", "f1", ["town"], "customer")
     assert problem.costs == {"yes": {"no": 5.0, "yes": -1.0}, "no": {"yes": 1.0}} and problem.source == "orders.csv"
     page = next((project / "reports" / mc.open("last", project).id).glob("01*.html")).read_text()
     assert "not signed off" in page and "Not probed" in page

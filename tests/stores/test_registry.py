@@ -155,7 +155,7 @@ def test_a_version_goes_through_its_whole_life(where, tmp_path, request):
     assert where == "server" or list_versions(workspace).empty
     first = put(workspace, 20)
     assert put(workspace, 20) == first, "equal models are one version"
-    set_alias(first, why="All gates passed.")
+    set_alias(first, reason="All gates passed.")
     second, third = put(workspace, 30), put(workspace, 40, note="a trial")
     assert [second.version, third.version] == [2, 3]
 
@@ -164,18 +164,18 @@ def test_a_version_goes_through_its_whole_life(where, tmp_path, request):
     assert listed.aliases.tolist() == [["challenger"], [], ["champion"]]
     assert listed.score.tolist() == [0.4, 0.3, 0.2]
     assert (listed.bytes > 1000).all()
-    moves = [(move["alias"], move["before"], move["version"]) for move in alias_history(NAME)]
+    moves = [(move["alias"], move["previous_version"], move["version"]) for move in alias_history(NAME)]
     assert moves == [("challenger", None, 1), ("champion", None, 1), ("challenger", 1, None)] + [
         ("challenger", None, 2),
         ("challenger", 2, 3),
     ]
-    assert all(move["who"] and move["when"] for move in alias_history(NAME))
+    assert all(move["user"] and move["time"] for move in alias_history(NAME))
 
     told = describe_version(workspace, f"{NAME}@champion")
     assert told["signature"] == {"inputs": {"size": "double", "count": "long"}, "outputs": {"prediction": "boolean"}}
     assert told["lineage"]["tables"] == {"train": "20 abc"}
     assert told["versions"] == read_versions(registered_model_file(NAME, 1)) == installed_versions()
-    assert told["alias_history"][-2]["why"] == "All gates passed."
+    assert told["alias_history"][-2]["reason"] == "All gates passed."
     found = diff_versions(workspace, f"{NAME}@1", NAME)
     assert {("parameters", "depth"), ("score", "roc_auc"), ("data", "train"), ("tag", "note")} <= set(
         zip(found.group, found.name, strict=True)
@@ -196,7 +196,7 @@ def test_a_version_goes_through_its_whole_life(where, tmp_path, request):
     assert delete_version(workspace, f"{NAME}@challenger") == f"{NAME}@3", "the newest version may go, and its alias with it"
     assert list_versions(workspace, NAME).aliases.tolist() == [["champion"]]
     last = alias_history(NAME)[-1]
-    assert (last["alias"], last["before"], last["version"], last["why"]) == ("challenger", 3, None, "Its version was deleted.")
+    assert (last["alias"], last["previous_version"], last["version"], last["reason"]) == ("challenger", 3, None, "Its version was deleted.")
     assert put(workspace, 50).version > 3, "no number is given twice"
 
 

@@ -28,11 +28,11 @@ from hypothesis import strategies as st
 
 import mlcycle as mc
 from mlcycle.api import run_lifecycle
+from mlcycle.core.secrets import mask_secrets
 from mlcycle.errors import SourceError
 from mlcycle.outcomes import NA_VALUES
-from mlcycle.core.secrets import mask_secrets
 from mlcycle.stores.sources.csv_files import detect_dialect, needs_line_check, parse_csv
-from mlcycle.stores.sources.ingest import ingest, save_frame_as_source, read_source
+from mlcycle.stores.sources.ingest import ingest, read_source, save_frame_as_source
 from mlcycle.stores.sources.rows import hash_rows, normalise_dtypes
 
 ORDERS = pd.DataFrame(

@@ -19,14 +19,14 @@ from hypothesis import strategies as st
 
 import mlcycle as mc
 from mlcycle.core.workspace import Workspace
-from mlcycle.errors import ParameterError, HoldoutError
+from mlcycle.errors import HoldoutError, ParameterError
 from mlcycle.stores.tables.datasets import find_table_version, read_table, table_names, table_versions, write_table
 from mlcycle.stores.tables.holdout import (
     MAX_HOLDOUT_ACCESSES,
     count_holdout_accesses,
     describe_holdout_accesses,
-    read_holdout,
     holdout_access_file,
+    read_holdout,
     read_holdout_accesses,
 )
 from mlcycle.stores.tables.lineage import trace_lineage

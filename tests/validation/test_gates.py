@@ -113,7 +113,7 @@ def test_groups_are_compared_and_the_worst_pair_is_named():
     unfair = Predictions(
         np.where((groups.town == "west") & (np.arange(3000) % 4 > 0), "no", predictions.labels), predictions.scores
     )
-    problem = asked(line, groups=["town", "age"])
+    problem = asked(line, protected_columns=["town", "age"])
     given = {"actual": actual, "baseline": baseline_predictions(problem, actual, len(actual)), "rows": groups}
     (good,) = decide_gates(problem, HoldoutEvaluation(predictions=predictions, **given))
     (bad,) = decide_gates(problem, HoldoutEvaluation(predictions=unfair, **given))

@@ -42,6 +42,7 @@ def parse_options(
     options = dict(parse_qsl(text.replace("+", "%2B").replace(";", "%3B"), keep_blank_values=True))
     strange = [name for name in options or ([text] if text else []) if name not in known]
     if strange:
-        raise SourceError(f"The option '{strange[0]}' of '{mask_secrets(address)}' is not known.", f"Known are {', '.join(known)}.",
+        raise SourceError(f"The option '{strange[0]}' of '{mask_secrets(address)}' is not known.",
+                          f"Known are {', '.join(known)}.",
                           suggest_name(strange[0], list(known)))
     return options

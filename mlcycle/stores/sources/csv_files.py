@@ -314,7 +314,8 @@ def parse_csv(
 ) -> pd.DataFrame: # Numbers or text
     "A file of text, as pandas reads it."
     options = {
-        "sep": dialect.separator, "decimal": dialect.decimal, "header": 0 if dialect.header else None, "names": list(dialect.names),
+        "sep": dialect.separator, "decimal": dialect.decimal, "header": 0 if dialect.header else None,
+        "names": list(dialect.names),
         "encoding": dialect.encoding, "keep_default_na": False, "na_values": list(NA_VALUES)}
     plain = dialect.encoding.startswith("utf-8") and not str(path).lower().endswith(COMPRESSED_ENDINGS)
     with warnings.catch_warnings():

@@ -49,7 +49,8 @@ def parse_url(
     except (sa.exc.ArgumentError, ValueError):
         raise SourceError(f"The address '{mask_secrets(address)}' cannot be read.",
                           "dialect+driver://user:password@host/database is expected.") from None
-    filled = {name: expand_variables(value) for name in ("username", "password", "host", "database") if (value := getattr(url, name))}
+    filled = {name: expand_variables(value) for name in ("username", "password", "host", "database")
+              if (value := getattr(url, name))}
     query = {name: expand_variables(value) if isinstance(value, str) else value for name, value in url.query.items()}
     return url.set(**filled, query=query)
 
@@ -105,7 +106,8 @@ def read_database(
     with connect_read_only(url) as connection:
         selected = rest or query
         asked = bool(re.match(r"\(*\s*(select|with|values)\b", selected, re.IGNORECASE)) or not rest
-        rows = _fetch(connection, _sql_text(check_read_only_sql(selected)) if asked else _select_table(connection, rest, url), progress)
+        rows = _fetch(connection, _sql_text(check_read_only_sql(selected)) if asked else _select_table(connection, rest, url),
+                      progress)
         name = connection.dialect.name
     rows = parse_numbers_and_dates(normalise_dtypes(rows), numbers=False)[0] if name == "sqlite" else rows # It knows no dates
     return SourceRows(rows, f"{name}, {'a query' if asked else f'table {rest}'}")

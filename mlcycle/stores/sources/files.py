@@ -337,5 +337,6 @@ def _concat_files(readings: list[SourceRows], files: list[Path]) -> SourceRows:
                               "Files of one source have the same columns.")
     malformed = [(line, f"{file.name}: {text}", reason) for reading, file in zip(readings, files, strict=True)
                  for line, text, reason in reading.malformed_lines]
-    return SourceRows(pd.concat([reading.rows for reading in readings], ignore_index=True), first.description + _file_count(files),
+    return SourceRows(pd.concat([reading.rows for reading in readings], ignore_index=True),
+                      first.description + _file_count(files),
                    sum(reading.bytes for reading in readings), malformed)

@@ -177,7 +177,8 @@ def ingest(
             bar.close()
     seconds = round(time.perf_counter() - start, 3)
     records = [Ingestion(source=mask_secrets(address), query=query, rows=count, bytes=part.bytes, sha256=digest,
-                         malformed_lines=len(part.malformed_lines), description=part.description, ingested_at=when, seconds=seconds)
+                         malformed_lines=len(part.malformed_lines), description=part.description, ingested_at=when,
+                         seconds=seconds)
                for address, count, digest, part in parts.values()]
     lines = [(mask_secrets(address), *line) for address, _, _, part in parts.values() for line in part.malformed_lines]
     return check_is_table(rows, source), pd.DataFrame(lines, columns=["source", "line", "text", "reason"]), records

@@ -121,7 +121,8 @@ def fetch_page(
         raise SourceError(f"{where} cannot be reached.", f"{type(error).__name__}, in {api.max_attempts} attempts.",
                           "Check the address and the network.") from None
     if response.status_code != 200:
-        raise SourceError(f"{where} answers with status {response.status_code} {response.reason_phrase}.", "Status 200 is expected.",
+        raise SourceError(f"{where} answers with status {response.status_code} {response.reason_phrase}.",
+                          "Status 200 is expected.",
                           STATUS_REMEDIES.get(response.status_code, STATUS_REMEDIES[response.status_code // 100]))
     return response
 

@@ -177,7 +177,8 @@ def table_versions(
 ) -> list[TableVersion]: # Newest first
     "The versions of a table."
     if name not in table_names(folder):
-        raise ParameterError(f"There is no table '{name}'.", remedy=suggest_name(name, table_names(folder)) or "Run stage 2 first.")
+        raise ParameterError(f"There is no table '{name}'.",
+                             remedy=suggest_name(name, table_names(folder)) or "Run stage 2 first.")
     try:
         return [_version(name, commit) for commit in DeltaTable(table_path(folder, name)).history() if "sha256" in commit]
     except Exception as error: # deltalake raises many kinds; each means that the log cannot be read

@@ -77,7 +77,8 @@ def _append_access(path: Path, access: HoldoutAccess) -> None:
             raise
 
 # %% ../../../nbs/stores/tables/holdout.ipynb #f26893c7
-ACCESS_PURPOSES = {"validation": "evaluation", "deployment": "verification", "monitoring": "verification", "": "inspection"} # By stage
+ACCESS_PURPOSES = {"validation": "evaluation", "deployment": "verification", "monitoring": "verification",
+                   "": "inspection"} # By stage
 
 # %% ../../../nbs/stores/tables/holdout.ipynb #6325ea5b
 def read_holdout(
@@ -113,7 +114,8 @@ def read_any_table(
     reason: str = "", # Needed for the holdout
 ) -> pd.DataFrame: # Indexed by `row_id`
     "The rows of a version; an access is recorded if they are the holdout."
-    return read_holdout(workspace, table, reason=reason) if table.name == HOLDOUT else _read_verified_rows(workspace.tables, table)
+    return read_holdout(workspace, table, reason=reason) if table.name == HOLDOUT else _read_verified_rows(workspace.tables,
+                                                                                                           table)
 
 # %% ../../../nbs/stores/tables/holdout.ipynb #010bcb63
 def count_holdout_accesses(
