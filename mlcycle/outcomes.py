@@ -133,7 +133,7 @@ class Problem(Outcome):
     latency_budget_ms: float | None = None # What 95 of 100 answers may take
     time: str = "" # The column that orders the rows, if there is one
     entity: str = "" # The column that says whom or what a row is about, if several rows may be about the same
-    protected_columns: list[str] = [] # Protected: columns whose groups must fare alike
+    protected_columns: list[str] = [] # Their groups must be treated alike
     excluded: dict[str, str] = {} # Columns that may not be used, with the reason
     rows: int
     target_distribution: dict[str, float] = {} # Of each class, or quantiles of a number

@@ -22,6 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field, PrivateAttr
 from ..core.files import write_text
 from ..core.yaml_files import YamlDocument, read_yaml_file, validate_yaml
 from ..errors import InputError, ParameterError
+from ..nb.parameters import RENAMED
 
 # %% ../../nbs/problem/document.ipynb #ff38d56b
 PROBLEM_FILE, PROBLEM_SCHEMA_FILE = "problem.yaml", "problem.schema.json"
@@ -34,7 +35,7 @@ class ProblemDocument(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True, allow_inf_nan=False, coerce_numbers_to_str=True,
                               title="problem.yaml of mlcycle")
     question: str = Field("", description="The question in words.")
-    owner: str = Field("", description="Who asks it, and will act on the answers.")
+    owner: str = Field("", description="Who asks it, and will act on the predictions.")
     expert: str = Field("", description="The subject-matter expert who knows what the columns mean.")
     sign_off: str = Field("", description="What the expert agrees to, in a sentence. Empty: not signed off.")
     source: str = Field("", description="Where the rows come from: a file, an address, or a bundled source.")
@@ -46,11 +47,11 @@ class ProblemDocument(BaseModel):
     metric: str = Field("", description="The primary metric. Empty: the task's usual one.")
     metrics: list[str] = Field([], description="Other metrics to report. Empty: the task's usual ones.")
     criteria: list[str] = Field([], description="What success means; each becomes a gate that a model must pass.")
-    costs: dict[str, dict[str, float]] = Field({}, description="What an answer costs, by truth, then prediction; gains < 0.")
-    latency_budget_ms: float | None = Field(None, gt=0, description="Milliseconds that 95 of 100 answers may take.")
+    costs: dict[str, dict[str, float]] = Field({}, description="What a prediction costs, by actual class, then predicted class; gains < 0.")
+    latency_budget_ms: float | None = Field(None, gt=0, description="Milliseconds that 95 of 100 predictions may take.")
     time: str = Field("", description="The column that orders the rows. Empty: they have no order.")
     entity: str = Field("", description="The column that says whom or what a row is about, if several may be about the same.")
-    protected_columns: list[str] = Field([], description="Protected columns: their groups must fare alike.")
+    protected_columns: list[str] = Field([], description="Columns whose groups, such as the sexes, must be treated alike.")
     excluded: dict[str, str] = Field({}, description="Columns that may not be used, with the reason.")
     _written: YamlDocument = PrivateAttr(default_factory=lambda: YamlDocument({})) # Knows the lines of the file
 
@@ -77,6 +78,9 @@ def validate_document(
     written: YamlDocument, # Values by field, and where they are written, if in a file
 ) -> ProblemDocument: # Knows its lines
     "A document from values; raise if one does not fit its field."
+    for old in [name for name in written.content if RENAMED.get(name) in ProblemDocument.model_fields]:
+        with written.at(old):
+            raise ParameterError(f"The field '{old}' has another name now.", remedy=f"It is '{RENAMED[old]}'.")
     document = validate_yaml(written, ProblemDocument)
     document._written = written
     return document
@@ -94,16 +98,16 @@ def find_problem_document(
 def non_empty_fields(
     fields: dict[str, Any], # By field
 ) -> dict[str, Any]:
-    "Those that say something."
-    silent = ("", "auto", None, [], {})
-    return {name: value for name, value in fields.items() if not any(value is one or value == one for one in silent)}
+    "The fields that are not empty."
+    empty = ("", "auto", None, [], {})
+    return {name: value for name, value in fields.items() if not any(value is one or value == one for one in empty)}
 
 # %% ../../nbs/problem/document.ipynb #fd87ad9b
 def override_fields(
     document: ProblemDocument, # What was written
-    fields: dict[str, Any], # What is said now, by field; empty ones say nothing
+    fields: dict[str, Any], # Values of this run, by field; empty ones are ignored
 ) -> ProblemDocument: # Knows the lines of what it still has from the file
-    "What is said now, and else what was written."
+    "A document with the values of this run, else with what was written."
     now = non_empty_fields(fields)
     written = document._written
     lines = {place: line for place, line in written.lines.items() if place and place[0] not in now}
@@ -112,9 +116,9 @@ def override_fields(
 # %% ../../nbs/problem/document.ipynb #83ab3077
 def overridden_fields(
     document: ProblemDocument, # What was written
-    fields: dict[str, Any], # What is said now
+    fields: dict[str, Any], # Values of this run
 ) -> list[str]: # Fields
-    "What was written and is not used, because something else is said now."
+    "Fields that are written in the file and have another value in this run."
     written = non_empty_fields(dict(document))
     return [name for name, value in non_empty_fields(fields).items() if name in written and written[name] != value]
 
@@ -132,7 +136,7 @@ def problem_schema_text() -> str:
 _EXAMPLES = {
     "sources": {"customers": "customers.csv"}, "query": "SELECT * FROM source", "metrics": ["recall"],
     "criteria": ["beats baseline by 5 %"], "costs": {"yes": {"no": 5, "yes": -1}, "no": {"yes": 1}}, "latency_budget_ms": 50,
-    "groups": ["sex"], "excluded": {"arrived": "it is known only afterwards"},
+    "protected_columns": ["sex"], "excluded": {"arrived": "it is known only afterwards"},
 }
 
 # %% ../../nbs/problem/document.ipynb #83c4a720

@@ -68,14 +68,14 @@ POSITIVE_LABELS = ("yes", "true", "1", "1.0", "y", "positive")
 # %% ../../nbs/problem/task.ipynb #6b50413d
 def infer_positive_class(
     values: pd.Series, # A binary target, without missing values
-    label: str = "", # As a person writes it
+    pos_label: str = "", # As a person writes it; empty: the one that says yes, else the rarer
 ) -> Label:
     "The positive class."
     classes = [value.item() if hasattr(value, "item") else value for value in values.unique()]
-    named = [label for label in classes if str(label) == label]
-    if label and not named:
-        raise TargetError(f"The positive class '{label}' does not occur in the target '{values.name}'.",
+    named = [label for label in classes if str(label) == pos_label]
+    if pos_label and not named:
+        raise TargetError(f"The positive class '{pos_label}' does not occur in the target '{values.name}'.",
                           f"Its classes are {', '.join(sorted(map(str, classes)))}.")
-    says_yes = [label for label in classes if str(label).lower() in POSITIVE_LABELS]
+    affirmative = [label for label in classes if str(label).lower() in POSITIVE_LABELS]
     rarer = values.value_counts().idxmin()
-    return (named or says_yes or [rarer.item() if hasattr(rarer, "item") else rarer])[0]
+    return (named or affirmative or [rarer.item() if hasattr(rarer, "item") else rarer])[0]

@@ -176,4 +176,4 @@ def test_a_problem_adds_its_latency_budget_once():
     unfair = asked.model_copy(update={"criteria": ["mae ratio between groups >= 0.8"]})
     with pytest.raises(CriterionError, match="names none"):
         parse_criteria(unfair)
-    assert len(parse_criteria(unfair.model_copy(update={"groups": ["town"]}))) == 1
+    assert len(parse_criteria(unfair.model_copy(update={"protected_columns": ["town"]}))) == 1

@@ -32,7 +32,7 @@ costs:
   yes: {no: 5, yes: -1}
   no:
     yes: 1
-groups: [town]
+protected_columns: [town]
 entity: customer
 excluded:
   arrived: it is known only afterwards
@@ -68,7 +68,7 @@ def noise(seed: int, rows: int = 150, task: str = "binary") -> pd.DataFrame:
 BROKEN = {
     "an unknown field": ("metric: f1", "metrik: f1", ["Line 7", "'metrik'", "Did you mean 'metric'?"]),
     "a list where text is expected": ("owner: Logistics", "owner: [a, b]", ["Line 2", "'owner'", "Text"]),
-    "text where a list is expected": ("groups: [town]", "groups: town", ["Line 15", "'groups'", "list"]),
+    "text where a list is expected": ("protected_columns: [town]", "protected_columns: town", ["Line 15", "'protected_columns'", "list"]),
     "a cost that is no number": ("    yes: 1", "    yes: much", ["Line 14", "'costs.no.yes'", "'much'", "number"]),
     "a budget below zero": ("expert: Ada", "latency_budget_ms: -3", ["Line 3", "'latency_budget_ms'", "greater than 0"]),
     "a task that is none": ("expert: Ada", "task: binnary", ["Line 3", "'task'", "'binary'"]),
@@ -77,8 +77,8 @@ BROKEN = {
     "a target that is no column": ("target: late", "target: lat", ["Line 5", "'target'", "Did you mean 'late'?"]),
     "an excluded column that is none": ("  arrived: it", "  arived: it", ["Line 18", "'excluded.arived'", "'arrived'"]),
     "an entity that is no column": ("entity: customer", "entity: custommer", ["Line 16", "'entity'", "'customer'"]),
-    "a group that is no column": ("groups: [town]", "groups: [tawn]", ["Line 15", "'groups[1]'", "'town'"]),
-    "a group that is excluded": ("groups: [town]", "groups: [arrived]", ["Line 15", "'groups[1]'", "also excluded"]),
+    "a group that is no column": ("protected_columns: [town]", "protected_columns: [tawn]", ["Line 15", "'protected_columns[1]'", "'town'"]),
+    "a group that is excluded": ("protected_columns: [town]", "protected_columns: [arrived]", ["Line 15", "'protected_columns[1]'", "also excluded"]),
     "a cost of a class that is none": ("  yes: {no: 5, yes: -1}", "  maybe: {no: 5}", ["Line 12", "'maybe'", "no, yes"]),
     "a metric that does not fit": ("metric: f1", "metric: rmse", ["Line 7", "'metric'", "rmse"]),
     "a criterion that cannot be read": ("- beats baseline", "- beats everybody", ["Line 10", "'criteria[2]'", "beats everybody"]),
@@ -100,9 +100,17 @@ def test_what_is_wrong_is_said_with_line_and_field(case, project, monkeypatch):
 
 
 def test_every_mistake_is_named(project):
-    (project / "problem.yaml").write_text("metrik: f1\ngroups: town\n")
+    (project / "problem.yaml").write_text("metrik: f1\nprotected_columns: town\n")
     with pytest.raises(ParameterError, match=r"(?s)Line 1 .*Also: Line 2 "):
         read_problem_file(project / "problem.yaml")
+
+
+def test_a_field_of_an_older_name_is_told_its_new_one(project):
+    (project / "problem.yaml").write_text("target: late\ngroups: [town]\n")
+    with pytest.raises(ParameterError, match="Line 2 .*'groups' has another name now.*'protected_columns'"):
+        read_problem_file(project / "problem.yaml")
+    with pytest.raises(ParameterError, match="'protected_columns'"):
+        define_problem("orders.csv", "late", probe_seconds=0, groups=["town"])
 
 
 def test_command_line_checks_and_nothing_is_run(project):
@@ -126,7 +134,7 @@ def test_schema_in_the_documentation_is_the_models():
 def test_schema_accepts_and_refuses_what_the_reader_does(project):
     schema = Draft202012Validator(json.loads(problem_schema_text()))
     assert schema.is_valid(yaml.safe_load(GOOD.replace("yes:", "'yes':").replace("no:", "'no':")))
-    for text in ("metrik: f1", "groups: town", "latency_budget_ms: -3", "task: binnary", "costs: {a: {b: much}}"):
+    for text in ("metrik: f1", "protected_columns: town", "latency_budget_ms: -3", "task: binnary", "costs: {a: {b: much}}"):
         assert not schema.is_valid(yaml.safe_load(text)), text
 
 

@@ -215,7 +215,7 @@ def get_model_ref(
 def set_alias(
     ref: ModelRef, # A registered version
     alias: str = CHAMPION, # Which alias
-    why: str = "", # The reason, for the history
+    reason: str = "", # For the history
 ) -> int | None: # The version to which it pointed before, also if it is set again
     "Point an alias to a version, with a tag that names the one before."
     import mlflow
@@ -223,7 +223,7 @@ def set_alias(
     client, before = mlflow.MlflowClient(), get_alias_version(ref.name, alias)
     if before != ref.version:
         client.set_model_version_tag(ref.name, str(ref.version), f"{alias}_after", str(before or ""))
-        _write_move(client, ref.name, alias, before, ref.version, why)
+        _write_move(client, ref.name, alias, before, ref.version, reason)
         client.set_registered_model_alias(ref.name, alias, str(ref.version))
         if alias == CHAMPION and get_alias_version(ref.name, CHALLENGER) == ref.version:
             remove_alias(ref.name, CHALLENGER, ref.version, "It is champion now.")
@@ -236,29 +236,30 @@ def remove_alias(
     name: str, # Of a registered model
     alias: str, # That is set
     version: int, # To which it points
-    why: str, # The reason, for the history
+    reason: str, # For the history
 ) -> None:
     "Remove an alias, and record that."
     import mlflow
 
     client = mlflow.MlflowClient()
-    _write_move(client, name, alias, version, None, why)
+    _write_move(client, name, alias, version, None, reason)
     client.delete_registered_model_alias(name, alias)
 
 # %% ../../../nbs/stores/models/registry.ipynb #0ef2df0b
-def _write_move(client: "MlflowClient", name: str, alias: str, before: int | None, after: int | None, why: str) -> None:
+def _write_move(client: "MlflowClient", name: str, alias: str, before: int | None, after: int | None,
+                reason: str) -> None:
     "Add a move of an alias to the history."
     from mlcycle.core.files import user_name
 
     now = datetime.now(UTC)
-    facts = {"when": now.isoformat(timespec="seconds"), "alias": alias, "before": before, "version": after, "who": user_name(),
-             "why": why}
+    facts = {"time": now.isoformat(timespec="seconds"), "alias": alias, "previous_version": before, "version": after, "user": user_name(),
+             "reason": reason}
     client.set_registered_model_tag(name, f"{ALIAS_HISTORY_TAG}{now:%Y%m%dT%H%M%S.%fZ}", json.dumps(facts))
 
 # %% ../../../nbs/stores/models/registry.ipynb #dde7b4f1
 def alias_history(
     name: str, # Of a registered model; one that is not there raises
-) -> list[dict[str, Any]]: # `when`, `alias`, `before`, `version`, `who`, `why`; oldest first
+) -> list[dict[str, Any]]: # `time`, `alias`, `previous_version`, `version`, `user`, `reason`; oldest first
     "Every move of an alias."
     import mlflow
 

@@ -136,7 +136,7 @@ def describe_version(
         version = find_version(client, address)
         tags, number = version.tags, int(version.version)
         tables = {tag.removeprefix("table_"): value for tag, value in tags.items() if tag.startswith("table_")}
-        moves = [move for move in alias_history(version.name) if number in (move["before"], move["version"])]
+        moves = [move for move in alias_history(version.name) if number in (move["previous_version"], move["version"])]
         return {
             "name": version.name, "version": number, "aliases": version.aliases, "registered": _time(version),
             "winner": tags.get("winner", ""), **{name: json.loads(tags.get(name) or "{}") for name in JSON_TAGS},
