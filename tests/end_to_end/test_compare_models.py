@@ -5,7 +5,7 @@ import json
 import mlflow
 import numpy as np
 import pytest
-from conftest import TABLES, cli
+from conftest import TABLES
 from typer.testing import CliRunner
 
 import mlcycle as mc
@@ -14,7 +14,17 @@ from mlcycle.core.runs import list_runs
 from mlcycle.core.workspace import Workspace
 from mlcycle.stores.models.registry import connect_registry
 
-FEW = {"trials": 1, "folds": 3, "repeats": 1, "learning_curve": "false", "select": "off", "jobs": 1, "ensemble": "false"}
+FEW = {
+    "trials": 1,
+    "folds": 3,
+    "repeats": 1,
+    "learning_curve": False,
+    "select": "off",
+    "jobs": 1,
+    "ensemble": False,
+    "probe_seconds": 0.0,
+}
+FEW |= {"n_resamples": 50, "table_rows": 0}
 
 
 @pytest.fixture(scope="module")
@@ -22,15 +32,15 @@ def project(tmp_path_factory):
     "Three runs: two on the same folds, of which one was judged on the holdout; and one on other folds."
     folder = tmp_path_factory.mktemp("wine")
     TABLES["wine"][0]().to_csv(folder / "wine.csv", index=False)
+    monkeypatch = pytest.MonkeyPatch()
+    monkeypatch.chdir(folder)
     for until, changed in (
-        ("validation", {"models": "linear"}),
-        ("modelling", {"models": "forest"}),
-        ("modelling", {"folds": 4}),
+        ("validation", {"models": ["linear"]}),
+        ("modelling", {"models": ["forest"]}),
+        ("modelling", {"models": ["linear"], "folds": 4}),
     ):
-        given = {"models": "linear", **FEW, **changed}
-        words = [word for key, value in given.items() for word in ("-p", f"{key}={value}")]
-        done = cli("run", "-q", "--source", "wine.csv", "--target", "target", "--until", until, *words, cwd=folder)
-        assert done.returncode == 0, done.stderr
+        mc.run("wine.csv", "target", project=folder, until=until, **FEW | changed)  # In this process: one server for all
+    monkeypatch.undo()
     return folder
 
 

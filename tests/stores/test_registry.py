@@ -196,7 +196,12 @@ def test_a_version_goes_through_its_whole_life(where, tmp_path, request):
     assert delete_version(workspace, f"{NAME}@challenger") == f"{NAME}@3", "the newest version may go, and its alias with it"
     assert list_versions(workspace, NAME).aliases.tolist() == [["champion"]]
     last = alias_history(NAME)[-1]
-    assert (last["alias"], last["previous_version"], last["version"], last["reason"]) == ("challenger", 3, None, "Its version was deleted.")
+    assert (last["alias"], last["previous_version"], last["version"], last["reason"]) == (
+        "challenger",
+        3,
+        None,
+        "Its version was deleted.",
+    )
     assert put(workspace, 50).version > 3, "no number is given twice"
 
 

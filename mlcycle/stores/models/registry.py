@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from sklearn.base import BaseEstimator
 
-from ...core.files import atomic_write
+from ...core.files import atomic_write, user_name
 from ...core.secrets import mask_secrets
 from ...core.workspace import Workspace
 from ...errors import RegistryError
@@ -249,11 +249,9 @@ def remove_alias(
 def _write_move(client: "MlflowClient", name: str, alias: str, before: int | None, after: int | None,
                 reason: str) -> None:
     "Add a move of an alias to the history."
-    from mlcycle.core.files import user_name
-
     now = datetime.now(UTC)
-    facts = {"time": now.isoformat(timespec="seconds"), "alias": alias, "previous_version": before, "version": after, "user": user_name(),
-             "reason": reason}
+    facts = {"time": now.isoformat(timespec="seconds"), "alias": alias, "previous_version": before, "version": after,
+             "user": user_name(), "reason": reason}
     client.set_registered_model_tag(name, f"{ALIAS_HISTORY_TAG}{now:%Y%m%dT%H%M%S.%fZ}", json.dumps(facts))
 
 # %% ../../../nbs/stores/models/registry.ipynb #dde7b4f1
