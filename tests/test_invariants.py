@@ -108,7 +108,9 @@ def test_no_circle_of_imports():
 def test_circles_and_paths_in_strings_are_noticed():
     "The two tests above see late imports, and class paths and code in strings."
     module = ROOT / "mlcycle" / "core" / "imaginary.py"
-    source = "def f():\n    from ..stores.events import x\nA = 'mlcycle.ml.folds.B'\nC = 'from mlcycle.api import run_lifecycle'\n"
+    source = (
+        "def f():\n    from ..stores.events import x\nA = 'mlcycle.ml.folds.B'\nC = 'from mlcycle.api import run_lifecycle'\n"
+    )
     text = Path.read_text
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Path, "read_text", lambda self, *a, **k: source if self == module else text(self, *a, **k))

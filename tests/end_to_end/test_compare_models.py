@@ -1,46 +1,30 @@
 """Runs side by side: real runs on a small table, in the terminal and as JSON."""
 
 import json
+import shutil
 
 import mlflow
 import numpy as np
 import pytest
-from conftest import TABLES
+from conftest import QUICK
 from typer.testing import CliRunner
 
 import mlcycle as mc
-from mlcycle.cli.base import app
+from mlcycle.cli.app import app
 from mlcycle.core.runs import list_runs
 from mlcycle.core.workspace import Workspace
 from mlcycle.stores.models.registry import connect_registry
 
-FEW = {
-    "trials": 1,
-    "folds": 3,
-    "repeats": 1,
-    "learning_curve": False,
-    "select": "off",
-    "jobs": 1,
-    "ensemble": False,
-    "probe_seconds": 0.0,
-}
-FEW |= {"n_resamples": 50, "table_rows": 0}
-
 
 @pytest.fixture(scope="module")
-def project(tmp_path_factory):
-    "Three runs: two on the same folds, of which one was judged on the holdout; and one on other folds."
-    folder = tmp_path_factory.mktemp("wine")
-    TABLES["wine"][0]().to_csv(folder / "wine.csv", index=False)
-    monkeypatch = pytest.MonkeyPatch()
-    monkeypatch.chdir(folder)
-    for until, changed in (
-        ("validation", {"models": ["linear"]}),
-        ("modelling", {"models": ["forest"]}),
-        ("modelling", {"models": ["linear"], "folds": 4}),
-    ):
-        mc.run("wine.csv", "target", project=folder, until=until, **FEW | changed)  # In this process: one server for all
-    monkeypatch.undo()
+def project(table_run, tmp_path_factory):
+    "Three runs: a whole one, one on the same folds that ends before the holdout is read, and one on other folds."
+    folder = tmp_path_factory.mktemp("wine") / "copy"
+    shutil.copytree(table_run("wine").workspace.project, folder)  # Its first three stages are fresh here too
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        for changed in ({"models": ["forest"]}, {"models": ["linear"], "folds": 4}):  # In this process: one server for both
+            mc.run("wine.csv", "target", project=folder, until="modelling", **QUICK | changed)
     return folder
 
 

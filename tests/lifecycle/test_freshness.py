@@ -35,7 +35,7 @@ def test_a_copied_project_is_fresh_and_stands_alone(project, base):
 
 def test_finding_nothing_to_do_imports_nothing_heavy(project):
     code = (
-        "import sys; from mlcycle.cli.base import app\n"
+        "import sys; from mlcycle.cli.app import app\n"
         "try: app(['run', '-q'])\n"
         "except SystemExit as end: assert not end.code\n"
         "heavy = ['pandas', 'numpy', 'sklearn', 'nbformat', 'nbconvert', 'papermill', 'jinja2', 'mlflow', 'matplotlib']\n"

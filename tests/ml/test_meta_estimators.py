@@ -44,7 +44,8 @@ def test_a_model_that_knows_no_weights_does_without():
     members = [("known", scaled(LogisticRegression())), ("unknown", scaled(KNeighborsClassifier()))]
     ensemble = fit_with_sample_weight(VotingClassifier(members, voting="soft"), TABLE, TARGET, WEIGHTS)
     np.testing.assert_array_equal(
-        ensemble.estimators_[1].predict_proba(TABLE), scaled(KNeighborsClassifier()).fit(TABLE, TARGET == "yes").predict_proba(TABLE)
+        ensemble.estimators_[1].predict_proba(TABLE),
+        scaled(KNeighborsClassifier()).fit(TABLE, TARGET == "yes").predict_proba(TABLE),
     )
     fit_with_sample_weight(scaled(KNeighborsClassifier()), TABLE, TARGET, WEIGHTS)
     numbers = fit_with_sample_weight(VotingRegressor([("r", scaled(Ridge()))]), TABLE, TABLE.c, WEIGHTS)

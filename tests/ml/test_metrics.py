@@ -97,7 +97,13 @@ def test_the_resamples_of_a_metric_are_scored_as_one_by_one(toys):
         for name in (name for name, metric in METRICS.items() if task in metric.tasks and name != "cost"):
             metric = METRICS[name]
             encoded = truth == 1 if task == "binary" else truth
-            given = said.scores if metric.response_method == "predict_proba" else said.labels == 1 if task == "binary" else said.labels
+            given = (
+                said.scores
+                if metric.response_method == "predict_proba"
+                else said.labels == 1
+                if task == "binary"
+                else said.labels
+            )
             alone = [metric.function(encoded[drawn], given[drawn]) for drawn in rows]
             found = score_resamples(metric, problem, encoded, given, rows)
             np.testing.assert_allclose(found, alone, err_msg=f"{task} {name}")

@@ -68,7 +68,11 @@ def noise(seed: int, rows: int = 150, task: str = "binary") -> pd.DataFrame:
 BROKEN = {
     "an unknown field": ("metric: f1", "metrik: f1", ["Line 7", "'metrik'", "Did you mean 'metric'?"]),
     "a list where text is expected": ("owner: Logistics", "owner: [a, b]", ["Line 2", "'owner'", "Text"]),
-    "text where a list is expected": ("protected_columns: [town]", "protected_columns: town", ["Line 15", "'protected_columns'", "list"]),
+    "text where a list is expected": (
+        "protected_columns: [town]",
+        "protected_columns: town",
+        ["Line 15", "'protected_columns'", "list"],
+    ),
     "a cost that is no number": ("    yes: 1", "    yes: much", ["Line 14", "'costs.no.yes'", "'much'", "number"]),
     "a budget below zero": ("expert: Ada", "latency_budget_ms: -3", ["Line 3", "'latency_budget_ms'", "greater than 0"]),
     "a task that is none": ("expert: Ada", "task: binnary", ["Line 3", "'task'", "'binary'"]),
@@ -77,8 +81,16 @@ BROKEN = {
     "a target that is no column": ("target: late", "target: lat", ["Line 5", "'target'", "Did you mean 'late'?"]),
     "an excluded column that is none": ("  arrived: it", "  arived: it", ["Line 18", "'excluded.arived'", "'arrived'"]),
     "an entity that is no column": ("entity: customer", "entity: custommer", ["Line 16", "'entity'", "'customer'"]),
-    "a group that is no column": ("protected_columns: [town]", "protected_columns: [tawn]", ["Line 15", "'protected_columns[1]'", "'town'"]),
-    "a group that is excluded": ("protected_columns: [town]", "protected_columns: [arrived]", ["Line 15", "'protected_columns[1]'", "also excluded"]),
+    "a group that is no column": (
+        "protected_columns: [town]",
+        "protected_columns: [tawn]",
+        ["Line 15", "'protected_columns[1]'", "'town'"],
+    ),
+    "a group that is excluded": (
+        "protected_columns: [town]",
+        "protected_columns: [arrived]",
+        ["Line 15", "'protected_columns[1]'", "also excluded"],
+    ),
     "a cost of a class that is none": ("  yes: {no: 5, yes: -1}", "  maybe: {no: 5}", ["Line 12", "'maybe'", "no, yes"]),
     "a metric that does not fit": ("metric: f1", "metric: rmse", ["Line 7", "'metric'", "rmse"]),
     "a criterion that cannot be read": ("- beats baseline", "- beats everybody", ["Line 10", "'criteria[2]'", "beats everybody"]),

@@ -22,7 +22,7 @@ from sklearn.preprocessing import FunctionTransformer
 from typer.testing import CliRunner
 
 import mlcycle as mc
-from mlcycle.cli.base import app
+from mlcycle.cli.app import app
 from mlcycle.core.settings import STORE_DEFAULTS
 from mlcycle.core.versions import installed_versions
 from mlcycle.core.workspace import Workspace
