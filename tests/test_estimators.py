@@ -29,12 +29,13 @@ from mlcycle.features.create.arithmetic import (
 from mlcycle.features.create.dates import CyclicTime, DateParts
 from mlcycle.features.create.history import EntityHistory, Lag, Rolling
 from mlcycle.features.create.recipes import FeatureCreator
-from mlcycle.features.create.user_functions import FunctionFeature, feature
+from mlcycle.features.create.user_functions import FunctionFeature
 from mlcycle.features.encode.category_mapping import CategoryMapping
 from mlcycle.features.encode.encode import ColumnSteps, FeatureEncoder
 from mlcycle.features.encode.encoders import SquashingScaler, TextComponents
 from mlcycle.ml.meta_estimators import CalibratedClassifier, LabelEncodedClassifier
 from mlcycle.ml.outliers import IsolationForestFlag, OutlierLimits
+from mlcycle.stores.models.function_files import KNOWN_FUNCTIONS, read_functions
 from mlcycle.stores.models.model_files import load_model, save_model
 
 ABSTRACT = {"Recipe", "TwoColumnRecipe", "HistoryRecipe", "CumulativeHistory"}  # Only their subclasses compute anything
@@ -74,10 +75,7 @@ def test_check_of_scikit_learn(estimator, check):
 # ---- all estimators: tables with named columns
 
 
-@feature("price", "seats")
-def per_seat(price, seats):
-    "Price for each seat."
-    return price / seats
+(per_seat,) = read_functions('@feature("price", "seats")\ndef per_seat(price, seats):\n    return price / seats\n')
 
 
 def make_table(rows: int = 60, seed: int = 0) -> pd.DataFrame:
@@ -97,6 +95,12 @@ def make_table(rows: int = 60, seed: int = 0) -> pd.DataFrame:
         }
     )
     return table.set_axis([f"row {place}" for place in range(rows)])
+
+
+@pytest.fixture(autouse=True)
+def known_function():
+    "Other tests forget all functions."
+    KNOWN_FUNCTIONS[per_seat.name, per_seat.sha256] = per_seat
 
 
 TABLE = make_table()

@@ -143,19 +143,19 @@ def split_by_column(
     rows: pd.DataFrame, # Clean rows
     split_column: str, # Says `train`, `holdout` or `future`
 ) -> tuple[SplitParts, str]: # And how it was done, in words
-    "The split that a split_column tells."
+    "The split that a column tells."
     if split_column not in rows:
-        raise ParameterError(f"There is no split_column '{split_column}' that tells the split.",
+        raise ParameterError(f"There is no column '{split_column}' that tells the split.",
                              remedy=suggest_name(split_column, list(rows.columns)))
     codes, said = pd.factorize(rows[split_column])
     names = [str(name).strip().lower() for name in said]
     wrong = [name for name in names if name not in ("train", "holdout", "future")]
     if wrong or (codes < 0).any():
-        raise ParameterError(f"The split_column '{split_column}' says {repr(wrong[0]) if wrong else 'nothing'} of some row.",
+        raise ParameterError(f"The column '{split_column}' says {repr(wrong[0]) if wrong else 'nothing'} of some row.",
                              "It says 'train', 'holdout' or 'future' of each.")
     parts = {part: rows[np.isin(codes, [code for code, name in enumerate(names) if name == part])].drop(columns=split_column)
              for part in ("train", "holdout", "future")}
-    return parts, f"As the split_column '{split_column}' tells."
+    return parts, f"As the column '{split_column}' tells."
 
 # %% ../../nbs/data/split.ipynb #412bcbba
 def split_rows(

@@ -30,25 +30,25 @@ def _write(number: float, shift: int = 0) -> str:
 
 # %% ../../nbs/ml/criteria.ipynb #a9ddcaad
 class Criterion(Record):
-    "A line that says what success means, taken apart."
+    "A success criterion, parsed."
 
     kind: Literal["bound", "operating point", "baseline", "champion", "latency", "ratio"]
     metric: str = "" # None for a latency; the primary one against the baseline and the champion
     operator: Literal[">=", "<="] = ">="
     bound: float # Of the metric, in milliseconds, of the ratio; against another model, the margin
-    relative: bool = False # The margin is a share of the other model's value
-    at: str = "" # At an operating point: the metric that is held
-    at_bound: float = 0.0 # It must reach this
+    is_relative: bool = False # The margin is a share of the other model's value
+    constraint_metric: str = "" # At an operating point: the metric that is held
+    constraint_bound: float = 0.0 # It must reach this
     percentile: int = 95 # Of the latency
     column: str = "" # Whose groups are compared; empty: those of every protected column
 
     def __str__(self):
-        margin = f"{_write(self.bound, 2)} %" if self.relative else _write(self.bound)
+        margin = f"{_write(self.bound, 2)} %" if self.is_relative else _write(self.bound)
         bare = bool(re.fullmatch(_COLUMN, self.column))
         column = f" of {self.column if bare else json.dumps(self.column, ensure_ascii=False)}" if self.column else ""
         return {
             "bound": f"{self.metric} {self.operator} {margin}",
-            "operating point": f"{self.metric} >= {margin} at {self.at} >= {_write(self.at_bound)}",
+            "operating point": f"{self.metric} >= {margin} at {self.constraint_metric} >= {_write(self.constraint_bound)}",
             "baseline": "beats baseline" + (f" by {margin}" if self.bound else ""),
             "champion": "not worse than champion" + (f" by more than {margin}" if self.bound else ""),
             "latency": f"p{self.percentile} latency <= {margin} ms",
@@ -120,8 +120,8 @@ def _reject_syntax(line: str, error: "UnexpectedInput") -> NoReturn:
     known = [each for name in may for each in _WORDS.get(name, [name.lower()] if name not in _MAY_BE else [])]
     near = get_close_matches(word.lower(), known, n=1)
     forms = f"Criteria read like: {'; '.join(_FORMS)}." if "METRIC" in may and "BEATS" in may else ""
-    says = sorted({_MAY_BE.get(name, f"'{name.lower()}'") for name in may}, key=lambda say: (say[0] == "'", say))
-    _reject(line, column, f"Expected here is {' or '.join(says)}.", f"Did you mean '{near[0]}'?" if near else forms)
+    expected = sorted({_MAY_BE.get(name, f"'{name.lower()}'") for name in may}, key=lambda text: (text[0] == "'", text))
+    _reject(line, column, f"Expected here is {' or '.join(expected)}.", f"Did you mean '{near[0]}'?" if near else forms)
 
 # %% ../../nbs/ml/criteria.ipynb #936dd4c0
 def _metric(line: str, name: str, column: int, task: str = "") -> Metric:
@@ -146,7 +146,7 @@ def _number(line: str, token: "Token", low: float, high: float, why: str, shift:
     return number
 
 # %% ../../nbs/ml/criteria.ipynb #66e73ded
-def _read_bound(line: str, tokens: list["Token"], task: str, primary: str) -> Criterion:
+def _read_bound(line: str, tokens: list["Token"], task: str, primary_metric: str) -> Criterion:
     "`roc_auc >= 0.75`, perhaps `at precision >= 0.5`."
     clauses = []
     for name, operator, number in (tokens[:3], tokens[4:]) if len(tokens) > 3 else (tokens,):
@@ -165,28 +165,28 @@ def _read_bound(line: str, tokens: list["Token"], task: str, primary: str) -> Cr
         return Criterion(kind="bound", metric=name, operator=operator, bound=bound)
     if {name, at[0][0]} != {"precision", "recall"} or task != "binary":
         _reject(line, tokens[3].column, "An operating point of a binary task is recall at a precision, or the reverse.")
-    return Criterion(kind="operating point", metric=name, bound=bound, at=at[0][0], at_bound=at[0][2])
+    return Criterion(kind="operating point", metric=name, bound=bound, constraint_metric=at[0][0], constraint_bound=at[0][2])
 
 # %% ../../nbs/ml/criteria.ipynb #34a15100
-def _read_margin(line: str, tokens: list["Token"], task: str, primary: str) -> Criterion:
+def _read_margin(line: str, tokens: list["Token"], task: str, primary_metric: str) -> Criterion:
     "`beats baseline by 5 %`, `not worse than champion by more than 0.005`."
-    metric, amount = get_metric(primary, task), next((token for token in tokens if token.type == "AMOUNT"), None)
+    metric, amount = get_metric(primary_metric, task), next((token for token in tokens if token.type == "AMOUNT"), None)
     if metric.higher_is_better is None:
-        _reject(line, tokens[0].column, f"Models cannot be compared by '{primary}': neither higher nor lower is better.")
+        _reject(line, tokens[0].column, f"Models cannot be compared by '{primary_metric}': neither higher nor lower is better.")
     percent = any(token.type == "PERCENT" for token in tokens)
     margin = _number(line, amount, 0, float("inf"), "", -2 if percent else 0) if amount else 0.0
     kind = "baseline" if tokens[0].type == "BEATS" else "champion"
-    return Criterion(kind=kind, metric=metric.name, bound=margin, relative=percent and margin > 0)
+    return Criterion(kind=kind, metric=metric.name, bound=margin, is_relative=percent and margin > 0)
 
 # %% ../../nbs/ml/criteria.ipynb #a7f9ba87
-def _read_latency(line: str, tokens: list["Token"], task: str, primary: str) -> Criterion:
+def _read_latency(line: str, tokens: list["Token"], task: str, primary_metric: str) -> Criterion:
     "`p95 latency <= 50 ms`."
     percentile, _, _, number, unit = tokens
-    bound = _number(line, number, 1e-9, float("inf"), "An answer takes some time.", 3 if unit == "s" else 0)
+    bound = _number(line, number, 1e-9, float("inf"), "A prediction takes some time.", 3 if unit == "s" else 0)
     return Criterion(kind="latency", operator="<=", bound=bound, percentile=int(percentile[1:]))
 
 # %% ../../nbs/ml/criteria.ipynb #7a2dce38
-def _read_ratio(line: str, tokens: list["Token"], task: str, primary: str) -> Criterion:
+def _read_ratio(line: str, tokens: list["Token"], task: str, primary_metric: str) -> Criterion:
     "`selection_rate ratio between groups >= 0.8`."
     metric = _metric(line, tokens[0], tokens[0].column, task)
     if metric.low < 0:
@@ -210,9 +210,9 @@ _READ = {"bound": _read_bound, "baseline": _read_margin, "champion": _read_margi
 def parse_criterion(
     text: str, # A line
     task: str, # The metric must fit it
-    primary: str, # The metric that is compared with the baseline's and the champion's
+    primary_metric: str, # The metric that is compared with the baseline's and the champion's
 ) -> Criterion:
-    "Take a criterion apart."
+    "Parse a criterion."
     from lark.exceptions import UnexpectedInput
 
     line = "".join(" " if c.isspace() else c for c in text)
@@ -220,19 +220,19 @@ def parse_criterion(
         tree = _parser().parse(line)
     except UnexpectedInput as error:
         _reject_syntax(line, error)
-    return _READ[tree.data](line, tree.children, task, primary)
+    return _READ[tree.data](line, tree.children, task, primary_metric)
 
 # %% ../../nbs/ml/criteria.ipynb #ba9b9afe
 def parse_criteria(
     problem: Problem, # Its criteria, and its latency budget
 ) -> list[Criterion]:
-    "All criteria of a problem, taken apart."
+    "All criteria of a problem, parsed."
     found = [parse_criterion(line, problem.task, problem.metric) for line in problem.criteria]
     for criterion in found:
         if criterion.kind == "ratio" and not (criterion.column or problem.protected_columns):
             raise CriterionError(f"The criterion '{criterion}' compares groups, and the problem names none.",
                                  "Protected groups are those of one column or more.",
-                                 f"Name them in `groups`, or here: '{criterion.metric} ratio between groups of COLUMN >= …'.")
+                                 f"Name them in `protected_columns`, or here: '{criterion.metric} ratio between groups of COLUMN >= …'.")
     if problem.latency_budget_ms is not None:
         found.append(Criterion(kind="latency", operator="<=", bound=problem.latency_budget_ms))
     return list({str(criterion): criterion for criterion in found}.values())

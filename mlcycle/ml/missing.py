@@ -6,22 +6,19 @@
 __all__ = ['find_missing_patterns']
 
 # %% ../../nbs/ml/missing.ipynb #5934ad31
-import numpy as np
 import pandas as pd
 
 # %% ../../nbs/ml/missing.ipynb #657680f7
 def find_missing_patterns(
     rows: pd.DataFrame, # Training rows
-    most: int = 12, # Patterns that are told
+    max_patterns: int = 12, # So many are listed
 ) -> pd.DataFrame: # A line for each pattern: `columns` that are missing, `rows`, `share`; most frequent first
     "The sets of columns that are missing together."
-    holes = rows.isna()
-    names = [name for name in rows if holes[name].any()]
-    digest = np.zeros(len(rows), dtype=np.uint64)
-    for place, name in enumerate(names):
-        digest += holes[name].to_numpy().astype(np.uint64) * np.uint64((0x9E3779B97F4A7C15 * (2 * place + 1)) % 2**64)
-    codes, distinct = pd.factorize(digest)
-    counts = pd.Series(np.bincount(codes, minlength=len(distinct))).sort_values(ascending=False, kind="stable").head(most)
-    first = pd.Series(codes).drop_duplicates().index.to_numpy() if len(rows) else []
-    told = [", ".join(name for name in names if holes[name].iloc[first[code]]) or "none" for code in counts.index]
-    return pd.DataFrame({"columns": told, "rows": counts.to_numpy(), "share": counts.to_numpy() / max(len(rows), 1)})
+    missing = rows.isna()
+    names = [name for name in rows if missing[name].any()]
+    if not names:
+        return pd.DataFrame({"columns": ["none"], "rows": [len(rows)], "share": [1.0]}).head(min(len(rows), 1))
+    counts = missing.groupby(names, sort=False).size().sort_values(ascending=False, kind="stable").head(max_patterns)
+    patterns = [pattern if isinstance(pattern, tuple) else (pattern,) for pattern in counts.index]
+    columns = [", ".join(name for name, gone in zip(names, pattern, strict=True) if gone) or "none" for pattern in patterns]
+    return pd.DataFrame({"columns": columns, "rows": counts.to_numpy(), "share": counts.to_numpy() / len(rows)})

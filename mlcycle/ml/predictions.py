@@ -56,7 +56,7 @@ def predict(
     problem: Problem, # Says which task and which classes
     threshold: float | None = None, # Of a binary task; 0.5 if not given
 ) -> Predictions:
-    "What a model says about some rows."
+    "What a model predicts for some rows."
     if problem.task == "regression":
         return predictions_from_values(model.predict(rows), problem)
     order = [list(model.classes_).index(label) for label in problem.classes]

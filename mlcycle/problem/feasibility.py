@@ -34,7 +34,7 @@ def required_score(
         return parsed.metric, parsed.bound
     if parsed.kind == "baseline":
         baseline = compute_score(problem.metric, problem, actual, dummy)
-        margin = parsed.bound * (abs(baseline) if parsed.relative else 1)
+        margin = parsed.bound * (abs(baseline) if parsed.is_relative else 1)
         return problem.metric, baseline + (margin if get_metric(problem.metric).higher_is_better else -margin)
     return None
 

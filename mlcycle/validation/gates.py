@@ -94,10 +94,10 @@ def operating_point_metric(
         hits = actual.cumsum(axis=1)
         ends = np.append(scores[:, 1:] != scores[:, :-1], np.ones((len(scores), 1), dtype=bool), axis=1) # Of equal scores
         shares = {"precision": hits / np.arange(1, actual.shape[1] + 1), "recall": hits / np.maximum(hits[:, -1:], 1)}
-        allowed = ends & (shares[criterion.at] >= criterion.at_bound)
+        allowed = ends & (shares[criterion.constraint_metric] >= criterion.constraint_bound)
         return np.where(allowed, shares[criterion.metric], 0.0).max(axis=1)
 
-    name = f"{criterion.metric} at {criterion.at}"
+    name = f"{criterion.metric} at {criterion.constraint_metric}"
     return Metric(name, function, tasks=("binary",), response_method="predict_proba", higher_is_better=True,
                   description="The best value over all thresholds.", batch_function=batch_function)
 
@@ -111,19 +111,19 @@ def decide_operating_point(
     score = bootstrap_intervals([operating_point_metric(criterion)], problem, evaluation.actual, evaluation.predictions,
                                 n_resamples=evaluation.n_resamples, seed=evaluation.seed)[0]
     actual, scores = encode_target(evaluation.actual, problem), evaluation.predictions.scores
-    metrics = bind_metric(criterion.metric, problem), bind_metric(criterion.at, problem)
+    metrics = bind_metric(criterion.metric, problem), bind_metric(criterion.constraint_metric, problem)
     thresholds = np.quantile(scores, np.linspace(0, 1, 200), method="nearest") # Near enough to name one
     pairs = [(float(t), *(metric.function(actual, scores >= t) for metric in metrics)) for t in np.unique(thresholds)]
-    allowed = [pair for pair in pairs if pair[2] >= criterion.at_bound]
+    allowed = [pair for pair in pairs if pair[2] >= criterion.constraint_bound]
     best = max(allowed, key=lambda pair: pair[1:], default=None)
-    note = (f"A threshold of {best[0]:.3g} gives {criterion.metric} {best[1]:.3f} and {criterion.at} {best[2]:.3f}." if best
-            else f"No threshold gives {criterion.at} {criterion.at_bound:g}.")
+    note = (f"A threshold of {best[0]:.3g} gives {criterion.metric} {best[1]:.3f} and {criterion.constraint_metric} {best[2]:.3f}." if best
+            else f"No threshold gives {criterion.constraint_metric} {criterion.constraint_bound:g}.")
     return _make_gate(criterion, score, criterion.bound, score.low >= criterion.bound, note)
 
 # %% ../../nbs/validation/gates.ipynb #49fbb4b2
 def _margin(criterion: Criterion, problem: Problem, evaluation: HoldoutEvaluation, other: Predictions) -> float:
     "The margin, in units of the metric."
-    if not criterion.relative:
+    if not criterion.is_relative:
         return criterion.bound
     return criterion.bound * abs(compute_score(criterion.metric, problem, evaluation.actual, other))
 

@@ -119,7 +119,7 @@ def evaluate_on_holdout(
     latency_ms = None
     if any(criterion.kind == "latency" for criterion in parse_criteria(problem)):
         columns = list(getattr(model, "feature_names_in_", holdout.columns))
-        latency_ms = time_single_predictions(model, holdout[columns], problem, candidate.threshold)
+        latency_ms = time_single_predictions(model, holdout[columns], problem, threshold=candidate.threshold)
     return HoldoutEvaluation(
         actual=holdout[problem.target], predictions=predict(model, holdout, problem, candidate.threshold),
         baseline=baseline_predictions(problem, y_train, len(holdout)), latency_ms=latency_ms, rows=holdout,

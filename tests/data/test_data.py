@@ -104,7 +104,7 @@ def test_malformed_lines_are_found_and_kept(tmp_path):
     file.write_bytes(text)
     rows, malformed, (read,) = ingest(str(file))
     found = set(malformed.line) & set(record.line)
-    assert len(found) >= 0.95 * len(record) and len(malformed) == len(found) == read.malformed
+    assert len(found) >= 0.95 * len(record) and len(malformed) == len(found) == read.malformed_lines
     assert len(rows) + len(malformed) == 178
     made = prepare_data(define_problem(str(file), "target", probe_seconds=0), Workspace(tmp_path))
     assert set(rows_of(tmp_path, made, "malformed").line) == set(malformed.line)

@@ -178,7 +178,7 @@ def test_shared_entities_and_overlap_in_time_are_found():
     parts, _ = split_rows(rows, asked())
     told = describe_split_overlap(parts, asked(entity="patient", time="day"))
     assert len(told) == 2
-    assert "also teaches" in told[0]
+    assert "also in the training rows" in told[0]
     assert "earlier than the last training row" in told[1]
     parts, _ = split_rows(rows, asked(entity="patient"))
     assert describe_split_overlap(parts, asked(entity="patient")) == []

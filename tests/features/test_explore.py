@@ -123,7 +123,7 @@ def test_facts_about_numbers_are_pandas(cells):
 def test_what_is_cheap_is_exact_whatever_the_sample():
     rows = orders(5000)
     rows.loc[::7, "weight"] = np.nan
-    seen = explore(rows, "late", asked(time="placed"), sample=300)
+    seen = explore(rows, "late", asked(time="placed"), max_rows=300)
     assert len(seen.sample) == 300
     assert seen.columns.missing["weight"] == rows.weight.isna().mean()
     assert seen.columns.loc["distance", "50%"] == pytest.approx(rows.distance.median())
@@ -136,7 +136,7 @@ def test_what_is_cheap_is_exact_whatever_the_sample():
 
 
 def test_the_same_each_time():
-    first, second = (explore(orders(), "late", asked(time="placed"), sample=500, seed=3) for _ in range(2))
+    first, second = (explore(orders(), "late", asked(time="placed"), max_rows=500, seed=3) for _ in range(2))
     pd.testing.assert_frame_equal(top_findings(first), top_findings(second))
     pd.testing.assert_frame_equal(first.associations, second.associations)
 
@@ -294,9 +294,9 @@ def test_whatever_the_cells_hold(data):
 def test_the_sample_says_what_it_is_and_holds_no_script_but_skrubs():
     evil = "<script>document.title = 'owned'</script>"
     rows = orders().assign(town=evil)
-    report = sample_report(rows, sample=100)
+    report = sample_report(rows, n_rows=100)
     assert "A sample: 100 of 2,000 rows, drawn at random." in report
-    assert report == sample_report(rows, sample=100)
+    assert report == sample_report(rows, n_rows=100)
     assert evil not in report
     assert report.count("<script") == 1
     assert f'<script type="module">{skrub_table_script()}</script>' in report

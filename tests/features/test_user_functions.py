@@ -47,9 +47,11 @@ SECRET = 7
 @pytest.fixture(autouse=True)
 def clean_register():
     "What a test defines is gone after it."
+    known, declared = dict(KNOWN_FUNCTIONS), dict(DECLARED_FUNCTIONS)
     yield
-    KNOWN_FUNCTIONS.clear()
-    DECLARED_FUNCTIONS.clear()
+    for register, before in ((KNOWN_FUNCTIONS, known), (DECLARED_FUNCTIONS, declared)):
+        register.clear()
+        register.update(before)
 
 
 def define():

@@ -20,16 +20,16 @@ READ = {
         "kind": "operating point",
         "metric": "recall",
         "bound": 0.6,
-        "at": "precision",
-        "at_bound": 0.5,
+        "constraint_metric": "precision",
+        "constraint_bound": 0.5,
     },
     "beats baseline": {"kind": "baseline", "metric": "f1", "bound": 0},
-    " beats  baseline\tby 5% ": {"kind": "baseline", "metric": "f1", "bound": 0.05, "relative": True},
-    "beats baseline by 5 % relative": {"kind": "baseline", "metric": "f1", "bound": 0.05, "relative": True},
+    " beats  baseline\tby 5% ": {"kind": "baseline", "metric": "f1", "bound": 0.05, "is_relative": True},
+    "beats baseline by 5 % relative": {"kind": "baseline", "metric": "f1", "bound": 0.05, "is_relative": True},
     "beats baseline by 0.02": {"kind": "baseline", "metric": "f1", "bound": 0.02},
     "not worse than champion": {"kind": "champion", "metric": "f1", "bound": 0},
     "not worse than champion by more than 0.005": {"kind": "champion", "metric": "f1", "bound": 0.005},
-    "not worse than champion by more than 1 %": {"kind": "champion", "metric": "f1", "bound": 0.01, "relative": True},
+    "not worse than champion by more than 1 %": {"kind": "champion", "metric": "f1", "bound": 0.01, "is_relative": True},
     "p95 latency <= 50 ms": {"kind": "latency", "operator": "<=", "bound": 50, "percentile": 95},
     "p99 latency <= 0.2s": {"kind": "latency", "operator": "<=", "bound": 200, "percentile": 99},
     "selection_rate ratio between groups >= 0.8": {"kind": "ratio", "metric": "selection_rate", "bound": 0.8},
@@ -114,13 +114,13 @@ def bounds(draw):
 
 SHARES = st.floats(0, 1)
 MARGINS = st.builds(
-    lambda kind, bound, relative: Criterion(kind=kind, metric="f1", bound=bound, relative=relative and bound > 0),
+    lambda kind, bound, relative: Criterion(kind=kind, metric="f1", bound=bound, is_relative=relative and bound > 0),
     st.sampled_from(["baseline", "champion"]),
     st.floats(0, 1e300, **NUMBERS),
     st.booleans(),
 )
 POINTS = st.builds(
-    lambda pair, bound, at: Criterion(kind="operating point", metric=pair[0], bound=bound, at=pair[1], at_bound=at),
+    lambda pair, bound, at: Criterion(kind="operating point", metric=pair[0], bound=bound, constraint_metric=pair[1], constraint_bound=at),
     st.permutations(["precision", "recall"]),
     SHARES,
     SHARES,

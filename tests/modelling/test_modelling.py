@@ -665,7 +665,7 @@ class Slow(DecisionTreeClassifier):
 
 
 def test_the_latency_budget_refuses_who_is_slow(tmp_path, own, reviewed, monkeypatch):
-    monkeypatch.setattr(final_model, "measure_latency", lambda *asked: measure_latency(*asked, most=2))
+    monkeypatch.setattr(final_model, "measure_latency", lambda *asked: measure_latency(*asked, max_rows=2))
     candidate_model("slow", complexity=0)(lambda task, seed: Slow(max_depth=4, random_state=seed))
     table = make_table()
     table["y"] = np.where(table.a.abs() > 0.7, "yes", "no")

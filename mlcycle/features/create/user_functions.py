@@ -138,20 +138,20 @@ def _typed(made: Any, kind: str) -> np.ndarray:
 def check_feature_function(
     function: FeatureFunction, # Of a person's own
     rows: pd.DataFrame, # Some that it must be able to read
-    most: int = 500, # Of the rows, spread evenly
-    alone: int = 15, # So many of them are asked one by one
+    max_rows: int = 500, # Of the rows, spread evenly
+    n_single_rows: int = 15, # So many of them are asked one by one
 ) -> None:
     "Refuse a function that fails, says nothing, or makes something else of a row alone than of the same row among others."
     if absent := [name for name in function.inputs if name not in rows]:
         raise InputError(f"The function '{function.name}' reads the column '{absent[0]}', which is not there.",
                          suggest_name(absent[0], [str(name) for name in rows]))
-    places = np.unique(np.linspace(0, len(rows) - 1, min(len(rows), most)).astype(int))
+    places = np.unique(np.linspace(0, len(rows) - 1, min(len(rows), max_rows)).astype(int))
     sample = rows[list(dict.fromkeys(function.inputs))].iloc[places]
     if pd.isna(call_feature_function(function, [sample[name] for name in function.inputs], function.kind)).all():
         raise InputError(f"The function '{function.name}' makes nothing but missing values of {len(sample)} rows.",
                          "A feature that is always missing says nothing.")
     for holed in (sample, *(_with_missing_values(sample, name) for name in sample)):
-        _check_row_independence(function, holed, alone)
+        _check_row_independence(function, holed, n_single_rows)
 
 # %% ../../../nbs/features/create/user_functions.ipynb #61d41698
 def _with_missing_values(rows: pd.DataFrame, name: str) -> pd.DataFrame:

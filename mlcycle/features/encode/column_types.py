@@ -14,13 +14,13 @@ MAX_ONE_HOT_CATEGORIES = 30 # With more, a category is encoded by what it means 
 MIN_TEXT_WORDS = 3 # A text has so many words, in the mean
 
 # %% ../../../nbs/features/encode/column_types.ipynb #a0f975be
-def _kind(values: pd.Series, most_missing: float) -> tuple[str, str]:
+def _column_type(values: pd.Series, max_missing: float) -> tuple[str, str]:
     "A kind, and a reason not to use the column if there is one."
     known = values.dropna()
     distinct = known.nunique()
     if distinct < 2:
         return "", "always empty" if not distinct else f"always {known.iloc[0]}"
-    if (share := values.isna().mean()) > most_missing:
+    if (share := values.isna().mean()) > max_missing:
         return "", f"missing in {share:.1%} of the training rows"
     if pd.api.types.is_timedelta64_dtype(values):
         return "", "a length of time: make a number of seconds of it"
@@ -50,10 +50,10 @@ def find_duplicate_columns(
 ) -> dict[str, str]: # Reason for each that repeats one before it
     "Columns that say what another says."
     first, repeated = {}, {}
-    for name, kind in column_types.items():
+    for name, column_type in column_types.items():
         codes, distinct = pd.factorize(rows[name])
         key = len(distinct), int((codes < 0).sum())
-        same = [kept for kept in first.get(key, []) if _repeats(rows, kept, name, codes, {column_types[kept], kind})]
+        same = [kept for kept in first.get(key, []) if _repeats(rows, kept, name, codes, {column_types[kept], column_type})]
         if same:
             equal = "the same as" if rows[same[0]].equals(rows[name]) else "says the same in other words or units as"
             repeated[name] = f"{equal} '{same[0]}'"
@@ -81,11 +81,11 @@ def _repeats(rows: pd.DataFrame, kept: str, name: str, codes: np.ndarray, column
 # %% ../../../nbs/features/encode/column_types.ipynb #be847cd4
 def infer_column_types(
     rows: pd.DataFrame, # Training rows, features only
-    most_missing: float = 0.95, # Columns with a larger share of missing values are left out
+    max_missing: float = 0.95, # Columns with a larger share of missing values are left out
 ) -> tuple[dict[str, str], dict[str, str]]: # Kind of each column that is used; reason for each that is not
     "What each column is."
-    found = {name: _kind(rows[name], most_missing) for name in rows}
-    column_types = {name: kind for name, (kind, reason) in found.items() if not reason}
+    found = {name: _column_type(rows[name], max_missing) for name in rows}
+    column_types = {name: column_type for name, (column_type, reason) in found.items() if not reason}
     repeated = find_duplicate_columns(rows, column_types)
-    column_types = {name: kind for name, kind in column_types.items() if name not in repeated}
+    column_types = {name: column_type for name, column_type in column_types.items() if name not in repeated}
     return column_types, {name: reason for name, (_, reason) in found.items() if reason} | repeated

@@ -49,8 +49,8 @@ def column_to_codes(
 # %% ../../../nbs/features/explore/associations.ipynb #c38e8bb0
 def merge_rare_codes(
     codes: np.ndarray, # Of categories; -1 where missing
-    most: int = 50, # Groups; rarer values are one group more
-    rarest: int = 10, # Rows that a group of its own needs
+    max_groups: int = 50, # Groups; rarer values are one group more
+    min_rows: int = 10, # Rows that a group of its own needs
 ) -> np.ndarray: # The most frequent is 0; -1 where missing
     "Categories with the rare ones together."
     counts = np.bincount(codes[codes >= 0])
@@ -58,7 +58,7 @@ def merge_rare_codes(
     place = np.empty(len(counts) + 1, dtype=int)
     place[order] = np.arange(len(counts))
     place[-1] = -1
-    return np.minimum(place[codes], min(most, int((counts >= min(rarest, counts.max(initial=0))).sum())))
+    return np.minimum(place[codes], min(max_groups, int((counts >= min(min_rows, counts.max(initial=0))).sum())))
 
 # %% ../../../nbs/features/explore/associations.ipynb #77d4957d
 def quantile_bins(
@@ -161,14 +161,14 @@ def pairwise_cramer_v(
 def measure_associations(
     rows: pd.DataFrame, # A sample of some thousands is enough
     bins: int = 20, # Of numbers; fewer where there are fewer than 30 rows to each
-    most: int = 50, # Groups of a category
+    max_groups: int = 50, # Groups of a category
 ) -> tuple[pd.DataFrame, pd.DataFrame]: # Associations, 0 to 1; rank correlations of ordered columns, -1 to 1
     "How strongly every two columns go together; `nan` where one does not vary."
     ordered = [name for name in rows if is_ordered(rows[name])]
     others = [name for name in rows if name not in set(ordered)]
     ranks = np.column_stack([rank_values(column_to_floats(rows[name])) for name in ordered]) if ordered else np.empty((len(rows), 0))
     binned = [quantile_bins(column, min(bins, max(2, len(rows) // 30))) for column in ranks.T]
-    grouped = [merge_rare_codes(column_to_codes(rows[name])[0], most) for name in others]
+    grouped = [merge_rare_codes(column_to_codes(rows[name])[0], max_groups) for name in others]
     groups = np.column_stack([*binned, *grouped]) if len(rows.columns) else np.empty((len(rows), 0), dtype=int)
     with threadpool_limits(1):
         spearman = rank_correlations(ranks)

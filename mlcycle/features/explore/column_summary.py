@@ -18,13 +18,13 @@ from ...outcomes import Problem
 def target_indicators(
     target: pd.Series, # What is predicted
     problem: Problem, # Says what kind of answer it is
-    most: int = 6, # Classes, the most frequent ones
+    max_classes: int = 6, # Classes, the most frequent ones
 ) -> dict[str, np.ndarray]: # By the name of the class, or `mean`; `nan` where the answer is missing
     "The answer as columns of numbers whose means can be compared."
     if problem.task == "regression":
         return {"mean": column_to_floats(target)}
     counts = target.value_counts()
-    classes = [problem.positive] if problem.task == "binary" else list(counts.index[:most])
+    classes = [problem.positive] if problem.task == "binary" else list(counts.index[:max_classes])
     known = target.notna().to_numpy()
     return {str(one): np.where(known, (target == one).to_numpy(dtype=float, na_value=0.0), np.nan) for one in classes}
 
@@ -86,7 +86,7 @@ def summarize_numbers(
 def find_isolated_value(
     distinct: np.ndarray, # Sorted
     runs: np.ndarray, # How often each occurs
-    rarest: float = 0.001, # Share of the known values that it must have
+    min_share: float = 0.001, # Share of the known values that it must have
 ) -> dict: # `isolated_value`, `isolated_share`; nothing if there is none
     "A value at an end that is repeated and stands alone."
     if len(distinct) < 10:
@@ -96,7 +96,7 @@ def find_isolated_value(
         rest, often = distinct[inner], np.cumsum(runs[inner])
         low, high = rest[np.searchsorted(often, np.array([0.05, 0.95]) * often[-1])]
         gap = abs(distinct[end] - rest[0 if end == 0 else -1])
-        if share[end] >= rarest and runs[end] >= 5 and gap > 0.5 * (high - low) and share[end] > 3 * np.median(share[inner]):
+        if share[end] >= min_share and runs[end] >= 5 and gap > 0.5 * (high - low) and share[end] > 3 * np.median(share[inner]):
             return {"isolated_value": float(distinct[end]), "isolated_share": float(share[end])}
     return {}
 
@@ -138,10 +138,10 @@ DATE_PATTERN = r"^\s*(?:\d{4}[-/.]\d{1,2}[-/.]\d{1,2}|\d{1,2}[-/.]\d{1,2}[-/.]\d
 def summarize_text_formats(
     distinct: pd.Index, # Values that occur
     counts: np.ndarray, # How often each does
-    most: int = 5000, # Values that are looked at, the first ones
+    max_values: int = 5000, # Values that are looked at, the first ones
 ) -> dict: # `numeric_share`, `date_share`: shares of the values; `spelling_variants`: examples, `variant_rows`
     "What text really is."
-    texts = pd.Series([one for one in distinct[:most] if isinstance(one, str)], dtype="str")
+    texts = pd.Series([one for one in distinct[:max_values] if isinstance(one, str)], dtype="str")
     if not len(texts):
         return {}
     plain = texts.str.strip()
@@ -149,7 +149,7 @@ def summarize_text_formats(
     key = plain.str.casefold().str.replace(r"\s+", " ", regex=True)
     twins = key.duplicated(keep=False)
     pairs = texts[key == key[twins].iloc[0]].tolist()[:3] if twins.any() else []
-    often = pd.Series(counts[:most][[isinstance(one, str) for one in distinct[:most]]])
+    often = pd.Series(counts[:max_values][[isinstance(one, str) for one in distinct[:max_values]]])
     return {"numeric_share": float(numbers.mean()), "date_share": float(plain.str.match(DATE_PATTERN).mean()), "spelling_variants": pairs,
             "variant_values": int(twins.sum()), "variant_rows": int(often[twins.to_numpy()].sum())}
 

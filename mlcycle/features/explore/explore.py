@@ -25,7 +25,7 @@ PERIOD_FREQUENCIES = {"hour": "h", "day": "D", "week": "W", "month": "M", "quart
 # %% ../../../nbs/features/explore/explore.ipynb #204f9873
 def split_into_periods(
     times: pd.Series, # When each row was
-    most: int = 40, # Periods
+    max_periods: int = 40, # Periods
 ) -> tuple[str, np.ndarray, pd.Index]: # What is counted; a code for each row, -1 where unknown; where each period begins
     "The rows in periods; nothing counted if that cannot be."
     nothing = "", np.full(len(times), -1), pd.Index([])
@@ -38,7 +38,7 @@ def split_into_periods(
         return f"part of {times.name}", codes, pd.Index(edges[:-1])
     plain = times.dt.tz_localize(None) if isinstance(times.dtype, pd.DatetimeTZDtype) else times
     ends = pd.PeriodIndex([plain.min(), plain.max()], freq="h")
-    counted = next((name for name, freq in PERIOD_FREQUENCIES.items() if _count(ends, freq) <= most), "year")
+    counted = next((name for name, freq in PERIOD_FREQUENCIES.items() if _count(ends, freq) <= max_periods), "year")
     index = pd.PeriodIndex(plain, freq=PERIOD_FREQUENCIES[counted])
     codes = np.where(index.isna(), -1, index.asi8 - index.min().ordinal)
     return counted, codes, pd.period_range(index.min(), index.max(), freq=PERIOD_FREQUENCIES[counted]).to_timestamp()
@@ -54,23 +54,23 @@ def summarize_by_period(
     rows: pd.DataFrame, # Some
     codes: np.ndarray, # The period of each
     begins: pd.Index, # Of each period
-    fewest: int = 10, # Rows that a period needs
+    min_rows: int = 10, # Rows that a period needs
 ) -> pd.DataFrame: # `column`, `period`, `level`, `value`, `missing`
     "The median of each number, the share of the most frequent value of anything else, and the missing share, by period."
     there, lines = codes >= 0, []
     sizes = np.bincount(codes[there], minlength=len(begins))
-    enough = np.flatnonzero(sizes >= min(fewest, sizes.max(initial=0)))
+    enough = np.flatnonzero(sizes >= min(min_rows, sizes.max(initial=0)))
     for name, values in rows.items():
         missing = group_means(codes, values.isna().to_numpy(dtype=float), len(begins))
         if is_ordered(values):
-            numbers, told = column_to_floats(values), ""
+            numbers, frequent_value = column_to_floats(values), ""
             level = pd.Series(numbers[there]).groupby(codes[there]).median().reindex(range(len(begins))).to_numpy()
         else:
             found, distinct = column_to_codes(values)
             place = np.bincount(found[found >= 0]).argmax() if len(distinct) else -1
-            told = str(distinct[place]) if len(distinct) else ""
+            frequent_value = str(distinct[place]) if len(distinct) else ""
             level = group_means(codes, np.where(found < 0, np.nan, found == place), len(begins))
-        line = pd.DataFrame({"column": name, "period": begins, "level": level, "value": told, "missing": missing})
+        line = pd.DataFrame({"column": name, "period": begins, "level": level, "value": frequent_value, "missing": missing})
         lines.append(line.iloc[enough])
     return pd.concat(lines, ignore_index=True)
 
@@ -98,11 +98,11 @@ def _none(*columns: str) -> pd.DataFrame:
 def target_groups(
     target: pd.Series, # Of the sample
     task: str, # Of the problem
-    most: int = 6, # Classes
+    max_classes: int = 6, # Classes
 ) -> pd.Series: # An ordered category
     "Rows by their answer: by class, or by quarter of a number."
     if task != "regression":
-        classes = [str(one) for one in target.value_counts().index[:most]]
+        classes = [str(one) for one in target.value_counts().index[:max_classes]]
         text = target.astype(object).map(str, na_action="ignore")
         return pd.Series(pd.Categorical(text, categories=classes, ordered=True), target.index, name=target.name)
     several = target.nunique() > 1
@@ -130,12 +130,12 @@ def explore(
     rows: pd.DataFrame, # Training rows, with the target
     target_name: str, # What is predicted
     problem: Problem, # Says the task, the classes, and which column is the time
-    sample: int = 20_000, # Rows for what is costly
+    max_rows: int = 20_000, # Of the sample for what is costly
     seed: int = 0, # Of the sample
 ) -> Exploration:
-    "Look at a table from all sides."
+    "Summaries, associations, changes over time and findings of a table."
     targets = target_indicators(rows[target_name], problem)
-    at = np.sort(np.random.default_rng(seed).choice(len(rows), min(sample, len(rows)), replace=False))
+    at = np.sort(np.random.default_rng(seed).choice(len(rows), min(max_rows, len(rows)), replace=False))
     shown = rows.iloc[at]
     columns, categories = summarize_columns(rows, targets)
     strength, signed = measure_associations(shown)

@@ -147,13 +147,13 @@ def check_target(
 # %% ../../../nbs/features/explore/findings.ipynb #5fb308ff
 def check_redundant_columns(
     found: "Exploration", # So far
-    same: float = 0.98, # Association from which two columns are redundant
+    min_association: float = 0.98, # Association from which two columns are redundant
 ) -> Iterator[Finding]:
     "Columns with the same information."
     from scipy.sparse.csgraph import connected_components
 
     matrix = found.associations.drop(index=found.target, columns=found.target)
-    close = np.nan_to_num(matrix.to_numpy()) >= same
+    close = np.nan_to_num(matrix.to_numpy()) >= min_association
     groups = pd.Series(matrix.index).groupby(connected_components(close)[1]) if len(matrix) else []
     for _, names in groups:
         if len(names) > 1:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 # %% ../../../nbs/features/explore/plots.ipynb #0fa39752
-def _say(words: str) -> "Figure":
+def _text_figure(words: str) -> "Figure":
     "A figure that is a sentence."
     import matplotlib.pyplot as plt
 
@@ -41,31 +41,31 @@ def _grid(panels: int, across: int = 3, height: float = 2.5) -> "tuple[Figure, l
     return figure, list(axes.flat[:panels])
 
 # %% ../../../nbs/features/explore/plots.ipynb #e097a248
-def _short(name: object, most: int = 26) -> str:
+def _short(name: object, max_length: int = 26) -> str:
     "A name that fits; signs that would begin a formula are plain ones."
     text = str(name).replace("$", "\\$")
-    return text if len(text) <= most else text[:most - 1] + "…"
+    return text if len(text) <= max_length else text[:max_length - 1] + "…"
 
 # %% ../../../nbs/features/explore/plots.ipynb #880735e2
-def _strongest(found: Exploration, numbers: bool, most: int) -> list[str]:
+def _strongest(found: Exploration, numbers: bool, max_columns: int) -> list[str]:
     "The columns of a sort that tell most about the target; those that vary only."
     kinds = {"number", "duration"} if numbers else {"text", "category", "yes or no", "mixed"}
     facts = found.columns.loc[found.target_associations.index[found.target_associations.association > 0]]
     often = facts.top_share * (1 - facts.missing) * found.rows >= (0 if numbers else 10) # Categories that occur more than once
-    return list(facts.index[facts.value_type.isin(kinds) & often][:most])
+    return list(facts.index[facts.value_type.isin(kinds) & often][:max_columns])
 
 # %% ../../../nbs/features/explore/plots.ipynb #1cbd108c
 def plot_missing_patterns(
     exploration: Exploration, # Of a table
-    most: int = 12, # Patterns
+    max_patterns: int = 12, # Patterns
 ) -> "Figure":
     "Each line is a pattern: the columns that are missing in its rows are dark."
     import seaborn as sns
 
-    patterns = exploration.missing_patterns[exploration.missing_patterns["columns"] != "none"].head(most)
+    patterns = exploration.missing_patterns[exploration.missing_patterns["columns"] != "none"].head(max_patterns)
     shares = exploration.columns.missing[exploration.columns.missing > 0].sort_values(ascending=False, kind="stable")
     if not len(patterns):
-        return _say("No value is missing.")
+        return _text_figure("No value is missing.")
     names = [name for name in shares.index if any(name in line.split(", ") for line in patterns["columns"])][:25]
     dark = np.array([[name in line.split(", ") for name in names] for line in patterns["columns"]], dtype=float)
     figure, (axes,) = _grid(1)
@@ -80,15 +80,15 @@ def plot_missing_patterns(
 # %% ../../../nbs/features/explore/plots.ipynb #64358ce7
 def plot_numbers_by_target(
     exploration: Exploration, # Of a table
-    most: int = 9, # Panels
-    points: int = 4000, # Rows of the sample that are drawn
+    max_panels: int = 9, # Panels
+    max_points: int = 4000, # Rows of the sample that are drawn
 ) -> "Figure":
     "The numbers that tell most, by the target."
-    names = _strongest(exploration, True, most)
+    names = _strongest(exploration, True, max_panels)
     if not names:
-        return _say("No number column goes with the target.")
+        return _text_figure("No number column goes with the target.")
     figure, panels = _grid(len(names))
-    rows = exploration.sample.iloc[::max(1, len(exploration.sample) // points)]
+    rows = exploration.sample.iloc[::max(1, len(exploration.sample) // max_points)]
     groups = target_groups(rows[exploration.target], exploration.task)
     for axes, name in zip(panels, names, strict=True):
         facts = exploration.columns.loc[name]
@@ -131,17 +131,17 @@ def _draw_cloud(axes: "Axes", drawn: pd.DataFrame, target: str) -> None:
 # %% ../../../nbs/features/explore/plots.ipynb #c1b3af35
 def plot_categories_by_target(
     exploration: Exploration, # Of a table
-    most: int = 6, # Panels
-    values: int = 8, # Of each column, the most frequent ones
+    max_panels: int = 6, # Panels
+    max_values: int = 8, # Of each column, the most frequent ones
 ) -> "Figure":
     "The categories that tell most, by the target."
-    names = _strongest(exploration, False, most)
+    names = _strongest(exploration, False, max_panels)
     if not names:
-        return _say("No category column goes with the target.")
+        return _text_figure("No category column goes with the target.")
     figure, panels = _grid(len(names), across=2, height=2.6)
     figure.set_size_inches(4.6 * min(len(names), 2), figure.get_size_inches()[1])
     for axes, name in zip(panels, names, strict=True):
-        lines = exploration.categories[exploration.categories["column"] == name].head(values)
+        lines = exploration.categories[exploration.categories["column"] == name].head(max_values)
         labels = [f"{_short(line.value, 20)}  ({line.rows:,})" for line in lines.itertuples()]
         if exploration.task == "multiclass":
             _draw_division(axes, lines.set_axis(labels)[exploration.classes])
@@ -179,15 +179,15 @@ def _draw_division(axes: "Axes", shares: pd.DataFrame) -> None:
 # %% ../../../nbs/features/explore/plots.ipynb #ab9a3260
 def plot_target_associations(
     exploration: Exploration, # Of a table
-    most: int = 15, # Columns
+    max_columns: int = 15, # Columns
 ) -> "Figure":
     "The columns that tell most about the target, alone."
     import seaborn as sns
 
     strength = exploration.target_associations.association
-    strength = strength[strength > 0].head(most)
+    strength = strength[strength > 0].head(max_columns)
     if not len(strength):
-        return _say("No column goes with the target.")
+        return _text_figure("No column goes with the target.")
     figure, (axes,) = _grid(1)
     figure.set_size_inches(7, 1 + 0.24 * len(strength))
     sns.barplot(x=strength.to_numpy(), y=[_short(name, 34) for name in strength.index], color="C0", ax=axes)
@@ -197,17 +197,17 @@ def plot_target_associations(
 # %% ../../../nbs/features/explore/plots.ipynb #f605fdff
 def plot_association_matrix(
     exploration: Exploration, # Of a table
-    most: int = 24, # Columns beside the target, those that tell most about it
+    max_columns: int = 24, # Columns beside the target, those that tell most about it
 ) -> "Figure":
     "Every two columns, of whatever types."
     import seaborn as sns
     from scipy.cluster.hierarchy import leaves_list, linkage
     from scipy.spatial.distance import squareform
 
-    told = exploration.target_associations.association.dropna().index[:most]
+    told = exploration.target_associations.association.dropna().index[:max_columns]
     names = [exploration.target, *told]
     if len(names) < 3:
-        return _say("There are fewer than two other columns that vary.")
+        return _text_figure("There are fewer than two other columns that vary.")
     block = exploration.associations.loc[names, names].fillna(0.0)
     distance = 1 - block.to_numpy()
     np.fill_diagonal(distance, 0.0)
@@ -226,15 +226,15 @@ def plot_association_matrix(
 # %% ../../../nbs/features/explore/plots.ipynb #1f18fa30
 def plot_changes_over_time(
     exploration: Exploration, # Of a table
-    most: int = 9, # Panels
+    max_panels: int = 9, # Panels
 ) -> "Figure":
     "Rows and answers in each period, then the columns that change most."
     import seaborn as sns
 
     if not exploration.period:
-        return _say("The problem names no column that says when a row was.")
+        return _text_figure("The problem names no column that says when a row was.")
     whole, lines = exploration.target_over_time, exploration.columns_over_time
-    changing = _changing(exploration)[:most - 2]
+    changing = _changing(exploration)[:max_panels - 2]
     figure, panels = _grid(2 + len(changing))
     sns.lineplot(whole, x="period", y="rows", ax=panels[0], marker="o", markersize=4)
     panels[0].set(title="rows", ylabel="rows", ylim=(0, None))

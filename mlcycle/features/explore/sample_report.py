@@ -30,20 +30,20 @@ STYLE = """
 # %% ../../../nbs/features/explore/sample_report.ipynb #128b0ea4
 def sample_report(
     rows: pd.DataFrame, # Any
-    sample: int = 1000, # Rows that the report is about, drawn at random
+    n_rows: int = 1000, # Rows that the report is about, drawn at random
     seed: int = 0, # Of the draw
-    shown: int = 10, # Rows of the sample that can be read
-    columns: int = 40, # At most, the first ones
+    shown_rows: int = 10, # Rows of the sample that can be read
+    max_columns: int = 40, # At most, the first ones
 ) -> HtmlSnippet: # HTML
     "skrub's report on a sample."
     from skrub import TableReport
 
-    at = np.sort(np.random.default_rng(seed).choice(len(rows), min(sample, len(rows)), replace=False))
-    drawn = rows.iloc[at, :columns].reset_index(drop=True)
+    at = np.sort(np.random.default_rng(seed).choice(len(rows), min(n_rows, len(rows)), replace=False))
+    drawn = rows.iloc[at, :max_columns].reset_index(drop=True)
     told = f"{len(drawn):,} of {len(rows):,} rows, drawn at random" if len(drawn) < len(rows) else f"all {len(rows):,} rows"
     if drawn.shape[1] < rows.shape[1]:
-        told += f"; the first {columns} of {rows.shape[1]} columns"
-    report = TableReport(drawn, n_rows=shown, verbose=0, plot_distributions=False)
+        told += f"; the first {max_columns} of {rows.shape[1]} columns"
+    report = TableReport(drawn, n_rows=shown_rows, verbose=0, plot_distributions=False)
     return HtmlSnippet(clean_skrub_html(report.html_snippet(), f"A sample: {told}"))
 
 # %% ../../../nbs/features/explore/sample_report.ipynb #b969952b

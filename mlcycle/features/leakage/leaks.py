@@ -26,11 +26,11 @@ from ...outcomes import LeakageSuspect, Problem
 def find_missing_with_target(
     rows: pd.DataFrame, # Features only
     target: pd.Series, # Of the same rows; missing where it is unknown
-    least: int = 20, # So many unknown ones are needed
+    min_unknown: int = 20, # So many unknown ones are needed
 ) -> dict[str, str]: # What was found, by column
     "Columns that are missing where the target is, and nowhere else."
     unknown = target.isna().to_numpy()
-    if unknown.sum() < least or (~unknown).sum() < least:
+    if unknown.sum() < min_unknown or (~unknown).sum() < min_unknown:
         return {}
     missing = rows.isna()
     there, elsewhere = missing[unknown].sum(), missing[~unknown].sum()
@@ -266,14 +266,14 @@ def plot_target_leakage(
     leaks: list[LeakageSuspect], # Suspects
     scores: dict[str, float], # Of each column by itself, as `score_single_columns` gives it
     max_score: float = 0.98, # From here on a column is taken for the answer
-    most: int = 25, # Suspects, and the columns that say most: so many bars
+    max_columns: int = 25, # Suspects, and the columns that say most: so many bars
 ): # matplotlib's axes
     "What each column explains by itself, suspects marked."
     import matplotlib.pyplot as plt
     import seaborn as sns
 
     state = {leak.column: "suspect" if leak.excluded else "suspect, trusted" for leak in leaks if leak.column}
-    names = sorted(scores, key=lambda name: (name not in state, -scores[name]))[:most]
+    names = sorted(scores, key=lambda name: (name not in state, -scores[name]))[:max_columns]
     bars = pd.DataFrame({"column": names, "score": [scores[name] for name in names]}).sort_values("score", ascending=False)
     bars["is"] = [state.get(name, "nothing found") for name in bars.column]
     colours = {"suspect": "#b2182b", "suspect, trusted": "#ef8a62", "nothing found": "#b8c4d0"}

@@ -78,7 +78,8 @@ def connect_read_only(
     except (sa.exc.SQLAlchemyError, pd.errors.DatabaseError) as error: # pandas wraps what SQLAlchemy raises
         inner = error.__cause__ if isinstance(error, pd.errors.DatabaseError) and error.__cause__ else error
         said = str(getattr(inner, "orig", None) or inner).strip().splitlines()[0]
-        raise SourceError(f"The database '{mask_secrets(address)}' says: {mask_secrets(said, address, secrets=[url.password or ''])}",
+        said = mask_secrets(said, address, secrets=[url.password or ""])
+        raise SourceError(f"The database '{mask_secrets(address)}' says: {said}",
                           remedy="Check the address, the rights of its user, and the query.") from None
     finally:
         engine.dispose()

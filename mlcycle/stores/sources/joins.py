@@ -59,7 +59,8 @@ def read_csv_sql(
     "What DuckDB selects from to read a file of text."
     return (f"read_csv({sql_literal(path)}, delim={sql_literal(dialect.separator)}, quote='\"', escape='\"', sample_size=-1, "
             f"header={str(dialect.header).lower()}, names={sql_literal(dialect.names)}, nullstr={sql_literal(NA_VALUES)}, "
-            f"auto_type_candidates={SQL_TYPES}, decimal_separator={sql_literal(dialect.decimal)}, strict_mode=false, auto_detect=true)")
+            f"auto_type_candidates={SQL_TYPES}, decimal_separator={sql_literal(dialect.decimal)},"
+            " strict_mode=false, auto_detect=true)")
 
 # %% ../../../nbs/stores/sources/joins.ipynb #2e117668
 def create_csv_view(
