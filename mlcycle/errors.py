@@ -37,7 +37,7 @@ class SourceError(InputError):
 
 # %% ../nbs/errors.ipynb #3c399dd3
 class TargetError(InputError):
-    "A target column that cannot be learnt."
+    "A target column that cannot be predicted."
 
 # %% ../nbs/errors.ipynb #775f7de1
 class MetricError(InputError):
@@ -65,7 +65,7 @@ class ArtifactError(MlcycleError):
 
 # %% ../nbs/errors.ipynb #047eed05
 class RegistryError(MlcycleError):
-    "A registry of models that does not answer, or cannot write."
+    "A model registry that does not respond, or cannot write."
 
 # %% ../nbs/errors.ipynb #438e5334
 class HoldoutError(MlcycleError):

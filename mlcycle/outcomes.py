@@ -18,15 +18,15 @@ class Record(BaseModel):
     "A frozen record without unknown fields."
 
     model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True) # Built when first used
-    volatile: ClassVar[tuple[str, ...]] = () # Fields that differ each time: seconds, and names drawn at random
+    volatile: ClassVar[tuple[str, ...]] = () # Fields that differ at each run: seconds, names drawn at random
 
     def content(self) -> dict:
-        "The record without what was only measured."
+        "The record without its volatile fields."
         return {name: _content(getattr(self, name)) for name in type(self).model_fields if name not in self.volatile}
 
 # %% ../nbs/outcomes.ipynb #fd3ecc64
 def _content(value: Any) -> Any:
-    "A field without what was only measured."
+    "A value without the volatile fields of records in it."
     if isinstance(value, Record):
         return value.content()
     if isinstance(value, dict):
@@ -39,10 +39,10 @@ class Outcome(Record):
 
     stage: ClassVar[str] = ""
     decision: str # One sentence: what was decided
-    project_files: list[str] = [] # Files of the project by which the stage went, and which it writes where they are missing
+    project_files: list[str] = [] # Files of the project that the stage follows, and writes where they are missing
 
     def content(self) -> dict:
-        "The outcome without what was only measured, and without names of files."
+        "The outcome without volatile fields and without names of files."
         return {name: value for name, value in super().content().items() if name != "project_files"}
 
 # %% ../nbs/outcomes.ipynb #69e15bc3
@@ -84,26 +84,26 @@ class Score(Record):
 class LearningCurvePoint(Record):
     "A point of a learning curve."
 
-    train_size: int # Learnt from
-    score: Score # On rows that were held out
+    train_size: int # Training rows
+    score: Score # On validation rows
 
 # %% ../nbs/outcomes.ipynb #afe860af
 class Feasibility(Record):
-    "Whether machine learning can answer the question, from a quick look at a sample."
+    "Whether the target can be predicted well enough, from quick models on a sample."
 
     volatile: ClassVar[tuple[str, ...]] = ("seconds",)
     verdict: Literal["feasible", "doubtful", "infeasible"]
     reason: str # One sentence
-    sampled_rows: int # Of the sample
-    labelled_rows: int = 0 # Of the table whose answer is known: where the learning curve is read off
+    sampled_rows: int # Rows of the sample
+    labelled_rows: int = 0 # Rows of the table whose target is known: where the learning curve is read off
     scores: dict[str, Score] # Of quick models: `dummy`, `linear`, `boosted`
     p_value: float # Of the permutation test that there is any signal
-    permutation_test_score: float = 0.0 # Its statistic: correlation of held-out answers with true ones
-    permutation_scores: list[float] = [] # The same with answers shuffled
+    permutation_test_score: float = 0.0 # Its statistic: correlation of predicted and actual values of validation rows
+    permutation_scores: list[float] = [] # The same with permuted targets
     learning_curve: list[LearningCurvePoint] = [] # Of the best quick model, fewest rows first
     extrapolated_score: Score # With all rows, by extrapolation of the learning curve
     criteria: dict[str, Literal["within reach", "doubtful", "out of reach", "not probed"]] # By criterion
-    label_noise: float | None = None # Share of equal rows with unequal answers; none where no rows repeat
+    label_noise: float | None = None # Share of equal rows with unequal labels; none where no rows repeat
     noise_ceiling: float | None = None # Accuracy, or R2 of a regression, that unequal labels of equal rows allow at most
     warnings: list[str] = [] # What makes the scores less trustworthy
     skipped: str = "" # What was left out because time was up
@@ -125,12 +125,12 @@ class Problem(Outcome):
     target: str
     task: Task
     classes: list[Label] = [] # Of a classification, sorted
-    positive: Label | None = None # Of a binary task: the class that is looked for
+    positive: Label | None = None # Of a binary task: the positive class
     metric: str # The primary one
     metrics: list[str] # All that are reported, the primary one first
     criteria: list[str] # Each becomes a gate in stage 5
-    costs: dict[str, dict[str, float]] = {} # Of each kind of answer: truth, then prediction; a gain is negative
-    latency_budget_ms: float | None = None # What 95 of 100 answers may take
+    costs: dict[str, dict[str, float]] = {} # By actual class, then predicted class; a gain is negative
+    latency_budget_ms: float | None = None # What 95 of 100 predictions may take
     time: str = "" # The column that orders the rows, if there is one
     entity: str = "" # The column that says whom or what a row is about, if several rows may be about the same
     protected_columns: list[str] = [] # Their groups must be treated alike
@@ -168,7 +168,7 @@ class LedgerEntry(Record):
 
     step: str
     column: str = "" # Empty: whole rows
-    rows: int # How many it touched
+    rows: int # How many it changed
     share: float = 0.0 # Of all rows
     note: str
     examples: list[CellChange] = []
@@ -206,10 +206,10 @@ class Dataset(Outcome):
 
 # %% ../nbs/outcomes.ipynb #509c6aff
 class LeakageSuspect(Record):
-    "A column that may know the answer."
+    "A column that may leak the target."
 
     column: str
-    score: float | None = None # Of the column alone on held-out rows, on the scale of `find_target_leakage`
+    score: float | None = None # Of the column alone on validation rows, on the scale of `find_target_leakage`
     reason: str # In words, with figures
     excluded: bool = True # A person may say otherwise
 
@@ -247,7 +247,7 @@ class FeaturePlan(Outcome):
 
 # %% ../nbs/outcomes.ipynb #fe4cbdf9
 class LeaderboardEntry(Record):
-    "One model, scored on held-out folds."
+    "One model, scored by cross-validation."
 
     volatile: ClassVar[tuple[str, ...]] = ("fit_seconds", "predict_seconds", "model_bytes")
     model: str # With the number of its trial, if it has one
@@ -270,18 +270,18 @@ class ModelRef(Record):
     version: int
     run_id: str
     sha256: str # Of the skops file
-    functions: FileRef | None = None # Source of the functions that it calls; the model itself holds no code
+    user_functions: FileRef | None = None # Source of the functions that it calls; the model itself holds no code
 
 # %% ../nbs/outcomes.ipynb #1cdccaf1
 class Calibration(Record):
-    "Whether probabilities had to be put right."
+    "Whether probabilities were calibrated, and how."
 
-    inverse_temperature: float # Above 1 bolder, below 1 more timid
+    inverse_temperature: float # Above 1 more confident, below 1 less
     class_bias: list[float] # One a class
-    log_loss_before: float # Log loss on held-out rows
+    log_loss_before: float # On validation rows
     log_loss_after: float
-    improvement: Score # Its difference, higher is better
-    applied: bool # Better by more than noise
+    improvement: Score # Of the log loss, higher is better
+    applied: bool # Where the improvement is more than chance
 
 # %% ../nbs/outcomes.ipynb #23593cd2
 class Candidate(Outcome):
@@ -295,18 +295,18 @@ class Candidate(Outcome):
     n_trials: int # Of the search
     search_rows: int # The leaderboard is about so many rows
     folds_sha256: str = "" # Hash of question, rows and folds: where two runs have the same, their folds can be compared
-    fold_sizes: list[list[int]] = [] # Rows learnt from and asked about, a fold of the first round
-    train_rows: int # The registered model learnt from so many
+    fold_sizes: list[list[int]] = [] # Training and validation rows of each fold of the first round
+    train_rows: int # The registered model was trained on so many
     threshold: float | None = None # Above it a binary score means the positive class
     threshold_metric: str = "" # The metric for which it was chosen
     calibration: Calibration | None = None # Of a classification
     excluded: dict[str, str] = {} # Candidates and trials that are not on the leaderboard, with the reason
-    tuned_models: list[str] = [] # Candidates whose settings were looked for
+    tuned_models: list[str] = [] # Candidates whose hyperparameters were searched
     study: str = "" # Folder of the search in the workspace
-    resumed_trials: int = 0 # Trials that an interrupted search had left
+    resumed_trials: int = 0 # Trials of an interrupted search that were taken over
     timed_out: bool = False # Time was up before the number of trials was reached: not to be repeated exactly
     latency_ms: dict[str, float] = {} # `p50` and `p95` of one row, `1000 rows` at once
-    learning_curve: list[LearningCurvePoint] = [] # What the winner would have been with fewer rows
+    learning_curve: list[LearningCurvePoint] = [] # Of the best model with fewer training rows
 
 # %% ../nbs/outcomes.ipynb #fc7d62f3
 class Gate(Record):
@@ -319,10 +319,10 @@ class Gate(Record):
     bound: float | None
     passed: bool
     note: str = "" # What else is to be known, in a sentence
-    is_timing: bool = False # A clock measured it: milliseconds, other ones each time
+    is_timing: bool = False # It is measured in milliseconds, which differ at each run
 
     def content(self) -> dict:
-        "The record without what a clock measured."
+        "The record without measured milliseconds."
         return {name: value for name, value in super().content().items()
                 if not self.is_timing or name not in ("value", "low", "high", "note")}
 
@@ -330,7 +330,7 @@ class Gate(Record):
 class Verdict(Outcome):
     "Whether the candidate may serve."
 
-    volatile: ClassVar[tuple[str, ...]] = ("holdout_accesses",) # What it decides does not depend on it
+    volatile: ClassVar[tuple[str, ...]] = ("holdout_accesses",) # No decision depends on it
     stage: ClassVar[str] = "validation"
     approved: bool
     gates: list[Gate]
@@ -338,7 +338,7 @@ class Verdict(Outcome):
     baseline_scores: list[Score] # Of the dummy on the same rows
     generalization_gap: dict[str, Score] # The primary metric on train, validation (held-out folds) and holdout rows
     holdout_rows: int
-    holdout_accesses: int = 0 # How often these very rows had been looked at, this time included
+    holdout_accesses: int = 0 # How often these very rows have been read, this time included
     previous_champion: int | None = None # Model version
     current_champion: int | None = None
 
@@ -387,7 +387,7 @@ class Health(Outcome):
 
     volatile: ClassVar[tuple[str, ...]] = ("latency_ms",)
     stage: ClassVar[str] = "monitoring"
-    monitored_rows: str # Which rows: the future, the holdout, or none
+    monitored_table: str # Which rows: the future, the holdout, or none
     rows: int
     latency_ms: dict[str, float] # p50, p95, p99
     windows: list[Window]

@@ -33,4 +33,4 @@ def serve(
         if not release.released:
             raise ParameterError(f"The run {chosen.id} released nothing.", remedy=release.decision)
         serve_bundle(chosen.workspace.root / release.bundle, host, port, chosen.workspace.events_url, chosen.id,
-                     workspace_functions_file(release.model.functions, chosen.workspace))
+                     workspace_functions_file(release.model.user_functions, chosen.workspace))

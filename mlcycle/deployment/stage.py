@@ -77,9 +77,9 @@ def release_model(
     with workspace.lock("registry"):
         open_registry(workspace.tracking_uri, workspace.artifacts, candidate.model.name)
         file = registered_model_file(candidate.model.name, candidate.model.version)
-        functions = workspace_functions_file(candidate.model.functions, workspace)
+        functions = workspace_functions_file(candidate.model.user_functions, workspace)
         folder = build_bundle(workspace.root / "releases", bundle, file, functions)
-    load_workspace_functions(candidate.model.functions, workspace)
+    load_workspace_functions(candidate.model.user_functions, workspace)
     sent = holdout.sample(min(len(holdout), parity_rows), random_state=0)
     parity, predictions = check_parity(folder, bundle, sent, cold_start=cold_start, functions=functions)
     if parity.n_equal != parity.rows:

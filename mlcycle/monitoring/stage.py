@@ -83,7 +83,7 @@ def health_without_release(
     release: Release, # Released nothing
 ) -> Health:
     "The outcome where no model was released."
-    return Health(decision="There is nothing to monitor: no model was released.", monitored_rows="none", rows=0, latency_ms={},
+    return Health(decision="There is nothing to monitor: no model was released.", monitored_table="none", rows=0, latency_ms={},
                   windows=[], drift=[], action="investigate", reason=release.decision, back_to_stage="modelling")
 
 # %% ../../nbs/07_monitoring.ipynb #8a641959
@@ -106,7 +106,7 @@ def monitor_model(
         return health_without_release(release), pd.DataFrame()
     part, rows = rows_to_monitor(dataset, workspace, replay_rows, run)
     delete_events(open_events(workspace.events_url), run) # Of an earlier attempt
-    functions = workspace_functions_file(release.model.functions, workspace)
+    functions = workspace_functions_file(release.model.user_functions, workspace)
     replay_through_service(rows, problem, plan.input_columns, workspace.root / release.bundle, run=run,
                            events_url=workspace.events_url, functions=functions)
     events, features = read_events(open_events(workspace.events_url), run)
@@ -117,6 +117,6 @@ def monitor_model(
     budget = problem.latency_budget_ms if latency_budget_ms is None else latency_budget_ms
     action, reason, back_to = decide_action(current, verdict.scores[0], drift, latency_ms, latency_budget_ms=budget)
     return Health(
-        decision=f"{ACTION_HEADLINES[action]}: {reason}" + (f" Back to stage {back_to}." if back_to else ""), monitored_rows=part,
+        decision=f"{ACTION_HEADLINES[action]}: {reason}" + (f" Back to stage {back_to}." if back_to else ""), monitored_table=part,
         rows=len(events), latency_ms=latency_ms, windows=score_by_window(events, problem, windows), drift=drift, action=action,
         reason=reason, back_to_stage=back_to), events

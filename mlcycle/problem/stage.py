@@ -173,6 +173,7 @@ def define_problem(
     source: str = "", # A file, an address, or a bundled source, which fills in what is left empty
     target: str = "", # The column to predict
     criteria: list[str] | None = None, # What success means; "beats baseline" if none is given
+    *,
     rows: pd.DataFrame | None = None, # Of the source, if they have been read already
     document: ProblemDocument | None = None, # What is written in problem.yaml; what is given here wins
     probe_seconds: float = 10.0, # An outer stop for the feasibility probe; 0: no probe

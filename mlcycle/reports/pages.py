@@ -167,7 +167,7 @@ def outcome_severity(
         return "good" if outcome["approved"] else "bad"
     if "released" in outcome:
         return "good" if outcome["released"] else "warn"
-    if "action" in outcome and outcome["monitored_rows"] != "none":
+    if "action" in outcome and outcome["monitored_table"] != "none":
         return "good" if outcome["action"] == "nothing" else "warn"
     return ""
 

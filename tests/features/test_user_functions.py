@@ -306,7 +306,7 @@ def own_run(tmp_path_factory) -> mc.Run:
 def test_a_run_with_a_feature_of_ones_own(own_run):
     plan = own_run.plan
     assert "compactness" in {each.name for each in plan.features} and "compactness" not in plan.input_columns
-    assert plan.user_functions == own_run.candidate.model.functions == own_run.release.model.functions
+    assert plan.user_functions == own_run.candidate.model.user_functions == own_run.release.model.user_functions
     assert "functions.py" in own_run.release.files
     assert own_run.release.parity.n_equal == own_run.release.parity.rows
     rows = stored_rows(own_run, "holdout")[plan.input_columns].head(20)

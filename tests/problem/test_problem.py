@@ -225,14 +225,14 @@ def test_noise_is_infeasible_for_other_tasks(task):
 def test_breast_cancer_is_feasible_and_the_same_each_time():
     frame = normalise_dtypes(load_breast_cancer(as_frame=True).frame)
     criteria = ["roc_auc >= 0.95", "accuracy >= 0.9", "beats baseline by 20 %"]
-    one = define_problem("cancer", "target", criteria, frame, probe_seconds=600)
+    one = define_problem("cancer", "target", criteria, rows=frame, probe_seconds=600)
     found = one.feasibility
     assert found.verdict == "feasible" and set(found.criteria.values()) == {"within reach"}
     assert found.p_value <= 0.05 and found.scores["dummy"].value == 0.5
     assert found.extrapolated_score.low <= found.extrapolated_score.value <= found.extrapolated_score.high <= 1
     assert "Feasible:" in one.decision
-    assert one.content() == define_problem("cancer", "target", criteria, frame, probe_seconds=600).content()
-    greedy = define_problem("cancer", "target", ["accuracy >= 0.9999"], frame, probe_seconds=600).feasibility
+    assert one.content() == define_problem("cancer", "target", criteria, rows=frame, probe_seconds=600).content()
+    greedy = define_problem("cancer", "target", ["accuracy >= 0.9999"], rows=frame, probe_seconds=600).feasibility
     assert greedy.verdict == "infeasible" and "'accuracy >= 0.9999'" in greedy.reason
 
 
@@ -265,7 +265,7 @@ def test_answers_that_contradict_each_other_bound_what_can_be_reached():
     rng = np.random.default_rng(0)
     frame = pd.DataFrame({"a": rng.integers(0, 5, 400), "b": rng.integers(0, 3, 400)})
     frame["y"] = np.where((frame.a > 2) ^ (rng.random(400) < 0.25), "yes", "no")
-    problem = define_problem("coins", "y", ["accuracy >= 0.95"], normalise_dtypes(frame), metric="accuracy", probe_seconds=600)
+    problem = define_problem("coins", "y", ["accuracy >= 0.95"], rows=normalise_dtypes(frame), metric="accuracy", probe_seconds=600)
     found = problem.feasibility
     assert found.label_noise > 0.9 and 0.7 < found.noise_ceiling < 0.85 and found.extrapolated_score.high <= found.noise_ceiling
     assert (found.verdict, found.criteria) == ("infeasible", {"accuracy >= 0.95": "out of reach"})

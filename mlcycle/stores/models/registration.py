@@ -103,7 +103,7 @@ def _find_version(name: str, fingerprint: str) -> ModelRef | None:
         with suppress(mlflow.exceptions.MlflowException, OSError): # Its files are gone
             if sha256 and hash_file(registered_model_file(name, int(version.version))) == sha256:
                 return ModelRef(name=name, version=int(version.version), run_id=version.run_id, sha256=sha256,
-                                functions=functions_ref(version.tags))
+                                user_functions=functions_ref(version.tags))
     return None
 
 # %% ../../../nbs/stores/models/registration.ipynb #a536d362
@@ -116,7 +116,7 @@ def _add_version(name: str, info: "ModelInfo", run_id: str, tags: dict[str, str]
         client.create_registered_model(name)
     made = client.create_model_version(name, info.model_uri, run_id, tags, model_id=info.model_id)
     return ModelRef(name=name, version=int(made.version), run_id=run_id, sha256=tags["sha256"],
-                    functions=functions_ref(tags))
+                    user_functions=functions_ref(tags))
 
 # %% ../../../nbs/stores/models/registration.ipynb #435e8ed6
 class ReproducibleSklearnFlavor:

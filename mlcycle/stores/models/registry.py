@@ -170,8 +170,8 @@ def load_registered_model(
     workspace: Workspace | None = None, # Has the functions that it calls; that of the working directory if not given
 ) -> BaseEstimator:
     "The model of a registered version."
-    if ref.functions:
-        load_workspace_functions(ref.functions, workspace or Workspace.from_project())
+    if ref.user_functions:
+        load_workspace_functions(ref.user_functions, workspace or Workspace.from_project())
     return load_model(registered_model_file(ref.name, ref.version), ref.sha256)
 
 # %% ../../../nbs/stores/models/registry.ipynb #dbb7f53c
@@ -209,7 +209,7 @@ def get_model_ref(
         return None
     version = mlflow.MlflowClient().get_model_version(name, str(number))
     return ModelRef(name=name, version=number, run_id=version.run_id or "", sha256=version.tags.get("sha256", ""),
-                    functions=functions_ref(version.tags))
+                    user_functions=functions_ref(version.tags))
 
 # %% ../../../nbs/stores/models/registry.ipynb #809af0ae
 def set_alias(
