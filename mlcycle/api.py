@@ -58,9 +58,9 @@ def run_lifecycle(
 ) -> LifecycleRun:
     "Carry a table through the lifecycle."
     if not isinstance(source, str | Path): # It is kept where the stages find it
-        source = save_frame_as_source(source, make_plan({}, project, where="program").workspace.root)
+        source = save_frame_as_source(source, make_plan({}, project, origin="program").workspace.root)
     named = {name: value for name, value in (("source", str(source)), ("target", target)) if value}
-    run = run_plan(make_plan(named | parameters, project, where="program"), StageChoice(until=until))
+    run = run_plan(make_plan(named | parameters, project, origin="program"), StageChoice(until=until))
     return LifecycleRun(run.folder)
 
 # %% ../nbs/api.ipynb #60b021ab

@@ -17,7 +17,7 @@ from ..lifecycle.callbacks import BatchCallback, BatchRunCallback
 class BatchProgressTable(BatchCallback):
     "A bar for the batch, and a line for each run that is under way, and for the first that failed."
 
-    def __init__(self, runs: int, console: "Console", most: int = 5):
+    def __init__(self, runs: int, console: "Console", max_failures: int = 5):
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
         from rich.table import Column
 
@@ -27,7 +27,7 @@ class BatchProgressTable(BatchCallback):
             BarColumn(16, table_column=Column(min_width=16)), MofNCompleteColumn(table_column=Column(no_wrap=True, min_width=5)),
             TimeElapsedColumn(table_column=Column(no_wrap=True, min_width=7)),
             TextColumn("{task.fields[now]}", markup=False, table_column=rest), console=console, expand=True)
-        self.all, self.most, self.failed = self.bars.add_task("batch", total=runs, now=""), most, 0
+        self.all, self.max_failures, self.failed = self.bars.add_task("batch", total=runs, now=""), max_failures, 0
 
     def callback_for(self, number: int, words: str, stages: int) -> BatchRunCallback:
         task = self.bars.add_task(f"set {number}", total=stages, now=words, start=False, visible=False)
@@ -39,7 +39,7 @@ class BatchProgressTable(BatchCallback):
         def end(error: str) -> None:
             self.failed += bool(error)
             self.bars.stop_task(task)
-            self.bars.update(task, now=f"{words}: failed: {error}", visible=bool(error) and self.failed <= self.most)
+            self.bars.update(task, now=f"{words}: failed: {error}", visible=bool(error) and self.failed <= self.max_failures)
             self.bars.update(self.all, advance=1, now=f"{self.failed} failed" if self.failed else "")
 
         return BatchRunCallback(show, end)

@@ -104,7 +104,7 @@ def version_tree(
     aliases = f", {' and '.join(facts['aliases'])}" if facts["aliases"] else ""
     tree = Tree(f"[bold]{escape(facts['name'])}@{facts['version']}[/]{escape(aliases)}: {escape(facts['winner'] or '?')}, "
                 f"registered {facts['registered']}")
-    for title, lines in _parts(facts).items():
+    for title, lines in _version_sections(facts).items():
         if lines:
             branch = tree.add(title)
             for line in lines:
@@ -113,7 +113,7 @@ def version_tree(
     return tree
 
 # %% ../../nbs/cli/models.ipynb #a94fc93e
-def _parts(facts: dict[str, Any]) -> dict[str, list[str]]:
+def _version_sections(facts: dict[str, Any]) -> dict[str, list[str]]:
     "What is known about a version, as lines under titles."
     from mlcycle.outcomes import Score
 
@@ -154,11 +154,11 @@ def diff(
             return
         table = Table("", "", escape(old), escape(new))
         for line in found.itertuples():
-            table.add_row(line.group, *map(escape, (line.name, _shown(line.old), _shown(line.new))))
+            table.add_row(line.group, *map(escape, (line.name, _format_value(line.old), _format_value(line.new))))
         console.print(table if table.rows else "They do not differ.")
 
 # %% ../../nbs/cli/models.ipynb #21420f80
-def _shown(value: Any) -> str:
+def _format_value(value: Any) -> str:
     "A fact as it is printed."
     return "–" if value is None else f"{value:.6g}" if isinstance(value, float) else str(value)
 

@@ -139,7 +139,7 @@ def _empty_table(title: str, ids: list[str]) -> "Table":
     return table
 
 # %% ../../nbs/cli/runs.ipynb #ca3e5e61
-def _score(score: dict[str, Any] | None) -> str:
+def _format_score(score: dict[str, Any] | None) -> str:
     "A score with its interval."
     if not score:
         return "–"
@@ -161,8 +161,8 @@ def runs_table(
         **{name: [values[place] for place in places] for name, values in found["parameters"].items()},
         "input columns": [f"{run['features']['columns']}, {run['features']['created']} created" for run in runs],
         "winner": [run["winner"] for run in runs],
-        f"{found['metric']}, cross-validated": [_score(run["cv_score"]) for run in runs],
-        f"{found['metric']}, holdout": [_score(run["holdout_score"]) for run in runs],
+        f"{found['metric']}, cross-validated": [_format_score(run["cv_score"]) for run in runs],
+        f"{found['metric']}, holdout": [_format_score(run["holdout_score"]) for run in runs],
         "p95 latency of one row, ms": ["–" if run["p95_ms"] is None else f"{run['p95_ms']:.1f}" for run in runs],
         "model": [f"version {run['model']['version']}" for run in runs],
         "aliases": [", ".join(["?"] if run["model"]["aliases"] is None else run["model"]["aliases"]) or "–" for run in runs],

@@ -113,10 +113,10 @@ def read_outcomes(
     run: Run, # Any, finished or not
 ) -> dict[str, dict[str, Any]]: # By stage; empty where there is none
     "The outcomes of a run as they are on disk."
-    return {stage: _read(run.folder / f"{stage}.json") for stage in STAGES}
+    return {stage: _read_json(run.folder / f"{stage}.json") for stage in STAGES}
 
 # %% ../../nbs/core/runs.ipynb #0ce8e7d6
-def _read(path: Path) -> dict[str, Any]:
+def _read_json(path: Path) -> dict[str, Any]:
     "An outcome; a page of a run can do without one that is missing or damaged."
     try:
         return json.loads(path.read_text())

@@ -136,7 +136,7 @@ def check_contract_limits(
     worst = over or [failure for failure in checked.failures if failure.severity == "error"]
     found = (f"{checked.quarantined:,} of {rows:,} rows ({share:.1f} %) break {name}; at most {limit:g} % may."
              if share > limit else f"More rows than allowed break a rule of {name}.")
-    where = f"The rows are in {quarantine}; corrected ones come back by 'mlcycle contract replay'. " if quarantine else ""
+    where = f"The rows are in {quarantine}; corrected ones come back by 'mlcycle contract recheck'. " if quarantine else ""
     raise ContractError(found, "Broken are " + "; ".join(map(_describe_failure, worst[:3])) + ".",
                         f"{where}If the rows are right, change the rule or its limit in {file}, and its version.")
 

@@ -33,12 +33,12 @@ gc.freeze()
 
 # %% ../../nbs/engine/client.ipynb #e1c98828
 class KernelProcess:
-    "The near end of a forked kernel."
+    "The parent process's side of a forked kernel."
 
     def __init__(self):
         context = get_context("forkserver")
         self.session, self.shell_channel = Session(key=b"pipe"), self
-        self.log = NamedTemporaryFile("r", prefix="mlcycle-", errors="replace")  # noqa: SIM115 - gone with the shell
+        self.log = NamedTemporaryFile("r", prefix="mlcycle-", errors="replace")  # noqa: SIM115 - gone with the kernel
         (self.pipe, pipe), (self.lifeline, lifeline) = context.Pipe(), context.Pipe()
         with ENVIRONMENT_LOCK:
             environment = {"MPLBACKEND": INLINE_BACKEND} | os.environ
@@ -67,47 +67,47 @@ class KernelProcess:
 
 # %% ../../nbs/engine/client.ipynb #489b4832
 def receive_message(
-    shell: KernelProcess, # Says what happens
+    kernel: KernelProcess, # Says what happens
     timeout: float | None, # Seconds to wait
 ) -> dict | None:
     "The next message of a kernel, or None once the time is over; raise if it is dead."
-    ready = connection.wait([shell.pipe, shell.process.sentinel], timeout)
+    ready = connection.wait([kernel.pipe, kernel.process.sentinel], timeout)
     try:
-        if shell.pipe in ready or shell.pipe.poll():
-            packed, buffers = shell.pipe.recv()
-            return shell.session.unpack(packed) | {"buffers": buffers}
+        if kernel.pipe in ready or kernel.pipe.poll():
+            packed, buffers = kernel.pipe.recv()
+            return kernel.session.unpack(packed) | {"buffers": buffers}
     except (EOFError, OSError): # It has closed its end
-        ready = [shell.process.sentinel]
+        ready = [kernel.process.sentinel]
     if not ready:
         return None
-    shell.process.join()
-    raise DeadKernelError(describe_exit(shell.process.exitcode))
+    kernel.process.join()
+    raise DeadKernelError(describe_exit(kernel.process.exitcode))
 
 # %% ../../nbs/engine/client.ipynb #3fda61ea
 def stop_kernel(
-    shell: KernelProcess, # Done, or dead
+    kernel: KernelProcess, # Done, or dead
     grace: float = 5, # Seconds that it may take to end by itself
 ) -> None:
     "End a forked kernel, and whatever it started."
-    if shell.pipe.closed:
+    if kernel.pipe.closed:
         return
-    shell.send(None)
-    wait_until_closed(shell, time.monotonic() + grace)
+    kernel.send(None)
+    wait_until_closed(kernel, time.monotonic() + grace)
     with suppress(ProcessLookupError, PermissionError):
-        os.killpg(shell.process.pid, signal.SIGKILL)
-    shell.process.join() # Whoever is told that a notebook has ended may rely on it
-    for end in (shell.pipe, shell.lifeline):
+        os.killpg(kernel.process.pid, signal.SIGKILL)
+    kernel.process.join() # Whoever is told that a notebook has ended may rely on it
+    for end in (kernel.pipe, kernel.lifeline):
         end.close()
 
 # %% ../../nbs/engine/client.ipynb #db1000a7
 def wait_until_closed(
-    shell: KernelProcess, # Told to end
+    kernel: KernelProcess, # Told to end
     until: float, # Of the monotonic clock
 ) -> None:
     "Wait until a kernel closes its end of the pipe: it has nothing more to do, or is dead."
     with suppress(EOFError, OSError):
-        while shell.pipe.poll(max(0, until - time.monotonic())):
-            shell.pipe.recv()
+        while kernel.pipe.poll(max(0, until - time.monotonic())):
+            kernel.pipe.recv()
 
 # %% ../../nbs/engine/client.ipynb #9ab96a13
 class PipeNotebookClient(PapermillNotebookClient):
@@ -141,7 +141,7 @@ class PipeNotebookClient(PapermillNotebookClient):
 
 # %% ../../nbs/engine/client.ipynb #13827f85
 class WarmNotebookClient(PipeNotebookClient):
-    "papermill's client for forked shells."
+    "papermill's client for forked kernels."
 
     def __init__(self, nb_man, notebook_timeout: float | None = None, **options):
         super().__init__(nb_man, **options)
@@ -169,14 +169,14 @@ class WarmNotebookClient(PipeNotebookClient):
 
 # %% ../../nbs/engine/client.ipynb #8838efc8
 def wait_for_kernel(
-    shell: KernelProcess, # Just made
+    kernel: KernelProcess, # Just made
     timeout: float | None, # Seconds that it may take
 ) -> dict: # What the kernel says about its language
     "Wait until a kernel is there."
     try:
-        message = shell.receive(timeout)
+        message = kernel.receive(timeout)
     except DeadKernelError as error:
-        raise DeadKernelError(f"The kernel did not start. {error}{last_output(shell)}") from None
+        raise DeadKernelError(f"The kernel did not start. {error}{last_output(kernel)}") from None
     if message is None:
         raise DeadKernelError(f"The kernel did not start within {timeout} seconds.")
     return message["content"]
@@ -218,14 +218,14 @@ def notebook_name(
 
 # %% ../../nbs/engine/client.ipynb #9efba825
 def last_output(
-    shell: KernelProcess, # That ended
-    most: int = 1500, # Characters
+    kernel: KernelProcess, # That ended
+    max_chars: int = 1500, # Characters
 ) -> str: # Empty if it printed nothing
     "What a kernel printed last, and where it crashed."
-    shell.log.seek(0)
-    printed, crash, where = shell.log.read().partition("Fatal Python error: ")
-    crash = f"\n{crash}{where[:most]}".rstrip() if crash else ""
-    return (f" Its last output:\n{printed.strip()[-most:]}" if printed.strip() else "") + crash
+    kernel.log.seek(0)
+    printed, crash, where = kernel.log.read().partition("Fatal Python error: ")
+    crash = f"\n{crash}{where[:max_chars]}".rstrip() if crash else ""
+    return (f" Its last output:\n{printed.strip()[-max_chars:]}" if printed.strip() else "") + crash
 
 # %% ../../nbs/engine/client.ipynb #5ffeeedc
 class ForkingEngine(Engine):

@@ -103,7 +103,7 @@ def call_in_fork(
     start_fork_server([])
     context = get_context("forkserver")
     here, there = context.Pipe(duplex=False)
-    process = context.Process(target=_answer, args=(there, function, arguments))
+    process = context.Process(target=_send_result, args=(there, function, arguments))
     with hidden_main():
         process.start()
     there.close()
@@ -117,7 +117,7 @@ def call_in_fork(
     return answer
 
 # %% ../../nbs/engine/forkserver.ipynb #196c0fdf
-def _answer(there: Connection, function: Callable, arguments: tuple) -> None:
+def _send_result(there: Connection, function: Callable, arguments: tuple) -> None:
     "Send what a function returns, or how it fails."
     try:
         there.send((True, function(*arguments)))

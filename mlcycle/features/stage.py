@@ -129,8 +129,8 @@ def _save_plan(problem: Problem, rows: pd.DataFrame, selection: FeatureSelection
         leakage_suspects=suspects, feature_set_scores=selection.feature_set_scores,
         user_functions=save_functions(functions, workspace.root / "functions") if functions else None,
         pipeline=FileRef(path=name, sha256=save_model(preprocessor, workspace.root / name)),
-        decision=f"{len(columns)} columns in, {len(outputs)} numbers out; {sum(each.selected for each in created)} of {len(created)} "
-                 f"created features are kept; {len(dropped)} columns are left out"
+        decision=f"{len(columns)} columns in, {len(outputs)} numbers out; "
+                 f"{sum(each.selected for each in created)} of {len(created)} created features are kept; {len(dropped)} columns are left out"
                  + (f", {', '.join(leaking)} since they may leak the target." if leaking else "."))
 
 # %% ../../nbs/03_features.ipynb #77e32b6a

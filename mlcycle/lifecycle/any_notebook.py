@@ -64,7 +64,7 @@ def read_any_notebook(
     "A notebook and its parameters; raise if either is wrong."
     if not notebook.is_file():
         raise ParameterError(f"The notebook '{notebook}' does not exist.", "A Jupyter notebook (.ipynb) is expected.")
-    content, definitions = read_notebook(notebook), read_parameters(notebook, needed=False)
+    content, definitions = read_notebook(notebook), read_parameters(notebook, required=False)
     if parameters and not definitions:
         raise ParameterError(f"The notebook '{notebook}' has no parameters.", "A cell tagged 'parameters' holds them.",
                              "Each of its lines reads 'name: type = default  # help'.")

@@ -98,7 +98,7 @@ def _run_command(hook: str, facts: dict[str, Any], body: str, timeout: float) ->
     name, filled = f"The command '{words[0]}' of the hook", [os.path.expandvars(word) for word in words]
     told = {variable: str(facts.get(fact, "")).replace("\0", " ") for variable, fact in HOOK_VARIABLES.items()}
     try:
-        code, errors = _execute(filled, body.encode(), os.environ | told, timeout)
+        code, errors = _run_process(filled, body.encode(), os.environ | told, timeout)
     except subprocess.TimeoutExpired:
         return f"{name} took longer than {timeout:g} seconds and was ended."
     except OSError as error:
@@ -107,7 +107,7 @@ def _run_command(hook: str, facts: dict[str, Any], body: str, timeout: float) ->
     return f"{name} ended with code {code}{': ' if last else ''}{last}." if code else ""
 
 # %% ../../nbs/lifecycle/hooks.ipynb #daa1182e
-def _execute(words: list[str], given: bytes, environment: dict[str, str], timeout: float) -> tuple[int, str]:
+def _run_process(words: list[str], given: bytes, environment: dict[str, str], timeout: float) -> tuple[int, str]:
     "Run a command; its exit code and what it wrote on its standard error."
     with TemporaryFile() as file, TemporaryFile() as errors: # Not pipes: a child that stays behind would keep them open
         file.write(given)

@@ -64,7 +64,7 @@ def plan_batch(
     defaults = {name: text for name, text in BATCH_DEFAULTS.items() if "notebook" in {known.get(name) for known in origins}}
     for number, each in enumerate(sets, 1):
         try:
-            plans.append(make_plan(defaults | common | each, project, file, where=f"set {number}"))
+            plans.append(make_plan(defaults | common | each, project, file, origin=f"set {number}"))
         except ParameterError as error:
             if len(sets) == 1:
                 raise

@@ -51,7 +51,7 @@ def make_plan(
     parameters: dict[str, Any], # As given on the command line: text is read by the parameter's type
     project: Path | None = None, # Folder of the project; found from the working directory if not given
     parameter_file: Path | None = None, # A YAML file, below the command line
-    where: str = "command line", # What `parameters` are called in errors and tables
+    origin: str = "command line", # Where `parameters` come from, for errors and tables
 ) -> Plan:
     "Resolve every parameter; raise for the first that is wrong."
     project = find_project(project)
@@ -61,7 +61,7 @@ def make_plan(
         "default": {"problem": {"source": DEFAULT_SOURCE}},
         SETTINGS_FILE: {stage: values for stage, values in settings.items() if stage in STAGES},
         str(parameter_file): read_parameter_file(parameter_file) if parameter_file else {},
-        where: parameters,
+        origin: parameters,
     }
     if has_problem_file(project, resolve_parameters(definitions, layers)["problem"]):
         layers["default"] = {"problem": {"source": ""}}

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from nbformat import NotebookNode
 
 # %% ../../nbs/lifecycle/project.ipynb #a0424bb2
-def _stripped(notebook: "NotebookNode") -> "NotebookNode":
+def _without_outputs(notebook: "NotebookNode") -> "NotebookNode":
     "The same notebook without outputs."
     for cell in notebook.cells:
         if cell.cell_type == "code":
@@ -45,7 +45,7 @@ def project_notebook(
     "What a project can change of a notebook."
     import nbformat
 
-    notebook, stage = _stripped(nbformat.from_dict(runnable_notebook(path))), Path(path).stem.split("_", 1)[1]
+    notebook, stage = _without_outputs(nbformat.from_dict(runnable_notebook(path))), Path(path).stem.split("_", 1)[1]
     origin = (f"The functions that this notebook calls come from the installed package: `mlcycle.{stage}.stage`. "
               "What stands below is the project's own.")
     between = [nbformat.v4.new_markdown_cell(origin, id="origin"), nbformat.v4.new_markdown_cell("## Run", id="run")]
@@ -86,13 +86,13 @@ def _fill(draft: Path, project: str, shipped: Path) -> None:
     "All files of a project."
     for name in NOTEBOOK_NAMES.values():
         for place in (SHIPPED_FOLDER, NOTEBOOK_FOLDER):
-            _write(draft / place / name, project_notebook(shipped / name))
+            _write_notebook(draft / place / name, project_notebook(shipped / name))
     for name, text in TEMPLATE_FILES.items():
         content = package_file(f"lifecycle/templates/{text}").read_text()
         write_text(draft / name, Template(content).safe_substitute(project=project) if name == "README.md" else content)
 
 # %% ../../nbs/lifecycle/project.ipynb #2289f810
-def _write(path: Path, notebook: "NotebookNode") -> None:
+def _write_notebook(path: Path, notebook: "NotebookNode") -> None:
     "Save a notebook, whole or not at all."
     import nbformat
 
@@ -114,18 +114,18 @@ class NotebookVersions:
 
     def read(self) -> tuple["NotebookNode", "NotebookNode", "NotebookNode"]:
         "Own, base and shipped, without outputs."
-        own, base, latest = _read(self.own), _read(self.base), project_notebook(self.shipped)
+        own, base, latest = _read_project_notebook(self.own), _read_project_notebook(self.base), project_notebook(self.shipped)
         for other in (base, latest):
             other.metadata, other.nbformat_minor = own.metadata, own.nbformat_minor
         return own, base, latest
 
 # %% ../../nbs/lifecycle/project.ipynb #fd51b26a
-def _read(path: Path) -> "NotebookNode":
+def _read_project_notebook(path: Path) -> "NotebookNode":
     "A notebook of a project, without outputs."
     import nbformat
 
     try:
-        return _stripped(nbformat.read(path, as_version=4))
+        return _without_outputs(nbformat.read(path, as_version=4))
     except (ValueError, AttributeError, KeyError, TypeError, nbformat.ValidationError) as error: # All that nbformat raises
         raise InputError(f"The file {path} is not a notebook.", "Jupyter's format is expected.", str(error)[:200]) from error
 
@@ -211,7 +211,7 @@ def merge_shipped_notebooks(
     changed, result = shipped_changes(project, shipped), MergeResult()
     for stage, versions in find_notebook_versions(project, shipped).items():
         if stage in changed or versions.draft.is_file():
-            if to_do := _take_draft(versions) or _merge(versions):
+            if to_do := _apply_finished_merge(versions) or _merge(versions):
                 result.conflicts[stage] = to_do
             else:
                 result.merged[stage] = versions.own
@@ -222,34 +222,34 @@ def _merge(versions: NotebookVersions) -> str:
     "Merge a notebook; what a person must do, or nothing."
     own, base, latest = versions.read()
     if _is_marked(own):
-        return _choose(versions.own)
+        return _merge_instructions(versions.own)
     seen = {"own": _digest(own), "shipped": _digest(latest)}
     if own.metadata.get("mlcycle", {}).get("shipped") != seen["shipped"]: # Else it is a finished draft, or a merge cut short
         own, decisions = _nbdime().merge_notebooks(base, own, latest)
         own.metadata["mlcycle"] = seen
         if any(decision.conflict for decision in decisions):
-            _write(versions.draft, own)
-            return _choose(versions.draft)
-        _write(versions.own, own)
-    _write(versions.base, project_notebook(versions.shipped))
+            _write_notebook(versions.draft, own)
+            return _merge_instructions(versions.draft)
+        _write_notebook(versions.own, own)
+    _write_notebook(versions.base, project_notebook(versions.shipped))
     return ""
 
 # %% ../../nbs/lifecycle/project.ipynb #59abb8ff
-def _take_draft(versions: NotebookVersions) -> str:
+def _apply_finished_merge(versions: NotebookVersions) -> str:
     "Put a finished draft in its notebook's place; what a person must do, or nothing."
     if not versions.draft.is_file():
         return ""
-    draft, (own, _, latest) = _read(versions.draft), versions.read()
+    draft, (own, _, latest) = _read_project_notebook(versions.draft), versions.read()
     if draft.metadata.get("mlcycle") != {"own": _digest(own), "shipped": _digest(latest)}:
         return (f"{NOTEBOOK_FOLDER}/{versions.draft.name} was begun before {versions.own.name} or the shipped notebook changed: "
                 "take from it what you need, delete it and merge again.")
     if _is_marked(draft):
-        return _choose(versions.draft)
+        return _merge_instructions(versions.draft)
     versions.draft.replace(versions.own)
     return ""
 
 # %% ../../nbs/lifecycle/project.ipynb #094d9e7e
-def _choose(path: Path) -> str:
+def _merge_instructions(path: Path) -> str:
     "What a person must do with a notebook that has marks."
     return (f"In {NOTEBOOK_FOLDER}/{path.name}, choose between what is marked local (yours) and remote (shipped), "
             "remove the marks, save it and merge again.")

@@ -93,6 +93,9 @@ def open_study(
     study = optuna.create_study(study_name="search", storage=optuna.storages.JournalStorage(file), load_if_exists=True,
                                 direction="maximize" if better else "minimize",
                                 pruner=optuna.pruners.MedianPruner(n_startup_trials=4))
-    for left in study.get_trials(deepcopy=False, states=[optuna.trial.TrialState.RUNNING, optuna.trial.TrialState.WAITING]):
-        study.tell(left.number, state=optuna.trial.TrialState.FAIL, skip_if_finished=True)
+    states = optuna.trial.TrialState
+    for left in study.get_trials(deepcopy=False, states=[states.RUNNING]):
+        study.tell(left.number, state=states.FAIL, skip_if_finished=True)
+    for _ in study.get_trials(deepcopy=False, states=[states.WAITING]): # Killed between a proposal and its trial: only a
+        study.tell(study.ask(), state=states.FAIL) # trial that runs can be closed, and those that wait run first
     return study

@@ -267,11 +267,11 @@ def is_parameters_cell(
 # %% ../../nbs/nb/notebook.ipynb #50e50176
 def read_parameters(
     path: Path, # Of a notebook
-    needed: bool = True, # A stage notebook has such a cell; another need not
+    required: bool = True, # A stage notebook has such a cell; another need not
 ) -> list[Parameter]:
     "The parameters of a notebook."
     found = [cell for cell in read_notebook(path)["cells"] if is_parameters_cell(cell)]
-    if len(found) > 1 or needed and not found:
+    if len(found) > 1 or required and not found:
         raise ParameterError(f"The notebook {path} has {len(found)} cells tagged 'parameters'.", "One is expected.")
     try:
         return [parameter for cell in found for parameter in parse_parameters(cell["source"])]

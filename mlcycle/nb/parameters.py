@@ -51,17 +51,17 @@ FROM_PYTHON = "program" # The layer of a call from Python: text stays text
 def parameters_by_stage(
     layer: dict[str, Any], # As it was written
     definitions: dict[str, list[Parameter]], # Parameters by stage
-    where: str, # Named in errors
+    origin: str, # Where the layer comes from, for errors
 ) -> dict[str, dict[str, Any]]: # Values by stage
     "A layer, stage by stage."
-    typed, spread_out = where == FROM_PYTHON or isinstance(layer, TypedParameters), {stage: {} for stage in definitions}
+    typed, spread_out = origin == FROM_PYTHON or isinstance(layer, TypedParameters), {stage: {} for stage in definitions}
     for key, value in layer.items():
         if key in definitions and isinstance(value, dict):
             for name, inner in value.items():
-                _set_value(spread_out, definitions, [key], str(name), inner, where, typed)
+                _set_value(spread_out, definitions, [key], str(name), inner, origin, typed)
         else:
             stage, _, name = str(key).rpartition(".")
-            _set_value(spread_out, definitions, [stage] if stage else list(definitions), name, value, where, typed)
+            _set_value(spread_out, definitions, [stage] if stage else list(definitions), name, value, origin, typed)
     return spread_out
 
 # %% ../../nbs/nb/parameters.ipynb #43dbb269
@@ -81,53 +81,53 @@ RENAMED = { # Old name of a stage's parameter: its name now
 }
 
 # %% ../../nbs/nb/parameters.ipynb #19b76d1e
-def _set_value(values: dict, definitions: dict, stages: list[str], name: str, value: Any, where: str, typed: bool) -> None:
+def _set_value(values: dict, definitions: dict, stages: list[str], name: str, value: Any, origin: str, typed: bool) -> None:
     "One value into every stage that has the parameter."
     found = [(stage, p) for stage in stages for p in definitions.get(stage, []) if p.name == name and name != "run_dir"]
     if not found:
         known = sorted({p.name for stage in stages for p in definitions.get(stage, [])} - {"run_dir"})
         unknown = next((stage for stage in stages if stage not in definitions), None)
         if unknown:
-            raise ParameterError(f"The stage '{unknown}' ({where}) is not known.",
+            raise ParameterError(f"The stage '{unknown}' ({origin}) is not known.",
                                  remedy=suggest_name(unknown, list(definitions)))
         if RENAMED.get(name) in known:
-            raise ParameterError(f"The parameter '{name}' ({where}) has another name now.", remedy=f"It is '{RENAMED[name]}'.")
-        raise ParameterError(f"The parameter '{name}' ({where}) is not known.", remedy=suggest_name(name, known))
+            raise ParameterError(f"The parameter '{name}' ({origin}) has another name now.", remedy=f"It is '{RENAMED[name]}'.")
+        raise ParameterError(f"The parameter '{name}' ({origin}) is not known.", remedy=suggest_name(name, known))
     for stage, parameter in found:
-        values[stage][name] = _value(parameter, value, where, typed)
+        values[stage][name] = _parse_or_check(parameter, value, origin, typed)
 
 # %% ../../nbs/nb/parameters.ipynb #bbc6b654
-def _value(parameter: Parameter, value: Any, where: str, typed: bool) -> Any:
+def _parse_or_check(parameter: Parameter, value: Any, origin: str, typed: bool) -> Any:
     "The value that a layer means."
     if not typed and isinstance(value, str):
         return parse_value(parameter, value)
     try:
         return check_value(parameter, value)
     except ParameterError:
-        if where == FROM_PYTHON:
+        if origin == FROM_PYTHON:
             raise
         return parse_value(parameter, value)
 
 # %% ../../nbs/nb/parameters.ipynb #a2ce47c7
 def resolve_parameters(
     definitions: dict[str, list[Parameter]], # Parameters by stage
-    layers: dict[str, dict[str, Any]], # By where they come from; later ones win
+    layers: dict[str, dict[str, Any]], # By origin they come from; later ones win
 ) -> dict[str, dict[str, Any]]: # Every parameter of every stage
     "The value that each parameter has."
     values = {stage: {p.name: p.default for p in parameters} for stage, parameters in definitions.items()}
-    for where, layer in layers.items():
-        for stage, given in parameters_by_stage(layer, definitions, where).items():
+    for origin, layer in layers.items():
+        for stage, given in parameters_by_stage(layer, definitions, origin).items():
             values[stage] |= given
     return values
 
 # %% ../../nbs/nb/parameters.ipynb #e0fd357e
 def parameter_origins(
     definitions: dict[str, list[Parameter]], # Parameters by stage
-    layers: dict[str, dict[str, Any]], # By where they come from; later ones win
+    layers: dict[str, dict[str, Any]], # By origin they come from; later ones win
 ) -> dict[str, dict[str, str]]: # For every parameter of every stage: the name of a layer, or "notebook"
     "Where the value of each parameter comes from."
     found = {stage: {p.name: "notebook" for p in parameters} for stage, parameters in definitions.items()}
-    for where, layer in layers.items():
-        for stage, given in parameters_by_stage(layer, definitions, where).items():
-            found[stage] |= dict.fromkeys(given, where)
+    for origin, layer in layers.items():
+        for stage, given in parameters_by_stage(layer, definitions, origin).items():
+            found[stage] |= dict.fromkeys(given, origin)
     return found

@@ -109,19 +109,19 @@ def stage_body(
 # %% ../../nbs/reports/pages.ipynb #ee774fcb
 def split_body(
     body: str, # A fragment
-    usual: str, # The title if it has none
+    default_title: str, # The title if it has none
 ) -> dict[str, Any]: # `title`, `body`, `contents`, `failure`: what the frame wants to know
     "A fragment taken apart."
     first = re.search(r"<h1[^>]*>(.*?)</h1>\s*", body, re.DOTALL)
     rest = body[:first.start()] + body[first.end():] if first else body
     failed = re.search(r'<div [^>]*id="failed-cell"[^>]*>', rest)
-    return {"title": _plain(first[1]) if first else usual, "body": rest,
-            "contents": [(level, name, _plain(text)) for level, name, text in
+    return {"title": _strip_tags(first[1]) if first else default_title, "body": rest,
+            "contents": [(level, name, _strip_tags(text)) for level, name, text in
                          re.findall(r'<h([23]) id="([^"]+)">(.*?)</h\1>', rest, re.DOTALL)],
-            "failure": {name: _plain(text) for name, text in re.findall(r'data-(\w+)="([^"]*)"', failed[0])} if failed else None}
+            "failure": {name: _strip_tags(text) for name, text in re.findall(r'data-(\w+)="([^"]*)"', failed[0])} if failed else None}
 
 # %% ../../nbs/reports/pages.ipynb #72f8f207
-def _plain(html: str) -> str:
+def _strip_tags(html: str) -> str:
     "Text without tags and entities."
     from markupsafe import Markup
 
@@ -140,12 +140,12 @@ def write_page(
     done = {"decision": "", "seconds": 0} | run.info.get("stages", {}).get(stage, {})
     write_text(page, render_template(
         "page.html.j2", run=run.info, stage=stage, done=done, problem=outcomes["problem"], tone=outcome_severity(outcomes[stage]),
-        parameters=run.info.get("parameters", {}).get(stage, {}), **_surroundings(run, stage, page, done.get("reused")),
+        parameters=run.info.get("parameters", {}).get(stage, {}), **_page_links(run, stage, page, done.get("reused")),
         **split_body(stage_body(run, stage, notebook, body), TITLES[stage])))
     return page
 
 # %% ../../nbs/reports/pages.ipynb #50b6d5a0
-def _surroundings(run: Run, stage: str, page: Path, reused: str | None) -> dict[str, Any]:
+def _page_links(run: Run, stage: str, page: Path, reused: str | None) -> dict[str, Any]:
     "What stands beside a page: other stages, files, and the page of the run that computed it."
     stages = run.info.get("stages", {})
     there = [s for s in STAGES if s == stage or s in stages and page.with_name(page_name(s)).with_suffix(".ipynb").is_file()]

@@ -80,7 +80,7 @@ def running_service(
     with TemporaryFile("w+") as log, start_service(words, environment, log) as (line, is_alive):
         url = line() # Its address, or nothing if it ended
         with httpx.Client(base_url=url, timeout=timeout) as client:
-            _wait(client if url else None, is_alive, log, start + timeout)
+            _wait_until_ready(client if url else None, is_alive, log, start + timeout)
             yield ServiceClient(url, time.perf_counter() - start, client)
 
 # %% ../../nbs/service/local.ipynb #4a23583a
@@ -113,7 +113,7 @@ def forked_service(
     "A service as a fork of the server that made this notebook's kernel."
     context = get_context("forkserver")
     here, there = context.Pipe(duplex=False)
-    process = context.Process(target=_serve, args=(there, DupFd(log.fileno()), words, environment))
+    process = context.Process(target=_run_service, args=(there, DupFd(log.fileno()), words, environment))
     with hidden_main():
         process.start()
     there.close()
@@ -126,7 +126,7 @@ def forked_service(
         process.join(30)
 
 # %% ../../nbs/service/local.ipynb #508d355a
-def _serve(printed: Connection, log, words: list[str], environment: dict[str, str]) -> None:
+def _run_service(printed: Connection, log, words: list[str], environment: dict[str, str]) -> None:
     "Be a service for as long as there is who started it; the target of a fork."
     threading.Thread(target=lambda: parent_process().join() or os._exit(1), daemon=True).start()
     os.dup2(printed.fileno(), 1)
@@ -137,7 +137,7 @@ def _serve(printed: Connection, log, words: list[str], environment: dict[str, st
     exec(SERVICE_MAIN, {})
 
 # %% ../../nbs/service/local.ipynb #496f11c7
-def _wait(client: httpx.Client | None, is_alive: Callable[[], bool], log: TextIO, deadline: float) -> None:
+def _wait_until_ready(client: httpx.Client | None, is_alive: Callable[[], bool], log: TextIO, deadline: float) -> None:
     "Until the service is ready."
     while client and is_alive() and time.perf_counter() < deadline:
         try:

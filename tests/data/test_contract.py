@@ -322,11 +322,11 @@ def test_commands(folder):
     assert done.returncode == 1
     assert "50 of 100 rows (50.0 %)" in done.stderr
     (folder / "mended.csv").write_text("row_id,price\n0,6.5\n1,7.5\n")
-    done = cli("contract", "replay", "kept.csv", "mended.csv", "--out", "clean.csv", cwd=folder)
+    done = cli("contract", "recheck", "kept.csv", "mended.csv", "--out", "clean.csv", cwd=folder)
     assert done.returncode == 0, done.stderr
     assert pd.read_csv(folder / "clean.csv").price.tolist() == [6.5, 7.5]
     assert pd.read_csv(folder / "kept.csv").row_id.tolist() == [2, 3, 4]
-    assert cli("contract", "replay", "kept.csv", "mended.csv", "--out", "clean.csv", cwd=folder).returncode == 2
+    assert cli("contract", "recheck", "kept.csv", "mended.csv", "--out", "clean.csv", cwd=folder).returncode == 2
 
 
 def test_the_command_diff(folder):

@@ -137,7 +137,7 @@ def test_twenty_kills_at_random_moments_change_nothing(warm, finished_toy, tmp_p
             process.join(120)
             kills += process.exitcode == -signal.SIGKILL
             assert process.exitcode in (0, -signal.SIGKILL), (project / "log.txt").read_text()
-            assert processes_in(project, 3) == [], "kernels end with the run"
+            assert processes_in(project, 20) == [], "kernels end with the run"
             whole(project)
             runs = list_runs(Workspace(project))
             left += [len(made.info["keys"]) for made in runs if made.info["status"] == "running"]
@@ -158,7 +158,7 @@ def test_kills_while_something_is_written_change_nothing(warm, finished_toy, new
         if not process.exitcode:
             break
         kills += 1
-        assert processes_in(new_toy, 3) == []
+        assert processes_in(new_toy, 20) == []
     assert cli("runs", cwd=new_toy).returncode == cli("status", cwd=new_toy).returncode == 0
     assert kills > 5
     run(new_toy)
@@ -337,8 +337,7 @@ def check_full(project: Path, done: subprocess.CompletedProcess, before: dict[st
     assert {name: text for name, text in listing(project).items() if name.startswith((".mlcycle/runs", "reports/2"))} == runs
 
 
-@pytest.mark.parametrize("sizes", [("100k", "170k", "260k", "420k")], ids=["toy"])
-def test_a_full_disk_is_said_and_leaves_no_part_of_a_run(finished_toy, tmp_path, sizes):
+def test_a_full_disk_is_said_and_leaves_no_part_of_a_run(finished_toy, tmp_path):
     with disk(tmp_path / "disk") as resize:
         project = tmp_path / "disk" / "new"
         if resize is None:  # No rights: files may not grow instead, which fails in the same places
@@ -349,7 +348,7 @@ def test_a_full_disk_is_said_and_leaves_no_part_of_a_run(finished_toy, tmp_path,
         else:
             resize("80k")
             toy_project(project)
-            for size in sizes:
+            for size in ("100k", "170k", "260k", "420k"):  # Full in the first stage, in later ones, at the pages
                 resize(size)
                 before = listing(project)
                 check_full(project, cli("run", "-q", cwd=project), before)

@@ -312,7 +312,7 @@ def test_a_merge_cut_short_is_carried_on(project, newer, monkeypatch):
     own, base = project / "nbs/03_features.ipynb", project / "nbs/.shipped/03_features.ipynb"
     replace(own, "set_plot_theme()\n", "set_plot_theme()\nprint('mine')\n")
     replace(newer / own.name, "int = 5000", "int = 4000")
-    write = module._write
+    write = module._write_notebook
 
     def cut(path, notebook):
         if path == base:

@@ -339,7 +339,7 @@ def test_one_process_or_four_and_once_more(tmp_path, monkeypatch):
 SEARCH = """
 import sys, time
 from pathlib import Path
-sys.path.insert(0, sys.argv[1])
+sys.path[:0] = [sys.argv[1], str(Path(sys.argv[1]).parent)]
 import test_modelling as t
 from mlcycle.modelling import trials
 

@@ -390,7 +390,7 @@ def test_an_unknown_name_is_found_before_anything_runs(tmp_path):
     with pytest.raises(ParameterError, match="cannot be 'binery'.*Did you mean 'binary'"):
         make_plan({"task": "binery"}, tmp_path)
     with pytest.raises(ParameterError, match="cannot be '7'"):
-        make_plan({"seed": "7"}, tmp_path, where="program")
+        make_plan({"seed": "7"}, tmp_path, origin="program")
     for text, near in (("[data]\nsead = 1", "seed"), ("[dota]\nseed = 1", "data"), ("[engine]\ncell_timeot = 3", "cell_timeout")):
         (tmp_path / "settings.ini").write_text(text)
         with pytest.raises(ParameterError, match=f"is not known. Did you mean '{near}'"):
@@ -428,7 +428,7 @@ def test_an_old_name_is_answered_with_the_new_one(tmp_path, old, new):
         lambda: make_plan(parse_assignments([f"{old}=1"]), tmp_path),
         lambda: make_plan(parse_assignments([f"{stage}.{old}=1"]), tmp_path),
         lambda: make_plan({}, tmp_path, tmp_path / "values.yaml"),
-        lambda: make_plan({old: 1}, tmp_path, where="program"),
+        lambda: make_plan({old: 1}, tmp_path, origin="program"),
         lambda: plan_batch(read_parameter_sets(tmp_path / "sets.csv"), {}, tmp_path),
     ]
     for attempt in attempts:

@@ -31,7 +31,8 @@ from mlcycle.api import run_lifecycle
 from mlcycle.core.secrets import mask_secrets
 from mlcycle.errors import SourceError
 from mlcycle.outcomes import NA_VALUES
-from mlcycle.stores.sources.csv_files import detect_dialect, needs_line_check, parse_csv
+from mlcycle.stores.sources.csv_dialect import detect_dialect
+from mlcycle.stores.sources.csv_files import needs_line_check, parse_csv
 from mlcycle.stores.sources.ingest import ingest, read_source, save_frame_as_source
 from mlcycle.stores.sources.rows import hash_rows, normalise_dtypes
 
@@ -582,7 +583,7 @@ def test_paging(web, asked):
 
 def test_a_row_limit_and_a_file_of_options(web, tmp_path):
     url, handler = web
-    (tmp_path / "shop.api.yaml").write_text(f"url: {url}/page\npaging: page\nsize: 10\nrows: 12\nrecords: data\n")
+    (tmp_path / "shop.api.yaml").write_text(f"url: {url}/page\npaging: page\nsize: 10\nmax_rows: 12\nrecords: data\n")
     assert len(read_source(str(tmp_path / "shop.api.yaml"))) == 12
     assert len(handler.heard) == 2
     (tmp_path / "shop.api.yaml").write_text(f"url: {url}/page\npagign: page\n")

@@ -77,7 +77,8 @@ class Duration(TwoColumnRecipe):
     name, words = "{}_to_{}_hours", "hours from {} to {}"
 
     def _combine(self, rows):
-        return (column_to_times(rows, self.second, local_time=False) - column_to_times(rows, self.first, local_time=False)) / np.timedelta64(1, "h")
+        start, end = (column_to_times(rows, name, local_time=False) for name in (self.first, self.second))
+        return (end - start) / np.timedelta64(1, "h")
 
 # %% ../../../nbs/features/create/arithmetic.ipynb #a7145735
 class ClockDuration(TwoColumnRecipe):

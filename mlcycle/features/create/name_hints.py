@@ -12,7 +12,8 @@ import re
 import numpy as np
 
 # %% ../../../nbs/features/create/name_hints.ipynb #37a7f860
-_UNIT_TEXT = ("mm cm m km in inch inches ft feet yd mi mile miles mg g kg lb lbs oz t ms s sec secs second seconds min mins minute "
+_UNIT_TEXT = (
+          "mm cm m km in inch inches ft feet yd mi mile miles mg g kg lb lbs oz t ms s sec secs second seconds min mins minute "
           "minutes h hr hrs hour hours day days week weeks month months year years usd eur gbp chf dollars euros cents pct "
           "percent c f k celsius fahrenheit kelvin mph kmh knots w kw mw wh kwh v a hz khz mhz ghz ml cl l gal pa hpa kpa bar "
           "psi b kb mb gb tb px")

@@ -195,7 +195,8 @@ def _candidate_values(
         bins = _bin_values(values, recipe.output_types()[name])
         if np.count_nonzero(np.bincount(bins)) > 1:
             predicted = _cross_fitted_means(bins, left, halves)
-            found.append((_explained_variance(predicted, left)[0], number, values if recipe.output_types()[name] == "number" else predicted[:, 0]))
+            seen = values if recipe.output_types()[name] == "number" else predicted[:, 0]
+            found.append((_explained_variance(predicted, left)[0], number, seen))
     found = sorted(sorted(found, key=lambda each: -each[0])[:most], key=lambda each: each[1])
     return [number for _, number, _ in found], np.column_stack([np.empty((len(rows), 0)), *(values for _, _, values in found)])
 
@@ -223,10 +224,12 @@ def _booster_importances(
     return np.where(np.minimum(*uses) > 0, np.mean(uses, axis=0), 0) / left.shape[1]
 
 # %% ../../../nbs/features/create/propose.ipynb #10e065b6
-def _useful_cycles(cycles: list[Recipe], rows: pd.DataFrame, off: np.ndarray, halves: np.ndarray) -> Iterator[tuple[float, Recipe]]:
+def _useful_cycles(cycles: list[Recipe], rows: pd.DataFrame, off: np.ndarray,
+                   halves: np.ndarray) -> Iterator[tuple[float, Recipe]]:
     "Cycles that say more than chance, each with its share of the variance."
     for recipe in cycles:
-        gain, sure = _explained_variance(_cross_fitted_means(_bin_values(next(iter(recipe.compute(rows).values())), "number"), off, halves), off)
+        bins = _bin_values(next(iter(recipe.compute(rows).values())), "number")
+        gain, sure = _explained_variance(_cross_fitted_means(bins, off, halves), off)
         if sure > stats.norm.isf(0.01 / len(cycles)) and gain > 0.002:
             yield gain, recipe
 
@@ -305,7 +308,8 @@ def propose_history_recipes(
     span = rows[problem.time].max() - rows[problem.time].min()
     span = pd.Timedelta(0) if pd.isna(span) else span
     entity = [problem.entity] if problem.entity in rows and problem.entity else []
-    names = [name for name, column_type in column_types.items() if column_type in ("category", "many categories") and name not in entity]
+    names = [name for name, column_type in column_types.items()
+             if column_type in ("category", "many categories") and name not in entity]
     names = [name for name in names if len(rows) >= 20 * rows[name].nunique()]
     found = [EntityHistory(name, problem.time, statistic=statistic) for name in entity for statistic in ("count", "since")]
     if problem.task != "multiclass" and span >= 20 * pd.Timedelta(label_delay):

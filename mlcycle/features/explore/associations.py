@@ -166,7 +166,7 @@ def measure_associations(
     "How strongly every two columns go together; `nan` where one does not vary."
     ordered = [name for name in rows if is_ordered(rows[name])]
     others = [name for name in rows if name not in set(ordered)]
-    ranks = np.column_stack([rank_values(column_to_floats(rows[name])) for name in ordered]) if ordered else np.empty((len(rows), 0))
+    ranks = np.column_stack([np.empty((len(rows), 0)), *(rank_values(column_to_floats(rows[name])) for name in ordered)])
     binned = [quantile_bins(column, min(bins, max(2, len(rows) // 30))) for column in ranks.T]
     grouped = [merge_rare_codes(column_to_codes(rows[name])[0], max_groups) for name in others]
     groups = np.column_stack([*binned, *grouped]) if len(rows.columns) else np.empty((len(rows), 0), dtype=int)

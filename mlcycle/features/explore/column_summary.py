@@ -80,7 +80,8 @@ def summarize_numbers(
     return facts | cut | find_isolated_value(known[starts], runs) | {
         "distinct": len(starts), "top": known[starts[often]], "top_share": runs[often] / len(known),
         "mean": centre, "std": spread, "skew": float((scaled * scaled * scaled).mean()), "zero_share": float((known == 0).mean()),
-        "tail_ratio": float((highest - lowest) / wide) if wide else np.nan, "all_integers": bool((known == np.round(known)).all())}
+        "tail_ratio": float((highest - lowest) / wide) if wide else np.nan,
+        "all_integers": bool((known == np.round(known)).all())}
 
 # %% ../../../nbs/features/explore/column_summary.ipynb #12173bd8
 def find_isolated_value(
@@ -150,7 +151,8 @@ def summarize_text_formats(
     twins = key.duplicated(keep=False)
     pairs = texts[key == key[twins].iloc[0]].tolist()[:3] if twins.any() else []
     often = pd.Series(counts[:max_values][[isinstance(one, str) for one in distinct[:max_values]]])
-    return {"numeric_share": float(numbers.mean()), "date_share": float(plain.str.match(DATE_PATTERN).mean()), "spelling_variants": pairs,
+    return {"numeric_share": float(numbers.mean()), "date_share": float(plain.str.match(DATE_PATTERN).mean()),
+            "spelling_variants": pairs,
             "variant_values": int(twins.sum()), "variant_rows": int(often[twins.to_numpy()].sum())}
 
 # %% ../../../nbs/features/explore/column_summary.ipynb #dc3ca1ac
@@ -170,7 +172,8 @@ def missingness_signal(
             there, away = numbers[known & ~holes].mean(), numbers[known & holes].mean()
             says = abs(there - away) * np.sqrt(share * (1 - share)) / spread
             if says > found["missing_correlation"]:
-                found = {"missing_correlation": float(says), "target_class": target_class, "target_where_missing": float(away), "target_where_known": float(there)}
+                found = {"missing_correlation": float(says), "target_class": target_class,
+                         "target_where_missing": float(away), "target_where_known": float(there)}
     return found
 
 # %% ../../../nbs/features/explore/column_summary.ipynb #25c5684f
@@ -190,7 +193,8 @@ def summarize_columns(
         else:
             found, table = summarize_categories(name, values, targets)
             tables.append(table)
-        facts[name] = {"dtype": str(values.dtype), "value_type": kind, "example": "" if first is None else shorten_value(values.at[first]),
+        facts[name] = {"dtype": str(values.dtype), "value_type": kind,
+                       "example": "" if first is None else shorten_value(values.at[first]),
                        **found, **missingness_signal(values, targets)}
     columns = ["column", "value", "rows", "share", *targets]
     seen = [table for table in tables if len(table)]

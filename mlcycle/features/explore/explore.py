@@ -80,13 +80,15 @@ def _over_time(
     "With what changes over time."
     counted, codes, begins = split_into_periods(rows[time]) if time in rows else ("", None, None)
     if not counted:
-        return replace(found, target_over_time=pd.DataFrame(columns=["period", "rows", *targets]), time_associations=_none("association"),
+        return replace(found, time_associations=_none("association"),
+                       target_over_time=pd.DataFrame(columns=["period", "rows", *targets]),
                        columns_over_time=pd.DataFrame(columns=["column", "period", "level", "value", "missing"]))
     whole = pd.DataFrame({"period": begins, "rows": np.bincount(codes[codes >= 0], minlength=len(begins)),
                           **{name: group_means(codes, numbers, len(begins)) for name, numbers in targets.items()}})
     others, mark = found.sample.drop(columns=time), "\0period"
     strength = measure_associations(others.assign(**{mark: pd.Categorical(codes[at])}))[0][mark].drop(mark)
-    return replace(found, period=counted, target_over_time=whole[whole.rows > 0], columns_over_time=summarize_by_period(others, codes[at], begins),
+    return replace(found, period=counted, target_over_time=whole[whole.rows > 0],
+                   columns_over_time=summarize_by_period(others, codes[at], begins),
                    time_associations=strength.dropna().sort_values(ascending=False).to_frame("association"))
 
 # %% ../../../nbs/features/explore/explore.ipynb #48e20c86
@@ -121,7 +123,8 @@ def quantiles_by_group(
     lines = []
     for target_class, part in numbers.groupby(groups, observed=True):
         cut = part.quantile([0.05, 0.25, 0.5, 0.75, 0.95]).T.set_axis(["5%", "25%", "50%", "75%", "95%"], axis=1)
-        lines.append(cut.assign(target_class=target_class, rows=len(part), missing=part.isna().mean()).rename_axis("column").reset_index())
+        cut = cut.assign(target_class=target_class, rows=len(part), missing=part.isna().mean())
+        lines.append(cut.rename_axis("column").reset_index())
     kept = ["column", "target_class", "rows", "missing", "5%", "25%", "50%", "75%", "95%"]
     return pd.concat(lines, ignore_index=True)[kept].sort_values("column", kind="stable") if lines else _none(*kept)
 

@@ -44,7 +44,8 @@ def check_information_content(
         yield 0.3 + 0.45 * missing, name, "mostly missing", f"Missing in {missing:.1%} of the rows."
     if known > 20 and distinct > 0.98 * known and whole and facts["value_type"] in ("number", "text", "mixed"):
         if facts["value_type"] != "number" or facts["max"] - facts["min"] < 2 * known:
-            yield 0.7, name, "identifier", f"{distinct:,} different values in {known:,} rows: an identifier has no information about other rows."
+            yield 0.7, name, "identifier", \
+                f"{distinct:,} different values in {known:,} rows: an identifier has no information about other rows."
     elif facts["value_type"] in ("text", "category") and distinct > 50 and _fact(facts, "rare_share") > 0.2:
         yield 0.4, name, "many rare values", \
             f"{distinct:,} values; those with fewer than 10 rows hold {facts['rare_share']:.0%} of the rows."
@@ -89,7 +90,7 @@ def check_distribution(
         yield 0.86, name, "infinite values", f"{count:,.0f} values are infinite."
     if share := _fact(facts, "isolated_share"):
         yield 0.83, name, "a number that may mean 'unknown'", \
-            f"{_format_value(facts['isolated_value'])} occurs in {share:.1%} of the known values and stands apart from all others."
+            f"{_format_value(facts['isolated_value'])} occurs in {share:.1%} of the known values, far from all others."
     if _fact(facts, "distinct") > 20:
         skew, tail = _fact(facts, "skew"), _fact(facts, "tail_ratio")
         if abs(skew) > 5 and not _fact(facts, "isolated_share"):
@@ -110,7 +111,8 @@ def check_target_association(
             sure, weight = ("possible target leakage", 0.97) if value >= 0.95 else ("nearly determines the target", 0.7)
             yield weight, name, sure, f"Association {value:.2f} with {found.target}, alone: is it known at prediction time?"
         elif value >= 0.1 and (told := told + 1) <= 3:
-            yield 0.45 + value / 4, name, "strongest association with the target", f"Association {value:.2f} with {found.target}, number {place} of all."
+            yield 0.45 + value / 4, name, "strongest association with the target", \
+                f"Association {value:.2f} with {found.target}, number {place} of all."
 
 # %% ../../../nbs/features/explore/findings.ipynb #991b90e6
 def check_missingness_signal(
@@ -121,7 +123,8 @@ def check_missingness_signal(
     for name, facts in found.columns.drop(index=found.target).to_dict("index").items():
         if (says := _fact(facts, "missing_correlation")) < max(0.05, 4 / np.sqrt(found.rows)):
             continue
-        away, there = ((f"{facts[side]:.1%}" if classify else f"{facts[side]:,.4g}") for side in ("target_where_missing", "target_where_known"))
+        away, there = ((f"{facts[side]:.1%}" if classify else f"{facts[side]:,.4g}")
+                       for side in ("target_where_missing", "target_where_known"))
         of = f"share of '{facts['target_class']}'" if classify else f"mean of {found.target}"
         sure = classify and facts["target_where_missing"] in (0.0, 1.0) and facts["missing"] * found.rows >= 30
         yield min(0.96, 0.5 + says + 0.3 * sure), name, "missing values depend on the target", \
@@ -197,10 +200,12 @@ def data_quality_findings(
 ) -> pd.DataFrame: # `column`, `finding`, `detail`, `severity`; the most severe first
     "Every finding about the quality of the data."
     findings = [*check_target(found, counts)]
-    for check in (check_target_association, check_missingness_signal, check_redundant_columns, check_changes_over_time, check_missing_together):
+    for check in (check_target_association, check_missingness_signal, check_redundant_columns, check_changes_over_time,
+                  check_missing_together):
         findings += check(found)
     for name, facts in found.columns.drop(index=found.target).to_dict("index").items():
         for check in (check_information_content, check_text_formats, check_distribution):
             findings += check(str(name), facts, found.rows)
-    lines = pd.DataFrame(findings, columns=["severity", "column", "finding", "detail"])[["column", "finding", "detail", "severity"]]
+    lines = pd.DataFrame(findings, columns=["severity", "column", "finding", "detail"])
+    lines = lines[["column", "finding", "detail", "severity"]]
     return lines.sort_values("severity", ascending=False, kind="stable", ignore_index=True)

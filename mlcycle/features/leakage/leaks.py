@@ -103,7 +103,8 @@ def find_future_dates(
     return found
 
 # %% ../../../nbs/features/leakage/leaks.ipynb #aee42af2
-MIN_SINGLE_COLUMN_SCORE = {False: 0.8, True: 0.95} # By regression: a column that says so much, and at least four times more than each other
+# By whether it is a regression; a suspect must score at least four times higher than every other column, too
+MIN_SINGLE_COLUMN_SCORE = {False: 0.8, True: 0.95}
 MIN_PAIR_SCORE = {False: 0.4, True: 0.85} # The same of two columns together
 MIN_RELATED_SCORE = 0.3 # Of a column that moves with a leak, again at least four times more than each innocent one
 MIN_COUNTER_SCORE = 0.3 # Of a column that counts the rows
@@ -117,7 +118,7 @@ class LeakageEvidence:
     single_scores: dict[str, float] # What each column explains of the target by itself
     score_unit: str # What a score is a share of, in words
     reasons: dict[str, list[str]] = field(default_factory=dict) # Why columns are suspected, by column
-    leaking_values: dict[str, np.ndarray] = field(default_factory=dict) # Values of leaking columns, with which others may correlate
+    leaking_values: dict[str, np.ndarray] = field(default_factory=dict) # Of leaks, with which others may correlate
 
     def add_reason(self, name: str, reason: str, correlates: bool = True) -> None:
         "Note a reason; others may correlate with a column from after the outcome."
@@ -143,7 +144,8 @@ def _check_single_columns(evidence: LeakageEvidence, max_score: float) -> None:
         counter = parse_row_counter(evidence.sample.rows[name])
         told = score if counter is None or score else explained_share(counter, evidence.sample)
         if counter is not None and told >= MIN_COUNTER_SCORE:
-            sorted_rows = f"It counts the rows, and they are sorted by the target: it explains {told:.1%} of {evidence.score_unit}."
+            sorted_rows = "It counts the rows, and they are sorted by the target: "
+            sorted_rows += f"it explains {told:.1%} of {evidence.score_unit}."
             evidence.add_reason(name, sorted_rows, correlates=False)
         elif score >= max_score:
             evidence.add_reason(name, f"By itself it explains {score:.1%} of {evidence.score_unit}; "
@@ -155,7 +157,8 @@ def _check_column_pairs(evidence: LeakageEvidence, pairs: list[ColumnPair], max_
     for pair in pairs:
         if {pair.first, pair.second} & evidence.reasons.keys():
             continue
-        most = max(evidence.single_scores[pair.first], evidence.single_scores[pair.second], evidence.best_unsuspected(pair.first, pair.second)[1])
+        alone = [evidence.single_scores[name] for name in (pair.first, pair.second)]
+        most = max(*alone, evidence.best_unsuspected(pair.first, pair.second)[1])
         if pair.score < max_score and most > pair.score / 4:
             continue
         names, predicted = find_leaking_column(pair, evidence.sample, evidence.unsuspected(), time)
@@ -197,7 +200,8 @@ def _check_outstanding_columns(evidence: LeakageEvidence) -> None:
         text = f"By itself it explains {score:.1%} of {evidence.score_unit}, and no unsuspected column more than {other:.1%}"
         text += f" ('{best}')" if best else ""
         values, codes = column_to_values(evidence.sample.rows[name])
-        moves = {} if codes else {label: correlation_within_classes(values, trace, evidence.sample) for label, trace in evidence.leaking_values.items()}
+        leaks = {} if codes else evidence.leaking_values
+        moves = {label: correlation_within_classes(values, leak, evidence.sample) for label, leak in leaks.items()}
         near = max(moves, key=moves.get, default="")
         if near and moves[near] >= 0.3:
             within = "" if evidence.sample.regression else f", with a rank correlation of {moves[near]:.2f} within the outcomes"

@@ -81,7 +81,8 @@ def explained_share(
 ) -> float: # 0 is nothing, 1 is everything
     "The share of the target that some values explain on held-out rows."
     folds = [sample.alternating_split()] if quick else sample.folds
-    ways = [_predict_by_bins] if quick else [_predict_by_category_means(5.0), _predict_by_category_means(0.5)] if codes else [_predict_by_tree(8), _predict_by_tree(64)]
+    fine_and_coarse = map(_predict_by_category_means, (5.0, 0.5)) if codes else map(_predict_by_tree, (8, 64))
+    ways = [_predict_by_bins] if quick else fine_and_coarse
     return max(0.0, *(_explained_share_on_folds(values, sample, folds, way) for way in ways))
 
 # %% ../../../nbs/features/leakage/single_column.ipynb #076a3704

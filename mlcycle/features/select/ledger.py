@@ -36,9 +36,11 @@ def features_table(
     lines = [{
         "feature": each.name, "columns": ", ".join(each.source_columns), "transformation": each.transformation,
         "type": each.column_type, "missing": each.missing_share,
-        "importance": each.importance.value if each.importance else np.nan, "low": each.importance.low if each.importance else np.nan,
-        "high": each.importance.high if each.importance else np.nan, "shadow importance": np.nan if each.shadow_importance is None else each.shadow_importance,
-        "selection frequency": np.nan if each.selection_frequency is None else each.selection_frequency, "selected": each.selected, "reason": each.reason,
+        "importance": each.importance.value if each.importance else np.nan,
+        "low": each.importance.low if each.importance else np.nan, "high": each.importance.high if each.importance else np.nan,
+        "shadow importance": np.nan if each.shadow_importance is None else each.shadow_importance,
+        "selection frequency": np.nan if each.selection_frequency is None else each.selection_frequency,
+        "selected": each.selected, "reason": each.reason,
     } for each in sort_features(features)]
     names = ["feature", "columns", "transformation", "type", "missing", "importance", "low", "high", "shadow importance",
              "selection frequency", "selected", "reason"]
@@ -84,7 +86,7 @@ def plot_feature_importance(
     axes.set_xscale("symlog", linthresh=unit, linscale=0.7)
     axes.set_xticks([tick for tick in axes.get_xticks() if not 0 < abs(tick) < unit])
     axes.set_yticks(places, [shorten_text(each.name) for each in shown])
-    axes.set(xlabel=f"{shown[0].importance.metric} lost with the feature permuted", title="Permutation importance of each feature")
+    axes.set(xlabel=f"{shown[0].importance.metric} lost with the feature permuted", title="Permutation importance")
     axes.margins(y=0.5 / len(shown))
     axes.legend(loc="lower right", fontsize="small")
     return axes
@@ -127,18 +129,21 @@ def plot_feature_graph(
     import matplotlib.pyplot as plt
 
     shown = choose_plotted_features(features, max_features)
-    columns, top = column_positions(shown), max((max(0.0, each.importance.value) for each in shown if each.importance), default=0.0)
+    columns = column_positions(shown)
+    top = max((max(0.0, each.importance.value) for each in shown if each.importance), default=0.0)
     height = max([len(shown) - 1, *columns.values()], default=0)
     figure, axes = plt.subplots(figsize=(9.5, 1.0 + 0.235 * (height + 1)))
     for place, each in enumerate(shown):
         share = max(0.0, each.importance.value) / top if each.importance and top else 0.1
-        style = {"linewidth": 0.7 + 3.5 * share**0.5, "color": "C0" if each.selected else "0.8", "zorder": 2 if each.selected else 1}
+        style = {"linewidth": 0.7 + 3.5 * share**0.5, "color": "C0" if each.selected else "0.8",
+                 "zorder": 2 if each.selected else 1}
         ink, made = "0.1" if each.selected else "0.6", each.source_columns != [each.name]
         for column in each.source_columns:
             _curve(axes, 0, columns[column], 1 if made else 2.1, place, **style)
         if made:
             axes.plot([1, 2.1], [place, place], **style)
-            axes.text(1.55, place, shorten_text(each.transformation, 40), ha="center", va="center", fontsize=7.5, color=ink, zorder=3,
+            axes.text(1.55, place, shorten_text(each.transformation, 40), ha="center", va="center", fontsize=7.5, color=ink,
+                      zorder=3,
                       bbox={"boxstyle": "round,pad=0.2", "facecolor": "white", "edgecolor": style["color"], "linewidth": 0.6})
         label = f"  {each.importance.value:+.4f}" if each.importance else ""
         axes.text(2.13, place, shorten_text(each.name, 30) + label, va="center", fontsize=8, color=ink)

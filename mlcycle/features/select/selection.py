@@ -68,7 +68,7 @@ def select_created_features(
         reason = f"with {those}, {metric} is not better by more than noise: {_format_difference(together)}"
         return ForwardSelection(reasons=result.reasons | dict.fromkeys(ranked, reason)), screen
     tries = min(len(ranked), scorer.budget.max_candidates)
-    result.reasons |= {name: f"not tried: {tries} others were more important in the screen" for name in ranked[tries:]}
+    result.reasons |= dict.fromkeys(ranked[tries:], f"not tried: {tries} others were more important in the screen")
     for name in ranked[:tries]:
         before = [*always, *result.selected]
         difference = paired_score_difference(scorer, [*before, name], before, n_comparisons=tries, stop_early=True)
@@ -323,7 +323,8 @@ def needed_recipes(
     return [recipe for recipe in recipes if set(recipe.describe()) & set(names)]
 
 # %% ../../../nbs/features/select/selection.ipynb #4834d1a6
-def _make_selection(features: list[Feature], recipes: Sequence[Recipe], scores: dict[str, Score], reason: str) -> FeatureSelection:
+def _make_selection(features: list[Feature], recipes: Sequence[Recipe], scores: dict[str, Score],
+                    reason: str) -> FeatureSelection:
     "The selection that a ledger describes."
     column_types = {each.name: each.column_type for each in features if each.selected}
     return FeatureSelection(features, column_types, needed_recipes(column_types, recipes), scores, reason)

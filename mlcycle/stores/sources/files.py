@@ -25,7 +25,8 @@ from .addresses import split_address
 from .number_and_date_formats import parse_numbers_and_dates
 from .progress import ProgressCallback
 from .rows import SourceRows, arrow_to_pandas, normalise_dtypes
-from .csv_files import COMPRESSED_ENDINGS, TEXT_ENDINGS, open_decompressed, read_csv_file
+from .compressed_files import COMPRESSED_ENDINGS, TEXT_ENDINGS, open_decompressed
+from .csv_files import read_csv_file
 
 if TYPE_CHECKING:
     import duckdb

@@ -33,7 +33,9 @@ from mlcycle.stores.sources.files import (
 )
 from .progress import ProgressCallback
 from .rows import SourceRows, hash_rows, normalise_dtypes
-from .csv_files import TEXT_ENDINGS, CsvDialect, check_column_names, detect_dialect, separate_malformed_lines
+from .compressed_files import TEXT_ENDINGS
+from .csv_dialect import CsvDialect, check_column_names, detect_dialect
+from .malformed_lines import separate_malformed_lines
 
 if TYPE_CHECKING:
     import duckdb
