@@ -15,10 +15,10 @@ from mlcycle.features.explore.associations import (
     correlation_ratios,
     cramer_v,
     measure_associations,
-    rank_values,
     rank_correlations,
+    rank_values,
 )
-from mlcycle.features.explore.column_summary import summarize_numbers, group_means
+from mlcycle.features.explore.column_summary import group_means, summarize_numbers
 from mlcycle.features.explore.explore import explore, split_into_periods, top_findings
 from mlcycle.features.explore.sample_report import sample_report
 from mlcycle.reports.pages import render_template, script_hash, skrub_table_script

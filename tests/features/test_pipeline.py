@@ -21,7 +21,7 @@ from mlcycle.features.encode.encoders import SCALERS
 from mlcycle.features.encode.pipeline import build_preprocessor, map_outputs_to_features
 from mlcycle.service.bundle import SERVICE_PACKAGES, service_requirements
 from mlcycle.stores.models.library_versions import add_versions
-from mlcycle.stores.models.model_files import load_model, dump_model, save_model
+from mlcycle.stores.models.model_files import dump_model, load_model, save_model
 
 KINDS = {
     "price": "number",

@@ -7,7 +7,7 @@ import pytest
 import mlcycle.features.select.bench as bench
 import mlcycle.features.select.selection as select
 from mlcycle.features.create.recipes import Recipe
-from mlcycle.features.select.ledger import plot_feature_graph, features_table, write_features_csv
+from mlcycle.features.select.ledger import features_table, plot_feature_graph, write_features_csv
 from mlcycle.features.select.selection import cross_validate_feature_sets, measure_features, select_features
 from mlcycle.outcomes import Feature, Problem, Score
 

@@ -24,20 +24,20 @@ from mlcycle.features.create.user_functions import (
     DECLARED_FUNCTIONS,
     FunctionFeature,
     check_feature_function,
-    feature,
     declared_functions,
+    feature,
     make_function_recipes,
 )
 from mlcycle.service.local import running_service, to_json_rows
 from mlcycle.stores.models.function_files import (
     KNOWN_FUNCTIONS,
     find_function,
-    workspace_functions_file,
     find_function_callers,
     load_functions,
+    load_workspace_functions,
     read_functions,
     save_functions,
-    load_workspace_functions,
+    workspace_functions_file,
 )
 from mlcycle.stores.models.model_files import load_model, save_model
 
@@ -241,7 +241,8 @@ def test_only_the_file_whose_hash_is_known_is_read(tmp_path):
 def test_a_saved_file_is_a_module_that_gives_the_same_functions(tmp_path):
     function = define()
     saved = save_functions([function], tmp_path / "functions")
-    code = "import runpy, sys; from mlcycle.stores.models.function_files import KNOWN_FUNCTIONS; runpy.run_path(sys.argv[1]); print(*KNOWN_FUNCTIONS)"
+    code = "import runpy, sys; from mlcycle.stores.models.function_files import KNOWN_FUNCTIONS; "
+    code += "runpy.run_path(sys.argv[1]); print(*KNOWN_FUNCTIONS)"
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path / saved.path)], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == str(("per_seat", function.sha256))
     assert saved == save_functions([function], tmp_path / "functions")
