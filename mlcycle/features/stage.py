@@ -14,21 +14,20 @@ from typing import Literal
 import pandas as pd
 from sklearn.base import clone
 
+from ..core.workspace import Workspace
 from ..errors import TargetError
-from .create.user_functions import make_function_recipes
-from .create.propose import propose_history_recipes
-from .encode.column_types import infer_column_types
-from .leakage.leaks import allow_trusted_columns, find_target_leakage
-from .encode.pipeline import build_preprocessor, map_outputs_to_features
-from .create.propose import propose_recipes
+from .create.propose import propose_history_recipes, propose_recipes
 from .create.recipes import Recipe
+from .create.user_functions import make_function_recipes
+from .encode.column_types import infer_column_types
+from .encode.pipeline import build_preprocessor, map_outputs_to_features
+from .leakage.leaks import allow_trusted_columns, find_target_leakage
 from .select.selection import FeatureSelection, select_features
 from ..ml.folds import subsample_evenly
-from ..core.workspace import Workspace
 from ..outcomes import Dataset, FeaturePlan, FileRef, LeakageSuspect, Problem
-from ..stores.tables.datasets import read_table
 from ..stores.models.function_files import FeatureFunction, save_functions
 from ..stores.models.model_files import dump_model, save_model
+from ..stores.tables.datasets import read_table
 
 # %% ../../nbs/03_features.ipynb #9120171d
 @dataclass(frozen=True)
@@ -130,7 +129,8 @@ def _save_plan(problem: Problem, rows: pd.DataFrame, selection: FeatureSelection
         user_functions=save_functions(functions, workspace.root / "functions") if functions else None,
         pipeline=FileRef(path=name, sha256=save_model(preprocessor, workspace.root / name)),
         decision=f"{len(columns)} columns in, {len(outputs)} numbers out; "
-                 f"{sum(each.selected for each in created)} of {len(created)} created features are kept; {len(dropped)} columns are left out"
+                 f"{sum(each.selected for each in created)} of {len(created)} created features are kept; "
+                 f"{len(dropped)} columns are left out"
                  + (f", {', '.join(leaking)} since they may leak the target." if leaking else "."))
 
 # %% ../../nbs/03_features.ipynb #77e32b6a

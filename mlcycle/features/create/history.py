@@ -16,10 +16,10 @@ from mlcycle.features.create.history_index import (
     MISSING_TIME,
     CumulativeHistory,
     HistoryRecipe,
-    entity_phrase,
     column_to_finite_floats,
-    sum_before,
+    entity_phrase,
     parse_duration,
+    sum_before,
     to_epoch_microseconds,
 )
 from ...outcomes import Label

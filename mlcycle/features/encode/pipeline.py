@@ -10,8 +10,8 @@ from collections.abc import Sequence
 
 from sklearn.pipeline import Pipeline
 
-from .encode import FeatureEncoder
 from ..create.recipes import FeatureCreator, Recipe
+from .encode import FeatureEncoder
 
 # %% ../../../nbs/features/encode/pipeline.ipynb #42db6a1a
 def build_preprocessor(

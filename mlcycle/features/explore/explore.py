@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from .associations import column_to_codes, column_to_floats, is_ordered, measure_associations
-from .column_summary import target_indicators, summarize_columns, group_means
+from .column_summary import group_means, summarize_columns, target_indicators
 from .exploration import Exploration
 from .findings import data_quality_findings
 from ...ml.missing import find_missing_patterns

@@ -17,9 +17,21 @@ import pandas as pd
 from threadpoolctl import threadpool_limits
 
 from ...errors import ParameterError, suggest_name
-from .single_column import TargetSample, column_to_values, draw_target_sample, score_single_columns, explained_share
+from mlcycle.features.leakage.column_pairs import (
+    ColumnPair,
+    find_leaking_column,
+    find_leaking_pairs,
+    out_of_fold_residuals,
+    quantities_matrix,
+)
+from mlcycle.features.leakage.single_column import (
+    TargetSample,
+    column_to_values,
+    draw_target_sample,
+    explained_share,
+    score_single_columns,
+)
 from .target_encoded import find_target_encodings
-from .column_pairs import ColumnPair, quantities_matrix, find_leaking_pairs, out_of_fold_residuals, find_leaking_column
 from ...outcomes import LeakageSuspect, Problem
 
 # %% ../../../nbs/features/leakage/leaks.ipynb #5f586c63
