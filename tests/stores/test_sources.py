@@ -79,6 +79,21 @@ def test_separators(tmp_path, separator):
     assert f"separator {'tab' if separator == chr(9) else repr(separator)}" in record.description
 
 
+@pytest.mark.parametrize(
+    ("text", "separator", "header"),
+    [
+        ("a;b\n1,5;2,5\n3,5;4,25\n", ";", True),  # Decimal commas are no separators
+        ("a,b,c\n1,2,3\n1,2\n1,2,3,4\n4,5,6\n", ",", True),  # Nor do malformed lines make another separator likelier
+        ('a;b\n"x;y";1\n"z,w";2\n', ";", True),
+        ("1;2\n3;4\n", ";", False),
+    ],
+)
+def test_a_separator_is_found_where_a_general_sniffer_fails(tmp_path, text, separator, header):
+    (tmp_path / "t.csv").write_text(text)
+    dialect = detect_dialect(tmp_path / "t.csv")
+    assert (dialect.separator, dialect.header) == (separator, header)
+
+
 @pytest.mark.parametrize("ending", [".csv", ".csv.gz", ".csv.bz2", ".csv.xz", ".csv.zst", ".csv.zip", ".zip", ".tsv.gz"])
 def test_packed(tmp_path, ending):
     text = ORDERS.to_csv(index=False, sep="\t" if "tsv" in ending else ",").encode()

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from ...errors import SourceError
-from .progress import Counted, ProgressCallback
+from .progress import CountingReader, ProgressCallback
 
 # %% ../../../nbs/stores/sources/compressed_files.ipynb #52bb6f5f
 COMPRESSED_ENDINGS = (".gz", ".bz2", ".xz", ".zst", ".zip")
@@ -19,19 +19,19 @@ TEXT_ENDINGS = (".csv", ".tsv", ".txt")
 
 # %% ../../../nbs/stores/sources/compressed_files.ipynb #6d7ba10b
 def open_decompressed(
-    path: Path, # Of a file, packed or not
+    path: Path, # Of a file, compressed or not
     progress: ProgressCallback | None = None, # Told how many bytes of the file on disk were read
 ) -> BinaryIO: # What is in it
-    "A file, unpacked as it is read."
+    "A file, decompressed as it is read."
     file = open(path, "rb")  # noqa: SIM115
     inner = _decompressed(path, file)
     if progress is None:
         return inner
-    return io.BufferedReader(Counted(inner, progress, Path(path).stat().st_size, file), 1 << 20)
+    return io.BufferedReader(CountingReader(inner, progress, Path(path).stat().st_size, file), 1 << 20)
 
 # %% ../../../nbs/stores/sources/compressed_files.ipynb #0e9362f0
 def _decompressed(path: Path, file: BinaryIO) -> BinaryIO:
-    "The content of a packed file."
+    "The content of a compressed file."
     import bz2
     import gzip
     import lzma

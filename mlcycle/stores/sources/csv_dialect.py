@@ -48,7 +48,7 @@ SEPARATORS = {"tab": "\t", "\\t": "\t", "comma": ",", "semicolon": ";", "pipe": 
 
 # %% ../../../nbs/stores/sources/csv_dialect.ipynb #de2d8e8c
 def detect_dialect(
-    path: Path, # Of a file, packed or not
+    path: Path, # Of a file, compressed or not
     options: str = "", # What a person says: `separator=;&decimal=,&encoding=cp1252&header=no`
 ) -> CsvDialect:
     "How a file of text is written."

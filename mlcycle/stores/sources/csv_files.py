@@ -26,7 +26,7 @@ FAST_PARSE_BYTES = 1 << 28 # Bytes up to which pandas reads a file at once, on a
 
 # %% ../../../nbs/stores/sources/csv_files.ipynb #cd767a44
 def parse_csv(
-    path: Path, # Of a file, packed or not
+    path: Path, # Of a file, compressed or not
     dialect: CsvDialect, # How it is written
     progress: ProgressCallback | None = None, # Told how many bytes were read
 ) -> pd.DataFrame: # Numbers or text
@@ -56,7 +56,7 @@ def _booleans_as_text(path: Path, rows: pd.DataFrame, options: dict) -> pd.DataF
 
 # %% ../../../nbs/stores/sources/csv_files.ipynb #80cf5992
 def needs_line_check(
-    path: Path, # Of a file, packed or not
+    path: Path, # Of a file, compressed or not
     dialect: CsvDialect, # How it is written
     rows: pd.DataFrame, # As pandas read it
 ) -> bool:
@@ -82,7 +82,7 @@ def _count(path: Path, sought: bytes) -> int:
 
 # %% ../../../nbs/stores/sources/csv_files.ipynb #89cf44fa
 def read_csv_file(
-    path: Path, # Of a file, packed or not
+    path: Path, # Of a file, compressed or not
     options: str = "", # What a person says, as for `detect_dialect`
     progress: ProgressCallback | None = None, # Told how many bytes were read
 ) -> tuple[pd.DataFrame, list[tuple[int, str, str]], str]: # Rows, malformed lines, and how the file is written

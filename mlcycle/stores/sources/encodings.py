@@ -17,13 +17,13 @@ from ...errors import SourceError
 # %% ../../../nbs/stores/sources/encodings.ipynb #5a845485
 SAMPLE_BYTES = 1 << 20 # Bytes
 BYTE_ORDER_MARKS = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF32_LE: "utf-32", codecs.BOM_UTF32_BE: "utf-32",
-         codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
+                    codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
 CODE_PAGES = ["cp1252", "cp1250", "cp1251", "cp1253", "cp1254", "cp1257", "mac_roman", "cp437", "koi8_r", "shift_jis", "euc_jp",
               "gb18030", "big5", "euc_kr", "latin_1"]
 
 # %% ../../../nbs/stores/sources/encodings.ipynb #e791dfc5
 def detect_encoding(
-    path: Path, # Of a file, packed or not
+    path: Path, # Of a file, compressed or not
     head: bytes, # Its beginning
 ) -> str: # As Python names it
     "The encoding of a file of text."

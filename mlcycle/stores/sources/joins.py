@@ -68,7 +68,7 @@ def read_csv_sql(
 def create_csv_view(
     connection: "duckdb.DuckDBPyConnection", # Gets a view
     name: str, # Of the view
-    path: Path, # Of a file of text, packed or not
+    path: Path, # Of a file of text, compressed or not
     options: str, # What a person says about it
     stack: ExitStack, # Keeps a cleaned copy as long as it is needed
 ) -> NamedSource:

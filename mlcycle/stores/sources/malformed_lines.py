@@ -95,7 +95,7 @@ def _count_fields(text: str, separator: str) -> tuple[int, str]:
 
 # %% ../../../nbs/stores/sources/malformed_lines.ipynb #c4120876
 def separate_malformed_lines(
-    path: Path, # Of a file, packed or not
+    path: Path, # Of a file, compressed or not
     dialect: CsvDialect, # How it is written
     clean: Path | None = None, # Gets the good records, in UTF-8; nothing is written if not given
     progress: ProgressCallback | None = None, # Told how many bytes were read
