@@ -62,8 +62,8 @@ class Workspace:
     @classmethod
     def from_project(cls, project: Path | None = None) -> "Workspace":
         "The workspace of the project around a folder."
-        project = find_project(project)
-        return cls(project, section_with_defaults(read_settings(project), "stores"))
+        home = find_project(project)
+        return cls(home, section_with_defaults(read_settings(home), "stores"))
 
     @property
     def root(self) -> Path:

@@ -25,8 +25,15 @@ from papermill.engines import Engine
 from papermill.log import logger
 from papermill.translators import PythonTranslator
 
-from .forkserver import (ENVIRONMENT_LOCK, INLINE_BACKEND, describe_exit, hidden_main, import_statements,
-                                       start_fork_server, start_kernel)
+from mlcycle.engine.forkserver import (
+    ENVIRONMENT_LOCK,
+    INLINE_BACKEND,
+    hidden_main,
+    import_statements,
+    start_fork_server,
+    start_kernel,
+)
+from .processes import describe_exit
 
 # %% ../../nbs/engine/client.ipynb #e2920035
 gc.freeze()

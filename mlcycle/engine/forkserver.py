@@ -4,13 +4,11 @@
 
 # %% auto #0
 __all__ = ['INLINE_BACKEND', 'ENVIRONMENT_LOCK', 'IN_FORK', 'import_statements', 'start_fork_server', 'hidden_main',
-           'start_kernel', 'share_fork_server', 'call_in_fork', 'kill_when_closed', 'describe_exit']
+           'start_kernel', 'share_fork_server', 'call_in_fork']
 
 # %% ../../nbs/engine/forkserver.ipynb #fbff5797
 import ast
-import fcntl
 import os
-import signal
 import sys
 import threading
 import traceback
@@ -123,25 +121,3 @@ def _send_result(there: Connection, function: Callable, arguments: tuple) -> Non
         there.send((True, function(*arguments)))
     except Exception: # It is told to whoever asked
         there.send((False, traceback.format_exc()))
-
-# %% ../../nbs/engine/forkserver.ipynb #337c4f7c
-def kill_when_closed(
-    lifeline: Connection, # One end of a pipe; the other end is closed when the process that holds it ends
-) -> None:
-    "Have the system kill this process group when the other end of a pipe is closed, even if no thread of it could act."
-    fcntl.fcntl(lifeline, fcntl.F_SETOWN, -os.getpgrp())
-    fcntl.fcntl(lifeline, fcntl.F_SETSIG, signal.SIGKILL)
-    fcntl.fcntl(lifeline, fcntl.F_SETFL, fcntl.fcntl(lifeline, fcntl.F_GETFL) | os.O_ASYNC)
-    if lifeline.poll(): # It was closed before
-        os.killpg(0, signal.SIGKILL)
-
-# %% ../../nbs/engine/forkserver.ipynb #565f4fac
-def describe_exit(
-    exitcode: int, # Of a process; negative for a signal
-) -> str:
-    "How a kernel ended, in words."
-    if exitcode >= 0:
-        return f"The process ended by itself with exit code {exitcode}."
-    name = signal.Signals(-exitcode).name
-    why = {"SIGKILL": " That is how the system ends a process when memory runs out.", "SIGSEGV": " A library in C failed."}
-    return f"The process was ended by {name}.{why.get(name, '')}"

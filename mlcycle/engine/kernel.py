@@ -31,7 +31,7 @@ from jupyter_client.session import Session
 from traitlets import Any
 from traitlets.config import Config
 
-from .forkserver import kill_when_closed
+from .processes import kill_when_closed
 
 # %% ../../nbs/engine/kernel.ipynb #c58a3dc9
 for _name in ("IPython.core.application", "IPython.core.completerlib", "IPython.core.logger", "IPython.core.oinspect",

@@ -18,7 +18,8 @@ from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 
 from ..core.runs import Run, list_runs
-from ..engine.forkserver import describe_exit, hidden_main, kill_when_closed, share_fork_server
+from ..engine.forkserver import hidden_main, share_fork_server
+from ..engine.processes import describe_exit, kill_when_closed
 from ..errors import MlcycleError
 from .callbacks import BatchRunCallback
 from .choice import StageChoice
