@@ -241,7 +241,7 @@ class FeaturePlan(Outcome):
     output_features: dict[str, str] = {} # The feature behind each column of the model's input
     dropped_columns: dict[str, str] # Columns left out, with the reason
     leakage_suspects: list[LeakageSuspect] = [] # Columns that may leak the target
-    feature_set_scores: dict[str, Score] = {} # `raw`, `all` and `selected` features on held-out folds, `improvement` of selected over raw
+    feature_set_scores: dict[str, Score] = {} # Of `raw`, `all`, `selected` features; `improvement` of selected over raw
     user_functions: FileRef | None = None # Source of the user's feature functions
     pipeline: FileRef # An unfitted scikit-learn pipeline
 

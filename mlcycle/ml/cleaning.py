@@ -66,7 +66,8 @@ def _put_back(rows: pd.DataFrame, rule: ColumnSwapRule | ColumnOrderRule, places
         values.iloc[places] = pd.Series(new, dtype=values.dtype).to_numpy()
         rows[name] = restore_integers(values, rows[name])
         changes.append(pd.DataFrame({"row_id": old.index, "column": name, "step": "pairs",
-                                     "before": [format_value(to_python(v)) for v in old], "after": [format_value(to_python(v)) for v in new]}))
+                                     "before": [format_value(to_python(v)) for v in old],
+                                     "after": [format_value(to_python(v)) for v in new]}))
     both = pd.concat(changes)
     return both[both.before != both.after]
 
@@ -129,7 +130,8 @@ def undo_changes(
         else:
             new = pd.to_numeric(pd.Series(old), errors="coerce") if pd.api.types.is_numeric_dtype(values) else pd.Series(old)
         if (new.isna() & (old != "")).any(): # It was text
-            values, new = pd.Series([format_value(to_python(v)) or None for v in values], values.index, dtype="str"), pd.Series(old)
+            values = pd.Series([format_value(to_python(v)) or None for v in values], values.index, dtype="str")
+            new = pd.Series(old)
         values = values.astype(float) if pd.api.types.is_integer_dtype(values) else values.copy()
         values.iloc[places] = new.mask(old == "").astype(values.dtype).to_numpy()
         rows[name] = values

@@ -232,7 +232,8 @@ def parse_criteria(
         if criterion.kind == "ratio" and not (criterion.column or problem.protected_columns):
             raise CriterionError(f"The criterion '{criterion}' compares groups, and the problem names none.",
                                  "Protected groups are those of one column or more.",
-                                 f"Name them in `protected_columns`, or here: '{criterion.metric} ratio between groups of COLUMN >= …'.")
+                                 "Name them in `protected_columns`, or here: "
+                                 f"'{criterion.metric} ratio between groups of COLUMN >= …'.")
     if problem.latency_budget_ms is not None:
         found.append(Criterion(kind="latency", operator="<=", bound=problem.latency_budget_ms))
     return list({str(criterion): criterion for criterion in found}.values())

@@ -69,16 +69,16 @@ class OutlierLimits(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
         if self.action not in ("flag", "clip") or self.method not in ("robust z", "iqr"):
             raise ParameterError(f"Outliers cannot be met with '{self.action}' by '{self.method}'.",
                                  "A robust z or the iqr can flag or clip, an isolation forest can only flag.")
-        X = _validate(self, X, reset=True)
-        limits = np.array([outlier_limits(column, self.method, self.threshold) for column in X.T]).reshape(-1, 2)
+        numbers = _validate(self, X, reset=True)
+        limits = np.array([outlier_limits(column, self.method, self.threshold) for column in numbers.T]).reshape(-1, 2)
         self.lower_, self.upper_ = limits[:, 0], limits[:, 1]
-        self.flagged_ = ((X < self.lower_) | (X > self.upper_)).any(axis=0)
+        self.flagged_ = ((numbers < self.lower_) | (numbers > self.upper_)).any(axis=0)
         return self
 
     def is_outlier(self, X):
         "Which values lie beyond, of columns where some training row did."
-        X = _validate(self, X)
-        return ((X < self.lower_) | (X > self.upper_))[:, self.flagged_]
+        numbers = _validate(self, X)
+        return ((numbers < self.lower_) | (numbers > self.upper_))[:, self.flagged_]
 
     def transform(self, X):
         "The numbers clipped, or with flags beside them."

@@ -12,7 +12,7 @@ import unicodedata
 from functools import lru_cache
 
 # %% ../../nbs/ml/text_matching.ipynb #bda4a413
-INVISIBLE_CHARACTERS = dict.fromkeys([0x00AD, 0x200B, 0x200C, 0x200D, 0x2060, 0xFEFF]) # Soft hyphen, spaces of no width, byte order mark
+INVISIBLE_CHARACTERS = dict.fromkeys([0x00AD, 0x200B, 0x200C, 0x200D, 0x2060, 0xFEFF]) # Soft hyphen, zero-width spaces, BOM
 HOMOGLYPHS = str.maketrans( # Cyrillic and Greek letters, and the Latin ones that look the same
     "АВЕЗКМНОРСТУХІЈЅаеорсухіјѕԁԛԝΑΒΕΖΗΙΚΜΝΟΡΤΥΧοαν", "ABE3KMHOPCTYXIJSaeopcyxijsdqwABEZHIKMNOPTYXoav")
 
@@ -63,7 +63,8 @@ def correct_spelling(
     if (alike := [right for right in known if homoglyph_skeleton(right) == homoglyph_skeleton(text)]):
         return alike[0] if len(alike) == 1 else None
     words, codes = split_words_and_codes(text, 3) # One may be lost
-    near = {split_words_and_codes(right)[0]: right for right in known if split_words_and_codes(right)[1] == codes and split_words_and_codes(right)[0]}
+    split = {right: split_words_and_codes(right) for right in known}
+    near = {its_words: right for right, (its_words, its_codes) in split.items() if its_codes == codes and its_words}
     if not words or not near:
         return None
     from rapidfuzz import process

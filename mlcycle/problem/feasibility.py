@@ -123,6 +123,7 @@ def _conclude(rows: pd.DataFrame, data: ProbeData, predictions: dict[str, Predic
     curve = [LearningCurvePoint(train_size=size, score=score(each, 60)) for size, each in points]
     return Feasibility(
         verdict=verdict, reason=reason, sampled_rows=len(data.sample), labelled_rows=len(known), scores=scores,
-        p_value=test.p_value, permutation_test_score=round(test.score, 4), permutation_scores=test.permutation_scores.round(4).tolist(),
+        p_value=test.p_value, permutation_test_score=round(test.score, 4),
+        permutation_scores=test.permutation_scores.round(4).tolist(),
         learning_curve=curve, extrapolated_score=reachable[primary], criteria=criteria, label_noise=share, noise_ceiling=ceiling,
         warnings=list(data.warnings), skipped=" and ".join(deadline.skipped), seconds=round(deadline.elapsed, 2))

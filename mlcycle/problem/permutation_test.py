@@ -77,7 +77,8 @@ def kernel_permutation_scores(
     actual = target_columns(data, data.y[places])
     orders = [np.arange(len(places)), *(rng.permutation(len(places)) for _ in range(budget.n_permutations))]
     y = actual[np.array(orders).T].reshape(len(places), -1)
-    folds = make_folds(data.problem, data.sample.iloc[places], budget.n_splits, data.seed, stratified=False, too_few_entities="warn")
+    folds = make_folds(data.problem, data.sample.iloc[places], budget.n_splits, data.seed, stratified=False,
+                       too_few_entities="warn")
     models = [partial(_ridge, kernel) for kernel in similarity_kernels(data, places)]
     best = np.full(len(orders), -1.0)
     for model in [*models, partial(_screen, data.features["linear"][places])]:

@@ -110,7 +110,8 @@ def prepare_probe(
     sample = draw_probe_sample(known, problem, budget.max_rows, seed)
     for_trees, for_linear = encode_for_probe(sample[columns])
     target = sample[problem.target]
-    y = target.astype(float) if problem.task == "regression" else pd.Categorical(target, categories=problem.classes).codes.astype(int)
+    codes = pd.Categorical(target, categories=problem.classes).codes.astype(int)
+    y = target.astype(float) if problem.task == "regression" else codes
     wrong = describe_too_few_entities(problem, sample, budget.n_splits)
     return ProbeData(problem=problem, sample=sample, y=np.asarray(y), features={"linear": for_linear, "boosted": for_trees},
                      folds=make_folds(problem, sample, budget.n_splits, seed, too_few_entities="warn"), budget=budget, seed=seed,

@@ -47,7 +47,8 @@ def predict_fold(
     shape = (len(valid), len(data.problem.classes))
     if task != "regression" and len(np.unique(y[train])) < 2: # The past knows a single class
         return np.eye(shape[1])[np.full(len(valid), y[train][0])]
-    model = make_quick_model(name, task, n_estimators=n_estimators or data.budget.n_estimators, train_size=len(train), seed=data.seed)
+    n_estimators = n_estimators or data.budget.n_estimators
+    model = make_quick_model(name, task, n_estimators=n_estimators, train_size=len(train), seed=data.seed)
     model.fit(features[train], y[train])
     if task == "regression":
         return model.predict(features[valid])

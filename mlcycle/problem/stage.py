@@ -134,7 +134,8 @@ def check_metrics(
     task: Task, # Each must fit it
 ) -> list[str]: # The primary one first
     "The metrics that are reported; an error names the line of the one that is wrong."
-    for place, name in [(("metric",), document.metric), *((("metrics", number), name) for number, name in enumerate(document.metrics))]:
+    others = ((("metrics", number), name) for number, name in enumerate(document.metrics))
+    for place, name in [(("metric",), document.metric), *others]:
         with document.at(*place):
             choose_metrics(name, [], task)
     names = choose_metrics(document.metric, document.metrics, task)
@@ -180,7 +181,8 @@ def define_problem(
     **fields, # More, by the names of the fields of problem.yaml: question, owner, metric, time, excluded, …
 ) -> Problem:
     "Write down a question, checked against its data, and probe whether it can be answered."
-    merged = merge_problem_fields(document or ProblemDocument(), {"source": source, "target": target, "criteria": criteria, **fields})
+    given = {"source": source, "target": target, "criteria": criteria, **fields}
+    merged = merge_problem_fields(document or ProblemDocument(), given)
     rows = read_problem_rows(merged) if rows is None else rows
     check_problem_columns(rows, merged)
     values = rows[merged.target].dropna()
@@ -192,8 +194,8 @@ def define_problem(
     names, classes = check_metrics(merged, task), _classes(values, task)
     check_costs(merged, task, classes)
     parsed = check_criteria(merged, task, names[0])
-    found = {"question": merged.question or f"What is '{merged.target}', given the other columns?", "task": task, "positive": positive,
-             "classes": classes, "metric": names[0], "metrics": names, "criteria": parsed,
+    found = {"question": merged.question or f"What is '{merged.target}', given the other columns?", "task": task,
+             "positive": positive, "classes": classes, "metric": names[0], "metrics": names, "criteria": parsed,
              "target_distribution": describe_target(values, task)}
     problem = Problem(**dict(merged) | found, rows=len(rows), source_sha256=hash_rows(rows), decision="-")
     check_consistency(merged, problem)

@@ -12,13 +12,13 @@ from palmerpenguins import load_penguins_raw
 from sklearn.datasets import load_breast_cancer, load_diabetes, load_wine
 
 import mlcycle as mc
-from mlcycle.data.clean import CELL_STEPS, set_rows_aside, plan_cleaning
+from mlcycle.data.clean import CELL_STEPS, plan_cleaning, set_rows_aside
 from mlcycle.data.error_injection import ERROR_KINDS, inject_errors, inject_malformed_lines, score_cleaning
 from mlcycle.data.limits import find_number_limits
-from mlcycle.ml.cleaning import clean_cells, clean_records, undo_changes, cleaning_ledger
+from mlcycle.ml.cleaning import clean_cells, clean_records, cleaning_ledger, undo_changes
 from mlcycle.ml.cleaning_plan import CleaningPlan
-from mlcycle.ml.value_parsing import format_value
 from mlcycle.ml.predictions import predict
+from mlcycle.ml.value_parsing import format_value
 from mlcycle.service.local import running_service, to_json_rows
 from mlcycle.stores.models.model_files import load_model, save_model
 from mlcycle.stores.sources.ingest import normalise_dtypes, read_source

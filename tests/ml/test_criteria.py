@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mlcycle.errors import CriterionError
-from mlcycle.ml.criteria import Criterion, parse_criterion, parse_criteria
+from mlcycle.ml.criteria import Criterion, parse_criteria, parse_criterion
 from mlcycle.ml.metrics import METRICS
 from mlcycle.outcomes import Problem
 
@@ -120,7 +120,9 @@ MARGINS = st.builds(
     st.booleans(),
 )
 POINTS = st.builds(
-    lambda pair, bound, at: Criterion(kind="operating point", metric=pair[0], bound=bound, constraint_metric=pair[1], constraint_bound=at),
+    lambda pair, bound, at: Criterion(
+        kind="operating point", metric=pair[0], bound=bound, constraint_metric=pair[1], constraint_bound=at
+    ),
     st.permutations(["precision", "recall"]),
     SHARES,
     SHARES,

@@ -11,13 +11,13 @@ from sklearn.naive_bayes import GaussianNB
 from mlcycle.errors import MetricError
 from mlcycle.ml.bootstrap import bootstrap_difference, bootstrap_distribution, bootstrap_intervals, score_resamples
 from mlcycle.ml.metrics import (
-    METRIC_ALIASES,
     DEFAULT_METRICS,
+    METRIC_ALIASES,
     METRICS,
-    describe_metrics,
-    get_metric,
     bind_metric,
     compute_score,
+    describe_metrics,
+    get_metric,
 )
 from mlcycle.ml.predictions import Predictions
 from mlcycle.outcomes import Problem

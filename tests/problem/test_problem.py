@@ -12,7 +12,7 @@ from sklearn.datasets import load_breast_cancer, load_diabetes, load_wine
 
 import mlcycle as mc
 from mlcycle.errors import InputError, ParameterError
-from mlcycle.problem.document import ProblemDocument, draft_problem_yaml, read_problem_file, problem_schema_text
+from mlcycle.problem.document import ProblemDocument, draft_problem_yaml, problem_schema_text, read_problem_file
 from mlcycle.problem.feasibility import assess_feasibility
 from mlcycle.problem.stage import define_problem, draft_problem_fields
 from mlcycle.stores.sources.ingest import normalise_dtypes
@@ -265,7 +265,9 @@ def test_answers_that_contradict_each_other_bound_what_can_be_reached():
     rng = np.random.default_rng(0)
     frame = pd.DataFrame({"a": rng.integers(0, 5, 400), "b": rng.integers(0, 3, 400)})
     frame["y"] = np.where((frame.a > 2) ^ (rng.random(400) < 0.25), "yes", "no")
-    problem = define_problem("coins", "y", ["accuracy >= 0.95"], rows=normalise_dtypes(frame), metric="accuracy", probe_seconds=600)
+    problem = define_problem(
+        "coins", "y", ["accuracy >= 0.95"], rows=normalise_dtypes(frame), metric="accuracy", probe_seconds=600
+    )
     found = problem.feasibility
     assert found.label_noise > 0.9 and 0.7 < found.noise_ceiling < 0.85 and found.extrapolated_score.high <= found.noise_ceiling
     assert (found.verdict, found.criteria) == ("infeasible", {"accuracy >= 0.95": "out of reach"})
