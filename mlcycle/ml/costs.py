@@ -32,7 +32,7 @@ def cost_matrix(
                           suggest_name(unknown, list(map(str, classes))))
     if not named:
         raise MetricError("The metric 'cost' needs to know what mistakes cost.",
-                          remedy="Name costs in the problem: for an actual class, what each prediction costs; a gain is negative.")
+                          remedy="Name costs in the problem: for an actual class, the cost of each prediction; gains are negative.")
     size = 2 if problem.task == "binary" else len(classes) + 1 # The last is that of unknown labels
     matrix = np.zeros((size, size))
     for actual, predicted, cost in named:

@@ -47,7 +47,7 @@ class ProblemDocument(BaseModel):
     metric: str = Field("", description="The primary metric. Empty: the task's usual one.")
     metrics: list[str] = Field([], description="Other metrics to report. Empty: the task's usual ones.")
     criteria: list[str] = Field([], description="What success means; each becomes a gate that a model must pass.")
-    costs: dict[str, dict[str, float]] = Field({}, description="Cost of a prediction, by actual, then predicted class; gains < 0.")
+    costs: dict[str, dict[str, float]] = Field({}, description="Cost of a prediction, by actual, then predicted class; gain < 0.")
     latency_budget_ms: float | None = Field(None, gt=0, description="Milliseconds that 95 of 100 predictions may take.")
     time: str = Field("", description="The column that orders the rows. Empty: they have no order.")
     entity: str = Field("", description="The column that says whom or what a row is about, if several may be about the same.")
