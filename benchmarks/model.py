@@ -13,7 +13,7 @@ from mlcycle.core.runs import Run
 from mlcycle.ml.bootstrap import bootstrap_difference
 from mlcycle.ml.metrics import compute_score
 from mlcycle.ml.predictions import predict
-from mlcycle.stores.models.registry import load_registered_model, open_registry
+from mlcycle.stores.models.registry import load_registered_model, open_experiment
 from mlcycle.stores.tables.datasets import read_table
 from mlcycle.stores.tables.holdout import read_holdout
 
@@ -43,7 +43,7 @@ def compare(run: Run, step: Callable[[str], None]) -> list[Comparison]:
     holdout = read_holdout(run.workspace, run.dataset.tables["holdout"], reason="a benchmark of the model")
     step("fit the peer")
     peer = plain_boosting().fit(train[columns], train[problem.target])
-    open_registry(run.workspace.tracking_uri, run.workspace.artifacts, model.name)
+    open_experiment(run.workspace.tracking_uri, run.workspace.artifacts, model.name)
     truth = holdout[problem.target].to_numpy()
     said = [predict(fitted, holdout[columns], problem) for fitted in (load_registered_model(model), peer)]
     step("resample")

@@ -10,7 +10,7 @@ import pandas as pd
 from mlcycle.core.workspace import Workspace
 from mlcycle.features import stage as features
 from mlcycle.ml.predictions import predict
-from mlcycle.modelling.final_model import fit_best_model
+from mlcycle.modelling.final_model import fit_first_acceptable_model
 from mlcycle.modelling.model_selection import compare_models
 from mlcycle.modelling.settings import ModellingSettings
 from mlcycle.modelling.stage import make_cross_validation
@@ -75,7 +75,7 @@ def fit_mlcycle(
     with TemporaryDirectory() as folder:
         cv = make_cross_validation(problem, pipeline, plan.input_columns, train, settings, Path(folder))
         selection = compare_models(cv, settings, workspace.root / "study", train, len(train))
-        model, _ = fit_best_model(selection, train[[*plan.input_columns, target]], None, settings.calibrate)
+        model, _ = fit_first_acceptable_model(selection, train[[*plan.input_columns, target]], None, settings.calibrate)
 
     def answer(rows: pd.DataFrame) -> tuple[object, list]:
         """Numbers of a regression, otherwise a probability for each class."""

@@ -17,7 +17,7 @@ from .lifecycle.plan import make_plan
 from .lifecycle.runner import run_plan
 from .ml.cleaning import clean_cells
 from .ml.predictions import predict
-from .stores.models.registry import load_registered_model, open_registry
+from .stores.models.registry import load_registered_model, open_experiment
 from .stores.outcome_files import load_cleaning_plan
 from .stores.sources.ingest import save_frame_as_source
 
@@ -30,7 +30,7 @@ def predict_with_run(
     problem, candidate = run.problem, run.candidate
     rows, _ = clean_cells(rows[run.plan.input_columns], load_cleaning_plan(run.dataset, run.workspace))
     with run.workspace.lock("registry"):
-        open_registry(run.workspace.tracking_uri, run.workspace.artifacts, candidate.model.name)
+        open_experiment(run.workspace.tracking_uri, run.workspace.artifacts, candidate.model.name)
     predicted = predict(load_registered_model(candidate.model, run.workspace), rows, problem, candidate.threshold)
     table = pd.DataFrame({"prediction": predicted.labels}, index=rows.index)
     if problem.task == "multiclass":

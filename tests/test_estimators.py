@@ -31,7 +31,7 @@ from mlcycle.features.create.history import EntityHistory, Lag, Rolling
 from mlcycle.features.create.recipes import FeatureCreator
 from mlcycle.features.create.user_functions import FunctionFeature
 from mlcycle.features.encode.category_mapping import CategoryMapping
-from mlcycle.features.encode.encode import ColumnSteps, FeatureEncoder
+from mlcycle.features.encode.encode import ColumnPipeline, FeatureEncoder
 from mlcycle.features.encode.encoders import SquashingScaler, TextComponents
 from mlcycle.ml.meta_estimators import CalibratedClassifier, LabelEncodedClassifier
 from mlcycle.ml.outliers import IsolationForestFlag, OutlierLimits
@@ -130,7 +130,7 @@ ON_TABLES = [  # Estimator, its table
     (CategoryMapping("ordinal"), TABLE[["size"]]),
     (CategoryMapping("target"), TABLE[["town"]]),
     (CategoryMapping("native"), TABLE[["town"]]),
-    (ColumnSteps("number", (StandardScaler(),), fill_empty=True), TABLE[NUMBERS]),
+    (ColumnPipeline("number", (StandardScaler(),), fill_empty=True), TABLE[NUMBERS]),
     *((FeatureEncoder(COLUMN_TYPES, encoding), TABLE) for encoding in ("trees", "linear", "neighbours", "native")),
     (SquashingScaler(), TABLE[NUMBERS]),
     (OutlierLimits(), TABLE[NUMBERS]),

@@ -11,10 +11,10 @@ from contextlib import contextmanager
 
 from rich.console import Console
 
-from ..lifecycle.callbacks import BatchCallback, BatchRunCallback
+from ..lifecycle.callbacks import BatchCallbackFactory, BatchRunCallback
 
 # %% ../../nbs/cli/batch_progress.ipynb #a9250ec3
-class BatchProgressTable(BatchCallback):
+class BatchProgressTable(BatchCallbackFactory):
     "A bar for the batch, and a line for each run that is under way, and for the first that failed."
 
     def __init__(self, runs: int, console: "Console", max_failures: int = 5):
@@ -45,7 +45,7 @@ class BatchProgressTable(BatchCallback):
         return BatchRunCallback(show, end)
 
 # %% ../../nbs/cli/batch_progress.ipynb #fb035bff
-class BatchProgressLines(BatchCallback):
+class BatchProgressLines(BatchCallbackFactory):
     "A line for each run that is over, where nothing can be drawn over: in a file, in a log."
 
     def __init__(self, runs: int, console: "Console"):
@@ -66,10 +66,10 @@ def show_batch_progress(
     runs: int, # How many
     console: "Console", # Where to
     quiet: bool = False, # Whether to show nothing
-) -> Iterator[BatchCallback]:
+) -> Iterator[BatchCallbackFactory]:
     "Show how a batch goes: a live table on a terminal, lines elsewhere."
     if quiet or not console.is_terminal:
-        yield BatchCallback() if quiet else BatchProgressLines(runs, console)
+        yield BatchCallbackFactory() if quiet else BatchProgressLines(runs, console)
         return
     table = BatchProgressTable(runs, console)
     with table.bars:

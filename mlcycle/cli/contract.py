@@ -195,7 +195,7 @@ def recheck(
         if out.exists():
             raise ContractFileError(f"There is a file {out} already.", "Rows that were corrected before are not overwritten.")
         promised, corrections = read_contract_file(contract_path(contract)), read_source(corrected)
-        clean, left = kept.recheck_corrections(kept.read_quarantine(quarantine), corrections, promised)
+        clean, left = kept.recheck_corrections(kept.read_quarantine_csv(quarantine), corrections, promised)
         for path, rows, index in ((out, clean, True), (quarantine, left, False)):
             with atomic_write(path) as half:
                 rows.to_csv(half, index=index)

@@ -196,10 +196,10 @@ def delete(
     from mlcycle.core.workspace import Workspace
 
     with exit_on_error():
-        from mlcycle.stores.models.registry_queries import check_unused, delete_version, find_version, browse_registry
+        from mlcycle.stores.models.registry_queries import check_unused, delete_version, find_version, open_registry_read_only
 
         workspace = Workspace.from_project(project)
-        with browse_registry(workspace) as client:
+        with open_registry_read_only(workspace) as client:
             found = find_version(client, version)
             check_unused(workspace, found, force) # Before anybody is asked
         role = f", the {' and '.join(found.aliases)}" if found.aliases else ""

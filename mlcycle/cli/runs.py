@@ -65,7 +65,7 @@ def compare(
 ):
     "Compare runs side by side: the best model of each, by how much they differ, with which settings, and whether by chance."
     from mlcycle.cli.runs import column_blocks, leaderboards_table, runs_table
-    from mlcycle.reports.compare_runs import runs_with_leaderboard, describe_differences, compare_runs
+    from mlcycle.reports.compare_runs import runs_with_leaderboard, describe_fold_differences, compare_runs
 
     with exit_on_error():
         found = compare_runs(runs_with_leaderboard(chosen or [], project), metric)
@@ -75,7 +75,7 @@ def compare(
         for draw in (runs_table, leaderboards_table):
             for places in column_blocks(len(found["runs"]), console.width):
                 console.print(draw(found, places), highlight=False)
-        console.print(*map(escape, describe_differences(found)), sep="\n", highlight=False)
+        console.print(*map(escape, describe_fold_differences(found)), sep="\n", highlight=False)
 
 # %% ../../nbs/cli/runs.ipynb #aa3eb75e
 @app.command()

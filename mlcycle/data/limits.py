@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FAR_FACTOR', 'SENTINELS', 'UNIT_FACTORS', 'SIGNED_NAMES', 'sample_with_tails', 'BulkRange', 'find_bulk_range',
-           'find_sentinels', 'find_other_units', 'NumberLimits', 'find_number_limits']
+           'find_sentinels', 'find_other_units', 'NumberAnomalies', 'find_number_anomalies']
 
 # %% ../../nbs/data/limits.ipynb #2e08fba5
 import re
@@ -151,7 +151,7 @@ SIGNED_NAMES = re.compile(r"delay|diff|delta|change|gain|loss|profit|margin|retu
 
 # %% ../../nbs/data/limits.ipynb #5cbc2277
 @dataclass
-class NumberLimits:
+class NumberAnomalies:
     "What is known of the numbers of a column."
 
     sentinels: tuple[float, ...] = ()
@@ -160,11 +160,11 @@ class NumberLimits:
     high: float | None = None
 
 # %% ../../nbs/data/limits.ipynb #fa4a6411
-def find_number_limits(
+def find_number_anomalies(
     numbers: np.ndarray, # A column
     steps: tuple[str, ...], # That are allowed
     name: str = "", # Of the column
-) -> NumberLimits:
+) -> NumberAnomalies:
     "What cannot be in a column of numbers."
     some = sample_with_tails(numbers)
     sentinels = find_sentinels(some) if "sentinels" in steps and len(some) >= 20 else ()
@@ -173,10 +173,10 @@ def find_number_limits(
     for rule in units:
         some = some[(some < (rule.low or -np.inf)) | (some > (rule.high or np.inf))]
     if "limits" not in steps or len(some) < 50:
-        return NumberLimits(sentinels, units)
+        return NumberAnomalies(sentinels, units)
     ends = find_bulk_range(some)
     low, high = ends.lower_limit, ends.upper_limit
     negative, rest = -some[some < 0], some[(some >= 0) & (some <= ends.bulk_max)]
     if not SIGNED_NAMES.search(name) and 0 < len(negative) <= 0.03 * len(some) and len(np.unique(rest)) >= 20:
         low = 0.0 if np.median(negative) >= 0.1 * np.median(rest[rest > 0]) else low
-    return NumberLimits(sentinels, units, low, high)
+    return NumberAnomalies(sentinels, units, low, high)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MAX_EXAMPLES', 'ContractResult', 'summarise_violations', 'apply_contract', 'rows_to_json', 'check_contract_columns',
-           'check_contract_limits', 'recheck_corrections', 'read_quarantine']
+           'check_contract_limits', 'recheck_corrections', 'read_quarantine_csv']
 
 # %% ../../nbs/data/quarantine.ipynb #cb736d19
 import json
@@ -195,7 +195,7 @@ def _check_corrections(quarantine: pd.DataFrame, corrections: pd.DataFrame, cont
                                 remedy="Remove or rename it.")
 
 # %% ../../nbs/data/quarantine.ipynb #273f8a1b
-def read_quarantine(
+def read_quarantine_csv(
     path: Path, # A CSV file
 ) -> pd.DataFrame:
     "The quarantine that a file holds."

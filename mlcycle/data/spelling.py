@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['MISSING_WORDS', 'POSSIBLE_MISSING_WORDS', 'UNIT_FAMILIES', 'DATE_FORMATS', 'TWO_DIGITS', 'MIN_MEAN_COUNT',
-           'MAX_KNOWN_VALUES', 'find_missing_words', 'infer_number_format', 'infer_date_formats', 'find_case_variants',
-           'find_typos', 'find_homoglyphs', 'plan_text_cleaning']
+           'MAX_KNOWN_VALUES', 'find_na_tokens', 'infer_number_format', 'infer_date_formats', 'find_case_variants',
+           'find_typos', 'find_homoglyph_variants', 'plan_text_cleaning']
 
 # %% ../../nbs/data/spelling.ipynb #0417b172
 import re
@@ -22,7 +22,7 @@ MISSING_WORDS = ("", "n/a", "na", "nan", "#n/a", "n.a.", "null", "nil", "<na>", 
 POSSIBLE_MISSING_WORDS = ("none", "-", "--", "---", ".", "..", "tbd", "xxx", "not applicable", "undefined")
 
 # %% ../../nbs/data/spelling.ipynb #0d6dfff4
-def find_missing_words(
+def find_na_tokens(
     counts: pd.Series, # How often each text occurs
     number: bool = False, # Whether the other values are numbers or dates, so that no word is an answer
     max_share: float = 0.05, # A word that may be an answer is one where its share is larger
@@ -141,7 +141,7 @@ def find_typos(
     max_share: float = 0.005, # A slip is at most so frequent, as a share of the right value
 ) -> dict[str, str]: # Right spelling of each wrong one
     "Rare values that are a slip away from a frequent one."
-    slips = find_homoglyphs(counts)
+    slips = find_homoglyph_variants(counts)
     counts = counts.drop(list(slips)).sort_values(ascending=False)
     often = tuple(value for value, count in counts.items() if count >= 20)[:1000]
     for value, count in counts[counts < max(0.02 * counts.max(), 3)].items():
@@ -151,7 +151,7 @@ def find_typos(
     return slips
 
 # %% ../../nbs/data/spelling.ipynb #455bd22a
-def find_homoglyphs(
+def find_homoglyph_variants(
     counts: pd.Series, # How often each text occurs
 ) -> dict[str, str]: # The more frequent spelling of each other one
     "Values that differ from a more frequent one only in letters of another alphabet."
@@ -174,12 +174,12 @@ def plan_text_cleaning(
     "What is done to a column of text."
     if not {*steps} - {"units", "limits", "pairs"}:
         return None
-    missing = find_missing_words(counts) if "sentinels" in steps else ()
+    missing = find_na_tokens(counts) if "sentinels" in steps else ()
     likely = "numbers" in steps and infer_number_format(counts.head(300), 0.5) # A quick look
     number = infer_number_format(counts) if likely else None
     dates = infer_date_formats(counts) if "dates" in steps and not number else ()
     if number or dates:
-        missing = find_missing_words(counts, number=True) if "sentinels" in steps else ()
+        missing = find_na_tokens(counts, number=True) if "sentinels" in steps else ()
         kind = "number" if number else "date"
         return ColumnCleaningPlan(value_type=kind, number_format=number, date_formats=dates, na_values=missing,
                                   strip_whitespace="strip" in steps)

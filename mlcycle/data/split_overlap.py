@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['EVALUATION_PARTS', 'OVERLAP_CHECKS', 'MIN_NEAR_DUPLICATE_SHARE', 'RowHashes', 'hash_rows_by_cell',
-           'match_probability', 'exceeds_chance', 'match_rows', 'match_rows_nearly', 'choose_blocking_columns',
-           'block_rows', 'measure_split_overlap', 'describe_split_overlap']
+           'equal_value_probabilities', 'exceeds_chance', 'match_row_hashes', 'match_rows_except_one_column',
+           'choose_blocking_columns', 'flag_candidate_rows', 'measure_split_overlap', 'describe_split_overlap']
 
 # %% ../../nbs/data/split_overlap.ipynb #e8e3362f
 from dataclasses import dataclass
@@ -55,7 +55,7 @@ def _hash_cells(values: pd.Series, spread: float | None) -> tuple[np.ndarray, np
     return both[0], both[1]
 
 # %% ../../nbs/data/split_overlap.ipynb #29a5ee13
-def match_probability(
+def equal_value_probabilities(
     cells: list[np.ndarray], # Of a sample, one array a column
 ) -> np.ndarray: # One a column
     "How often two rows have the same value."
@@ -74,7 +74,7 @@ def exceeds_chance(
     return found > 3 * expected + 3 * np.sqrt(expected)
 
 # %% ../../nbs/data/split_overlap.ipynb #330ca62f
-def match_rows(
+def match_row_hashes(
     evaluated: np.ndarray, # RowHashes of rows that should be new
     known: np.ndarray, # Of rows that teach
 ) -> np.ndarray: # One flag a row of `evaluated`
@@ -82,14 +82,14 @@ def match_rows(
     return pd.Series(evaluated).isin(known[pd.Series(known).isin(evaluated)]).to_numpy()
 
 # %% ../../nbs/data/split_overlap.ipynb #750e485c
-def match_rows_nearly(
+def match_rows_except_one_column(
     evaluated: RowHashes, # Of rows that should be new
     known: RowHashes, # Of rows that teach
 ) -> np.ndarray: # One flag a row of `evaluated`
     "Which rows have a twin but for one column."
     found = np.zeros(len(evaluated.rounded), dtype=bool)
     for ours, theirs in zip(evaluated.cells, known.cells, strict=True):
-        found |= match_rows(evaluated.rounded - ours, known.rounded - theirs)
+        found |= match_row_hashes(evaluated.rounded - ours, known.rounded - theirs)
     return found
 
 # %% ../../nbs/data/split_overlap.ipynb #02143fec
@@ -108,7 +108,7 @@ def choose_blocking_columns(
     return probes
 
 # %% ../../nbs/data/split_overlap.ipynb #29a11a95
-def block_rows(
+def flag_candidate_rows(
     evaluated: pd.DataFrame, # Features of rows that should be new
     known: dict[tuple[str, ...], np.ndarray], # Blunt fingerprints of rows that teach, by probe
     spread: pd.Series, # Standard deviation of each decimal column
@@ -153,7 +153,7 @@ def _measure_duplicates(parts: dict[str, pd.DataFrame], later: list[str], column
     train, rng, lines = parts["train"][columns], np.random.default_rng(0), []
     some = train.iloc[rng.choice(len(train), min(len(train), 5000), replace=False)]
     spread = some.select_dtypes("float").std()
-    odds = pd.Series(match_probability(hash_rows_by_cell(some, spread).cells), columns)
+    odds = pd.Series(equal_value_probabilities(hash_rows_by_cell(some, spread).cells), columns)
     is_text = [pd.api.types.is_string_dtype(train[name]) for name in columns]
     probes = [tuple(probe) for probe in choose_blocking_columns(odds.iloc[np.lexsort((odds, is_text))], len(train))]
     known = {probe: hash_rows_by_cell(train[list(probe)], spread).rounded for probe in probes}
@@ -174,11 +174,11 @@ def _measure_duplicates(parts: dict[str, pd.DataFrame], later: list[str], column
 def _count_duplicates(evaluated: pd.DataFrame, train: pd.DataFrame, known: dict, spread: pd.Series, near: bool = False) -> int:
     "How many rows have a twin that teaches; or, if `near`, one but for a single column and none that is equal."
     if known:
-        flags = block_rows(evaluated, known, spread)
+        flags = flag_candidate_rows(evaluated, known, spread)
         evaluated, train = evaluated[flags[0]], train[flags[1]]
     ours, theirs = hash_rows_by_cell(evaluated, spread), hash_rows_by_cell(train, spread)
-    duplicates = match_rows(ours.exact, theirs.exact)
-    return int((match_rows_nearly(ours, theirs) & ~duplicates).sum() if near else duplicates.sum())
+    duplicates = match_row_hashes(ours.exact, theirs.exact)
+    return int((match_rows_except_one_column(ours, theirs) & ~duplicates).sum() if near else duplicates.sum())
 
 # %% ../../nbs/data/split_overlap.ipynb #d5dbe584
 def describe_split_overlap(

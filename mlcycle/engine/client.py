@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['KernelProcess', 'receive_message', 'stop_kernel', 'wait_until_closed', 'PipeNotebookClient', 'WarmNotebookClient',
-           'wait_for_kernel', 'wait_for_reply', 'notebook_name', 'last_output', 'ForkingEngine', 'throttle',
-           'notebook_language', 'ExactTranslator']
+           'wait_for_kernel', 'wait_for_reply', 'notebook_name', 'last_kernel_log', 'ForkingEngine', 'throttle',
+           'notebook_language', 'KeyPreservingTranslator']
 
 # %% ../../nbs/engine/client.ipynb #b6f6fad3
 import gc
@@ -183,7 +183,7 @@ def wait_for_kernel(
     try:
         message = kernel.receive(timeout)
     except DeadKernelError as error:
-        raise DeadKernelError(f"The kernel did not start. {error}{last_output(kernel)}") from None
+        raise DeadKernelError(f"The kernel did not start. {error}{last_kernel_log(kernel)}") from None
     if message is None:
         raise DeadKernelError(f"The kernel did not start within {timeout} seconds.")
     return message["content"]
@@ -207,11 +207,11 @@ def wait_for_reply(
         raise
     except DeadKernelError as error:
         client.nb_man.cell_exception(cell, cell_index=index)
-        raise DeadKernelError(f"{where} did not end. {error}{last_output(client.kc)}") from None
+        raise DeadKernelError(f"{where} did not end. {error}{last_kernel_log(client.kc)}") from None
     if reply is None:
         client.interrupt(request, cell, index)
         client.nb_man.cell_exception(cell, cell_index=index)
-        raise CellTimeoutError(f"{where} was ended: {limit} ran out.{last_output(client.kc)}")
+        raise CellTimeoutError(f"{where} was ended: {limit} ran out.{last_kernel_log(client.kc)}")
     return reply
 
 # %% ../../nbs/engine/client.ipynb #fa504d40
@@ -224,7 +224,7 @@ def notebook_name(
     return next((Path(path).name for path in paths if isinstance(path, str)), "the notebook")
 
 # %% ../../nbs/engine/client.ipynb #9efba825
-def last_output(
+def last_kernel_log(
     kernel: KernelProcess, # That ended
     max_chars: int = 1500, # Characters
 ) -> str: # Empty if it printed nothing
@@ -280,7 +280,7 @@ def notebook_language(
     return about.get("language_info", {}).get("name") or about.get("kernelspec", {}).get("language") or "python"
 
 # %% ../../nbs/engine/client.ipynb #21eb723a
-class ExactTranslator(PythonTranslator):
+class KeyPreservingTranslator(PythonTranslator):
     "papermill's Python, with the keys of mappings as they are."
 
     @classmethod

@@ -21,7 +21,7 @@ from .create.recipes import Recipe
 from .create.user_functions import make_function_recipes
 from .encode.column_types import infer_column_types
 from .encode.pipeline import build_preprocessor, map_outputs_to_features
-from .leakage.leaks import allow_trusted_columns, find_target_leakage
+from .leakage.leaks import mark_trusted_columns, find_target_leakage
 from .select.selection import FeatureSelection, select_features
 from ..ml.folds import subsample_evenly
 from ..outcomes import Dataset, FeaturePlan, FileRef, LeakageSuspect, Problem
@@ -65,7 +65,7 @@ def find_leakage_suspects(
         tested = pd.concat([rows, aside[aside.columns.intersection(rows.columns)]]) if len(aside) else rows
     suspects = find_target_leakage(tested.drop(columns=problem.target), tested[problem.target], problem,
                                    split_overlap=dataset.split_overlap, seed=settings.seed)
-    return allow_trusted_columns(suspects, settings.trusted, list(rows))
+    return mark_trusted_columns(suspects, settings.trusted, list(rows))
 
 # %% ../../nbs/03_features.ipynb #f084467d
 def gather_recipes(

@@ -32,10 +32,10 @@ def execute_notebook(
     from nbclient.exceptions import CellTimeoutError, DeadKernelError
     from papermill.translators import papermill_translators
 
-    from mlcycle.engine.client import ExactTranslator
+    from mlcycle.engine.client import KeyPreservingTranslator
 
     logging.getLogger("papermill").setLevel(logging.ERROR)
-    papermill_translators.register("python", ExactTranslator)
+    papermill_translators.register("python", KeyPreservingTranslator)
     path = str(notebook).replace("{", "{{").replace("}", "}}") # papermill would fill in parameters
     cells = len(json.loads(notebook.read_text())["cells"])
     try:

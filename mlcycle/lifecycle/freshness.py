@@ -9,7 +9,7 @@ __all__ = ['StageState', 'check_stage_freshness', 'check_freshness', 'changes_du
 from collections.abc import Set
 from dataclasses import dataclass, field
 
-from ..core.files import short_hash
+from ..core.files import short_json_hash
 from .plan import Plan
 from .stage_cache import CacheEntry, cache_entry_folder, latest_cache_entry
 from .stage_inputs import changed_inputs, stage_inputs, summarise_changes
@@ -38,7 +38,7 @@ def check_stage_freshness(
 ) -> StageState:
     "The state of a stage, given the outcomes of earlier ones."
     inputs = stage_inputs(plan, stage, outcome_hashes, modules)
-    key = short_hash(inputs)
+    key = short_json_hash(inputs)
     folder = cache_entry_folder(plan.workspace, stage, key)
     entry = CacheEntry.read(folder)
     damage = entry.damaged_file(plan.workspace) if entry else str(folder / "entry.json") if folder.is_dir() else ""

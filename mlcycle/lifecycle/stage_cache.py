@@ -11,7 +11,7 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..core.files import hash_file, read_checksummed_json, atomic_folder, short_hash, write_checksummed_json
+from ..core.files import hash_file, read_checksummed_json, atomic_folder, short_json_hash, write_checksummed_json
 from ..core.runs import Run
 from ..core.workspace import Workspace
 from ..outcomes import OUTCOME_TYPES
@@ -88,4 +88,4 @@ def outcome_content_hash(
     stage: str, # Which one
 ) -> str:
     "A hash of an outcome without what was only measured, such as seconds."
-    return short_hash(OUTCOME_TYPES[stage].model_validate_json(path.read_text()).content())
+    return short_json_hash(OUTCOME_TYPES[stage].model_validate_json(path.read_text()).content())

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import yaml
 
-from ..core.files import hash_file, short_hash
+from ..core.files import hash_file, short_json_hash
 from .plan import Plan
 from ..nb.dependencies import ModuleIndex, find_reachable_code
 from ..nb.fingerprints import code_cells, hash_cell, used_library_versions
@@ -70,7 +70,7 @@ def hash_path(
         return hash_file(place)[:16]
     pattern = f"{glob.escape(place)}/**" if place else next((each for each in places if "*" in each or "?" in each), "")
     files = sorted(file for file in glob.glob(pattern, recursive=True) if TABLE_FILES.search(file) and os.path.isfile(file))
-    return short_hash([(os.path.relpath(file, place or project), hash_file(file)) for file in files]) if files else ""
+    return short_json_hash([(os.path.relpath(file, place or project), hash_file(file)) for file in files]) if files else ""
 
 # %% ../../nbs/lifecycle/stage_inputs.ipynb #f912b2ed
 def user_module_hashes(
@@ -103,7 +103,7 @@ def stage_inputs(
         user_modules = user_module_hashes(plan.workspace.project, plan.parameters.get("problem", {}))
     return ({f"parameter {name}": json.dumps(value) for name, value in parameters.items() if name not in UNTRACKED_PARAMETERS}
             | input_file_hashes(parameters, plan.workspace.project)
-            | {"order of cells": short_hash(list(cells))}
+            | {"order of cells": short_json_hash(list(cells))}
             | {f"cell {name}": hash_cell(source, modules.summaries) for name, source in cells.items()}
             | {f"code {name}": value for name, value in reach.code.items()}
             | used_library_versions(reach) | user_modules

@@ -11,7 +11,7 @@ from dataclasses import replace
 import numpy as np
 
 from ..errors import MetricError, suggest_name
-from .confusion import score_from_confusion
+from .confusion import score_with_confusion_matrix
 from .metric_definitions import CLASSES, Metric
 from ..outcomes import Problem
 
@@ -32,7 +32,7 @@ def cost_matrix(
                           suggest_name(unknown, list(map(str, classes))))
     if not named:
         raise MetricError("The metric 'cost' needs to know what mistakes cost.",
-                          remedy="Name costs in the problem: for an actual class, the cost of each prediction; gains are negative.")
+                          remedy="Name costs in the problem: for an actual class, the cost of a prediction; gains are negative.")
     size = 2 if problem.task == "binary" else len(classes) + 1 # The last is that of unknown labels
     matrix = np.zeros((size, size))
     for actual, predicted, cost in named:
@@ -48,7 +48,7 @@ def _bind_costs(metric: Metric, problem: Problem) -> Metric:
         return (matrices * costs).sum(axis=(1, 2)) / matrices.sum(axis=(1, 2))
 
     def function(actual, predicted):
-        return score_from_confusion(from_confusion, actual, predicted, len(problem.classes))
+        return score_with_confusion_matrix(from_confusion, actual, predicted, len(problem.classes))
 
     return replace(metric, function=function, from_confusion=from_confusion, low=costs.min(), high=costs.max())
 

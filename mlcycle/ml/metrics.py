@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['METRICS', 'METRIC_ALIASES', 'DEFAULT_METRICS', 'get_metric', 'bind_metric', 'encode_target', 'select_response',
-           'explain_metric_errors', 'compute_score', 'score_encoded', 'score_many', 'describe_metrics']
+           'explain_metric_errors', 'compute_score', 'score_encoded', 'score_many_predictions', 'describe_metrics']
 
 # %% ../../nbs/ml/metrics.ipynb #ff36a78e
 from contextlib import contextmanager
@@ -133,7 +133,7 @@ def score_encoded(
     return value
 
 # %% ../../nbs/ml/metrics.ipynb #a5fc5cbb
-def score_many(
+def score_many_predictions(
     name: str | Metric, # A metric
     problem: Problem, # Says how to read the labels
     actual: np.ndarray, # (n,)

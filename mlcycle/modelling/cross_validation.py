@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['CrossValidation', 'check_classes_in_folds', 'EncodedFold', 'early_stopping_split', 'set_encoding',
-           'encoded_fold_file']
+           'cache_encoded_fold']
 
 # %% ../../nbs/modelling/cross_validation.ipynb #a7235411
 from dataclasses import KW_ONLY, dataclass
@@ -111,7 +111,7 @@ def set_encoding(
     return clone(preprocessor).set_params(encode__encoding=encoding)
 
 # %% ../../nbs/modelling/cross_validation.ipynb #cf4ee1aa
-def encoded_fold_file(
+def cache_encoded_fold(
     cv: CrossValidation, # Knows the folder
     encoding: str, # Of the features
     number: int, # Of the fold

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ..ml.folds import disjoint_folds
-from ..ml.metrics import get_metric, compute_score, score_many
+from ..ml.folds import find_disjoint_folds
+from ..ml.metrics import get_metric, compute_score, score_many_predictions
 from ..ml.predictions import predictions_from_values
 from .search import rank_trials
 from .cross_validation import CrossValidation
@@ -40,7 +40,7 @@ def score_blends(
 ) -> np.ndarray: # (blends,); higher is better
     "The mean score of each blend over some folds; all blends of a fold are scored at once."
     predictions = [[predictions_from_values(blend[place], problem) for blend in blends] for place in range(len(folds))]
-    scores = [score_many(problem.metric, problem, actual[fold], each) for fold, each in zip(folds, predictions, strict=True)]
+    scores = [score_many_predictions(problem.metric, problem, actual[fold], each) for fold, each in zip(folds, predictions, strict=True)]
     return get_metric(problem.metric).sign * np.mean(scores, axis=0)
 
 # %% ../../nbs/modelling/ensemble.ipynb #0d4aefcb
@@ -77,7 +77,7 @@ def build_ensemble_trial(
     actual = [cv.actual(fold) for fold in range(len(cv.folds))]
     made = Trial(0, "ensemble", "", {})
     for fold in range(len(actual)):
-        others = disjoint_folds(cv.problem, cv.folds, fold)
+        others = find_disjoint_folds(cv.problem, cv.folds, fold)
         weights = ensemble_selection_weights(cv.problem, finalists, actual, others, max_steps) if others else np.full(
             len(finalists), 1 / len(finalists))
         blend = sum(weight * trial.predictions[fold].values for weight, trial in zip(weights, finalists, strict=True))

@@ -14,8 +14,8 @@ import pandas as pd
 
 from ..ml.folds import make_folds
 from .calibration import threshold_metric
-from .candidates import CANDIDATES, check_loadable, choose_candidates
-from .choice import build_leaderboard, selection_order, trial_record
+from .candidates import CANDIDATES, check_trusted_types, choose_candidates
+from .choice import build_leaderboard, order_by_selection_rule, trial_record
 from .cross_validation import CrossValidation
 from .ensemble import build_ensemble_trial, select_finalists
 from .search import SearchBudget, SearchResult, rank_trials, search_hyperparameters
@@ -97,7 +97,7 @@ def compare_models(
     "All candidates, the search, further folds for the finalists, and the order in which they are chosen."
     full, repeats = SearchBudget(settings.trials, settings.search_seconds), settings.repeats > 1 and not cv.problem.time
     models, excluded = choose_candidates(cv.problem.task, train_rows, settings.models)
-    check_loadable(models, cv.problem.task)
+    check_trusted_types(models, cv.problem.task)
     first = replace(full, timeout=full.timeout * (2 / 3 if repeats else 1))
     search = search_hyperparameters(cv, models, first, folder)
     finalists = select_finalists(cv, search.complete_trials())
@@ -111,4 +111,4 @@ def compare_models(
     failed = [trial for trial in [*search.baseline_trials, *search.trials] if trial.reason]
     excluded |= {trial.name: f"{trial.status}: {trial.reason}" for trial in failed}
     return ModelSelection(cv=wider, search=search, finalists=finalists, excluded=excluded,
-                          ranking=selection_order(wider, finalists, settings.selection_rule))
+                          ranking=order_by_selection_rule(wider, finalists, settings.selection_rule))

@@ -16,7 +16,7 @@ import pandas as pd
 from matplotlib.ticker import MaxNLocator
 
 from ..ml.metrics import encode_target, get_metric
-from .calibration import validation_scores
+from .calibration import out_of_fold_probabilities
 from .cross_validation import CrossValidation
 from .trials import Trial
 from ..outcomes import LeaderboardEntry, LearningCurvePoint
@@ -211,7 +211,7 @@ def plot_calibration_curve(
     axes.plot([0, 1], [0, 1], color="0.7", linewidth=1)
     for trial, label, mark in ((uncalibrated, "uncalibrated", "o-"), (calibrated, "calibrated", "s--")):
         if trial is not None:
-            shares, means = calibration_curve(*validation_scores(cv, trial), n_bins=10, strategy="quantile")
+            shares, means = calibration_curve(*out_of_fold_probabilities(cv, trial), n_bins=10, strategy="quantile")
             axes.plot(means, shares, mark, label=label, markersize=4)
     axes.set(xlabel="predicted probability", ylabel=f"observed frequency of '{cv.problem.positive}'")
     axes.legend(frameon=False)

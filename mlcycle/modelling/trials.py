@@ -25,7 +25,7 @@ from ..ml.meta_estimators import fit_with_sample_weight
 from ..ml.metrics import compute_score
 from ..ml.predictions import Predictions, predict
 from .candidate_model import CandidateModel
-from .cross_validation import CrossValidation, EncodedFold, _load_encoded_fold, encoded_fold_file
+from .cross_validation import CrossValidation, EncodedFold, _load_encoded_fold, cache_encoded_fold
 
 # %% ../../nbs/modelling/trials.ipynb #c0734745
 @dataclass(frozen=True)
@@ -178,10 +178,10 @@ def evaluate_folds(
     parallel = joblib.Parallel(n_jobs=min(cv.jobs, len(places)) if cv.jobs > 1 else 1, max_nbytes=None)
     missing = [place for place in places if not Path(cv.cache_folder, f"{encoding}-{place}.joblib").exists()]
     if missing:
-        parallel(joblib.delayed(encoded_fold_file)(cv, encoding, place) for place in missing)
+        parallel(joblib.delayed(cache_encoded_fold)(cv, encoding, place) for place in missing)
     bare = replace(cv, rows=None, sample_weight=None, groups=None, folds=[])
     return parallel(joblib.delayed(fit_and_score_fold)(
-        model, parameters, bare, encoded_fold_file(cv, encoding, place), cv.actual(place)) for place in places)
+        model, parameters, bare, cache_encoded_fold(cv, encoding, place), cv.actual(place)) for place in places)
 
 # %% ../../nbs/modelling/trials.ipynb #7d68c851
 def _add_results(trial: Trial, cv: CrossValidation, results: list[FoldResult]) -> None:

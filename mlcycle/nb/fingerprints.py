@@ -12,18 +12,18 @@ from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
 
-from ..core.files import hash_file, read_checksummed_json, short_hash, write_checksummed_json
+from ..core.files import hash_file, read_checksummed_json, short_json_hash, write_checksummed_json
 from ..core.versions import package_version
 from ..core.workspace import Workspace
 from .dependencies import ReachableCode
-from .notebook import is_parameters_cell, runnable_notebook
+from .notebook import is_parameters_cell, extract_run_section
 
 # %% ../../nbs/nb/fingerprints.ipynb #e1bf0eaa
 def code_cells(
     path: Path, # Of a stage notebook
 ) -> dict[str, str]: # Source by id, without the parameters
     "The code of a run half."
-    cells = [cell for cell in runnable_notebook(path)["cells"] if cell["cell_type"] == "code" and not is_parameters_cell(cell)]
+    cells = [cell for cell in extract_run_section(path)["cells"] if cell["cell_type"] == "code" and not is_parameters_cell(cell)]
     return {cell.get("id", str(number)): cell["source"] for number, cell in enumerate(cells)}
 
 # %% ../../nbs/nb/fingerprints.ipynb #c68788b7
@@ -35,9 +35,9 @@ def hash_cell(
     key = sha256(f"cell\n{source}".encode()).hexdigest()
     if key not in summaries:
         try:
-            summaries[key] = short_hash(ast.dump(ast.parse(source)))
+            summaries[key] = short_json_hash(ast.dump(ast.parse(source)))
         except SyntaxError: # Magics
-            summaries[key] = short_hash(source)
+            summaries[key] = short_json_hash(source)
     return summaries[key]
 
 # %% ../../nbs/nb/fingerprints.ipynb #ecdae38e
@@ -72,7 +72,7 @@ def stage_fingerprint(
     stage: str = "modelling", # Which one
 ) -> dict[str, str]: # `notebook`, `notebook_sha256`, `code`
     "The notebook of a stage, and a hash of its cells and of all code and libraries that they reach."
-    from mlcycle.core.files import short_hash
+    from mlcycle.core.files import short_json_hash
     from mlcycle.nb.fingerprints import code_cells, used_library_versions, load_code_summaries
     from mlcycle.nb.dependencies import ModuleIndex, find_reachable_code
     from mlcycle.nb.notebook import stage_notebooks
@@ -81,4 +81,4 @@ def stage_fingerprint(
     cells = code_cells(notebook)
     reach = find_reachable_code(list(cells.values()), ModuleIndex(workspace.project, load_code_summaries(workspace)))
     return {"notebook": notebook.name, "notebook_sha256": hash_file(notebook),
-            "code": short_hash([list(cells.values()), reach.code, used_library_versions(reach)])}
+            "code": short_json_hash([list(cells.values()), reach.code, used_library_versions(reach)])}

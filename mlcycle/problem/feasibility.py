@@ -18,7 +18,7 @@ from .label_noise import estimate_label_noise
 from .learning_curve import extrapolate_score, probe_learning_curve
 from .permutation_test import PermutationTest, permutation_signal_test
 from .probe_budget import Deadline, single_threaded
-from .probe_data import ProbeData, prepare_probe
+from .probe_data import FeasibilitySample, prepare_feasibility_sample
 from .quick_models import cross_val_predictions, dummy_predictions
 
 # %% ../../nbs/problem/feasibility.ipynb #1bce3a7e
@@ -89,7 +89,7 @@ def assess_feasibility(
     "Whether a target can be predicted well enough, from quick models on a sample."
     deadline = Deadline(seconds)
     with single_threaded():
-        data = prepare_probe(rows, problem, seed)
+        data = prepare_feasibility_sample(rows, problem, seed)
         predictions = {"dummy": dummy_predictions(data), "linear": cross_val_predictions(data, "linear")}
         if deadline.allows("gradient boosting"):
             predictions["boosted"] = cross_val_predictions(data, "boosted")
@@ -98,7 +98,7 @@ def assess_feasibility(
         return _conclude(rows, data, predictions, test, deadline)
 
 # %% ../../nbs/problem/feasibility.ipynb #1662bddc
-def _conclude(rows: pd.DataFrame, data: ProbeData, predictions: dict[str, Predictions], test: PermutationTest,
+def _conclude(rows: pd.DataFrame, data: FeasibilitySample, predictions: dict[str, Predictions], test: PermutationTest,
               deadline: Deadline) -> Feasibility:
     "A learning curve of the best quick model, and what follows from everything."
     problem, primary, actual = data.problem, data.problem.metric, data.actual

@@ -15,7 +15,7 @@ from ..ml.metrics import compute_score, get_metric
 from ..ml.predictions import Predictions
 from ..outcomes import Score
 from .probe_budget import Deadline
-from .probe_data import ProbeData
+from .probe_data import FeasibilitySample
 from .quick_models import cross_val_predictions
 
 # %% ../../nbs/problem/learning_curve.ipynb #5d1eabc7
@@ -50,19 +50,19 @@ def extrapolate_errors(
     errors: list[float], # Of scores on validation rows, counted from the best there is
     *,
     at: int, # Rows of the full table
-    standard_error: float, # Of the last score
+    standard_error_from_interval: float, # Of the last score
     seed: int = 0, # Of the bootstrap
     n_resamples: int = 100,
 ) -> tuple[float, float, float]: # The error there: value, low, high
     "The error that a learning curve promises for the full table, with its 95 % interval."
     share, goal, rng = np.array(train_sizes) / train_sizes[-1], max(1.0, at / train_sizes[-1]), np.random.default_rng(seed)
-    unit = max(np.max(errors), standard_error, 1e-9) # Errors in millions and areas below one are fitted alike
+    unit = max(np.max(errors), standard_error_from_interval, 1e-9) # Errors in millions and areas below one are fitted alike
     count, scaled = len(train_sizes), np.array(errors) / unit
     value, fitted, found = fit_power_law(share, scaled, goal)
     residuals = (scaled - fitted) * np.sqrt(count / max(1, count - 3))
     drawn = [value]
     for _ in range(n_resamples):
-        noise = rng.choice(residuals, count) * rng.choice([-1, 1], count) + rng.normal(0, standard_error / unit)
+        noise = rng.choice(residuals, count) * rng.choice([-1, 1], count) + rng.normal(0, standard_error_from_interval / unit)
         drawn.append(fit_power_law(share, fitted + noise, goal, found)[0])
     low, high = unit * np.percentile(drawn, [2.5, 97.5])
     return unit * value, float(min(low, unit * value)), float(max(high, unit * value))
@@ -82,7 +82,7 @@ def perfect_score(
 
 # %% ../../nbs/problem/learning_curve.ipynb #cd627028
 def probe_learning_curve(
-    data: ProbeData, # Ready
+    data: FeasibilitySample, # Ready
     name: str, # The best quick model
     whole: Predictions, # Its predictions if it is trained on all rows
     deadline: Deadline, # May stop it
@@ -98,7 +98,7 @@ def probe_learning_curve(
 
 # %% ../../nbs/problem/learning_curve.ipynb #26ef70ba
 def extrapolate_score(
-    data: ProbeData, # Knows the actual values
+    data: FeasibilitySample, # Knows the actual values
     metric: str, # Its name
     points: list[tuple[int, Predictions]], # Of the learning curve
     *,
@@ -113,7 +113,7 @@ def extrapolate_score(
     scores = [compute_score(metric, problem, data.actual, predictions) for _, predictions in points[:-1]] + [last.value]
     best, sign = perfect_score(metric, scores, noise_ceiling), 1 if get_metric(metric).higher_is_better else -1
     errors = [sign * (best - each) for each in scores]
-    found = extrapolate_errors([size for size, _ in points], errors, at=rows, standard_error=(last.high - last.low) / 3.92,
+    found = extrapolate_errors([size for size, _ in points], errors, at=rows, standard_error_from_interval=(last.high - last.low) / 3.92,
                                seed=data.seed)
     value, high, low = (best - sign * each for each in found) # Of a score; of an error the other way round
     if sign < 0:

@@ -19,12 +19,12 @@ from sklearn.preprocessing import KBinsDiscretizer
 
 from ..ml.folds import make_folds
 from .probe_budget import Deadline
-from .probe_data import ProbeData
+from .probe_data import FeasibilitySample
 from .quick_models import predict_fold
 
 # %% ../../nbs/problem/permutation_test.ipynb #0a5954b7
 def similarity_kernels(
-    data: ProbeData, # Its features
+    data: FeasibilitySample, # Its features
     places: np.ndarray, # Positions of the rows that are looked at
 ) -> list[np.ndarray]: # (rows, rows), each with a mean of 1 on its diagonal
     "Three ways in which two rows can be alike."
@@ -40,7 +40,7 @@ def similarity_kernels(
 
 # %% ../../nbs/problem/permutation_test.ipynb #ebab32ee
 def most_frequent_classes(
-    data: ProbeData, # Knows the target
+    data: FeasibilitySample, # Knows the target
 ) -> list[int]: # One of a binary task, at most six of others; of a regression the only column there is
     "Numbers of the classes that are tested."
     if data.problem.task == "regression":
@@ -49,7 +49,7 @@ def most_frequent_classes(
 
 # %% ../../nbs/problem/permutation_test.ipynb #a27c7ce0
 def target_columns(
-    data: ProbeData, # Says which task
+    data: FeasibilitySample, # Says which task
     y: np.ndarray, # Actual or permuted
 ) -> np.ndarray: # (rows, columns)
     "A target as numbers that can be correlated: ranks of a number, one column for each frequent class."
@@ -69,7 +69,7 @@ def within_fold_correlations(
 
 # %% ../../nbs/problem/permutation_test.ipynb #b94cda45
 def kernel_permutation_scores(
-    data: ProbeData, # Ready
+    data: FeasibilitySample, # Ready
 ) -> np.ndarray: # (1 + n_permutations,): with the actual target first
     "Correlations of kernel ridge predictions with the actual target and with permuted ones."
     rng, budget = np.random.default_rng(data.seed), data.budget
@@ -106,7 +106,7 @@ def _screen(columns: np.ndarray, y: np.ndarray, train: np.ndarray, valid: np.nda
 
 # %% ../../nbs/problem/permutation_test.ipynb #15b324b1
 def boosting_permutation_scores(
-    data: ProbeData, # Ready
+    data: FeasibilitySample, # Ready
     deadline: Deadline, # May stop it
     n_permutations: int = 39, # At most
 ) -> Iterator[float]: # With the actual target first, then with permuted ones until one does as well
@@ -135,7 +135,7 @@ class PermutationTest:
 
 # %% ../../nbs/problem/permutation_test.ipynb #999fbaf3
 def permutation_signal_test(
-    data: ProbeData, # Ready
+    data: FeasibilitySample, # Ready
     deadline: Deadline, # May stop it
 ) -> PermutationTest:
     "A permutation test that there is any signal."

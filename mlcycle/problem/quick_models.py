@@ -14,7 +14,7 @@ from sklearn.metrics import precision_recall_curve
 
 from ..ml.metrics import encode_target
 from ..ml.predictions import Predictions, predictions_from_values
-from .probe_data import ProbeData
+from .probe_data import FeasibilitySample
 
 # %% ../../nbs/problem/quick_models.ipynb #ee9655f6
 def make_quick_model(
@@ -34,7 +34,7 @@ def make_quick_model(
 
 # %% ../../nbs/problem/quick_models.ipynb #05ad302a
 def predict_fold(
-    data: ProbeData, # Its features and target
+    data: FeasibilitySample, # Its features and target
     name: str, # "linear" or "boosted"
     train: np.ndarray, # Positions
     valid: np.ndarray, # Positions
@@ -58,7 +58,7 @@ def predict_fold(
 
 # %% ../../nbs/problem/quick_models.ipynb #443b7baa
 def predictions_at_best_f1(
-    data: ProbeData, # Knows the actual values
+    data: FeasibilitySample, # Knows the actual values
     values: np.ndarray, # For `data.valid_index`
 ) -> Predictions:
     "Predictions from values; of two classes with the threshold that has the best F1."
@@ -72,7 +72,7 @@ def predictions_at_best_f1(
 
 # %% ../../nbs/problem/quick_models.ipynb #4624f5fe
 def dummy_predictions(
-    data: ProbeData, # Knows how often each class occurs
+    data: FeasibilitySample, # Knows how often each class occurs
 ) -> Predictions: # For `data.valid_index`
     "Predictions of a model that looks at no column: the mean, or the shares of the classes."
     count, problem = len(data.valid_index), data.problem
@@ -87,7 +87,7 @@ def dummy_predictions(
 
 # %% ../../nbs/problem/quick_models.ipynb #01830ae0
 def cross_val_predictions(
-    data: ProbeData, # Its folds
+    data: FeasibilitySample, # Its folds
     name: str, # "linear" or "boosted"
     train_share: float = 1.0, # Of the training rows of each fold
 ) -> Predictions: # For `data.valid_index`

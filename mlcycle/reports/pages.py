@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['TITLES', 'page_name', 'format_duration', 'script_hash', 'skrub_table_script', 'render_template', 'stage_body',
-           'split_body', 'write_page', 'outcome_severity', 'write_pages', 'index_entry', 'write_notebook_page',
-           'write_index', 'write_comparison']
+           'extract_title_and_toc', 'write_page', 'outcome_severity', 'write_pages', 'run_index_entry',
+           'write_notebook_page', 'write_index', 'write_comparison']
 
 # %% ../../nbs/reports/pages.ipynb #9ce471b2
 import json
@@ -107,7 +107,7 @@ def stage_body(
     return body
 
 # %% ../../nbs/reports/pages.ipynb #ee774fcb
-def split_body(
+def extract_title_and_toc(
     body: str, # A fragment
     default_title: str, # The title if it has none
 ) -> dict[str, Any]: # `title`, `body`, `contents`, `failure`: what the frame wants to know
@@ -141,7 +141,7 @@ def write_page(
     write_text(page, render_template(
         "page.html.j2", run=run.info, stage=stage, done=done, problem=outcomes["problem"], tone=outcome_severity(outcomes[stage]),
         parameters=run.info.get("parameters", {}).get(stage, {}), **_page_links(run, stage, page, done.get("reused")),
-        **split_body(stage_body(run, stage, notebook, body), TITLES[stage])))
+        **extract_title_and_toc(stage_body(run, stage, notebook, body), TITLES[stage])))
     return page
 
 # %% ../../nbs/reports/pages.ipynb #50b6d5a0
@@ -181,7 +181,7 @@ def write_pages(
     return [write_page(run, stage, notebook) for stage, notebook in notebooks.items() if notebook.is_file()]
 
 # %% ../../nbs/reports/pages.ipynb #b793f119
-def index_entry(
+def run_index_entry(
     run: Run, # Any, finished or not
     folder: Path, # Of the page that links to it
 ) -> dict[str, Any]: # Plain JSON
@@ -203,7 +203,7 @@ def write_notebook_page(
     "The page of a notebook that is no stage."
     page = Path(notebook).with_suffix(".html")
     index = Path(os.path.relpath(page.parent.parent.parent / "index.html", page.parent)).as_posix()
-    content = split_body(body, page.stem)
+    content = extract_title_and_toc(body, page.stem)
     write_text(page, render_template("notebook.html.j2", index=index, notebook=Path(notebook).name, **facts, **content))
     return page
 
@@ -214,7 +214,7 @@ def write_index(
     "The page that lists all runs, and `index.json`."
     index = workspace.reports / "index.html"
     with FileLock(workspace.root / "index.lock"):
-        runs = [index_entry(run, index.parent) for run in list_runs(workspace)]
+        runs = [run_index_entry(run, index.parent) for run in list_runs(workspace)]
         write_text(index, render_template("index.html.j2", runs=runs))
         write_text(index.with_suffix(".json"), json.dumps(runs, indent=1) + "\n")
     return index
@@ -228,7 +228,7 @@ def write_comparison(
     "A page that compares runs."
     path = Path(path).absolute()
     index = os.path.relpath(runs[0].workspace.reports.absolute() / "index.html", path.parent)
-    entries = [index_entry(run, path.parent) for run in runs]
+    entries = [run_index_entry(run, path.parent) for run in runs]
     write_text(path, render_template("comparison.html.j2", runs=entries, index=Path(index).as_posix(),
                                      title=title or f"Comparison of {len(runs)} runs"))
     return path

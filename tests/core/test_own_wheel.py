@@ -19,7 +19,7 @@ from mlcycle.outcomes import LeaderboardEntry, ModelRef, Problem, Score
 from mlcycle.service.bundle import Bundle, build_bundle
 from mlcycle.stores.models.model_files import save_model
 from mlcycle.stores.models.registration import register_model
-from mlcycle.stores.models.registry import open_registry, registered_model_file
+from mlcycle.stores.models.registry import open_experiment, registered_model_file
 
 ROWS = pd.DataFrame({"x": [1.0, 2.0]})
 
@@ -48,7 +48,7 @@ def registered(tmp_path_factory) -> Path:
     "The folder of a registered model."
     workspace = Workspace(tmp_path_factory.mktemp("registry"))
     workspace.root.mkdir()
-    open_registry(workspace.tracking_uri, workspace.artifacts, "m")
+    open_experiment(workspace.tracking_uri, workspace.artifacts, "m")
     model = DummyRegressor().fit(ROWS, ROWS.x)
     entry = LeaderboardEntry(
         model="dummy", score=Score(metric="r2", value=0.0), fold_scores=[0.0], fit_seconds=0.0, parameters={}

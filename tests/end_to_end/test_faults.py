@@ -15,7 +15,7 @@ from projects import own_notebooks
 import mlcycle as mc
 from mlcycle.errors import ArtifactError, ParameterError, StageError
 from mlcycle.stores.models.model_files import load_model, save_model
-from mlcycle.stores.models.registry import get_alias_version, open_registry
+from mlcycle.stores.models.registry import get_alias_version, open_experiment
 from mlcycle.stores.tables.datasets import read_table
 
 
@@ -92,7 +92,7 @@ def test_two_runs_at_once_do_not_harm_each_other(wine):
         run = runs[source]
         tables = [stored_rows(run, table) for table in run.dataset.tables]
         assert sum(map(len, tables)) == rows
-        open_registry(run.workspace.tracking_uri, run.workspace.artifacts, run.candidate.model.name)
+        open_experiment(run.workspace.tracking_uri, run.workspace.artifacts, run.candidate.model.name)
         assert get_alias_version(run.candidate.model.name) == run.candidate.model.version
         assert run.health.rows == QUICK["replay_rows"] or run.health.rows == run.verdict.holdout_rows
 

@@ -17,7 +17,7 @@ import pytest
 
 from mlcycle.engine import client, kernel
 from mlcycle.engine import forkserver as forks
-from mlcycle.engine.patches import PATCHES, Patch, find_attribute, missing_parameters
+from mlcycle.engine.patches import PATCHES, Patch, find_attribute, missing_patch_parameters
 
 
 def named(patch: Patch) -> str:
@@ -35,7 +35,7 @@ def printed(code: str, **environment: str) -> str:
 @pytest.mark.parametrize("patch", PATCHES, ids=named)
 def test_the_attribute_is_there_and_takes_what_it_is_given(patch):
     assert find_attribute(patch) is not None or patch.attribute.endswith("shell_class")
-    assert missing_parameters(patch) == []
+    assert missing_patch_parameters(patch) == []
     assert patch.why.endswith(".")
 
 
@@ -139,7 +139,7 @@ def test_papermill_saves_through_the_method_that_is_slowed_down():
 def test_keys_of_mappings_stay_what_they_are():
     from papermill.translators import PythonTranslator
 
-    assert PythonTranslator.translate({1: 2}) != client.ExactTranslator.translate({1: 2}) == "{1: 2}"
+    assert PythonTranslator.translate({1: 2}) != client.KeyPreservingTranslator.translate({1: 2}) == "{1: 2}"
     assert "translate_dict" in inspect.getsource(PythonTranslator.translate)
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from sklearn.datasets import load_breast_cancer, load_diabetes, load_iris, load_wine
 
 from mlcycle.errors import ParameterError
-from mlcycle.features.leakage.leaks import allow_trusted_columns, find_target_leakage, plot_target_leakage
+from mlcycle.features.leakage.leaks import mark_trusted_columns, find_target_leakage, plot_target_leakage
 from mlcycle.outcomes import LeakageSuspect, Problem
 from mlcycle.stores.sources.flights import UNAVAILABLE_AT_PREDICTION
 from mlcycle.stores.sources.ingest import normalise_dtypes, read_source
@@ -257,11 +257,11 @@ def test_flights_that_arrived(flights):
 
 def test_a_person_may_say_otherwise():
     leaks = [LeakageSuspect(column="dep_delay", reason="-"), LeakageSuspect(column="arr_time", reason="-")]
-    assert [leak.excluded for leak in allow_trusted_columns(leaks, ["dep_delay"])] == [False, True]
-    assert allow_trusted_columns(leaks, []) == leaks
-    assert allow_trusted_columns(leaks, ["distance"], ["distance", "dep_delay", "arr_time"]) == leaks
+    assert [leak.excluded for leak in mark_trusted_columns(leaks, ["dep_delay"])] == [False, True]
+    assert mark_trusted_columns(leaks, []) == leaks
+    assert mark_trusted_columns(leaks, ["distance"], ["distance", "dep_delay", "arr_time"]) == leaks
     with pytest.raises(ParameterError, match="Did you mean 'dep_delay'"):
-        allow_trusted_columns(leaks, ["dep_dalay"], ["distance", "dep_delay", "arr_time"])
+        mark_trusted_columns(leaks, ["dep_dalay"], ["distance", "dep_delay", "arr_time"])
 
 
 def test_the_plot_marks_suspects():

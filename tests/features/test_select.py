@@ -5,10 +5,11 @@ import pandas as pd
 import pytest
 
 import mlcycle.features.select.bench as bench
+import mlcycle.features.select.comparison as comparison
 import mlcycle.features.select.selection as select
 from mlcycle.features.create.recipes import Recipe
 from mlcycle.features.select.ledger import features_table, plot_feature_graph, write_features_csv
-from mlcycle.features.select.selection import cross_validate_feature_sets, measure_features, select_features
+from mlcycle.features.select.selection import cross_validate_feature_sets, measure_and_select_features, select_features
 from mlcycle.outcomes import Feature, Problem, Score
 
 
@@ -79,14 +80,14 @@ def test_what_is_planted_is_found():
 
 
 def test_the_same_each_time():
-    once, again = (measure_features(KINDS, CANDIDATES, table(200), asked(), seed=3, jobs=jobs) for jobs in (1, 2))
+    once, again = (measure_and_select_features(KINDS, CANDIDATES, table(200), asked(), seed=3, jobs=jobs) for jobs in (1, 2))
     assert once == again
 
 
 def test_noise_keeps_nothing_that_was_created():
     few = [Two(a, sign, b) for a, b in ("ab", "bc", "cd", "de", "ea") for sign in "*-"]
     wrong = sum(
-        bool(kept(measure_features(KINDS, few, table(120, seed, signal=0), asked(), n_repeats=2, seed=seed)))
+        bool(kept(measure_and_select_features(KINDS, few, table(120, seed, signal=0), asked(), n_repeats=2, seed=seed)))
         for seed in range(40)
     )
     assert wrong <= 2
@@ -111,7 +112,7 @@ def test_every_task_and_direction(task, metric, more):
         rows["y"] = np.where(rows.y > 1, "yes", "no")
     elif task == "multiclass":
         rows["y"] = np.digitize(rows.y, [-1, 1])
-    found = measure_features(KINDS, CANDIDATES, rows, asked(task, metric, **more))
+    found = measure_and_select_features(KINDS, CANDIDATES, rows, asked(task, metric, **more))
     line = {each.name: each for each in found}
     assert line["a*b"].importance.value > max(
         line["d"].importance.value, line["d*e"].importance.value, line["a*b"].shadow_importance
@@ -144,7 +145,7 @@ def test_an_entity_is_never_on_both_sides(monkeypatch):
         return encode(pipeline, rows, problem, fold)
 
     monkeypatch.setattr(bench, "encode_feature_fold", spy)
-    measure_features(KINDS, [], table(300).assign(who=np.arange(300) // 10), asked(entity="who"))
+    measure_and_select_features(KINDS, [], table(300).assign(who=np.arange(300) // 10), asked(entity="who"))
     assert seen
     assert not any(seen)
 
@@ -161,7 +162,7 @@ def test_raw_is_taken_where_it_is_better(monkeypatch):
 
 
 def test_what_is_asked_for_stays_and_off_measures_nothing():
-    found = measure_features(KINDS, CANDIDATES, table(200), asked(), always_keep=["d*e"])
+    found = measure_and_select_features(KINDS, CANDIDATES, table(200), asked(), always_keep=["d*e"])
     assert "d*e" in kept(found)
     off = select_features(KINDS, CANDIDATES, table(100), asked(), select="off")
     assert set(off.column_types) == {each.name for each in off.features}
@@ -183,7 +184,7 @@ def test_missing_values_categories_and_dates():
     )
     rows.loc[::7, "a"] = np.nan
     rows["y"] += 3 * (rows.town == "Ulm")
-    found = measure_features(KINDS | {"town": "category", "street": "many categories"}, CANDIDATES, rows, asked())
+    found = measure_and_select_features(KINDS | {"town": "category", "street": "many categories"}, CANDIDATES, rows, asked())
     line = {each.name: each for each in found}
     assert line["town"].importance.low > 0
     assert line["a"].missing_share == pytest.approx(43 / 300)
@@ -191,8 +192,8 @@ def test_missing_values_categories_and_dates():
 
 
 def test_equal_sets_are_compared_once(monkeypatch):
-    fitted, encode = [], select.encode_feature_fold
-    monkeypatch.setattr(select, "encode_feature_fold", lambda *given: fitted.append(1) or encode(*given))
+    fitted, encode = [], comparison.encode_feature_fold
+    monkeypatch.setattr(comparison, "encode_feature_fold", lambda *given: fitted.append(1) or encode(*given))
     sets = {name: select.build_preprocessor(KINDS, [], classification=False) for name in ("raw", "all", "selected")}
     found = cross_validate_feature_sets(sets, table(100), asked())
     assert len(fitted) == 5

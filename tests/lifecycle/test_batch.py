@@ -19,7 +19,7 @@ from mlcycle.errors import ParameterError
 from mlcycle.lifecycle.batch import run_batch
 from mlcycle.lifecycle.choice import StageChoice
 from mlcycle.lifecycle.parameter_sets import plan_batch, read_parameter_sets
-from mlcycle.stores.models.registry import get_alias_version, open_registry
+from mlcycle.stores.models.registry import get_alias_version, open_experiment
 
 
 def cancer(project: Path) -> Path:
@@ -246,7 +246,7 @@ def test_the_table_says_what_the_verdicts_say(judged):
 def test_a_batch_makes_no_champion_unless_told(judged):
     model = runs_of(judged)[0].candidate.model
     workspace = Workspace.from_project(judged)
-    open_registry(workspace.tracking_uri, workspace.artifacts, model.name)
+    open_experiment(workspace.tracking_uri, workspace.artifacts, model.name)
     assert get_alias_version(model.name) is None
     assert {run.verdict.current_champion for run in runs_of(judged)} == {None}
     kept = {entry for entry in entries(judged) if "/validation/" not in entry}

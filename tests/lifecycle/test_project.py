@@ -20,9 +20,9 @@ from mlcycle.lifecycle.project import (
     describe_shipped_changes,
     init_project,
     merge_shipped_notebooks,
-    shipped_changes,
+    diff_shipped_notebooks,
 )
-from mlcycle.nb.notebook import package_file, read_parameters, runnable_notebook, stage_notebooks
+from mlcycle.nb.notebook import package_file, read_parameters, extract_run_section, stage_notebooks
 from mlcycle.outcomes import STAGES
 
 
@@ -88,7 +88,7 @@ def test_a_run_executes_an_edited_notebook(project):
 def test_a_copy_runs_what_is_shipped(project, stage):
     shipped, copy = package_file(NOTEBOOK_NAMES[stage]), stage_notebooks(project)[stage]
     assert read_parameters(copy) == read_parameters(shipped)
-    assert runnable_notebook(copy)["cells"] == runnable_notebook(shipped)["cells"]
+    assert extract_run_section(copy)["cells"] == extract_run_section(shipped)["cells"]
     text = sources(copy)
     assert f"`mlcycle.{stage}.stage`" in text
     assert "#| export" not in text
@@ -174,7 +174,7 @@ def test_a_file_is_no_folder(tmp_path):
 
 def test_nothing_has_changed(project, newer):
     before = everything(project)
-    assert shipped_changes(project, newer) == {}
+    assert diff_shipped_notebooks(project, newer) == {}
     assert "as they were" in describe_shipped_changes(project, shipped=newer)
     assert str(merge_shipped_notebooks(project, newer)) == "There is nothing to merge."
     assert everything(project) == before
@@ -182,12 +182,12 @@ def test_nothing_has_changed(project, newer):
 
 def test_a_change_of_the_library_half_is_none(project, newer):
     replace(newer / "03_features.ipynb", "The columns that a plan reads.", "Columns that a plan reads.")
-    assert shipped_changes(project, newer) == {}
+    assert diff_shipped_notebooks(project, newer) == {}
 
 
 def test_a_change_is_shown(project, newer):
     replace(newer / "03_features.ipynb", "plotted_rows: int = 5000", "plotted_rows: int = 4000")
-    assert list(shipped_changes(project, newer)) == ["features"]
+    assert list(diff_shipped_notebooks(project, newer)) == ["features"]
     shown = describe_shipped_changes(project, shipped=newer)
     assert "03_features.ipynb" in shown
     assert re.search(r"^- .*plotted_rows: int = 5000", shown, re.MULTILINE)
@@ -214,7 +214,7 @@ def test_a_merge_brings_the_change_and_keeps_the_edit(project, newer):
     assert "plotted_rows: int = 4000" in text
     assert untouched.read_bytes() == before
     assert read_parameters(own) == read_parameters(newer / own.name)
-    assert shipped_changes(project, newer) == {}
+    assert diff_shipped_notebooks(project, newer) == {}
     assert str(merge_shipped_notebooks(project, newer)) == "There is nothing to merge."
     nbformat.validate(read_notebook(own))
     replace(newer / own.name, "A new paragraph.", "A newer paragraph.")  # And the version after that
@@ -281,7 +281,7 @@ def test_a_conflict_is_settled_by_a_person(project, newer, conflict, moved_by_ha
     assert merge_shipped_notebooks(project, newer).merged == {"features": own}
     assert not draft.exists()
     assert f"plotted_rows: int = {value}" in sources(own)
-    assert shipped_changes(project, newer) == {}
+    assert diff_shipped_notebooks(project, newer) == {}
     assert str(merge_shipped_notebooks(project, newer)) == "There is nothing to merge."
 
 
@@ -326,7 +326,7 @@ def test_a_merge_cut_short_is_carried_on(project, newer, monkeypatch):
     replace(own, "int = 4000", "int = 4500")  # What came in may be edited already
     assert merge_shipped_notebooks(project, newer).merged == {"features": own}
     assert "int = 4500" in sources(own)
-    assert shipped_changes(project, newer) == {}
+    assert diff_shipped_notebooks(project, newer) == {}
 
 
 def test_a_cell_that_is_gone_on_one_side_is_a_conflict(project, newer):
@@ -345,7 +345,7 @@ def test_a_cell_that_is_gone_on_one_side_is_a_conflict(project, newer):
 
 def test_what_is_no_project_of_its_own_is_said(tmp_path, project):
     with pytest.raises(InputError, match="mlcycle init"):
-        shipped_changes(tmp_path)
+        diff_shipped_notebooks(tmp_path)
     (project / "nbs/05_validation.ipynb").unlink()
     with pytest.raises(InputError, match=r"05_validation\.ipynb is missing"):
         merge_shipped_notebooks(project)
@@ -362,7 +362,7 @@ def test_what_is_no_project_of_its_own_is_said(tmp_path, project):
 def test_without_nbdime_the_remedy_is_named(project, monkeypatch):
     monkeypatch.setitem(sys.modules, "nbdime", None)
     with pytest.raises(MlcycleError, match=re.escape("pip install 'mlcycle-notebooks[lab]'")):
-        shipped_changes(project)
+        diff_shipped_notebooks(project)
 
 
 def test_importing_the_module_is_light():

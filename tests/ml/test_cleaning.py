@@ -12,10 +12,10 @@ from palmerpenguins import load_penguins_raw
 from sklearn.datasets import load_breast_cancer, load_diabetes, load_wine
 
 import mlcycle as mc
-from mlcycle.data.clean import CELL_STEPS, plan_cleaning, set_rows_aside
+from mlcycle.data.clean import CELL_STEPS, plan_cleaning, separate_unusable_rows
 from mlcycle.data.error_injection import ERROR_KINDS, inject_errors, inject_malformed_lines, score_cleaning
-from mlcycle.data.limits import find_number_limits
-from mlcycle.ml.cleaning import clean_cells, clean_records, cleaning_ledger, undo_changes
+from mlcycle.data.limits import find_number_anomalies
+from mlcycle.ml.cleaning import clean_cells, clean_records, summarise_cleaning, undo_changes
 from mlcycle.ml.cleaning_plan import CleaningPlan
 from mlcycle.ml.predictions import predict
 from mlcycle.ml.value_parsing import format_value
@@ -47,7 +47,7 @@ def test_finds_dirt_that_is_known(name, capsys):
     dirty, record = inject_errors(rows, share=0.01 if len(rows) > 1000 else 0.03, seed=1)
     plan = plan_cleaning(dirty)
     cleaned, changes = clean_cells(dirty, plan)
-    kept, aside, _ = set_rows_aside(cleaned, [])
+    kept, aside, _ = separate_unusable_rows(cleaned, [])
     found, needless = score_cleaning(rows, record=record, cleaned=kept, changes=changes, aside=aside.index)
     with capsys.disabled():
         print(f"\n{name}, {len(rows):,} rows, {needless:.5%} of clean cells touched\n{found.round(3).to_string(index=False)}")
@@ -87,7 +87,7 @@ def test_the_ledger_undoes_the_cleaning(name):
     back = undo_changes(cleaned, changes)
     for column in dirty:
         assert [_plain(v) for v in back[column]] == [_plain(v) for v in dirty[column]], column
-    lines = cleaning_ledger(changes, len(dirty))
+    lines = summarise_cleaning(changes, len(dirty))
     assert sum(line.rows for line in lines) == len(changes)
     assert all(0 < len(line.examples) <= 5 and line.note for line in lines)
 
@@ -135,7 +135,7 @@ def test_long_tails_are_no_mistake(seed):
         "amounts": np.where(rng.random(30_000) < 0.03, rng.lognormal(5, 1.5, 30_000), 0.0),
     }
     for law, numbers in tails.items():
-        judged = find_number_limits(numbers, CELL_STEPS)
+        judged = find_number_anomalies(numbers, CELL_STEPS)
         odd = np.isin(numbers, judged.sentinels)
         odd |= (numbers < (judged.low if judged.low is not None else -np.inf)) | (numbers > (judged.high or np.inf))
         assert odd.mean() < 1e-4, law

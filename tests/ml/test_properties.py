@@ -8,10 +8,10 @@ import pandas as pd
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mlcycle.data.clean import set_rows_aside
+from mlcycle.data.clean import separate_unusable_rows
 from mlcycle.nb.notebook import Parameter, parse_parameters, parse_value
 from mlcycle.outcomes import Score
-from mlcycle.service.bundle import to_frame
+from mlcycle.service.bundle import rows_to_frame
 from mlcycle.service.local import to_json_rows
 from mlcycle.stores.sources.ingest import hash_rows, normalise_dtypes
 
@@ -60,13 +60,13 @@ def test_rows_come_over_the_wire_as_they_were(decimals, words, moments, whole):
     )
     columns = {name: str(kind) for name, kind in rows.dtypes.items()}
     wire = json.loads(json.dumps(to_json_rows(rows), allow_nan=False))
-    pd.testing.assert_frame_equal(to_frame(wire, columns), rows.rename_axis(None))
+    pd.testing.assert_frame_equal(rows_to_frame(wire, columns), rows.rename_axis(None))
 
 
 @given(st.lists(st.tuples(st.integers(0, 3), st.sampled_from(["a", "b", None])), max_size=30))
 def test_cleaning_loses_no_row(values):
     rows = pd.DataFrame(values, columns=["x", "y"]).astype({"y": "str"})
-    clean, aside, ledger = set_rows_aside(rows, ["y"])
+    clean, aside, ledger = separate_unusable_rows(rows, ["y"])
     assert sorted([*clean.index, *aside.index]) == list(rows.index)
     assert clean.y.notna().all()
     assert not clean.duplicated().any()

@@ -38,10 +38,10 @@ from mlcycle.modelling import (
     stage,
     trials,
 )
-from mlcycle.modelling.candidates import CANDIDATES, candidate_model, check_loadable
-from mlcycle.modelling.choice import build_pipeline, selection_order
+from mlcycle.modelling.candidates import CANDIDATES, candidate_model, check_trusted_types
+from mlcycle.modelling.choice import build_pipeline, order_by_selection_rule
 from mlcycle.modelling.cross_validation import CrossValidation, early_stopping_split
-from mlcycle.modelling.final_model import build_final_model, fit_best_model, fit_final_model, measure_learning_curve
+from mlcycle.modelling.final_model import build_final_model, fit_first_acceptable_model, fit_final_model, measure_learning_curve
 from mlcycle.modelling.model_selection import ModelSelection, compare_models
 from mlcycle.modelling.search import SearchBudget, search_hyperparameters
 from mlcycle.modelling.settings import ModellingSettings
@@ -137,7 +137,7 @@ def test_a_candidate_of_ones_own_competes_wins_is_saved_and_loaded(tmp_path, own
     selection = hold(tmp_path, table, models=["own forest", "linear"], trials=2)
     assert selection.ranking[0].model == "own forest"
     assert {trial.model for trial in selection.search.trials} <= {"own forest", "linear"}
-    model, taken = fit_best_model(selection, table[[*KINDS, "y"]], None)
+    model, taken = fit_first_acceptable_model(selection, table[[*KINDS, "y"]], None)
     again = load_model(tmp_path / "model.skops", save_model(model, tmp_path / "model.skops"))
     assert (again.predict(table[list(KINDS)]) == model.predict(table[list(KINDS)])).all()
     assert taken["p50"] > 0
@@ -216,7 +216,7 @@ def test_a_type_that_was_not_reviewed_is_told_before_the_search(tmp_path, own, c
     with pytest.raises(ParameterError, match=r"'odd' contains types that are not trusted: test_modelling.Odd"):
         hold(tmp_path, models=["linear", "odd"])
     assert not counted
-    check_loadable([CANDIDATES[name] for name in ("linear", "lightgbm", "network")], "regression")
+    check_trusted_types([CANDIDATES[name] for name in ("linear", "lightgbm", "network")], "regression")
 
 
 def test_whoever_could_not_be_loaded_gives_way(tmp_path, monkeypatch):
@@ -224,7 +224,7 @@ def test_whoever_could_not_be_loaded_gives_way(tmp_path, monkeypatch):
     selection.ranking.sort(key=lambda trial: trial.model == "neighbours")
     monkeypatch.setattr(final_model, "untrusted_types", lambda model: [] if "KNeigh" in repr(model) else ["a.Type"])
     table = make_table()
-    fit_best_model(selection, table[[*KINDS, "y"]], None)
+    fit_first_acceptable_model(selection, table[[*KINDS, "y"]], None)
     assert selection.chosen.model == "neighbours"
     assert selection.leaderboard()[0].model_type == "neighbours"
     assert any("a.Type" in why for why in selection.excluded.values())
@@ -326,7 +326,7 @@ def test_one_process_or_four_and_once_more(tmp_path, monkeypatch):
             names = ["linear", "lightgbm"]
             selection = hold(tmp_path / str(place), table, models=names, trials=2, jobs=jobs, repeats=2, search_seconds=600)
             assert selection.cv.jobs == jobs
-            model, _ = fit_best_model(selection, table[[*KINDS, "y"]], None)
+            model, _ = fit_first_acceptable_model(selection, table[[*KINDS, "y"]], None)
         boards.append(facts_of(selection))
         answers.append(model.predict_proba(table[list(KINDS)]))
     assert boards[0] == boards[1] == boards[2]
@@ -640,10 +640,10 @@ def test_an_ensemble_of_those_that_err_elsewhere_is_kept_and_one_of_copies_is_no
     rivals = [heard(cv, 0.5, seed) for seed in (1, 2, 3)]
     together = ensemble.build_ensemble_trial(cv, rivals)
     assert sum(together.parameters.values()) == pytest.approx(1)
-    assert selection_order(cv, [*rivals, together])[0] is together
+    assert order_by_selection_rule(cv, [*rivals, together])[0] is together
     copies = [replace(rivals[0], number=number) for number in (4, 5)]
     together = ensemble.build_ensemble_trial(cv, copies)
-    assert selection_order(cv, [*copies, together])[0] is copies[0]
+    assert order_by_selection_rule(cv, [*copies, together])[0] is copies[0]
 
 
 def test_folds_of_another_round_do_not_choose_the_weights_by_which_they_are_judged(tmp_path, monkeypatch):
@@ -671,22 +671,22 @@ def test_the_latency_budget_refuses_who_is_slow(tmp_path, own, reviewed, monkeyp
     table["y"] = np.where(table.a.abs() > 0.7, "yes", "no")
     selection = hold(tmp_path, table, make_problem(latency_budget_ms=490.0), models=["slow", "linear"], ensemble=False)
     assert selection.ranking[0].model == "slow"
-    fit_best_model(selection, table[[*KINDS, "y"]], None)
+    fit_first_acceptable_model(selection, table[[*KINDS, "y"]], None)
     assert selection.chosen.model.startswith("linear")
     assert selection.leaderboard()[0].model_type == "linear"
     assert "the budget is 490 ms" in selection.excluded["slow"]
     only = replace(selection, ranking=[trial for trial in selection.ranking if trial.model == "slow"])
     with pytest.raises(StageError, match=r"within the latency budget of 490 ms. slow takes \d+"):
-        fit_best_model(only, table[[*KINDS, "y"]], None)
+        fit_first_acceptable_model(only, table[[*KINDS, "y"]], None)
 
 
 def test_within_one_standard_error_the_simpler_one_wins(tmp_path):
     cv = cv_of(tmp_path, folds=5)
     near = planted(cv, [0.80, 0.84, 0.79, 0.86, 0.81], [0.81, 0.83, 0.80, 0.86, 0.82], [0.90, 0.70, 0.85, 0.75, 0.80])
-    assert [trial.model for trial in selection_order(cv, near)][0] == "linear"
-    assert [trial.model for trial in selection_order(cv, near, "best")] == ["forest", "linear", "lightgbm"]
+    assert [trial.model for trial in order_by_selection_rule(cv, near)][0] == "linear"
+    assert [trial.model for trial in order_by_selection_rule(cv, near, "best")] == ["forest", "linear", "lightgbm"]
     far = planted(cv, [0.80, 0.84, 0.79, 0.86, 0.81], [0.85, 0.89, 0.84, 0.91, 0.87])
-    assert [trial.model for trial in selection_order(cv, far)] == ["forest", "linear"]
+    assert [trial.model for trial in order_by_selection_rule(cv, far)] == ["forest", "linear"]
 
 
 @pytest.mark.parametrize("metric", ["log_loss", "rmse"])
@@ -694,7 +694,7 @@ def test_lower_is_better_where_it_is(metric, tmp_path):
     task = "regression" if metric == "rmse" else "binary"
     cv = cv_of(tmp_path, make_problem(task, metric=metric, metrics=[metric]), folds=5)
     far = planted(cv, [0.50, 0.52, 0.51, 0.49, 0.50], [0.40, 0.42, 0.41, 0.40, 0.41])
-    assert [trial.model for trial in selection_order(cv, far)] == ["forest", "linear"]
+    assert [trial.model for trial in order_by_selection_rule(cv, far)] == ["forest", "linear"]
     selection = hold(tmp_path / "held", problem=cv.problem, models=["linear", "lightgbm"], trials=2)
     lines = selection.leaderboard()
     assert lines[-1].model_type == "dummy" or lines[-1].score.value >= lines[0].score.value
@@ -854,6 +854,6 @@ def test_boosters_compete_where_they_are_installed(name, task, tmp_path, monkeyp
     assert all(isinstance(line.score.value, float) for line in selection.leaderboard())
     rows = make_table(task)
     weights = np.ones(len(rows))
-    model, _ = fit_best_model(selection, rows[[*KINDS, "y"]], weights)
+    model, _ = fit_first_acceptable_model(selection, rows[[*KINDS, "y"]], weights)
     again = load_model(tmp_path / "model.skops", save_model(model, tmp_path / "model.skops"))
     assert (again.predict(rows[list(KINDS)]) == model.predict(rows[list(KINDS)])).all()

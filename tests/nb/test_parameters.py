@@ -21,7 +21,7 @@ from papermill.translators import papermill_translators
 
 from mlcycle.cli.base import parse_assignments
 from mlcycle.core.settings import read_settings, section_with_defaults
-from mlcycle.engine.client import ExactTranslator
+from mlcycle.engine.client import KeyPreservingTranslator
 from mlcycle.errors import ParameterError
 from mlcycle.lifecycle.execute import execute_notebook
 from mlcycle.lifecycle.parameter_sets import plan_batch, read_parameter_sets
@@ -89,7 +89,7 @@ def parameters(draw):
 
 def in_kernel(values: dict) -> dict:
     "What a notebook finds after papermill has written its cell, and the notebook has been saved and loaded."
-    papermill_translators.register("python", ExactTranslator)
+    papermill_translators.register("python", KeyPreservingTranslator)
     cell = new_code_cell("x = 'default'", metadata={"tags": ["parameters"]})
     notebook = new_notebook(cells=[cell], metadata={"kernelspec": KERNEL, "papermill": {}})
     written = parameterize_notebook(notebook, values, kernel_name="python3", language="python")

@@ -12,7 +12,7 @@ from sklearn.datasets import load_breast_cancer, load_diabetes, load_wine
 
 import mlcycle as mc
 from mlcycle.errors import InputError, ParameterError
-from mlcycle.problem.document import ProblemDocument, draft_problem_yaml, problem_schema_text, read_problem_file
+from mlcycle.problem.document import ProblemDocument, render_problem_yaml, problem_schema_text, load_problem_document
 from mlcycle.problem.feasibility import assess_feasibility
 from mlcycle.problem.stage import define_problem, draft_problem_fields
 from mlcycle.stores.sources.ingest import normalise_dtypes
@@ -106,7 +106,7 @@ def test_what_is_wrong_is_said_with_line_and_field(case, project, monkeypatch):
     monkeypatch.chdir(project)
     (project / "problem.yaml").write_text(GOOD.replace(old, new))
     with pytest.raises(InputError) as caught:
-        define_problem(document=read_problem_file(project / "problem.yaml"), probe_seconds=0)
+        define_problem(document=load_problem_document(project / "problem.yaml"), probe_seconds=0)
     assert not [word for word in words if word not in str(caught.value)], caught.value
     assert caught.value.exit_code == 2
 
@@ -114,13 +114,13 @@ def test_what_is_wrong_is_said_with_line_and_field(case, project, monkeypatch):
 def test_every_mistake_is_named(project):
     (project / "problem.yaml").write_text("metrik: f1\nprotected_columns: town\n")
     with pytest.raises(ParameterError, match=r"(?s)Line 1 .*Also: Line 2 "):
-        read_problem_file(project / "problem.yaml")
+        load_problem_document(project / "problem.yaml")
 
 
 def test_a_field_of_an_older_name_is_told_its_new_one(project):
     (project / "problem.yaml").write_text("target: late\ngroups: [town]\n")
     with pytest.raises(ParameterError, match="Line 2 .*'groups' has another name now.*'protected_columns'"):
-        read_problem_file(project / "problem.yaml")
+        load_problem_document(project / "problem.yaml")
     with pytest.raises(ParameterError, match="'protected_columns'"):
         define_problem("orders.csv", "late", probe_seconds=0, groups=["town"])
 
@@ -157,7 +157,7 @@ def test_draft_is_read_back_and_an_existing_file_stays(project):
     text = (project / "problem.yaml").read_text()
     assert text.splitlines()[0] == "# yaml-language-server: $schema=problem.schema.json"
     assert (project / "problem.schema.json").read_text() == problem_schema_text()
-    draft = read_problem_file(project / "problem.yaml")
+    draft = load_problem_document(project / "problem.yaml")
     assert (draft.source, draft.target, draft.task, draft.positive) == ("orders.csv", "late", "binary", "yes")
     assert all(f"{name}:" in text for name in ProblemDocument.model_fields)
     again = cli("problem", "init", cwd=project)
@@ -167,7 +167,7 @@ def test_draft_is_read_back_and_an_existing_file_stays(project):
 
 def test_draft_without_comments_is_the_schemas_too():
     frame = normalise_dtypes(orders())
-    text = draft_problem_yaml(*draft_problem_fields("orders", "late", frame))
+    text = render_problem_yaml(*draft_problem_fields("orders", "late", frame))
     assert Draft202012Validator(json.loads(problem_schema_text())).is_valid(yaml.safe_load(text))
 
 
@@ -201,7 +201,7 @@ def _status(project, *words) -> str:
 
 
 def test_what_is_said_for_a_run_wins_over_the_file_and_the_file_over_a_bundled_source(project):
-    document, frame = read_problem_file(project / "problem.yaml"), normalise_dtypes(orders())
+    document, frame = load_problem_document(project / "problem.yaml"), normalise_dtypes(orders())
     problem = define_problem("orders.csv", metric="recall", rows=frame, document=document, probe_seconds=0)
     assert (problem.metric, problem.owner, problem.target) == ("recall", "Logistics", "late")
     flights = define_problem("sample", document=ProblemDocument(owner="Me"), probe_seconds=0)

@@ -37,12 +37,12 @@ from mlcycle.stores.models.registry import (
     alias_history,
     get_alias_version,
     load_registered_model,
-    open_registry,
+    open_experiment,
     registered_model_file,
     set_alias,
 )
 from mlcycle.stores.models.registry_queries import (
-    browse_registry,
+    open_registry_read_only,
     delete_version,
     describe_version,
     diff_versions,
@@ -88,7 +88,7 @@ def tried(*names: str) -> list[TrialRecord]:
 def put(workspace: Workspace, cut: int, trials: list[TrialRecord] = (), **tags: str) -> ModelRef:
     "Register a model."
     model, rows = fitted(cut), ROWS[["size", "count"]]
-    open_registry(workspace.tracking_uri, workspace.artifacts, NAME)
+    open_experiment(workspace.tracking_uri, workspace.artifacts, NAME)
     outputs = pd.Series(model.predict(rows), name="prediction")
     tags = {"run": "one", "table_train": f"{cut} abc", "settings": '{"folds": 3}'} | tags
     return register_model(NAME, model, rows.head(3), outputs.head(3), board(cut / 100, depth=cut), tags, trials=trials)
@@ -288,7 +288,7 @@ def test_a_look_at_nothing_leaves_nothing(tmp_path):
 def test_what_runs_and_bundles_name_is_not_deleted(table_run):
     run = table_run("wine")
     model = run.candidate.model
-    with browse_registry(run.workspace):
+    with open_registry_read_only(run.workspace):
         assert get_alias_version(model.name) == model.version
     uses = find_usages(run.workspace, model.name, model.version)
     assert uses[0] == f"The run {run.id} released it."
@@ -486,7 +486,7 @@ def test_a_database_that_cannot_write_loses_nothing(reason, tmp_path):
     import sqlite3
 
     workspace = space(tmp_path)
-    open_registry(workspace.tracking_uri, workspace.artifacts, NAME)
+    open_experiment(workspace.tracking_uri, workspace.artifacts, NAME)
     with sqlite3.connect(workspace.root / "mlflow.db") as database:
         database.execute(f"CREATE TRIGGER ill BEFORE INSERT ON runs BEGIN SELECT RAISE(ABORT, '{reason}'); END")
     assert reason in lose(workspace).found

@@ -23,7 +23,7 @@ from mlcycle.errors import HoldoutError, ParameterError
 from mlcycle.stores.tables.datasets import find_table_version, read_table, table_names, table_versions, write_table
 from mlcycle.stores.tables.holdout import (
     MAX_HOLDOUT_ACCESSES,
-    count_holdout_accesses,
+    count_biasing_accesses,
     describe_holdout_accesses,
     holdout_access_file,
     read_holdout,
@@ -195,13 +195,13 @@ def test_a_run_records_each_access_and_counts_one(wine):
 def test_running_again_counts_again_only_if_stage_5_runs(wine):
     project, holdout = wine.workspace.project, wine.dataset.tables["holdout"]
     words = as_words({key: value for values in wine.info["parameters"].values() for key, value in values.items()})
-    before = count_holdout_accesses(wine.workspace, holdout.sha256)
+    before = count_biasing_accesses(wine.workspace, holdout.sha256)
     assert "Nothing to do" in cli("run", "-q", *words, cwd=project).stdout
-    assert count_holdout_accesses(wine.workspace, holdout.sha256) == before
+    assert count_biasing_accesses(wine.workspace, holdout.sha256) == before
     done = cli("run", "-q", *words, "-p", "n_resamples=60", "--until", "validation", cwd=project)
     assert done.returncode == 0, done.stderr
     again = mc.open("last", project)
-    assert again.verdict.holdout_accesses == count_holdout_accesses(wine.workspace, holdout.sha256) == before + 1
+    assert again.verdict.holdout_accesses == count_biasing_accesses(wine.workspace, holdout.sha256) == before + 1
     assert "biases the score" in (again.workspace.reports / again.id / "05_validation.html").read_text()
 
 
@@ -209,9 +209,9 @@ def test_a_stage_that_is_resumed_counts_once(space):
     holdout = write_table(space.tables, "holdout", table(x=[1, 2]))
     for _ in range(3):
         read_holdout(space, holdout, run="one", stage="validation", reason="the verdict")
-    assert count_holdout_accesses(space, holdout.sha256) == 1
+    assert count_biasing_accesses(space, holdout.sha256) == 1
     other = write_table(space.tables, "holdout", table(x=[1, 3]))
-    assert count_holdout_accesses(space, other.sha256) == 0, "other rows, another count"
+    assert count_biasing_accesses(space, other.sha256) == 0, "other rows, another count"
 
 
 def test_access_needs_a_reason_and_the_right_stage(space):
@@ -233,7 +233,7 @@ def test_half_a_line_is_passed_over_and_no_line_is_lost(space):
         file.write('{"sha256": "ab')  # Killed in the middle
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(lambda run: read_holdout(space, holdout, run=str(run), stage="validation", reason="again"), range(12)))
-    assert count_holdout_accesses(space, holdout.sha256) == 13
+    assert count_biasing_accesses(space, holdout.sha256) == 13
     assert "fresh rows" in describe_holdout_accesses(13)
     assert "fresh rows" not in describe_holdout_accesses(MAX_HOLDOUT_ACCESSES)
 
@@ -265,16 +265,16 @@ def test_commands_list_show_compare_and_trace(wine):
 
 def test_the_holdout_is_shown_for_a_reason(wine):
     project, holdout = wine.workspace.project, wine.dataset.tables["holdout"]
-    before = count_holdout_accesses(wine.workspace, holdout.sha256)
+    before = count_biasing_accesses(wine.workspace, holdout.sha256)
     refused = cli("data", "show", "holdout", cwd=project)
     assert refused.returncode == 1
     assert "--reason" in refused.stderr
     assert cli("data", "diff", "holdout", "train", cwd=project).returncode == 1
-    assert count_holdout_accesses(wine.workspace, holdout.sha256) == before
+    assert count_biasing_accesses(wine.workspace, holdout.sha256) == before
     assert cli("data", "show", "holdout", "--reason", "a complaint", cwd=project).returncode == 0
     last = read_holdout_accesses(wine.workspace, holdout.sha256)[-1]
     assert (last.purpose, last.user, last.reason, last.run) == ("inspection", getpass.getuser(), "a complaint", "")
-    assert count_holdout_accesses(wine.workspace, holdout.sha256) == before + 1
+    assert count_biasing_accesses(wine.workspace, holdout.sha256) == before + 1
 
 
 def test_lineage_leads_back_to_the_source_and_forward_to_the_model(wine):

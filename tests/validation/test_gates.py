@@ -12,9 +12,9 @@ from mlcycle.ml.criteria import parse_criterion
 from mlcycle.ml.predictions import Predictions
 from mlcycle.outcomes import Gate, Problem
 from mlcycle.validation.gates import (
-    HoldoutEvaluation,
+    GateInputs,
     baseline_predictions,
-    decide_gates,
+    evaluate_gates,
     plot_gates,
     group_labels,
     operating_point_metric,
@@ -41,7 +41,7 @@ def decide(
 ) -> list[Gate]:
     "The gates of some criteria."
     problem = asked(*criteria, **more)
-    evaluation = HoldoutEvaluation(
+    evaluation = GateInputs(
         actual=actual,
         predictions=predictions,
         baseline=baseline_predictions(problem, actual, len(actual)),
@@ -50,7 +50,7 @@ def decide(
         latency_ms=np.arange(1.0, 101),
         rows=pd.DataFrame() if groups is None else groups,
     )
-    return decide_gates(problem, evaluation)
+    return evaluate_gates(problem, evaluation)
 
 
 def test_an_operating_point_is_the_best_of_the_curve():
@@ -115,8 +115,8 @@ def test_groups_are_compared_and_the_worst_pair_is_named():
     )
     problem = asked(line, protected_columns=["town", "age"])
     given = {"actual": actual, "baseline": baseline_predictions(problem, actual, len(actual)), "rows": groups}
-    (good,) = decide_gates(problem, HoldoutEvaluation(predictions=predictions, **given))
-    (bad,) = decide_gates(problem, HoldoutEvaluation(predictions=unfair, **given))
+    (good,) = evaluate_gates(problem, GateInputs(predictions=predictions, **given))
+    (bad,) = evaluate_gates(problem, GateInputs(predictions=unfair, **given))
     assert (good.passed, bad.passed) == (True, False)
     assert "town: worst is west" in bad.note
     assert "age: worst is (" in bad.note

@@ -18,8 +18,8 @@ from mlcycle.features.create.history_index import (
     HistoryRecipe,
     column_to_finite_floats,
     entity_phrase,
-    parse_duration,
-    sum_before,
+    duration_to_microseconds,
+    prefix_sum_before,
     to_epoch_microseconds,
 )
 from ...outcomes import Label
@@ -65,7 +65,7 @@ class EntityHistory(CumulativeHistory):
     def compute(self, rows: pd.DataFrame) -> dict[str, np.ndarray]:
         "What the past says about each row."
         name, = self.describe()
-        start, end = self._past(rows, parse_duration(self.min_age))
+        start, end = self._past(rows, duration_to_microseconds(self.min_age))
         return {name: _past_statistic(self, rows, start, end)}
 
 # %% ../../../nbs/features/create/history.ipynb #21de538c
@@ -84,7 +84,7 @@ def _describe_history(recipe: EntityHistory) -> dict[str, str]:
 def _learn_history(recipe: EntityHistory, rows: pd.DataFrame, target: pd.Series | None) -> None:
     "What an `EntityHistory` learns."
     _check_statistic(recipe.statistic, recipe.column or recipe.target, list(STATISTICS))
-    if recipe.target and parse_duration(recipe.min_age) <= 0:
+    if recipe.target and duration_to_microseconds(recipe.min_age) <= 0:
         raise InputError(f"A history of the target '{recipe.target}' has no minimum age.",
                          "It must say how long after a row its target is known, such as '1 day'.")
     values = np.zeros(len(rows))
@@ -136,10 +136,10 @@ def _past_statistic(recipe: EntityHistory, rows: pd.DataFrame, start: np.ndarray
         return np.where(some, recipe.running_[last], np.nan)
     if recipe.target and recipe.statistic == "mean":
         moments = to_epoch_microseconds(rows[recipe.time])
-        ago = np.where(some, moments, 0) - parse_duration(recipe.min_age)
+        ago = np.where(some, moments, 0) - duration_to_microseconds(recipe.min_age)
         so_far = recipe.so_far_[np.searchsorted(recipe.ticks_, ago)]
-        counts = np.where(some, sum_before(recipe.counts_, start, end), 0)
-        sums = sum_before(recipe.sums_, start, end)
+        counts = np.where(some, prefix_sum_before(recipe.counts_, start, end), 0)
+        sums = prefix_sum_before(recipe.sums_, start, end)
         with np.errstate(invalid="ignore"):
             return np.where(counts > 0, (sums + recipe.smoothing * so_far) / (counts + recipe.smoothing), np.nan)
     return np.where(some, recipe._sum(start, start, end), np.nan)
@@ -201,14 +201,14 @@ class Rolling(CumulativeHistory):
     def learn(self, rows: pd.DataFrame, target: pd.Series | None = None) -> None:
         "Remember the training rows."
         _check_statistic(self.statistic, self.column, list(STATISTICS)[:5] + ["count"])
-        if parse_duration(self.window) <= 0:
+        if duration_to_microseconds(self.window) <= 0:
             raise InputError(f"A window of '{self.window}' holds nothing.", "Expected is one such as '7 days'.")
         past = self._remember(rows, column_to_finite_floats(rows[self.column]) if self.column else np.zeros(len(rows)))
         self.values_ = past if self.statistic in ("min", "max") else self._add_up(past)
 
     def compute(self, rows: pd.DataFrame) -> dict[str, np.ndarray]:
         "What the window says about each row."
-        (name,), length = self.describe(), parse_duration(self.window)
+        (name,), length = self.describe(), duration_to_microseconds(self.window)
         start, low, high = self._past(rows, length, 0)
         if self.statistic in ("min", "max"):
             return {name: range_extremes(self.values_, low, high, self.statistic)}

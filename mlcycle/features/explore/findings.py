@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['Finding', 'check_information_content', 'check_text_formats', 'check_distribution', 'check_target_association',
-           'check_missingness_signal', 'check_target', 'check_redundant_columns', 'check_changes_over_time',
-           'check_missing_together', 'data_quality_findings']
+           'check_missingness_signal', 'check_target_distribution', 'check_redundant_columns',
+           'check_changes_over_time', 'check_missing_together', 'data_quality_findings']
 
 # %% ../../../nbs/features/explore/findings.ipynb #3cde6a01
 from collections.abc import Iterator
@@ -131,7 +131,7 @@ def check_missingness_signal(
             f"The {of} is {away} where it is missing and {there} where it is known: is it filled in afterwards?"
 
 # %% ../../../nbs/features/explore/findings.ipynb #44bacd8e
-def check_target(
+def check_target_distribution(
     found: "Exploration", # So far
     counts: pd.Series, # Of the classes; empty for a regression
 ) -> Iterator[Finding]:
@@ -199,7 +199,7 @@ def data_quality_findings(
     counts: pd.Series, # Of the classes; empty for a regression
 ) -> pd.DataFrame: # `column`, `finding`, `detail`, `severity`; the most severe first
     "Every finding about the quality of the data."
-    findings = [*check_target(found, counts)]
+    findings = [*check_target_distribution(found, counts)]
     for check in (check_target_association, check_missingness_signal, check_redundant_columns, check_changes_over_time,
                   check_missing_together):
         findings += check(found)

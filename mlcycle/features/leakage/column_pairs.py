@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Quantity', 'list_quantities', 'ColumnPair', 'combine_quantities', 'choose_column_pairs', 'find_leaking_pairs',
-           'quantities_matrix', 'out_of_fold_residuals', 'find_leaking_column']
+           'quantities_matrix', 'residuals_given_other_columns', 'find_leaking_column_of_pair']
 
 # %% ../../../nbs/features/leakage/column_pairs.ipynb #e696bc0a
 from collections.abc import Iterator
@@ -16,7 +16,7 @@ import pandas as pd
 from sklearn.ensemble import HistGradientBoostingRegressor
 
 from ..create.name_hints import clock_to_minutes, is_clock_time
-from .single_column import TargetSample, column_to_values, explained_share
+from .single_column import TargetSample, encode_single_column, explained_share
 
 # %% ../../../nbs/features/leakage/column_pairs.ipynb #6e1bc03b
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ def list_quantities(
     "What can be subtracted."
     quantities = []
     for name, column in rows.items():
-        values, codes = column_to_values(column)
+        values, codes = encode_single_column(column)
         if codes or np.isnan(values).all() or np.nanstd(values) == 0:
             continue
         if pd.api.types.is_datetime64_any_dtype(column):
@@ -136,11 +136,11 @@ def quantities_matrix(
 ) -> np.ndarray: # Floats, missing values kept; dates also as their time of day
     "Columns for trees."
     amounts = [quantity.values for quantity in list_quantities(rows)]
-    codes = [values.astype(float) for values, is_code in map(column_to_values, (rows[name] for name in rows)) if is_code]
+    codes = [values.astype(float) for values, is_code in map(encode_single_column, (rows[name] for name in rows)) if is_code]
     return np.column_stack([*amounts, *codes]) if amounts or codes else np.zeros((len(rows), 1))
 
 # %% ../../../nbs/features/leakage/column_pairs.ipynb #753d0372
-def out_of_fold_residuals(
+def residuals_given_other_columns(
     values: np.ndarray, # Of an amount
     others: np.ndarray, # Other columns, as a matrix
     modulo_day: bool = False, # Whether it is a time of day, around the clock
@@ -156,7 +156,7 @@ def out_of_fold_residuals(
     return (left + 720) % 1440 - 720 if modulo_day else left
 
 # %% ../../../nbs/features/leakage/column_pairs.ipynb #db68befe
-def find_leaking_column(
+def find_leaking_column_of_pair(
     pair: ColumnPair, # Its columns are both under suspicion
     sample: TargetSample, # With the sample
     unsuspected: list[str], # Columns that nothing speaks against, the two aside
@@ -170,7 +170,7 @@ def find_leaking_column(
     predicted = {}
     for quantity in list_quantities(sample.rows[names]):
         modulo_day = quantity.unit == "time of day"
-        residuals = out_of_fold_residuals(quantity.values, others, modulo_day)
+        residuals = residuals_given_other_columns(quantity.values, others, modulo_day)
         predicted[quantity.column] = explained_share(residuals, sample, quick=True)
     weak, strong = sorted(names, key=predicted.get)
     return ([strong] if predicted[strong] > 2 * predicted[weak] + 0.02 else names), predicted

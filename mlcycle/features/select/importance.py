@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['make_shadow_features', 'permute_features_in_fold', 'PermutationImportance', 'permutation_importance_on_folds',
-           'paired_score_difference', 'find_redundant_features', 'quantile_groups', 'univariate_signal']
+           'paired_score_difference', 'find_redundant_features', 'quantile_groups', 'find_target_associated_features']
 
 # %% ../../../nbs/features/select/importance.ipynb #ea9ca567
 from collections.abc import Collection, Sequence
@@ -14,10 +14,10 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from .bench import EncodedFeatureFold, FeatureSetScorer, fit_feature_set
+from .bench import EncodedFeatureFold, FeatureSetScorer, fit_features_on_fold
 from .quick_model import SelectionBudget
 from ...ml.folds import mean_difference
-from ...ml.metrics import get_metric, score_many
+from ...ml.metrics import get_metric, score_many_predictions
 from ...ml.predictions import predict
 from ...outcomes import Problem, Score
 
@@ -50,7 +50,7 @@ def permute_features_in_fold(
 ) -> tuple[float, dict[str, float], list[float]]: # Score; score with each feature permuted; with each shadow feature permuted
     "The primary metric on validation rows, with each feature permuted in turn."
     shadow_train, shadow_valid, shadows = make_shadow_features(encoded, names, budget.n_shadows, seed)
-    model, places = fit_feature_set(encoded, names, problem, budget, extra=shadow_train)
+    model, places = fit_features_on_fold(encoded, names, problem, budget, extra=shadow_train)
     n_rows = len(encoded.X_valid)
     some = np.linspace(0, n_rows - 1, min(n_rows, budget.max_permuted_rows)).astype(int)
     X, y = np.column_stack([encoded.X_valid[:, places], shadow_valid])[some], encoded.y_valid[some]
@@ -67,7 +67,7 @@ def permute_features_in_fold(
 
     predicted = [base, *(permuted([where[place] for place in encoded.outputs.get(name, [])]) for name in names),
                  *(permuted([len(places) + k for k in group]) for group in shadows)]
-    scores = score_many(problem.metric, problem, y, predicted).tolist()
+    scores = score_many_predictions(problem.metric, problem, y, predicted).tolist()
     return scores[0], dict(zip(names, scores[1:], strict=False)), scores[1 + len(names):]
 
 # %% ../../../nbs/features/select/importance.ipynb #b4ea7c0b
@@ -165,7 +165,7 @@ def quantile_groups(
     return np.unique(np.where(missing, len(edges) + 1, np.searchsorted(edges, values)), return_inverse=True)[1]
 
 # %% ../../../nbs/features/select/importance.ipynb #321240a5
-def univariate_signal(
+def find_target_associated_features(
     scorer: FeatureSetScorer, # Of whose folds the first repeat is used
     names: Sequence[str], # Features
     significance_level: float = 0.05, # How often a column of noise is taken for one with signal

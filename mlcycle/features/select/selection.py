@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['RAW_COLUMN', 'ForwardSelection', 'select_created_features', 'add_jointly_useful_features',
-           'drop_uninformative_columns', 'list_features', 'measure_features', 'mark_unmeasured',
-           'cross_validate_feature_sets', 'rows_not_selected_on', 'FeatureSelection', 'select_features',
+           'find_uninformative_columns', 'list_features', 'measure_and_select_features', 'fall_back_to_raw_columns',
+           'cross_validate_feature_sets', 'choose_comparison_rows', 'FeatureSelection', 'select_features',
            'needed_recipes']
 
 # %% ../../../nbs/features/select/selection.ipynb #859f39b7
@@ -25,17 +25,17 @@ from mlcycle.features.select.bench import (
     encode_feature_fold,
     make_feature_set_scorer,
     make_repeated_folds,
-    score_feature_set,
+    score_features_on_fold,
 )
 from mlcycle.features.select.importance import (
     PermutationImportance,
     find_redundant_features,
     paired_score_difference,
     permutation_importance_on_folds,
-    univariate_signal,
+    find_target_associated_features,
 )
 from .quick_model import plan_selection_budget
-from ...ml.folds import mean_difference, mean_score, standard_error, subsample_evenly
+from ...ml.folds import mean_difference, mean_score, standard_error_from_interval, subsample_evenly
 from ...outcomes import Feature, Problem, Score
 
 # %% ../../../nbs/features/select/selection.ipynb #8ab62c3c
@@ -107,7 +107,7 @@ def add_jointly_useful_features(
         result.reasons |= {name: f"{result.reasons[name]}; {words}" for name in rest}
 
 # %% ../../../nbs/features/select/selection.ipynb #04f260cc
-def drop_uninformative_columns(
+def find_uninformative_columns(
     scorer: FeatureSetScorer, # Encoded folds
     raw: Sequence[str], # Raw columns
     created: Sequence[str], # Other features that stay
@@ -115,14 +115,14 @@ def drop_uninformative_columns(
     "Raw columns at the level of noise."
     measured = permutation_importance_on_folds(scorer, [*raw, *created])
     weak = [name for name in raw if measured.selection_frequency[name] == 0 and measured.importances[name].value <= 0]
-    with_signal = univariate_signal(scorer, weak)
+    with_signal = find_target_associated_features(scorer, weak)
     reasons = dict.fromkeys(with_signal, "at the level of noise beside others, but it depends on the target by itself")
     weak = [name for name in weak if name not in with_signal]
     stay = [name for name in [*raw, *created] if name not in weak]
     if not (weak and stay):
         return [], reasons | dict.fromkeys(weak, "at the level of noise, as is everything else"), measured
     without = paired_score_difference(scorer, stay, [*raw, *created])
-    dropped = weak if without.value >= -standard_error(without, len(scorer.folds)) else []
+    dropped = weak if without.value >= -standard_error_from_interval(without, len(scorer.folds)) else []
     words = f"at the level of noise in every repeat; without {len(weak)} such columns {without.metric} "
     words += f"is {'not worse' if dropped else 'worse'} by more than a standard error: {_format_difference(without)}"
     return dropped, reasons | dict.fromkeys(weak, words), measured
@@ -150,7 +150,7 @@ def list_features(
                             column_type=column_types.get(name, made_types[name])) for name, (recipe, how) in made.items()]
 
 # %% ../../../nbs/features/select/selection.ipynb #46b7a3d9
-def measure_features(
+def measure_and_select_features(
     column_types: dict[str, str], # Of columns, and of created features if they are there
     recipes: Sequence[Recipe], # Of created features
     rows: pd.DataFrame, # Training rows, target included; in order of time if there is one
@@ -170,16 +170,16 @@ def measure_features(
     scorer = make_feature_set_scorer(features, recipes, rows, problem, n_repeats=n_repeats, n_splits=n_splits, seed=seed,
                                      jobs=jobs, holidays=holidays)
     if len(scorer.folds) < 2:
-        return mark_unmeasured(features, "too few rows to measure", always_keep)
+        return fall_back_to_raw_columns(features, "too few rows to measure", always_keep)
     try:
         return _select_by_measuring(scorer, features, always_keep)
     except MetricError as error:
-        return mark_unmeasured(features, f"not measured: {error.found}", always_keep)
+        return fall_back_to_raw_columns(features, f"not measured: {error.found}", always_keep)
     finally:
         scorer.bar.close()
 
 # %% ../../../nbs/features/select/selection.ipynb #57bcaaf6
-def mark_unmeasured(
+def fall_back_to_raw_columns(
     features: Sequence[Feature], # A ledger
     reason: str, # Why nothing could be measured
     always_keep: Collection[str] = (), # Created features that stay all the same
@@ -198,7 +198,7 @@ def _select_by_measuring(scorer: FeatureSetScorer, features: Sequence[Feature], 
     forward, screen = ForwardSelection(), None
     if candidates := [name for name in created if name not in reasons]:
         forward, screen = select_created_features(scorer, always, candidates)
-    dropped, weak, final = drop_uninformative_columns(scorer, raw, [*always[len(raw):], *forward.selected])
+    dropped, weak, final = find_uninformative_columns(scorer, raw, [*always[len(raw):], *forward.selected])
     reasons = reasons | forward.reasons | weak
     selected = {*always, *forward.selected} - set(dropped)
     return [_record(each, final, screen, each.name in selected,
@@ -233,7 +233,7 @@ def cross_validate_feature_sets(
 
     def fit_and_score(preprocessor, fold):
         encoded = encode_feature_fold(preprocessor, rows, problem, fold)
-        return score_feature_set(encoded, encoded.outputs, problem, budget)
+        return score_features_on_fold(encoded, encoded.outputs, problem, budget)
 
     distinct = {joblib.hash(each): each for each in sets.values()} # Equal sets are scored once
     tasks = [(key, each, fold) for key, each in distinct.items() for fold in folds]
@@ -247,7 +247,7 @@ def cross_validate_feature_sets(
     return made
 
 # %% ../../../nbs/features/select/selection.ipynb #95594677
-def rows_not_selected_on(
+def choose_comparison_rows(
     rows: pd.DataFrame, # In order of time if there is one
     max_rows: int, # So many were used by the selection
 ) -> tuple[pd.DataFrame, bool]: # At most `max_rows` in the same order; whether they are others
@@ -289,13 +289,13 @@ def select_features(
         features = list_features(column_types, recipes, subsample_evenly(rows, max_rows), problem.target)
         kept = [each.model_copy(update={"reason": "selection is off"}) for each in features]
         return _make_selection(kept, recipes, {}, "Selection is off: every feature is kept.")
-    features = measure_features(column_types, recipes, rows, problem, n_repeats=n_repeats, max_rows=max_rows, seed=seed,
+    features = measure_and_select_features(column_types, recipes, rows, problem, n_repeats=n_repeats, max_rows=max_rows, seed=seed,
                                 jobs=jobs, always_keep=always_keep, holidays=holidays)
     if all(each.importance is None for each in features):
         return _make_selection(features, recipes, {}, f"The raw columns are kept: {features[0].reason}.")
     sets = {name: _preprocessor_of(some, recipes, problem, seed, holidays)
             for name, some in _sets_to_compare(features).items()}
-    compared, fresh = rows_not_selected_on(rows, max_rows)
+    compared, fresh = choose_comparison_rows(rows, max_rows)
     other = plan_selection_budget(min(len(rows), max_rows), n_repeats=n_repeats).n_repeats # The selection used those before it
     scores = cross_validate_feature_sets(sets, compared, problem, repeats=[other], seed=seed, jobs=jobs)
     where = "on other rows" if fresh else "on other folds of the same rows"

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['HTTP_RETRIES', 'ARTIFACT_FOLDERS', 'DOWNLOADS', 'CHAMPION', 'CHALLENGER', 'ALIAS_HISTORY_TAG', 'registry_errors',
-           'is_registry_error', 'short_reason', 'connect_registry', 'open_registry', 'registered_file',
+           'is_registry_error', 'short_reason', 'connect_registry', 'open_experiment', 'registered_file',
            'registered_model_file', 'load_registered_model', 'get_alias_version', 'functions_ref', 'get_model_ref',
            'set_alias', 'remove_alias', 'alias_history']
 
@@ -113,7 +113,7 @@ def connect_registry(
         return mlflow.MlflowClient()
 
 # %% ../../../nbs/stores/models/registry.ipynb #b60362e1
-def open_registry(
+def open_experiment(
     tracking_uri: str, # For instance sqlite:///…/mlflow.db
     artifacts: str, # Where MLflow keeps files, if it does not know itself
     experiment: str, # Runs are gathered under this name

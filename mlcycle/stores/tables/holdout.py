@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ACCESS_PURPOSES', 'MAX_HOLDOUT_ACCESSES', 'HoldoutAccess', 'holdout_access_file', 'read_holdout_accesses',
-           'read_holdout', 'read_any_table', 'count_holdout_accesses', 'describe_holdout_accesses']
+           'read_holdout', 'read_any_table', 'count_biasing_accesses', 'describe_holdout_accesses']
 
 # %% ../../../nbs/stores/tables/holdout.ipynb #04cbc883
 import os
@@ -118,7 +118,7 @@ def read_any_table(
                                                                                                            table)
 
 # %% ../../../nbs/stores/tables/holdout.ipynb #010bcb63
-def count_holdout_accesses(
+def count_biasing_accesses(
     workspace: Workspace, # Keeps the record
     sha256: str, # Of the holdout
 ) -> int: # Verifications, which come after a verdict, are not counted
