@@ -82,7 +82,8 @@ def main(
         if out:
             measured = [asdict(line) | {"ratios": line.ratios} for line in lines]
             out.parent.mkdir(parents=True, exist_ok=True)
-            out.write_text(json.dumps({"source": source, "versions": installed_versions(RUN_PACKAGES), "lines": measured}, indent=2) + "\n")
+            facts = {"source": source, "versions": installed_versions(RUN_PACKAGES), "lines": measured}
+            out.write_text(json.dumps(facts, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -78,7 +78,8 @@ def milliseconds(ask: Callable, row: dict) -> float:
 
 def compare(run: Run, step: Callable[[str], None]) -> list[Comparison]:
     """Latency in rounds of requests, and start-up time."""
-    holdout = read_holdout(run.workspace, run.dataset.tables["holdout"], reason="a benchmark of the service")[run.plan.input_columns]
+    holdout = read_holdout(run.workspace, run.dataset.tables["holdout"], reason="a benchmark of the service")
+    holdout = holdout[run.plan.input_columns]
     rows = to_json_rows(holdout.sample(WARM_UP + ROUNDS * REQUESTS, random_state=0, replace=True))
     starts = []
     for turn in range(STARTS):

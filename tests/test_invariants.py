@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from mlcycle.nb.notebook import is_parameters_cell, read_notebook, read_parameters, extract_run_section, stage_notebooks
+from mlcycle.nb.notebook import extract_run_section, is_parameters_cell, read_notebook, read_parameters, stage_notebooks
 from mlcycle.outcomes import STAGES
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -191,5 +191,6 @@ def leaderboards_table(
         cells = [column[number] for column in columns]
         marks = [score and abs(score["value"]) == abs(top) for score, top in zip(cells, best, strict=True)]
         shown = [f"{score['value']:.4f}" if score else "–" for score in cells]
-        table.add_row(escape(model_type), *(f"[bold]{text} *[/]" if mark else text for text, mark in zip(shown, marks, strict=True)))
+        table.add_row(escape(model_type),
+                      *(f"[bold]{text} *[/]" if mark else text for text, mark in zip(shown, marks, strict=True)))
     return table

@@ -119,7 +119,8 @@ def _note_lines(node: yaml.Node, place: tuple, lines: dict[tuple, int], name: st
         for key, inner in node.value:
             line, word = key.start_mark.line + 1, key.value if isinstance(key, yaml.ScalarNode) else ""
             if not word or (*place, word) in lines:
-                what = f"has the field '{format_field_path((*place, word))}' a second time" if word else "has a field without a name"
+                named = f"has the field '{format_field_path((*place, word))}' a second time"
+                what = named if word else "has a field without a name"
                 raise error(f"Line {line} of {name} {what}.", "Each field is named once.")
             lines[(*place, word)] = line
             _note_lines(inner, (*place, word), lines, name, error)

@@ -109,7 +109,8 @@ def _limit_dates(values: pd.Series, column: ColumnCleaningPlan, steps: tuple[str
     "A column's plan, with moments that cannot be; None where there are none."
     days = values.astype("datetime64[us]").to_numpy()
     known = np.where(np.isnat(days), np.nan, days.astype("int64") / 86_400e6)
-    judged = find_number_anomalies(known, tuple(step for step in steps if step == "limits"), "date") # Sentinels lie far outside, too
+    judged = find_number_anomalies(known, tuple(step for step in steps if step == "limits"),
+                                   "date") # Sentinels lie far outside, too
     limits = {name: (pd.Timestamp(0) + pd.Timedelta(days=bound)).floor("s").isoformat()
               for name,
               bound in (("min_date", judged.low), ("max_date", judged.high)) if bound is not None and abs(bound) < 100_000}

@@ -46,7 +46,8 @@ def split_by_time(
         rows = rows.sort_values(time, kind="stable")
     times = rows[time]
     holdout_start = parse_split_cutoff(holdout_from, times) if holdout_from else times.quantile(1 - holdout_share - future_share)
-    future_at = parse_split_cutoff(future_from, times) if future_from else times.quantile(1 - future_share) if future_share else None
+    future_at = parse_split_cutoff(future_from,
+                                   times) if future_from else times.quantile(1 - future_share) if future_share else None
     first = times.searchsorted(holdout_start)
     second = len(rows) if future_at is None else max(times.searchsorted(future_at), first)
     parts = {"train": rows.iloc[:first], "holdout": rows.iloc[first:second], "future": rows.iloc[second:]}

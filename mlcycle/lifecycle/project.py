@@ -114,7 +114,8 @@ class NotebookVersions:
 
     def read(self) -> tuple["NotebookNode", "NotebookNode", "NotebookNode"]:
         "Own, base and shipped, without outputs."
-        own, base, latest = _read_project_notebook(self.own), _read_project_notebook(self.base), make_project_notebook(self.shipped)
+        own, base = _read_project_notebook(self.own), _read_project_notebook(self.base)
+        latest = make_project_notebook(self.shipped)
         for other in (base, latest):
             other.metadata, other.nbformat_minor = own.metadata, own.nbformat_minor
         return own, base, latest

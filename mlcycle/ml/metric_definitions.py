@@ -149,7 +149,8 @@ LABEL_METRICS = [
     *[Metric(f"{kind}_{average}", partial(function, average=average, zero_division=0), **_LABELS,
              description=f"{text[:-1]}; {how}.", from_confusion=make_averaged_metric(kind, average))
       for kind, (function, text) in _KINDS.items() for average, how in _AVERAGES.items()],
-    Metric("selection_rate", partial(score_with_confusion_matrix, confusion_selection_rate), from_confusion=confusion_selection_rate,
+    Metric("selection_rate", partial(score_with_confusion_matrix, confusion_selection_rate),
+           from_confusion=confusion_selection_rate,
            **_LABELS | {"tasks": BINARY, "higher_is_better": None},
            description="The share of rows predicted positive; only a comparison of groups makes it good or bad."),
 ]

@@ -40,7 +40,8 @@ def score_blends(
 ) -> np.ndarray: # (blends,); higher is better
     "The mean score of each blend over some folds; all blends of a fold are scored at once."
     predictions = [[predictions_from_values(blend[place], problem) for blend in blends] for place in range(len(folds))]
-    scores = [score_many_predictions(problem.metric, problem, actual[fold], each) for fold, each in zip(folds, predictions, strict=True)]
+    scores = [score_many_predictions(problem.metric, problem, actual[fold], each) for fold,
+              each in zip(folds, predictions, strict=True)]
     return get_metric(problem.metric).sign * np.mean(scores, axis=0)
 
 # %% ../../nbs/modelling/ensemble.ipynb #0d4aefcb

@@ -117,6 +117,7 @@ def monitor_model(
     budget = problem.latency_budget_ms if latency_budget_ms is None else latency_budget_ms
     action, reason, back_to = decide_action(current, verdict.scores[0], drift, latency_ms, latency_budget_ms=budget)
     return Health(
-        decision=f"{ACTION_HEADLINES[action]}: {reason}" + (f" Back to stage {back_to}." if back_to else ""), monitored_table=part,
+        decision=f"{ACTION_HEADLINES[action]}: {reason}" + (f" Back to stage {back_to}." if back_to else ""),
+                  monitored_table=part,
         rows=len(events), latency_ms=latency_ms, windows=score_by_window(events, problem, windows), drift=drift, action=action,
         reason=reason, back_to_stage=back_to), events

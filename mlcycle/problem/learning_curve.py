@@ -113,7 +113,8 @@ def extrapolate_score(
     scores = [compute_score(metric, problem, data.actual, predictions) for _, predictions in points[:-1]] + [last.value]
     best, sign = perfect_score(metric, scores, noise_ceiling), 1 if get_metric(metric).higher_is_better else -1
     errors = [sign * (best - each) for each in scores]
-    found = extrapolate_errors([size for size, _ in points], errors, at=rows, standard_error_from_interval=(last.high - last.low) / 3.92,
+    found = extrapolate_errors([size for size, _ in points], errors, at=rows,
+                               standard_error_from_interval=(last.high - last.low) / 3.92,
                                seed=data.seed)
     value, high, low = (best - sign * each for each in found) # Of a score; of an error the other way round
     if sign < 0:

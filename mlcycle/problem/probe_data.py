@@ -114,6 +114,7 @@ def prepare_feasibility_sample(
     codes = pd.Categorical(target, categories=problem.classes).codes.astype(int)
     y = target.astype(float) if problem.task == "regression" else codes
     wrong = describe_too_few_entities(problem, sample, budget.n_splits)
-    return FeasibilitySample(problem=problem, sample=sample, y=np.asarray(y), features={"linear": for_linear, "boosted": for_trees},
+    return FeasibilitySample(problem=problem, sample=sample, y=np.asarray(y),
+                             features={"linear": for_linear, "boosted": for_trees},
                      folds=make_folds(problem, sample, budget.n_splits, seed, too_few_entities="warn"), budget=budget, seed=seed,
                      warnings=(f"{wrong} Scores may be too good.",) if wrong else ())

@@ -118,7 +118,8 @@ def extract_title_and_toc(
     return {"title": _strip_tags(first[1]) if first else default_title, "body": rest,
             "contents": [(level, name, _strip_tags(text)) for level, name, text in
                          re.findall(r'<h([23]) id="([^"]+)">(.*?)</h\1>', rest, re.DOTALL)],
-            "failure": {name: _strip_tags(text) for name, text in re.findall(r'data-(\w+)="([^"]*)"', failed[0])} if failed else None}
+            "failure": {name: _strip_tags(text) for name, text in re.findall(r'data-(\w+)="([^"]*)"', failed[0])} if failed
+            else None}
 
 # %% ../../nbs/reports/pages.ipynb #72f8f207
 def _strip_tags(html: str) -> str:

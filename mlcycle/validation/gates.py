@@ -117,7 +117,8 @@ def evaluate_best_threshold_gate(
     pairs = [(float(t), *(metric.function(actual, scores >= t) for metric in metrics)) for t in np.unique(thresholds)]
     allowed = [pair for pair in pairs if pair[2] >= criterion.constraint_bound]
     best = max(allowed, key=lambda pair: pair[1:], default=None)
-    note = (f"A threshold of {best[0]:.3g} gives {criterion.metric} {best[1]:.3f} and {criterion.constraint_metric} {best[2]:.3f}." if best
+    note = (f"A threshold of {best[0]:.3g} gives {criterion.metric} {best[1]:.3f} "
+            f"and {criterion.constraint_metric} {best[2]:.3f}." if best
             else f"No threshold gives {criterion.constraint_metric} {criterion.constraint_bound:g}.")
     return _make_gate(criterion, score, criterion.bound, score.low >= criterion.bound, note)
 

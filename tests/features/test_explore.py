@@ -12,10 +12,10 @@ from scipy.stats import contingency, kruskal, spearmanr
 
 from mlcycle.features.explore import plots as explore_plots
 from mlcycle.features.explore.associations import (
+    correlate_ranks,
     correlation_ratios,
     cramer_v_from_counts,
     measure_associations,
-    correlate_ranks,
     rank_values,
 )
 from mlcycle.features.explore.column_summary import group_means, summarize_numbers

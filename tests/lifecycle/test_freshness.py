@@ -64,7 +64,9 @@ def test_finding_nothing_to_do_imports_nothing_heavy(project):
             "",
             id="a comment",
         ),
-        pytest.param("validation/gates.py", "def evaluate_gates(\n", "def evaluate_gates(\n    *_,\n", "validation", id="stage 5's"),
+        pytest.param(
+            "validation/gates.py", "def evaluate_gates(\n", "def evaluate_gates(\n    *_,\n", "validation", id="stage 5's"
+        ),
         pytest.param(
             "ml/metrics.py", "def bootstrap_difference(\n", "def bootstrap_difference(\n    *_,\n", "validation", id="metric"
         ),

@@ -18,11 +18,11 @@ from mlcycle.lifecycle.plan import make_plan
 from mlcycle.lifecycle.project import (
     NOTEBOOK_NAMES,
     describe_shipped_changes,
+    diff_shipped_notebooks,
     init_project,
     merge_shipped_notebooks,
-    diff_shipped_notebooks,
 )
-from mlcycle.nb.notebook import package_file, read_parameters, extract_run_section, stage_notebooks
+from mlcycle.nb.notebook import extract_run_section, package_file, read_parameters, stage_notebooks
 from mlcycle.outcomes import STAGES
 
 

@@ -23,9 +23,9 @@ from sklearn.tree import DecisionTreeClassifier
 
 from mlcycle.errors import ParameterError, StageError, TargetError
 from mlcycle.features.encode.pipeline import build_preprocessor
-from mlcycle.ml.meta_estimators import CalibratedClassifier, calibrate_probabilities
 from mlcycle.ml.folds import make_folds
 from mlcycle.ml.latency import measure_latency
+from mlcycle.ml.meta_estimators import CalibratedClassifier, calibrate_probabilities
 from mlcycle.ml.predictions import Predictions, predict, predictions_from_values
 from mlcycle.modelling import (
     boosters,
@@ -41,7 +41,7 @@ from mlcycle.modelling import (
 from mlcycle.modelling.candidates import CANDIDATES, candidate_model, check_trusted_types
 from mlcycle.modelling.choice import build_pipeline, order_by_selection_rule
 from mlcycle.modelling.cross_validation import CrossValidation, early_stopping_split
-from mlcycle.modelling.final_model import build_final_model, fit_first_acceptable_model, fit_final_model, measure_learning_curve
+from mlcycle.modelling.final_model import build_final_model, fit_final_model, fit_first_acceptable_model, measure_learning_curve
 from mlcycle.modelling.model_selection import ModelSelection, compare_models
 from mlcycle.modelling.search import SearchBudget, search_hyperparameters
 from mlcycle.modelling.settings import ModellingSettings

@@ -12,7 +12,7 @@ from sklearn.datasets import load_breast_cancer, load_diabetes, load_wine
 
 import mlcycle as mc
 from mlcycle.errors import InputError, ParameterError
-from mlcycle.problem.document import ProblemDocument, render_problem_yaml, problem_schema_text, load_problem_document
+from mlcycle.problem.document import ProblemDocument, load_problem_document, problem_schema_text, render_problem_yaml
 from mlcycle.problem.feasibility import assess_feasibility
 from mlcycle.problem.stage import define_problem, draft_problem_fields
 from mlcycle.stores.sources.ingest import normalise_dtypes

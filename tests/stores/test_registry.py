@@ -42,12 +42,12 @@ from mlcycle.stores.models.registry import (
     set_alias,
 )
 from mlcycle.stores.models.registry_queries import (
-    open_registry_read_only,
     delete_version,
     describe_version,
     diff_versions,
     find_usages,
     list_versions,
+    open_registry_read_only,
     tag_version,
 )
 from mlcycle.stores.models.trial_tracking import TrialRecord

@@ -598,7 +598,7 @@ def test_paging(web, asked):
 
 def test_a_row_limit_and_a_file_of_options(web, tmp_path):
     url, handler = web
-    (tmp_path / "shop.api.yaml").write_text(f"url: {url}/page\npaging: page\nsize: 10\nmax_max_rows: 12\nrecords: data\n")
+    (tmp_path / "shop.api.yaml").write_text(f"url: {url}/page\npaging: page\nsize: 10\nmax_rows: 12\nrecords: data\n")
     assert len(read_source(str(tmp_path / "shop.api.yaml"))) == 12
     assert len(handler.heard) == 2
     (tmp_path / "shop.api.yaml").write_text(f"url: {url}/page\npagign: page\n")

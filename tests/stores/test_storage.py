@@ -146,7 +146,7 @@ def test_holdout_rows_lie_apart_and_are_refused(table_run):
     run = table_run("wine")
     assert not (run.workspace.tables / "holdout").exists()
     assert (run.workspace.root / "holdout").stat().st_mode & 0o077 == 0
-    with pytest.raises(HoldoutError, match="Stage 5 opens them"):
+    with pytest.raises(HoldoutError, match="Stage 5 reads it"):
         read_table(run.workspace.tables, run.dataset.tables["holdout"])
 
 

@@ -15,9 +15,9 @@ from mlcycle.validation.gates import (
     GateInputs,
     baseline_predictions,
     evaluate_gates,
-    plot_gates,
     group_labels,
     operating_point_metric,
+    plot_gates,
 )
 
 EMPTY = dict.fromkeys(["decision", "question", "owner", "source", "source_sha256"], "-")

@@ -289,7 +289,8 @@ def select_features(
         features = list_features(column_types, recipes, subsample_evenly(rows, max_rows), problem.target)
         kept = [each.model_copy(update={"reason": "selection is off"}) for each in features]
         return _make_selection(kept, recipes, {}, "Selection is off: every feature is kept.")
-    features = measure_and_select_features(column_types, recipes, rows, problem, n_repeats=n_repeats, max_rows=max_rows, seed=seed,
+    features = measure_and_select_features(column_types, recipes, rows, problem, n_repeats=n_repeats, max_rows=max_rows,
+                                           seed=seed,
                                 jobs=jobs, always_keep=always_keep, holidays=holidays)
     if all(each.importance is None for each in features):
         return _make_selection(features, recipes, {}, f"The raw columns are kept: {features[0].reason}.")

@@ -82,7 +82,8 @@ def detect_separator(
     return max(shares, key=shares.get) if shares else ","
 
 # %% ../../../nbs/stores/sources/csv_dialect.ipynb #36a364f9
-NUMBER_OR_DATE = re.compile(r"\s*[-+]?(\d+([.,]\d*)?|[.,]\d+)([eE][-+]?\d+)?\s*|\s*\d{4}-\d\d-\d\d.*|\s*\d\d?[./]\d\d?[./]\d{4}.*")
+NUMBER_OR_DATE = re.compile(r"\s*[-+]?(\d+([.,]\d*)?|[.,]\d+)([eE][-+]?\d+)?\s*"
+                            r"|\s*\d{4}-\d\d-\d\d.*|\s*\d\d?[./]\d\d?[./]\d{4}.*")
 
 # %% ../../../nbs/stores/sources/csv_dialect.ipynb #658e7846
 def has_header(

@@ -21,7 +21,8 @@ from .progress import ProgressCallback
 from .rows import SourceRows, normalise_dtypes
 
 # %% ../../../nbs/stores/sources/databases.ipynb #9ed2e369
-WRITE_KEYWORDS = r"\b(insert|update|delete|merge|replace\s+into|into|drop|alter|create|truncate|grant|revoke|attach|pragma|copy|call)\b"
+WRITE_KEYWORDS = (r"\b(insert|update|delete|merge|replace\s+into|into|drop|alter|create|truncate|grant|revoke|attach|pragma|copy"
+                  r"|call)\b")
 QUOTED_OR_COMMENT = r"'(?:[^']|'')*'|\"(?:[^\"]|\"\")*\"|`[^`]*`|--[^\n]*|/\*.*?\*/|\$(\w*)\$.*?\$\1\$"
 
 # %% ../../../nbs/stores/sources/databases.ipynb #33f48996

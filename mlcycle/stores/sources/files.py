@@ -35,7 +35,8 @@ if TYPE_CHECKING:
 FILE_KINDS = dict.fromkeys(TEXT_ENDINGS, "text") | {
     ".parquet": "parquet", ".pq": "parquet", ".json": "json", ".jsonl": "lines", ".ndjson": "lines", ".xlsx": "excel",
     ".xls": "excel", ".xlsb": "excel", ".xlsm": "excel", ".ods": "excel"}
-EXPECTED_SOURCES = "A file (.csv, .tsv, .parquet, .json, .jsonl, .xlsx), a folder, an address, or a bundled source (flights, sample)"
+EXPECTED_SOURCES = ("A file (.csv, .tsv, .parquet, .json, .jsonl, .xlsx), a folder, an address, "
+                    "or a bundled source (flights, sample)")
 
 # %% ../../../nbs/stores/sources/files.ipynb #b9df8281
 def list_files(
