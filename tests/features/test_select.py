@@ -1,15 +1,15 @@
 """Which features stay: planted ones, noise, duplicates; order of time; every kind of metric."""
 
-import mlcycle.features.select.comparison as comparison
 import numpy as np
 import pandas as pd
 import pytest
 
 import mlcycle.features.select.bench as bench
+import mlcycle.features.select.comparison as comparison
 import mlcycle.features.select.selection as select
 from mlcycle.features.create.recipes import Recipe
-from mlcycle.features.select.ledger import features_table, plot_feature_graph, write_features_csv
 from mlcycle.features.select.comparison import cross_validate_feature_sets
+from mlcycle.features.select.ledger import features_table, plot_feature_graph, write_features_csv
 from mlcycle.features.select.selection import measure_and_select_features, select_features
 from mlcycle.outcomes import Feature, Problem, Score
 

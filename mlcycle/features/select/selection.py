@@ -5,16 +5,13 @@
 # %% auto #0
 __all__ = ['RAW_COLUMN', 'ForwardSelection', 'select_created_features', 'add_jointly_useful_features',
            'find_uninformative_columns', 'list_features', 'measure_and_select_features', 'fall_back_to_raw_columns',
-           'cross_validate_feature_sets', 'choose_comparison_rows', 'FeatureSelection', 'select_features',
-           'needed_recipes']
+           'FeatureSelection', 'select_features', 'needed_recipes']
 
 # %% ../../../nbs/features/select/selection.ipynb #859f39b7
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
-import joblib
-import numpy as np
 import pandas as pd
 
 from ...errors import MetricError
@@ -22,20 +19,18 @@ from ..create.recipes import FeatureCreator, Recipe
 from ..encode.pipeline import build_preprocessor
 from mlcycle.features.select.bench import (
     FeatureSetScorer,
-    encode_feature_fold,
     make_feature_set_scorer,
-    make_repeated_folds,
-    score_features_on_fold,
 )
+from .comparison import choose_comparison_rows, cross_validate_feature_sets
 from mlcycle.features.select.importance import (
     PermutationImportance,
     find_redundant_features,
+    find_target_associated_features,
     paired_score_difference,
     permutation_importance_on_folds,
-    find_target_associated_features,
 )
 from .quick_model import plan_selection_budget
-from ...ml.folds import mean_difference, mean_score, standard_error_from_interval, subsample_evenly
+from ...ml.folds import standard_error_from_interval, subsample_evenly
 from ...outcomes import Feature, Problem, Score
 
 # %% ../../../nbs/features/select/selection.ipynb #8ab62c3c
@@ -213,50 +208,6 @@ def _record(feature: Feature, final: PermutationImportance, screen: PermutationI
     measured = {"importance": known.importances[name], "selection_frequency": known.selection_frequency[name],
                 "shadow_importance": known.shadow_importance} if known else {}
     return feature.model_copy(update=measured | {"selected": selected, "reason": reason})
-
-# %% ../../../nbs/features/select/selection.ipynb #e9e4158b
-def cross_validate_feature_sets(
-    sets: dict[str, Any], # Unfitted preprocessors, for instance of `raw`, `all` and `selected` features
-    rows: pd.DataFrame, # Training rows, target included; in order of time if there is one
-    problem: Problem, # Task and metric
-    *,
-    n_splits: int = 5, # Folds of each repeat
-    repeats: Iterable[int] = (3,), # Their numbers: others than those of the selection, which begin at 0
-    seed: int = 0, # Of the shuffling
-    jobs: int = 1, # Threads
-) -> dict[str, Score]: # One a set, and `improvement`: by how much `selected` is better than `raw`
-    "Scores of the quick model with each set of features, on the same folds."
-    budget = plan_selection_budget(len(rows), n_classes=len(problem.classes) if problem.task == "multiclass" else 1)
-    folds = make_repeated_folds(problem, rows, n_splits=n_splits, repeats=repeats, seed=seed)
-    if len(folds) < 2:
-        return {}
-
-    def fit_and_score(preprocessor, fold):
-        encoded = encode_feature_fold(preprocessor, rows, problem, fold)
-        return score_features_on_fold(encoded, encoded.outputs, problem, budget)
-
-    distinct = {joblib.hash(each): each for each in sets.values()} # Equal sets are scored once
-    tasks = [(key, each, fold) for key, each in distinct.items() for fold in folds]
-    results = joblib.Parallel(jobs, prefer="threads")(joblib.delayed(fit_and_score)(each, fold) for _, each, fold in tasks)
-    by_key = {key: [score for (own, *_), score in zip(tasks, results, strict=True) if own == key] for key in distinct}
-    scores = {name: by_key[joblib.hash(each)] for name, each in sets.items()}
-    indices = [(fold.train_index, fold.valid_index) for fold in folds]
-    made = {name: mean_score(problem.metric, each, indices) for name, each in scores.items()}
-    if {"selected", "raw"} <= set(scores):
-        made["improvement"] = mean_difference(problem.metric, scores["selected"], scores["raw"], indices)
-    return made
-
-# %% ../../../nbs/features/select/selection.ipynb #95594677
-def choose_comparison_rows(
-    rows: pd.DataFrame, # In order of time if there is one
-    max_rows: int, # So many were used by the selection
-) -> tuple[pd.DataFrame, bool]: # At most `max_rows` in the same order; whether they are others
-    "Rows for the comparison of sets: others than those of the selection where there are enough."
-    used = set(subsample_evenly(pd.DataFrame({"place": np.arange(len(rows))}), max_rows).place)
-    rest = rows.iloc[[place for place in range(len(rows)) if place not in used]]
-    if len(rest) >= max(2000, max_rows // 4):
-        return subsample_evenly(rest, max_rows), True
-    return subsample_evenly(rows, max_rows), False
 
 # %% ../../../nbs/features/select/selection.ipynb #6a997cca
 @dataclass(frozen=True)
