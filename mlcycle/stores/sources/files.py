@@ -119,6 +119,7 @@ def read_json_lines_sql(
 def fetch_rows(
     connection: "duckdb.DuckDBPyConnection", # Knows the tables
     query: str, # Selects
+    *,
     progress: ProgressCallback | None = None, # Told how many rows came
     total: int = 0, # Bytes in all
     expected: int = 0, # Rows in all, where that is known
@@ -143,7 +144,8 @@ def read_parquet(
     total = sum(file.stat().st_size for file in files)
     with connect_duckdb() as connection:
         expected = connection.execute(f"SELECT count(*) FROM {read_parquet_sql(files)}").fetchall()[0][0]
-        rows = fetch_rows(connection, f"SELECT * FROM {read_parquet_sql(files)}", progress, total, expected)
+        rows = fetch_rows(connection, f"SELECT * FROM {read_parquet_sql(files)}", progress=progress, total=total,
+                          expected=expected)
     index = [name for name in rows.columns if str(name).startswith("__index_level_")] # pandas' own, without a name
     return SourceRows(rows.drop(columns=index), "Parquet" + _file_count(files), total)
 
@@ -212,7 +214,7 @@ def read_json_lines(
     total, packed = sum(file.stat().st_size for file in files), any(str(file).endswith((".bz2", ".xz", ".zip")) for file in files)
     with connect_duckdb() as connection:
         try:
-            rows = None if packed else fetch_rows(connection, f"SELECT * FROM {read_json_lines_sql(files)}", progress, total)
+            rows = None if packed else fetch_rows(connection, f"SELECT * FROM {read_json_lines_sql(files)}", progress=progress, total=total)
         except duckdb.Error:
             rows = None
         if rows is not None and rows.columns.tolist() != ["json"]: # "json" is what a line becomes that is no record

@@ -158,7 +158,7 @@ def run_query(
             named = {name: register_source(connection, name, address, read, stack) for name, address in sources.items()}
             connection.execute("SET threads = 1")
             connection.execute("SET lock_configuration = true")
-            return fetch_rows(connection, query.strip().rstrip(";"), progress), named
+            return fetch_rows(connection, query.strip().rstrip(";"), progress=progress), named
         except duckdb.Error as error:
             said = mask_secrets(str(error).split("\n\n")[0].replace("\n", " ").split(": ", 1)[-1], " ".join(sources.values()))
             raise SourceError(f"The query cannot be answered: {said}",

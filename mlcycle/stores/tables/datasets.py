@@ -89,7 +89,8 @@ def _versions_of(path: Path, sha256: str) -> list[int]:
 # %% ../../../nbs/stores/tables/datasets.ipynb #80d5237f
 def delta_commit_metadata(
     run: str, # Its id
-    problem: Problem, # Says what was asked, and the hash of the rows as they came
+    problem: Problem, # Has the source, and the hash of the rows as they came
+    *,
     contract: FileRef | None = None, # What the rows had to be
     contract_version: str = "", # As a person numbers it
     ingestions: Sequence[Ingestion] = (), # The readings of the sources; if there are none, the problem says the source
