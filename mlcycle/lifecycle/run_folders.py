@@ -55,6 +55,7 @@ def move_run_into_workspace(
 ) -> Run: # In the workspace
     "Move a run from its staging folder into the workspace."
     home, pages_home = workspace.root / "runs" / draft.id, workspace.reports / draft.id
+    workspace.prepare()
     try:
         with atomic_folder(home) as run_copy, atomic_folder(pages_home) as pages_copy:
             shutil.copytree(pages, pages_copy, dirs_exist_ok=True)

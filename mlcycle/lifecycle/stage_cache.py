@@ -73,6 +73,7 @@ def save_cache_entry(
     files = {"outcome.json": run.folder / f"{stage}.json", "files.json": run.folder / f"{stage}.files.json",
              "notebook.ipynb": notebook, "body.html": run.folder / f"{stage}.body.html"}
     files |= {"table.csv": table} if (table := run.folder / f"{stage}.csv").is_file() else {}
+    run.workspace.prepare() # Perhaps nothing has been written to it yet
     with atomic_folder(folder) as draft:
         for name, file in files.items():
             shutil.copyfile(file, draft / name)
