@@ -17,7 +17,7 @@ from ...outcomes import Problem
 # %% ../../../nbs/features/explore/column_summary.ipynb #57fbb181
 def target_indicators(
     target: pd.Series, # What is predicted
-    problem: Problem, # Says what kind of answer it is
+    problem: Problem, # Task and positive class
     max_classes: int = 6, # Classes, the most frequent ones
 ) -> dict[str, np.ndarray]: # By the name of the class, or `mean`; `nan` where the answer is missing
     "The answer as columns of numbers whose means can be compared."

@@ -13,7 +13,7 @@ import pandas as pd
 # %% ../../../nbs/features/explore/exploration.ipynb #9f74a0e8
 @dataclass(frozen=True, eq=False)
 class Exploration:
-    "What was seen."
+    "Summaries, associations, changes over time and findings of a table."
 
     target: str
     task: str
