@@ -23,7 +23,7 @@ def bootstrap_rows(
     statistic: Callable, # Row numbers (resamples, n) -> (…, resamples)
     actual: np.ndarray, # Encoded, (n,): says how many rows there are, and of which class
     *,
-    n_resamples: int = 200,
+    n_resamples: int = 200, # How many
     seed: int = 0, # Of the resampling
     stratified: bool = False, # Draw within each class
 ) -> np.ndarray: # (…, n_resamples)
@@ -66,7 +66,7 @@ def bootstrap_distribution(
     actual: np.ndarray, # (n,)
     predictions: Predictions, # For the same rows
     *,
-    n_resamples: int = 200,
+    n_resamples: int = 200, # How many
     seed: int = 0, # Of the resampling
     stratified: bool = True, # Draw within each class
 ) -> np.ndarray: # (n_resamples,)
@@ -83,7 +83,7 @@ def bootstrap_intervals(
     actual: np.ndarray, # (n,)
     predictions: Predictions, # For the same rows
     *,
-    n_resamples: int = 200,
+    n_resamples: int = 200, # How many
     seed: int = 0, # Of the resampling
 ) -> list[Score]: # One a metric, in the same order
     "Metrics with their 95 % intervals."
@@ -106,7 +106,7 @@ def bootstrap_difference(
     predictions: Predictions, # Of the model in question
     other_predictions: Predictions, # Of the one it is compared with
     *,
-    n_resamples: int = 200,
+    n_resamples: int = 200, # How many
     seed: int = 0, # Of the resampling
 ) -> Score:
     "By how much predictions are better than other ones, with a 95 % interval."

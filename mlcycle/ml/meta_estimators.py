@@ -52,7 +52,7 @@ def _weight_takers(value: Any) -> Iterator[BaseEstimator]:
 
 # %% ../../nbs/ml/meta_estimators.ipynb #b19a57aa
 def _remove_requests(value: Any) -> None:
-    "Forget what estimators said about metadata, in the fitted copies too."
+    "Remove metadata requests of estimators, those of fitted copies too."
     if isinstance(value, BaseEstimator):
         vars(value).pop("_metadata_request", None)
         value = list(vars(value).values())

@@ -47,7 +47,7 @@ def homoglyph_skeleton(
 def split_words_and_codes(
     text: str, # As it was typed
     min_letters: int = 4, # Of a word
-) -> tuple[str, str]: # Words in which a slip may be told; what must be the same
+) -> tuple[str, str]: # Words that may have a typing error; codes, which must be the same
     "The words of a text, and its codes."
     parts = re.findall(r"\w+|[^\w\s]+", homoglyph_skeleton(text))
     coded = [part for part in parts if any(sign.isdigit() for sign in part)]

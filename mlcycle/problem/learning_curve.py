@@ -52,7 +52,7 @@ def extrapolate_errors(
     at: int, # Rows of the full table
     standard_error_from_interval: float, # Of the last score
     seed: int = 0, # Of the bootstrap
-    n_resamples: int = 100,
+    n_resamples: int = 100, # How many
 ) -> tuple[float, float, float]: # The error there: value, low, high
     "The error that a learning curve promises for the full table, with its 95 % interval."
     share, goal, rng = np.array(train_sizes) / train_sizes[-1], max(1.0, at / train_sizes[-1]), np.random.default_rng(seed)
