@@ -214,7 +214,8 @@ def read_json_lines(
     total, packed = sum(file.stat().st_size for file in files), any(str(file).endswith((".bz2", ".xz", ".zip")) for file in files)
     with connect_duckdb() as connection:
         try:
-            rows = None if packed else fetch_rows(connection, f"SELECT * FROM {read_json_lines_sql(files)}", progress=progress, total=total)
+            rows = None if packed else fetch_rows(
+                connection, f"SELECT * FROM {read_json_lines_sql(files)}", progress=progress, total=total)
         except duckdb.Error:
             rows = None
         if rows is not None and rows.columns.tolist() != ["json"]: # "json" is what a line becomes that is no record
