@@ -59,6 +59,7 @@ def run_worker(
     pipe: Connection, # Gets ("ready",), ("progress", stages done, text) and ("result", folder of the run, error)
     lifeline: Connection, # The worker ends when the other end is closed
     environment: dict[str, str], # Of the process that asked for it
+    modules: dict, # Its summaries of our modules: they need not be parsed again
     plan: Plan, # What to do
     choice: StageChoice, # Which stages
     batch: str, # Its name
@@ -68,6 +69,7 @@ def run_worker(
     kill_when_closed(lifeline)
     os.environ.clear()
     os.environ.update(environment)
+    MODULE_CACHE.update(modules)
     share_fork_server()
     signal.signal(signal.SIGINT, signal.default_int_handler)
     with suppress(KeyboardInterrupt): # The run has been finished as interrupted
@@ -95,7 +97,7 @@ def start_worker(
     "Fork a worker from the server."
     context = get_context("forkserver")
     (pipe, far_pipe), (lifeline, far_lifeline) = context.Pipe(), context.Pipe()
-    process = context.Process(target=run_worker, args=(far_pipe, far_lifeline, dict(os.environ), *work))
+    process = context.Process(target=run_worker, args=(far_pipe, far_lifeline, dict(os.environ), MODULE_CACHE, *work))
     with hidden_main():
         process.start()
     for end in (far_pipe, far_lifeline):
