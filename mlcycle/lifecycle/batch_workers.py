@@ -25,6 +25,7 @@ from .callbacks import BatchRunCallback
 from .choice import StageChoice
 from .plan import Plan
 from .runner import run_plan
+from ..nb.dependencies import MODULE_CACHE
 
 # %% ../../nbs/lifecycle/batch_workers.ipynb #4b20e53b
 def execute_batch_run(
