@@ -16,7 +16,7 @@ from comparison import Comparison
 
 from mlcycle.core.runs import Run
 from mlcycle.errors import StageError
-from mlcycle.service.app import bind
+from mlcycle.service.app import bind_socket
 from mlcycle.service.local import running_service, to_json_rows
 from mlcycle.stores.tables.holdout import read_holdout
 
@@ -27,7 +27,7 @@ STARTS, ROUNDS, REQUESTS, WARM_UP = 3, 5, 40, 20
 @contextmanager
 def mlflow_server(run: Run, timeout: float = 120) -> Iterator[tuple[httpx.Client, float]]:
     """MLflow's scoring server on loopback, and the seconds it took to start."""
-    with bind("127.0.0.1", 0) as free:
+    with bind_socket("127.0.0.1", 0) as free:
         host, port = free.getsockname()
     model = f"models:/{run.candidate.model.name}/{run.candidate.model.version}"
     options = ["--model-uri", model, "--env-manager", "local", "--host", host, "--port", str(port)]

@@ -16,8 +16,8 @@ from pages import exported_names, write_contents, write_page
 from rich.progress import Progress
 from sphinx.cmd.build import build_main
 
+from mlcycle.lifecycle.plan import make_plan
 from mlcycle.lifecycle.run_folders import start_run
-from mlcycle.lifecycle.runner import make_plan
 from mlcycle.nb.notebook import is_parameters_cell
 from mlcycle.outcomes import STAGES
 

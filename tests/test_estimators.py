@@ -38,7 +38,8 @@ from mlcycle.ml.outliers import IsolationForestFlag, OutlierLimits
 from mlcycle.stores.models.function_files import KNOWN_FUNCTIONS, read_functions
 from mlcycle.stores.models.model_files import load_model, save_model
 
-ABSTRACT = {"Recipe", "TwoColumnRecipe", "HistoryRecipe", "CumulativeHistory"}  # Only their subclasses compute anything
+# Only their subclasses compute anything
+ABSTRACT = {"NamedColumnsTransformer", "Recipe", "TwoColumnRecipe", "HistoryRecipe", "CumulativeHistory"}
 LOGISTIC = LogisticRegression(max_iter=200)
 
 # ---- estimators that take arrays: scikit-learn's own checks

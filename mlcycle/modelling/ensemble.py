@@ -22,7 +22,7 @@ from ..outcomes import Problem
 def select_finalists(
     cv: CrossValidation, # Knows the metric
     trials: Sequence[Trial], # Complete ones
-    max_finalists: int = 10,
+    max_finalists: int = 10, # At most
 ) -> list[Trial]: # Best first
     "The best trial of each candidate, then the best of all."
     ranked = [trial for trial in rank_trials(cv, trials) if trial.model != "dummy"]

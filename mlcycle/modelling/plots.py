@@ -42,7 +42,7 @@ def leaderboard_table(
 # %% ../../nbs/modelling/plots.ipynb #44cfb376
 def plot_leaderboard(
     entries: Sequence[LeaderboardEntry], # The chosen one first
-    max_models: int = 20,
+    max_models: int = 20, # The first ones
 ) -> "Axes":
     "Each fold, and the mean of all with its interval; the dummy is left out, beside which all others look alike."
     import matplotlib.pyplot as plt
@@ -171,7 +171,7 @@ def out_of_fold_errors(
 def plot_error_correlation(
     cv: CrossValidation, # The rows and folds
     trials: Sequence[Trial], # Finalists
-    max_models: int = 8,
+    max_models: int = 8, # The first ones
 ) -> "Axes":
     "Rank correlation of the finalists' errors over validation rows."
     import matplotlib.pyplot as plt

@@ -65,7 +65,9 @@ def _find(values: pd.Series, known: np.ndarray) -> np.ndarray:
     return np.append(np.where(known[where] == found, where, -1), -1)[places]
 
 # %% ../../../nbs/features/create/history_index.ipynb #e0a535c5
-def column_to_finite_floats(values: pd.Series) -> np.ndarray:
+def column_to_finite_floats(
+    values: pd.Series, # Numbers
+) -> np.ndarray: # Floats; NaN where a value is missing or not finite
     "A column as floats; what is not finite is missing."
     try:
         plain = values.to_numpy(dtype=float, na_value=np.nan)

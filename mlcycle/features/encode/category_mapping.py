@@ -11,13 +11,13 @@ import warnings
 
 import numpy as np
 import pandas as pd
-from sklearn.base import BaseEstimator, TransformerMixin
+from sklearn.base import BaseEstimator
 from sklearn.model_selection import KFold, StratifiedKFold
 from sklearn.preprocessing import OneHotEncoder, OrdinalEncoder, TargetEncoder
 from sklearn.utils.validation import check_is_fitted
 
 from ...errors import ParameterError
-from ..columns import check_columns, remember_columns
+from ..columns import NamedColumnsTransformer, check_columns, remember_columns
 from .encoders import SCALERS, ExpandingWindowSplit, column_to_labels
 
 # %% ../../../nbs/features/encode/category_mapping.ipynb #67e61e30
@@ -54,8 +54,28 @@ METHODS = ("one_hot", "ordinal", "target", "native")
 # %% ../../../nbs/features/encode/category_mapping.ipynb #932ee680
 MAX_NATIVE_CATEGORIES = 200 # Categories with a code of their own; scikit-learn's booster takes 255 at most
 
+# %% ../../../nbs/features/encode/category_mapping.ipynb #31012675
+class _FittedMapping(NamedColumnsTransformer):
+    "What a fitted mapping does with rows."
+
+    derived = ("_places",)
+
+    def transform(self, X: pd.DataFrame) -> np.ndarray:
+        "Numbers of shape (n, width)."
+        check_is_fitted(self)
+        check_columns(X, self.feature_names_in_)
+        return self.encode(X)
+
+    def encode(self, rows: pd.DataFrame) -> np.ndarray:
+        "The same, without a check of the columns."
+        if not hasattr(self, "_places"):
+            self._places = {label: place for place, label in enumerate([*self.categories_.tolist(), None])}
+        codes, labels = column_to_labels(rows[self.feature_names_in_[0]])
+        places = [self._places.get(label, -1) for label in labels]
+        return self.values_[np.asarray(places, dtype=int)[codes]]
+
 # %% ../../../nbs/features/encode/category_mapping.ipynb #9c0e2464
-class CategoryMapping(TransformerMixin, BaseEstimator):
+class CategoryMapping(_FittedMapping):
     "A column of categories as numbers, looked up in a table."
 
     def __init__(
@@ -69,11 +89,6 @@ class CategoryMapping(TransformerMixin, BaseEstimator):
     ):
         self.method, self.classification, self.time_ordered = method, classification, time_ordered
         self.scaling, self.seed, self.max_categories = scaling, seed, max_categories
-
-    def fit(self, X: pd.DataFrame, y=None):
-        "Learn the table."
-        self.fit_transform(X, y)
-        return self
 
     def fit_transform(self, X: pd.DataFrame, y=None) -> np.ndarray:
         "Learn the table; with the method `target`, training rows are encoded by the targets of others."
@@ -91,31 +106,8 @@ class CategoryMapping(TransformerMixin, BaseEstimator):
         self.categories_, self.values_ = np.array(known, dtype=str), _tabulate(known, steps)
         return made
 
-    def transform(self, X: pd.DataFrame) -> np.ndarray:
-        "Numbers of shape (n, width)."
-        check_is_fitted(self)
-        check_columns(X, self.feature_names_in_)
-        return self.encode(X)
-
-    def encode(self, rows: pd.DataFrame) -> np.ndarray:
-        "The same, without a check of the columns."
-        if not hasattr(self, "_places"):
-            self._places = {label: place for place, label in enumerate([*self.categories_.tolist(), None])}
-        codes, labels = column_to_labels(rows[self.feature_names_in_[0]])
-        places = [self._places.get(label, -1) for label in labels]
-        return self.values_[np.asarray(places, dtype=int)[codes]]
-
-    def get_feature_names_out(self, input_features=None) -> np.ndarray:
-        "The column, and for most methods the category."
-        check_is_fitted(self)
-        return np.asarray([name for name, _ in self.outputs_], dtype=object)
-
-    def __getstate__(self):
-        return {name: value for name, value in super().__getstate__().items() if name != "_places"}
-
     def __sklearn_tags__(self):
         tags = super().__sklearn_tags__()
-        tags.input_tags.allow_nan = tags.input_tags.string = tags.input_tags.categorical = True
         tags.target_tags.required = self.method == "target"
         return tags
 

@@ -17,7 +17,7 @@ from sklearn.impute import SimpleImputer
 from sklearn.utils.validation import check_is_fitted
 
 from ...errors import ParameterError
-from ..columns import check_columns, remember_columns
+from ..columns import NamedColumnsTransformer, check_columns, remember_columns
 from ..create.dates import DateParts
 from .category_mapping import CategoryMapping, fit_steps
 from mlcycle.features.encode.encoders import (
@@ -131,7 +131,7 @@ def group_columns_for_encoding(
 READERS = {"number": columns_to_floats, "date": column_to_dates, "text": column_to_text}
 
 # %% ../../../nbs/features/encode/encode.ipynb #90cb472e
-class ColumnPipeline(TransformerMixin, BaseEstimator):
+class ColumnPipeline(NamedColumnsTransformer):
     "Columns of one type, read by name and taken through transformers of scikit-learn."
 
     def __init__(
@@ -141,11 +141,6 @@ class ColumnPipeline(TransformerMixin, BaseEstimator):
         fill_empty: bool = False, # Columns that are missing in all training rows become constant
     ):
         self.column_type, self.steps, self.fill_empty = column_type, steps, fill_empty
-
-    def fit(self, X: pd.DataFrame, y=None):
-        "Fit the steps."
-        self.fit_transform(X, y)
-        return self
 
     def fit_transform(self, X: pd.DataFrame, y=None) -> np.ndarray:
         "Fit the steps, and give what they make of the training rows."
@@ -172,16 +167,6 @@ class ColumnPipeline(TransformerMixin, BaseEstimator):
         for step in self.steps_:
             values = step.transform(values)
         return values
-
-    def get_feature_names_out(self, input_features=None) -> np.ndarray:
-        "The name of each output."
-        check_is_fitted(self)
-        return np.asarray([name for name, _ in self.outputs_], dtype=object)
-
-    def __sklearn_tags__(self):
-        tags = super().__sklearn_tags__()
-        tags.input_tags.allow_nan = tags.input_tags.string = tags.input_tags.categorical = True
-        return tags
 
 # %% ../../../nbs/features/encode/encode.ipynb #65b7bd9b
 def make_encoder_for_type(

@@ -18,7 +18,7 @@ from sklearn.model_selection import KFold
 from sklearn.preprocessing import QuantileTransformer, RobustScaler, StandardScaler
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from ..columns import check_columns, remember_columns
+from ..columns import NamedColumnsTransformer, check_columns, remember_columns
 
 # %% ../../../nbs/features/encode/encoders.ipynb #ca3159fc
 def columns_to_floats(
@@ -126,8 +126,9 @@ def _frequent_ngrams(texts: pd.Series, max_features: int) -> list[str]:
         return []
 
 # %% ../../../nbs/features/encode/encoders.ipynb #878e555a
-class TextComponents(TransformerMixin, BaseEstimator):
+class TextComponents(NamedColumnsTransformer):
     "A column of text as a few numbers: texts of similar wording are near each other."
+    derived = ("_vectorizer",)
 
     def __init__(
         self,
@@ -156,22 +157,13 @@ class TextComponents(TransformerMixin, BaseEstimator):
             return np.empty((len(X), len(self.components_)))
         if not hasattr(self, "_vectorizer"):
             self._vectorizer = _make_vectorizer(self.vocabulary_, self.idf_)
-        texts = column_to_text(X, self.feature_names_in_).iloc[:, 0]
-        return self._vectorizer.transform(texts) @ self.components_.T
+        return self._vectorizer.transform(column_to_text(X, self.feature_names_in_).iloc[:, 0]) @ self.components_.T
 
     def get_feature_names_out(self, input_features=None) -> np.ndarray:
         "The column with a number."
         check_is_fitted(self)
         name = self.feature_names_in_[0] if input_features is None else input_features[0]
         return np.array([f"{name}_{place}" for place in range(len(self.components_))], dtype=object)
-
-    def __getstate__(self):
-        return {name: value for name, value in super().__getstate__().items() if name != "_vectorizer"}
-
-    def __sklearn_tags__(self):
-        tags = super().__sklearn_tags__()
-        tags.input_tags.allow_nan = tags.input_tags.string = True
-        return tags
 
 # %% ../../../nbs/features/encode/encoders.ipynb #355602b3
 def _decompose(texts: pd.Series, ngrams: list[str], n_components: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
