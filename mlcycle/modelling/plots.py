@@ -90,7 +90,7 @@ def trials_table(
 # %% ../../nbs/modelling/plots.ipynb #6e8d8407
 def hyperparameter_importance(
     study: "optuna.Study", # Of a search
-    max_hyperparameters: int = 8,
+    max_hyperparameters: int = 8, # At most
 ) -> pd.Series: # Share of the importance, by hyperparameter; empty with fewer than eight trials of a model
     "The hyperparameters on which the score depends most."
     import optuna

@@ -76,7 +76,9 @@ def column_to_finite_floats(
     return np.where(np.isfinite(plain), plain, np.nan)
 
 # %% ../../../nbs/features/create/history_index.ipynb #36a568f8
-def entity_columns(entity: str | Sequence[str]) -> list[str]:
+def entity_columns(
+    entity: str | Sequence[str], # One column or several; empty for none
+) -> list[str]: # Names
     "The columns that say whom a row is about."
     return ([entity] if entity else []) if isinstance(entity, str) else list(entity)
 
