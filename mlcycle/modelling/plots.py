@@ -130,7 +130,7 @@ def hyperparameters_at_bounds(
 def plot_hyperparameter_slices(
     study: "optuna.Study", # Of a search
     metric: str, # Primary
-    max_hyperparameters: int = 6,
+    max_hyperparameters: int = 6, # At most
 ) -> "Figure | None": # None if there is nothing to show
     "The score along each hyperparameter; where it is best at an end, a wider search may find better."
     import matplotlib.pyplot as plt
@@ -187,7 +187,7 @@ def plot_error_correlation(
 def rows_with_largest_errors(
     cv: CrossValidation, # The rows and folds
     trials: Sequence[Trial], # Finalists
-    max_rows: int = 8,
+    max_rows: int = 8, # At most
 ) -> pd.DataFrame: # The rows, with the smallest error of any finalist
     "Validation rows on which every finalist has a large error."
     errors = pd.DataFrame({trial.name: out_of_fold_errors(cv, trial) for trial in trials})
@@ -200,8 +200,8 @@ def rows_with_largest_errors(
 # %% ../../nbs/modelling/plots.ipynb #b4bafd46
 def plot_calibration_curve(
     cv: CrossValidation, # The rows and folds; a binary task
-    uncalibrated: Trial,
-    calibrated: Trial | None = None,
+    uncalibrated: Trial, # The chosen trial as it was fitted
+    calibrated: Trial | None = None, # The same, calibrated; none if calibration did not help
 ) -> "Axes":
     "The observed frequency of the positive class by predicted probability: equal on the diagonal."
     import matplotlib.pyplot as plt

@@ -83,7 +83,9 @@ def entity_columns(
     return ([entity] if entity else []) if isinstance(entity, str) else list(entity)
 
 # %% ../../../nbs/features/create/history_index.ipynb #0821c87d
-def entity_phrase(entity: str | Sequence[str]) -> str:
+def entity_phrase(
+    entity: str | Sequence[str], # One column or several; empty for none
+) -> str: # Empty for none
     "The entity in words, such as ` of plane`."
     return f" of {' and '.join(entity_columns(entity))}" if entity_columns(entity) else ""
 
@@ -157,8 +159,12 @@ class CumulativeHistory(HistoryRecipe):
             return np.where(counts > 1, np.sqrt(np.maximum(rest, 0) / (counts - 1)), some)
 
 # %% ../../../nbs/features/create/history_index.ipynb #17a84911
-def prefix_sum_before(sums: np.ndarray, start: np.ndarray, end: np.ndarray) -> np.ndarray:
-    "A running sum just before a place; nothing at the start."
+def prefix_sum_before(
+    sums: np.ndarray, # Running sums within each entity
+    start: np.ndarray, # First position of the entity of each row
+    end: np.ndarray, # Position before which the sum is taken
+) -> np.ndarray: # One a row
+    "The running sum just before a position; 0 at the start of an entity."
     if not len(sums):
         return np.zeros(len(end))
     return np.where(end > start, sums[np.maximum(end, 1) - 1], 0)
