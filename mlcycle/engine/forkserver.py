@@ -45,6 +45,8 @@ def start_fork_server(
     statements: list[str], # What the server imports before the first fork
 ) -> None:
     "Start the server in the background, unless it runs."
+    if IN_FORK: # The server that made this process serves it too
+        return
     sys.modules.setdefault("rfc3987_syntax", None) # jsonschema, behind nbformat, would compile a grammar with it for 1.5 s
     default = {"MPLBACKEND": INLINE_BACKEND, "OMP_WAIT_POLICY": "PASSIVE"}
     here = {name: os.environ.get(name, value) for name, value in default.items()}
