@@ -186,3 +186,14 @@ def test_what_is_printed_reaches_the_output_and_the_log(tmp_path):
     outputs = json.loads((tmp_path / "b.ipynb").read_text())["cells"][-1]["outputs"]
     text = "".join("".join(output["text"]) for output in outputs if output["output_type"] == "stream")
     assert sorted(text.split()) == ["é", "ø", "ü"]
+
+
+def _started_server() -> int | None:
+    "The process id of a fork server that this process has started, if any."
+    forks.start_fork_server([])
+    return forkserver._forkserver._forkserver_pid
+
+
+def test_a_fork_starts_no_server_of_its_own():
+    assert forks.call_in_fork(_started_server) is None
+    assert _started_server(), "outside a fork, one is started"
