@@ -76,6 +76,7 @@ class StoreAddresses:
         return os.path.expandvars(self.stores["events_url"]) or f"sqlite:///{self.root / 'events.db'}"
 
 # %% ../../nbs/core/workspace.ipynb #b5c84d06
+@dataclass(frozen=True) # Its __init__ must know of __post_init__
 class Workspace(StoreAddresses):
     "All state of a project."
 
