@@ -39,7 +39,7 @@ def predict_with_run(
 
 # %% ../nbs/api.ipynb #7fe82ef2
 class LifecycleRun(Run):
-    "A run whose model can predict: what `mlcycle.run` and `mlcycle.open` return."
+    "A run with `predict`: returned by `mlcycle.run` and `mlcycle.open`."
 
     def predict(
         self,
@@ -56,7 +56,7 @@ def run_lifecycle(
     until: str = "", # The last stage to run
     **parameters: Any, # Of any stage
 ) -> LifecycleRun:
-    "Carry a table through the lifecycle."
+    "Run the stages on a table, up to a last stage if one is given."
     if not isinstance(source, str | Path): # It is kept where the stages find it
         source = save_frame_as_source(source, make_plan({}, project, origin="program").workspace.root)
     named = {name: value for name, value in (("source", str(source)), ("target", target)) if value}
@@ -68,5 +68,5 @@ def load_run(
     name: str = "last", # "last", or the id of a run or its beginning, if no other begins so
     project: Path | None = None, # Folder of the project; found from the working directory if not given
 ) -> LifecycleRun:
-    "A run that was made before."
+    "Open an earlier run by its name or id."
     return LifecycleRun(open_run(name, project).folder)

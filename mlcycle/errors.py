@@ -12,7 +12,7 @@ from difflib import get_close_matches
 
 # %% ../nbs/errors.ipynb #a7f4542b
 class MlcycleError(Exception):
-    "What was found, what was expected and what to do."
+    "Base of all errors: what was found, what was expected, and a remedy."
 
     exit_code = 1
 
@@ -27,7 +27,7 @@ class MlcycleError(Exception):
 
 # %% ../nbs/errors.ipynb #0bc3eb97
 class InputError(MlcycleError):
-    "Something the user gave cannot be used; nothing was written."
+    "Input that cannot be used; nothing was written."
 
     exit_code = 2
 
@@ -61,7 +61,7 @@ class ContractError(MlcycleError):
 
 # %% ../nbs/errors.ipynb #b702c67c
 class ArtifactError(MlcycleError):
-    "A stored file that is missing, altered, or asks for code that is not trusted."
+    "A stored file that is missing or altered, or needs untrusted code."
 
 # %% ../nbs/errors.ipynb #047eed05
 class RegistryError(MlcycleError):
@@ -77,7 +77,7 @@ class StageError(MlcycleError):
 
 # %% ../nbs/errors.ipynb #f01bd446
 class DiskFullError(MlcycleError):
-    "No room is left for what must be written."
+    "The disk is full."
 
     @classmethod
     def at(cls, folder) -> "DiskFullError":
@@ -88,7 +88,7 @@ class DiskFullError(MlcycleError):
 def find_error_class(
     name: str, # Name of an exception class, as a kernel reports it
 ) -> type[MlcycleError] | None: # The class of ours with that name, if it is one
-    "The error of ours that is called `name`."
+    "The error class of mlcycle with a given name; None if there is none."
     family, found = [MlcycleError], None
     while family and found is None:
         kind = family.pop()
@@ -102,7 +102,7 @@ def suggest_name(
     names: list[str], # What could have been meant
     limit: int = 12, # At most so many names are listed where none is near
 ) -> str: # A sentence that helps
-    "The nearest of `names`, or the list of them."
+    "A sentence that suggests the most similar name, or lists all names."
     near = get_close_matches(name, names, n=1, cutoff=0.6)
     if near:
         return f"Did you mean '{near[0]}'?"

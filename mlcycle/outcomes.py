@@ -35,7 +35,7 @@ def _content(value: Any) -> Any:
 
 # %% ../nbs/outcomes.ipynb #d39a71d4
 class Outcome(Record):
-    "What a stage decided."
+    "Base of the outcomes of the stages."
 
     stage: ClassVar[str] = ""
     decision: str # One sentence: what was decided
@@ -89,7 +89,7 @@ class LearningCurvePoint(Record):
 
 # %% ../nbs/outcomes.ipynb #afe860af
 class Feasibility(Record):
-    "Whether the target can be predicted well enough, from quick models on a sample."
+    "Estimate, from quick models on a sample, of whether the criteria can be met."
 
     volatile: ClassVar[tuple[str, ...]] = ("seconds",)
     verdict: Literal["feasible", "doubtful", "infeasible"]
@@ -111,7 +111,7 @@ class Feasibility(Record):
 
 # %% ../nbs/outcomes.ipynb #f693d979
 class Problem(Outcome):
-    "The question, how it is scored, and what counts as success."
+    "Outcome of stage 1: question, source, target, metrics and success criteria."
 
     stage: ClassVar[str] = "problem"
     question: str
@@ -164,7 +164,7 @@ class CellChange(Record):
 
 # %% ../nbs/outcomes.ipynb #3b9f7331
 class LedgerEntry(Record):
-    "One change made to the rows."
+    "A cleaning step on a column, with the number of changed rows and examples."
 
     step: str
     column: str = "" # Empty: whole rows
@@ -186,7 +186,7 @@ class RuleFailure(Record):
 
 # %% ../nbs/outcomes.ipynb #26bf3713
 class Dataset(Outcome):
-    "Where the rows went."
+    "Outcome of stage 2: tables, cleaning ledger, contract and split."
 
     stage: ClassVar[str] = "data"
     ingestions: list[Ingestion] = []
@@ -206,7 +206,7 @@ class Dataset(Outcome):
 
 # %% ../nbs/outcomes.ipynb #509c6aff
 class LeakageSuspect(Record):
-    "A column that may leak the target."
+    "A column suspected of target leakage."
 
     column: str
     score: float | None = None # Of the column alone on validation rows, on the scale of `find_target_leakage`
@@ -233,7 +233,7 @@ class Feature(Record):
 
 # %% ../nbs/outcomes.ipynb #7d7939ee
 class FeaturePlan(Outcome):
-    "Which columns go in, which features come out."
+    "Outcome of stage 3: input columns, features and preprocessor."
 
     stage: ClassVar[str] = "features"
     input_columns: list[str] # What the pipeline reads, in order
@@ -274,7 +274,7 @@ class ModelRef(Record):
 
 # %% ../nbs/outcomes.ipynb #1cdccaf1
 class Calibration(Record):
-    "Whether probabilities were calibrated, and how."
+    "Parameters of the probability calibration, and the log loss before and after."
 
     inverse_temperature: float # Above 1 more confident, below 1 less
     class_bias: list[float] # One a class
@@ -285,7 +285,7 @@ class Calibration(Record):
 
 # %% ../nbs/outcomes.ipynb #23593cd2
 class Candidate(Outcome):
-    "The best model that was found, and what it was compared with."
+    "Outcome of stage 4: the selected model, registered, and the leaderboard."
 
     volatile: ClassVar[tuple[str, ...]] = ("latency_ms", "study", "resumed_trials")
     stage: ClassVar[str] = "modelling"
@@ -310,7 +310,7 @@ class Candidate(Outcome):
 
 # %% ../nbs/outcomes.ipynb #fc7d62f3
 class Gate(Record):
-    "A criterion, decided."
+    "A criterion with its measured value, interval, bound and result."
 
     criterion: str
     value: float | None # None where there is nothing to measure, such as a champion
@@ -328,7 +328,7 @@ class Gate(Record):
 
 # %% ../nbs/outcomes.ipynb #1f49beaf
 class Verdict(Outcome):
-    "Whether the candidate may serve."
+    "Outcome of stage 5: gates, holdout scores, and whether the candidate is approved."
 
     volatile: ClassVar[tuple[str, ...]] = ("holdout_accesses",) # No decision depends on it
     stage: ClassVar[str] = "validation"
@@ -344,7 +344,7 @@ class Verdict(Outcome):
 
 # %% ../nbs/outcomes.ipynb #32541d6a
 class Parity(Record):
-    "Rows sent through a service and compared with the pipeline."
+    "Comparison of the service's predictions with those of the pipeline on the same rows."
 
     volatile: ClassVar[tuple[str, ...]] = ("start_seconds",)
     rows: int
@@ -353,7 +353,7 @@ class Parity(Record):
 
 # %% ../nbs/outcomes.ipynb #dc9ac8da
 class Release(Outcome):
-    "What was built and proven equal."
+    "Outcome of stage 6: the release bundle and its parity check."
 
     stage: ClassVar[str] = "deployment"
     released: bool
@@ -364,7 +364,7 @@ class Release(Outcome):
 
 # %% ../nbs/outcomes.ipynb #6a2656d5
 class ColumnDrift(Record):
-    "How far one column moved from the training rows."
+    "Drift test of a column against the training rows."
 
     column: str
     test: str
@@ -374,7 +374,7 @@ class ColumnDrift(Record):
 
 # %% ../nbs/outcomes.ipynb #0f542c44
 class Window(Record):
-    "The primary metric over a stretch of events."
+    "The primary metric over one window of the prediction log."
 
     start: str
     end: str
@@ -383,7 +383,7 @@ class Window(Record):
 
 # %% ../nbs/outcomes.ipynb #2b4548c8
 class Health(Outcome):
-    "How the service does, and what to do about it."
+    "Outcome of stage 7: latency, quality, drift, and the action to take."
 
     volatile: ClassVar[tuple[str, ...]] = ("latency_ms",)
     stage: ClassVar[str] = "monitoring"

@@ -28,7 +28,7 @@ for group, name in ((data_app, "data"), (contract_app, "contract"), (model_app, 
 def main(
     version: Annotated[bool, typer.Option("--version", help="Print the version.", is_eager=True)] = False,
 ):
-    "A table of data through the whole life of a machine-learning project."
+    "Machine-learning lifecycle for tabular data."
     if version:
         print(f"mlcycle {__version__}")
         raise typer.Exit

@@ -25,7 +25,7 @@ console, errors = Console(), Console(stderr=True)
 # %% ../../nbs/cli/base.ipynb #ca765e3a
 @contextmanager
 def exit_on_error():
-    "Print an error of ours as a message and end with its exit code."
+    "Context manager: print an mlcycle error as a message and exit with its code."
     try:
         yield
     except MlcycleError as error:
@@ -40,7 +40,7 @@ def exit_on_error():
 def parse_assignments(
     texts: list[str], # Each `name=value` or `stage.name=value`
 ) -> dict[str, str]:
-    "What `-p` says."
+    "Parse the `name=value` assignments of the option `-p`."
     for text in texts:
         if "=" not in text:
             raise ParameterError(f"The option '-p {text}' is not an assignment.", "It reads '-p name=value'.")

@@ -15,7 +15,7 @@ from ..lifecycle.callbacks import BatchCallbackFactory, BatchRunCallback
 
 # %% ../../nbs/cli/batch_progress.ipynb #a9250ec3
 class BatchProgressTable(BatchCallbackFactory):
-    "A bar for the batch, and a line for each run that is under way, and for the first that failed."
+    "A live table on a terminal: a bar for the batch, a line for each running run and for the first failed ones."
 
     def __init__(self, runs: int, console: "Console", max_failures: int = 5):
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -46,7 +46,7 @@ class BatchProgressTable(BatchCallbackFactory):
 
 # %% ../../nbs/cli/batch_progress.ipynb #fb035bff
 class BatchProgressLines(BatchCallbackFactory):
-    "A line for each run that is over, where nothing can be drawn over: in a file, in a log."
+    "A printed line for each finished run, for output that is no terminal."
 
     def __init__(self, runs: int, console: "Console"):
         self.runs, self.console, self.over = runs, console, 0
@@ -67,7 +67,7 @@ def show_batch_progress(
     console: "Console", # Where to
     quiet: bool = False, # Whether to show nothing
 ) -> Iterator[BatchCallbackFactory]:
-    "Show how a batch goes: a live table on a terminal, lines elsewhere."
+    "Context manager: show the progress of a batch, as a live table on a terminal and as lines elsewhere."
     if quiet or not console.is_terminal:
         yield BatchCallbackFactory() if quiet else BatchProgressLines(runs, console)
         return

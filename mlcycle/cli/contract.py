@@ -28,7 +28,7 @@ CONTRACT = Annotated[Path | None, typer.Option(help="The contract; contract.yaml
 def contract_path(
     given: Path | None, # What the command line says
 ) -> Path:
-    "Where the contract is."
+    "The path of the contract: as given, or `contract.yaml` of the project."
     from mlcycle.core.settings import find_project
 
     return given or find_project(None) / "contract.yaml"
@@ -37,7 +37,7 @@ def contract_path(
 def read_contract_file(
     path: Path, # Of a YAML file
 ) -> "Contract":
-    "The contract that a file holds."
+    "Read a contract from a file."
     from mlcycle.data.contract import parse_contract
     from mlcycle.errors import ContractFileError
 
@@ -54,7 +54,7 @@ def infer(
     owner: Annotated[str, typer.Option(help="Who answers for the data.")] = "",
     force: Annotated[bool, typer.Option("--force", help="Replace a contract that is there.")] = False,
 ):
-    "Write the contract that the rows of a file suggest, to be reviewed and committed."
+    "Infer a contract from the rows of a file and write it, to be reviewed and committed."
     from mlcycle.cli.base import exit_on_error, console
 
     with exit_on_error():
@@ -78,7 +78,7 @@ def infer(
 def print_failures(
     checked: "ContractResult", # What became of the rows
 ) -> None:
-    "A line of sums, and a table of the rules that are broken."
+    "Print the number of rows checked and quarantined, and a table of the rules that are broken."
     from rich.markup import escape
     from rich.table import Table
 
@@ -100,7 +100,7 @@ def check(
     contract: CONTRACT = None,
     quarantine: Annotated[Path | None, typer.Option(help="Write the rows in quarantine to this CSV file.")] = None,
 ):
-    "Hold the rows of a file against the contract; exit code 1 if more break it than it allows."
+    "Check the rows of a file against a contract; exit code 1 if more rows break it than it allows."
     from mlcycle.cli.base import exit_on_error, console
 
     with exit_on_error():
@@ -123,7 +123,7 @@ def infer_from_file(
     file: str, # Of rows
     contract: "Contract", # The present one
 ) -> "Contract":
-    "The contract that the rows of a file would suggest, under the same name."
+    "Infer a contract from the rows of a file, under the name of another contract."
     from mlcycle.data.contract_inference import infer_contract
     from mlcycle.data.quarantine import apply_contract
     from mlcycle.stores.sources.ingest import read_source
@@ -141,7 +141,7 @@ def diff(
     other: Annotated[str, typer.Argument(help="The newer contract.")] = "",
     contract: CONTRACT = None,
 ):
-    "Show what differs, and the version it asks for; exit code 1 if the newer contract has a lower one."
+    "Show the differences between two contracts and the version they require; exit code 1 if the newer version is too low."
     from mlcycle.cli.base import exit_on_error, console
 
     with exit_on_error():

@@ -72,7 +72,7 @@ def print_rows(
     title: str, # Above them
     rows: "pd.DataFrame", # Few
 ) -> None:
-    "Print rows as a table; a wide one lies on its side."
+    "Print rows as a table, transposed if it has many columns."
     from rich.markup import escape
     from rich.table import Table
 
@@ -93,7 +93,7 @@ def select_columns(
     rows: "pd.DataFrame", # Of a table
     text: str, # Names, separated by commas; all if empty
 ) -> list[str]:
-    "The columns that a person asks for."
+    "Select columns from a comma-separated list of names."
     from mlcycle.errors import ParameterError, suggest_name
 
     names = [name.strip() for name in text.split(",") if name.strip()] or list(rows.columns)
@@ -143,7 +143,7 @@ def diff(
     key: Annotated[str, typer.Option(metavar="COLUMN", help="The column that tells rows apart.")] = "row_id",
     rows: ROWS = 10, reason: REASON = "", project: PROJECT = None,
 ):
-    "Name the rows that were added, removed and changed between two versions, and the columns."
+    "Show the rows and columns that were added, removed and changed between two versions."
     from mlcycle.cli.base import exit_on_error, console
     from mlcycle.core.workspace import Workspace
     from mlcycle.stores.tables.table_diff import diff_tables
@@ -168,7 +168,7 @@ def lineage(
     as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
     project: PROJECT = None,
 ):
-    "Trace a version back to its sources and forward to the models that know it."
+    "Show the sources of a table version, and the runs and models that use it."
     from mlcycle.cli.base import exit_on_error, console
     from mlcycle.core.workspace import Workspace
     from mlcycle.stores.tables.datasets import find_table_version

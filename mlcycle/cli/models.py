@@ -66,7 +66,7 @@ def print_versions(
 def print_offline_models(
     workspace: "Workspace", # Where they are
 ) -> None:
-    "Models that wait for the registry, if there are any."
+    "Print the models in the offline queue, if there are any."
     from mlcycle.cli.base import console
     from mlcycle.stores.models.offline_queue import queued_models
 
@@ -79,7 +79,7 @@ def print_offline_models(
 # %% ../../nbs/cli/models.ipynb #02f5217c
 @model_app.command()
 def show(version: VERSION, as_json: AS_JSON = False, project: PROJECT = None):
-    "Show where a version comes from, how it scored, what it reads, who uses it."
+    "Show the lineage, scores, signature and usages of a model version."
     from mlcycle.cli.base import exit_on_error, console
     from mlcycle.core.workspace import Workspace
 
@@ -170,7 +170,7 @@ def tag(
     remove: Annotated[list[str] | None, typer.Option(metavar="KEY", help="A tag that goes; may be repeated.")] = None,
     project: PROJECT = None,
 ):
-    "Set and remove tags of a version; what was written when it was registered stays."
+    "Set and remove tags of a version; tags written at registration are fixed."
     from mlcycle.errors import ParameterError
     from mlcycle.cli.base import exit_on_error, console, parse_assignments
     from mlcycle.core.workspace import Workspace
@@ -191,7 +191,7 @@ def delete(
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
     project: PROJECT = None,
 ):
-    "Delete a version and its files; what is in use stays, and the champion always."
+    "Delete a version and its files, unless it is in use or has an alias such as champion."
     from mlcycle.cli.base import exit_on_error, console
     from mlcycle.core.workspace import Workspace
 
@@ -213,7 +213,7 @@ def delete(
 # %% ../../nbs/cli/models.ipynb #777986b2
 @model_app.command()
 def register(project: PROJECT = None):
-    "Register the models that were kept while the registry did not answer; nothing is fitted again."
+    "Register the models of the offline queue, without fitting them again."
     from mlcycle.cli.base import exit_on_error, console
     from mlcycle.core.workspace import Workspace
 

@@ -33,7 +33,7 @@ def update(
     merge: Annotated[bool, typer.Option("--merge", help="Bring the changes into the project's notebooks; its own stay.")] = False,
     project: PROJECT = None,
 ):
-    "Show what has changed in the shipped notebooks since the project took them over."
+    "Show the changes of the shipped notebooks since the project was made or last merged."
     from mlcycle.lifecycle.project import describe_shipped_changes, merge_shipped_notebooks
     from mlcycle.core.settings import find_project
 
@@ -53,7 +53,7 @@ problem_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="The
 def write_problem_file(
     source: SOURCE = "", target: TARGET = "", project: PROJECT = None,
 ):
-    "Write a problem.yaml to begin with, with what a look at the source can say."
+    "Write a draft of problem.yaml, with values inferred from the source."
     from mlcycle.core.settings import find_project
     from mlcycle.problem.document import PROBLEM_FILE, check_file_is_new, write_problem_draft
 
@@ -75,7 +75,7 @@ def check_problem(
     file: Annotated[Path | None, typer.Argument(help="A problem.yaml; the project's if not given.")] = None,
     project: PROJECT = None,
 ):
-    "Check a problem.yaml, and what it says against the source that it names; nothing is run."
+    "Check a problem.yaml and the source that it names; no stage is run."
     from mlcycle.core.settings import find_project
     from mlcycle.problem.document import PROBLEM_FILE, load_problem_document
 

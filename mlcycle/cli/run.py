@@ -46,12 +46,12 @@ def plan_from_options(
     file: Path | None, # A YAML file
     project: Path | None, # Its folder
 ) -> Plan:
-    "The plan that the options ask for."
+    "Make a plan from the command-line options."
     return make_plan({name: text for name, text in named.items() if text} | parse_assignments(parameter or []), project, file)
 
 # %% ../../nbs/cli/run.ipynb #1fd122f2
 class StageProgress(RunCallback):
-    "A progress bar a stage: cells done, time taken."
+    "A progress bar for each stage: executed cells and elapsed time."
 
     def __init__(self, quiet: bool = False):
         self.progress = Progress(SpinnerColumn(), TextColumn("{task.description:<14}"), BarColumn(),
@@ -94,7 +94,7 @@ def run(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan, and do nothing.")] = False,
     quiet: QUIET = False,
 ):
-    "Carry a table through the stages; without options, the flights of 2013. What is fresh is not run again."
+    "Run the stages on a table; fresh stages are reused. Without options: the flights of 2013."
     with exit_on_error():
         plan = plan_from_options({"source": source, "target": target, "metric": metric, "time": time}, parameter, file, project)
         choice = StageChoice(until, start, only, tuple(force or ()))
@@ -111,7 +111,7 @@ def run(
 def print_run(
     run: "Run", # A finished one
 ) -> None:
-    "The table that a run ends with."
+    "Print stage, seconds and decision of each stage of a run."
     table = Table("stage", "seconds", "decision", title=f"Run {run.id}", title_justify="left")
     for stage, facts in run.info["stages"].items():
         took = f"({facts['seconds']:.1f})" if facts.get("reused") else f"{facts['seconds']:.1f}"
@@ -136,7 +136,7 @@ def print_states(
     plan: Plan, # What would be done
     choice: StageChoice | None = None, # Of a dry run
 ) -> None:
-    "The table of stages: how each stands, and why."
+    "Print the status of each stage, with the reason and the last run."
     from mlcycle.lifecycle.freshness import check_freshness
 
     table, choice = Table("stage", "state", "why", "last run", "notebook"), choice or StageChoice()
@@ -154,7 +154,7 @@ def why(
     source: SOURCE = "", target: TARGET = "", metric: METRIC = "", time: TIME = "",
     parameter: PARAMETER = None, file: FILE = None, project: PROJECT = None,
 ):
-    "Show what has changed since a stage last ran, old and new value."
+    "Show the inputs of a stage that have changed since it last ran, with old and new value."
     from mlcycle.lifecycle.freshness import check_freshness
     from mlcycle.lifecycle.stage_inputs import changed_inputs
 
@@ -178,7 +178,7 @@ def params(
     source: SOURCE = "", target: TARGET = "", metric: METRIC = "", time: TIME = "",
     parameter: PARAMETER = None, file: FILE = None, project: PROJECT = None,
 ):
-    "List every parameter: its type, the value it would have now, and where that comes from."
+    "List every parameter with its type, value, origin and description."
     with exit_on_error():
         StageChoice(only=stage)
         plan = plan_from_options({"source": source, "target": target, "metric": metric, "time": time}, parameter, file, project)
@@ -201,7 +201,7 @@ def batch(
     jobs: Annotated[int, typer.Option(help="Runs side by side; 0: as many as there are cores.")] = 0,
     quiet: QUIET = False,
 ):
-    "Run many sets of parameters side by side, and compare them; stages that they share run once."
+    "Run several sets of parameters in parallel and compare them; stages that they share run once."
     from mlcycle.cli.batch_progress import show_batch_progress
     from mlcycle.lifecycle.batch import run_batch
     from mlcycle.lifecycle.parameter_sets import expand_grid, plan_batch, read_parameter_sets
@@ -223,7 +223,7 @@ def nb(
     notebook: Annotated[Path, typer.Argument(help="Any notebook; a cell tagged 'parameters' makes it adjustable.")],
     parameter: PARAMETER = None, project: PROJECT = None, quiet: QUIET = False,
 ):
-    "Run a notebook of one's own: typed parameters, the warm engine, a page."
+    "Execute any notebook with typed parameters, and write its page."
     from mlcycle.lifecycle.any_notebook import run_notebook
 
     with exit_on_error():

@@ -63,7 +63,7 @@ def compare(
     as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
     project: PROJECT = None,
 ):
-    "Compare runs side by side: the best model of each, by how much they differ, with which settings, and whether by chance."
+    "Compare the selected models of runs: settings, scores, and the fold-by-fold difference with its interval."
     from mlcycle.cli.runs import column_blocks, leaderboards_table, runs_table
     from mlcycle.reports.compare_runs import runs_with_leaderboard, describe_fold_differences, compare_runs
 
@@ -83,7 +83,7 @@ def report(
     show: Annotated[bool, typer.Option("--open", help="Open the pages in a browser.")] = False,
     project: PROJECT = None,
 ):
-    "Write the pages of all runs anew, and say where they are."
+    "Write the pages of all runs again, and print where they are."
     from mlcycle.reports.pages import write_index, write_pages
     from mlcycle.core.runs import list_runs
     from mlcycle.core.workspace import Workspace
@@ -104,7 +104,7 @@ def clean(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would go, and do nothing.")] = False,
     project: PROJECT = None,
 ):
-    "Remove old runs with their pages, and what only they needed in the cache."
+    "Remove old runs with their pages, searches and cache entries that no other run needs."
     from mlcycle.lifecycle.housekeeping import delete_old_runs
     from mlcycle.core.workspace import Workspace
 
@@ -121,7 +121,7 @@ def column_blocks(
     count: int, # Of runs
     width: int, # Of the terminal
 ) -> list[range]: # Places of the runs that stand side by side
-    "Which runs fit side by side."
+    "Split runs into blocks that fit the width of the terminal."
     fit = max(1, (width - LABEL_WIDTH) // (COLUMN_WIDTH + 2))
     return [range(start, min(start + fit, count)) for start in range(0, count, fit)]
 

@@ -24,7 +24,7 @@ def write_text(
     path: Path, # Where to; its folder is made
     text: str, # All of it
 ) -> None:
-    "Write under a temporary name, then rename."
+    "Write a text file atomically."
     with atomic_write(path) as draft:
         draft.write_text(text)
 
@@ -33,7 +33,7 @@ def copy_file(
     source: Path, # Which file
     path: Path, # Where to; its folder is made
 ) -> None:
-    "Copy under a temporary name, then rename."
+    "Copy a file atomically."
     with atomic_write(path) as draft:
         shutil.copyfile(source, draft)
 
@@ -111,14 +111,14 @@ def hash_file(
 def short_json_hash(
     value, # Anything that JSON knows
 ) -> str:
-    "A hash that fits a line."
+    "A shortened SHA-256 of a JSON value."
     return json_hash(value)[:12]
 
 # %% ../../nbs/core/files.ipynb #c0cb657c
 def json_hash(
     value, # Anything that JSON knows
 ) -> str: # SHA-256 in hexadecimal
-    "A hash of a value, whatever the order of its keys."
+    "SHA-256 of a JSON value, independent of the order of keys."
     return sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 # %% ../../nbs/core/files.ipynb #47820edc
@@ -126,14 +126,14 @@ def write_checksummed_json(
     path: Path, # Where to
     value: dict, # Anything that JSON knows
 ) -> None:
-    "Write JSON together with its own hash."
+    "Write a JSON value together with its SHA-256."
     write_text(path, json.dumps({"sha256": json_hash(value), "value": value}, indent=1) + "\n")
 
 # %% ../../nbs/core/files.ipynb #e8d09db5
 def read_checksummed_json(
     path: Path, # Of a file from `write_checksummed_json`
 ) -> dict | None: # None if it is not there, or not what was written
-    "Read JSON that is what was written."
+    "Read a JSON value and verify its SHA-256; None if the file is missing or damaged."
     try:
         signed = json.loads(Path(path).read_text())
         return signed["value"] if json_hash(signed["value"]) == signed["sha256"] else None
@@ -142,7 +142,7 @@ def read_checksummed_json(
 
 # %% ../../nbs/core/files.ipynb #0ee2e286
 def user_name() -> str:
-    "Who is at work, as the operating system says."
+    "The login name of the current user."
     try:
         return getpass.getuser()
     except (OSError, KeyError): # A container whose user has no name

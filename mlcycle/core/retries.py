@@ -22,7 +22,7 @@ def retry_policy(
     attempts: int, # At most
     backoff: float, # Seconds before the second; they double with each
 ) -> "tenacity.Retrying":
-    "Says what is repeated, how often and when; ends with the last answer, or the last error."
+    "A tenacity policy: retry network errors and retryable responses with exponential backoff."
     import httpx
     import tenacity
 
@@ -37,7 +37,7 @@ def retry_policy(
 def is_retryable(
     answer: "httpx.Response", # Of a server
 ) -> bool:
-    "Whether a server may answer otherwise later."
+    "Whether an HTTP response should be retried: status 429 or 5xx."
     return answer.status_code == 429 or answer.status_code >= 500
 
 # %% ../../nbs/core/retries.ipynb #5d9aaac6

@@ -22,7 +22,7 @@ OUTCOME_ATTRIBUTES = dict(zip(("problem", "dataset", "plan", "candidate", "verdi
 
 # %% ../../nbs/core/runs.ipynb #bd1c8698
 class Run:
-    "One trip through the stages; its outcomes are attributes."
+    "A run: its folder, its facts, and the outcomes of its stages as attributes."
 
     def __init__(self, folder: Path):
         self.folder = Path(folder)
@@ -34,7 +34,7 @@ class Run:
         return self.info["id"]
 
     def outcome(self, stage: str) -> Outcome:
-        "What a stage decided."
+        "The outcome of a stage."
         path = self.folder / f"{stage}.json"
         if not path.is_file():
             raise ArtifactError(f"The run {self.id} has no outcome of the stage '{stage}'.", remedy="Run that stage first.")
@@ -56,7 +56,7 @@ def find_run_project(
     folder: Path, # Of a run
     info: dict[str, Any], # What `run.json` says
 ) -> Path:
-    "The project in whose workspace a run lies; if it lies elsewhere, the one for which it was made."
+    "The project of a run: the one around its folder, else the one recorded in `run.json`."
     name, home = Path(info["stores"]["workspace"]), Path(folder).absolute().parent
     inside = home.name == "runs" and name.parts and not name.is_absolute() and home.parent.parts[-len(name.parts):] == name.parts
     return home.parents[len(name.parts)] if inside else Path(info["project"])
@@ -74,7 +74,7 @@ def update_run_info(
 def list_runs(
     workspace: Workspace, # Whose runs
 ) -> list[Run]: # Newest first
-    "Every run of a workspace that can be read."
+    "All runs of a workspace that can be read, newest first."
     found = sorted(workspace.root.glob("runs/[!.]*/run.json"), reverse=True)
     return [run for run in map(_read_run, found) if run]
 
@@ -98,7 +98,7 @@ def open_run(
     name: str = "last", # "last", or the id of a run or its beginning, if no other begins so
     project: Path | None = None, # Folder of the project; found from the working directory if not given
 ) -> Run:
-    "A run that was made before."
+    "Open an earlier run by its id, the beginning of it, or `last`."
     runs = list_runs(Workspace.from_project(project))
     found = runs[:1] if name == "last" else [run for run in runs if run.id.startswith(name)]
     if not found:

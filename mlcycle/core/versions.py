@@ -31,7 +31,7 @@ def install_command(
 def distribution_version(
     package: str, # As it was installed: `scikit-learn`
 ) -> str:
-    "The version of a package, without reading all of its metadata, which takes six times as long."
+    "The version of a distribution, read without parsing all of its metadata."
     about = distribution(package).read_text("METADATA") or ""
     return found[1] if (found := re.search(r"^Version: *(\S+)", about, re.MULTILINE)) else version(package)
 
@@ -55,7 +55,7 @@ RUN_PACKAGES = (*RECORDED_PACKAGES, "mlflow", "optuna") # On which a run depends
 def installed_versions(
     packages: Sequence[str] = RECORDED_PACKAGES, # Names of distributions
 ) -> dict[str, str]: # By name: mlcycle, Python and those of the packages that are installed
-    "The versions that are here."
+    "The installed versions of packages."
     found = {"mlcycle": __version__, "python": platform.python_version()}
     for name in packages:
         try:

@@ -51,7 +51,7 @@ def check_layout(
 # %% ../../nbs/core/workspace.ipynb #34b4b1d5
 @dataclass(frozen=True)
 class StoreAddresses:
-    "Where a project keeps its state: folders and databases."
+    "Addresses of a project's stores: workspace, reports, MLflow, prediction log."
 
     project: Path
     stores: dict[str, str] = field(default_factory=lambda: dict(STORE_DEFAULTS)) # As in `settings.ini`
@@ -97,6 +97,6 @@ class Workspace(StoreAddresses):
         return FileLock(path)
 
     def prepare(self) -> None:
-        "Note the layout of a new workspace, before anything is written to it."
+        "Write the layout version of a new workspace."
         if not (self.root / LAYOUT_FILE).is_file():
             write_text(self.root / LAYOUT_FILE, json.dumps({"version": LAYOUT_VERSION}) + "\n")

@@ -27,7 +27,7 @@ def format_field_path(
     place: tuple, # Keys of mappings, positions in lists
     content: Any = None, # Of the document: items of a list that have a `name` are called by it
 ) -> str: # Such as `costs.yes.no`, `criteria[1]`, `schema.orders.properties.price`
-    "A field as a person names it."
+    "The path of a field as text, such as `criteria[1]` or `schema.orders.properties.price`."
     text = ""
     for step in place:
         content = content[step] if _has(content, step) else None
@@ -50,12 +50,12 @@ class YamlDocument:
     lines: dict[tuple, int] = field(default_factory=dict) # By place
 
     def line(self, place: tuple) -> int: # 0: it stands in no file
-        "The line of a place, or of what it is in."
+        "The line of a field, or of its nearest parent; 0 if the values come from no file."
         return next((self.lines[place[:end]] for end in range(len(place), 0, -1) if place[:end] in self.lines), 0)
 
     @contextmanager
     def at(self, *place: str | int) -> Iterator[None]:
-        "Errors that are raised inside name the line and the field."
+        "Context manager: add line and field to mlcycle errors raised inside."
         try:
             yield
         except MlcycleError as error:
@@ -141,7 +141,7 @@ def validate_yaml(
     *,
     error: type[MlcycleError] = ParameterError, # Raised if the document does not fit
 ) -> Model:
-    "A document as a record; raise with line and field if it does not fit."
+    "Validate a document with a pydantic model; raise with line and field if it is invalid."
     try:
         return model.model_validate(document.content)
     except ValidationError as reason:

@@ -30,7 +30,7 @@ DEFAULT_STEPS = tuple(step for step in STEPS if step != "near_duplicates")
 def resolve_cleaning_steps(
     steps: list[str], # As they were asked for; empty: the usual ones
 ) -> tuple[str, ...]: # In the order in which they are done
-    "Steps of the cleaning, known ones."
+    "Validate the names of cleaning steps and put them in order; all default steps if none is given."
     for step in steps:
         if step not in STEPS:
             raise ParameterError(f"There is no cleaning step '{step}'.", remedy=suggest_name(step, list(STEPS)))
@@ -45,7 +45,7 @@ def plan_cleaning(
     steps: tuple[str, ...] = CELL_STEPS, # That are allowed
     exclude: tuple[str, ...] = (), # Columns that are left as they are
 ) -> CleaningPlan:
-    "What is wrong with the cells of a table, and what is to be done."
+    "Infer a cleaning plan from the rows of a table."
     steps = tuple(step for step in steps if step in CELL_STEPS)
     rows = rows[[name for name in rows if name not in exclude]]
     some = rows.iloc[::max(1, len(rows) // SAMPLE_ROWS)]
@@ -74,7 +74,7 @@ def plan_column_cleaning(
     spread: pd.Series, # Some of its values
     steps: tuple[str, ...], # That are allowed
 ) -> ColumnCleaningPlan | None: # None: nothing is to be done
-    "What is wrong with the cells of a column."
+    "Infer the cleaning plan of a column; None if nothing is to be cleaned."
     if pd.api.types.is_datetime64_any_dtype(values):
         return _limit_dates(values, ColumnCleaningPlan(value_type="date"), steps)
     if pd.api.types.is_numeric_dtype(values) and not pd.api.types.is_bool_dtype(values):
@@ -132,7 +132,7 @@ def separate_unusable_rows(
     newest_by: str = "", # Of rows with the same key, that with the largest value here stays
     steps: tuple[str, ...] = DEFAULT_STEPS, # That are allowed
 ) -> tuple[pd.DataFrame, pd.DataFrame, list[LedgerEntry]]: # Clean rows; the others with a `reason`; what was done
-    "Set aside duplicates and rows without what is needed."
+    "Separate duplicate rows and rows without required values from clean rows."
     reason = pd.Series(None, index=rows.index, dtype="str")
     for name in required:
         reason[rows[name].isna() & reason.isna()] = f"no {name}"

@@ -32,7 +32,7 @@ def _read_distinct(values: pd.Series, read: Callable[[pd.Series], pd.Series]) ->
 def coerce_numbers(
     values: pd.Series, # Of any type
 ) -> pd.Series: # Integers stay such if none is missing
-    "Numbers; a moment is none."
+    "Convert values to floats; timestamps become missing."
     if pd.api.types.is_datetime64_any_dtype(values):
         return pd.Series(np.nan, index=values.index)
     if pd.api.types.is_bool_dtype(values):
@@ -45,7 +45,7 @@ def coerce_numbers(
 def coerce_integers(
     values: pd.Series, # Of any type
 ) -> pd.Series: # `int64`; `float64` if some are missing
-    "Whole numbers."
+    "Convert values to integers."
     numbers = coerce_numbers(values)
     if pd.api.types.is_integer_dtype(numbers):
         return numbers.astype("int64")
@@ -60,7 +60,7 @@ def coerce_integers(
 def coerce_booleans(
     values: pd.Series, # Of any type
 ) -> pd.Series: # `bool`; zeros and ones if some are missing
-    "Yes or no."
+    "Convert values to booleans."
     if pd.api.types.is_bool_dtype(values) and not values.hasnans:
         return values.astype(bool)
     if pd.api.types.is_numeric_dtype(values):
@@ -75,7 +75,7 @@ def coerce_booleans(
 def coerce_timestamps(
     values: pd.Series, # Of any type
 ) -> pd.Series: # `datetime64[us]`, UTC
-    "Moments; a number is none."
+    "Convert values to timestamps; numbers become missing."
     if isinstance(values.dtype, pd.DatetimeTZDtype):
         values = values.dt.tz_convert("UTC").dt.tz_localize(None)
     if pd.api.types.is_datetime64_any_dtype(values):
@@ -93,7 +93,7 @@ def coerce_timestamps(
 def coerce_text(
     values: pd.Series, # Of any type
 ) -> pd.Series:
-    "Text; a whole number has no decimals."
+    "Convert values to text; integers are written without decimals."
     if isinstance(values.dtype, pd.StringDtype):
         return values.astype("str")
     if pd.api.types.is_float_dtype(values):
@@ -115,7 +115,7 @@ def coerce_to_contract(
     rows: pd.DataFrame, # Of an ingestion, indexed by `row_id`
     contract: Contract, # Knows the types
 ) -> tuple[pd.DataFrame, pd.DataFrame]: # Typed rows, columns in the order of the contract; losses: `row_id`, `column`, `value`
-    "Bring columns into the types of the contract, and record which cells are lost by it."
+    "Convert columns to the types of the contract; also return the cells that could not be converted."
     _check_unique_names(rows)
     typed, losses = {}, []
     for name, column in contract.columns.items():

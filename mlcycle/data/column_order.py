@@ -24,7 +24,7 @@ def infer_order_rules(
     rows: pd.DataFrame, # Clean cells
     min_share: float = 0.98, # Share of rows that must obey a rule
 ) -> tuple[ColumnOrderRule, ...]: # Only such as some row breaks
-    "Columns of which one never exceeds the other, but for mistakes."
+    "Infer pairs of columns of which the first almost never exceeds the second."
     dates = [name for name in rows if pd.api.types.is_datetime64_any_dtype(rows[name])]
     named = [pair for pair in combinations(rows.select_dtypes("number"), 2) if _ordered(*pair)]
     rules = []
@@ -52,7 +52,7 @@ def infer_swap_rules(
     max_share: float = 0.05, # Share of rows in which two columns may be exchanged
     max_columns: int = 30, # At max_share so many columns of a kind are compared
 ) -> tuple[ColumnSwapRule, ...]: # Only such as some row breaks
-    "Columns whose values are sometimes exchanged."
+    "Infer pairs of columns whose values are exchanged in some rows."
     text = {name: rows[name].value_counts() for name in rows.select_dtypes(["str", "object"]).columns[:max_columns]}
     text = {name: counts for name, counts in text.items() if len(counts) <= 1000}
     rules = [_swap_of_text(rows, one, other, text) for one, other in combinations(text, 2)]

@@ -35,7 +35,7 @@ class LogicalTypeOptions(Record):
 
 # %% ../../nbs/data/contract.ipynb #8ee84410
 class ContractColumn(Record):
-    "What one column must be."
+    "A column of the contract: type, bounds and quality rules."
 
     name: str
     logicalType: LogicalType | None = None # Nothing is promised about a column that was always empty
@@ -59,7 +59,7 @@ class ContractColumn(Record):
 
     @property
     def rules(self) -> dict[str, ContractRule]:
-        "All that are checked, by name."
+        "All rules of the column, by name."
         said = {rule.rule_name: rule for rule in self.quality if rule.type == "library"}
         return {rule.rule_name: rule for rule in _short_rules(self) if rule.rule_name not in said} | said
 
@@ -82,7 +82,7 @@ def _short_rules(column: ContractColumn) -> list[ContractRule]:
 def check_column(
     column: ContractColumn, # As it was read
 ) -> ContractColumn:
-    "The same column, if its rules make sense."
+    "Return a column unchanged; raise if its rules contradict its type."
     names = [rule.rule_name for rule in column.quality if rule.type == "library"]
     twice = [name for name in names if names.count(name) > 1]
     if twice:
@@ -127,7 +127,7 @@ def _is_bound(end: Any, kind: str | None) -> bool:
 
 # %% ../../nbs/data/contract.ipynb #92ad959a
 class ContractTable(Record):
-    "The table that a contract is about."
+    "The table that the contract describes, with its columns and quality rules."
 
     name: str
     logicalType: Literal["object"] | None = None
@@ -157,7 +157,7 @@ class ContractTable(Record):
 
 # %% ../../nbs/data/contract.ipynb #85bb70a2
 class CustomProperty(Record):
-    "What the standard has no name for."
+    "A property beyond the Open Data Contract Standard."
 
     property: str
     value: Any
@@ -166,7 +166,7 @@ class CustomProperty(Record):
 
 # %% ../../nbs/data/contract.ipynb #963d3604
 class ContractTeam(Record):
-    "Who answers for the data."
+    "The owner of the data."
 
     name: str | None = None
     description: str | None = None
@@ -178,7 +178,7 @@ class ContractTeam(Record):
 
 # %% ../../nbs/data/contract.ipynb #e9b66363
 class ContractDescription(Record):
-    "What the data are for."
+    "Purpose, limitations and usage of the data."
 
     purpose: str | None = None
     limitations: str | None = None
@@ -188,7 +188,7 @@ class ContractDescription(Record):
 
 # %% ../../nbs/data/contract.ipynb #d7de4393
 class Contract(Record):
-    "What rows must be, who says so, and when a run stops."
+    "A data contract after ODCS 3.1: table, owner, version, and the share of bad rows that it allows."
 
     model_config = ConfigDict(populate_by_name=True)
     apiVersion: Literal["v3.1.0", "v3.0.2", "v3.0.1", "v3.0.0"]

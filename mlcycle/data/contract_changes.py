@@ -69,7 +69,7 @@ def diff_contracts(
     old: Contract, # Before
     new: Contract, # After
 ) -> pd.DataFrame: # `column`, `change`, `before`, `after`, `bump` (major, minor or patch); the gravest first
-    "What differs between two contracts."
+    "Differences between two contracts, with the version bump that each requires."
     lines = []
     for name in dict.fromkeys([*old.columns, *new.columns]):
         before, after = old.columns.get(name), new.columns.get(name)
@@ -91,7 +91,7 @@ def next_version(
     version: str, # Of the old contract
     changes: pd.DataFrame, # As `diff_contracts` lists them
 ) -> str: # At least this
-    "The version that changes ask for."
+    "The lowest version number that the changes allow."
     parts = [int(part) for part in version.split(".")]
     worst = max((VERSION_BUMPS.index(bump) for bump in changes.bump), default=0)
     if not worst:

@@ -51,7 +51,7 @@ def pandera_column(
     column: ContractColumn, # Of a contract
     unique: bool = False, # Check keys too
 ) -> "pa.Column":
-    "The rules of a column for pandera; its type is what coercion has made of it."
+    "A pandera column with the rules of a contract column, for coerced values."
     import pandera.pandas as pa
 
     rules = column.rules
@@ -64,7 +64,7 @@ def pandera_column(
 def pandera_schema(
     contract: Contract, # What rows must be
 ) -> "pa.DataFrameSchema":
-    "The contract as a pandera schema, for whoever works with one."
+    "The contract as a pandera schema."
     import pandera.pandas as pa
 
     keys = [rule.arguments.properties for rule in contract.tables[0].quality if rule.type == "library"]
@@ -74,7 +74,7 @@ def pandera_schema(
 # %% ../../nbs/data/contract_checks.ipynb #c0cf6bf4
 @dataclass(frozen=True)
 class RuleViolation:
-    "A rule that rows break."
+    "A broken rule: column, severity, positions and values of the bad rows."
 
     column: str # Empty: the rule is about whole rows
     rule: str # Its name
@@ -100,7 +100,7 @@ def find_invalid_values(
     values: pd.Series, # Of one column, coerced
     column: "pa.Column", # Its rules
 ) -> dict[str, np.ndarray]: # Positions of bad values by the name of the rule; `required` for missing ones
-    "Which values break which rule."
+    "Positions of invalid values, by rule."
     from pandera.errors import SchemaErrors
 
     ranges = all(check.name in ("in_range", "greater_than_or_equal_to", "less_than_or_equal_to") for check in column.checks)
@@ -166,7 +166,7 @@ def check_rows_against_contract(
     rows: pd.DataFrame, # As they came, indexed by `row_id`
     contract: Contract, # What they must be
 ) -> tuple[pd.DataFrame, list[RuleViolation]]: # Coerced rows; what they break
-    "Coerce rows, and hold them against their contract."
+    "Coerce rows and check them against a contract; return coerced rows and violations."
     coerced, losses = coerce_to_contract(rows, contract)
     found = list(_structure_violations(list(rows), list(contract.columns)))
     for name, column in contract.columns.items():
@@ -181,7 +181,7 @@ def violations_table(
     violations: list[RuleViolation], # Of one table
     row_ids: pd.Index, # Of its rows
 ) -> pd.DataFrame: # One line per failure: `row_id` (missing for a whole table), `column`, `rule`, `value`, `severity`
-    "Breaches, a line each."
+    "Violations as a table, one line for each cell."
     nothing = pd.Series(row_ids[:0].to_series().reindex([None]).array if len(row_ids) else [None])
     parts = [pd.DataFrame({"row_id": nothing if each.positions is None else row_ids[each.positions], "column": each.column,
                            "rule": each.rule,
@@ -197,5 +197,5 @@ def find_violations(
     rows: pd.DataFrame, # As they came, indexed by `row_id`
     contract: Contract, # What they must be
 ) -> pd.DataFrame: # One line per failure: `row_id` (missing for a whole table), `column`, `rule`, `value`, `severity`
-    "What breaks the contract."
+    "Check rows against a contract; return one line for each violation."
     return violations_table(check_rows_against_contract(rows, contract)[1], rows.index)

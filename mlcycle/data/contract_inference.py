@@ -30,7 +30,7 @@ MAX_WARNING_PERCENT = 50 # Percent of the rows that may break an expectation
 def infer_logical_type(
     values: pd.Series, # Plain type
 ) -> str | None: # A logical type of the standard
-    "What a column holds."
+    "The logical type of a column after ODCS; None if it has no values."
     if not values.notna().any():
         return None
     if pd.api.types.is_datetime64_any_dtype(values):
@@ -80,7 +80,7 @@ def infer_date_range(
 def infer_categories(
     counts: pd.Series, # How often each value was seen
 ) -> list[str] | None:
-    "All values of a text that has few."
+    "The values of a text column with few categories."
     once = (counts == 1).sum() / counts.sum()
     return sorted(counts.index) if len(counts) <= MAX_LISTED_CATEGORIES and once <= MAX_UNSEEN_SHARE else None
 
@@ -88,7 +88,7 @@ def infer_categories(
 def infer_pattern(
     values: pd.Index, # Distinct text
 ) -> str | None: # A regular expression
-    "The form that all values have, if it is a code of letters and digits."
+    "A regular expression that all values of a code column match; None if they have no common form."
     if len(values) < MIN_VALUES:
         return None
     shape, kinds = values[0], [("[0-9]", r"\d"), ("[A-Z]", "[A-Z]"), ("[a-z]", "[a-z]")]
@@ -105,7 +105,7 @@ def infer_pattern(
 def all_unique(
     values: pd.Series, # Any
 ) -> bool:
-    "Whether no value comes twice; quick for what is sorted, as keys often are."
+    "Whether all values differ; fast for sorted values."
     if pd.api.types.is_integer_dtype(values) and values.is_monotonic_increasing:
         numbers = values.to_numpy()
         return bool((numbers[1:] != numbers[:-1]).all())
@@ -116,7 +116,7 @@ def looks_like_key(
     values: pd.Series, # Of one column; its name is the column's
     logical_type: str | None, # Its type
 ) -> bool:
-    "Whether a column tells rows apart."
+    "Whether a column looks like a unique key."
     words = re.findall(r"[A-Z]?[a-z]+|[A-Z]+|\d+", str(values.name))
     called = bool(words) and {words[-1].lower(), words[0].lower()} & {"id", "key", "uuid", "guid", "number", "nr", "no"}
     return bool(called and logical_type in ("integer", "string") and len(values) >= MIN_VALUES and not values.hasnans
@@ -133,7 +133,7 @@ def infer_rules(
     values: pd.Series, # Of one column
     logical_type: str | None, # Its type
 ) -> list[dict]: # Quality rules, as they stand in the file
-    "What the values of a column suggest."
+    "Infer the quality rules of a column from its values."
     known = values.dropna()
     if looks_like_key(values, logical_type):
         return [_warning_rule("unique", "duplicateValues")]
@@ -154,7 +154,7 @@ def infer_rules(
 def infer_column(
     values: pd.Series, # Plain type; its name is the column's
 ) -> dict: # As it stands in the file
-    "What one column must be."
+    "Infer the contract entry of a column."
     logical_type = infer_logical_type(values)
     examples = values.dropna().head(N_FIRST_VALUES).drop_duplicates().head(3).tolist()
     texts = [f"{one:%Y-%m-%d %H:%M:%S}".removesuffix(" 00:00:00") if isinstance(one, pd.Timestamp) else one for one in examples]
@@ -170,7 +170,7 @@ def infer_contract(
     owner: str = "", # Who answers for the data
     version: str = "1.0.0", # Major, minor, patch
 ) -> Contract:
-    "The contract that some rows suggest."
+    "Infer a contract from rows."
     limit = {"property": "quarantineLimit", "value": QUARANTINE_LIMIT,
              "description": "Percent of the rows in quarantine above which a run stops."}
     said = {
@@ -193,7 +193,7 @@ def read_or_infer_contract(
     name: str = "rows", # What the table is called, if the contract must be inferred
     owner: str = "", # Who answers for the data, if the contract must be inferred
 ) -> tuple[Contract, bool]: # And whether it was inferred now
-    "The contract that a file holds; if there is no file, the one that the rows suggest, which is written there."
+    "Read the contract from a file; if there is none, infer it from the rows and write it."
     file = Path(file)
     if file.is_file():
         return parse_contract(file.read_text(), str(file)), False

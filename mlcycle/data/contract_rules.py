@@ -22,7 +22,7 @@ LogicalType = Literal["string", "date", "timestamp", "number", "integer", "boole
 def check_regex(
     pattern: str, # A regular expression
 ) -> str:
-    "The same pattern, if it is one."
+    "Return a regular expression unchanged; raise if it is invalid."
     try:
         re.compile(pattern)
     except re.error as error:
@@ -31,7 +31,7 @@ def check_regex(
 
 # %% ../../nbs/data/contract_rules.ipynb #824c6f66
 class RuleArguments(Record):
-    "What a value is held against; a bound is a number, or a date as ISO text."
+    "Arguments of a quality rule; a bound is a number or an ISO date."
 
     validValues: list[Any] | None = Field(None, min_length=1)
     pattern: Annotated[str, AfterValidator(check_regex)] | None = None
@@ -43,7 +43,7 @@ class RuleArguments(Record):
 
 # %% ../../nbs/data/contract_rules.ipynb #f9d490da
 class ContractRule(Record):
-    "A quality rule: what is counted, how much of it stops a run, and whether a row that breaks it may stay."
+    "A quality rule: metric, arguments, severity, and the limit of rows that may break it."
 
     name: str = ""
     description: str | None = None
@@ -66,7 +66,7 @@ class ContractRule(Record):
         return self.name or _default_rule_name(self)
 
     def exceeds_limit(self, bad: int, rows: int) -> bool:
-        "Whether so many bad rows, of so many, are more than a run survives."
+        "Whether the number of bad rows exceeds the limit of the rule."
         count = 100 * bad / max(rows, 1) if self.unit == "percent" else bad
         return ((self.mustBe is not None and count > 0)
                 or (self.mustBeLessThan is not None and count >= self.mustBeLessThan)

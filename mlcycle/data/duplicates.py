@@ -54,7 +54,7 @@ def find_near_duplicate_texts(
     min_similarity: float = 0.9, # Cosine from which two texts are nearly the same
     max_texts: int = 20_000, # Of more distinct texts, only those are found that differ in case, spaces and punctuation
 ) -> pd.Series: # For each text that has a near twin before it: the index of that one
-    "Texts that are nearly the same as an earlier one."
+    "Texts that are nearly equal to an earlier one."
     known = texts.dropna().astype(str)
     plain = known.map(lambda text: re.sub(r"\W+", " ", text.casefold()).strip())
     first = plain[~plain.duplicated()]
@@ -86,7 +86,7 @@ def drop_duplicates(
     newest_by: str = "", # Of rows with the same key, that with the largest value here stays; empty: the last one
     steps: tuple[str, ...] = ("duplicates", "key_duplicates"), # Also `near_duplicates`
 ) -> tuple[pd.DataFrame, pd.Series]: # Rows that stay; why each of the others does not, by `row_id`
-    "Rows without those that say the same twice."
+    "Drop duplicate rows, and all but the newest row of each key; also return the reason for each dropped row."
     why = pd.Series(dtype="str")
     if "duplicates" in steps and (same := find_duplicates(rows)).any():
         why = pd.Series("exact duplicate of an earlier row", rows.index[same])

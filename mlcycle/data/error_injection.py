@@ -19,7 +19,7 @@ def add_typo(
     text: str, # A word or several
     rng: np.random.Generator, # Draws the place and the slip
 ) -> str:
-    "A text with one slip: a letter lost, doubled, replaced, or two exchanged."
+    "Add one typing error to a text: a letter lost, doubled, replaced, or two exchanged."
     places = [place for place, sign in enumerate(text) if sign.isalpha()]
     place, slip = int(rng.choice(places)), rng.integers(4)
     letter = chr(ord("A" if text[place].isupper() else "a") + int(rng.integers(26)))
@@ -94,7 +94,7 @@ def inject_errors(
     seed: int = 0, # Of all that is drawn
     columns: dict[str, list[str]] | None = None, # By kind: the only columns where it is made
 ) -> tuple[pd.DataFrame, pd.DataFrame]: # Dirty rows; a record: `row_id`, `column`, `kind`, `before`, `after`
-    "A table with mistakes, and where they are; no cell has two."
+    "Inject errors into a clean table, at most one a cell; also return a record of them."
     if (odd := [kind for kind in kinds if kind not in ERROR_KINDS]):
         raise InputError(f"There is no dirt of the kind '{odd[0]}'.", remedy=suggest_name(odd[0], list(ERROR_KINDS)))
     rng, columns = np.random.default_rng(seed), columns or {}
@@ -218,7 +218,7 @@ def score_cleaning(
     changes: pd.DataFrame, # Every changed cell
     aside: pd.Index, # Rows that were set aside
 ) -> tuple[pd.DataFrame, float]: # `kind`, `injected`, `found`, `recall`, `precision`; share of clean cells touched
-    "What a cleaning found of the dirt that is known."
+    "Recall and precision of a cleaning for each kind of injected error, and the share of clean cells it changed."
     origin = record[record.kind == "duplicates"].set_index("row_id").before.astype(int)
     dirty = {(row, column) for row, column in zip(record.row_id, record.column, strict=True)}
     dirty |= {(copy, column) for copy, old in origin.items() for column in rows if (old, column) in dirty}

@@ -19,7 +19,7 @@ def sample_with_tails(
     numbers: np.ndarray, # A column
     max_rows: int = 20_000, # Rows spread over the table
 ) -> np.ndarray: # Sorted: a max_rows, and all values beyond the middle 98 % of it
-    "The numbers that tell what is usual and what is not."
+    "A sorted sample of the numbers, with all values beyond its 1 % and 99 % quantiles."
     every = max(1, len(numbers) // max_rows)
     some = numbers[::every]
     some = np.sort(some[np.isfinite(some)])
@@ -32,7 +32,7 @@ def sample_with_tails(
 # %% ../../nbs/data/limits.ipynb #11db9835
 @dataclass
 class BulkRange:
-    "Where the bulk of some numbers ends, and from where on a number is impossible."
+    "The range of the bulk of a column, and the limits beyond which a number is implausible."
 
     bulk_min: float
     bulk_max: float
@@ -47,7 +47,7 @@ def find_bulk_range(
     numbers: np.ndarray, # Sorted
     max_share: float = 0.05, # Share of values that may lie beyond, on either side
 ) -> BulkRange:
-    "Where the bulk of some numbers ends."
+    "Estimate the range of the bulk of a column and its plausibility limits."
     middle = float(np.median(numbers))
     above, below = numbers[numbers > middle] - middle, (middle - numbers[numbers < middle])[::-1]
     wide = max((float(np.quantile(away, 0.9)) for away in (above, below) if len(away) > max_share * len(numbers)), default=0.0)
@@ -79,7 +79,7 @@ SENTINELS = tuple(sorted({float(sign * number) for size in range(1, 8) for sign 
 def find_sentinels(
     numbers: np.ndarray, # Sorted
 ) -> tuple[float, ...]:
-    "Typical sentinels that stand apart from the bulk."
+    "Find sentinel values such as -999 that lie apart from the bulk."
     typical = np.isin(numbers, SENTINELS)
     found, times = np.unique(numbers[typical], return_counts=True)
     rest = numbers[~typical]
@@ -116,7 +116,7 @@ def find_other_units(
     numbers: np.ndarray, # Sorted
     max_share: float = 0.2, # Share of values that may be in another unit
 ) -> tuple[UnitConversion, ...]:
-    "Heaps of numbers that are the bulk in another unit."
+    "Find clusters of numbers that were recorded in another unit."
     numbers, whole = numbers[numbers > 0], len(numbers)
     if len(numbers) < max(50, 0.95 * whole) or len(np.unique(numbers)) < 20:
         return ()
@@ -152,7 +152,7 @@ SIGNED_NAMES = re.compile(r"delay|diff|delta|change|gain|loss|profit|margin|retu
 # %% ../../nbs/data/limits.ipynb #5cbc2277
 @dataclass
 class NumberAnomalies:
-    "What is known of the numbers of a column."
+    "Sentinels, unit conversions and plausibility limits of a number column."
 
     sentinels: tuple[float, ...] = ()
     units: tuple[UnitConversion, ...] = ()
@@ -165,7 +165,7 @@ def find_number_anomalies(
     steps: tuple[str, ...], # That are allowed
     name: str = "", # Of the column
 ) -> NumberAnomalies:
-    "What cannot be in a column of numbers."
+    "Find sentinels, other units and implausible values in a number column."
     some = sample_with_tails(numbers)
     sentinels = find_sentinels(some) if "sentinels" in steps and len(some) >= 20 else ()
     some = some[~np.isin(some, sentinels)]

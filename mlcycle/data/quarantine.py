@@ -45,7 +45,7 @@ def summarise_violations(
     rows: int, # Of the table
     row_ids: pd.Index, # Names of its rows, for failures without a value
 ) -> list[RuleFailure]: # Errors before warnings, frequent ones first
-    "How many rows break each rule, with examples."
+    "Count the rows that break each rule, with examples."
     failures = []
     for each in violations:
         shown = [] if each.positions is None else each.values.drop_duplicates().dropna().head(MAX_EXAMPLES).astype(str).tolist()
@@ -61,7 +61,7 @@ def apply_contract(
     contract: Contract, # What they must be
     source_sha256: str = "", # Hash of the source, for the quarantine
 ) -> ContractResult:
-    "Coerce rows, check them, and keep apart those that break a rule of severity `error`."
+    "Coerce and check rows, and quarantine those that break a rule of severity `error`."
     coerced, violations = check_rows_against_contract(rows, contract)
     grave = [each.positions for each in violations if each.severity == "error" and each.positions is not None]
     bad = np.zeros(len(rows), dtype=bool)
@@ -76,7 +76,7 @@ def apply_contract(
 def rows_to_json(
     rows: pd.DataFrame, # Any
 ) -> list[str]: # One object a row
-    "Rows as text from which they can be had again."
+    "Serialise each row as a JSON object."
     import duckdb
 
     if rows.empty:
@@ -110,7 +110,7 @@ def check_contract_columns(
     contract: Contract, # Knows the columns
     file: str = "contract.yaml", # Where the contract is
 ) -> None:
-    "Raise if a column is missing."
+    "Raise if the rows lack a column of the contract."
     missing = [repr(failure.column) for failure in checked.failures if failure.rule == "column missing"]
     if missing:
         has = ", ".join(map(repr, checked.clean.columns[:12]))

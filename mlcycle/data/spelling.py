@@ -27,7 +27,7 @@ def find_na_tokens(
     number: bool = False, # Whether the other values are numbers or dates, so that no word is an answer
     max_share: float = 0.05, # A word that may be an answer is one where its share is larger
 ) -> tuple[str, ...]: # Folded
-    "Words of a column that stand for a missing value."
+    "Find words of a column that stand for a missing value."
     short = {value: fold_case(value) for value in counts.index if len(value) < 20}
     folded = {word: sum(counts[value] for value, its in short.items() if its == word)
               for word in {*short.values()} & {*POSSIBLE_MISSING_WORDS}}
@@ -47,7 +47,7 @@ def infer_number_format(
     counts: pd.Series, # How often each text occurs
     min_share: float = 0.8, # Share of values that must be numbers
 ) -> NumberFormat | None: # None: these are no numbers
-    "How the numbers of a text column are written."
+    "Infer decimal mark, thousands separator and units of numbers written as text; None if they are no numbers."
     known = _without_words(counts)
     named = pd.Series([bool(re.match(r"[+-]?0\d", value.strip())) for value in known.index], known.index, dtype=bool)
     if not len(known) or known[named].sum() > 0.02 * known.sum():
@@ -101,7 +101,7 @@ def infer_date_formats(
     counts: pd.Series, # How often each text occurs
     min_share: float = 0.8, # Share of values that must be dates
 ) -> tuple[str, ...]: # Most frequent first; empty: these are no dates, or nobody can tell which
-    "How the dates of a text column are written."
+    "Infer the date formats of a text column; empty if it holds no dates or the order of day and month is ambiguous."
     few = _without_words(counts.head(2000))
     if sum(bool(TWO_DIGITS.search(v)) and 6 <= len(v) <= 32 for v in few.index) < min_share * len(few) or not len(few):
         return ()
@@ -140,7 +140,7 @@ def find_typos(
     counts: pd.Series, # How often each text occurs, tidied and in one case
     max_share: float = 0.005, # A slip is at most so frequent, as a share of the right value
 ) -> dict[str, str]: # Right spelling of each wrong one
-    "Rare values that are a slip away from a frequent one."
+    "Map rare values to the frequent value from which they differ by a typing error."
     slips = find_homoglyph_variants(counts)
     counts = counts.drop(list(slips)).sort_values(ascending=False)
     often = tuple(value for value, count in counts.items() if count >= 20)[:1000]
@@ -171,7 +171,7 @@ def plan_text_cleaning(
     counts: pd.Series, # How often each text occurs
     steps: tuple[str, ...], # That are allowed
 ) -> ColumnCleaningPlan | None: # None: nothing is to be done
-    "What is done to a column of text."
+    "Infer the cleaning plan of a text column; None if nothing is to be cleaned."
     if not {*steps} - {"units", "limits", "pairs"}:
         return None
     missing = find_na_tokens(counts) if "sentinels" in steps else ()

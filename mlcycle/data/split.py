@@ -24,7 +24,7 @@ def parse_split_cutoff(
     text: str, # As a person writes it
     times: pd.Series, # The column it is compared with
 ):
-    "A moment, of the kind that the time column holds."
+    "Parse a cutoff as a number or a timestamp, whichever the time column holds."
     try:
         return float(text) if pd.api.types.is_numeric_dtype(times) else pd.Timestamp(text)
     except ValueError as error:
@@ -41,7 +41,7 @@ def split_by_time(
     holdout_share: float = 0.2, # Of the rows, where no moment is given
     future_share: float = 0.1, # Of the rows, where no moment is given; 0: there is no future
 ) -> tuple[SplitParts, str]: # And how it was done, in words
-    "The past to learn from, the later to be asked about."
+    "Split rows in order of time into training rows, holdout and future rows."
     if not rows[time].is_monotonic_increasing:
         rows = rows.sort_values(time, kind="stable")
     times = rows[time]
@@ -102,7 +102,7 @@ def split_by_group(
     holdout_share: float = 0.2, # Of the rows
     seed: int = 0, # The same seed, the same rows
 ) -> tuple[SplitParts, str]: # `train` and `holdout`; and how it was done, in words
-    "A holdout of entities that are not in the training rows."
+    "Draw a holdout of whole entities, none of which is in the training rows."
     groups, classes = entity_codes(rows[problem.entity]), class_codes(rows, problem)
     if groups.max() < 1:
         raise ParameterError(f"All rows are about the same '{problem.entity}'.", "At least two are needed.",
@@ -120,7 +120,7 @@ def split_by_group(
 def entity_codes(
     entity: pd.Series, # Whom or what each row is about
 ) -> np.ndarray: # From 0 on
-    "Groups as numbers; a row about nobody known is a group of its own."
+    "Entities as integer codes; each row without an entity gets a code of its own."
     codes, known = pd.factorize(entity)
     unknown = codes < 0
     codes[unknown] = len(known) + np.arange(unknown.sum())
@@ -144,7 +144,7 @@ def split_by_column(
     rows: pd.DataFrame, # Clean rows
     split_column: str, # Says `train`, `holdout` or `future`
 ) -> tuple[SplitParts, str]: # And how it was done, in words
-    "The split that a column tells."
+    "Split rows by a column that holds train, holdout or future."
     if split_column not in rows:
         raise ParameterError(f"There is no column '{split_column}' that tells the split.",
                              remedy=suggest_name(split_column, list(rows.columns)))
@@ -172,7 +172,7 @@ def split_rows(
     seed: int = 0, # Of a draw
     exclude_shared_entities: bool = False, # Whether holdout rows are set aside whose entity is in the training rows
 ) -> tuple[SplitParts, str]: # And how it was done, in words
-    "Rows in training rows, holdout and future."
+    "Split rows into training rows, holdout and future rows."
     if method == "auto":
         method = "predefined" if split_column else "time" if problem.time else "group" if problem.entity else "stratified"
     for needed, name in (("time", problem.time), ("group", problem.entity), ("predefined", split_column)):

@@ -18,7 +18,7 @@ from ..outcomes import Problem
 # %% ../../nbs/data/split_overlap.ipynb #87b8a799
 @dataclass(frozen=True)
 class RowHashes:
-    "Rows as numbers that are equal if the rows are."
+    "Hashes of rows and cells: equal rows have equal hashes."
 
     exact: np.ndarray # One a row
     rounded: np.ndarray # One a row
@@ -29,7 +29,7 @@ def hash_rows_by_cell(
     rows: pd.DataFrame, # Features only
     spread: pd.Series, # Standard deviation of each decimal column: the same for all parts
 ) -> RowHashes:
-    "The fingerprints of rows."
+    "Hash rows and cells, exactly and with decimals rounded to a thousandth of the spread."
     exact, coarse, cells = np.zeros(len(rows), np.uint64), np.zeros(len(rows), np.uint64), []
     for place, name in enumerate(rows.columns):
         odd = np.uint64((2 * place + 1) * 0x9E3779B97F4A7C15 % 2**64) # The same value in another column is another cell
@@ -58,7 +58,7 @@ def _hash_cells(values: pd.Series, spread: float | None) -> tuple[np.ndarray, np
 def equal_value_probabilities(
     cells: list[np.ndarray], # Of a sample, one array a column
 ) -> np.ndarray: # One a column
-    "How often two rows have the same value."
+    "The probability that two rows share a value, for each column."
     pairs = max(len(cells[0]) * (len(cells[0]) - 1), 1)
     counts = [np.unique(column, return_counts=True)[1].astype(float) for column in cells]
     return np.array([max((each * (each - 1)).sum(), 1) / pairs for each in counts]) # Not never, even if not in this sample
@@ -69,7 +69,7 @@ def exceeds_chance(
     evaluated: int, # Of so many
     chance: float, # That one of these has a twin by chance
 ) -> bool:
-    "Whether twins are many more than chance would give."
+    "Whether the number of duplicates is significantly higher than expected by chance."
     expected = evaluated * min(chance, 1.0)
     return found > 3 * expected + 3 * np.sqrt(expected)
 
@@ -78,7 +78,7 @@ def match_row_hashes(
     evaluated: np.ndarray, # RowHashes of rows that should be new
     known: np.ndarray, # Of rows that teach
 ) -> np.ndarray: # One flag a row of `evaluated`
-    "Which rows have a twin that teaches."
+    "Flag evaluation rows that equal a training row."
     return pd.Series(evaluated).isin(known[pd.Series(known).isin(evaluated)]).to_numpy()
 
 # %% ../../nbs/data/split_overlap.ipynb #750e485c
@@ -86,7 +86,7 @@ def match_rows_except_one_column(
     evaluated: RowHashes, # Of rows that should be new
     known: RowHashes, # Of rows that teach
 ) -> np.ndarray: # One flag a row of `evaluated`
-    "Which rows have a twin but for one column."
+    "Flag evaluation rows that equal a training row in all columns but one."
     found = np.zeros(len(evaluated.rounded), dtype=bool)
     for ours, theirs in zip(evaluated.cells, known.cells, strict=True):
         found |= match_row_hashes(evaluated.rounded - ours, known.rounded - theirs)
@@ -97,7 +97,7 @@ def choose_blocking_columns(
     odds: pd.Series, # How often two rows share a value, by column; best columns first
     known: int, # Rows that teach
 ) -> list[list[str]]: # Two; fewer if the columns do not suffice
-    "Sets of columns, none in both, that a row shares with hardly any other."
+    "Choose up to two disjoint sets of columns for blocking: few pairs of rows agree on all columns of a set."
     probes, left = [], list(odds.index)
     for _ in range(2):
         probe = []
@@ -113,7 +113,7 @@ def flag_candidate_rows(
     known: dict[tuple[str, ...], np.ndarray], # Blunt fingerprints of rows that teach, by probe
     spread: pd.Series, # Standard deviation of each decimal column
 ) -> tuple[np.ndarray, np.ndarray]: # A flag a row of `evaluated`, and of those that teach
-    "The rows that share a probe with the other side."
+    "Flag rows that agree with a row of the other table on the columns of a block."
     flags = []
     for probe, theirs in known.items():
         ours = hash_rows_by_cell(evaluated[list(probe)], spread).rounded
@@ -132,7 +132,7 @@ def measure_split_overlap(
     problem: Problem, # Names target, time, entity and excluded columns
     max_rows: int = 20_000, # Near twins are looked for among so many rows of each part
 ) -> pd.DataFrame: # `check`, `part`, `rows`, `overlapping` rows, `share`, `expected_share`, `is_leak`
-    "What each later part shares with the training rows."
+    "Measure the overlap of holdout and future with the training rows: duplicates, shared entities, time."
     train, later = parts["train"], [name for name in EVALUATION_PARTS if len(parts.get(name, []))]
     columns = [name for name in train.columns if name not in (problem.target, *problem.excluded)]
     lines = _measure_duplicates(parts, later, columns, max_rows) if columns else []
@@ -186,7 +186,7 @@ def describe_split_overlap(
     problem: Problem, # Names target, time, entity and excluded columns
     measured: pd.DataFrame | None = None, # What `measure_split_overlap` found, if that is known already
 ) -> list[str]: # A sentence for each leak; none if there are none
-    "What the parts of a split share that they should not."
+    "Describe each overlap that exceeds what is expected, in a sentence."
     measured = measure_split_overlap(parts, problem) if measured is None else measured
     return [_sentence(line, parts, problem) for line in measured[measured.is_leak].itertuples()]
 

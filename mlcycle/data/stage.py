@@ -37,7 +37,7 @@ from ..stores.sources.ingest import BUNDLED_SOURCES, apply_bundled_settings, ing
 def read_unchanged_source(
     problem: Problem, # Knows the source and its hash
 ) -> tuple[pd.DataFrame, pd.DataFrame, list[Ingestion]]: # Rows, malformed lines, and a record of each reading
-    "The rows that the problem was written for."
+    "Read the rows of the problem's source; raise if they have changed since stage 1."
     rows, malformed, readings = ingest(problem.source, problem.sources, problem.query)
     known = readings[0].sha256 if len(readings) == 1 and not problem.query else hash_rows(rows)
     if known != problem.source_sha256:
@@ -54,7 +54,7 @@ def plan_and_apply_cleaning(
     key: list[str], # Columns that name a row, if any
     newest_by: str, # Of rows with the same key, that with the largest value here stays
 ) -> tuple[pd.DataFrame, pd.DataFrame, CleaningPlan, pd.DataFrame, list[LedgerEntry]]: # Clean, aside, plan, changes, ledger
-    "Clean the cells, and set aside rows that say nothing or nothing new."
+    "Clean the cells, and set aside duplicate rows and rows without required values."
     plan = plan_cleaning(rows, steps, exclude=(problem.target, *problem.excluded))
     clean, changes = clean_cells(rows, plan)
     required = [name for name in (problem.target, problem.time) if name]
@@ -78,7 +78,7 @@ def load_contract(
     file: str, # Of the contract, in the project; none if empty
     project: Path, # Holds it
 ) -> tuple[Contract, list[str]]: # And the file that holds it, if one does
-    "The contract that rows must keep."
+    "Load the contract of the project; infer one where it is missing, about another table, or the source is bundled."
     path, name = Path(project) / file, re.sub(r"\W+", "_", Path(split_address(problem.source)[0]).stem) or "rows"
     if file and problem.source not in BUNDLED_SOURCES:
         contract, _ = read_or_infer_contract(rows, path, name, problem.owner)
@@ -133,7 +133,7 @@ def ingest_clean_and_check(
     newest_by: str, # Of rows with the same key, that with the largest value here stays
     run: str, # Named in the commits
 ) -> tuple[pd.DataFrame, pd.DataFrame, dict, dict]: # Rows, those set aside, fields of the outcome, facts for commits
-    "Read rows, mend them, hold them to their contract; what is lost on the way is stored."
+    "Read, clean and check the rows of a problem; store set-aside, quarantined and malformed rows."
     rows, malformed, readings = read_unchanged_source(problem)
     workspace.prepare()
     clean, aside, plan, changes, ledger = plan_and_apply_cleaning(rows, problem, steps=steps, key=key, newest_by=newest_by)
@@ -186,7 +186,7 @@ def prepare_data(
 def describe_row_counts(
     counts: dict[str, int], # Rows of each part
 ) -> str:
-    "What became of the rows, in a sentence."
+    "Describe the number of rows in each part, in a sentence."
     words = {"train": "training rows", "holdout": "in the holdout", "future": "in the future", "set_aside": "set aside",
              "quarantine": "in quarantine"}
     return ", ".join(f"{counts[name]:,} {word}" for name, word in words.items() if counts.get(name)) + "."

@@ -31,7 +31,7 @@ def check_parity(
     cold_start: bool = True, # Whether the service starts in a process that has imported nothing
     functions: Path | None = None, # The workspace's own file of functions that the model calls
 ) -> tuple[Parity, pd.DataFrame]: # The count, and each prediction beside the pipeline's
-    "Predict the same rows with a running service and with the pipeline."
+    "Predict the same rows with a running service and with the pipeline, and compare the predictions."
     model = load_model(folder / "model.skops", bundle.model.sha256)
     own = [predict(model, rows.iloc[[place]], bundle.problem, bundle.threshold) for place in range(len(rows))]
     with running_service(folder, fork=not cold_start, functions=functions) as service:

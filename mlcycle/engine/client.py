@@ -57,7 +57,7 @@ class KernelProcess:
             end.close()
 
     def send(self, message: dict | None) -> None:
-        "Pass a message on, None at the end; one to a dead kernel is noticed by whoever waits for the answer."
+        "Send a message to the kernel, or None to end it; a dead kernel is noticed when the reply is received."
         with suppress(OSError):
             self.pipe.send(message and message | {"buffers": []}) # Widgets look for them
 
@@ -77,7 +77,7 @@ def receive_message(
     kernel: KernelProcess, # Says what happens
     timeout: float | None, # Seconds to wait
 ) -> dict | None:
-    "The next message of a kernel, or None once the time is over; raise if it is dead."
+    "The next message of a kernel, or None after the timeout; raise if the kernel is dead."
     ready = connection.wait([kernel.pipe, kernel.process.sentinel], timeout)
     try:
         if kernel.pipe in ready or kernel.pipe.poll():
@@ -95,7 +95,7 @@ def stop_kernel(
     kernel: KernelProcess, # Done, or dead
     grace: float = 5, # Seconds that it may take to end by itself
 ) -> None:
-    "End a forked kernel, and whatever it started."
+    "Terminate a forked kernel and its child processes."
     if kernel.pipe.closed:
         return
     kernel.send(None)
@@ -111,14 +111,14 @@ def wait_until_closed(
     kernel: KernelProcess, # Told to end
     until: float, # Of the monotonic clock
 ) -> None:
-    "Wait until a kernel closes its end of the pipe: it has nothing more to do, or is dead."
+    "Wait until a kernel has closed its end of the pipe, or a deadline has passed."
     with suppress(EOFError, OSError):
         while kernel.pipe.poll(max(0, until - time.monotonic())):
             kernel.pipe.recv()
 
 # %% ../../nbs/engine/client.ipynb #9ab96a13
 class PipeNotebookClient(PapermillNotebookClient):
-    "papermill's client, with one loop for answer and outputs."
+    "A papermill client that receives replies and outputs from one pipe."
 
     def listen(self, request: str, cell, index: int, until: float) -> dict | None:
         "Collect the outputs of a cell; its reply, or None when the time is over."
@@ -195,7 +195,7 @@ def wait_for_reply(
     cell, # Gets the outputs
     timeout: float | None, # Seconds that it may take
 ) -> dict: # The reply
-    "Wait for the answer to a cell, within the limits of cell and notebook."
+    "Wait for the reply to a cell, within the timeouts of cell and notebook."
     until = min(time.monotonic() + (timeout or float("inf")), client.deadline)
     index = next(number for number, one in enumerate(client.nb.cells) if one is cell)
     limit = "the notebook's time" if until == client.deadline else f"{timeout} seconds"
@@ -228,7 +228,7 @@ def last_kernel_log(
     kernel: KernelProcess, # That ended
     max_chars: int = 1500, # Characters
 ) -> str: # Empty if it printed nothing
-    "What a kernel printed last, and where it crashed."
+    "The end of a kernel's log, with the traceback of a crash."
     kernel.log.seek(0)
     printed, crash, where = kernel.log.read().partition("Fatal Python error: ")
     crash = f"\n{crash}{where[:max_chars]}".rstrip() if crash else ""
@@ -241,7 +241,7 @@ class ForkingEngine(Engine):
     @classmethod
     def execute_managed_notebook(cls, nb_man, kernel_name, log_output=False, stdout_file=None, stderr_file=None,
                                  start_timeout=60, execution_timeout=None, notebook_timeout=None, **options):
-        "Run a notebook; what goes wrong in a cell is marked in it."
+        "Execute a notebook in a forked kernel; errors are recorded in its cells."
         language = notebook_language(nb_man.nb)
         if language != "python":
             raise ValueError(f"The engine 'warm' runs Python notebooks; this one is written in {language}.")
@@ -260,7 +260,7 @@ def throttle(
     seconds: float, # Between two calls
     function: Callable, # Called without regard for what it returns
 ) -> Callable:
-    "A function that does nothing when it has just been called."
+    "Limit a function to one call in an interval; calls in between do nothing."
     last = float("-inf")
 
     def call(*arguments, **options):

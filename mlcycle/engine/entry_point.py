@@ -7,7 +7,7 @@ __all__ = ['WarmEngine']
 
 # %% ../../nbs/engine/entry_point.ipynb #ebe77a53
 class WarmEngine:
-    "The engine `warm`, at arm's length."
+    "Entry point of the papermill engine `warm`, which imports the engine only when it is used."
 
     @classmethod
     def execute_notebook(cls, nb, kernel_name, **options):

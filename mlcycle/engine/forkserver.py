@@ -26,7 +26,7 @@ INLINE_BACKEND = "module://matplotlib_inline.backend_inline" # What kernels plot
 def import_statements(
     cells: list[str], # Sources of code cells
 ) -> list[str]: # One module or `from` each, in order, without repetition
-    "What notebooks import."
+    "The import statements of notebook cells, without repetition."
     found = {}
     for cell in cells:
         with suppress(SyntaxError): # Magics and the like: whatever is imported there is not preloaded
@@ -67,7 +67,7 @@ _MAIN_LOCK = threading.Lock() # Held while the main module is hidden
 # %% ../../nbs/engine/forkserver.ipynb #ce9d9149
 @contextmanager
 def hidden_main() -> Iterator[None]:
-    "Hide the main module, which processes of `multiprocessing` would import anew."
+    "Context manager: hide the main module, so that `multiprocessing` does not import it in the child."
     with _MAIN_LOCK:
         main, sys.modules["__main__"] = sys.modules["__main__"], ModuleType("__main__")
         try:
@@ -79,7 +79,7 @@ def hidden_main() -> Iterator[None]:
 def start_kernel(
     *arguments, # Those of `run_kernel`
 ) -> None:
-    "Become the kernel of a notebook; imported by the fork, not by the process that asks for it."
+    "Run the kernel of a notebook in this forked process."
     from mlcycle.engine.kernel import run_kernel
 
     share_fork_server()
@@ -87,7 +87,7 @@ def start_kernel(
 
 # %% ../../nbs/engine/forkserver.ipynb #a79c919e
 def share_fork_server() -> None:
-    "In a fork: let `multiprocessing` ask the server that made it."
+    "In a fork: let `multiprocessing` use the server from which it was forked."
     forkserver._forkserver.ensure_running = lambda: None
     IN_FORK.append(os.getpid())
 

@@ -58,7 +58,7 @@ class PipeSession(Session):
 def print_from_fork(
     message: dict, # Of a kernel, made in a fork of it
 ) -> dict: # The same
-    "Write printed text where the kernel will read it; other messages are lost, as in any other kernel."
+    "Write stream messages of a forked process to its standard streams; drop other messages."
     if message["msg_type"] == "stream":
         number = 2 if message["content"]["name"] == "stderr" else 1
         with open(number, "w", closefd=False, encoding="utf-8", errors="replace") as file:
@@ -89,7 +89,7 @@ class LoggedStream(OutStream):
                 self.write(decoder.decode(written))
 
     def drain(self) -> None:
-        "Wait until what was written on the file descriptor has become an output."
+        "Wait until everything written to the file descriptor has been sent as an output."
         while self.watch_fd_thread.is_alive() and select.select([self._fid], [], [], 0)[0]:
             time.sleep(0.001)
         with self.reading:
@@ -102,7 +102,7 @@ if "ipykernel.debugger" not in sys.modules:
 
 # %% ../../nbs/engine/kernel.ipynb #d5e38439
 class ForkedKernel(InProcessKernel):
-    "ipykernel's kernel without sockets, with what it lacks."
+    "An ipykernel kernel that communicates through a pipe instead of sockets."
 
     shell_class = ZMQInteractiveShell # By its name, libraries know that they are in a notebook
     _supports_kernel_subshells = False

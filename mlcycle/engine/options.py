@@ -18,7 +18,7 @@ def engine_options(
     engine: dict[str, str], # Section of the settings
     notebook: Path, # To be executed
 ):
-    "What papermill is told about the engine."
+    "Context manager: the papermill arguments that select and configure the engine."
     if engine["name"] == "warm":
         from papermill.engines import papermill_engines
 

@@ -20,7 +20,7 @@ def is_local_module(
     root: str, # Name of a module, up to the first dot
     folder: Path, # The working directory
 ) -> bool:
-    "Whether a module lies in the working directory, where it may change while the server lives."
+    "Whether a module lies in the working directory and may change while the server runs."
     spec = importlib.util.find_spec(root)
     home = Path((spec and spec.origin) or "/")
     return root != "mlcycle" and home.is_relative_to(folder) and "site-packages" not in home.parts

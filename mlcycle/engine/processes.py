@@ -26,7 +26,7 @@ def kill_when_closed(
 def describe_exit(
     exitcode: int, # Of a process; negative for a signal
 ) -> str:
-    "How a kernel ended, in words."
+    "Describe the exit code or signal of a kernel."
     if exitcode >= 0:
         return f"The process ended by itself with exit code {exitcode}."
     name = signal.Signals(-exitcode).name

@@ -48,7 +48,7 @@ def warm_up_html_rendering() -> None:
 
 # %% ../../nbs/engine/warmup.ipynb #841683e4
 def warm_up_libraries() -> None:
-    "Draw a plot, style a table, look up which packages are installed, and drop it all."
+    "Exercise plotting, table styling and package lookup once, so that later calls are fast."
     import pandas as pd
     import seaborn as sns
     from matplotlib.figure import Figure
@@ -65,7 +65,7 @@ def warm_up_libraries() -> None:
 def warmup_statements(
     packages: set[str], # That the notebooks use, at once or later
 ) -> list[str]: # Statements, for `preload`
-    "What the server runs after the imports of the notebooks: late imports of their packages, and a page and a plot."
+    "Statements that the server runs after the notebooks' imports: late imports, a rendered page, a plot."
     roots = {name: name.split(".")[0] for name in LATE_IMPORTS}
     used = [name for name, root in roots.items() if IMPORTED_BY.get(root, root) in packages]
     warm = ["from mlcycle.engine.warmup import warm_up_libraries; warm_up_libraries()"]

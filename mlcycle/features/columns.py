@@ -21,7 +21,7 @@ def check_columns(
     rows: pd.DataFrame, # Some
     names: Iterable[str], # Columns that must be there
 ) -> None:
-    "Refuse a table without some columns, and name them."
+    "Raise if columns are missing from a table."
     if not hasattr(rows, "columns"):
         raise InputError(f"A table is expected, and a {type(rows).__name__} was given.", "A pandas DataFrame has named columns.")
     if missing := [name for name in names if name not in rows.columns]:
@@ -40,7 +40,7 @@ def remember_columns(
 
 # %% ../../nbs/features/columns.ipynb #77465701
 class NamedColumnsTransformer(TransformerMixin, BaseEstimator):
-    "Base of transformers that find columns of any type by name, and keep `outputs_`: the name and origin of each number."
+    "Base of transformers that select columns by name and record the name and origin of each output."
 
     derived: ClassVar[tuple[str, ...]] = () # Attributes that `transform` makes anew, and that are not saved
 

@@ -32,7 +32,7 @@ from ..stores.tables.datasets import read_table
 # %% ../../nbs/03_features.ipynb #9120171d
 @dataclass(frozen=True)
 class FeatureSettings:
-    "How features are chosen."
+    "Parameters of stage 3."
 
     max_missing: float = 0.95 # Columns with a larger share of missing values are left out
     trusted: Sequence[str] = () # Columns that a person vouches for, though they may leak the target
@@ -55,7 +55,7 @@ def find_leakage_suspects(
     workspace: Workspace, # Holds the tables
     settings: FeatureSettings, # Columns that a person vouches for
 ) -> list[LeakageSuspect]:
-    "Columns that may leak the target."
+    "Find columns suspected of target leakage in the training rows."
     tested = rows
     if "set_aside" in dataset.tables:
         aside = read_table(workspace.tables, dataset.tables["set_aside"])
@@ -75,7 +75,7 @@ def gather_recipes(
     settings: FeatureSettings, # How many recipes, whether any at all
     own: Sequence[Recipe] = (), # Of the user's functions
 ) -> list[Recipe]:
-    "Recipes of features that might help."
+    "Recipes of user functions, histories and proposed features."
     if not settings.create:
         return list(own)
     past = propose_history_recipes(rows, problem, column_types, label_delay=settings.label_delay)

@@ -33,7 +33,7 @@ def run_notebook(
     project: Path | None = None, # Whose settings count; found from the working directory if not given
     on_cell: Callable[[int, int], None] = lambda cell, cells: None, # Told which cell starts, of how many
 ) -> Path: # Of its page
-    "Run a notebook; its page is written however it ends."
+    "Execute a notebook and write its page, also if it fails."
     notebook, project = Path(notebook), find_project(project)
     content, values = read_notebook_and_parameters(notebook, parameters)
     engine = section_with_defaults(read_settings(project), "engine")

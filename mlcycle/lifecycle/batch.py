@@ -56,7 +56,7 @@ def run_batch(
 def single_thread_environment(
     wanted: bool = True, # Else nothing happens
 ) -> Iterator[None]:
-    "Let processes that start now compute in one thread, unless the environment says otherwise."
+    "Context manager: limit child processes to one thread, unless the environment sets a number."
     if not wanted or "OMP_NUM_THREADS" in os.environ:
         yield
         return
@@ -71,7 +71,7 @@ def start_batch_fork_server(
     plans: list[Plan], # Of a batch
     choice: StageChoice, # Which stages
 ) -> bool: # Whether there is anything to run
-    "Start the server from which workers and notebooks fork, if a stage of any plan must run."
+    "Start the fork server of a batch if any stage must run; return whether there is anything to run."
     stale = any(state.status != "fresh" for plan in plans for state in check_freshness(plan, choice.forced).values()
                 if state.stage in choice.stages)
     if stale:

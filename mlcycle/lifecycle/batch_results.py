@@ -22,7 +22,7 @@ from ..outcomes import STAGES
 # %% ../../nbs/lifecycle/batch_results.ipynb #2176fb19
 @dataclass
 class BatchResults:
-    "How a batch went."
+    "Results of a batch: runs, errors, and the folder of the comparison."
 
     name: str
     folder: Path # Of its comparison and table

@@ -65,7 +65,7 @@ def run_worker(
     choice: StageChoice, # Which stages
     batch: str, # Its name
 ) -> None:
-    "Make one run of a batch; the target of a forked process."
+    "Execute one run of a batch in a worker process; the target of a fork."
     os.setsid()
     kill_when_closed(lifeline)
     os.environ.clear()
@@ -82,7 +82,7 @@ def run_worker(
 # %% ../../nbs/lifecycle/batch_workers.ipynb #fe53f5d9
 @dataclass
 class Worker:
-    "A worker, as the process that asked for it sees it."
+    "A worker process, seen from its parent."
 
     number: int # Which plan
     process: BaseProcess

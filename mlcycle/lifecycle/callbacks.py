@@ -12,27 +12,27 @@ from ..core.runs import Run
 
 # %% ../../nbs/lifecycle/callbacks.ipynb #2b0c7706
 class RunCallback:
-    "Methods that are called as a run goes on; these do nothing."
+    "Callback with hooks for the progress of a run; the base class does nothing."
 
     def on_stage_start(self, stage: str) -> Callable[[int, int], None]:
-        "A stage begins; what is returned is called with the cell that starts, and the number of cells."
+        "Called when a stage starts; returns a function that is called with each cell and the number of cells."
         return lambda cell, cells: None
 
     def on_stage_reused(self, stage: str, run: str) -> None:
-        "A stage is taken from the cache, where a run left it."
+        "Called when a stage is restored from the cache of another run."
 
     def on_notice(self, text: str) -> None:
-        "Something that a person should know: another process holds a lock, a hook failed."
+        "Called with a message for the user, such as a held lock or a failed hook."
 
     def on_stage_end(self, stage: str) -> None:
         "A stage is done."
 
     def on_nothing_to_do(self, run: Run) -> None:
-        "Everything is fresh, and this run has it all."
+        "Called when all stages are fresh and a finished run holds their outcomes."
 
 # %% ../../nbs/lifecycle/callbacks.ipynb #999277d5
 class BatchRunCallback(RunCallback):
-    "One run of a batch: how many stages are done, and what happens now."
+    "Callback of one run of a batch: reports the number of finished stages and the current one."
 
     def __init__(self, show=lambda done, text: None, end=lambda error: None):
         self.show, self.end, self.done = show, end, 0
@@ -57,8 +57,8 @@ class BatchRunCallback(RunCallback):
 
 # %% ../../nbs/lifecycle/callbacks.ipynb #84e291ad
 class BatchCallbackFactory:
-    "Gives each run of a batch its callback; this one shows nothing."
+    "Creates the callback of each run of a batch; the base class reports nothing."
 
     def callback_for(self, number: int, parameters: str, stages: int) -> BatchRunCallback:
-        "The callback of a run, by its number, its parameters in words, and how many stages it has."
+        "Create the callback of a run from its number, its parameters and its number of stages."
         return BatchRunCallback()

@@ -14,7 +14,7 @@ from ..outcomes import STAGES
 # %% ../../nbs/lifecycle/choice.ipynb #d2b1d579
 @dataclass(frozen=True)
 class StageChoice:
-    "Which stages of a plan run."
+    "Selection of the stages to run: last, first, single, or forced stages."
 
     until: str = "" # The last one
     start: str = "" # This one and those after it run in any case

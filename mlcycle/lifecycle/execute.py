@@ -26,7 +26,7 @@ def execute_notebook(
     engine: dict[str, str], # Section of the settings
     on_cell: Callable[[int, int], None] = lambda cell, cells: None, # Told which cell starts, of how many
 ) -> None:
-    "Run a notebook with papermill; turn what goes wrong into an error of ours."
+    "Execute a notebook with papermill; raise errors of cells as mlcycle errors."
     start_fork_server([]) # Unless it is warm already
     import papermill
     from nbclient.exceptions import CellTimeoutError, DeadKernelError
@@ -64,7 +64,7 @@ def _cell_error(notebook: Path, error) -> MlcycleError:
 def is_disk_full(
     error: BaseException | str, # An error, or its text as another process told it
 ) -> bool:
-    "Whether an error means that there is no room left."
+    "Whether an error was caused by a full disk."
     codes = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
     if isinstance(error, DiskFullError) or isinstance(error, OSError) and error.errno in codes:
         return True

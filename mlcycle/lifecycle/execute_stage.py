@@ -91,7 +91,7 @@ def restore_stage(
     state: StageState, # Fresh
     pages: Path, # Gets the notebook and its page
 ) -> None:
-    "Take a stage from the cache."
+    "Restore a stage from the cache."
     stage, entry, output = state.stage, state.entry, Path(pages) / plan.notebooks[state.stage].name
     updated = refresh_notebook_prose(entry.folder / "notebook.ipynb", plan.notebooks[stage])
     if updated is None:

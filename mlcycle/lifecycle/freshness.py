@@ -20,7 +20,7 @@ from ..outcomes import STAGES
 # %% ../../nbs/lifecycle/freshness.ipynb #25816ecd
 @dataclass(frozen=True)
 class StageState:
-    "Whether a stage is fresh, and what it was compared with."
+    "Status of a stage: fresh, stale or missing, with the inputs that were compared."
 
     stage: str
     status: str # "fresh", "stale" or "missing"

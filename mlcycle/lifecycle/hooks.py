@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 def hook_payload(
     run: "Run", # One that has ended
 ) -> dict[str, Any]: # JSON
-    "How a run went."
+    "The facts of a run as JSON, for hooks."
     info, reports = run.info, run.workspace.reports
     stages = list(info["stages"].values())
     return {
@@ -46,7 +46,7 @@ def run_hook(
     attempts: int = 4, # How often a webhook is tried
     backoff: float = 1, # Seconds before the second attempt; they double with each
 ) -> str: # What went wrong; empty if nothing did
-    "Call a hook."
+    "Call a hook, a webhook or a command; return an error message, empty on success."
     unset = [name for name in re.findall(r"\$\{?(\w+)", hook) if name not in os.environ]
     address = os.path.expandvars(hook).strip()
     is_webhook = address.lower().startswith(("http://", "https://"))

@@ -21,7 +21,7 @@ from .locks import is_running
 def study_folders_of_runs(
     runs: Iterable[Run], # Any
 ) -> set[str]: # Folders, relative to the workspace
-    "The searches that runs name in the outcome of stage 4."
+    "The study folders that runs refer to."
     files = [run.folder / "modelling.json" for run in runs]
     named = [json.loads(file.read_text()).get("study", "") for file in files if file.is_file()]
     return {"/".join(name.split("/")[:2]) for name in named} - {""} # The folder of a study holds one for each search
@@ -42,7 +42,7 @@ def delete_old_runs(
     keep: int, # So many of the newest stay
     dry_run: bool = False, # Whether only to say what would go
 ) -> list[str]: # Ids of those that go
-    "Remove old runs with their pages, and what only they needed in the cache."
+    "Delete old runs with their pages, studies and cache entries that no other run needs."
     from mlcycle.reports.pages import write_index
 
     runs = list_runs(workspace)

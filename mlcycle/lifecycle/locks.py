@@ -35,7 +35,7 @@ def run_lock(
 def is_running(
     run: Run, # Any
 ) -> bool:
-    "Whether a process works on a run."
+    "Whether a process is executing a run."
     if run.info["status"] != "running":
         return False
     try:
@@ -51,7 +51,7 @@ def stage_lock(
     state: StageState, # Of the stage
     callback: RunCallback, # Called if another process does
 ):
-    "Hold the lock of a stage with its inputs."
+    "Context manager: hold the lock of a stage for its inputs, waiting for another process if necessary."
     lock = FileLock(stage_locks_folder(run.workspace) / f"{state.stage}-{state.key}.lock")
     holder = Path(f"{lock.lock_file}.json")
     try:
@@ -72,7 +72,7 @@ def stage_lock(
 def read_lock_holder(
     path: Path, # Beside a lock; not yet written, perhaps, or gone again
 ) -> dict[str, Any]: # `run` and `process`
-    "Who holds a lock."
+    "The run and process that hold a lock."
     for _ in range(20):
         with suppress(OSError):
             return json.loads(path.read_text())
@@ -83,7 +83,7 @@ def read_lock_holder(
 def stage_locks_folder(
     workspace: Workspace, # Whose locks
 ) -> Path:
-    "Where locks of stages are; before there is a workspace, elsewhere, since a wrong input shall leave nothing."
+    "The folder of stage locks: in the workspace, or in the temporary folder before there is one."
     home = workspace.root.absolute()
     if not home.is_dir():
         home = Path(gettempdir()) / f"mlcycle-{os.getuid()}" / sha256(str(home).encode()).hexdigest()[:12]

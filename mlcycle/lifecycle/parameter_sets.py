@@ -21,7 +21,7 @@ from .plan import Plan, make_plan
 def expand_grid(
     assignments: list[str], # Each `name=a,b,c`, or `name=["a, b", "c"]`
 ) -> list[dict[str, Any]]: # Every combination; one empty set for an empty grid
-    "The sets of a grid."
+    "All combinations of the values of a grid."
     axes = {}
     for text in assignments:
         name, equals, values = text.partition("=")

@@ -42,7 +42,7 @@ def has_problem_file(
     project: Path, # Its folder
     parameters: dict[str, Any], # Of stage 1
 ) -> bool:
-    "Whether the question is written down: then it says where the rows come from, unless somebody says otherwise."
+    "Whether the project has the problem file that the parameters name."
     name = parameters.get("problem_file", "")
     return bool(name) and (Path(project) / name).is_file()
 
@@ -53,7 +53,7 @@ def make_plan(
     parameter_file: Path | None = None, # A YAML file, below the command line
     origin: str = "command line", # Where `parameters` come from, for errors and tables
 ) -> Plan:
-    "Resolve every parameter; raise for the first that is wrong."
+    "Resolve all parameters into a plan; raise for the first invalid one."
     project = find_project(project)
     settings, notebooks = read_settings(project), stage_notebooks(project)
     definitions = {stage: read_parameters(path) for stage, path in notebooks.items()}

@@ -42,7 +42,7 @@ def _without_outputs(notebook: "NotebookNode") -> "NotebookNode":
 def make_project_notebook(
     path: Path, # A shipped stage notebook
 ) -> "NotebookNode": # Its title, where its functions are, and all from `## Run` on; cells keep their ids
-    "What a project can change of a notebook."
+    "The part of a shipped stage notebook that a project can edit."
     import nbformat
 
     notebook, stage = _without_outputs(nbformat.from_dict(extract_run_section(path))), Path(path).stem.split("_", 1)[1]
@@ -62,7 +62,7 @@ def init_project(
     folder: Path, # Made if it is not there
     shipped: Path | None = None, # Folder of the shipped notebooks; the package's if not given
 ) -> list[Path]: # The files of the project
-    "Make a project: settings, notebooks to edit, what git shall ignore, a README."
+    "Create a project: settings, notebooks, .gitignore, README."
     folder, new = Path(folder).resolve(), not Path(folder).exists()
     notebooks = [f"{place}/{name}" for place in (SHIPPED_FOLDER, NOTEBOOK_FOLDER) for name in NOTEBOOK_NAMES.values()]
     files = [*notebooks, *TEMPLATE_FILES]
@@ -101,7 +101,7 @@ def _write_notebook(path: Path, notebook: "NotebookNode") -> None:
 # %% ../../nbs/lifecycle/project.ipynb #0f8904ef
 @dataclass(frozen=True)
 class NotebookVersions:
-    "A stage's notebook in a project: where it is, what it started from, and what is shipped now."
+    "Three versions of a stage notebook: the project's, its base, and the shipped one."
 
     own: Path
     base: Path
@@ -109,7 +109,7 @@ class NotebookVersions:
 
     @property
     def draft(self) -> Path:
-        "Where a merge goes that a person must finish."
+        "The path of a merge with conflicts, to be resolved by the user."
         return self.own.with_suffix(".merge.ipynb")
 
     def read(self) -> tuple["NotebookNode", "NotebookNode", "NotebookNode"]:
@@ -166,7 +166,7 @@ def diff_shipped_notebooks(
     project: Path, # Its folder
     shipped: Path | None = None, # Folder of the shipped notebooks; the package's if not given
 ) -> dict[str, list[Any]]: # By stage, where there are any: nbdime's diff from what the project started from to what is shipped
-    "What has changed in the shipped notebooks since the project was made or last merged."
+    "Changes of the shipped notebooks since the project was made or last merged, by stage."
     nbdime, changes = _nbdime(), {}
     for stage, versions in find_notebook_versions(project, shipped).items():
         _, base, latest = versions.read()
@@ -179,7 +179,7 @@ def describe_shipped_changes(
     color: bool = False, # For a terminal
     shipped: Path | None = None, # Folder of the shipped notebooks; the package's if not given
 ) -> str: # Lines to print
-    "What has changed in the shipped notebooks, for people."
+    "Describe the changes of the shipped notebooks as text."
     changes, versions, out = diff_shipped_notebooks(project, shipped), find_notebook_versions(project, shipped), StringIO()
     if not changes:
         return "The shipped notebooks are as they were when this project took them over."
@@ -194,7 +194,7 @@ def describe_shipped_changes(
 # %% ../../nbs/lifecycle/project.ipynb #da6f63e8
 @dataclass(frozen=True)
 class MergeResult:
-    "What became of the notebooks whose shipped versions have changed."
+    "Result of a merge: merged stages and conflicts."
 
     merged: dict[str, Path] = field(default_factory=dict) # By stage: the project's notebook, which has the changes now
     conflicts: dict[str, str] = field(default_factory=dict) # By stage: what a person must do
@@ -208,7 +208,7 @@ def merge_shipped_notebooks(
     project: Path, # Its folder
     shipped: Path | None = None, # Folder of the shipped notebooks; the package's if not given
 ) -> MergeResult:
-    "Bring what has changed in the shipped notebooks into those of a project."
+    "Merge the changes of the shipped notebooks into those of a project."
     changed, result = diff_shipped_notebooks(project, shipped), MergeResult()
     for stage, versions in find_notebook_versions(project, shipped).items():
         if stage in changed or versions.draft.is_file():

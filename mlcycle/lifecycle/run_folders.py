@@ -38,7 +38,7 @@ def start_run(
     name: str = "", # Its id; made from the time if not given
     **facts: Any, # More for `run.json`
 ) -> Run:
-    "A run with nothing done."
+    "Create a run without outcomes."
     now = datetime.now(UTC)
     info = {
         "id": name or f"{now:%Y%m%d-%H%M%S}-{uuid4().hex[:4]}", "status": "running", "started": f"{now:%Y-%m-%d %H:%M} UTC",
@@ -91,7 +91,7 @@ def outcomes_match_cache(
     run: Run, # A finished one
     states: dict[str, StageState], # All of them fresh
 ) -> bool:
-    "Whether the outcomes of a run are those of the cache."
+    "Whether the outcomes of a run equal those in the cache."
     files = {run.folder / f"{stage}.json": state.entry.info["hashes"]["outcome.json"] for stage, state in states.items()}
     return all(path.is_file() and hash_file(path) == value for path, value in files.items())
 
@@ -101,7 +101,7 @@ def finish_run(
     error: BaseException | None = None, # That ended it
     callback: RunCallback | None = None, # Called if a hook fails
 ) -> Run:
-    "Record how a run ended, list it in the index, and call the hooks."
+    "Record the end of a run, update the index, and call the hooks."
     status = "done" if error is None else "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
     update_run_info(run, status=status, error=error_text(error) if error else "")
     write_pages(run) # Again, now that all of them exist and can be linked
@@ -118,7 +118,7 @@ def remove_on_full_disk(
     workspace: Workspace, # Gets what is written
     *parts: Path, # Folders of a run
 ):
-    "Where the disk is full, say so, and leave no part of a run; stages that were finished stay in the cache."
+    "Context manager: on a full disk, remove the run's folders and raise `DiskFullError`."
     try:
         yield
     except BaseException as error:

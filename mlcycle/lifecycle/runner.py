@@ -42,7 +42,7 @@ def run_plan(
     callback: RunCallback | None = None, # Called as the run goes on
     **facts: Any, # More for `run.json`
 ) -> Run: # With the outcomes of its stages
-    "Bring a run up to date."
+    "Run the stages of a plan that are not fresh."
     choice, callback = choice or StageChoice(), callback or RunCallback()
     modules = ModuleIndex(plan.workspace.project, load_code_summaries(plan.workspace))
     states = {stage: state for stage, state in check_freshness(plan, choice.forced, modules).items() if stage in choice.stages}
@@ -66,7 +66,7 @@ def preload_statements(
     plan: Plan, # Knows the notebooks
     states: Iterable[StageState], # Of the stages that will run
 ) -> list[str]: # Import statements
-    "What the stages import, at once or later."
+    "Import statements of the stages to run, for the fork server."
     if plan.settings["engine"]["name"] != "warm":
         return warmup_statements(set()) # For the pages
     cells = [source for state in states for source in code_cells(plan.notebooks[state.stage]).values()]
@@ -80,7 +80,7 @@ def rewrite_outdated_pages(
     states: dict[str, StageState], # All of them fresh
     callback: RunCallback, # Called with what was renewed
 ) -> None:
-    "Write the pages of a run anew whose prose has been edited, or that are gone."
+    "Write pages again that are missing or whose notebook text has been edited."
     pages = run.workspace.reports / run.id
     notebooks = {stage: plan.notebooks[stage] for stage in states}
     outdated = {stage: states[stage] for stage, path in notebooks.items() if is_page_outdated(pages / path.name, path)}

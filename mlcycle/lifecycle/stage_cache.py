@@ -19,14 +19,14 @@ from ..outcomes import OUTCOME_TYPES
 # %% ../../nbs/lifecycle/stage_cache.ipynb #685f5560
 @dataclass(frozen=True)
 class CacheEntry:
-    "What a stage left when it last ran with the same inputs."
+    "A cached execution of a stage: outcome, notebook, page, and the inputs."
 
     folder: Path
     info: dict # `stage`, `key`, `inputs`, `run`, `seconds`, `content_hash`, `hashes`
 
     @classmethod
     def read(cls, folder: Path) -> "CacheEntry | None":
-        "An entry, if there is one, as it was written and in the present layout."
+        "Read a cache entry; None if it is missing, damaged or of another layout."
         info = read_checksummed_json(folder / "entry.json")
         return cls(folder, info) if info and "inputs" in info else None
 
@@ -46,7 +46,7 @@ def cache_entry_folder(
     stage: str, # Which one
     key: str, # Hash of its inputs
 ) -> Path:
-    "Where an entry is."
+    "The folder of a cache entry."
     return workspace.root / "cache" / stage / key
 
 # %% ../../nbs/lifecycle/stage_cache.ipynb #57f1f8d0
@@ -68,7 +68,7 @@ def save_cache_entry(
     notebook: Path, # Executed
     seconds: float, # That it took
 ) -> CacheEntry:
-    "Keep what a stage left."
+    "Save the results of a stage in the cache."
     folder = cache_entry_folder(run.workspace, stage, key)
     files = {"outcome.json": run.folder / f"{stage}.json", "files.json": run.folder / f"{stage}.files.json",
              "notebook.ipynb": notebook, "body.html": run.folder / f"{stage}.body.html"}
@@ -88,5 +88,5 @@ def outcome_content_hash(
     path: Path, # Of an outcome
     stage: str, # Which one
 ) -> str:
-    "A hash of an outcome without what was only measured, such as seconds."
+    "Hash of an outcome without its volatile fields, such as seconds."
     return short_json_hash(OUTCOME_TYPES[stage].model_validate_json(path.read_text()).content())

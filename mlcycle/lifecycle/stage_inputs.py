@@ -25,7 +25,7 @@ def input_file_hashes(
     parameters: dict, # Of a stage
     project: Path = Path(), # Files may be seen from here
 ) -> dict[str, str]: # Hash of the bytes
-    "Files, folders and patterns that parameters name, or a YAML file among them; a database or an API cannot be seen from here."
+    "Hashes of the files, folders and patterns that parameters refer to; databases and APIs are not covered."
     texts = _short_texts(parameters)
     yamls = [Path(project) / text for text in texts if text.endswith((".yaml", ".yml"))]
     nested = [text for path in yamls if path.is_file() for text in _short_texts(_yaml_texts(path))]
@@ -95,7 +95,7 @@ def stage_inputs(
     outcome_hashes: dict[str, str], # Content hashes of the outcomes of earlier stages
     modules: ModuleIndex, # Summaries of modules
 ) -> dict[str, str]: # Value by name
-    "All that a stage depends on."
+    "All inputs of a stage with a hash or value: parameters, files, cells, code, libraries, earlier outcomes."
     cells, parameters = code_cells(plan.notebooks[stage]), plan.parameters[stage]
     reach = find_reachable_code(list(cells.values()), modules)
     user_modules = {}

@@ -16,7 +16,7 @@ def refresh_notebook_prose(
     executed: Path, # A notebook that was run
     source: Path, # The notebook as it is now, with code that does the same
 ) -> str | None: # The notebook as JSON; None if it needs no change
-    "Yesterday's outputs in today's notebook: prose and comments may have been edited."
+    "The executed outputs with the current text and comments of the notebook."
     old, new = json.loads(executed.read_text()), extract_run_section(source)
     ran = [cell for cell in old["cells"] if "injected-parameters" not in cell["metadata"].get("tags", [])]
     text = lambda cells: [(cell["cell_type"], "".join(cell["source"])) for cell in cells]  # noqa: E731
@@ -33,7 +33,7 @@ def is_page_outdated(
     executed: Path, # In the folder of pages
     source: Path, # The notebook as it is now
 ) -> bool:
-    "Whether a page is gone, or does not show what its notebook says now."
+    "Whether a page is missing or differs from the text of its notebook."
     try:
         return not executed.with_suffix(".html").is_file() or refresh_notebook_prose(executed, source) is not None
     except (OSError, ValueError, KeyError, StopIteration): # Gone or damaged

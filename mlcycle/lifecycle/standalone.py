@@ -62,5 +62,5 @@ def open_stage_run(
     stage: str, # Whose notebook is running
     run_dir: str = "", # Folder of the run; empty when the notebook is opened alone
 ) -> Run:
-    "The run to which a stage's notebook belongs; without one, a run on the bundled sample."
+    "Open the run of a stage notebook; without a folder, a run on the bundled sample."
     return Run(run_dir or open_sample_run(stage))

@@ -109,7 +109,7 @@ def bootstrap_difference(
     n_resamples: int = 200, # How many
     seed: int = 0, # Of the resampling
 ) -> Score:
-    "By how much predictions are better than other ones, with a 95 % interval."
+    "Bootstrap interval of the score difference between two sets of predictions."
     metric, encoded = bind_metric(name, problem), encode_target(actual, problem)
     given = [select_response(metric, problem, each) for each in (predictions, other_predictions)]
     differences = bootstrap_rows(

@@ -20,7 +20,7 @@ def clean_value(
     value: Any, # Text, a number or a moment; not missing
     column: ColumnCleaningPlan, # What is done to it
 ) -> list[tuple[str, Any]]: # Step and value after it, for each step that changed it; None: missing
-    "What the plan of a column makes of a value."
+    "Clean a value by the plan of its column; return each step that changed it."
     steps = _clean_text(value, column) if isinstance(value, str) else []
     now = steps[-1][1] if steps else value
     if isinstance(now, datetime):
@@ -50,7 +50,7 @@ def is_within(
     low: float | None, # Open if not given
     high: float | None, # Open if not given
 ): # Truth value, or an array of them
-    "Whether values lie in an interval that may be open."
+    "Whether values lie in an interval, of which either bound may be None."
     above = True if low is None else value >= low
     return above & (value <= high) if high is not None else above
 

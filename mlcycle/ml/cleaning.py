@@ -25,7 +25,7 @@ def fix_column_order(
     second: Any, # Of the same kind, and less
     rule: ColumnOrderRule, # Says how far apart they usually are
 ) -> tuple[Any, Any]:
-    "A pair the wrong way round, put in order."
+    "Swap two values in the wrong order; discard the second if they are too far apart."
     apart = first - second
     apart = apart.total_seconds() if hasattr(apart, "total_seconds") else apart
     return (second, first) if apart <= rule.max_gap else (first, None)
@@ -36,7 +36,7 @@ def is_swapped_pair(
     second: Any, # Of the other column
     rule: ColumnSwapRule, # Whose values are whose
 ) -> bool:
-    "Whether two values stand in each other's columns."
+    "Whether two values are in each other's columns."
     if isinstance(rule.first_values[0], str):
         return first in rule.second_values and second in rule.first_values
     (low, high), (other_low, other_high) = rule.first_values, rule.second_values
@@ -106,7 +106,7 @@ def summarise_cleaning(
     changes: pd.DataFrame, # Every changed cell
     total: int, # Rows of the table
 ) -> list[LedgerEntry]: # One for each step and column
-    "What was done, with examples."
+    "Summarise the changed cells by step and column, with examples."
     lines = []
     for (step, column), made in changes.groupby(["step", "column"], sort=False):
         shown = made.drop_duplicates("before").head(5)
@@ -121,7 +121,7 @@ def undo_changes(
     rows: pd.DataFrame, # Clean
     changes: pd.DataFrame, # Every changed cell
 ) -> pd.DataFrame: # The rows as they came; a column that was text is text again
-    "What was changed, changed back."
+    "Restore the original values of changed cells."
     rows = rows.copy(deep=False)
     for name, made in changes.drop_duplicates(["row_id", "column"]).groupby("column"):
         places, old = rows.index.get_indexer(made.row_id), made.before.to_numpy(dtype=object)
@@ -143,7 +143,7 @@ def clean_records(
     rows: list[dict], # One a row, values that JSON knows
     plan: CleaningPlan, # What is done
 ) -> list[dict]:
-    "Rows that came over HTTP, cleaned as the table was."
+    "Clean the rows of an HTTP request by the cleaning plan of the table."
     return rows if plan.is_empty else [_clean_record(dict(row), plan) for row in rows]
 
 # %% ../../nbs/ml/cleaning.ipynb #89ceb044

@@ -12,7 +12,7 @@ from ..outcomes import Record
 
 # %% ../../nbs/ml/cleaning_plan.ipynb #224c7eec
 class NumberFormat(Record):
-    "How numbers are written as text."
+    "Format of numbers written as text: meaning of comma and point, and units."
 
     comma: Literal["decimal", "thousands"] = "thousands" # What a comma means that stands without a point
     point: Literal["decimal", "thousands"] = "decimal" # What a point means that stands without a comma
@@ -29,7 +29,7 @@ class UnitConversion(Record):
 
 # %% ../../nbs/ml/cleaning_plan.ipynb #a4b6b3c2
 class ColumnCleaningPlan(Record):
-    "What is done to each cell of a column."
+    "Cleaning plan of a column."
 
     value_type: Literal["text", "number", "date"] = "text" # What it holds once it is clean
     strip_whitespace: bool = False
@@ -66,7 +66,7 @@ class ColumnSwapRule(Record):
 
 # %% ../../nbs/ml/cleaning_plan.ipynb #c1bca675
 class CleaningPlan(Record):
-    "What is done to each cell of a table, and of each row that a service is asked."
+    "Cleaning plan of a table, also applied to the rows of prediction requests."
 
     steps: tuple[str, ...] = () # That were allowed
     columns: dict[str, ColumnCleaningPlan] = {}
@@ -75,5 +75,5 @@ class CleaningPlan(Record):
 
     @property
     def is_empty(self) -> bool:
-        "Whether nothing is done."
+        "Whether the plan changes nothing."
         return not (self.columns or self.swap_rules or self.order_rules)

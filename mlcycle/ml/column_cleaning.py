@@ -84,7 +84,7 @@ def clean_column(
     values: pd.Series, # One column of a table
     column: ColumnCleaningPlan, # What is done to it
 ) -> tuple[pd.Series, pd.DataFrame]: # Clean values; changes: `row_id`, `step`, `before`, `after`
-    "The cells of a column, cleaned."
+    "Clean the cells of a column; also return the changes."
     read, odd = {"number": _read_numbers, "date": _read_dates, "text": _read_text}[column.value_type](values, column)
     places = np.flatnonzero(odd)
     if not len(places):
@@ -107,7 +107,7 @@ def clean_column(
 def to_python(
     value: Any, # Of a cell
 ) -> Any:
-    "A value as plain Python has it."
+    "Convert a NumPy or pandas scalar to a plain Python value."
     return value.to_pydatetime() if isinstance(value, pd.Timestamp) else value.item() if isinstance(value, np.generic) else value
 
 # %% ../../nbs/ml/column_cleaning.ipynb #2eaefeb9
@@ -115,7 +115,7 @@ def restore_integers(
     cleaned: pd.Series, # Perhaps of floats
     before: pd.Series, # As it came
 ) -> pd.Series:
-    "Whole numbers as such, where the column held no others and none is missing."
+    "Convert a cleaned column back to integers if it held only integers and none is missing."
     if cleaned is before or not pd.api.types.is_float_dtype(cleaned) or pd.api.types.is_float_dtype(before):
         return cleaned
     whole = not cleaned.isna().any() and (cleaned % 1 == 0).all() and cleaned.abs().max() < 2**53

@@ -68,7 +68,7 @@ def confusion_matthews(
 def make_likelihood_ratio(
     predicted: int, # 1: the positive likelihood ratio, 0: the negative one
 ) -> Callable: # Of confusion matrices
-    "How many times as often positives get a prediction as negatives do."
+    "Make the likelihood ratio of a predicted class, as a function of confusion matrices."
     def likelihood_ratio(matrices):
         got, rows = matrices[:, :, predicted], matrices.sum(axis=2)
         return _ratio(got[:, 1], rows[:, 1]) / _ratio(np.maximum(got[:, 0], 0.5), rows[:, 0])

@@ -24,7 +24,7 @@ def entity_groups(
     problem: Problem, # Names the column, if there is one
     rows: pd.DataFrame, # With that column
 ) -> np.ndarray | None: # (n,); none where rows stand for themselves
-    "Which rows are about the same entity, as the `groups` of a scikit-learn splitter."
+    "The entity of each row as `groups` of a scikit-learn splitter; None without an entity."
     return pd.factorize(rows[problem.entity])[0] if problem.entity else None
 
 # %% ../../nbs/ml/folds.ipynb #73c8ec44
@@ -33,7 +33,7 @@ def describe_too_few_entities(
     rows: pd.DataFrame, # With that column
     folds: int = 5, # How many are wanted
 ) -> str: # Empty: there are enough
-    "What is wrong where there are fewer entities than folds, in words."
+    "A message if there are fewer entities than folds; empty otherwise."
     if not problem.entity or problem.time or (count := len(np.unique(entity_groups(problem, rows)))) >= folds:
         return ""
     return f"There are {count} values of '{problem.entity}' for {folds} folds: rows about the same one cannot be kept apart."
@@ -68,7 +68,7 @@ def find_disjoint_folds(
     folds: list[tuple[np.ndarray, np.ndarray]], # Perhaps of several rounds
     fold: int, # Number of the fold that is validated
 ) -> list[int]: # Numbers of folds
-    "Folds that share no validation row with another one, and come before it where time orders them."
+    "Folds that share no validation row with a given fold; where time orders the rows, the earlier folds."
     if problem.time:
         return list(range(fold))
     validated = set(folds[fold][1].tolist())
@@ -110,7 +110,7 @@ def mean_difference(
     other_scores: list[float], # Of the other on the same folds
     folds: list[tuple[np.ndarray, np.ndarray]], # Their sizes widen the interval
 ) -> Score:
-    "By how much scores are better than other ones on the same folds, with the corrected 95 % interval."
+    "Mean score difference on the same folds, with the corrected 95 % interval."
     sign = get_metric(metric).sign
     better = [sign * (one - other) for one, other in zip(scores, other_scores, strict=True)]
     half, mean = interval_half_width(better, folds), float(np.mean(better))

@@ -27,7 +27,7 @@ def time_single_predictions(
     threshold: float | None = None, # Of a binary task
     max_rows: int = 300, # So many rows, evenly spread
 ) -> np.ndarray: # Milliseconds, one a row
-    "How long predictions of single rows take."
+    "Milliseconds that a model takes to predict single rows."
     sample = rows.iloc[np.unique(np.linspace(0, len(rows) - 1, max_rows).astype(int))]
     taken = []
     for place in [*[0] * 5, *range(len(sample))]: # The first few warm up
@@ -43,7 +43,7 @@ def measure_latency(
     problem: Problem, # Says which task and which classes
     max_rows: int = 60, # So many rows are predicted one by one
 ) -> dict[str, float]: # Milliseconds: `p50` and `p95` of one row, and `1000 rows` at once
-    "How long a model takes to predict one row, and a thousand."
+    "Latency of predicting one row (p50, p95) and 1,000 rows, in milliseconds."
     single = time_single_predictions(model, rows, problem, max_rows=max_rows)
     thousand = rows.iloc[np.arange(1000) % len(rows)]
     start = time.perf_counter()

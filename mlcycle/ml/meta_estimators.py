@@ -24,7 +24,7 @@ def fit_with_sample_weight(
     y, # Target of the same rows
     sample_weight: np.ndarray | None = None, # Of the same rows; models that know none do without
 ) -> BaseEstimator: # The same one, fitted
-    "Fit with sample weights where the model, or what it holds, takes them."
+    "Fit with sample weights, routed to every inner estimator that accepts them."
     takers = [] if sample_weight is None else list(_weight_takers(model))
     if all(hasattr(taker, "transform") for taker in takers):
         return model.fit(X, y)
@@ -62,7 +62,7 @@ def _remove_requests(value: Any) -> None:
 
 # %% ../../nbs/ml/meta_estimators.ipynb #a4d64449
 class LabelEncodedClassifier(ClassifierMixin, BaseEstimator):
-    "A classifier that is shown numbers of classes."
+    "Meta-estimator that encodes class labels as integers for its model."
 
     def __init__(
         self,

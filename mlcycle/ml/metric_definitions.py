@@ -28,7 +28,7 @@ from mlcycle.ml.confusion import (
 # %% ../../nbs/ml/metric_definitions.ipynb #c1b8a135
 @dataclass(frozen=True)
 class Metric:
-    "A score by name."
+    "A metric: function, tasks, response method, range and direction."
 
     name: str
     function: Callable # (actual, predicted) -> float; binary: actual is false/true; else the class number, or the number itself
@@ -45,12 +45,12 @@ class Metric:
 
     @property
     def sign(self) -> int:
-        "Times this, more is better: -1 where lower values are better, else 1."
+        "-1 if lower values are better, else 1: the factor that makes higher better."
         return -1 if self.higher_is_better is False else 1
 
     @property
     def range(self) -> str:
-        "From where to where its values reach, in words."
+        "The range of values, as text."
         low, high = (f"{end:,.12g}" if np.isfinite(end) else "" for end in (self.low, self.high))
         return f"{low} to {high}" if low and high else f"{low} and more" if low else f"up to {high}" if high else "any number"
 

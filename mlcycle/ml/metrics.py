@@ -63,7 +63,7 @@ def bind_metric(
     name: str | Metric, # A metric, by name or as it is
     problem: Problem, # It must fit its task, and may need its costs
 ) -> Metric:
-    "A metric that is ready for a problem: `cost` knows its costs."
+    "Bind a metric to a problem: `cost` gets the costs of the problem."
     metric = get_metric(name, problem.task) if isinstance(name, str) else name
     return metric.bind(metric, problem) if metric.bind else metric
 
@@ -86,7 +86,7 @@ def select_response(
     problem: Problem, # Says how to read labels
     predictions: Predictions, # Labels, and scores if there are any
 ) -> np.ndarray: # Scores, or encoded labels
-    "What a metric is computed from: the scores of predictions, or their labels."
+    "The response that a metric needs: scores, or encoded labels."
     if metric.response_method == "predict_proba" and predictions.scores is None:
         raise MetricError(f"The metric '{metric.name}' needs scores.", f"A {problem.task} has none.")
     return predictions.scores if metric.response_method == "predict_proba" else encode_target(predictions.labels, problem)
@@ -96,7 +96,7 @@ def select_response(
 def explain_metric_errors(
     metric: Metric, # Named in the error
 ):
-    "Say which metric it was that failed."
+    "Context manager: name the metric in errors raised inside."
     try:
         yield
     except MetricError:
@@ -155,7 +155,7 @@ def describe_metrics(
     names: list[str], # Metrics
     problem: Problem, # For which they are
 ) -> pd.DataFrame: # `metric`, `better when`, `range`, `computed from`, `description`
-    "What metrics measure, for people."
+    "A table that describes metrics: direction, range, input, meaning."
     better = {True: "higher", False: "lower", None: "neither"}
     source = {"predict": "labels", "predict_proba": "probabilities"}
     return pd.DataFrame([

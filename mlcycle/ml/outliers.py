@@ -47,7 +47,7 @@ def count_outliers(
     method: OutlierMethod = "robust z", # Not the forest
     threshold: float | None = None, # So many deviations or ranges; the default if not given
 ) -> pd.DataFrame: # A line for each column that has some: `column`, `low`, `high`, `rows`, `share`
-    "Which columns of numbers have outliers."
+    "Number columns with outliers: limits, number and share of outliers."
     lines = []
     for name in rows.select_dtypes("number"):
         values = rows[name].to_numpy(dtype=float, na_value=np.nan)
@@ -76,7 +76,7 @@ class OutlierLimits(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
         return self
 
     def is_outlier(self, X):
-        "Which values lie beyond, of columns where some training row did."
+        "Flag values beyond the limits, in columns that had outliers in the training rows."
         numbers = _validate(self, X)
         return ((numbers < self.lower_) | (numbers > self.upper_))[:, self.flagged_]
 
@@ -111,7 +111,7 @@ class IsolationForestFlag(OneToOneFeatureMixin, TransformerMixin, BaseEstimator)
         return self
 
     def is_outlier(self, X):
-        "Which rows are anomalous, as a column."
+        "Flag anomalous rows, as one column."
         threshold = DEFAULT_THRESHOLDS["isolation forest"] if self.threshold is None else self.threshold
         X = _validate(self, X)
         return -self.forest_.score_samples(X)[:, None] > threshold
@@ -173,7 +173,7 @@ def plot_outliers(
     found: pd.DataFrame, # As `count_outliers` gives them
     max_columns: int = 12, # So many are drawn
 ): # Axes of matplotlib
-    "Where the outliers of each column lie."
+    "Plot the outliers of each column relative to the limits."
     import matplotlib.pyplot as plt
 
     found = found.head(max_columns)

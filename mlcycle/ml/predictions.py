@@ -30,7 +30,7 @@ class Predictions:
 
     @property
     def values(self) -> np.ndarray:
-        "Scores, or the numbers of a regression: all that need be kept, and what can be averaged."
+        "Scores, or the predictions of a regression: the values that can be averaged."
         return self.labels if self.scores is None else self.scores
 
 # %% ../../nbs/ml/predictions.ipynb #307ae005
@@ -39,7 +39,7 @@ def predictions_from_values(
     problem: Problem, # Says which classes there are
     threshold: float | None = None, # Of a binary task; 0.5 if not given
 ) -> Predictions:
-    "Predictions from their values: of many classes the likeliest, of two the positive one from the threshold on."
+    "Predictions from scores or numbers: the most probable class, or the positive class from the threshold on."
     if problem.task == "regression":
         return Predictions(np.asarray(values, dtype=float))
     classes = np.asarray(problem.classes)
@@ -56,7 +56,7 @@ def predict(
     problem: Problem, # Says which task and which classes
     threshold: float | None = None, # Of a binary task; 0.5 if not given
 ) -> Predictions:
-    "What a model predicts for some rows."
+    "Predict labels and scores of rows."
     if problem.task == "regression":
         return predictions_from_values(model.predict(rows), problem)
     order = [list(model.classes_).index(label) for label in problem.classes]

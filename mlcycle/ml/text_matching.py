@@ -20,7 +20,7 @@ HOMOGLYPHS = str.maketrans( # Cyrillic and Greek letters, and the Latin ones tha
 def normalise_whitespace(
     text: str, # As it was typed
 ) -> str:
-    "Text without what cannot be seen."
+    "Remove invisible characters and surplus white space."
     if text.isascii() and "  " not in text and text == text.strip():
         return text
     seen = text.translate(INVISIBLE_CHARACTERS)
@@ -38,7 +38,7 @@ def fold_case(
 def homoglyph_skeleton(
     text: str, # As it was typed
 ) -> str:
-    "Text that is the same for letters that look alike, with accents or without."
+    "Text in lower case with homoglyphs and accents replaced by plain letters, for comparison."
     plain = "".join(sign for sign in unicodedata.normalize("NFKD", text) if not unicodedata.combining(sign))
     return fold_case(plain.translate(HOMOGLYPHS))
 
@@ -59,7 +59,7 @@ def correct_spelling(
     text: str, # Perhaps a slip
     known: tuple[str, ...], # Right spellings
 ) -> str | None: # One of them, or nothing
-    "The only known value that a text is a slip away from."
+    "The closest known value within one typing error (two in long words); None if it is not unique."
     if (alike := [right for right in known if homoglyph_skeleton(right) == homoglyph_skeleton(text)]):
         return alike[0] if len(alike) == 1 else None
     words, codes = split_words_and_codes(text, 3) # One may be lost

@@ -21,7 +21,7 @@ from .metric_definitions import CLASSES, REGRESSION, Metric
 def load_user_metric(
     name: str, # "module:function"
 ) -> Metric:
-    "A function of the user's own as a metric."
+    "Load a user's function `module:name` as a metric."
     function = _import_function(name)
     usual = {"higher_is_better": True, "response_method": "predict", "range": (-np.inf, np.inf), "tasks": (*CLASSES, *REGRESSION),
              "description": ((function.__doc__ or "").strip().splitlines() or [f"The value of '{name}'."])[0]}

@@ -25,7 +25,7 @@ def parse_number(
     text: str, # As it was typed
     form: NumberFormat, # What marks and units mean
 ) -> float | None: # Nothing where it cannot be read
-    "The number that a text stands for."
+    "Parse a number from text; None if it cannot be parsed."
     parts = _NUMBER.fullmatch(" ".join(text.translate(INVISIBLE_CHARACTERS).replace("−", "-").lower().split()))
     if not parts:
         return None
@@ -55,7 +55,7 @@ def parse_date(
     text: str, # As it was typed
     formats: tuple[str, ...], # Tried in this order
 ) -> datetime | None: # Without time zone, in UTC; nothing where it cannot be read
-    "The moment that a text stands for."
+    "Parse a date from text as UTC without time zone; None if it cannot be parsed."
     for form in formats:
         try:
             read = datetime.fromisoformat(text) if form == "ISO8601" else datetime.strptime(text, form)

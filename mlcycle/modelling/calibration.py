@@ -43,7 +43,7 @@ def calibrate_trial(
     cv: CrossValidation, # The rows and folds; a classification
     trial: Trial, # The chosen one
 ) -> tuple[Calibration, Trial]: # What was measured; the trial with calibrated predictions, where that is better
-    "Calibrate the chosen model's probabilities, if that is better by more than noise."
+    "Calibrate the probabilities of a trial if that significantly improves the log loss and keeps the primary metric."
     problem, folds = cv.problem, range(len(cv.folds))
     given = [_class_probabilities(predictions, problem) for predictions in trial.predictions]
     actual = [_class_codes(cv.actual(fold), problem) for fold in folds]
@@ -77,7 +77,7 @@ def out_of_fold_probabilities(
 def threshold_metric(
     problem: Problem, # Has costs and the primary metric
 ) -> str: # The name of a metric
-    "The metric for which the threshold is tuned."
+    "The metric for which the decision threshold is tuned."
     if problem.costs:
         return "cost"
     return problem.metric if get_metric(problem.metric).response_method == "predict" else "f1"
@@ -88,7 +88,7 @@ def tune_threshold(
     trial: Trial, # Its predictions for validation rows decide
     max_thresholds: int = 200, # Quantiles of the scores
 ) -> float: # In [0, 1]
-    "The threshold that is best on validation rows."
+    "The decision threshold with the best score on validation rows."
     problem = cv.problem
     metric = bind_metric(threshold_metric(problem), problem)
     actual, scores = out_of_fold_probabilities(cv, trial)

@@ -18,7 +18,7 @@ ALL_TASKS = ("binary", "multiclass", "regression")
 # %% ../../nbs/modelling/candidate_model.ipynb #67c8022b
 @dataclass(frozen=True)
 class CandidateModel:
-    "A model that may be compared with others."
+    "A model type that can be compared: estimator, search space, encodings, limits."
 
     name: str
     make_estimator: Callable # (task, seed, parameters) -> estimator, unfitted, one thread
@@ -36,7 +36,7 @@ class CandidateModel:
     user_code: str = "" # The code of a user's own model
 
     def reason_excluded(self, task: Task, rows: int) -> str:
-        "Why it is left out; empty if it is not."
+        "Why the model is excluded; empty if it is not."
         if task not in self.tasks:
             return f"not made for a {task} task"
         if self.max_rows and rows > self.max_rows:

@@ -29,7 +29,7 @@ def candidate_model(
     complexity: int = 3, # Of two that are equally good, the lower one is chosen
     tasks: Sequence[str] = ALL_TASKS, # `binary`, `multiclass`, `regression`
 ) -> Callable: # A decorator of a function (task, seed, **parameters) -> estimator
-    "Add an estimator of your own to the candidates."
+    "Decorator: add an estimator to the candidates."
     encodings = (encoding,) if isinstance(encoding, str) else tuple(encoding)
     if not re.fullmatch(r"[\w .+-]{1,40}", name) or name in ("dummy", "ensemble"):
         raise ParameterError(f"A candidate cannot be called '{name}'.", "Up to 40 letters, digits, blanks and dashes.")
@@ -56,7 +56,7 @@ def check_trusted_types(
     models: Sequence[CandidateModel], # Those that are compared
     task: Task, # Of the problem
 ) -> None:
-    "Raise where a user's own model could not be loaded again."
+    "Raise if a user's model contains types that could not be loaded again."
     for model in models:
         try:
             unknown = untrusted_types(model.make_estimator(task, 0, {})) if model.user_code else []

@@ -26,7 +26,7 @@ from ..stores.models.trial_tracking import TrialRecord
 def model_complexity(
     trial: Trial, # Of any candidate, or the ensemble
 ) -> int: # Lower is simpler
-    "How complex a model is."
+    "The complexity rank of a trial's model; lower is simpler."
     return 10 if trial.model == "ensemble" else CANDIDATES[trial.model].complexity
 
 # %% ../../nbs/modelling/choice.ipynb #8e3e23b7
@@ -50,7 +50,7 @@ def order_by_selection_rule(
     trials: Sequence[Trial], # Complete ones, and perhaps the ensemble
     selection_rule: str = "one standard error", # Or `best`: nothing counts but the score
 ) -> list[Trial]: # If one is refused, the next is taken
-    "The candidates in the order in which they are chosen."
+    "Rank trials by the selection rule; if one is refused, the next is taken."
     single = [trial for trial in trials if trial.model != "ensemble"]
     together = [trial for trial in trials if trial.model == "ensemble"]
     ranked = rank_trials(cv, trials)
@@ -67,7 +67,7 @@ def order_by_selection_rule(
 def final_parameters(
     trial: Trial, # Complete
 ) -> dict:
-    "The hyperparameters of a trial, with the number of trees that its folds found."
+    "The hyperparameters of a trial, with the mean number of boosting iterations over its folds."
     if not trial.best_iterations:
         return trial.parameters
     return trial.parameters | {CANDIDATES[trial.model].iterations_parameter: max(1, round(np.mean(trial.best_iterations)))}
@@ -94,7 +94,7 @@ def build_leaderboard(
     cv: CrossValidation, # Knows the metric and the folds
     order: Sequence[Trial], # In the order of choice; those without the folds of later repeats are compared on the first
 ) -> list[LeaderboardEntry]: # The chosen one first
-    "Every candidate, its score with an interval, and how far it is behind the best."
+    "Build the leaderboard: score with interval and difference to the best of each candidate."
     metric, best = cv.problem.metric, rank_trials(cv, order)[0]
 
     def behind(trial: Trial) -> Score:
@@ -114,7 +114,7 @@ def trial_record(
     metric: str, # Of its scores
     role: str, # How far it came: `baseline`, `search`, `finalist`
 ) -> TrialRecord:
-    "A trial as it is logged."
+    "A trial as a record for MLflow."
     return TrialRecord(
         name=trial.name, model_type=trial.model, role=role, encoding=trial.encoding, metric=metric, status=trial.status,
         parameters={name: str(value) for name, value in trial.parameters.items()}, reason=trial.reason,

@@ -24,7 +24,7 @@ from ..outcomes import Problem
 # %% ../../nbs/modelling/cross_validation.ipynb #355cb761
 @dataclass(frozen=True)
 class CrossValidation:
-    "The same rows and folds for every candidate."
+    "Rows, folds and settings shared by all candidates."
 
     problem: Problem
     _: KW_ONLY
@@ -45,7 +45,7 @@ class CrossValidation:
 def check_classes_in_folds(
     cv: CrossValidation, # Its folds
 ) -> None:
-    "Raise where a class is missing among the training or the validation rows of a fold."
+    "Raise if a fold lacks a class in its training or validation rows."
     problem, target = cv.problem, cv.rows[cv.problem.target]
     for number, (train_index, valid_index) in enumerate(cv.folds, 1):
         if problem.task == "regression":
@@ -76,7 +76,7 @@ def early_stopping_split(
     seed: int = 0, # Of the drawing
     groups: np.ndarray | None = None, # Of the training rows
 ) -> tuple[np.ndarray, np.ndarray] | None: # Positions to fit, and to stop by; none if there are too few
-    "Training rows that are held out to decide when boosting stops."
+    "Positions of training rows to fit on and to stop by; None if there are too few rows."
     if len(y_train) < MIN_ROWS_EARLY_STOPPING:
         return None
     places = np.arange(len(y_train))
@@ -116,7 +116,7 @@ def cache_encoded_fold(
     encoding: str, # Of the features
     number: int, # Of the fold
 ) -> Path:
-    "The file of an encoded fold, which is made if it is not there."
+    "The file of an encoded fold; the fold is encoded and saved if there is none."
     path = Path(cv.cache_folder, f"{encoding}-{number}.joblib")
     if not path.exists():
         joblib.dump(_encode(cv, encoding, number), path)

@@ -53,7 +53,7 @@ def fit_first_acceptable_model(
     sample_weight: np.ndarray | None, # Of these rows
     calibrate: bool = True, # Whether probabilities are calibrated where that is better
 ) -> tuple[BaseEstimator, dict[str, float]]: # Fitted, and its latency
-    "The first of the ranking that is loadable and fast enough, fitted on all training rows."
+    "Fit the ranked trials on all training rows until one can be loaded and meets the latency budget."
     problem, refused = selection.cv.problem, {}
     columns, limit = rows.drop(columns=problem.target), problem.latency_budget_ms
     for place, trial in enumerate(selection.ranking):

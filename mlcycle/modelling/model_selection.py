@@ -27,7 +27,7 @@ from ..stores.models.trial_tracking import TrialRecord
 # %% ../../nbs/modelling/model_selection.ipynb #05e86031
 @dataclass
 class ModelSelection:
-    "All that was compared, and what was chosen."
+    "Result of the model comparison: search, finalists, ranking, calibration and threshold."
 
     cv: CrossValidation # With the folds of all repeats
     search: SearchResult
@@ -72,7 +72,7 @@ def repeat_cross_validation(
     budget: SearchBudget, # A repeat that would take longer than is left is not begun
     rows: pd.DataFrame, # Those of the cross-validation, with the entity
 ) -> tuple[CrossValidation, list[Trial], bool]: # With all folds, finalists that are complete on them; whether time was up
-    "The finalists on further folds."
+    "Evaluate the finalists on the folds of further repeats."
     taken = sum(trial.fit_seconds for trial in finalists) * len(cv.folds) / cv.jobs
     count, problem = len(cv.folds), cv.problem
     for repeat in range(1, 1 if problem.time else repeats):
@@ -94,7 +94,7 @@ def compare_models(
     rows: pd.DataFrame, # Those of the cross-validation, with the entity
     train_rows: int, # So many rows the final model is fitted on
 ) -> ModelSelection:
-    "All candidates, the search, further folds for the finalists, and the order in which they are chosen."
+    "Compare all candidates: baseline trials, hyperparameter search, repeated folds for the finalists, ranking."
     full, repeats = SearchBudget(settings.trials, settings.search_seconds), settings.repeats > 1 and not cv.problem.time
     models, excluded = choose_candidates(cv.problem.task, train_rows, settings.models)
     check_trusted_types(models, cv.problem.task)

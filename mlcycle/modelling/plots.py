@@ -44,7 +44,7 @@ def plot_leaderboard(
     entries: Sequence[LeaderboardEntry], # The chosen one first
     max_models: int = 20, # The first ones
 ) -> "Axes":
-    "Each fold, and the mean of all with its interval; the dummy is left out, beside which all others look alike."
+    "Fold scores and mean with interval of each candidate; the dummy is omitted to keep the scale."
     import matplotlib.pyplot as plt
     import seaborn as sns
 
@@ -92,7 +92,7 @@ def hyperparameter_importance(
     study: "optuna.Study", # Of a search
     max_hyperparameters: int = 8, # At most
 ) -> pd.Series: # Share of the importance, by hyperparameter; empty with fewer than eight trials of a model
-    "The hyperparameters on which the score depends most."
+    "Importance of the hyperparameters for the score (PED-ANOVA)."
     import optuna
 
     values = trials_table(study)
@@ -132,7 +132,7 @@ def plot_hyperparameter_slices(
     metric: str, # Primary
     max_hyperparameters: int = 6, # At most
 ) -> "Figure | None": # None if there is nothing to show
-    "The score along each hyperparameter; where it is best at an end, a wider search may find better."
+    "The score against each important hyperparameter."
     import matplotlib.pyplot as plt
     import seaborn as sns
 

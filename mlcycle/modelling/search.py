@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 # %% ../../nbs/modelling/search.ipynb #cb8bb1f5
 @dataclass(frozen=True)
 class SearchBudget:
-    "How long a search may take."
+    "Limits of a search: number of trials and seconds."
 
     n_trials: int # Of the search, at most
     timeout: float # Seconds: no new trial starts after them
@@ -70,7 +70,7 @@ def run_or_load_trial(
     *args, # Further arguments of `run_trial`
     **kwargs, # Further arguments of `run_trial`
 ) -> Trial:
-    "A trial, or the one that an earlier search has saved."
+    "Run a trial, or load it if an earlier search has saved it."
     path = Path(folder, f"{name}.npz")
     if saved := load_trial(path, cv.problem):
         return saved
@@ -106,7 +106,7 @@ def rank_trials(
     cv: CrossValidation, # Knows the metric
     trials: Sequence[Trial], # Complete ones
 ) -> list[Trial]: # Best first; of equal ones, the first
-    "Trials in the order of their mean scores."
+    "Sort trials by mean score, best first."
     sign = get_metric(cv.problem.metric).sign
     return sorted(trials, key=lambda trial: -sign * np.mean(trial.scores))
 
@@ -115,7 +115,7 @@ def progress_bar(
     name: str, # What is under way
     total: int, # Of its steps
 ):
-    "A bar in a notebook, for what takes longer than a moment."
+    "A tqdm progress bar that is shown only in notebooks."
     from tqdm.auto import tqdm
 
     return tqdm(total=total, desc=name, unit="trial", delay=BAR_DELAY, leave=False, disable=not in_notebook())
@@ -163,7 +163,7 @@ def suggest_hyperparameters(
 def enqueued_parameters(
     models: Sequence[CandidateModel], # Whose hyperparameters are searched
 ) -> list[dict]: # Values by Optuna's names
-    "Hyperparameters known to be good, the first of each candidate first."
+    "The starting points of the models, to be tried first."
     rounds = max((len(model.starting_points) for model in models), default=0)
     return [{"model": model.name, f"{model.name}_encoding": model.encodings[0], f"{model.name}_trees": 150}
             | {f"{model.name}_{name}": value for name, value in model.starting_points[place].items()}
@@ -176,7 +176,7 @@ def ask_next_trial(
     models: Sequence[CandidateModel], # Whose hyperparameters are searched
     seed: int, # Of the proposals
 ) -> "optuna.Trial":
-    "The next trial: a starting point, or a proposal."
+    "Ask the study for the next trial: a starting point, or a proposal of the sampler."
     import warnings
 
     import optuna
@@ -226,7 +226,7 @@ def rerun_trial(
     models: Sequence[CandidateModel], # Whose hyperparameters are searched
     folder: Path, # Of the study
 ) -> Trial:
-    "A trial of the study, once more."
+    "Run a trial of the study again."
     model, encoding, parameters = suggest_hyperparameters(frozen_trial, models, cv)
     why = "worse than most" if frozen_trial.state.name == "PRUNED" else ""
     return run_or_load_trial(cv, folder, f"trial {number}", model, parameters, number, encoding, prune=lambda scores: why)

@@ -16,7 +16,7 @@ from .search import SearchBudget
 # %% ../../nbs/modelling/settings.ipynb #31375d00
 @dataclass(frozen=True, kw_only=True)
 class ModellingSettings:
-    "How candidates are compared."
+    "Parameters of stage 4."
 
     models: Sequence[str] = () # Names of candidates; all that are installed if empty
     folds: int = 5 # Of the cross-validation

@@ -52,7 +52,7 @@ def make_cross_validation(
     settings: ModellingSettings, # How many folds, of which seed
     folder: Path, # For encoded folds
 ) -> CrossValidation:
-    "The rows and folds on which candidates are compared."
+    "Make the rows and folds on which candidates are compared."
     few = subsample_evenly(rows, settings.search_rows)
     cv = CrossValidation(
         problem, preprocessor=preprocessor, rows=few[[*columns, problem.target]], cache_folder=folder, seed=settings.seed,
@@ -67,7 +67,7 @@ def check_columns_vary(
     rows: pd.DataFrame, # Training rows
     columns: Sequence[str], # That the preprocessor reads
 ) -> None:
-    "Raise where all columns are constant."
+    "Raise if all columns are constant."
     if all(rows[column].nunique(dropna=False) < 2 for column in columns):
         raise StageError(f"All {len(columns)} columns are constant in the training rows.", "At least one that varies.",
                          "Look at what stage 2 kept, and at what stage 3 left out.")
@@ -158,7 +158,7 @@ def name_study(
     plan: FeaturePlan, # Names the pipeline
     settings: ModellingSettings, # But for trials and seconds: more of them go on with the same study
 ) -> str:
-    "The name of the study to which a search belongs."
+    "The name of the study of a search, a hash of data, plan and settings."
     fields = {name: getattr(problem, name) for name in ("target", "task", "positive", "metric", "costs", "time", "entity")}
     used = {name: getattr(settings, name) for name in ("models", "folds", "search_rows", "weights", "seed")}
     own = {model.name: model.user_code for model in CANDIDATES.values()

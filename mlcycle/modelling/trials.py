@@ -57,7 +57,7 @@ def check_predictions(
     predictions: Predictions, # Of any estimator
     rows: int, # How many there must be
 ) -> Predictions: # The same
-    "Raise where there is not one number for each row."
+    "Return predictions unchanged; raise if there is not one finite value for each row."
     values = predictions.values
     if len(values) != rows or predictions.scores is None and values.ndim != 1:
         raise ValueError(f"its predictions have the shape {values.shape} for {rows} rows")
@@ -138,7 +138,7 @@ def run_trial(
 def record_duration(
     trial: Trial, # Under way
 ) -> Iterator[None]:
-    "Record when a trial began, and how long it takes."
+    "Context manager: record the start and duration of a trial."
     begun, trial.started = time.perf_counter(), trial.started or time.time()
     try:
         yield
@@ -203,7 +203,7 @@ def extend_trial(
     model: CandidateModel, # Which
     trial: Trial, # So far
 ) -> Trial: # With all folds
-    "A trial on the folds that it lacks."
+    "Evaluate a trial on the folds that it lacks."
     longer = replace(trial, scores=[*trial.scores], predictions=[*trial.predictions],
                      best_iterations=[*trial.best_iterations])
     try:

@@ -14,7 +14,7 @@ def has_degraded(
     current: Score, # Of the events
     holdout: Score, # At validation
 ) -> bool: # Whether the intervals lie apart, the current one on the bad side
-    "Whether the score is worse than on the holdout by more than noise."
+    "Whether the current score is significantly worse than the holdout score: the intervals do not overlap."
     if get_metric(current.metric).higher_is_better:
         return current.high < holdout.low
     return current.low > holdout.high
@@ -28,7 +28,7 @@ def decide_action(
     *,
     latency_budget_ms: float | None = None, # Of the 95th percentile; None: any latency will do
 ) -> tuple[str, str, str]: # Action, reason, stage to go back to
-    "What to do about the health of a service."
+    "Decide the action from quality, drift and latency."
     drifted, p95 = [each.column for each in drift if each.drifted], latency_ms["p95"]
     names = ", ".join(drifted[:5]) + (" and others" if len(drifted) > 5 else "")
     if current and has_degraded(current, holdout):

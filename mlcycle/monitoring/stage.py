@@ -49,7 +49,7 @@ def replay_through_service(
     feedback_rows: int = 100, # Actual values are sent after so many rows
     functions: Path | None = None, # The workspace's own file of functions that the model calls
 ) -> None:
-    "Send rows through a running service, and their actual values later."
+    "Send rows, and later their actual values, to a running service."
     sent, step = to_json_rows(rows[columns]), feedback_rows
     ids, actuals = [str(i) for i in rows.index], rows[problem.target].tolist()
     with running_service(folder, events_url, run, fork=True, functions=functions) as service:
@@ -82,7 +82,7 @@ ACTION_HEADLINES = {"nothing": "No action", "investigate": "Investigate", "retra
 def health_without_release(
     release: Release, # Released nothing
 ) -> Health:
-    "The outcome where no model was released."
+    "The outcome of stage 7 if no model was released."
     return Health(decision="There is nothing to monitor: no model was released.", monitored_table="none", rows=0, latency_ms={},
                   windows=[], drift=[], action="investigate", reason=release.decision, back_to_stage="modelling")
 
@@ -100,7 +100,7 @@ def monitor_model(
     latency_budget_ms: float | None = None, # Of the 95th percentile; the problem's if not given
     run: str = "", # Under which events are written
 ) -> tuple[Health, pd.DataFrame]: # The events too
-    "Send rows through the service, and decide about its health."
+    "Replay rows through the service, measure quality, drift and latency, and decide the action."
     workspace = workspace or Workspace.from_project()
     if not release.released:
         return health_without_release(release), pd.DataFrame()

@@ -61,7 +61,7 @@ def imported_names(
     node: ast.Import | ast.ImportFrom, # A statement
     module: str, # In which it stands: relative imports are about it
 ) -> dict[str, tuple[str, str]]: # Local name to module and name there
-    "What an import statement gives a meaning."
+    "Names bound by an import statement, with their module and original name."
     if isinstance(node, ast.Import):
         return {alias.asname or alias.name.split(".")[0]: (alias.name if alias.asname else alias.name.split(".")[0], "")
                 for alias in node.names}
@@ -89,7 +89,7 @@ def find_source_file(
     module: str, # With dots
     project: Path, # May have modules of its own
 ) -> Path | None: # None for those of other packages
-    "The source file of a module of ours or of the project's."
+    "The source file of a module of mlcycle or the project; None for other packages."
     root, *rest = module.split(".")
     home = os.path.join(os.path.dirname(mlcycle.__file__) if root == "mlcycle" else os.path.join(project, root), *rest)
     return next((Path(file) for file in (f"{home}.py", f"{home}/__init__.py") if os.path.isfile(file)), None)
@@ -106,7 +106,7 @@ def find_references(
     parts: ParsedModule, # Around it
     module: str, # Its name
 ) -> set[Reference]:
-    "Whatever a definition refers to: names, attributes of modules, code and modules named in texts."
+    "References of a definition: names, attributes of modules, code and modules named in strings."
     known = {name: (module, name) for name in parts.definitions} | parts.imports
     found, inside = set(), [each for node in nodes for each in ast.walk(node)]
     for node in inside:
@@ -139,7 +139,7 @@ def summarise_module(
     source: str, # Of a module, or of the cells of a notebook
     name: str, # With dots
 ) -> dict: # `definitions`: name to hash and references; `imports`: name to module and name there
-    "What must be known of a module to follow names through it."
+    "Definitions with hashes and references, and imports, of a module."
     parts = parse_module(source, name)
     definitions = parts.definitions | ({ON_IMPORT: parts.on_import} if parts.on_import else {})
     return {"imports": parts.imports, "definitions": {
@@ -151,7 +151,7 @@ ON_IMPORT = "(on import)" # Stands for what importing a module does
 
 # %% ../../nbs/nb/dependencies.ipynb #365866e0
 class ModuleIndex:
-    "Modules of ours and of the project's, summed up."
+    "Cached summaries of the modules of mlcycle and the project."
 
     def __init__(self, project: Path, summaries: dict[str, dict] | None = None, reread: bool = False):
         self.project, self.reread = Path(project), reread
@@ -159,7 +159,7 @@ class ModuleIndex:
         self.modules: dict[str, dict | None] = {}
 
     def module(self, name: str) -> dict | None:
-        "The summary of a module of ours or of the project's; None for those of others."
+        "The summary of a module; None for modules of other packages."
         known = self.modules if self.reread or name.split(".")[0] != "mlcycle" else MODULE_CACHE
         if name not in known:
             file = find_source_file(name, self.project)
@@ -168,7 +168,7 @@ class ModuleIndex:
         return known[name]
 
     def summary(self, source: str, name: str) -> dict:
-        "A summary, known or made."
+        "The summary of a source, cached by its hash."
         key = sha256(f"{name}\n{source}".encode()).hexdigest()
         if key not in self.summaries:
             self.summaries[key] = summarise_module(source, name)
@@ -179,7 +179,7 @@ MODULE_CACHE: dict[str, dict | None] = {} # Modules of ours, as this process kno
 
 # %% ../../nbs/nb/dependencies.ipynb #ca2a53a2
 class ReachableCode:
-    "Collects what can be reached from a notebook."
+    "Collects the definitions and packages that are reachable from a notebook."
 
     def __init__(self, sources: ModuleIndex):
         self.sources = sources
@@ -187,7 +187,7 @@ class ReachableCode:
         self.packages: set[str] = set() # Of others, as they are imported
 
     def follow(self, module: str, name: str, attribute: str = "") -> None:
-        "Take in what a mention means."
+        "Add the definition to which a reference resolves."
         inside = f"{module}.{name}" if name else module
         outer, inner = self.sources.module(module), self.sources.module(inside)
         if inner is not None and not (outer and name in outer["definitions"]):
@@ -200,7 +200,7 @@ class ReachableCode:
             self.packages.add(module.split(".")[0])
 
     def take_from(self, module: str, summary: dict, names: list[str]) -> None:
-        "Take in names of a module, and what importing the module does."
+        "Add definitions of a module, and the code that runs on import."
         for name in (ON_IMPORT, *names):
             full = f"{module}.{name}"
             if name in summary["definitions"] and full not in self.code:
@@ -217,7 +217,7 @@ def find_reachable_code(
     cells: list[str], # Sources of the code cells
     sources: ModuleIndex, # Modules
 ) -> ReachableCode:
-    "What the cells of a notebook reach."
+    "The code that the cells of a notebook can reach."
     reach = ReachableCode(sources)
     summary = sources.summary("\n".join(map(strip_magics, cells)), NOTEBOOK_MODULE)
     for module, _ in summary["imports"].values(): # Also if nothing of it is used: it may register something
@@ -236,7 +236,7 @@ NOTEBOOK_MODULE = "(notebook)" # The name of the cells as a module
 def strip_magics(
     cell: str, # Source
 ) -> str: # Python
-    "A cell without the lines that only IPython understands; nothing of a cell that Python cannot read."
+    "A cell without IPython magics; empty if the rest is no valid Python."
     code = "\n".join("" if line.lstrip().startswith(("%", "!")) else line for line in cell.splitlines())
     try:
         ast.parse(code)

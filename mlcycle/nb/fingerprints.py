@@ -22,7 +22,7 @@ from .notebook import is_parameters_cell, extract_run_section
 def code_cells(
     path: Path, # Of a stage notebook
 ) -> dict[str, str]: # Source by id, without the parameters
-    "The code of a run half."
+    "Sources of the code cells that a run executes, by id, without the parameters cell."
     cells = [cell for cell in extract_run_section(path)["cells"] if cell["cell_type"] == "code" and not is_parameters_cell(cell)]
     return {cell.get("id", str(number)): cell["source"] for number, cell in enumerate(cells)}
 
@@ -31,7 +31,7 @@ def hash_cell(
     source: str, # Of a code cell
     summaries: dict, # What is known already; grows
 ) -> str:
-    "A hash of what a cell does: comments and layout do not count."
+    "Hash of a cell's code, independent of comments and layout."
     key = sha256(f"cell\n{source}".encode()).hexdigest()
     if key not in summaries:
         try:
@@ -61,7 +61,7 @@ def save_code_summaries(
     workspace: Workspace, # Keeps them
     summaries: dict, # All of them
 ) -> None:
-    "Keep summaries for the next time, where there is a workspace with room."
+    "Save code summaries in the cache of the workspace, if it exists and has room."
     with suppress(OSError):
         if workspace.root.is_dir():
             write_checksummed_json(workspace.root / "cache" / "code.json", summaries)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 def find_failed_cell(
     cells: list["NotebookNode"], # Of an executed notebook
 ) -> int | None: # Its place; `None` if there is none
-    "The cell that ended a notebook: it raised, or none after it was run."
+    "Position of the cell that failed: it raised an error, or it is the last executed one; None if all were executed."
     for place, cell in enumerate(cells):
         if any(output.output_type == "error" for output in cell.get("outputs", [])):
             return place

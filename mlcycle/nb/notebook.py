@@ -76,7 +76,7 @@ class Parameter:
 
     @property
     def optional(self) -> bool:
-        "Whether the value may be `None`."
+        "Whether the parameter accepts `None`."
         return get_origin(self.type) is not Literal and NoneType in get_args(self.type)
 
 # %% ../../nbs/nb/notebook.ipynb #d4468218
@@ -192,7 +192,7 @@ def parse_value(
     parameter: Parameter, # Says which type
     text: Any, # As it was written; also a list or mapping with text in it
 ) -> Any:
-    "A value that comes as text."
+    "Parse a parameter's value from text."
     read = _read_text if isinstance(text, str) else _read_nested
     try:
         return check_type(parameter.type, read(parameter.type, text))
@@ -283,7 +283,7 @@ def read_parameters(
 def extract_run_section(
     path: Path, # Of a stage notebook
 ) -> dict: # Its title, and everything after the heading `## Run`
-    "The half of a notebook that a run executes."
+    "The part of a notebook that a run executes."
     notebook = read_notebook(path)
     heading = [number for number, cell in enumerate(notebook["cells"]) if cell["source"].strip() == "## Run"]
     if not heading:

@@ -19,7 +19,7 @@ from .notebook import Parameter, check_value, parse_value
 
 # %% ../../nbs/nb/parameters.ipynb #85c96707
 class PlainYamlLoader(yaml.SafeLoader):
-    "YAML as people mean it."
+    "YAML loader that keeps numbers and dates as text, to be parsed by the type of each parameter."
 
     yaml_implicit_resolvers = {
         first: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith((":timestamp", ":int", ":float"))]
@@ -32,7 +32,7 @@ PlainYamlLoader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(
 
 # %% ../../nbs/nb/parameters.ipynb #b821280b
 class TypedParameters(dict):
-    "A layer whose values have types of their own."
+    "Parameters whose values have types already and are not parsed from text."
 
 # %% ../../nbs/nb/parameters.ipynb #218ba488
 def read_parameter_file(
@@ -53,7 +53,7 @@ def parameters_by_stage(
     definitions: dict[str, list[Parameter]], # Parameters by stage
     origin: str, # Where the layer comes from, for errors
 ) -> dict[str, dict[str, Any]]: # Values by stage
-    "A layer, stage by stage."
+    "Assign the parameters of one layer to their stages."
     typed, spread_out = origin == FROM_PYTHON or isinstance(layer, TypedParameters), {stage: {} for stage in definitions}
     for key, value in layer.items():
         if key in definitions and isinstance(value, dict):
@@ -125,7 +125,7 @@ def parameter_origins(
     definitions: dict[str, list[Parameter]], # Parameters by stage
     layers: dict[str, dict[str, Any]], # By origin they come from; later ones win
 ) -> dict[str, dict[str, str]]: # For every parameter of every stage: the name of a layer, or "notebook"
-    "Where the value of each parameter comes from."
+    "The layer from which each parameter's value comes."
     found = {stage: {p.name: "notebook" for p in parameters} for stage, parameters in definitions.items()}
     for origin, layer in layers.items():
         for stage, given in parameters_by_stage(layer, definitions, origin).items():

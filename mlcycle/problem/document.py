@@ -30,7 +30,7 @@ _ANY_SCALAR = {"type": ["string", "number", "boolean"]} # For an editor; here al
 
 # %% ../../nbs/problem/document.ipynb #b1422d83
 class ProblemDocument(BaseModel):
-    "A question, as a person writes it down."
+    "The problem definition, as written in problem.yaml."
 
     model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True, allow_inf_nan=False, coerce_numbers_to_str=True,
                               title="problem.yaml of mlcycle")
@@ -57,7 +57,7 @@ class ProblemDocument(BaseModel):
 
     @contextmanager
     def at(self, *place: str | int) -> Iterator[None]:
-        "Errors about a field name the line where it stands, if it stands in a file."
+        "Context manager: add the line of a field to errors raised inside."
         with self._written.at(*place):
             yield
 
@@ -65,7 +65,7 @@ class ProblemDocument(BaseModel):
 def load_problem_document(
     path: Path, # Of a problem.yaml
 ) -> ProblemDocument: # Knows its lines
-    "A question from its file; raise with line and field if something is wrong."
+    "Load a problem definition from its file; raise with line and field if it is invalid."
     if not Path(path).is_file():
         raise ParameterError(f"There is no file '{path}'.", "A problem.yaml is expected.", "Make one: mlcycle problem init")
     written = read_yaml_file(path, as_text=True)
@@ -77,7 +77,7 @@ def load_problem_document(
 def validate_document(
     written: YamlDocument, # Values by field, and where they are written, if in a file
 ) -> ProblemDocument: # Knows its lines
-    "A document from values; raise if one does not fit its field."
+    "Validate the values of a problem definition."
     for old in [name for name in written.content if RENAMED.get(name) in ProblemDocument.model_fields]:
         with written.at(old):
             raise ParameterError(f"The field '{old}' has another name now.", remedy=f"It is '{RENAMED[old]}'.")
@@ -90,7 +90,7 @@ def load_project_problem(
     project: Path, # Its folder
     name: str = PROBLEM_FILE, # Relative to it; empty: none
 ) -> ProblemDocument: # Empty if there is no file of the usual name
-    "The question that a project has written down."
+    "Load the problem definition of a project."
     path = Path(project) / name
     return load_problem_document(path) if name and (name != PROBLEM_FILE or path.is_file()) else ProblemDocument()
 
@@ -107,7 +107,7 @@ def override_fields(
     document: ProblemDocument, # What was written
     fields: dict[str, Any], # Values of this run, by field; empty ones are ignored
 ) -> ProblemDocument: # Knows the lines of what it still has from the file
-    "A document with the values of this run, else with what was written."
+    "The document with non-empty values of this run in place of those from the file."
     now = non_empty_fields(fields)
     written = document._written
     lines = {place: line for place, line in written.lines.items() if place and place[0] not in now}
@@ -118,7 +118,7 @@ def overridden_fields(
     document: ProblemDocument, # What was written
     fields: dict[str, Any], # Values of this run
 ) -> list[str]: # Fields
-    "Fields that are written in the file and have another value in this run."
+    "Fields of the file that have another value in this run."
     written = non_empty_fields(dict(document))
     return [name for name, value in non_empty_fields(fields).items() if name in written and written[name] != value]
 
@@ -170,7 +170,7 @@ def write_problem_draft(
     fields: dict[str, Any], # By field, as far as they are known
     notes: dict[str, str] | None = None, # More that is worth knowing about a field
 ) -> list[Path]: # The draft, and the schema that its first line names
-    "Write a problem.yaml to begin with; raise if there is one."
+    "Write a draft of problem.yaml; raise if the file exists."
     path, schema = Path(folder) / PROBLEM_FILE, Path(folder) / PROBLEM_SCHEMA_FILE
     check_file_is_new(path)
     try:

@@ -28,7 +28,7 @@ def required_score(
     dummy: Predictions, # Of a model that looks at no column
     actual: np.ndarray, # Of the same rows
 ) -> tuple[str, float] | None: # Metric and bound; None if the criterion is about something else
-    "The score that a criterion requires."
+    "The metric and bound that a criterion requires; None for other kinds of criteria."
     parsed = parse_criterion(criterion, problem.task, problem.metric)
     if parsed.kind == "bound":
         return parsed.metric, parsed.bound
@@ -43,7 +43,7 @@ def compare_with_bound(
     reachable: Score, # What all rows might reach
     bound: float, # What a criterion requires
 ) -> str: # "within reach", "doubtful" or "out of reach"
-    "Whether a bound lies within the interval of a score, below or above it."
+    "Compare a score interval with a bound: within reach, doubtful or out of reach."
     sign = 1 if get_metric(reachable.metric).higher_is_better else -1
     worst, best = sorted((sign * reachable.low, sign * reachable.high))
     if best < sign * bound:
@@ -86,7 +86,7 @@ def assess_feasibility(
     seconds: float = 10.0, # An outer stop; the work itself is counted
     seed: int = 0, # Of whatever is drawn
 ) -> Feasibility:
-    "Whether a target can be predicted well enough, from quick models on a sample."
+    "Assess whether the criteria can be met: quick models, permutation test, learning curve."
     deadline = Deadline(seconds)
     with single_threaded():
         data = prepare_feasibility_sample(rows, problem, seed)

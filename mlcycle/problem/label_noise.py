@@ -16,7 +16,7 @@ def estimate_label_noise(
     regression: bool = False, # Else classes
     max_rows: int = 200_000, # Of a longer table, only so many rows are looked at
 ) -> tuple[float, float] | None: # Share of repeated rows with unequal labels, and the noise ceiling; None where no rows repeat
-    "How far equal rows have unequal labels, and what score that allows at most."
+    "Share of repeated rows with different labels, and the score ceiling that follows from it."
     columns, target = columns.iloc[:max_rows], target.iloc[:max_rows]
     key = pd.util.hash_pandas_object(columns, index=False).to_numpy()
     groups = target.groupby(key)

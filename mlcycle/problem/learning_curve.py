@@ -54,7 +54,7 @@ def extrapolate_errors(
     seed: int = 0, # Of the bootstrap
     n_resamples: int = 100, # How many
 ) -> tuple[float, float, float]: # The error there: value, low, high
-    "The error that a learning curve promises for the full table, with its 95 % interval."
+    "Extrapolate a learning curve to the full table, with a 95 % interval."
     share, goal, rng = np.array(train_sizes) / train_sizes[-1], max(1.0, at / train_sizes[-1]), np.random.default_rng(seed)
     unit = max(np.max(errors), standard_error_from_interval, 1e-9) # Errors in millions and areas below one are fitted alike
     count, scaled = len(train_sizes), np.array(errors) / unit
@@ -73,7 +73,7 @@ def perfect_score(
     scores: list[float], # Of the learning curve
     noise_ceiling: float | None = None, # Of accuracy or R2, if one is known
 ) -> float:
-    "The score from which errors are counted."
+    "The best attainable score of a metric, from which errors are measured."
     if noise_ceiling is not None and metric in ("accuracy", "r2"):
         return noise_ceiling
     if get_metric(metric).higher_is_better:

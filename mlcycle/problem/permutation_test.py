@@ -27,7 +27,7 @@ def similarity_kernels(
     data: FeasibilitySample, # Its features
     places: np.ndarray, # Positions of the rows that are looked at
 ) -> list[np.ndarray]: # (rows, rows), each with a mean of 1 on its diagonal
-    "Three ways in which two rows can be alike."
+    "Three similarity kernels of the rows: linear, binned, and random trees."
     linear, numbered = data.features["linear"][places], data.features["boosted"][places]
     bins = KBinsDiscretizer(5, encode="onehot-dense", strategy="quantile", quantile_method="averaged_inverted_cdf")
     leaves = RandomTreesEmbedding(60, max_depth=4, sparse_output=False, random_state=data.seed)
@@ -127,7 +127,7 @@ def boosting_permutation_scores(
 # %% ../../nbs/problem/permutation_test.ipynb #c9c20b29
 @dataclass(frozen=True)
 class PermutationTest:
-    "Whether there is any signal."
+    "Result of a permutation test: p-value, statistic and its permutation distribution."
 
     p_value: float
     score: float # With the actual target
@@ -138,7 +138,7 @@ def permutation_signal_test(
     data: FeasibilitySample, # Ready
     deadline: Deadline, # May stop it
 ) -> PermutationTest:
-    "A permutation test that there is any signal."
+    "Permutation test of whether the features have any association with the target."
     score, *permuted = kernel_permutation_scores(data)
     first = (1 + np.sum(np.array(permuted) >= score)) / (1 + len(permuted))
     if first <= 0.025 or not deadline.allows("the second test for signal"):

@@ -18,7 +18,7 @@ from threadpoolctl import threadpool_limits
 # %% ../../nbs/problem/probe_budget.ipynb #1d37f099
 @dataclass(frozen=True, kw_only=True)
 class FeasibilityBudget:
-    "How much a probe does, counted."
+    "Size of the feasibility assessment: rows, trees, folds, permutations."
 
     max_rows: int # Of the sample
     n_estimators: int # Trees of gradient boosting, for each class
@@ -42,7 +42,7 @@ def plan_feasibility_budget(
 # %% ../../nbs/problem/probe_budget.ipynb #3e42fb21
 @dataclass
 class Deadline:
-    "An outer stop, and what it cut off."
+    "A time limit, and the steps skipped because of it."
 
     seconds: float # From now on
     skipped: list[str] = field(default_factory=list) # What was cut off
@@ -54,7 +54,7 @@ class Deadline:
         return time.perf_counter() - self.start
 
     def allows(self, step: str) -> bool:
-        "Whether there is time for a step; notes it as skipped if not."
+        "Whether there is time for a step; otherwise it is recorded as skipped."
         if self.elapsed < self.seconds:
             return True
         if step not in self.skipped:

@@ -74,7 +74,7 @@ def predictions_at_best_f1(
 def dummy_predictions(
     data: FeasibilitySample, # Knows how often each class occurs
 ) -> Predictions: # For `data.valid_index`
-    "Predictions of a model that looks at no column: the mean, or the shares of the classes."
+    "Predictions of a dummy model: the mean, or the class shares."
     count, problem = len(data.valid_index), data.problem
     if problem.task == "regression":
         return Predictions(np.full(count, data.y.mean()))

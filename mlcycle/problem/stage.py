@@ -39,7 +39,7 @@ def merge_problem_fields(
 def read_problem_rows(
     document: ProblemDocument, # Names the source, or several with a query
 ) -> pd.DataFrame:
-    "The rows that the question is about."
+    "Read the rows of the problem's source."
     with document.at("source"):
         if document.sources or document.query:
             return read_source(document.source, document.sources, document.query)
@@ -50,7 +50,7 @@ def check_problem_columns(
     rows: pd.DataFrame, # Of the source
     document: ProblemDocument, # Names the columns
 ) -> None:
-    "Raise if a column that a person names is not there, or cannot be what it is document to be."
+    "Raise if a named column is missing or unsuitable for its role."
     columns, target = list(rows.columns), document.target
     if not target:
         raise TargetError("No target is named.", "One column is to be predicted.", f"Columns are: {', '.join(columns)}.")
@@ -70,7 +70,7 @@ def check_problem_columns(
 def columns_named_besides_target(
     document: ProblemDocument, # May name a time, an entity, protected columns, and columns to exclude
 ) -> list[tuple[tuple, str]]: # Place in the document, and name
-    "The columns that a person names beside the target."
+    "Columns that the document names besides the target, with their place in it."
     one = [((field,), getattr(document, field)) for field in ("time", "entity") if getattr(document, field)]
     protected = [(("protected_columns", number), name) for number, name in enumerate(document.protected_columns)]
     return [*one, *protected, *((("excluded", name), name) for name in document.excluded)]
@@ -150,7 +150,7 @@ def check_criteria(
     task: Task, # Their metrics must fit it
     primary: str, # The metric that is compared with the baseline's
 ) -> list[str]: # As they are understood
-    "What success means; an error names the line of the criterion that is wrong."
+    "Parse the success criteria; raise with the line of an invalid one."
     parsed = []
     for number, line in enumerate(document.criteria or ["beats baseline"]):
         with document.at("criteria", number):
@@ -180,7 +180,7 @@ def define_problem(
     probe_seconds: float = 10.0, # An outer stop for the feasibility probe; 0: no probe
     **fields, # More, by the names of the fields of problem.yaml: question, owner, metric, time, excluded, …
 ) -> Problem:
-    "Write down a question, checked against its data, and probe whether it can be answered."
+    "Define a problem, check it against its data, and assess its feasibility."
     given = {"source": source, "target": target, "criteria": criteria, **fields}
     merged = merge_problem_fields(document or ProblemDocument(), given)
     rows = read_problem_rows(merged) if rows is None else rows
@@ -218,7 +218,7 @@ def describe_target(
     values: pd.Series, # The target, without missing values
     task: Task, # Says how
 ) -> dict[str, float]: # Share of each class, or quantiles of a number
-    "How a target is distributed."
+    "Distribution of the target: class shares, or quantiles."
     if task == "regression":
         return {f"{q:.0%}": float(values.quantile(q)) for q in (0, 0.05, 0.25, 0.5, 0.75, 0.95, 1)}
     return {str(label): float(share) for label, share in values.value_counts(normalize=True).items()}
@@ -229,7 +229,7 @@ def draft_problem_fields(
     target: str = "", # The column to predict; a bundled source knows its own
     rows: pd.DataFrame | None = None, # Of the source, if they have been read already
 ) -> tuple[dict[str, Any], dict[str, str]]: # Values by field, and notes for whoever reads them
-    "Values for a first problem.yaml, with notes on what was found."
+    "Values for a draft of problem.yaml, with notes about how they were inferred."
     document = merge_problem_fields(ProblemDocument(), {"source": source, "target": target})
     rows = read_problem_rows(document) if rows is None else rows
     columns = ", ".join(map(str, rows.columns[:60])) + (", …" if rows.shape[1] > 60 else "")

@@ -22,7 +22,7 @@ MIN_TARGET_ROWS_PER_CLASS = 10
 def infer_task(
     values: pd.Series, # The target, without missing values
 ) -> Task:
-    "The task that a target asks for."
+    "Infer the task from the target's values."
     distinct = values.nunique()
     if distinct == 2:
         return "binary"

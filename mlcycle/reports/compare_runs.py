@@ -39,7 +39,7 @@ def runs_with_leaderboard(
 def winning_model(
     run: Run, # Any, finished or not
 ) -> tuple[str, str] | None: # Its name, and its score in words; none if there is no leaderboard
-    "The best model of a run."
+    "Name and cross-validated score of the selected model of a run."
     candidate = read_outcomes(run)["modelling"]
     if not (board := candidate.get("leaderboard")):
         return None
@@ -105,7 +105,7 @@ def compare_fold_scores(
     candidates: list[dict[str, Any]], # Their outcomes of stage 4
     metric: str, # Runs with another primary metric cannot be compared
 ) -> list[dict[str, Any]]: # One for each run but the reference runs
-    "By how much the best model of each run is behind the best on the same rows and folds, with an interval, or why not."
+    "Fold-by-fold difference of each run's selected model to the best on the same folds, or why it is not comparable."
     groups: dict[str, list[int]] = {}
     for place, candidate in enumerate(candidates):
         score = candidate["leaderboard"][0]["score"]

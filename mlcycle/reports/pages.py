@@ -71,7 +71,7 @@ def _templates() -> "Environment":
 def script_hash(
     script: str, # As it stands between the tags
 ) -> str:
-    "How a content security policy names a script that may run."
+    "The hash of a script for the content security policy."
     return f"'sha256-{b64encode(sha256(script.encode()).digest()).decode()}'"
 
 # %% ../../nbs/reports/pages.ipynb #afe76575
@@ -111,7 +111,7 @@ def extract_title_and_toc(
     body: str, # A fragment
     default_title: str, # The title if it has none
 ) -> dict[str, Any]: # `title`, `body`, `contents`, `failure`: what the frame wants to know
-    "A fragment taken apart."
+    "Title, table of contents and failed cell of an HTML fragment."
     first = re.search(r"<h1[^>]*>(.*?)</h1>\s*", body, re.DOTALL)
     rest = body[:first.start()] + body[first.end():] if first else body
     failed = re.search(r'<div [^>]*id="failed-cell"[^>]*>', rest)
@@ -163,7 +163,7 @@ def _page_links(run: Run, stage: str, page: Path, reused: str | None) -> dict[st
 def outcome_severity(
     outcome: dict[str, Any], # What a stage decided; empty if it failed
 ) -> str: # "good", "warn", "bad", or nothing
-    "Whether a decision is good news."
+    "The severity of an outcome for display: good, warn, bad, or none."
     if "approved" in outcome:
         return "good" if outcome["approved"] else "bad"
     if "released" in outcome:
@@ -176,7 +176,7 @@ def outcome_severity(
 def write_pages(
     run: Run, # Its fragments are reused
 ) -> list[Path]: # Of the pages
-    "All pages of a run, again: now that its neighbours exist."
+    "Write all pages of a run again."
     folder = run.workspace.reports / run.id
     notebooks = {stage: (folder / page_name(stage)).with_suffix(".ipynb") for stage in run.info.get("stages", {})}
     return [write_page(run, stage, notebook) for stage, notebook in notebooks.items() if notebook.is_file()]

@@ -10,7 +10,7 @@ from contextlib import suppress
 
 # %% ../../nbs/reports/plot_theme.ipynb #a6b485d8
 def set_plot_theme() -> None:
-    "Give every plot the look of the house."
+    "Set the theme of all plots."
     import matplotlib.pyplot as plt
     import seaborn as sns
 

@@ -49,7 +49,7 @@ def run_facts(
     run: Run, # Any, finished or not
     outcomes: dict[str, dict[str, Any]] | None = None, # If they have been read already
 ) -> dict[str, dict[str, Any]]: # By group and name
-    "What a run can be compared by."
+    "The facts of a run for comparisons: parameters, scores, outcomes, versions."
     outcomes = outcomes or read_outcomes(run)
     changed = run.info.get("parameters", {})
     return {
@@ -60,7 +60,7 @@ def run_facts(
 def run_summary(
     run: Run, # Any, finished or not
 ) -> dict[str, Any]: # Plain JSON
-    "A run as the index lists it."
+    "A summary of a run for the index."
     info, outcomes = run.info, read_outcomes(run)
     problem, verdict, stages = outcomes["problem"], outcomes["validation"], info.get("stages", {})
     decisions = [done["decision"] for done in stages.values()]
@@ -76,7 +76,7 @@ def run_summary(
 # %% ../../nbs/reports/run_facts.ipynb #79869b1d
 @dataclass(frozen=True)
 class DiffRow:
-    "One thing that runs are compared by."
+    "One fact of several runs, and whether it differs."
 
     group: str # One of `FACT_GROUPS`
     name: str
@@ -94,7 +94,7 @@ class DiffRow:
 def format_fact(
     value: Any, # A fact
 ) -> str:
-    "A fact as a person reads it."
+    "Format a fact for display."
     if isinstance(value, dict) and "better" in value:
         interval = "" if value["low"] is None else f" [{value['low']:.4f}, {value['high']:.4f}]"
         return f"{value['value']:.4f}{interval}"
@@ -112,14 +112,14 @@ def format_fact(
 def diff_runs(
     runs: list[Run], # Two or more
 ) -> list[DiffRow]: # In the order of `FACT_GROUPS`
-    "What runs have in common, and what not."
+    "Compare the facts of runs."
     return diff_facts([run_facts(run) for run in runs])
 
 # %% ../../nbs/reports/run_facts.ipynb #0f52d934
 def diff_facts(
     known: list[dict[str, dict[str, Any]]], # As `run_facts` gives them, one a run
 ) -> list[DiffRow]: # In the order of `FACT_GROUPS`
-    "The same, of facts."
+    "Compare facts that have been read already."
     lines = []
     for group in FACT_GROUPS:
         rows: dict[tuple, list[str]] = {} # Name without stage, and values: the stages

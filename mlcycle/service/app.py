@@ -51,7 +51,7 @@ class FeedbackRequest(BaseModel):
 
 # %% ../../nbs/service/app.ipynb #3ba8e605
 class EventWriter:
-    "Writes events in a thread of its own; all are written when it closes."
+    "Writes events in a background thread; closing waits until all are written."
 
     def __init__(self, engine, run: str):
         self.engine, self.run, self.waiting = engine, run, queue.Queue()
@@ -109,7 +109,7 @@ def check_functions_known(
     model, # Fitted
     folder: Path, # Its bundle
 ) -> None:
-    "Refuse a model that calls functions which are not trusted."
+    "Raise if a model calls user functions that are not trusted."
     unknown = sorted({call.name for call in find_function_callers(model) if (call.name, call.sha256) not in KNOWN_FUNCTIONS})
     if unknown:
         source = Path(folder) / "functions.py"
@@ -124,7 +124,7 @@ def create_app(
     run: str = "", # Under which name
     functions: Path | None = None, # File of functions that the model may call; it is run, so trust it
 ) -> FastAPI:
-    "The service of a bundle."
+    "Create the FastAPI app of a release bundle."
     if functions:
         load_functions(functions)
     bundle, model = load_bundle(folder)
@@ -189,7 +189,7 @@ def serve_bundle(
     run: str = "", # Under which name
     functions: Path | None = None, # File of functions that the model may call; it is run, so trust it
 ) -> None:
-    "Serve until the process is told to stop."
+    "Serve a bundle over HTTP until the process is stopped."
     app, bound = create_app(folder, events_url, run, functions), bind_socket(host, port)
     print(f"http://{host}:{bound.getsockname()[1]}", flush=True)
     uvicorn.Server(uvicorn.Config(app, log_level="warning")).run(sockets=[bound])

@@ -29,7 +29,7 @@ from ..stores.models.model_files import load_model
 
 # %% ../../nbs/service/bundle.ipynb #7e33aaca
 class Bundle(Record):
-    "What a service must know of a model."
+    "Description of a release: model, columns, threshold, cleaning plan."
 
     problem: Problem
     columns: dict[str, str] # Type of each column that the model reads, in order
@@ -47,7 +47,7 @@ HOLIDAYS_SETTING = re.compile(r'"holidays": \{[^{}]*"content": "\\"\w') # A sett
 def service_requirements(
     model_path: Path, # A skops file
 ) -> str: # Text of requirements.txt
-    "What a service must have installed: this package as a wheel beside it, all else by version."
+    "The requirements.txt of a service: this package as a wheel, other packages by version."
     with ZipFile(model_path) as archive:
         holidays = HOLIDAYS_SETTING.search(archive.read("schema.json").decode())
     more = set(read_versions(model_path)) & set(PREDICTING_PACKAGES) | ({"holidays"} if holidays else set())
@@ -73,7 +73,7 @@ def build_bundle(
     model_path: Path, # A skops file
     functions: Path | None = None, # Source of the functions that it calls
 ) -> Path: # Its folder
-    "Write a release bundle, unless it is there; it is whole or not there."
+    "Write a release bundle atomically, unless it exists."
     files = bundle_files(bundle, model_path, functions)
     inside = sha256(f"{bundle.content()} {files['requirements.txt'].decode()}".encode()).hexdigest()[:8]
     whole = folder / f"{bundle.model.name}-{bundle.model.version}-{inside}"

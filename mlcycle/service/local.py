@@ -32,7 +32,7 @@ from ..engine.forkserver import IN_FORK, hidden_main
 def to_json_rows(
     rows: pd.DataFrame, # Plain types
 ) -> list[dict]: # One a row, values that JSON knows
-    "Rows as they are sent to a service."
+    "Convert rows to JSON records for a service."
     plain = rows.copy()
     for name in plain.select_dtypes("datetime"):
         plain[name] = plain[name].dt.strftime("%Y-%m-%dT%H:%M:%S.%f").astype(object)
@@ -42,7 +42,7 @@ def to_json_rows(
 # %% ../../nbs/service/local.ipynb #70c94209
 @dataclass(frozen=True)
 class ServiceClient:
-    "A service that answers at an address."
+    "HTTP client of a service."
 
     url: str
     start_seconds: float
@@ -72,7 +72,7 @@ def running_service(
     fork: bool = False, # Start it as a fork where the notebook itself is one: at once, and in no time that means anything
     functions: Path | None = None, # File of functions that the model may call: the caller vouches for it
 ) -> Iterator[ServiceClient]:
-    "A service on loopback, for the length of a `with`."
+    "Context manager: start a service on loopback and stop it at the end."
     words = [str(bundle), "--run", run, *(["--functions", str(functions)] if functions else [])]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "MLCYCLE_EVENTS_URL": events_url}
     start = time.perf_counter()
@@ -94,7 +94,7 @@ def spawned_service(
     environment: dict[str, str], # Of the process
     log: TextIO, # Gets what it complains about
 ) -> Iterator[ServiceProcess]:
-    "A service as a process like any other."
+    "Context manager: run a service in a new process."
     with subprocess.Popen([sys.executable, "-c", SERVICE_MAIN, *words], stdout=subprocess.PIPE, stderr=log, env=environment,
                           text=True) as process:
         try:
@@ -110,7 +110,7 @@ def forked_service(
     environment: dict[str, str], # Of the process
     log: TextIO, # Gets what it complains about
 ) -> Iterator[ServiceProcess]:
-    "A service as a fork of the server that made this notebook's kernel."
+    "Context manager: run a service in a fork of the server that forked this kernel."
     context = get_context("forkserver")
     here, there = context.Pipe(duplex=False)
     process = context.Process(target=_run_service, args=(there, DupFd(log.fileno()), words, environment))

@@ -22,7 +22,7 @@ def hash_outcome_files(
     outcome: Outcome, # Of any stage
     workspace: Workspace, # Holds its artefacts
 ) -> dict[str, str]: # SHA-256 by path, relative to the workspace; those elsewhere are left out
-    "The files that an outcome stands for."
+    "SHA-256 of the files that an outcome refers to, by path."
     files = [file for record in nested_records(outcome) for file in referenced_files(record, workspace)]
     inside = [Path(file) for file in files if Path(file).is_relative_to(workspace.root)]
     return {str(file.relative_to(workspace.root)): hash_file(file) for file in inside}
@@ -60,7 +60,7 @@ def load_cleaning_plan(
     dataset: Dataset, # Of stage 2
     workspace: Workspace, # Keeps the plan
 ) -> CleaningPlan: # An empty one where nothing is cleaned
-    "How rows were cleaned; the service does the same."
+    "Load the cleaning plan of a dataset; an empty one if nothing is cleaned."
     if dataset.cleaning_plan is None:
         return CleaningPlan()
     file = workspace.root / dataset.cleaning_plan.path
@@ -73,7 +73,7 @@ def save_outcome(
     run: Run, # Its folder gets the file
     outcome: Outcome, # What the stage decided
 ) -> None:
-    "Write an outcome as JSON, and beside it the hashes of the files for which it stands."
+    "Save an outcome as JSON, with the hashes of the files that it refers to."
     from mlcycle.stores.outcome_files import hash_outcome_files
 
     files = hash_outcome_files(outcome, run.workspace)

@@ -34,7 +34,7 @@ def baseline_predictions(
     y_train: pd.Series, # The target of the training rows
     rows: int, # How many predictions
 ) -> Predictions:
-    "Predictions of a model that looks at no column."
+    "Predictions of a dummy model that uses no features."
     if problem.task == "regression":
         return Predictions(np.full(rows, y_train.mean()))
     shares = y_train.value_counts(normalize=True).reindex(problem.classes, fill_value=0.0)
@@ -46,7 +46,7 @@ def baseline_predictions(
 # %% ../../nbs/validation/gates.ipynb #8c5ad2b2
 @dataclass(frozen=True, kw_only=True)
 class GateInputs:
-    "All that gates look at."
+    "Inputs of the gates: actual values, predictions, baseline, champion, latency."
 
     actual: pd.Series # Target of the holdout
     predictions: Predictions # Of the candidate
@@ -75,7 +75,7 @@ def evaluate_metric_gate(
     problem: Problem, # Says how to score
     evaluation: GateInputs, # On the holdout
 ) -> Gate:
-    "Whether a metric reaches its bound by more than noise."
+    "Gate: the interval of a metric lies on the right side of its bound."
     score = bootstrap_intervals([criterion.metric], problem, evaluation.actual, evaluation.predictions,
                                 n_resamples=evaluation.n_resamples, seed=evaluation.seed)[0]
     passed = score.low >= criterion.bound if criterion.operator == ">=" else score.high <= criterion.bound
@@ -85,7 +85,7 @@ def evaluate_metric_gate(
 def operating_point_metric(
     criterion: Criterion, # Such as `recall >= 0.6 at precision >= 0.5`
 ) -> Metric:
-    "The best that one of precision and recall can be while the other reaches its bound."
+    "A metric: the best precision or recall at a bound on the other, over all thresholds."
     def function(actual, scores):
         return batch_function(actual[None], scores[None])[0]
 
@@ -108,7 +108,7 @@ def evaluate_best_threshold_gate(
     problem: Problem, # Binary
     evaluation: GateInputs, # On the holdout
 ) -> Gate:
-    "Whether some threshold gives both."
+    "Gate: some threshold reaches the bound of one metric at the bound of the other."
     score = bootstrap_intervals([operating_point_metric(criterion)], problem, evaluation.actual, evaluation.predictions,
                                 n_resamples=evaluation.n_resamples, seed=evaluation.seed)[0]
     actual, scores = encode_target(evaluation.actual, problem), evaluation.predictions.scores
@@ -135,7 +135,7 @@ def evaluate_baseline_gate(
     problem: Problem, # Says how to score
     evaluation: GateInputs, # On the holdout
 ) -> Gate:
-    "Whether the candidate is better than a model that looks at no column."
+    "Gate: the candidate beats the baseline by the required margin."
     score = bootstrap_difference(criterion.metric, problem, evaluation.actual, evaluation.predictions, evaluation.baseline,
                                  n_resamples=evaluation.n_resamples, seed=evaluation.seed)
     bound = _margin(criterion, problem, evaluation, evaluation.baseline)
@@ -147,7 +147,7 @@ def evaluate_champion_gate(
     problem: Problem, # Says how to score
     evaluation: GateInputs, # On the holdout
 ) -> Gate:
-    "Whether the candidate is worse than the champion by no more than a margin."
+    "Gate: the candidate is not worse than the champion by more than the margin."
     if evaluation.champion is None:
         passed = not evaluation.champion_note
         return _gate_without_value(criterion, passed, evaluation.champion_note or "There is no champion yet.")
@@ -162,7 +162,7 @@ def evaluate_latency_gate(
     problem: Problem, # Not looked at
     evaluation: GateInputs, # With latency
 ) -> Gate:
-    "Whether a percentile of latency stays below its bound."
+    "Gate: a latency percentile stays below its bound."
     latency_ms, q = evaluation.latency_ms, criterion.percentile
     interval = stats.bootstrap((latency_ms,), partial(np.percentile, q=q), n_resamples=evaluation.n_resamples, vectorized=True,
                                method="percentile", rng=np.random.default_rng(evaluation.seed)).confidence_interval
@@ -200,7 +200,7 @@ def ratio_between_groups(
     problem: Problem, # Says how to score
     evaluation: GateInputs, # On the holdout
 ) -> tuple[Score | None, str]: # Worst over best, with an interval; none where there are no two groups. And a note
-    "The metric of the worst group as a share of the best one's."
+    "A metric: the lowest group value divided by the highest."
     actual = encode_target(evaluation.actual, problem)
     groups = _large_groups(names, actual, metric, problem)
     left_out = len(np.unique(names)) - len(groups)
@@ -233,7 +233,7 @@ def evaluate_group_ratio_gate(
     problem: Problem, # Names protected columns
     evaluation: GateInputs, # With those columns
 ) -> Gate:
-    "Whether the metric is similar in all groups of the protected columns."
+    "Gate: the ratio of the worst to the best group's metric reaches its bound, for each protected column."
     metric, scores, notes = bind_metric(criterion.metric, problem), [], []
     for column in [criterion.column] if criterion.column else problem.protected_columns:
         if column not in evaluation.rows:
@@ -255,7 +255,7 @@ def evaluate_gates(
     problem: Problem, # Its criteria are decided, and its latency budget
     evaluation: GateInputs, # On the holdout
 ) -> list[Gate]:
-    "All criteria of a problem, decided."
+    "Evaluate all criteria of a problem as gates."
     return [_DECIDE[criterion.kind](criterion, problem, evaluation) for criterion in parse_criteria(problem)]
 
 # %% ../../nbs/validation/gates.ipynb #400687c8

@@ -136,7 +136,7 @@ class CategoryPair(TwoColumnRecipe):
 
 # %% ../../../nbs/features/create/arithmetic.ipynb #065cd5ad
 class GroupDeviation(TwoColumnRecipe):
-    "A number less its mean in the category, as it was in the training rows."
+    "The deviation of a number from the mean of its category in the training rows."
 
     name, words = "{}_within_{}", "{} less its mean in the same {}"
 
@@ -151,7 +151,7 @@ class GroupDeviation(TwoColumnRecipe):
     first, second = property(lambda self: self.number), property(lambda self: self.category)
 
     def learn(self, rows: pd.DataFrame, target: pd.Series | None = None) -> None:
-        "Learn the means, by the hash of the category's name."
+        "Learn the smoothed mean of each category."
         (codes, words), values = _words(rows, self.category), _known(_numbers(rows, self.number))
         self.mean_ = float(np.mean(values[~np.isnan(values)])) if not np.isnan(values).all() else 0.0
         usable = ~np.isnan(values) & (codes >= 0)
@@ -176,7 +176,7 @@ def _hashes(words: np.ndarray) -> np.ndarray:
 
 # %% ../../../nbs/features/create/arithmetic.ipynb #1fa1e636
 class MissingCount(Recipe):
-    "How many of a row's columns are missing."
+    "The number of missing values of a row."
 
     def __init__(
         self,

@@ -79,7 +79,7 @@ def encode_cyclic(
     values: np.ndarray, # Of something that comes again
     period: float, # After so many
 ) -> tuple[np.ndarray, np.ndarray]: # Sine, cosine
-    "Where values are on a circle."
+    "Sine and cosine of periodic values."
     return np.sin(2 * np.pi * values / period), np.cos(2 * np.pi * values / period)
 
 # %% ../../../nbs/features/create/dates.ipynb #2d947648
@@ -157,7 +157,7 @@ def _check_parts(parts: Sequence[str], trend: bool, country: str) -> list[str]:
 
 # %% ../../../nbs/features/create/dates.ipynb #a1ff76b8
 class DateParts(TransformerMixin, BaseEstimator):
-    "Parts of the dates of each column, where they vary."
+    "Date parts of each column, such as hour and weekday, where they vary."
 
     def __init__(
         self,
@@ -196,7 +196,7 @@ class DateParts(TransformerMixin, BaseEstimator):
 def describe_date_parts(
     fitted: DateParts, # On some rows
 ) -> dict[str, str]: # By feature
-    "What each part of a date is, in words."
+    "Description of each output of a fitted `DateParts`, by feature."
     shapes = {"": "", "sin": "sine of the ", "cos": "cosine of the "}
     return {_name(name, part, form): f"{shapes[form]}{PART_DESCRIPTIONS[part]} of {name}" for name, part, form in fitted.parts_}
 
@@ -206,7 +206,7 @@ CYCLE_PERIODS = {"day": ("h", 24, "hours since midnight"), "week": ("h", 168, "h
 
 # %% ../../../nbs/features/create/dates.ipynb #778cd377
 class CyclicTime(Recipe):
-    "The place of a moment in the day, the week or the year."
+    "The position of a timestamp in its day, week or year."
 
     def __init__(
         self,

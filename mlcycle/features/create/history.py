@@ -59,11 +59,11 @@ class EntityHistory(CumulativeHistory):
         return _describe_history(self)
 
     def learn(self, rows: pd.DataFrame, target: pd.Series | None = None) -> None:
-        "Remember the training rows."
+        "Store the training rows by entity and time."
         _learn_history(self, rows, target)
 
     def compute(self, rows: pd.DataFrame) -> dict[str, np.ndarray]:
-        "What the past says about each row."
+        "The statistic of all earlier rows of the same entity, for each row."
         name, = self.describe()
         start, end = self._past(rows, duration_to_microseconds(self.min_age))
         return {name: _past_statistic(self, rows, start, end)}
@@ -207,7 +207,7 @@ class Rolling(CumulativeHistory):
         self.values_ = past if self.statistic in ("min", "max") else self._add_up(past)
 
     def compute(self, rows: pd.DataFrame) -> dict[str, np.ndarray]:
-        "What the window says about each row."
+        "The statistic over the time window before each row."
         (name,), length = self.describe(), duration_to_microseconds(self.window)
         start, low, high = self._past(rows, length, 0)
         if self.statistic in ("min", "max"):

@@ -68,7 +68,7 @@ def _find(values: pd.Series, known: np.ndarray) -> np.ndarray:
 def column_to_finite_floats(
     values: pd.Series, # Numbers
 ) -> np.ndarray: # Floats; NaN where a value is missing or not finite
-    "A column as floats; what is not finite is missing."
+    "A column as floats; infinite values become NaN."
     try:
         plain = values.to_numpy(dtype=float, na_value=np.nan)
     except (TypeError, ValueError) as error:
@@ -79,7 +79,7 @@ def column_to_finite_floats(
 def entity_columns(
     entity: str | Sequence[str], # One column or several; empty for none
 ) -> list[str]: # Names
-    "The columns that say whom a row is about."
+    "The names of the entity columns as a list."
     return ([entity] if entity else []) if isinstance(entity, str) else list(entity)
 
 # %% ../../../nbs/features/create/history_index.ipynb #0821c87d
@@ -91,7 +91,7 @@ def entity_phrase(
 
 # %% ../../../nbs/features/create/history_index.ipynb #a6b356e9
 class HistoryRecipe(Recipe):
-    "What all recipes that look back remember: training rows by entity and time."
+    "Base of history features: an index of the training rows by entity and time."
 
     def input_columns(self) -> list[str]:
         "Entity, time, and the column if there is one."

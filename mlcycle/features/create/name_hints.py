@@ -33,7 +33,7 @@ def have_same_unit(
     one: str, # Name of a column
     other: str, # Name of another
 ) -> bool | None: # None where names do not tell
-    "Whether two names are those of numbers of the same unit."
+    "Whether the names of two columns suggest the same unit; None if they suggest nothing."
     first, second = (re.findall(r"[a-z]+", re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name).lower()) for name in (one, other))
     if not first or not second:
         return None
@@ -49,7 +49,7 @@ def have_same_unit(
 def central_range(
     values: np.ndarray, # Numbers, some missing
 ) -> tuple[float, float]: # The same twice where there is nothing to compare
-    "Where the middle 80 % of some numbers lie."
+    "The central 80 % range of values: 10 % and 90 % quantile."
     known = values[np.isfinite(values)]
     return tuple(float(end) for end in np.quantile(known, [0.1, 0.9])) if len(known) else (0.0, 0.0)
 
@@ -58,7 +58,7 @@ def ranges_overlap(
     one: tuple[float, float], # Of a column
     other: tuple[float, float], # Of another
 ) -> bool:
-    "Whether the middles of two columns overlap by half of the narrower one."
+    "Whether two ranges overlap by at least half of the narrower one."
     narrower = min(one[1] - one[0], other[1] - other[0])
     return narrower > 0 and min(one[1], other[1]) - max(one[0], other[0]) >= narrower / 2
 

@@ -171,7 +171,7 @@ def list_candidate_recipes(
     rows: pd.DataFrame, # Some rows
     column_types: dict[str, str], # Of the columns that may be read, the most used first
 ) -> list[Recipe]:
-    "All recipes that make sense on a table."
+    "All applicable recipes for the columns of a table."
     of = {column_type: [name for name, its in column_types.items() if its == column_type] for column_type in ColumnType.__args__}
     found = [Duration(*pair) for pair in combinations(of["date"][:6], 2)]
     found += [*_number_recipes(rows, of["number"])]
@@ -269,7 +269,7 @@ def propose_recipes(
     seed: int = 0, # Of the folds
     extra: Sequence[Recipe] = (), # Always proposed, and first: a user's recipes, or histories
 ) -> list[Recipe]: # Unfitted, best first
-    "Recipes of features that explain what the columns do not explain yet."
+    "Propose recipes of features that explain the residuals of models of the single columns, best first."
     known = target.notna().to_numpy()
     rows = subsample_evenly(rows.loc[known, list(column_types)], MAX_SCREENED_ROWS).reset_index(drop=True)
     targets = _standardized_targets(subsample_evenly(target[known], MAX_SCREENED_ROWS), problem)
@@ -302,7 +302,7 @@ def propose_history_recipes(
     max_recipes: int = 12, # At most so many
     label_delay: str = "1 day", # How long after a row its target is known
 ) -> list[Recipe]:
-    "Recipes that look back and might help; none without a column of times."
+    "Propose history features; none without a time column."
     if not problem.time or problem.time not in rows or not pd.api.types.is_datetime64_any_dtype(rows[problem.time]):
         return []
     span = rows[problem.time].max() - rows[problem.time].min()

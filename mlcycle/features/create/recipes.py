@@ -17,14 +17,14 @@ from ..columns import check_columns, remember_columns
 
 # %% ../../../nbs/features/create/recipes.ipynb #d0ef7a9e
 class Recipe(TransformerMixin, BaseEstimator):
-    "New columns computed from columns of a table."
+    "Base of feature recipes: compute new columns from columns of a table."
 
     def input_columns(self) -> list[str]:
         "The columns that it reads."
         raise NotImplementedError
 
     def describe(self) -> dict[str, str]:
-        "How each new column is made, in words; known before `fit`."
+        "Description of how each new column is computed, by name; available before `fit`."
         raise NotImplementedError
 
     def output_types(self) -> dict[str, str]:
@@ -32,10 +32,10 @@ class Recipe(TransformerMixin, BaseEstimator):
         return dict.fromkeys(self.describe(), "number")
 
     def learn(self, rows: pd.DataFrame, target: pd.Series | None = None) -> None:
-        "What `fit` learns from training rows; most recipes need nothing."
+        "Learn parameters from training rows; most recipes have none."
 
     def compute(self, rows: pd.DataFrame) -> dict[str, np.ndarray]:
-        "The new columns, each of shape (n,); nothing is checked."
+        "Compute the new columns, each of shape (n,), without validating the input."
         raise NotImplementedError
 
     def fit(self, X: pd.DataFrame, y: pd.Series | None = None) -> "Recipe":

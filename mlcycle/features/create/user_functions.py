@@ -31,7 +31,7 @@ def feature(
     inputs: Sequence[str] | None = None, # The same as a list
     kind: str = "number", # What comes out
 ) -> Callable: # A decorator; what it gives can be called as the function itself
-    "A function as a feature."
+    "Decorator: declare a function as a user feature."
     if len(columns) == 1 and callable(columns[0]):
         return feature()(columns[0])
     if kind not in COLUMN_TYPES:
@@ -66,7 +66,7 @@ def declared_functions() -> list[FeatureFunction]:
 
 # %% ../../../nbs/features/create/user_functions.ipynb #39d09374
 class FunctionFeature(FunctionCaller, Recipe):
-    "The feature that a function makes, known by name and hash."
+    "A feature computed by a user function, identified by name and hash."
 
     def __init__(
         self,
@@ -79,7 +79,7 @@ class FunctionFeature(FunctionCaller, Recipe):
         self.name, self.sha256, self.inputs, self.column_type, self.description = name, sha256, inputs, column_type, description
 
     def input_columns(self) -> list[str]:
-        "What the function declares."
+        "The input columns that the function declares."
         return list(dict.fromkeys(self.inputs))
 
     def describe(self) -> dict[str, str]:
@@ -91,11 +91,11 @@ class FunctionFeature(FunctionCaller, Recipe):
         return {self.name: self.column_type}
 
     def learn(self, rows: pd.DataFrame, target: pd.Series | None = None) -> None:
-        "Nothing; the function must be known."
+        "Check that the function is available; there is nothing to learn."
         find_function(self.name, self.sha256)
 
     def compute(self, rows: pd.DataFrame) -> dict[str, np.ndarray]:
-        "What the function makes of some rows."
+        "Call the function on the input columns."
         function = find_function(self.name, self.sha256)
         return {self.name: call_feature_function(function, [rows[name] for name in self.inputs], self.column_type)}
 
@@ -105,7 +105,7 @@ def call_feature_function(
     columns: Sequence[pd.Series], # Its inputs
     kind: str = "number", # What must come out
 ) -> np.ndarray: # One value a row
-    "What a function makes, or an error that says what is wrong with it."
+    "Call a user function and validate the column that it returns."
     try:
         made = function(*columns)
     except Exception as error:
@@ -141,7 +141,7 @@ def check_feature_function(
     max_rows: int = 500, # Of the rows, spread evenly
     n_single_rows: int = 15, # So many of them are asked one by one
 ) -> None:
-    "Refuse a function that fails, says nothing, or makes something else of a row alone than of the same row among others."
+    "Raise if a function fails, returns only missing values, or its result for a row depends on other rows."
     if absent := [name for name in function.inputs if name not in rows]:
         raise InputError(f"The function '{function.name}' reads the column '{absent[0]}', which is not there.",
                          suggest_name(absent[0], [str(name) for name in rows]))

@@ -76,7 +76,7 @@ class _FittedMapping(NamedColumnsTransformer):
 
 # %% ../../../nbs/features/encode/category_mapping.ipynb #9c0e2464
 class CategoryMapping(_FittedMapping):
-    "A column of categories as numbers, looked up in a table."
+    "Encode a categorical column as numbers with a lookup table."
 
     def __init__(
         self,

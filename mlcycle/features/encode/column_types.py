@@ -48,7 +48,7 @@ def find_duplicate_columns(
     rows: pd.DataFrame, # Training rows, features only
     column_types: dict[str, str], # Of the columns that are looked at
 ) -> dict[str, str]: # Reason for each that repeats one before it
-    "Columns that say what another says."
+    "Columns with the same information as an earlier one, with the reason."
     first, repeated = {}, {}
     for name, column_type in column_types.items():
         codes, distinct = pd.factorize(rows[name])
@@ -83,7 +83,7 @@ def infer_column_types(
     rows: pd.DataFrame, # Training rows, features only
     max_missing: float = 0.95, # Columns with a larger share of missing values are left out
 ) -> tuple[dict[str, str], dict[str, str]]: # Kind of each column that is used; reason for each that is not
-    "What each column is."
+    "Infer the type of each column; also return the columns to drop, with the reason."
     found = {name: _column_type(rows[name], max_missing) for name in rows}
     column_types = {name: column_type for name, (column_type, reason) in found.items() if not reason}
     repeated = find_duplicate_columns(rows, column_types)

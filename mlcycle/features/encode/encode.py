@@ -66,7 +66,7 @@ class _FittedEncoder(TransformerMixin, BaseEstimator):
 
 # %% ../../../nbs/features/encode/encode.ipynb #ca533961
 class FeatureEncoder(_FittedEncoder):
-    "The columns of a table as numbers, encoded for a family of models."
+    "Encode the columns of a table as numbers, for one family of models."
 
     def __init__(
         self,
@@ -143,7 +143,7 @@ class ColumnPipeline(NamedColumnsTransformer):
         self.column_type, self.steps, self.fill_empty = column_type, steps, fill_empty
 
     def fit_transform(self, X: pd.DataFrame, y=None) -> np.ndarray:
-        "Fit the steps, and give what they make of the training rows."
+        "Fit the steps and transform the training rows."
         remember_columns(self, X)
         names, self.empty_ = list(X.columns), np.empty(0, dtype=int)
         values = READERS[self.column_type](X, names)
@@ -189,7 +189,7 @@ def make_transformers(
     encoder: FeatureEncoder, # Its parameters say how
     column_type: str, # `number`, `date` or `text`
 ) -> tuple: # Unfitted, one after the other; none if the values stay as they are
-    "What turns columns of a type into numbers."
+    "The unfitted transformers for columns of a type; empty if values stay as they are."
     if column_type == "text":
         return (TextComponents(seed=encoder.seed),)
     scale = ()

@@ -42,7 +42,7 @@ MIN_ROWS_TO_FACTORIZE = 64 # Values that are looked at one by one sooner than pa
 def column_to_labels(
     values: pd.Series, # Categories
 ) -> tuple[np.ndarray, list[str | None]]: # For each row a place in a list; the list, None for missing at its end
-    "Categories as text, each distinct one once."
+    "Convert categories to text labels."
     mixed = values.dtype == object and pd.api.types.infer_dtype(values) != "string" # pandas takes True and 1 for the same
     if mixed or len(values) < MIN_ROWS_TO_FACTORIZE:
         labels = [None if pd.isna(value) else _label(value) for value in values.tolist()]

@@ -33,6 +33,6 @@ def build_preprocessor(
 def map_outputs_to_features(
     fitted: Pipeline, # Fitted on some rows
 ) -> dict[str, str]: # The column or created feature of each output; `(row)` if it is about all of them
-    "The feature from which each output of the preprocessor comes."
+    "Map each output of the preprocessor to its source feature."
     encode = fitted["encode"]
     return dict(zip(encode.features_, encode.origins_, strict=True))

@@ -18,7 +18,7 @@ from threadpoolctl import threadpool_limits
 def is_ordered(
     values: pd.Series, # A column
 ) -> bool:
-    "Whether values have a rank: numbers, dates and durations, but not truth values."
+    "Whether a column is ordinal: numbers, dates or durations, but not booleans."
     of = pd.api.types
     return of.is_numeric_dtype(values) and not of.is_bool_dtype(values) or values.dtype.kind in "mM" or isinstance(
         values.dtype, pd.DatetimeTZDtype)
@@ -39,7 +39,7 @@ def column_to_floats(
 def column_to_codes(
     values: pd.Series, # A column of any type
 ) -> tuple[np.ndarray, pd.Index]: # A code for each row, -1 where missing; what the codes stand for
-    "A column as whole numbers; cells that cannot be compared are taken by their text."
+    "Categories as integer codes, and the distinct values."
     try:
         codes, distinct = pd.factorize(values)
     except TypeError: # A list, a mapping
@@ -52,7 +52,7 @@ def merge_rare_codes(
     max_groups: int = 50, # Groups; rarer values are one group more
     min_rows: int = 10, # Rows that a group of its own needs
 ) -> np.ndarray: # The most frequent is 0; -1 where missing
-    "Categories with the rare ones together."
+    "Merge rare categories into one."
     counts = np.bincount(codes[codes >= 0])
     order = np.argsort(-counts, kind="stable")
     place = np.empty(len(counts) + 1, dtype=int)
@@ -97,7 +97,7 @@ def correlation_ratios(
     ranks: np.ndarray, # A column for each number; `nan` where missing
     groups: np.ndarray, # A column for each grouping; -1 where missing
 ) -> np.ndarray: # A row for each grouping, a column for each number
-    "How much of the variance of each number lies between the groups of each grouping: the root, less its bias."
+    "Bias-corrected correlation ratio (eta) of each number with each categorical column."
     widths = groups.max(axis=0, initial=-1) + 1
     known = np.isfinite(ranks)
     centre = [column[there].mean() if there.any() else 0.0 for column, there in zip(ranks.T, known.T, strict=True)]
@@ -116,7 +116,7 @@ def correlation_ratios(
 def group_indicators(
     groups: np.ndarray, # A column for each grouping; -1 where missing
 ) -> sparse.csr_matrix: # A column of zeros and ones for each group of each grouping
-    "Who is in which group."
+    "One-hot indicators of all categories, as a sparse matrix."
     widths = groups.max(axis=0, initial=-1) + 1
     row, column = np.nonzero(groups >= 0)
     place = np.r_[0, np.cumsum(widths)][:-1][column] + groups[row, column]
@@ -147,7 +147,7 @@ def pairwise_cramer_v(
     groups: np.ndarray, # A column for each grouping; -1 where missing
     first: int = 0, # Pairs of groupings that both come before this one are not asked about
 ) -> np.ndarray: # Square; `nan` where not asked
-    "Cramér's V of every two groupings."
+    "Cramér's V of every pair of categorical columns."
     found = np.full((groups.shape[1], groups.shape[1]), np.nan)
     member = group_indicators(groups)
     tables = (member.T @ member).toarray()
@@ -163,7 +163,7 @@ def measure_associations(
     bins: int = 20, # Of numbers; fewer where there are fewer than 30 rows to each
     max_groups: int = 50, # Groups of a category
 ) -> tuple[pd.DataFrame, pd.DataFrame]: # Associations, 0 to 1; rank correlations of ordered columns, -1 to 1
-    "How strongly every two columns go together; `nan` where one does not vary."
+    "Association of every pair of columns, from 0 to 1; NaN where a column is constant."
     ordered = [name for name in rows if is_ordered(rows[name])]
     others = [name for name in rows if name not in set(ordered)]
     ranks = np.column_stack([np.empty((len(rows), 0)), *(rank_values(column_to_floats(rows[name])) for name in ordered)])

@@ -20,7 +20,7 @@ def target_indicators(
     problem: Problem, # Task and positive class
     max_classes: int = 6, # Classes, the most frequent ones
 ) -> dict[str, np.ndarray]: # By the name of the class, or `mean`; `nan` where the answer is missing
-    "The answer as columns of numbers whose means can be compared."
+    "The target as numeric columns: the target itself, or a 0/1 indicator of each class."
     if problem.task == "regression":
         return {"mean": column_to_floats(target)}
     counts = target.value_counts()
@@ -32,7 +32,7 @@ def target_indicators(
 def infer_value_type(
     values: pd.Series, # A column
 ) -> str: # `number`, `yes or no`, `date`, `duration`, `category`, `text`, `mixed` or `empty`
-    "What is found in a column, whatever it is called."
+    "Infer the type of a column's values from the values themselves."
     if values.isna().all():
         return "empty"
     if pd.api.types.is_bool_dtype(values):
@@ -63,7 +63,7 @@ def quantiles_of_sorted(
 def summarize_numbers(
     values: pd.Series, # Numbers, dates or durations
 ) -> dict: # Facts in the column's own units; dates and durations in seconds
-    "A column of numbers, from its sorted values."
+    "Summary statistics of a number column."
     numbers = column_to_floats(values)
     known = np.sort(numbers[~np.isnan(numbers)])
     facts = {"missing": float(values.isna().mean()), "infinite": len(values) - len(known) - int(values.isna().sum())}
@@ -89,7 +89,7 @@ def find_isolated_value(
     runs: np.ndarray, # How often each occurs
     min_share: float = 0.001, # Share of the known values that it must have
 ) -> dict: # `isolated_value`, `isolated_share`; nothing if there is none
-    "A value at an end that is repeated and stands alone."
+    "Find a repeated minimum or maximum that lies far from all other values."
     if len(distinct) < 10:
         return {}
     share = runs / runs.sum()
@@ -107,7 +107,7 @@ def summarize_categories(
     values: pd.Series, # Text, categories, truth values
     targets: dict[str, np.ndarray], # The answer as numbers
 ) -> tuple[dict, pd.DataFrame]: # Facts; a line for each frequent value, with the means of the answers
-    "A column of categories, from its codes."
+    "Summary of a categorical column, and its frequent values with the target means."
     codes, distinct = column_to_codes(values)
     counts = np.bincount(codes[codes >= 0], minlength=len(distinct))
     order = np.argsort(-counts, kind="stable")[:MAX_LISTED_VALUES]
@@ -141,7 +141,7 @@ def summarize_text_formats(
     counts: np.ndarray, # How often each does
     max_values: int = 5000, # Values that are looked at, the first ones
 ) -> dict: # `numeric_share`, `date_share`: shares of the values; `spelling_variants`: examples, `variant_rows`
-    "What text really is."
+    "Shares of text values that are numbers or dates, and values with several spellings."
     texts = pd.Series([one for one in distinct[:max_values] if isinstance(one, str)], dtype="str")
     if not len(texts):
         return {}
@@ -160,7 +160,7 @@ def missingness_signal(
     values: pd.Series, # A column
     targets: dict[str, np.ndarray], # The answer as numbers
 ) -> dict: # `missing_correlation`: the largest correlation; `target_class`, `target_where_missing`, `target_where_known`: means
-    "Whether a gap says something about the answer."
+    "The correlation of a column's missing indicator with the target."
     holes = values.isna().to_numpy()
     found = {"missing_correlation": 0.0}
     if not holes.any() or holes.all():
@@ -181,7 +181,7 @@ def summarize_columns(
     rows: pd.DataFrame, # All of them
     targets: dict[str, np.ndarray], # The answer as numbers, a value a row
 ) -> tuple[pd.DataFrame, pd.DataFrame]: # A line for each column; a line for each frequent value of a category
-    "What each column holds."
+    "Summaries of all columns, and of the frequent values of categorical columns."
     facts, tables = {}, []
     for name, values in rows.items():
         first = values.first_valid_index()
@@ -205,6 +205,6 @@ def summarize_columns(
 def shorten_value(
     value: object, # A cell
 ) -> str:
-    "A value in a few characters."
+    "A cell as text of at most 30 characters."
     told = f"{value:.6g}" if isinstance(value, float) else str(value)
     return told if len(told) <= 30 else told[:29] + "…"

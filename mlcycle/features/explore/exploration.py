@@ -13,7 +13,7 @@ import pandas as pd
 # %% ../../../nbs/features/explore/exploration.ipynb #9f74a0e8
 @dataclass(frozen=True, eq=False)
 class Exploration:
-    "Summaries, associations, changes over time and findings of a table."
+    "Result of the exploration: summaries, associations, changes over time and findings."
 
     target: str
     task: str

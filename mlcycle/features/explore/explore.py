@@ -27,7 +27,7 @@ def split_into_periods(
     times: pd.Series, # When each row was
     max_periods: int = 40, # Periods
 ) -> tuple[str, np.ndarray, pd.Index]: # What is counted; a code for each row, -1 where unknown; where each period begins
-    "The rows in periods; nothing counted if that cannot be."
+    "Divide timestamps into calendar periods; an empty frequency where there are no usable times."
     nothing = "", np.full(len(times), -1), pd.Index([])
     if not is_ordered(times) or times.nunique() < 2:
         return nothing
@@ -102,7 +102,7 @@ def target_groups(
     task: str, # Of the problem
     max_classes: int = 6, # Classes
 ) -> pd.Series: # An ordered category
-    "Rows by their answer: by class, or by quarter of a number."
+    "Group rows by target: by class, or by quartile of a number."
     if task != "regression":
         classes = [str(one) for one in target.value_counts().index[:max_classes]]
         text = target.astype(object).map(str, na_action="ignore")
@@ -117,7 +117,7 @@ def quantiles_by_group(
     rows: pd.DataFrame, # Some
     groups: pd.Series, # Of the answer
 ) -> pd.DataFrame: # `column`, `target_class`, `rows`, `missing`, `5%`, `25%`, `50%`, `75%`, `95%`
-    "Quantiles of each number for each answer."
+    "Quantiles of each number by target group."
     names = [name for name in rows if is_ordered(rows[name]) and rows[name].dtype.kind not in "mM" and name != groups.name]
     numbers = pd.DataFrame({name: column_to_floats(rows[name]) for name in names}, index=rows.index)
     lines = []
@@ -170,7 +170,7 @@ def top_findings(
     exploration: Exploration, # Of a table
     max_findings: int = 15, # Lines
 ) -> pd.DataFrame: # `column`, `finding`, `detail`, `severity` in words; the most severe first
-    "The most severe findings; where more than three columns share one, it is one line."
+    "The most severe findings; a finding shared by more than three columns is merged into one line."
     lines = []
     for finding, group in exploration.findings.groupby("finding", sort=False):
         if len(group) <= 3:

@@ -31,7 +31,7 @@ def check_information_content(
     facts: dict, # What it holds
     rows: int, # Of the table
 ) -> Iterator[Finding]:
-    "Columns without information, and those that name the row."
+    "Findings about constant, mostly missing and identifier columns."
     distinct, missing = _fact(facts, "distinct"), facts["missing"]
     known, whole = round(rows * (1 - missing)), facts["value_type"] != "number" or bool(_fact(facts, "all_integers"))
     if not distinct:
@@ -83,7 +83,7 @@ def check_distribution(
     facts: dict, # What it holds
     rows: int, # Of the table
 ) -> Iterator[Finding]:
-    "Numbers that stand for something else, and distributions that a mean does not describe."
+    "Findings about infinite values, possible sentinels, skew and heavy tails of a number column."
     if facts["value_type"] != "number":
         return
     if count := _fact(facts, "infinite"):
@@ -104,7 +104,7 @@ def check_distribution(
 def check_target_association(
     found: "Exploration", # So far
 ) -> Iterator[Finding]:
-    "Columns that may leak the target, and those that are most strongly associated with it."
+    "Findings about possible target leakage and the columns most strongly associated with the target."
     strength, told = found.target_associations.association.dropna(), 0
     for place, (name, value) in enumerate(strength.items(), 1):
         if value >= 0.85:
@@ -135,7 +135,7 @@ def check_target_distribution(
     found: "Exploration", # So far
     counts: pd.Series, # Of the classes; empty for a regression
 ) -> Iterator[Finding]:
-    "The target itself."
+    "Findings about the target: missing labels, a constant target, rare classes."
     facts = found.columns.loc[found.target].to_dict()
     if facts["missing"]:
         yield 0.95, found.target, "missing labels", f"{facts['missing']:.1%} of the rows have none."
@@ -152,7 +152,7 @@ def check_redundant_columns(
     found: "Exploration", # So far
     min_association: float = 0.98, # Association from which two columns are redundant
 ) -> Iterator[Finding]:
-    "Columns with the same information."
+    "Findings about groups of columns with nearly the same information."
     from scipy.sparse.csgraph import connected_components
 
     matrix = found.associations.drop(index=found.target, columns=found.target)
@@ -168,7 +168,7 @@ def check_redundant_columns(
 def check_changes_over_time(
     found: "Exploration", # So far
 ) -> Iterator[Finding]:
-    "Columns that change with time, that begin or that end."
+    "Findings about columns and a target whose distribution changes over time."
     for name, strength in found.time_associations.association.items():
         if name == found.target and strength >= 0.1:
             yield min(0.85, 0.6 + strength / 2), name, "the target changes over time", \
@@ -198,7 +198,7 @@ def data_quality_findings(
     found: "Exploration", # All but this
     counts: pd.Series, # Of the classes; empty for a regression
 ) -> pd.DataFrame: # `column`, `finding`, `detail`, `severity`; the most severe first
-    "Every finding about the quality of the data."
+    "All findings about data quality, the most severe first."
     findings = [*check_target_distribution(found, counts)]
     for check in (check_target_association, check_missingness_signal, check_redundant_columns, check_changes_over_time,
                   check_missing_together):

@@ -59,7 +59,7 @@ def plot_missing_patterns(
     exploration: Exploration, # Of a table
     max_patterns: int = 12, # Patterns
 ) -> "Figure":
-    "Each line is a pattern: the columns that are missing in its rows are dark."
+    "Heatmap of missing patterns: one line a pattern, the missing columns dark."
     import seaborn as sns
 
     patterns = exploration.missing_patterns[exploration.missing_patterns["columns"] != "none"].head(max_patterns)
@@ -83,7 +83,7 @@ def plot_numbers_by_target(
     max_panels: int = 9, # Panels
     max_points: int = 4000, # Rows of the sample that are drawn
 ) -> "Figure":
-    "The numbers that tell most, by the target."
+    "Distributions by target of the numbers most strongly associated with it."
     names = _strongest(exploration, True, max_panels)
     if not names:
         return _text_figure("No number column goes with the target.")
@@ -134,7 +134,7 @@ def plot_categories_by_target(
     max_panels: int = 6, # Panels
     max_values: int = 8, # Of each column, the most frequent ones
 ) -> "Figure":
-    "The categories that tell most, by the target."
+    "Target distribution by value of the categorical columns most strongly associated with it."
     names = _strongest(exploration, False, max_panels)
     if not names:
         return _text_figure("No category column goes with the target.")
@@ -181,7 +181,7 @@ def plot_target_associations(
     exploration: Exploration, # Of a table
     max_columns: int = 15, # Columns
 ) -> "Figure":
-    "The columns that tell most about the target, alone."
+    "Association of each column with the target, strongest first."
     import seaborn as sns
 
     strength = exploration.target_associations.association
@@ -199,7 +199,7 @@ def plot_association_matrix(
     exploration: Exploration, # Of a table
     max_columns: int = 24, # Columns beside the target, those that tell most about it
 ) -> "Figure":
-    "Every two columns, of whatever types."
+    "Heatmap of the associations of every pair of columns."
     import seaborn as sns
     from scipy.cluster.hierarchy import leaves_list, linkage
     from scipy.spatial.distance import squareform
@@ -228,7 +228,7 @@ def plot_changes_over_time(
     exploration: Exploration, # Of a table
     max_panels: int = 9, # Panels
 ) -> "Figure":
-    "Rows and answers in each period, then the columns that change most."
+    "Rows and target by period, and the columns that change most."
     import seaborn as sns
 
     if not exploration.period:

@@ -51,7 +51,7 @@ def clean_skrub_html(
     snippet: str, # As skrub makes it
     told: str, # What the sample is
 ) -> str: # The same each time
-    "skrub's fragment with a fixed name, without what a page does not need."
+    "skrub's HTML with deterministic names and without parts that the page does not need."
     template = re.search(r"<template[^>]*>(.*)</template>", snippet, re.DOTALL)
     script = re.search(r'<script type="module">(.*?)</script>', snippet, re.DOTALL)
     if not template or not script:

@@ -21,7 +21,7 @@ from .single_column import TargetSample, encode_single_column, explained_share
 # %% ../../../nbs/features/leakage/column_pairs.ipynb #6e1bc03b
 @dataclass(frozen=True)
 class Quantity:
-    "A column, or a date's time of day, that can be subtracted from another."
+    "A number, date or time of day of a column, that can be combined with others of its unit."
 
     column: str
     unit: str # `date`, `time of day` or `number`
@@ -31,7 +31,7 @@ class Quantity:
 def list_quantities(
     rows: pd.DataFrame, # Of a sample
 ) -> list[Quantity]:
-    "What can be subtracted."
+    "The quantities of a table: numbers, dates, and times of day."
     quantities = []
     for name, column in rows.items():
         values, codes = encode_single_column(column)
@@ -51,7 +51,7 @@ def list_quantities(
 # %% ../../../nbs/features/leakage/column_pairs.ipynb #a8be9e76
 @dataclass(frozen=True)
 class ColumnPair:
-    "Two columns and what they make."
+    "A combination of two columns: formula, values, and score on held-out rows."
 
     first: str
     second: str
@@ -64,7 +64,7 @@ def combine_quantities(
     one: Quantity, # The first
     other: Quantity, # The second, of the same unit
 ) -> Iterator[tuple[str, np.ndarray]]: # A formula and its values
-    "What two amounts make."
+    "Difference, sum, ratio and product of two quantities of one unit."
     first, second = one.values, other.values
     if one.unit == "time of day":
         yield f"{one.column} - {other.column}, as times of day", (first - second + 720) % 1440 - 720
@@ -83,7 +83,7 @@ def choose_column_pairs(
     sample: TargetSample, # Says what is looked for
     max_pairs: int = 400, # No more pairs than this, times of day and dates aside
 ) -> list[tuple[Quantity, Quantity]]:
-    "Pairs of one unit that are worth a try."
+    "The pairs of quantities to score: all of dates and times, and the numbers with the highest linear gain."
     timed = [pair for unit in ("time of day", "date") for pair in combinations([a for a in quantities if a.unit == unit], 2)]
     numbers = [amount for amount in quantities if amount.unit == "number"]
     pairs = list(combinations(range(len(numbers)), 2))
@@ -115,7 +115,7 @@ def find_leaking_pairs(
     single_scores: dict[str, float], # What each column says by itself
     min_score: float, # What a pair must say at least
 ) -> list[ColumnPair]: # Best first
-    "Pairs that say far more than their columns."
+    "Column pairs that predict the target far better than either of their columns."
     promising = []
     for one, other in choose_column_pairs(list_quantities(sample.rows), sample):
         better = max(single_scores[one.column], single_scores[other.column])
@@ -162,7 +162,7 @@ def find_leaking_column_of_pair(
     unsuspected: list[str], # Columns that nothing speaks against, the two aside
     known_before: str = "", # Known before the answer for certain: the column by which rows are ordered
 ) -> tuple[list[str], dict[str, float]]: # The column to blame, or both; what the surprise of each says
-    "The column of a pair that leaks the target, or both."
+    "The column of a pair whose residuals, given the other columns, predict the target far better; or both."
     names = [pair.first, pair.second]
     if known_before in names:
         return [name for name in names if name != known_before], {}

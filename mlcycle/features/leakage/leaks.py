@@ -41,7 +41,7 @@ def find_columns_missing_with_target(
     target: pd.Series, # Of the same rows; missing where it is unknown
     min_unknown: int = 20, # So many unknown ones are needed
 ) -> dict[str, str]: # What was found, by column
-    "Columns that are missing where the target is, and nowhere else."
+    "Columns that are missing where the target is missing, and almost nowhere else."
     unknown = target.isna().to_numpy()
     if unknown.sum() < min_unknown or (~unknown).sum() < min_unknown:
         return {}
@@ -60,7 +60,7 @@ def find_class_specific_gaps(
     target: pd.Series, # Of the same rows
     regression: bool = False, # Whether the target is a number
 ) -> dict[str, str]: # What was found, by column
-    "Columns that are filled in, or missing, for one outcome only."
+    "Columns that are present, or missing, almost only in rows of one class."
     often = target.value_counts(normalize=True)
     kinds = often.index[(often >= 0.05) & (often <= 0.5)][:1 if regression else 10]
     found = {}
@@ -79,7 +79,7 @@ def find_class_specific_gaps(
 def parse_row_counter(
     column: pd.Series, # Of any type
 ) -> np.ndarray | None: # Its numbers; None if it counts nothing
-    "The numbers of a column that counts rows."
+    "The numbers of a column that numbers the rows."
     if pd.api.types.is_datetime64_any_dtype(column) or pd.api.types.is_bool_dtype(column) or len(column) < 50:
         return None
     if not pd.api.types.is_numeric_dtype(column):
@@ -125,7 +125,7 @@ MIN_COUNTER_SCORE = 0.3 # Of a column that counts the rows
 # %% ../../../nbs/features/leakage/leaks.ipynb #e2db1fc4
 @dataclass
 class LeakageEvidence:
-    "What is known about the columns so far."
+    "Evidence of target leakage: the sample, scores of single columns, and reasons found so far."
 
     sample: TargetSample # The sample
     single_scores: dict[str, float] # What each column explains of the target by itself
@@ -141,7 +141,7 @@ class LeakageEvidence:
             self.leaking_values[f"'{name}'"] = values
 
     def unsuspected(self) -> list[str]:
-        "Columns without a reason."
+        "Columns for which no reason has been found."
         return [name for name in self.single_scores if name not in self.reasons]
 
     def best_unsuspected(self, *names: str) -> tuple[str, float]:
@@ -196,7 +196,7 @@ def correlation_with_leak_within_classes(
     trace: np.ndarray, # Of a leak
     sample: TargetSample, # Of the same rows
 ) -> float: # Rank correlation; 1 for a number as target, which is the trace itself
-    "How far a column moves with a leak among rows of the same outcome."
+    "Rank correlation of a column with a leaking column within the classes of the target."
     if sample.regression:
         return 1.0
     pairs = pd.DataFrame({"a": values, "b": trace, "class": sample.targets.argmax(axis=1)}).dropna()
@@ -231,7 +231,7 @@ def find_target_leakage(
     max_score: float = 0.98, # Share of the target that a single column explains, from which it is taken for the target itself
     seed: int = 0, # Of the folds
 ) -> list[LeakageSuspect]: # Suspect columns, in the order of the table; then, about no column, what was found by stage 2
-    "Columns with target leakage: they hold information that will not be there at prediction time."
+    "Find columns with target leakage: information that is not available at prediction time."
     rows = rows.drop(columns=problem.target, errors="ignore").reset_index(drop=True)
     target = target.reset_index(drop=True)
     passed_on = [LeakageSuspect(column="", reason=text, excluded=False) for text in split_overlap or ()]
@@ -271,7 +271,7 @@ def mark_trusted_columns(
     trusted: Sequence[str], # Columns that a person vouches for: `trusted` in section `[features]` of settings.ini
     columns: Sequence[str] = (), # All of the table: to vouch for one that is no suspect is no mistake
 ) -> list[LeakageSuspect]: # The same; those that are trusted are not excluded
-    "Keep suspects that a person vouches for."
+    "Mark suspects that the user has declared trusted as not excluded."
     names = dict.fromkeys([*(leak.column for leak in leaks if leak.column), *columns])
     for name in trusted:
         if name not in names:
@@ -285,7 +285,7 @@ def plot_target_leakage(
     max_score: float = 0.98, # From here on a column is taken for the answer
     max_columns: int = 25, # Suspects, and the columns that say most: so many bars
 ): # matplotlib's axes
-    "What each column explains by itself, suspects marked."
+    "Share of the target that each column explains by itself; suspects are coloured."
     import matplotlib.pyplot as plt
     import seaborn as sns
 

@@ -19,7 +19,7 @@ from ...outcomes import Problem
 # %% ../../../nbs/features/leakage/single_column.ipynb #fb11fa84
 @dataclass(frozen=True)
 class TargetSample:
-    "A sample of the rows whose label is known, with the target as numbers."
+    "A sample of labelled rows with the target as numbers, and cross-validation folds."
 
     rows: pd.DataFrame # The sample, features only; in order of time if there is one
     targets: np.ndarray # A column for each class, of 0 and 1; or one of ranks from 0 to 1
@@ -61,7 +61,7 @@ def prepare_labelled_sample(
 def encode_single_column(
     values: pd.Series, # A column of any type
 ) -> tuple[np.ndarray, bool]: # Floats, or codes with -1 for missing; whether they are codes
-    "A column that a tree or a table of means can take."
+    "A column as floats, or as integer codes if it is categorical."
     if pd.api.types.is_datetime64_any_dtype(values):
         seconds = (values - values.min()) / pd.Timedelta(seconds=1)
         return seconds.to_numpy(float), False
@@ -79,7 +79,7 @@ def explained_share(
     codes: bool = False, # Whether the values are names and not amounts
     quick: bool = False, # One fold and fixed bins: for many columns
 ) -> float: # 0 is nothing, 1 is everything
-    "The share of the target that some values explain on held-out rows."
+    "Share of the target's variance or uncertainty that a column explains on held-out rows."
     folds = [sample.alternating_split()] if quick else sample.folds
     fine_and_coarse = map(_predict_by_category_means, (5.0, 0.5)) if codes else map(_predict_by_tree, (8, 64))
     ways = [_predict_by_bins] if quick else fine_and_coarse
@@ -131,7 +131,7 @@ def _predict_by_bins(train: np.ndarray, targets: np.ndarray, valid: np.ndarray, 
 def score_single_columns(
     sample: TargetSample, # With the sample
 ) -> dict[str, float]: # One a column
-    "The score of each column by itself."
+    "The share of the target that each column explains by itself on held-out rows."
     scores = {}
     for name, column in sample.rows.items():
         values, codes = encode_single_column(column)

@@ -23,7 +23,7 @@ def detect_target_mean_encoding(
     values: np.ndarray, # Of a number column
     target: np.ndarray, # As numbers, without missing values
 ) -> str: # What was found; empty if nothing
-    "Whether the target's mean over the rows of a value is that value."
+    "Detect a column whose values are means of the target over their rows, plain or smoothed."
     codes, distinct = pd.factorize(values)
     count, mean, _ = _groups(codes, target)
     if not len(count) or len(distinct) > 0.5 * len(values) or (spread := np.std(mean)) <= 1e-9 * (np.std(target) + 1e-300):
@@ -48,7 +48,7 @@ def detect_approximate_target_means(
     target: np.ndarray, # As numbers, without missing values
     p_value: float = 1e-7, # By chance, less often than this
 ) -> str: # What was found; empty if nothing
-    "Whether the target's mean over the rows of a value is nearer to it than chance allows."
+    "Detect a column whose values agree with the target means of their rows better than chance allows."
     codes, distinct = pd.factorize(values)
     count, mean, variance = _groups(codes, target)
     enough = (count >= 30) & (variance > 0)
@@ -71,7 +71,7 @@ def is_leave_one_out_encoding(
     codes: np.ndarray, # Of a category; -1 is missing
     target: np.ndarray, # As numbers, without missing values
 ) -> bool:
-    "Whether, within a category, the value falls as the row's own target rises."
+    "Whether values are leave-one-out target means of a categorical column."
     fine = (codes >= 0) & np.isfinite(values)
     codes, values, target = codes[fine], values[fine], target[fine]
     if not len(codes):
@@ -87,7 +87,7 @@ def find_target_encodings(
     rows: pd.DataFrame, # Features only, all training rows whose answer is known
     targets: np.ndarray, # Of the same rows: a column of 0 and 1 for each class, or one of numbers
 ) -> dict[str, str]: # What was found, by column
-    "Columns that were made from the target of these rows."
+    "Find columns that are target encodings of these rows."
     found = {}
     numbers = [name for name in rows.select_dtypes("float") if rows[name].nunique() > 2]
     by = {name: codes for name in rows if name not in numbers

@@ -29,7 +29,7 @@ from ...stores.sources.progress import ProgressBar
 # %% ../../../nbs/features/select/bench.ipynb #6529951f
 @dataclass(frozen=True)
 class RepeatedFold:
-    "Positions of the training and validation rows, and the repeat to which the fold belongs."
+    "A fold of a repeated cross-validation: its repeat, training and validation positions."
 
     repeat: int
     train_index: np.ndarray
@@ -123,7 +123,7 @@ def score_features_on_fold(
 # %% ../../../nbs/features/select/bench.ipynb #e3a111a2
 @dataclass
 class FeatureSetScorer:
-    "Encoded folds, and the scores of sets of features on them, each computed once."
+    "Score sets of features with a quick model on encoded folds, with a cache."
 
     problem: Problem
     budget: SelectionBudget

@@ -55,7 +55,7 @@ def choose_comparison_rows(
     rows: pd.DataFrame, # In order of time if there is one
     max_rows: int, # So many were used by the selection
 ) -> tuple[pd.DataFrame, bool]: # At most `max_rows` in the same order; whether they are others
-    "Rows for the comparison of sets: others than those of the selection where there are enough."
+    "Rows for the comparison of feature sets, disjoint from those of the selection if there are enough."
     used = set(subsample_evenly(pd.DataFrame({"place": np.arange(len(rows))}), max_rows).place)
     rest = rows.iloc[[place for place in range(len(rows)) if place not in used]]
     if len(rest) >= max(2000, max_rows // 4):

@@ -108,7 +108,7 @@ def paired_score_difference(
     n_comparisons: int = 1, # How many such comparisons are made
     stop_early: bool = False, # After the first repeat that shows no improvement
 ) -> Score: # Positive where `names` are better
-    "By how much a set of features scores better than another on the same folds, with its interval."
+    "Mean difference of the scores of two feature sets on the same folds, with its interval."
     metric, done = scorer.problem.metric, []
     for repeat in scorer.repeats:
         done.append(repeat)
@@ -131,7 +131,7 @@ def find_redundant_features(
     created: dict[str, str], # Column type of each created feature
     min_correlation: float = 0.999, # From this rank correlation on, two features are the same to a tree
 ) -> dict[str, str]: # Reason, by created feature
-    "Created features that are constant, or that order the rows as another feature does."
+    "Created features that are constant, or rank-correlated 0.999 or more with another feature."
     some = np.linspace(0, len(encoded.X_train) - 1, min(len(encoded.X_train), 3000)).astype(int)
     single = [name for name in [*raw, *created]
               if len(encoded.outputs.get(name, [])) == 1 and created.get(name, "number") == "number"]
@@ -157,7 +157,7 @@ def quantile_groups(
     values: np.ndarray, # Numbers, shape (n,)
     max_groups: int = 10, # Of about the same size; missing values are a group of their own
 ) -> np.ndarray: # Codes from 0
-    "Numbers by quantiles, or each by itself where few differ."
+    "Discretize numbers by quantiles; few distinct values are kept as they are."
     missing = np.isnan(values)
     edges = np.unique(np.nanquantile(values, np.linspace(0, 1, max_groups + 1))) if not missing.all() else np.zeros(1)
     distinct = np.unique(values[~missing])
@@ -170,7 +170,7 @@ def find_target_associated_features(
     names: Sequence[str], # Features
     significance_level: float = 0.05, # How often a column of noise is taken for one with signal
 ) -> list[str]: # Some of them
-    "Features that depend on the target by themselves."
+    "Features with a significant univariate association with the target (chi-squared tests)."
     folds = [encoded for encoded in scorer.folds if encoded.fold.repeat == scorer.repeats[0]]
     y = np.concatenate([encoded.y_valid for encoded in folds])
     classes = quantile_groups(y.astype(float)) if scorer.problem.task == "regression" else pd.factorize(y)[0]

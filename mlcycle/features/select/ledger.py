@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 def sort_features(
     features: Sequence[Feature], # Of a ledger
 ) -> list[Feature]:
-    "Kept before dropped, then by gain."
+    "Sort features: selected before dropped, then by importance."
     return sorted(features, key=lambda each: (not each.selected, -each.importance.value if each.importance else np.inf))
 
 # %% ../../../nbs/features/select/ledger.ipynb #ac46d423
@@ -60,7 +60,7 @@ def shorten_text(
     words: str, # A name, or how something is made
     max_length: int = 34, # Letters
 ) -> str:
-    "Words that fit into a plot."
+    "Shorten a text for a plot."
     return words if len(words) <= max_length else f"{words[:max_length - 1]}…"
 
 # %% ../../../nbs/features/select/ledger.ipynb #ebc062f1

@@ -17,7 +17,7 @@ from ...outcomes import Problem
 # %% ../../../nbs/features/select/quick_model.ipynb #4f38283a
 @dataclass(frozen=True)
 class SelectionBudget:
-    "How much a selection computes."
+    "Size of the computations of a feature selection."
 
     n_repeats: int # Of the cross-validation, each with other folds
     n_splits: int # Folds of each repeat
@@ -34,7 +34,7 @@ def plan_selection_budget(
     n_classes: int = 1, # One for a regression or two classes
     n_repeats: int = 0, # 0: as the size of the table allows
 ) -> SelectionBudget:
-    "As much as fits into a few seconds on a small table, and into half a minute on twenty thousand rows."
+    "Choose the budget of a selection by the number of rows and classes."
     small, trees = n_rows < 3000, int(np.clip((40 if n_rows < 3000 else 60) / max(1, n_classes), 8, 60))
     leaves = 8 if n_rows < 1000 else 15 if small else 31
     return SelectionBudget(n_repeats=n_repeats or (3 if small else 2), n_splits=5, n_estimators=trees, max_leaf_nodes=leaves,
@@ -80,7 +80,7 @@ def quick_decision_threshold(
     y: np.ndarray, # Codes of the classes of the training rows
     probabilities: np.ndarray, # Of the second class for them
 ) -> float | None: # None where the metric needs no labels
-    "The probability of the positive class from which it is predicted."
+    "A decision threshold for the positive class, from costs or class shares; None if the metric needs no labels."
     metric = get_metric(problem.metric)
     if metric.response_method != "predict":
         return None

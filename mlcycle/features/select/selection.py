@@ -36,7 +36,7 @@ from ...outcomes import Feature, Problem, Score
 # %% ../../../nbs/features/select/selection.ipynb #8ab62c3c
 @dataclass
 class ForwardSelection:
-    "Created features that were selected, and why or why not."
+    "Created features that were selected, and the reason for each decision."
 
     selected: list[str] = field(default_factory=list)
     reasons: dict[str, str] = field(default_factory=dict) # Of all candidates
@@ -52,7 +52,7 @@ def select_created_features(
     always: Sequence[str], # Features that stay in any case
     candidates: Sequence[str], # Created features
 ) -> tuple[ForwardSelection, PermutationImportance]: # What stays and why; importances of the screen
-    "Screen the candidates, test them together, then add one after the other."
+    "Select created features: screen by importance, test jointly, then forward selection."
     screen, metric = permutation_importance_on_folds(scorer, [*always, *candidates]), scorer.problem.metric
     ranked, result = _screen_candidates(screen, candidates)
     if not ranked:
@@ -90,7 +90,7 @@ def add_jointly_useful_features(
     ranked: Sequence[str], # Created features that passed the screen
     result: ForwardSelection, # Those that were selected one by one; changed
 ) -> None:
-    "Add the remaining features where they improve the model only together."
+    "Add the remaining features if they improve the model jointly."
     rest = [name for name in ranked if name not in result.selected]
     if len(rest) < 2:
         return
@@ -107,7 +107,7 @@ def find_uninformative_columns(
     raw: Sequence[str], # Raw columns
     created: Sequence[str], # Other features that stay
 ) -> tuple[list[str], dict[str, str], PermutationImportance]: # Columns to drop; a reason for each weak one; all importances
-    "Raw columns at the level of noise."
+    "Raw columns without importance beside shadow features, which can be dropped without loss; with reasons."
     measured = permutation_importance_on_folds(scorer, [*raw, *created])
     weak = [name for name in raw if measured.selection_frequency[name] == 0 and measured.importances[name].value <= 0]
     with_signal = find_target_associated_features(scorer, weak)
@@ -159,7 +159,7 @@ def measure_and_select_features(
     always_keep: Collection[str] = (), # Created features that stay whatever their importance
     holidays: str = "", # Country whose public holidays are recognised in dates
 ) -> list[Feature]: # The ledger
-    "The importance of each feature, and whether it is selected."
+    "Measure the permutation importance of each feature and decide which are selected."
     rows = subsample_evenly(rows, max_rows)
     features = list_features(column_types, recipes, rows, problem.target)
     scorer = make_feature_set_scorer(features, recipes, rows, problem, n_repeats=n_repeats, n_splits=n_splits, seed=seed,
@@ -179,7 +179,7 @@ def fall_back_to_raw_columns(
     reason: str, # Why nothing could be measured
     always_keep: Collection[str] = (), # Created features that stay all the same
 ) -> list[Feature]: # Raw columns stay, created features do not
-    "A ledger where nothing could be measured."
+    "A ledger that selects the raw columns and drops created features, but for those always kept."
     stays = [each.transformation == RAW_COLUMN or each.name in always_keep for each in features]
     return [each.model_copy(update={"selected": stay, "reason": reason}) for each, stay in zip(features, stays, strict=True)]
 
@@ -212,7 +212,7 @@ def _record(feature: Feature, final: PermutationImportance, screen: PermutationI
 # %% ../../../nbs/features/select/selection.ipynb #6a997cca
 @dataclass(frozen=True)
 class FeatureSelection:
-    "Features that are to be used, and why."
+    "Selected features, their recipes and the scores of the feature sets."
 
     features: list[Feature] # The ledger: all that were considered
     column_types: dict[str, str] # Of the features that are selected

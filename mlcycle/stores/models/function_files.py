@@ -44,7 +44,7 @@ class FeatureFunction:
 
     @property
     def traceback_name(self) -> str:
-        "What stands for a file name in tracebacks."
+        "The file name shown in tracebacks."
         return f"<feature {self.name} {self.sha256[:12]}>"
 
     def __call__(self, *columns: Any, **named: Any) -> Any:
@@ -75,7 +75,7 @@ def _compile(source: str, place: str) -> CodeType:
 def check_function_source(
     function: FeatureFunction, # Not run
 ) -> FeatureFunction: # The same
-    "Refuse a function whose parameters are not its inputs, or that reads other names."
+    "Raise if a function's parameters differ from its inputs, or it reads names from outside."
     code, where = _compile(function.source, function.traceback_name), f"The function '{function.name}'"
     node = ast.parse(function.source).body[0]
     if isinstance(node, ast.AsyncFunctionDef) or node.args.vararg or node.args.kwarg or any(
@@ -149,7 +149,7 @@ def find_function(
     name: str, # As a model says
     sha256: str, # Of its source
 ) -> FeatureFunction:
-    "A function that this process knows."
+    "A user function that is loaded in this process, by name and hash."
     if (name, sha256) not in KNOWN_FUNCTIONS:
         raise ArtifactError(
             f"The function '{name}' ({sha256[:12]}…) is not known here.", "A model names the functions that it calls; code is "
@@ -220,7 +220,7 @@ def load_functions(
     path: Path, # A Python file that the caller trusts
     sha256: str = "", # If given, the file must have this hash
 ) -> list[FeatureFunction]:
-    "Make the functions of a file known to this process."
+    "Load the functions of a file into this process; its code is executed."
     try:
         raw = Path(path).read_bytes()
     except OSError as error:

@@ -52,7 +52,7 @@ def changed_versions(
     then: dict[str, str], # What wrote a file
     now: dict[str, str] | None = None, # What reads it; that which is here, if not given
 ) -> list[str]: # For instance `scikit-learn 1.9.1 -> 1.10.0`
-    "The versions that are no longer what they were."
+    "Libraries whose version has changed, with old and new version."
     now = installed_versions(tuple(then)) if now is None else now
     return [f"{name} {then[name]} -> {now.get(name, 'not installed')}" for name in sorted(then) if then[name] != now.get(name)]
 
@@ -61,6 +61,6 @@ def affects_predictions(
     then: dict[str, str], # What wrote a file
     now: dict[str, str] | None = None, # What reads it; that which is here, if not given
 ) -> bool:
-    "Whether a library that makes the predictions has another major or minor version."
+    "Whether the major or minor version of a predicting library has changed."
     now, minor = installed_versions(tuple(then)) if now is None else now, lambda text: text.split(".")[:2]
     return any(minor(then[name]) != minor(now.get(name, "")) for name in then if name in PREDICTING_PACKAGES)

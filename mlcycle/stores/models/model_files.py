@@ -49,7 +49,7 @@ TRUSTED_TYPES = [
 def find_own_type(
     name: str, # Such as `mlcycle.ml.outliers.OutlierLimits`
 ) -> object | None: # None if there is no such class or function
-    "What a full name means in this package."
+    "The class or function of mlcycle with a full name; None if there is none."
     module, _, attribute = name.rpartition(".")
     if not module.startswith("mlcycle."):
         return None
@@ -64,7 +64,7 @@ def find_own_type(
 def is_own_estimator(
     name: str, # Such as `mlcycle.ml.outliers.OutlierLimits`
 ) -> bool:
-    "Whether a name is that of an estimator which is defined in this package."
+    "Whether a name is that of an estimator of mlcycle."
     found = find_own_type(name)
     return isinstance(found, type) and issubclass(found, BaseEstimator) and f"{found.__module__}.{found.__qualname__}" == name
 
@@ -108,7 +108,7 @@ def save_model(
 def untrusted_types(
     model: BaseEstimator, # Fitted or not
 ) -> list[str]: # Types that its file would name, and that would not be loaded
-    "The types that keep a model from being loaded again."
+    "The types in a model that skops does not trust."
     import skops.io
 
     return select_untrusted(skops.io.get_untrusted_types(data=skops.io.dumps(model)))
@@ -136,7 +136,7 @@ def untrusted_error(
     path: Path, # A model file
     untrusted: list[str], # Types that it names, and that are not loaded
 ) -> ArtifactError:
-    "Why a model file is refused, and what to do."
+    "The error for a model file with untrusted types."
     changed = changed_versions(read_versions(path)) # A library that moved a type makes it unknown
     since = f" Since it was written: {', '.join(changed)}." if changed else ""
     if moved := [name for name in untrusted if name.startswith("mlcycle.") and find_own_type(name) is None]:
@@ -153,7 +153,7 @@ def untrusted_error(
 def explain_load_errors(
     path: Path, # A skops file that is being loaded
 ) -> Iterator[None]:
-    "Say which versions have changed since a file was written, if it does not load, or if that matters."
+    "Context manager: add changed library versions to load errors; warn if predictions may differ."
     from sklearn.exceptions import InconsistentVersionWarning
 
     then = read_versions(path)

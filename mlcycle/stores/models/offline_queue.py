@@ -28,7 +28,7 @@ from .trial_tracking import TrialRecord
 
 # %% ../../../nbs/stores/models/offline_queue.ipynb #d02a8c39
 class QueuedModel(Record):
-    "A model that waits for the registry."
+    "A model in the offline queue."
 
     fingerprint: str
     queued_at: str # UTC, ISO 8601
@@ -50,7 +50,7 @@ def queue_model(
     trials: Sequence[TrialRecord] = (), # All trials
     reason: str = "", # Why the registry could not take it
 ) -> Path: # Its folder
-    "Keep a model that could not be registered; the folder is whole or not there."
+    "Add a model that could not be registered to the offline queue, atomically."
     plain = dump_model(model)
     data, fingerprint = add_versions(plain), hashlib.sha256(plain).hexdigest()
     queued = QueuedModel(
@@ -107,7 +107,7 @@ def register_candidate(
     tags: dict[str, str], # As `lineage_tags` gives them
     trials: Sequence[TrialRecord] = (), # All trials
 ) -> Candidate: # With its version
-    "Register a candidate; if the registry cannot take it, put it into the queue and raise."
+    "Register a candidate; if the registry is unavailable, queue it and raise."
     name, address = candidate.model.name, workspace.tracking_uri
     try:
         with workspace.lock("registry"), registry_errors(address):

@@ -47,7 +47,7 @@ def register_model(
     scores: tuple[Score, ...] = (), # More than that of the leaderboard
     trials: Sequence[TrialRecord] = (), # All trials, complete or not
 ) -> ModelRef:
-    "A fitted model as a version; one that is already there is not added again."
+    "Register a fitted model as a new version, unless the same model is registered already."
     import mlflow
 
     plain = dump_model(model)
@@ -153,7 +153,7 @@ def _log_model(model: BaseEstimator, data: bytes, example: pd.DataFrame, outputs
 def model_requirements(
     data: bytes, # A model file that names the versions that wrote it
 ) -> list[str]: # Lines of a requirements.txt
-    "What a registered model needs."
+    "The pip requirements of a registered model."
     versions = read_versions(io.BytesIO(data))
     return [own_requirement(), *(f"{name}=={number}" for name, number in versions.items() if name not in ("mlcycle", "python"))]
 
@@ -178,7 +178,7 @@ def lineage_tags(
     code_tags: dict[str, str], # `notebook`, `notebook_sha256` and `code`, as `nb.fingerprints.stage_fingerprint` gives them
     **settings: Any, # Parameters of the stage: folds, trials, seed
 ) -> dict[str, str]:
-    "Where a model comes from: tables, source, notebook, code, settings."
+    "Tags of a model's lineage: tables, source, notebook, code, settings."
     tables = {f"table_{table.name}": f"{table.version} {table.sha256[:12]}" for table in dataset.tables.values()}
     seed = {"seed": str(settings["seed"])} if "seed" in settings else {}
     return tables | seed | code_tags | {"source_sha256": problem.source_sha256, "run": run,

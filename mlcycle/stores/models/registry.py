@@ -42,7 +42,7 @@ HTTP_RETRIES = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_BAC
 def registry_errors(
     address: str, # Of the registry
 ) -> Iterator[None]:
-    "Turn errors of a registry that cannot be used into one."
+    "Context manager: raise errors of an unavailable registry as `RegistryError`."
     try:
         yield
     except Exception as error:
@@ -55,7 +55,7 @@ def registry_errors(
 def is_registry_error(
     error: Exception, # From MLflow, or from what it stands on
 ) -> bool:
-    "Whether an error is about a registry that cannot be reached or written."
+    "Whether an error means that the registry is unreachable or not writable."
     from mlflow.exceptions import MlflowException
     from sqlalchemy.exc import SQLAlchemyError
 

@@ -123,7 +123,7 @@ RESERVED_TAGS = {*JSON_TAGS, *CODE_TAGS, "fingerprint", "sha256", "bytes", "scor
 def is_reserved_tag(
     tag: str, # Its name
 ) -> bool:
-    "Whether a tag was written when the version was registered, and cannot be changed."
+    "Whether a tag was set at registration and is read-only."
     return tag in RESERVED_TAGS or tag.startswith(("table_", "mlflow.")) or tag.endswith("_after")
 
 # %% ../../../nbs/stores/models/registry_queries.ipynb #01191a0d
@@ -131,7 +131,7 @@ def describe_version(
     workspace: Workspace, # Whose registry
     address: str, # NAME, NAME@VERSION or NAME@alias
 ) -> dict[str, Any]: # Plain JSON
-    "All that is known about a version."
+    "All facts about a version."
     with open_registry_read_only(workspace) as client:
         version = find_version(client, address)
         tags, number = version.tags, int(version.version)
@@ -171,7 +171,7 @@ def find_usages(
     name: str, # Of the registered model
     version: int, # Which one
 ) -> list[str]: # Sentences
-    "Where a version is used: runs and release bundles of the workspace."
+    "Runs and release bundles of the workspace that use a version."
     found = []
     for run in list_runs(workspace):
         outcomes = read_outcomes(run)
@@ -198,7 +198,7 @@ def diff_versions(
     old: str, # NAME, NAME@VERSION or NAME@alias
     new: str, # Another
 ) -> pd.DataFrame: # `group`, `name`, `old`, `new`: only what differs; None for what one has not
-    "How two versions differ: parameters, scores, data, code, libraries, columns, file."
+    "Differences between two versions: parameters, scores, data, code, libraries, columns, file."
     before, after = (_facts(describe_version(workspace, address)) for address in (old, new))
     lines = [(*key, before.get(key), after.get(key)) for key in {**before, **after} if before.get(key) != after.get(key)]
     groups = list(dict.fromkeys(group for group, _ in {**before, **after}))

@@ -49,7 +49,7 @@ def unlogged_trials(
     trials: Sequence[TrialRecord], # Of a search
     tags: dict[str, str], # `study` names it
 ) -> list[TrialRecord]: # In the same order
-    "The trials that the present experiment does not hold yet."
+    "Trials that have not been logged to the current MLflow experiment."
     import mlflow
 
     if not trials or not (study := tags.get("study", "")):
@@ -69,7 +69,7 @@ def log_trials(
     trials: Sequence[TrialRecord], # To log
     tags: dict[str, str], # The run, the data and code versions: as `lineage_tags` gives them
 ) -> None:
-    "Each trial as a run below that of the stage."
+    "Log each trial as a nested MLflow run."
     from mlflow.entities import Param
 
     shared = {name: value for name, value in tags.items() if name in INHERITED_TAGS or name.startswith("table_")}
@@ -87,7 +87,7 @@ def log_trials(
 def mlflow_key(
     name: str, # Of a setting or a metric
 ) -> str:
-    "A name as MLflow takes it."
+    "A valid MLflow key for a name."
     return re.sub(r"[^\w\-. /:]", "_", name)
 
 # %% ../../../nbs/stores/models/trial_tracking.ipynb #3c5589b7

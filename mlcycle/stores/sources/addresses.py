@@ -17,7 +17,7 @@ from ...errors import SourceError, suggest_name
 def expand_variables(
     address: str, # As given
 ) -> str:
-    "An address with its environment variables filled in."
+    "Expand the environment variables in an address."
     unset = [name for name in re.findall(r"\$\{?([A-Za-z_]\w*)", address) if name not in os.environ]
     if unset:
         raise SourceError(f"The address '{mask_secrets(address)}' names the environment variable {unset[0]}, which is not set.",
@@ -28,7 +28,7 @@ def expand_variables(
 def split_address(
     address: str, # As given
 ) -> tuple[str, str]: # The place, and what follows the `#`
-    "An address in two."
+    "Split an address into location and options."
     place, _, rest = address.partition("#")
     return place, rest
 

@@ -26,7 +26,7 @@ from .number_and_date_formats import N_SAMPLE_VALUES, detect_number_format
 # %% ../../../nbs/stores/sources/csv_dialect.ipynb #032b5dec
 @dataclass(frozen=True)
 class CsvDialect:
-    "How a file of text is written."
+    "Dialect of a CSV file: encoding, separator, decimal mark, header."
 
     encoding: str
     separator: str
@@ -51,7 +51,7 @@ def detect_dialect(
     path: Path, # Of a file, compressed or not
     options: str = "", # What a person says: `separator=;&decimal=,&encoding=cp1252&header=no`
 ) -> CsvDialect:
-    "How a file of text is written."
+    "Detect the dialect of a CSV file; options override what is detected."
     said = parse_options(options, CSV_OPTIONS, f"{path}#{options}")
     with open_decompressed(path) as file:
         head = file.read(SAMPLE_BYTES)
@@ -89,7 +89,7 @@ NUMBER_OR_DATE = re.compile(r"\s*[-+]?(\d+([.,]\d*)?|[.,]\d+)([eE][-+]?\d+)?\s*"
 def has_header(
     records: list[list[str]], # The first ones
 ) -> bool:
-    "Whether the first record names the columns."
+    "Whether the first record holds column names."
     first, *others = records
     others = [record for record in others[:N_SAMPLE_VALUES] if len(record) == len(first)]
     typed = []

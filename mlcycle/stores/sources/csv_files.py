@@ -60,7 +60,7 @@ def needs_line_check(
     dialect: CsvDialect, # How it is written
     rows: pd.DataFrame, # As pandas read it
 ) -> bool:
-    "Whether pandas may have filled up a short line, or swallowed lines after an open quote."
+    "Whether pandas may have padded short lines or merged lines after an open quote."
     if dialect.encoding.startswith(("utf-16", "utf_16", "utf-32", "utf_32")):
         return True
     short, expected = rows.iloc[:, -1].hasnans, len(rows) + dialect.header
@@ -86,7 +86,7 @@ def read_csv_file(
     options: str = "", # What a person says, as for `detect_dialect`
     progress: ProgressCallback | None = None, # Told how many bytes were read
 ) -> tuple[pd.DataFrame, list[tuple[int, str, str]], str]: # Rows, malformed lines, and how the file is written
-    "A file of text, with what cannot be read kept aside."
+    "Read a CSV file; malformed lines are returned separately."
     dialect = check_column_names(path, detect_dialect(path, options))
     rows = dialect.ragged or _parse_or_error(path, dialect, progress)
     if isinstance(rows, UnicodeDecodeError) and "encoding" not in options: # The sample was all ASCII

@@ -29,7 +29,7 @@ QUOTED_OR_COMMENT = r"'(?:[^']|'')*'|\"(?:[^\"]|\"\")*\"|`[^`]*`|--[^\n]*|/\*.*?
 def check_read_only_sql(
     query: str, # SQL
 ) -> str: # Without a last semicolon
-    "Raise if SQL does more than select."
+    "Return SQL unchanged; raise if it is not a single read-only query."
     bare = re.sub(QUOTED_OR_COMMENT, " ", query, flags=re.DOTALL).strip().rstrip(";").strip()
     found = re.search(WRITE_KEYWORDS, bare, re.IGNORECASE)
     if not re.match(r"\(*\s*(select|with|values|from)\b", bare, re.IGNORECASE) or ";" in bare or found:
@@ -101,7 +101,7 @@ def read_database(
     query: str = "", # A SELECT, where the address names none
     progress: ProgressCallback | None = None, # Told how many rows came
 ) -> SourceRows:
-    "A table, or the answer to a question."
+    "Read a table or the result of a query from a database."
     url, rest = split_address(address)
     if not (rest or query):
         raise SourceError(f"The address '{mask_secrets(url)}' names no table.", "'#' and a table, or a query, is expected.")

@@ -42,7 +42,7 @@ EXPECTED_SOURCES = ("A file (.csv, .tsv, .parquet, .json, .jsonl, .xlsx), a fold
 def list_files(
     place: str, # A file, a folder or a pattern
 ) -> list[Path]: # In the order of their names
-    "The files that a place stands for."
+    "The files of a path, folder or pattern, sorted; raise if there are none."
     path = Path(place)
     if path.is_file():
         found = [path]
@@ -67,7 +67,7 @@ def _ending(path: Path) -> str:
 def file_kind(
     files: list[Path], # At least one
 ) -> str: # "text", "parquet", "json", "lines" or "excel"
-    "What kind of files these are."
+    "The format of files: text, parquet, json, lines or excel."
     for file in files:
         if _ending(file) not in FILE_KINDS and not (file.suffix == ".zip" and _ending(file) == ""):
             raise SourceError(f"The file '{file}' has the unknown ending '{_ending(file)}'.",
@@ -83,7 +83,7 @@ def file_kind(
 # %% ../../../nbs/stores/sources/files.ipynb #a44184b0
 @contextmanager
 def connect_duckdb() -> Iterator["duckdb.DuckDBPyConnection"]:
-    "A connection that downloads nothing, sees no variables of Python's, and gives the same rows in the same order each time."
+    "Context manager: a DuckDB connection without downloads or Python variables, with deterministic row order."
     import duckdb
 
     with TemporaryDirectory(prefix="mlcycle-") as spill, duckdb.connect(config={
@@ -104,14 +104,14 @@ def sql_literal(
 def read_parquet_sql(
     files: list[Path], # Of Parquet
 ) -> str:
-    "What DuckDB selects from to read Parquet."
+    "The DuckDB table expression for Parquet files."
     return f"read_parquet({sql_literal([str(file) for file in files])}, union_by_name=true)"
 
 # %% ../../../nbs/stores/sources/files.ipynb #8ea1cd8f
 def read_json_lines_sql(
     files: list[Path], # Of JSON, one value a line
 ) -> str:
-    "What DuckDB selects from to read lines of JSON."
+    "The DuckDB table expression for JSON lines."
     return (f"read_json({sql_literal([str(file) for file in files])}, format='newline_delimited', sample_size=-1, "
             "union_by_name=true)")
 
@@ -124,7 +124,7 @@ def fetch_rows(
     total: int = 0, # Bytes in all
     expected: int = 0, # Rows in all, where that is known
 ) -> pd.DataFrame:
-    "The answer to a query, batch by batch."
+    "Fetch the result of a query in batches."
     import pyarrow as pa
 
     reader, batches, rows = connection.sql(query).to_arrow_reader(200_000), [], 0
@@ -160,7 +160,7 @@ def find_records(
     path: str = "", # To the list, names with dots between
     name: str = "", # Named in errors
 ) -> list[dict]:
-    "The records in a document."
+    "Find the list of records in a JSON document."
     for step in filter(None, path.split(".")):
         if not isinstance(content, dict) or step not in content:
             raise SourceError(f"'{name}' has no '{path}'.", "A path to a list of records is expected.",
@@ -183,7 +183,7 @@ def find_records(
 def records_to_frame(
     records: list[dict], # As JSON gave them
 ) -> pd.DataFrame: # Plain types
-    "Records as rows, nested ones flattened one level; dates are found."
+    "Convert records to a frame: nested ones are flattened one level, dates are parsed."
     return parse_numbers_and_dates(normalise_dtypes(pd.json_normalize(records, max_level=1)), numbers=False)[0]
 
 # %% ../../../nbs/stores/sources/files.ipynb #4ff955e4
@@ -283,7 +283,7 @@ def open_delta(
 def is_delta(
     place: str, # Of a source
 ) -> bool:
-    "Whether a place is a Delta table."
+    "Whether a path is a Delta table."
     return place.startswith("delta:") or (Path(re.sub(r"@\d+$", "", place)) / "_delta_log").is_dir()
 
 # %% ../../../nbs/stores/sources/files.ipynb #791f8933

@@ -56,7 +56,7 @@ def apply_bundled_settings(
     stage: str, # Who asks
     given: dict, # What a person said, by name; empty where nothing was said
 ) -> dict: # The same names
-    "What a person said, completed by what a bundled source knows."
+    "Fill empty values with the settings of a bundled source."
     known = BUNDLED_SETTINGS.get(source, {}).get(stage, {})
     return {name: value or known.get(name, value) for name, value in given.items()}
 
@@ -64,7 +64,7 @@ def apply_bundled_settings(
 def to_frame(
     thing: Any, # A frame, a Bunch, or features and target
 ) -> pd.DataFrame:
-    "An object as a frame; its index is left behind."
+    "Convert an object to a data frame without its index."
     if hasattr(thing, "data") and hasattr(thing, "target") and not isinstance(thing, pd.DataFrame): # A Bunch
         if isinstance(getattr(thing, "frame", None), pd.DataFrame):
             return thing.frame
@@ -81,7 +81,7 @@ def to_frame(
 def call_loader(
     name: str, # Such as `sklearn.datasets:load_wine`
 ) -> pd.DataFrame:
-    "The frame that a function returns."
+    "Call a loader function and return its frame."
     module, function = name.split(":")
     try:
         found = getattr(import_module(module), function)
@@ -115,7 +115,7 @@ def save_frame_as_source(
 def source_kind(
     address: str, # Of a source
 ) -> str: # "bundled", "web", "database", "loader" or "file"
-    "Who reads a source."
+    "The kind of a source address: bundled, web, database, loader or file."
     if address in BUNDLED_SOURCES:
         return "bundled"
     if Path(address).exists() and not address.lower().endswith((".yaml", ".yml")):
@@ -134,7 +134,7 @@ def read_one_source(
     query: str = "", # For a database that is to answer it
     progress: ProgressCallback | None = None, # Told rows, bytes, and bytes in all
 ) -> SourceRows: # Not yet normalised
-    "The rows of one source, whatever it is."
+    "Read the rows of one source of any kind."
     kind = source_kind(address)
     if kind == "bundled":
         return SourceRows(BUNDLED_SOURCES[address](), "bundled")
@@ -159,7 +159,7 @@ def ingest(
     query: str = "", # SQL over the sources, in which the first is called `source`; empty: all its rows
     progress: ProgressCallback | None = None, # Told rows, bytes, and bytes in all; a bar in a notebook if not given
 ) -> tuple[pd.DataFrame, pd.DataFrame, list[Ingestion]]: # Rows, malformed lines, and a record for each source
-    "Read a source, and say what was read."
+    "Read a source or a query over sources; return rows, malformed lines and a record for each source."
     when, start = datetime.now(UTC).isoformat(timespec="seconds"), time.perf_counter()
     if sources and (not query or "source" in sources):
         raise SourceError("Several sources are named, but no query joins them." if not query else "A source is named 'source'.",
@@ -196,7 +196,7 @@ def check_is_table(
     rows: pd.DataFrame, # Normalised
     source: str, # Named in errors
 ) -> pd.DataFrame: # The same rows
-    "Raise if rows are no table that anything can be learnt from."
+    "Return rows unchanged; raise if there are no rows, a single column or duplicate column names."
     if not len(rows):
         raise SourceError(f"The source '{mask_secrets(source)}' has no rows.", "A header and rows are expected.")
     if rows.shape[1] < 2:

@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 # %% ../../../nbs/stores/sources/joins.ipynb #d362e029
 @dataclass
 class NamedSource:
-    "A source of a query, and what is known about it."
+    "A source of a query: number of rows, hash and reading."
 
     rows: int
     sha256: str # Of the rows, or of the bytes where they are not all in memory
@@ -58,7 +58,7 @@ def read_csv_sql(
     path: Path, # In UTF-8, without malformed lines
     dialect: CsvDialect, # How it is written
 ) -> str:
-    "What DuckDB selects from to read a file of text."
+    "The DuckDB table expression for a CSV file."
     return (f"read_csv({sql_literal(path)}, delim={sql_literal(dialect.separator)}, quote='\"', escape='\"', sample_size=-1, "
             f"header={str(dialect.header).lower()}, names={sql_literal(dialect.names)}, nullstr={sql_literal(NA_VALUES)}, "
             f"auto_type_candidates={SQL_TYPES}, decimal_separator={sql_literal(dialect.decimal)},"
@@ -72,7 +72,7 @@ def create_csv_view(
     options: str, # What a person says about it
     stack: ExitStack, # Keeps a cleaned copy as long as it is needed
 ) -> NamedSource:
-    "A file of text as a view; a clean copy of it where there are malformed lines or another encoding."
+    "Create a view of a CSV file; of a cleaned copy if it has malformed lines or another encoding."
     dialect = check_column_names(path, detect_dialect(path, options))
     good, malformed = separate_malformed_lines(path, dialect)
     readable = dialect.encoding.startswith("utf-8") and Path(path).suffix.lower() in DUCKDB_ENDINGS
@@ -148,7 +148,7 @@ def run_query(
     read: Callable[[str], SourceRows], # For what is no file
     progress: ProgressCallback | None = None, # Told how many rows came
 ) -> tuple[pd.DataFrame, dict[str, NamedSource]]: # Rows, not yet normalised; what is known about each source
-    "The answer to a question about several sources."
+    "Run a query over several sources; return its rows and facts about each source."
     import duckdb
 
     with ExitStack() as stack:

@@ -100,7 +100,7 @@ def separate_malformed_lines(
     clean: Path | None = None, # Gets the good records, in UTF-8; nothing is written if not given
     progress: ProgressCallback | None = None, # Told how many bytes were read
 ) -> tuple[int, list[tuple[int, str, str]]]: # How many records are good, and the malformed lines
-    "A file of text, line by line; most lines must be good."
+    "Separate the malformed lines of a CSV file from its good records; raise if most lines are malformed."
     malformed, good = [], -1 if dialect.header else 0
     errors = "surrogateescape" if dialect.encoding.startswith("utf-8") else "replace"
     with (io.TextIOWrapper(open_decompressed(path, progress), dialect.encoding, errors, newline="") as lines,

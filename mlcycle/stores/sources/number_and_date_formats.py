@@ -81,7 +81,7 @@ NUMBER_NOTATIONS = { # What a value must look like, what at least one must look 
 def detect_number_format(
     column: pd.Series, # Text
 ) -> str: # One of `NUMBER_NOTATIONS`; empty if it holds something else, or what could be read in two ways
-    "How the numbers of a column of text are written."
+    "Detect how the numbers of a text column are written; empty if it is ambiguous or holds other text."
     first = _first(column).str.strip()
     fitting = [name for name, (form, *_) in NUMBER_NOTATIONS.items() if re.match(r"[-+]?\d", next(iter(first), ""))
                and first.str.fullmatch(form).all()]

@@ -17,13 +17,13 @@ BAR_DELAY = 2.0 # Seconds without a bar
 
 # %% ../../../nbs/stores/sources/progress.ipynb #1d65d19f
 def in_notebook() -> bool:
-    "Whether a notebook is being executed, by a person or by papermill."
+    "Whether the code runs in a notebook."
     shell = sys.modules.get("IPython") and sys.modules["IPython"].get_ipython()
     return bool(shell) and type(shell).__name__ != "TerminalInteractiveShell"
 
 # %% ../../../nbs/stores/sources/progress.ipynb #8f373ace
 class ProgressBar:
-    "A bar for what takes longer than a moment; where there is no notebook, none."
+    "A progress bar for slow operations in a notebook; does nothing elsewhere."
 
     def __init__(
         self,
@@ -47,7 +47,7 @@ class ProgressBar:
         self.bar.update(read - self.bar.n)
 
     def close(self) -> None:
-        "Take the bar away."
+        "Remove the bar."
         if self.bar is not None:
             self.bar.close()
 

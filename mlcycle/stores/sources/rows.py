@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 def normalise_dtypes(
     rows: pd.DataFrame, # As a reader gave them
 ) -> pd.DataFrame: # The same rows with plain types, indexed by `row_id`
-    "Rows in the types that every stage can rely on."
+    "Convert columns to the dtypes that all stages support."
     plain = [_to_plain_dtype(column.reset_index(drop=True)) for _, column in rows.items()]
     names = [str(name).strip() for name in rows.columns]
     whole = pd.concat(plain, axis=1, keys=range(len(plain))) if plain else rows.reset_index(drop=True)
@@ -74,7 +74,7 @@ def cell_to_text(
 # %% ../../../nbs/stores/sources/rows.ipynb #8862a86c
 @dataclass
 class SourceRows:
-    "Rows as a reader found them, and what is worth knowing about them."
+    "Rows of a source before normalisation, with description, bytes and malformed lines."
 
     rows: pd.DataFrame # Not yet normalised
     description: str = "" # What was found, in words
@@ -85,7 +85,7 @@ class SourceRows:
 def arrow_to_pandas(
     table: "pa.Table", # As DuckDB or Delta gave it
 ) -> pd.DataFrame: # Not yet normalised
-    "The rows of an Arrow table, without a copy where that can be."
+    "Convert an Arrow table to pandas, without copying where possible."
     import pyarrow as pa
 
     nested = any(pa.types.is_struct(kind) for kind in table.schema.types)

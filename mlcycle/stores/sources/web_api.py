@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 # %% ../../../nbs/stores/sources/web_api.ipynb #099ea3e6
 class ApiOptions(Record):
-    "Where an API is, and how it is asked."
+    "Options of a web API: address, pagination, authentication, limits."
 
     url: str # May name environment variables
     records: str = "" # Path to the records in an answer, such as `data.items`; empty: found
@@ -53,7 +53,7 @@ class ApiOptions(Record):
 def read_api_options(
     address: str, # An address with options after `#`, or a YAML file with them
 ) -> ApiOptions:
-    "How an API is asked."
+    "Read the options of a web API from an address or a YAML file."
     place, rest = split_address(address)
     if place.lower().endswith((".yaml", ".yml")) and "://" not in place:
         from mlcycle.core.yaml_files import read_yaml_file
@@ -74,7 +74,7 @@ def read_api_options(
 
 # %% ../../../nbs/stores/sources/web_api.ipynb #79077207
 class ApiClient:
-    "Asks one API, not too often."
+    "HTTP client of a web API, with a rate limit."
 
     def __init__(
         self,
@@ -99,7 +99,7 @@ class ApiClient:
         return response
 
     def headers(self, url: "httpx.URL") -> dict[str, str]:
-        "The token, where it belongs."
+        "Request headers, with the token for requests to the API's own host."
         same = (url.scheme, url.host, url.port) == (self.home.scheme, self.home.host, self.home.port)
         return {self.api.header: f"{self.api.scheme} {self.secret}".strip()} if self.secret and same else {}
 
@@ -108,7 +108,7 @@ def fetch_page(
     api_client: ApiClient, # Of one API
     url: "httpx.URL", # Of a page
 ) -> "httpx.Response": # With status 200
-    "The answer of a server, after as many attempts as it takes; an error without secrets."
+    "Fetch a page, with retries; errors are masked."
     import httpx
 
     api, where = api_client.api, f"The address '{mask_secrets(api_client.api.url)}'"
@@ -149,7 +149,7 @@ def read_web_api(
     address: str, # As for `read_api_options`
     progress: ProgressCallback | None = None, # Told how many rows and bytes came
 ) -> SourceRows:
-    "All records of an API, or as many as are asked for."
+    "Read all records of a web API, or at most `max_rows`."
     import httpx
 
     for name in ("httpx", "httpcore"): # They would log whole addresses

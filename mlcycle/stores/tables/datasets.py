@@ -32,7 +32,7 @@ def table_path(
     folder: Path, # Holds the tables of a workspace
     name: str, # Of the table
 ) -> Path: # Its own folder: the holdout lies beside `folder`, not in it
-    "Where a table is."
+    "The folder of a table; the holdout has a folder of its own beside the others."
     return Path(folder).parent / "holdout" / name if name == HOLDOUT else Path(folder) / name
 
 # %% ../../../nbs/stores/tables/datasets.ipynb #eea4a6e6
@@ -95,7 +95,7 @@ def delta_commit_metadata(
     contract_version: str = "", # As a person numbers it
     ingestions: Sequence[Ingestion] = (), # The readings of the sources; if there are none, the problem says the source
 ) -> dict[str, str]: # For `write_table`
-    "Where rows come from, for the commit that stores them."
+    "Commit metadata with the lineage of a table."
     read = ingestions or [Ingestion(source=problem.source, query=problem.query, rows=problem.rows, sha256=problem.source_sha256)]
     return {"run": run, "source": problem.source_sha256, "contract": contract.sha256 if contract else "",
             "contract_file": contract.path if contract else "", "contract_version": contract_version,
@@ -106,7 +106,7 @@ def read_table(
     folder: Path, # Holds the tables of a workspace
     table: TableRef, # Which version
 ) -> pd.DataFrame: # Indexed by `row_id`, in the order in which they were written
-    "The rows of a version, checked against their hash; the holdout is refused."
+    "Read the rows of a table version and verify their hash; raise for the holdout."
     if table.name == HOLDOUT:
         raise HoldoutError("The holdout is not read like other tables.", "Stage 5 reads it, once a model asks to be approved.",
                           "To read it nevertheless: read_holdout, or mlcycle data show holdout --reason '…'. Both are recorded.")
@@ -131,7 +131,7 @@ def is_intact(
     folder: Path, # Holds the tables of a workspace
     table: TableRef, # Which version
 ) -> bool:
-    "Whether the rows of a version are there, unaltered."
+    "Whether the rows of a version exist and match their hash."
     try:
         _read_verified_rows(folder, table)
     except ArtifactError:
@@ -152,7 +152,7 @@ def table_files(
 # %% ../../../nbs/stores/tables/datasets.ipynb #0b5dd527
 @dataclass(frozen=True)
 class TableVersion:
-    "A version of a table, and what its commit says."
+    "A version of a table, with the metadata of its commit."
 
     table: TableRef
     written_at: str # UTC, to the second

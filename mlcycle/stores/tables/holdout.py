@@ -36,14 +36,14 @@ class HoldoutAccess(Record):
 
     @property
     def biases_scores(self) -> bool:
-        "Whether models may be chosen by what was seen."
+        "Whether the access can bias later scores: models may be selected by what was seen."
         return self.purpose != "verification"
 
 # %% ../../../nbs/stores/tables/holdout.ipynb #150c5531
 def holdout_access_file(
     workspace: Workspace, # Keeps it
 ) -> Path:
-    "The file that records accesses."
+    "The path of the record of holdout accesses."
     return workspace.root / "holdout" / "accesses.jsonl"
 
 # %% ../../../nbs/stores/tables/holdout.ipynb #136a6b7b
@@ -51,7 +51,7 @@ def read_holdout_accesses(
     workspace: Workspace, # Keeps the record
     sha256: str = "", # Only those of these rows; all if empty
 ) -> list[HoldoutAccess]: # In order of time; half a line, from a process that was killed, is passed over
-    "The recorded accesses."
+    "Read the recorded holdout accesses, in order of time."
     path, found = holdout_access_file(workspace), []
     for line in path.read_text(errors="replace").splitlines() if path.is_file() else []:
         try:
@@ -89,7 +89,7 @@ def read_holdout(
     stage: str = "", # "validation"; after it "deployment" and "monitoring"; none if a person reads
     reason: str = "", # In words
 ) -> pd.DataFrame: # Indexed by `row_id`
-    "The rows of the holdout; who read them and why is recorded."
+    "Read the holdout and record the access with user, time and reason."
     if stage not in ACCESS_PURPOSES:
         raise HoldoutError(f"The stage '{stage}' may not read the holdout.", "It is for stage 5.")
     if not reason.strip():
@@ -113,7 +113,7 @@ def read_any_table(
     *,
     reason: str = "", # Needed for the holdout
 ) -> pd.DataFrame: # Indexed by `row_id`
-    "The rows of a version; an access is recorded if they are the holdout."
+    "Read any table version; reading the holdout needs a reason and is recorded."
     return read_holdout(workspace, table, reason=reason) if table.name == HOLDOUT else _read_verified_rows(workspace.tables,
                                                                                                            table)
 
@@ -122,7 +122,7 @@ def count_biasing_accesses(
     workspace: Workspace, # Keeps the record
     sha256: str, # Of the holdout
 ) -> int: # Verifications, which come after a verdict, are not counted
-    "How often the holdout was read in a way that biases later scores."
+    "The number of holdout accesses that can bias later scores."
     return sum(each.biases_scores for each in read_holdout_accesses(workspace, sha256))
 
 # %% ../../../nbs/stores/tables/holdout.ipynb #721ca74e
@@ -132,7 +132,7 @@ MAX_HOLDOUT_ACCESSES = 10 # Beyond them a score on the holdout deserves a warnin
 def describe_holdout_accesses(
     count: int, # Accesses, this one included
 ) -> str:
-    "What the number of accesses means, in words."
+    "Describe the bias risk that follows from the number of holdout accesses."
     if count <= 1:
         return "The holdout is read for the first time: nothing was chosen by its scores."
     words = (f"The holdout has now been read {count} times. Each time biases the score a little: "

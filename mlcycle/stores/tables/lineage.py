@@ -23,7 +23,7 @@ def trace_lineage(
     workspace: Workspace, # Holds the tables and runs
     version: TableVersion, # Of a table
 ) -> dict[str, Any]: # Plain JSON: `table`, `made_by`, `sources`, `contract`, `used_by`, and of the holdout `accesses`
-    "The lineage of a version, back and forward."
+    "The lineage of a table version: sources, contract, and the runs that use it."
     said, table = version.metadata, version.table
     contract = {name: said.get(key, "") for name, key in (("file", "contract_file"), ("version", "contract_version"),
                                                           ("sha256", "contract"))}

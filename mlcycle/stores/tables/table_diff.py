@@ -16,7 +16,7 @@ from ...errors import ParameterError, suggest_name
 # %% ../../../nbs/stores/tables/table_diff.ipynb #4c51bbf6
 @dataclass(frozen=True)
 class TableDiff:
-    "How a table differs from an older one."
+    "Difference between two versions of a table."
 
     key: str # What tells rows apart
     added: pd.Index # Keys of rows that only the new one has
@@ -77,7 +77,7 @@ def diff_tables(
     new: pd.DataFrame, # Likewise
     key: str = "row_id", # The column that tells rows apart
 ) -> TableDiff:
-    "How a table differs from an older one."
+    "Compare two versions of a table by key: added, removed and changed rows, and columns."
     schema = _schema_changes(old, new)
     old, new = _index_by(old, key), _index_by(new, key)
     both = old.index.intersection(new.index, sort=False)
