@@ -19,7 +19,7 @@ from ..errors import MlcycleError, ParameterError
 
 # %% ../../nbs/cli/base.ipynb #2c42e942
 app = typer.Typer(no_args_is_help=True, invoke_without_command=True, add_completion=False, rich_markup_mode=None,
-                  help="A table of data through the whole life of a machine-learning project.")
+                  help="Machine-learning lifecycle for tabular data: from the problem to a monitored service.")
 console, errors = Console(), Console(stderr=True)
 
 # %% ../../nbs/cli/base.ipynb #ca765e3a

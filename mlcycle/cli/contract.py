@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 # %% ../../nbs/cli/contract.ipynb #87757842
 contract_app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode=None,
-                           help="What rows must be: infer a contract, check a file, compare, recheck corrected rows.")
+                           help="Data contracts: infer one, check a file, compare versions, recheck corrected rows.")
 DATA = Annotated[str, typer.Argument(help="A file of rows, or a bundled source.")]
 CONTRACT = Annotated[Path | None, typer.Option(help="The contract; contract.yaml of the project if not given.")]
 
@@ -49,9 +49,9 @@ def read_contract_file(
 @contract_app.command()
 def infer(
     file: DATA,
-    out: Annotated[Path | None, typer.Option(help="Where to; contract.yaml of the project if not given.")] = None,
-    name: Annotated[str, typer.Option(help="What the table is called; the name of the file if not given.")] = "",
-    owner: Annotated[str, typer.Option(help="Who answers for the data.")] = "",
+    out: Annotated[Path | None, typer.Option(help="Output file; contract.yaml of the project if not given.")] = None,
+    name: Annotated[str, typer.Option(help="Name of the table; the name of the file if not given.")] = "",
+    owner: Annotated[str, typer.Option(help="Owner of the data.")] = "",
     force: Annotated[bool, typer.Option("--force", help="Replace a contract that is there.")] = False,
 ):
     "Infer a contract from the rows of a file and write it, to be reviewed and committed."
@@ -180,7 +180,7 @@ def print_changes(
 def recheck(
     quarantine: Annotated[Path, typer.Argument(help="CSV file that check --quarantine wrote.")],
     corrected: Annotated[str, typer.Argument(help="Corrected rows: row_id, and the columns that were corrected.")],
-    out: Annotated[Path, typer.Option(help="Where the rows go that are clean now; CSV.")],
+    out: Annotated[Path, typer.Option(help="CSV file for the rows that are clean now.")],
     contract: CONTRACT = None,
 ):
     "Check corrected rows again; clean ones leave the quarantine, exit code 1 if some do not."

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 # %% ../../nbs/cli/data.ipynb #69e9d761
 data_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Tables of a workspace: versions, differences, lineage.")
 PROJECT = Annotated[Path | None, typer.Option(help="Folder with settings.ini; found from the working directory if not given.")]
-ROWS = Annotated[int, typer.Option(min=0, help="Show at most so many rows.")]
+ROWS = Annotated[int, typer.Option(min=0, help="Maximum number of rows to show.")]
 MAX_COLUMNS_ACROSS = 8 # Columns: a table of more is printed on its side
 REASON = Annotated[str, typer.Option(help="The reason for reading the holdout; it is recorded.")]
 
@@ -140,7 +140,7 @@ def _read(workspace: "Workspace", address: str, reason: str):
 def diff(
     old: Annotated[str, typer.Argument(metavar="A", help="A version, for instance train@2.")],
     new: Annotated[str, typer.Argument(metavar="B", help="A later one, for instance train.")],
-    key: Annotated[str, typer.Option(metavar="COLUMN", help="The column that tells rows apart.")] = "row_id",
+    key: Annotated[str, typer.Option(metavar="COLUMN", help="Key column, which identifies rows.")] = "row_id",
     rows: ROWS = 10, reason: REASON = "", project: PROJECT = None,
 ):
     "Show the rows and columns that were added, removed and changed between two versions."
@@ -165,7 +165,7 @@ def diff(
 @data_app.command()
 def lineage(
     address: Annotated[str, typer.Argument(metavar="NAME[@V]", help="A table, or a version of it.")],
-    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     project: PROJECT = None,
 ):
     "Show the sources of a table version, and the runs and models that use it."

@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 
 # %% ../../nbs/cli/models.ipynb #5be0406c
 model_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None,
-                        help="Models of the registry: versions, differences, lineage; register what waits in the offline queue.")
+                        help="Registered models: versions, differences, lineage; register the offline queue.")
 PROJECT = Annotated[Path | None, typer.Option(help="Folder with settings.ini; found from the working directory if not given.")]
 VERSION = Annotated[str, typer.Argument(metavar="NAME[@V]", help="A model, or a version of it by number or alias.")]
-AS_JSON = Annotated[bool, typer.Option("--json", help="For programs.")]
+AS_JSON = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 # %% ../../nbs/cli/models.ipynb #168ed63a
 @model_app.command("list")
@@ -122,7 +122,7 @@ def _version_sections(facts: dict[str, Any]) -> dict[str, list[str]]:
               "source": lineage["source_sha256"][:12], "notebook": " ".join(filter(None, (
                   lineage["notebook"], lineage["notebook_sha256"][:12]))), "code": lineage["code"]}
     sides = {side: ", ".join(f"{name} ({kind})" for name, kind in columns.items())
-             for side, columns in zip(("reads", "answers"), facts["signature"].values(), strict=True)}
+             for side, columns in zip(("inputs", "outputs"), facts["signature"].values(), strict=True)}
     moves = [f"{move['time']} {move['alias']}: {move['previous_version'] or '–'} to {move['version'] or '–'}, by {move['user']}. "
              f"{move['reason']}".strip() for move in facts["alias_history"]]
     filled = lambda found: {name: value for name, value in found.items() if value}  # noqa: E731
@@ -167,7 +167,7 @@ def _format_value(value: Any) -> str:
 def tag(
     version: VERSION,
     tags: Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE…", help="Tags to set.")] = None,
-    remove: Annotated[list[str] | None, typer.Option(metavar="KEY", help="A tag that goes; may be repeated.")] = None,
+    remove: Annotated[list[str] | None, typer.Option(metavar="KEY", help="A tag to remove; may be repeated.")] = None,
     project: PROJECT = None,
 ):
     "Set and remove tags of a version; tags written at registration are fixed."
@@ -188,7 +188,7 @@ def tag(
 def delete(
     version: Annotated[str, typer.Argument(metavar="NAME@V", help="A version by its number.")],
     force: Annotated[bool, typer.Option("--force", help="Even if a run or a bundle of the workspace names it.")] = False,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask for confirmation.")] = False,
     project: PROJECT = None,
 ):
     "Delete a version and its files, unless it is in use or has an alias such as champion."

@@ -45,7 +45,7 @@ def update(
             raise typer.Exit(1)
 
 # %% ../../nbs/cli/project.ipynb #1d2aefb0
-problem_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="The written question: problem.yaml.")
+problem_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="The problem definition: problem.yaml.")
 
 
 # %% ../../nbs/cli/project.ipynb #40cb4309
@@ -67,7 +67,7 @@ def write_problem_file(
             found = draft_problem_fields(source, target)
         for file in write_problem_draft(home, *found):
             console.print(str(file), highlight=False, soft_wrap=True)
-        console.print("Next: answer what is left, then: mlcycle problem check", highlight=False, soft_wrap=True)
+        console.print("Next: fill in the empty fields, then: mlcycle problem check", highlight=False, soft_wrap=True)
 
 # %% ../../nbs/cli/project.ipynb #4a33ee10
 @problem_app.command("check")

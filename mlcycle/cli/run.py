@@ -89,7 +89,7 @@ def run(
     parameter: PARAMETER = None, file: FILE = None, project: PROJECT = None,
     until: UNTIL = "",
     start: Annotated[str, typer.Option("--from", metavar="STAGE", help="Run this stage and those after it, fresh or not.")] = "",
-    only: Annotated[str, typer.Option(metavar="STAGE", help="Run nothing but this stage.")] = "",
+    only: Annotated[str, typer.Option(metavar="STAGE", help="Run this stage only.")] = "",
     force: Annotated[list[str] | None, typer.Option(metavar="STAGE", help="Run this stage even if fresh.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan, and do nothing.")] = False,
     quiet: QUIET = False,
@@ -182,7 +182,7 @@ def params(
     with exit_on_error():
         StageChoice(only=stage)
         plan = plan_from_options({"source": source, "target": target, "metric": metric, "time": time}, parameter, file, project)
-        table = Table("stage", "parameter", "type", "value", "from", "content_hash")
+        table = Table("stage", "parameter", "type", "value", "from", "description")
         for name in [stage] if stage else STAGES:
             for each in plan.definitions[name]:
                 if each.name != "run_dir":
@@ -198,7 +198,7 @@ def batch(
     sets: Annotated[Path | None, typer.Argument(help="CSV or YAML file, one set of parameters a run.")] = None,
     grid: Annotated[list[str] | None, typer.Option("-g", metavar="NAME=A,B", help="Values to combine; may be repeated.")] = None,
     parameter: PARAMETER = None, file: FILE = None, project: PROJECT = None, until: UNTIL = "",
-    jobs: Annotated[int, typer.Option(help="Runs side by side; 0: as many as there are cores.")] = 0,
+    jobs: Annotated[int, typer.Option(help="Number of parallel runs; 0: one per core.")] = 0,
     quiet: QUIET = False,
 ):
     "Run several sets of parameters in parallel and compare them; stages that they share run once."

@@ -39,7 +39,7 @@ def runs(project: PROJECT = None):
 def diff(
     one: Annotated[str, typer.Argument(help="A run: its id, the beginning of it, or last.")],
     other: Annotated[str, typer.Argument(help="Another run.")],
-    everything: Annotated[bool, typer.Option("--all", help="Show also what is the same.")] = False,
+    everything: Annotated[bool, typer.Option("--all", help="Also show what does not differ.")] = False,
     project: PROJECT = None,
 ):
     "Compare the parameters, scores and outcomes of two runs."
@@ -60,7 +60,7 @@ def compare(
     chosen: Annotated[list[str] | None, typer.Argument(
         metavar="[RUN]…", help="Ids, their beginnings, or last; the last five with a leaderboard if none is given.")] = None,
     metric: Annotated[str, typer.Option(help="Metric of the scores; the primary one of the first run if not given.")] = "",
-    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     project: PROJECT = None,
 ):
     "Compare the selected models of runs: settings, scores, and the fold-by-fold difference with its interval."
@@ -100,8 +100,8 @@ def report(
 # %% ../../nbs/cli/runs.ipynb #4f868206
 @app.command()
 def clean(
-    keep: Annotated[int, typer.Option(min=0, help="So many of the newest runs stay.")] = 10,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would go, and do nothing.")] = False,
+    keep: Annotated[int, typer.Option(min=0, help="Number of newest runs to keep.")] = 10,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="List what would be removed, and remove nothing.")] = False,
     project: PROJECT = None,
 ):
     "Remove old runs with their pages, searches and cache entries that no other run needs."
@@ -164,7 +164,7 @@ def runs_table(
         f"{found['metric']}, cross-validated": [_format_score(run["cv_score"]) for run in runs],
         f"{found['metric']}, holdout": [_format_score(run["holdout_score"]) for run in runs],
         "p95 latency of one row, ms": ["–" if run["p95_ms"] is None else f"{run['p95_ms']:.1f}" for run in runs],
-        "model": [f"version {run['model']['version']}" for run in runs],
+        "model version": [f"version {run['model']['version']}" for run in runs],
         "aliases": [", ".join(["?"] if run["model"]["aliases"] is None else run["model"]["aliases"]) or "–" for run in runs],
         "seconds": [f"{run['seconds']:.0f}" for run in runs]}
     for name, values in rows.items():

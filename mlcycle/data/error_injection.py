@@ -35,9 +35,9 @@ MISSING_MARKERS = ("unknown", "?", "n/a ", "not available", "missing")
 # %% ../../nbs/data/error_injection.ipynb #3b4c0bcd
 def _corrupt_texts(kind: str, values: list[str], rng: np.random.Generator) -> list[str]:
     "Categories, each with a mistake."
-    make = {"white space": lambda text: [f" {text}", f"{text}  ", f"\u00a0{text}"][rng.integers(3)],
+    make = {"whitespace": lambda text: [f" {text}", f"{text}  ", f"\u00a0{text}"][rng.integers(3)],
             "case": lambda text: text.upper() if text != text.upper() else text.lower(),
-            "typos": lambda text: add_typo(text, rng), "look-alikes": lambda text: text.translate(CYRILLIC_HOMOGLYPHS),
+            "typos": lambda text: add_typo(text, rng), "homoglyphs": lambda text: text.translate(CYRILLIC_HOMOGLYPHS),
             "sentinels": lambda text: MISSING_MARKERS[rng.integers(len(MISSING_MARKERS))]}[kind]
     return [make(text) for text in values]
 
@@ -77,12 +77,12 @@ def _eligible_cells(kind: str, values: pd.Series) -> np.ndarray:
         return nowhere
     often = values.map(values.value_counts()).to_numpy() >= 20 # Of a rare value nobody knows how it is spelt
     word = values.str.fullmatch(r"[^\W\d]{4,}.*").eq(True).to_numpy() & ~values.str.contains(r"\d").eq(True).to_numpy()
-    return known & {"white space": often, "case": often & word, "typos": often & word, "sentinels": often,
-                    "look-alikes": often & word & values.str.contains("[ABCEHKMOPTXaceopxy]").eq(True).to_numpy(),
+    return known & {"whitespace": often, "case": often & word, "typos": often & word, "sentinels": often,
+                    "homoglyphs": often & word & values.str.contains("[ABCEHKMOPTXaceopxy]").eq(True).to_numpy(),
                     }.get(kind, nowhere)
 
 # %% ../../nbs/data/error_injection.ipynb #ff3e62bb
-ERROR_KINDS = ("white space", "case", "typos", "look-alikes", "sentinels", "malformed", "marks", "impossible", "signs", "units",
+ERROR_KINDS = ("whitespace", "case", "typos", "homoglyphs", "sentinels", "malformed", "marks", "impossible", "signs", "units",
          "swapped", "missing", "missing not at random", "duplicates")
 
 # %% ../../nbs/data/error_injection.ipynb #5d52fb63
@@ -203,10 +203,10 @@ def inject_malformed_lines(
     return ("\n".join(lines) + "\n").encode(encoding), pd.DataFrame(record, columns=["line", "kind", "before", "after"])
 
 # %% ../../nbs/data/error_injection.ipynb #fa38503f
-STEPS_BY_ERROR = {"white space": ("strip",), "case": ("case",), "typos": ("categories",), "look-alikes": ("categories",),
+STEPS_BY_ERROR = {"whitespace": ("strip",), "case": ("case",), "typos": ("categories",), "homoglyphs": ("categories",),
              "sentinels": ("sentinels",), "malformed": ("numbers", "dates"), "marks": ("numbers",), "impossible": ("limits",),
              "signs": ("limits",), "units": ("units",), "swapped": ("pairs",)}
-RESTORABLE_ERRORS = ("white space", "case", "typos", "look-alikes",
+RESTORABLE_ERRORS = ("whitespace", "case", "typos", "homoglyphs",
                      "marks") # The true value can be known; of others, missing will do
 
 # %% ../../nbs/data/error_injection.ipynb #afb20700

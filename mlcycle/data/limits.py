@@ -18,7 +18,7 @@ from ..ml.cleaning_plan import UnitConversion
 def sample_with_tails(
     numbers: np.ndarray, # A column
     max_rows: int = 20_000, # Rows spread over the table
-) -> np.ndarray: # Sorted: a max_rows, and all values beyond the middle 98 % of it
+) -> np.ndarray: # Sorted: at most `max_rows`, and all values beyond the middle 98 % of them
     "A sorted sample of the numbers, with all values beyond its 1 % and 99 % quantiles."
     every = max(1, len(numbers) // max_rows)
     some = numbers[::every]

@@ -35,7 +35,7 @@ class FeatureSettings:
     "Parameters of stage 3."
 
     max_missing: float = 0.95 # Columns with a larger share of missing values are left out
-    trusted: Sequence[str] = () # Columns that a person vouches for, though they may leak the target
+    trusted: Sequence[str] = () # Columns that are kept although they are suspected of target leakage
     outliers: Literal["keep", "flag", "clip"] = "keep" # What is done about numbers far from the others
     outlier_method: str = "robust z" # How they are found: also `iqr`, `isolation forest`
     create: bool = True # Whether features are created

@@ -35,7 +35,7 @@ class ProblemDocument(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True, allow_inf_nan=False, coerce_numbers_to_str=True,
                               title="problem.yaml of mlcycle")
     question: str = Field("", description="The question in words.")
-    owner: str = Field("", description="Who asks it, and will act on the predictions.")
+    owner: str = Field("", description="Owner of the problem, who acts on the predictions.")
     expert: str = Field("", description="The subject-matter expert who knows what the columns mean.")
     sign_off: str = Field("", description="What the expert agrees to, in a sentence. Empty: not signed off.")
     source: str = Field("", description="Where the rows come from: a file, an address, or a bundled source.")
@@ -43,7 +43,7 @@ class ProblemDocument(BaseModel):
     query: str = Field("", description="SQL over the sources. Empty: all rows of the source.")
     target: str = Field("", description="The column to predict.")
     task: Literal["auto", "binary", "multiclass", "regression"] = Field("auto", description="auto: found from the target.")
-    positive: str = Field("", description="Of a binary task: the class that is looked for.", json_schema_extra=_ANY_SCALAR)
+    positive: str = Field("", description="Of a binary task: the positive class.", json_schema_extra=_ANY_SCALAR)
     metric: str = Field("", description="The primary metric. Empty: the task's usual one.")
     metrics: list[str] = Field([], description="Other metrics to report. Empty: the task's usual ones.")
     criteria: list[str] = Field([], description="What success means; each becomes a gate that a model must pass.")

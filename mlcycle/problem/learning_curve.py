@@ -50,19 +50,19 @@ def extrapolate_errors(
     errors: list[float], # Of scores on validation rows, counted from the best there is
     *,
     at: int, # Rows of the full table
-    standard_error_from_interval: float, # Of the last score
+    standard_error: float, # Of the last score
     seed: int = 0, # Of the bootstrap
     n_resamples: int = 100, # How many
 ) -> tuple[float, float, float]: # The error there: value, low, high
     "Extrapolate a learning curve to the full table, with a 95 % interval."
     share, goal, rng = np.array(train_sizes) / train_sizes[-1], max(1.0, at / train_sizes[-1]), np.random.default_rng(seed)
-    unit = max(np.max(errors), standard_error_from_interval, 1e-9) # Errors in millions and areas below one are fitted alike
+    unit = max(np.max(errors), standard_error, 1e-9) # Errors in millions and areas below one are fitted alike
     count, scaled = len(train_sizes), np.array(errors) / unit
     value, fitted, found = fit_power_law(share, scaled, goal)
     residuals = (scaled - fitted) * np.sqrt(count / max(1, count - 3))
     drawn = [value]
     for _ in range(n_resamples):
-        noise = rng.choice(residuals, count) * rng.choice([-1, 1], count) + rng.normal(0, standard_error_from_interval / unit)
+        noise = rng.choice(residuals, count) * rng.choice([-1, 1], count) + rng.normal(0, standard_error / unit)
         drawn.append(fit_power_law(share, fitted + noise, goal, found)[0])
     low, high = unit * np.percentile(drawn, [2.5, 97.5])
     return unit * value, float(min(low, unit * value)), float(max(high, unit * value))
@@ -114,7 +114,7 @@ def extrapolate_score(
     best, sign = perfect_score(metric, scores, noise_ceiling), 1 if get_metric(metric).higher_is_better else -1
     errors = [sign * (best - each) for each in scores]
     found = extrapolate_errors([size for size, _ in points], errors, at=rows,
-                               standard_error_from_interval=(last.high - last.low) / 3.92,
+                               standard_error=(last.high - last.low) / 3.92,
                                seed=data.seed)
     value, high, low = (best - sign * each for each in found) # Of a score; of an error the other way round
     if sign < 0:

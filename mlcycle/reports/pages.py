@@ -152,7 +152,7 @@ def _page_links(run: Run, stage: str, page: Path, reused: str | None) -> dict[st
     there = [s for s in STAGES if s == stage or s in stages and page.with_name(page_name(s)).with_suffix(".ipynb").is_file()]
     place, origin = there.index(stage), page.parent.parent / (reused or "") / page.name
     labels = {".ipynb": "The executed notebook", ".json": "The outcome as JSON", ".csv": "The whole table as CSV",
-              ".log": "What its processes printed"}
+              ".log": "Process log"}
     return {"there": there, "number": STAGES.index(stage) + 1, "before": there[place - 1] if place else "",
             "after": (there[place + 1:] or [""])[0],
             "files": {ending: (page.with_suffix(ending).name, label) for ending, label in labels.items()

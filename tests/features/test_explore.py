@@ -174,21 +174,21 @@ def plant(rows: pd.DataFrame, what: str) -> pd.DataFrame:
         "numbers stored as text": lambda: rng.integers(1, 500, n).astype(str),
         "dates stored as text": lambda: pd.Series(rows.placed.sample(n, random_state=0).dt.strftime("%Y-%m-%d").to_numpy()),
         "one value in several spellings": lambda: rng.choice(["red", "Red ", "blue"], n),
-        "a number that may mean 'unknown'": lambda: np.where(rng.random(n) < 0.03, -999, rng.gamma(3, 5, n)),
+        "possible sentinel value": lambda: np.where(rng.random(n) < 0.03, -999, rng.gamma(3, 5, n)),
         "infinite values": lambda: np.where(rng.random(n) < 0.01, np.inf, rng.normal(size=n)),
         "mixed types": lambda: pd.Series([1 if i % 2 else "one" for i in range(n)], dtype=object),
         "nearly constant": lambda: np.where(np.arange(n) % 200 == 0, "b", "a"),
         "extreme skew": lambda: np.exp(rng.normal(0, 3, n)),
         "changes over time": lambda: np.arange(n) / n + rng.normal(0, 0.3, n),
-        "begins or ends": lambda: np.where(np.arange(n) < n / 2, np.nan, rng.normal(size=n)),
+        "missing share changes over time": lambda: np.where(np.arange(n) < n / 2, np.nan, rng.normal(size=n)),
     }[what]()
     return rows.assign(planted=made)
 
 
 PLANTED = [
     "possible target leakage", "missing values depend on the target", "constant", "always empty", "mostly missing", "identifier",
-    "numbers stored as text", "dates stored as text", "one value in several spellings", "a number that may mean 'unknown'",
-    "infinite values", "mixed types", "nearly constant", "extreme skew", "changes over time", "begins or ends",
+    "numbers stored as text", "dates stored as text", "one value in several spellings", "possible sentinel value",
+    "infinite values", "mixed types", "nearly constant", "extreme skew", "changes over time", "missing share changes over time",
 ]  # fmt: skip
 
 

@@ -24,7 +24,7 @@ from mlcycle.stores.models.model_files import load_model, save_model
 from mlcycle.stores.sources.ingest import normalise_dtypes, read_source
 
 LEAST = {"duplicates": 0.95, "sentinels": 0.95, "impossible": 0.95, "malformed": 0.95, "signs": 0.9, "typos": 0.8}
-LEAST |= {"white space": 0.95, "case": 0.95, "look-alikes": 0.95, "marks": 0.95}
+LEAST |= {"whitespace": 0.95, "case": 0.95, "homoglyphs": 0.95, "marks": 0.95}
 
 
 def diamonds() -> pd.DataFrame:
@@ -170,7 +170,7 @@ def to_column(values: pd.Series) -> list:
 
 
 def test_dirty_rows_get_the_predictions_of_clean_ones(tmp_path):
-    kinds = ("white space", "case", "typos", "look-alikes", "marks", "sentinels")
+    kinds = ("whitespace", "case", "typos", "homoglyphs", "marks", "sentinels")
     clean, folder = penguins().drop(columns=["Comments", "Sample Number"]), tmp_path
     measured = dict.fromkeys(kinds, [name for name in clean if name != "Species"])
     inject_errors(clean, kinds, share=0.03, seed=3, columns=measured)[0].to_csv(folder / "penguins.csv", index=False)

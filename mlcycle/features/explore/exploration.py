@@ -24,7 +24,7 @@ class Exploration:
     categories: pd.DataFrame # Frequent values: `column`, `value`, `rows`, `share`, and the mean of each of `classes`
     missing_patterns: pd.DataFrame # Patterns: `columns` that are missing together, `rows`, `share`
     associations: pd.DataFrame # Of all pairs, 0 to 1
-    correlate_ranks: pd.DataFrame # Of ordered columns, -1 to 1
+    rank_correlations: pd.DataFrame # Of ordered columns, -1 to 1
     target_associations: pd.DataFrame # `association` and `rank_correlation` of each column, strongest first
     quantiles_by_target: pd.DataFrame # Quantiles of each number for each class, or quarter of the target
     period: str = "" # What time is counted in; empty: there is no time

@@ -146,7 +146,7 @@ def explore(
                                 "rank_correlation": _signed(shown, target_name, targets, at)})
     found = Exploration(
         target=target_name, task=problem.task, rows=len(rows), classes=list(targets), sample=shown, columns=columns,
-        categories=categories, missing_patterns=find_missing_patterns(rows), associations=strength, correlate_ranks=signed,
+        categories=categories, missing_patterns=find_missing_patterns(rows), associations=strength, rank_correlations=signed,
         target_associations=with_target.sort_values("association", ascending=False, kind="stable", na_position="last"),
         quantiles_by_target=quantiles_by_group(shown, target_groups(shown[target_name], problem.task)))
     found = _over_time(found, rows, problem.time, targets, at)

@@ -89,7 +89,7 @@ def check_distribution(
     if count := _fact(facts, "infinite"):
         yield 0.86, name, "infinite values", f"{count:,.0f} values are infinite."
     if share := _fact(facts, "isolated_share"):
-        yield 0.83, name, "a number that may mean 'unknown'", \
+        yield 0.83, name, "possible sentinel value", \
             f"{_format_value(facts['isolated_value'])} occurs in {share:.1%} of the known values, far from all others."
     if _fact(facts, "distinct") > 20:
         skew, tail = _fact(facts, "skew"), _fact(facts, "tail_ratio")
@@ -177,7 +177,7 @@ def check_changes_over_time(
             yield min(0.65, 0.3 + strength / 3), name, "changes over time", f"Association {strength:.2f} with the {found.period}."
     for name, shares in found.columns_over_time.groupby("column", sort=False).missing if len(found.columns_over_time) else []:
         if name != found.target and (swing := shares.max() - shares.min()) >= 0.5:
-            yield min(0.75, 0.4 + swing / 3), name, "begins or ends", \
+            yield min(0.75, 0.4 + swing / 3), name, "missing share changes over time", \
                 f"Its missing share lies between {shares.min():.0%} and {shares.max():.0%} of a {found.period}."
 
 # %% ../../../nbs/features/explore/findings.ipynb #52447b7d

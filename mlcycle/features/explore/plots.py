@@ -191,7 +191,7 @@ def plot_target_associations(
     figure, (axes,) = _grid(1)
     figure.set_size_inches(7, 1 + 0.24 * len(strength))
     sns.barplot(x=strength.to_numpy(), y=[_short(name, 34) for name in strength.index], color="C0", ax=axes)
-    axes.set(xlim=(0, 1), xlabel=f"association with {_short(exploration.target)} (0: none, 1: tells it)", ylabel="")
+    axes.set(xlim=(0, 1), xlabel=f"association with {_short(exploration.target)} (0: independent, 1: determines it)", ylabel="")
     return figure
 
 # %% ../../../nbs/features/explore/plots.ipynb #f605fdff

@@ -292,15 +292,15 @@ def plot_target_leakage(
     state = {leak.column: "suspect" if leak.excluded else "suspect, trusted" for leak in leaks if leak.column}
     names = sorted(scores, key=lambda name: (name not in state, -scores[name]))[:max_columns]
     bars = pd.DataFrame({"column": names, "score": [scores[name] for name in names]}).sort_values("score", ascending=False)
-    bars["is"] = [state.get(name, "nothing found") for name in bars.column]
-    colours = {"suspect": "#b2182b", "suspect, trusted": "#ef8a62", "nothing found": "#b8c4d0"}
+    bars["is"] = [state.get(name, "not suspected") for name in bars.column]
+    colours = {"suspect": "#b2182b", "suspect, trusted": "#ef8a62", "not suspected": "#b8c4d0"}
     shown = {kind: colour for kind, colour in colours.items() if kind in set(bars["is"])}
     _, axes = plt.subplots(figsize=(7.5, 0.9 + 0.27 * len(bars)))
     sns.barplot(bars, x="score", y="column", hue="is", hue_order=list(shown), palette=shown, dodge=False, ax=axes, saturation=1)
     axes.axvline(max_score, color="0.2", linestyle="--", linewidth=1)
-    axes.text(max_score, -0.7, f"ceiling {max_score:g}", ha="right", va="bottom", fontsize="small", color="0.2")
+    axes.text(max_score, -0.7, f"threshold {max_score:g}", ha="right", va="bottom", fontsize="small", color="0.2")
     for place, (score, kind) in enumerate(zip(bars.score, bars["is"], strict=True)):
-        axes.text(score + 0.01, place, f"{score:.2f}" + (" *" if kind != "nothing found" else ""), va="center", fontsize="small")
+        axes.text(score + 0.01, place, f"{score:.2f}" + (" *" if kind != "not suspected" else ""), va="center", fontsize="small")
     axes.set(xlim=(0, 1.08), ylabel="", xlabel="share of the target that the column explains by itself (* suspect)")
     axes.legend(title=None, loc="lower right")
     return axes

@@ -75,9 +75,9 @@ def draw_lineage(
         back.add(f"contract{number}: {escape(contract['file'])}, SHA-256 {contract['sha256'][:12]}…")
     forward = tree.add("used by" if facts["used_by"] else "used by no run that is still there")
     for use in facts["used_by"]:
-        _draw_use(forward.add(f"run {use['run']} ({use['status']})"), use, TABLE_ROLES.get(table["name"], "lies beside"))
+        _draw_use(forward.add(f"run {use['run']} ({use['status']})"), use, TABLE_ROLES.get(table["name"], "not read by"))
     if facts.get("accesses"):
-        read = tree.add("read")
+        read = tree.add("accesses")
         for each in facts["accesses"]:
             run = f" (run {each['run']})" if each["run"] else ""
             read.add(escape(f"{each['accessed_at']} by {each['user']}: {each['reason']}{run}"))
@@ -89,7 +89,7 @@ def _draw_use(branch: "Tree", use: dict[str, Any], role: str) -> None:
     if not use["model"]:
         branch.add("no model yet")
         return
-    fate = {True: "approved", False: "rejected", None: "not judged yet"}[use["approved"]]
+    fate = {True: "approved", False: "rejected", None: "not validated yet"}[use["approved"]]
     leaf = branch.add(f"{role} {use['model']['name']} version {use['model']['version']} ({use['winner']}): {fate}"
                       + (", became champion" if use["champion"] else ""))
     if use["release"]:
