@@ -103,3 +103,11 @@ def table_run(tmp_path_factory, worker_id):
         return run
 
     return run_on
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    "Whatever carries whole runs is slow; slow tests come first, so that the workers of a parallel run end together."
+    for item in items:
+        if "end_to_end" in item.path.parts or {"table_run", "postgresql"} & {*item.fixturenames}:
+            item.add_marker("slow")
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
