@@ -6,15 +6,16 @@
 __all__ = ['select_finalists', 'score_blends', 'ensemble_selection_weights', 'build_ensemble_trial']
 
 # %% ../../nbs/modelling/ensemble.ipynb #e14486f3
+import time
 from collections.abc import Sequence
 
 import numpy as np
 
 from ..ml.folds import find_disjoint_folds
-from ..ml.metrics import get_metric, compute_score, score_many_predictions
+from ..ml.metrics import compute_score, get_metric, score_many_predictions
 from ..ml.predictions import predictions_from_values
-from .search import rank_trials
 from .cross_validation import CrossValidation
+from .search import rank_trials
 from .trials import Trial
 from ..outcomes import Problem
 
@@ -76,7 +77,7 @@ def build_ensemble_trial(
 ) -> Trial: # Named `ensemble`; its parameters are the weights
     "The weighted finalists as a trial; each fold is scored with weights that other folds chose."
     actual = [cv.actual(fold) for fold in range(len(cv.folds))]
-    made = Trial(0, "ensemble", "", {})
+    made, begun = Trial(0, "ensemble", "", {}), time.perf_counter()
     for fold in range(len(actual)):
         others = find_disjoint_folds(cv.problem, cv.folds, fold)
         weights = ensemble_selection_weights(cv.problem, finalists, actual, others, max_steps) if others else np.full(
@@ -90,4 +91,5 @@ def build_ensemble_trial(
     made.fit_seconds = sum(trial.fit_seconds for _, trial in members)
     made.predict_seconds = sum(trial.predict_seconds for _, trial in members)
     made.model_bytes = sum(trial.model_bytes for _, trial in members)
+    made.seconds = time.perf_counter() - begun
     return made
