@@ -75,7 +75,7 @@ def test_beats_guessing_and_answers_alike(run):
 def test_without_a_future_the_holdout_rows_are_watched(run):
     health = run.health
     assert (health.monitored_table, health.action) == ("holdout", "nothing")
-    assert "there is no future" in (run.workspace.reports / run.id / page_name("monitoring")).read_text()
+    assert "there are no future rows" in (run.workspace.reports / run.id / page_name("monitoring")).read_text()
     assert health.latency_ms["p50"] <= health.latency_ms["p95"] <= health.latency_ms["p99"]
     events, features = read_events(open_events(run.workspace.events_url), run.id)
     assert len(events) == health.rows == len(features)
