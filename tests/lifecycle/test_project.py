@@ -319,7 +319,7 @@ def test_a_merge_cut_short_is_carried_on(project, newer, monkeypatch):
             raise KeyboardInterrupt
         write(path, notebook)
 
-    monkeypatch.setattr(module, "_write", cut)
+    monkeypatch.setattr(module, "_write_notebook", cut)
     with pytest.raises(KeyboardInterrupt):
         merge_shipped_notebooks(project, newer)
     monkeypatch.undo()
