@@ -129,8 +129,6 @@ def column_blocks(
 def _empty_table(title: str, ids: list[str]) -> "Table":
     "A table with a column for each run."
     from rich import box
-    from rich.markup import escape
-    from rich.table import Table
 
     table = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left", pad_edge=False)
     table.add_column("", width=LABEL_WIDTH, overflow="fold")
@@ -151,8 +149,6 @@ def runs_table(
     places: range, # Of the runs that are drawn
 ) -> "Table":
     "Parameters, data, scores, model and time of each run."
-    from rich.markup import escape
-
     runs = [found["runs"][place] for place in places]
     table = _empty_table("", [run["run"] for run in runs])
     rows = {
@@ -178,8 +174,6 @@ def leaderboards_table(
     places: range, # Of the runs that are drawn
 ) -> "Table":
     "The leaderboards as one; the best of each run is marked."
-    from rich.markup import escape
-
     table = _empty_table(f"Cross-validated {found['metric']}; * best of a run",
                          [found["runs"][place]["run"] for place in places])
     columns = [[line[place] for line in found["leaderboard"].values()] for place in places]

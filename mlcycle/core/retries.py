@@ -9,10 +9,11 @@ __all__ = ['MAX_RETRY_WAIT', 'retry_policy', 'is_retryable']
 import re
 import time
 from email.utils import mktime_tz, parsedate_tz
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import httpx
-import tenacity
+if TYPE_CHECKING:
+    import httpx
+    import tenacity
 
 # %% ../../nbs/core/retries.ipynb #f720eba4
 MAX_RETRY_WAIT = 60.0 # Seconds, whatever a server asks for

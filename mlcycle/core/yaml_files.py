@@ -118,9 +118,10 @@ def _note_lines(node: yaml.Node, place: tuple, lines: dict[tuple, int], name: st
     if isinstance(node, yaml.MappingNode):
         for key, inner in node.value:
             line, word = key.start_mark.line + 1, key.value if isinstance(key, yaml.ScalarNode) else ""
-            if not word or (*place, word) in lines:
-                named = f"has the field '{format_field_path((*place, word))}' a second time"
-                what = named if word else "has a field without a name"
+            unnamed = not word and not (isinstance(key, yaml.ScalarNode) and key.tag.endswith(":str")) # '' in quotes is a name
+            if unnamed or (*place, word) in lines:
+                repeated = f"has the field '{format_field_path((*place, word))}' a second time"
+                what = "has a field without a name" if unnamed else repeated
                 raise error(f"Line {line} of {name} {what}.", "Each field is named once.")
             lines[(*place, word)] = line
             _note_lines(inner, (*place, word), lines, name, error)

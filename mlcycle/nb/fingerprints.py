@@ -15,8 +15,8 @@ from pathlib import Path
 from ..core.files import hash_file, read_checksummed_json, short_json_hash, write_checksummed_json
 from ..core.versions import package_version
 from ..core.workspace import Workspace
-from .dependencies import ReachableCode
-from .notebook import is_parameters_cell, extract_run_section
+from .dependencies import ModuleIndex, ReachableCode, find_reachable_code
+from .notebook import extract_run_section, is_parameters_cell, stage_notebooks
 
 # %% ../../nbs/nb/fingerprints.ipynb #e1bf0eaa
 def code_cells(
@@ -72,11 +72,6 @@ def stage_fingerprint(
     stage: str = "modelling", # Which one
 ) -> dict[str, str]: # `notebook`, `notebook_sha256`, `code`
     "The notebook of a stage, and a hash of its cells and of all code and libraries that they reach."
-    from mlcycle.core.files import short_json_hash
-    from mlcycle.nb.fingerprints import code_cells, used_library_versions, load_code_summaries
-    from mlcycle.nb.dependencies import ModuleIndex, find_reachable_code
-    from mlcycle.nb.notebook import stage_notebooks
-
     notebook = stage_notebooks(workspace.project)[stage]
     cells = code_cells(notebook)
     reach = find_reachable_code(list(cells.values()), ModuleIndex(workspace.project, load_code_summaries(workspace)))

@@ -260,7 +260,9 @@ def test_damaged_files_are_named_and_made_again(project, files):
     run(project)
     made = mc.open("last", project)
     assert made.verdict.scores == before.verdict.scores
-    assert [line.folds for line in made.candidate.leaderboard] == [line.folds for line in before.candidate.leaderboard]
+    assert [line.fold_scores for line in made.candidate.leaderboard] == [
+        line.fold_scores for line in before.candidate.leaderboard
+    ]
     assert made.release.released
     if files is LIGHT:
         assert computed(made) == ["problem", "data", "features", "validation", "deployment"]

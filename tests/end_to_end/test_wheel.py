@@ -33,7 +33,7 @@ def test_holds_notebooks_and_templates(wheel):
     for number, stage in enumerate(STAGES, 1):
         assert f"mlcycle/notebooks/{number:02}_{stage}.ipynb" in names
         assert f"mlcycle/{stage}/stage.py" in names
-    assert "mlcycle/notebooks/lifecycle/templates/page.html.j2" in names
+    assert "mlcycle/notebooks/reports/templates/page.html.j2" in names
     assert not any(name.startswith(("tests/", "nbs/", "docs/")) for name in names)
 
 

@@ -68,7 +68,7 @@ def test_finding_nothing_to_do_imports_nothing_heavy(project):
             "validation/gates.py", "def evaluate_gates(\n", "def evaluate_gates(\n    *_,\n", "validation", id="stage 5's"
         ),
         pytest.param(
-            "ml/metrics.py", "def bootstrap_difference(\n", "def bootstrap_difference(\n    *_,\n", "validation", id="metric"
+            "ml/bootstrap.py", "def bootstrap_difference(\n", "def bootstrap_difference(\n    *_,\n", "validation", id="metric"
         ),
         pytest.param("stores/sources/files.py", "def read_file(\n", "def read_file(\n    *_,\n", "problem", id="reading rows"),
         pytest.param("reports/pages.py", "def write_page(\n", "def write_page(\n    *_,\n", "", id="pages are no outcome"),

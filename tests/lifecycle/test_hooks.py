@@ -16,9 +16,9 @@ import pytest
 from conftest import ROOT
 
 from mlcycle.core.files import write_text
+from mlcycle.core.retries import _wait_seconds
 from mlcycle.core.runs import Run
 from mlcycle.core.settings import HOOK_DEFAULTS, STORE_DEFAULTS
-from mlcycle.lifecycle import hooks
 from mlcycle.lifecycle.hooks import hook_payload, run_hook
 
 SECRET = "T0p-Secret"
@@ -109,7 +109,7 @@ def test_a_server_may_ask_for_a_pause():
 
 
 @pytest.mark.parametrize(
-    ("asked", "least", "most"),
+    ("retry_after", "least", "most"),
     [
         ("7", 7, 7),
         ("86400", 60, 60),
@@ -120,17 +120,17 @@ def test_a_server_may_ask_for_a_pause():
         ("", 2, 2),
     ],
 )
-def test_the_pause_is_bounded(asked, least, most):
+def test_the_pause_is_bounded(retry_after, least, most):
     dates = {"in half a minute": time.time() + 30, "long ago": 0}
 
-    class Answer:
-        headers = {"Retry-After": formatdate(dates[asked], usegmt=True) if asked in dates else asked}
+    class Response:
+        headers = {"Retry-After": formatdate(dates[retry_after], usegmt=True) if retry_after in dates else retry_after}
 
     class Outcome:
         failed = False
-        result = staticmethod(lambda: Answer)
+        result = staticmethod(lambda: Response)
 
-    assert least <= hooks._pause(Outcome, 2) <= most
+    assert least <= _wait_seconds(Outcome, 2) <= most
 
 
 def test_an_address_that_is_none():
