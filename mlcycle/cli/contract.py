@@ -109,14 +109,14 @@ def check(
         from mlcycle.stores.sources.ingest import hash_rows, read_source
 
         path = contract_path(contract)
-        promised, rows = read_contract_file(path), read_source(file)
-        checked = apply_contract(rows, promised, hash_rows(rows))
+        contract_document, rows = read_contract_file(path), read_source(file)
+        checked = apply_contract(rows, contract_document, hash_rows(rows))
         print_failures(checked)
         if quarantine:
             with atomic_write(quarantine) as half:
                 checked.quarantine.to_csv(half, index=False)
             console.print(f"In quarantine: {quarantine}", highlight=False, soft_wrap=True)
-        check_contract_limits(checked, promised, quarantine=str(quarantine or ""), file=str(path))
+        check_contract_limits(checked, contract_document, quarantine=str(quarantine or ""), file=str(path))
 
 # %% ../../nbs/cli/contract.ipynb #633b13c1
 def infer_from_file(
@@ -194,8 +194,8 @@ def recheck(
 
         if out.exists():
             raise ContractFileError(f"There is a file {out} already.", "Rows that were corrected before are not overwritten.")
-        promised, corrections = read_contract_file(contract_path(contract)), read_source(corrected)
-        clean, left = kept.recheck_corrections(kept.read_quarantine_csv(quarantine), corrections, promised)
+        contract_document, corrections = read_contract_file(contract_path(contract)), read_source(corrected)
+        clean, left = kept.recheck_corrections(kept.read_quarantine_csv(quarantine), corrections, contract_document)
         for path, rows, index in ((out, clean, True), (quarantine, left, False)):
             with atomic_write(path) as half:
                 rows.to_csv(half, index=index)

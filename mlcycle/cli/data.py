@@ -61,10 +61,11 @@ def history(
     with exit_on_error():
         table = Table("version", "written", "rows", "run", "source", "contract", "SHA-256", "mlcycle")
         for each in table_versions(Workspace.from_project(project).tables, name):
-            said = {key: each.metadata.get(key, "") for key in ("run", "source", "contract_version", "contract", "mlcycle")}
-            contract = " ".join(part for part in (said["contract_version"], said["contract"][:8]) if part)
-            table.add_row(each.address, each.written_at, f"{each.table.rows:,}", said["run"], said["source"][:8], contract,
-                          each.table.sha256[:8], said["mlcycle"])
+            keys = ("run", "source", "contract_version", "contract", "mlcycle")
+            metadata = {key: each.metadata.get(key, "") for key in keys}
+            contract = " ".join(part for part in (metadata["contract_version"], metadata["contract"][:8]) if part)
+            table.add_row(each.address, each.written_at, f"{each.table.rows:,}", metadata["run"], metadata["source"][:8],
+                          contract, each.table.sha256[:8], metadata["mlcycle"])
         console.print(table)
 
 # %% ../../nbs/cli/data.ipynb #a637608c

@@ -201,7 +201,7 @@ def delete(
         workspace = Workspace.from_project(project)
         with open_registry_read_only(workspace) as client:
             found = find_version(client, version)
-            check_unused(workspace, found, force) # Before anybody is asked
+            check_unused(workspace, found, force) # Before the confirmation
         role = f", the {' and '.join(found.aliases)}" if found.aliases else ""
         if not yes and not typer.confirm(f"Delete {found.name}@{found.version}{role}? It cannot be brought back"):
             console.print("Nothing was deleted.")

@@ -109,9 +109,9 @@ def clean(
     from mlcycle.core.workspace import Workspace
 
     with exit_on_error():
-        gone = delete_old_runs(Workspace.from_project(project), keep, dry_run)
+        deleted = delete_old_runs(Workspace.from_project(project), keep, dry_run)
         word = "would go" if dry_run else "removed"
-        console.print(f"{len(gone)} runs {word}.", *gone, sep="\n  ", highlight=False)
+        console.print(f"{len(deleted)} runs {word}.", *deleted, sep="\n  ", highlight=False)
 
 # %% ../../nbs/cli/runs.ipynb #8261c9f4
 LABEL_WIDTH, COLUMN_WIDTH = 16, 10 # At 80 characters there is room for five runs

@@ -36,18 +36,18 @@ def retry_policy(
 
 # %% ../../nbs/core/retries.ipynb #617a9f9a
 def is_retryable(
-    answer: "httpx.Response", # Of a server
+    response: "httpx.Response", # Of a server
 ) -> bool:
     "Whether an HTTP response should be retried: status 429 or 5xx."
-    return answer.status_code == 429 or answer.status_code >= 500
+    return response.status_code == 429 or response.status_code >= 500
 
 # %% ../../nbs/core/retries.ipynb #5d9aaac6
 def _wait_seconds(outcome: Any, usual: float) -> float:
     "Seconds before the next attempt: what the server asks for, if it is not too long, or the usual."
-    asked = "" if outcome.failed else outcome.result().headers.get("Retry-After", "").strip()
-    if re.fullmatch(r"\d+(\.\d+)?", asked):
-        seconds = float(asked)
+    retry_after = "" if outcome.failed else outcome.result().headers.get("Retry-After", "").strip()
+    if re.fullmatch(r"\d+(\.\d+)?", retry_after):
+        seconds = float(retry_after)
     else:
-        date = parsedate_tz(asked)
+        date = parsedate_tz(retry_after)
         seconds = mktime_tz(date) - time.time() if date else usual
     return min(max(seconds, 0.0), MAX_RETRY_WAIT)

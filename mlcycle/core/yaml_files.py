@@ -69,7 +69,7 @@ def read_yaml_file(
     path: Path, # Of a file in UTF-8
     *,
     error: type[MlcycleError] = ParameterError, # Raised if it cannot be read
-    loader: type = yaml.SafeLoader, # Says which values are numbers, truth values and dates
+    loader: type = yaml.SafeLoader, # Says which values are numbers, booleans and dates
     as_text: bool = False, # Whether all values stay text; what is null is left out
     aliases: bool = False, # Whether `*name` may repeat what `&name` marks
 ) -> YamlDocument: # Its content is None if there is none
@@ -88,7 +88,7 @@ def parse_yaml(
     name: str, # Of the file, for errors
     *,
     error: type[MlcycleError] = ParameterError, # Raised if it cannot be read
-    loader: type = yaml.SafeLoader, # Says which values are numbers, truth values and dates
+    loader: type = yaml.SafeLoader, # Says which values are numbers, booleans and dates
     as_text: bool = False, # Whether all values stay text; what is null is left out
     aliases: bool = False, # Whether `*name` may repeat what `&name` marks
 ) -> YamlDocument: # Its content is None if there is none
@@ -174,24 +174,24 @@ def _explain(mistake: dict[str, Any], document: YamlDocument, model: type[BaseMo
     line, name = document.line(place), format_field_path(place, document.content)
     where = f"Line {line} of {document.name}: the" if line else f"{document.name}: the" if document.name else "The"
     field = f"{where} field '{name}'"
-    record, meaning = _record_at(model, place)
+    record, description = _record_at(model, place)
     if kind == "extra_forbidden":
         known = [field.alias or key for key, field in record.model_fields.items()]
         return f"{field} is not known.", f"Fields are {', '.join(known)}.", _nearest(str(place[-1]), known)
     if kind == "missing":
-        return f"{field} is missing.", "", f"It means: {meaning}" if meaning else ""
+        return f"{field} is missing.", "", f"It means: {description}" if description else ""
     if kind not in get_args(core_schema.ErrorType): # A sentence of the record's own
         return f"{field} {mistake['msg']}.", "", ""
     shown = f"'{value}'" if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
     expected = EXPECTED_VALUES.get(kind, f"{mistake['msg']}.".replace("Input should be", "Expected is").replace("..", "."))
     near = _nearest(str(value), re.findall(r"'(\w+)'", mistake["msg"])) if kind == "literal_error" else ""
-    return f"{field} cannot be {shown[:80]}.", expected, near or (f"It means: {meaning}" if meaning else "")
+    return f"{field} cannot be {shown[:80]}.", expected, near or (f"It means: {description}" if description else "")
 
 # %% ../../nbs/core/yaml_files.ipynb #9071f3df
 def _nearest(name: str, names: list[str]) -> str:
     "A question about the nearest of some names; nothing if none is near."
-    said = suggest_name(name, names)
-    return said if said.startswith("Did you mean") else ""
+    suggestion = suggest_name(name, names)
+    return suggestion if suggestion.startswith("Did you mean") else ""
 
 # %% ../../nbs/core/yaml_files.ipynb #b6c3cf9b
 def _record_at(model: type[BaseModel], place: tuple) -> tuple[type[BaseModel], str]:

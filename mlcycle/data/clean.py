@@ -28,7 +28,7 @@ DEFAULT_STEPS = tuple(step for step in STEPS if step != "near_duplicates")
 
 # %% ../../nbs/data/clean.ipynb #53ff7e5a
 def resolve_cleaning_steps(
-    steps: list[str], # As they were asked for; empty: the usual ones
+    steps: list[str], # As given; empty: the usual ones
 ) -> tuple[str, ...]: # In the order in which they are done
     "Validate the names of cleaning steps and put them in order; all default steps if none is given."
     for step in steps:
@@ -98,11 +98,11 @@ def _count_texts(values: pd.Series) -> pd.Series:
 # %% ../../nbs/data/clean.ipynb #fc50ec5d
 def _limit_numbers(values: pd.Series, column: ColumnCleaningPlan, steps: tuple[str, ...]) -> ColumnCleaningPlan | None:
     "A column's plan, with what cannot be; None where there is nothing of the kind."
-    judged = find_number_anomalies(values.to_numpy(dtype=float, na_value=np.nan), steps, str(values.name))
-    if not judged.sentinels and not judged.units and judged.low is None and judged.high is None:
+    anomalies = find_number_anomalies(values.to_numpy(dtype=float, na_value=np.nan), steps, str(values.name))
+    if not anomalies.sentinels and not anomalies.units and anomalies.low is None and anomalies.high is None:
         return None
-    return column.model_copy(update={"sentinels": judged.sentinels, "unit_conversions": judged.units,
-                                     "min_value": judged.low, "max_value": judged.high})
+    return column.model_copy(update={"sentinels": anomalies.sentinels, "unit_conversions": anomalies.units,
+                                     "min_value": anomalies.low, "max_value": anomalies.high})
 
 # %% ../../nbs/data/clean.ipynb #db05f880
 def _limit_dates(values: pd.Series, column: ColumnCleaningPlan, steps: tuple[str, ...]) -> ColumnCleaningPlan | None:

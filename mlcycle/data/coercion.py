@@ -25,8 +25,8 @@ def _read_distinct(values: pd.Series, read: Callable[[pd.Series], pd.Series]) ->
     if values.head(1000).nunique() > 990: # Hardly a value comes again
         return pd.Series(read(values.astype("str").str.strip().reset_index(drop=True)).array, index=values.index)
     codes, distinct = pd.factorize(values)
-    answers = read(pd.Series(distinct, dtype="str").str.strip())
-    return pd.Series(answers.reindex(codes).to_numpy() if (codes < 0).any() else answers.to_numpy()[codes], index=values.index)
+    parsed = read(pd.Series(distinct, dtype="str").str.strip())
+    return pd.Series(parsed.reindex(codes).to_numpy() if (codes < 0).any() else parsed.to_numpy()[codes], index=values.index)
 
 # %% ../../nbs/data/coercion.ipynb #cdd3bc36
 def coerce_numbers(
@@ -122,9 +122,9 @@ def coerce_to_contract(
         if name in rows and column.logicalType and rows[name].dtype != PLAIN_DTYPES[column.logicalType]:
             before = rows[name]
             typed[name] = COERCERS[column.logicalType](before)
-            lost = (typed[name].isna() & before.notna()).to_numpy()
-            if lost.any():
-                cells = {"row_id": rows.index[lost], "column": name, "value": before[lost].astype("str").array}
+            not_coerced = (typed[name].isna() & before.notna()).to_numpy()
+            if not_coerced.any():
+                cells = {"row_id": rows.index[not_coerced], "column": name, "value": before[not_coerced].astype("str").array}
                 losses.append(pd.DataFrame(cells))
     order = [name for name in contract.columns if name in rows]
     order += [name for name in rows if name not in contract.columns]

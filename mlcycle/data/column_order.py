@@ -31,9 +31,9 @@ def infer_order_rules(
     for one, other in [*combinations(dates[:12], 2), *named]:
         for first, second in ((one, other), (other, one)):
             both = rows[[first, second]].dropna()
-            right = both[first] <= both[second]
-            if len(both) >= 50 and min_share <= right.mean() < 1 and (both[first] < both[second]).mean() > 0.5:
-                apart = (both[second] - both[first])[right]
+            in_order = both[first] <= both[second]
+            if len(both) >= 50 and min_share <= in_order.mean() < 1 and (both[first] < both[second]).mean() > 0.5:
+                apart = (both[second] - both[first])[in_order]
                 usual = apart.quantile(0.99)
                 usual = usual.total_seconds() if hasattr(usual, "total_seconds") else float(usual)
                 rules.append(ColumnOrderRule(first=first, second=second, max_gap=usual))

@@ -60,8 +60,8 @@ class ContractColumn(Record):
     @property
     def rules(self) -> dict[str, ContractRule]:
         "All rules of the column, by name."
-        said = {rule.rule_name: rule for rule in self.quality if rule.type == "library"}
-        return {rule.rule_name: rule for rule in _short_rules(self) if rule.rule_name not in said} | said
+        library_rules = {rule.rule_name: rule for rule in self.quality if rule.type == "library"}
+        return {rule.rule_name: rule for rule in _short_rules(self) if rule.rule_name not in library_rules} | library_rules
 
     @model_validator(mode="after")
     def _sensible(self):
@@ -221,8 +221,8 @@ class Contract(Record):
     @property
     def quarantine_limit(self) -> float:
         "Percent of the rows that may be in quarantine."
-        said = [float(one.value) for one in self.customProperties if one.property == "quarantineLimit"]
-        return (said or [QUARANTINE_LIMIT])[0]
+        limits = [float(one.value) for one in self.customProperties if one.property == "quarantineLimit"]
+        return (limits or [QUARANTINE_LIMIT])[0]
 
 # %% ../../nbs/data/contract.ipynb #9f4954d9
 class _Dumper(yaml.SafeDumper):
@@ -237,8 +237,8 @@ def contract_to_yaml(
     contract: Contract, # What rows must be
 ) -> str: # YAML
     "A contract as text, without the fields that were not given."
-    said = contract.model_dump(by_alias=True, exclude_unset=True)
-    return yaml.dump(said, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110)
+    content = contract.model_dump(by_alias=True, exclude_unset=True)
+    return yaml.dump(content, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110)
 
 # %% ../../nbs/data/contract.ipynb #8c0c635b
 def parse_contract(

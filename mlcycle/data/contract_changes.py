@@ -48,8 +48,9 @@ def _compare_rules(where: str, old: dict[str, ContractRule], new: dict[str, Cont
 # %% ../../nbs/data/contract_changes.ipynb #8b196de4
 def _limit(rule: ContractRule) -> str:
     "What a rule says besides what it checks."
-    said = rule.model_dump(exclude_unset=True, include={"mustBe", "mustBeLessThan", "mustBeLessOrEqualTo", "unit", "description"})
-    return ", ".join(f"{name}: {value}" for name, value in said.items())
+    shown = {"mustBe", "mustBeLessThan", "mustBeLessOrEqualTo", "unit", "description"}
+    given = rule.model_dump(exclude_unset=True, include=shown)
+    return ", ".join(f"{name}: {value}" for name, value in given.items())
 
 # %% ../../nbs/data/contract_changes.ipynb #48044741
 def _compare_columns(old: ContractColumn, new: ContractColumn) -> Iterator[tuple]:

@@ -110,9 +110,9 @@ def find_invalid_values(
         return {}
     except SchemaErrors:
         bad = {} if column.nullable else {"required": np.flatnonzero(values.isna())}
-        asked = values.dropna() if distinct is None else distinct
+        checked = values.dropna() if distinct is None else distinct
         for check in column.checks:
-            wrong = ~check(asked).check_output.to_numpy(dtype=bool)
+            wrong = ~check(checked).check_output.to_numpy(dtype=bool)
             bad[check.error] = np.flatnonzero(values.notna())[wrong] if distinct is None else np.flatnonzero(
                 values.isin(distinct[wrong]))
     return {name: positions for name, positions in bad.items() if len(positions)}
@@ -157,9 +157,9 @@ def _structure_violations(columns: list[str], promised: list[str]) -> Iterator[R
             yield RuleViolation(name, "column unknown", "warning", "The contract knows this column.", None, none)
     shared = [name for name in columns if name in promised]
     if shared != [name for name in promised if name in columns]:
-        moved = next(name for name, other in zip(shared, [name for name in promised if name in columns], strict=True)
+        out_of_order = next(name for name, other in zip(shared, [name for name in promised if name in columns], strict=True)
                      if name != other)
-        yield RuleViolation(moved, "column order", "warning", "Columns come in the order of the contract.", None, none)
+        yield RuleViolation(out_of_order, "column order", "warning", "Columns come in the order of the contract.", None, none)
 
 # %% ../../nbs/data/contract_checks.ipynb #2f6f9b4c
 def check_rows_against_contract(

@@ -159,21 +159,21 @@ def infer_column(
     examples = values.dropna().head(N_FIRST_VALUES).drop_duplicates().head(3).tolist()
     texts = [f"{one:%Y-%m-%d %H:%M:%S}".removesuffix(" 00:00:00") if isinstance(one, pd.Timestamp) else one for one in examples]
     rules = infer_rules(values, logical_type)
-    said = {"name": str(values.name), "logicalType": logical_type, "physicalType": str(values.dtype),
+    fields = {"name": str(values.name), "logicalType": logical_type, "physicalType": str(values.dtype),
             "required": bool(logical_type and values.notna().all()), "examples": texts, "quality": rules}
-    return {name: value for name, value in said.items() if value not in (None, [], False)}
+    return {name: value for name, value in fields.items() if value not in (None, [], False)}
 
 # %% ../../nbs/data/contract_inference.ipynb #6c7824d6
 def infer_contract(
     rows: pd.DataFrame, # Of a first ingestion, plain types
     name: str = "rows", # What the table is called
-    owner: str = "", # Who answers for the data
+    owner: str = "", # Owner of the data
     version: str = "1.0.0", # Major, minor, patch
 ) -> Contract:
     "Infer a contract from rows."
     limit = {"property": "quarantineLimit", "value": QUARANTINE_LIMIT,
              "description": "Percent of the rows in quarantine above which a run stops."}
-    said = {
+    fields = {
         "apiVersion": "v3.1.0", "kind": "DataContract", "id": name, "name": name, "version": version, "status": "draft",
         "description": {"purpose": f"What rows of {name} must be, as {len(rows):,} of them suggest.",
                         "usage": "Logical type, required and unique are errors: rows that break them go to quarantine. "
@@ -184,14 +184,14 @@ def infer_contract(
                     "properties": [infer_column(rows[column]) for column in rows]}],
         "customProperties": [limit],
     }
-    return Contract.model_validate(said)
+    return Contract.model_validate(fields)
 
 # %% ../../nbs/data/contract_inference.ipynb #37d1c9fe
 def read_or_infer_contract(
     rows: pd.DataFrame, # Of this ingestion
     file: Path, # The contract in the project
     name: str = "rows", # What the table is called, if the contract must be inferred
-    owner: str = "", # Who answers for the data, if the contract must be inferred
+    owner: str = "", # Owner of the data, if the contract must be inferred
 ) -> tuple[Contract, bool]: # And whether it was inferred now
     "Read the contract from a file; if there is none, infer it from the rows and write it."
     file = Path(file)

@@ -96,10 +96,10 @@ def describe_rule(
     ends = (given.minimum, given.maximum) if name == "range" else (given.minLength, given.maxLength)
     low, high = (f"{end:g}" if isinstance(end, float) else str(end) for end in ends)
     what = " characters" if name == "length" else ""
-    together = f" of {' and '.join(given.properties)}" if given.properties else ""
+    of_columns = f" of {' and '.join(given.properties)}" if given.properties else ""
     between = (f"At most {high}{what}." if ends[0] is None else f"At least {low}{what}." if ends[1] is None
                else f"Between {low} and {high}{what}.")
-    words = {"required": "Never missing.", "unique": f"No value{together} twice.", "range": between, "length": between,
+    words = {"required": "Never missing.", "unique": f"No value{of_columns} twice.", "range": between, "length": between,
              "categories": f"One of {len(given.validValues or [])} known values.", "pattern": f"Of the form {given.pattern}.",
              "type": f"Readable as {kind}."}[name]
     return f"{words} {rule.description}" if rule.description else words

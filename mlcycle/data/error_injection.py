@@ -21,11 +21,11 @@ def add_typo(
 ) -> str:
     "Add one typing error to a text: a letter lost, doubled, replaced, or two exchanged."
     places = [place for place, sign in enumerate(text) if sign.isalpha()]
-    place, slip = int(rng.choice(places)), rng.integers(4)
+    place, error_type = int(rng.choice(places)), rng.integers(4)
     letter = chr(ord("A" if text[place].isupper() else "a") + int(rng.integers(26)))
     exchanged = text[:place] + text[place + 1:place + 2] + text[place] + text[place + 2:]
     made = [text[:place] + text[place + 1:], text[:place] + text[place] * 2 + text[place + 1:],
-            text[:place] + letter + text[place + 1:], exchanged][slip]
+            text[:place] + letter + text[place + 1:], exchanged][error_type]
     return made if made.casefold() != text.casefold() and normalise_whitespace(made) == made else add_typo(text, rng)
 
 # %% ../../nbs/data/error_injection.ipynb #f232934b
@@ -49,9 +49,9 @@ def _corrupt_numbers(kind: str, values: np.ndarray, column: np.ndarray, rng: np.
     if kind == "sentinels":
         return rng.choice(np.array([-max(size, 999), max(size, 999), *MISSING_MARKERS], dtype=object), len(values)).tolist()
     if kind == "malformed":
-        said = [format_value(value) for value in values]
+        texts = [format_value(value) for value in values]
         forms = ("{0}.{0}.1", "#REF!", "{0}O", "~{0}x", "{0}/")
-        return [forms[rng.integers(len(forms))].format(text) for text in said]
+        return [forms[rng.integers(len(forms))].format(text) for text in texts]
     if kind == "marks":
         return [repr(float(value)).replace(".", ",") for value in values]
     if kind == "impossible":
@@ -145,11 +145,11 @@ def _inject_missing(kind, rows, dirty, free, names, count, rng) -> list[tuple]:
     "Leave values out, anywhere or where they are large."
     record = []
     names = [name for name in names if kind == "missing" or pd.api.types.is_numeric_dtype(rows[name])]
-    for name, times in zip(*np.unique(rng.choice(names, count), return_counts=True), strict=True) if names else ():
+    for name, n_cells in zip(*np.unique(rng.choice(names, count), return_counts=True), strict=True) if names else ():
         possible = free[name].to_numpy() & rows[name].notna().to_numpy()
         if kind != "missing":
             possible &= (rows[name] > rows[name].median()).to_numpy()
-        chosen = rng.permutation(np.flatnonzero(possible))[:times]
+        chosen = rng.permutation(np.flatnonzero(possible))[:n_cells]
         record += _write_cells(dirty, free, name, chosen, [None] * len(chosen), kind)
     return record
 
@@ -245,8 +245,8 @@ def _count_found(kind: str, made: pd.DataFrame, cleaned: pd.DataFrame) -> int:
         now = cleaned[name].reindex(cells.row_id)
         if pd.api.types.is_numeric_dtype(now):
             true = pd.to_numeric(cells.before, errors="coerce").to_numpy()
-            right = np.isclose(now.to_numpy(dtype=float, na_value=np.nan), true, rtol=1e-6)
+            restored = np.isclose(now.to_numpy(dtype=float, na_value=np.nan), true, rtol=1e-6)
         else:
-            right = np.array([format_value(value) for value in now]) == cells.before.to_numpy()
-        found += int((right | (now.isna().to_numpy() & (kind not in RESTORABLE_ERRORS))).sum())
+            restored = np.array([format_value(value) for value in now]) == cells.before.to_numpy()
+        found += int((restored | (now.isna().to_numpy() & (kind not in RESTORABLE_ERRORS))).sum())
     return found

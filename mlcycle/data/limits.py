@@ -81,13 +81,13 @@ def find_sentinels(
 ) -> tuple[float, ...]:
     "Find sentinel values such as -999 that lie apart from the bulk."
     typical = np.isin(numbers, SENTINELS)
-    found, times = np.unique(numbers[typical], return_counts=True)
+    found, counts = np.unique(numbers[typical], return_counts=True)
     rest = numbers[~typical]
     if not len(found) or len(np.unique(rest)) < 3 or typical.sum() > 0.9 * len(numbers):
         return ()
     ends = find_bulk_range(rest)
     bulk = rest[(rest >= ends.bulk_min) & (rest <= ends.bulk_max)]
-    return tuple(float(value) for value, count in zip(found, times, strict=True) if _is_apart(value, count, bulk))
+    return tuple(float(value) for value, count in zip(found, counts, strict=True) if _is_apart(value, count, bulk))
 
 # %% ../../nbs/data/limits.ipynb #56024720
 def _is_apart(value: float, count: int, bulk: np.ndarray) -> bool:
@@ -129,9 +129,9 @@ def find_other_units(
     bulk = max(heaps, key=len)
     edges = [0.0, *(float(np.sqrt(numbers[cut - 1] * numbers[cut])) for cut in cuts), np.inf]
     rules = []
-    for place, heap in enumerate(heaps):
-        if heap is not bulk and 8 <= len(heap) <= max_share * len(numbers) and (factor := _factor(heap, bulk)):
-            rules.append(UnitConversion(low=max(edges[place], heap[0] / 2), high=min(edges[place + 1], heap[-1] * 2),
+    for place, cluster in enumerate(heaps):
+        if cluster is not bulk and 8 <= len(cluster) <= max_share * len(numbers) and (factor := _factor(cluster, bulk)):
+            rules.append(UnitConversion(low=max(edges[place], cluster[0] / 2), high=min(edges[place + 1], cluster[-1] * 2),
                                         factor=factor))
     return tuple(rules)
 

@@ -24,8 +24,8 @@ POSSIBLE_MISSING_WORDS = ("none", "-", "--", "---", ".", "..", "tbd", "xxx", "no
 # %% ../../nbs/data/spelling.ipynb #0d6dfff4
 def find_na_tokens(
     counts: pd.Series, # How often each text occurs
-    number: bool = False, # Whether the other values are numbers or dates, so that no word is an answer
-    max_share: float = 0.05, # A word that may be an answer is one where its share is larger
+    number: bool = False, # Whether the other values are numbers or dates, so that no word is a value
+    max_share: float = 0.05, # A word that may be a value is one where its share is larger
 ) -> tuple[str, ...]: # Folded
     "Find words of a column that stand for a missing value."
     short = {value: fold_case(value) for value in counts.index if len(value) < 20}
@@ -65,16 +65,16 @@ def _without_words(counts: pd.Series) -> pd.Series:
 # %% ../../nbs/data/spelling.ipynb #588db30e
 def _find_marks(known: pd.Series) -> dict[str, str]:
     "What a comma and a point mean that stand alone."
-    alone = {mark: [v for v in known.index if mark in v and other not in v] for mark, other in ((",", "."), (".", ","))}
+    single_mark = {mark: [v for v in known.index if mark in v and other not in v] for mark, other in ((",", "."), (".", ","))}
     parts = {mark: [v for v in values if re.search(rf"^\D*[1-9]\d{{0,2}}(\{mark}\d{{3}})+\D*$", v)]
-             for mark, values in alone.items()}
+             for mark, values in single_mark.items()}
     both = [value.rfind(",") > value.rfind(".") for value in known.index if "," in value and "." in value]
     if both and sum(both) > len(both) / 2: # 1.234,5
-        return {"comma": "decimal", "point": "thousands" if len(parts["."]) == len(alone["."]) else "decimal"}
+        return {"comma": "decimal", "point": "thousands" if len(parts["."]) == len(single_mark["."]) else "decimal"}
     plain = [float(value) for value in known.index if re.fullmatch(r"\d+(\.\d+)?", value)]
     large = [float(value.replace(",", "")) for value in parts[","] if re.fullmatch(r"[\d,]+", value)]
-    decimal = len(alone[","]) > len(parts[","]) or bool(plain and large) and min(large) > 3 * max(plain) # 12,34; too large else
-    point = "thousands" if decimal and alone["."] and len(parts["."]) == len(alone["."]) else "decimal"
+    decimal = len(single_mark[","]) > len(parts[","]) or bool(plain and large) and min(large) > 3 * max(plain) # 12,34
+    point = "thousands" if decimal and single_mark["."] and len(parts["."]) == len(single_mark["."]) else "decimal"
     return {"comma": "decimal" if decimal else "thousands", "point": point}
 
 # %% ../../nbs/data/spelling.ipynb #e0839fd0
@@ -141,14 +141,14 @@ def find_typos(
     max_share: float = 0.005, # A slip is at most so frequent, as a share of the right value
 ) -> dict[str, str]: # Right spelling of each wrong one
     "Map rare values to the frequent value from which they differ by a typing error."
-    slips = find_homoglyph_variants(counts)
-    counts = counts.drop(list(slips)).sort_values(ascending=False)
+    corrections = find_homoglyph_variants(counts)
+    counts = counts.drop(list(corrections)).sort_values(ascending=False)
     often = tuple(value for value, count in counts.items() if count >= 20)[:1000]
     for value, count in counts[counts < max(0.02 * counts.max(), 3)].items():
-        sure = tuple(right for right in often if max(2, max_share * counts[right]) >= count and right != value)
-        if sure and split_words_and_codes(value, 3)[0] and (right := correct_spelling(value, sure)):
-            slips[value] = right
-    return slips
+        sure = tuple(correct for correct in often if max(2, max_share * counts[correct]) >= count and correct != value)
+        if sure and split_words_and_codes(value, 3)[0] and (correct := correct_spelling(value, sure)):
+            corrections[value] = correct
+    return corrections
 
 # %% ../../nbs/data/spelling.ipynb #455bd22a
 def find_homoglyph_variants(
@@ -160,7 +160,7 @@ def find_homoglyph_variants(
         return {}
     latin = counts.groupby([value.translate(HOMOGLYPHS) for value in counts.index]).idxmax()
     usual = {value: latin[value.translate(HOMOGLYPHS)] for value in strange}
-    return {value: right for value, right in usual.items() if right != value}
+    return {value: correct for value, correct in usual.items() if correct != value}
 
 # %% ../../nbs/data/spelling.ipynb #b688aab5
 MIN_MEAN_COUNT = 2.0 # A category occurs so often on average; a text that occurs once is no category
@@ -198,11 +198,11 @@ def _plan_categories(clean: pd.Series, steps: tuple[str, ...], missing: tuple[st
     "What is done to a column of categories."
     case = find_case_variants(clean) if "case" in steps else {}
     alike = clean.groupby([case.get(value, value) for value in clean.index]).sum()
-    slips = find_typos(alike) if "categories" in steps else {}
-    known = tuple(sorted(set(alike.index) - set(slips)))
+    corrections = find_typos(alike) if "categories" in steps else {}
+    known = tuple(sorted(set(alike.index) - set(corrections)))
     words = sum(bool(split_words_and_codes(value)[0]) for value in known) > len(known) / 2
     guess = tuple(step for step in ("case", "categories") if step in steps and (step == "case" or words))
     listed = len(known) <= MAX_KNOWN_VALUES
     return ColumnCleaningPlan(na_values=missing, strip_whitespace="strip" in steps, case_corrections=case,
-                              spelling_corrections=slips, known_values=known if listed else (),
+                              spelling_corrections=corrections, known_values=known if listed else (),
                       correct_unknown=guess if listed else ())

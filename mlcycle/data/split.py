@@ -148,11 +148,12 @@ def split_by_column(
     if split_column not in rows:
         raise ParameterError(f"There is no column '{split_column}' that tells the split.",
                              remedy=suggest_name(split_column, list(rows.columns)))
-    codes, said = pd.factorize(rows[split_column])
-    names = [str(name).strip().lower() for name in said]
-    wrong = [name for name in names if name not in ("train", "holdout", "future")]
-    if wrong or (codes < 0).any():
-        raise ParameterError(f"The column '{split_column}' says {repr(wrong[0]) if wrong else 'nothing'} of some row.",
+    codes, part_names = pd.factorize(rows[split_column])
+    names = [str(name).strip().lower() for name in part_names]
+    unknown_names = [name for name in names if name not in ("train", "holdout", "future")]
+    if unknown_names or (codes < 0).any():
+        value = repr(unknown_names[0]) if unknown_names else "no value"
+        raise ParameterError(f"The column '{split_column}' has {value} in some row.",
                              "It says 'train', 'holdout' or 'future' of each.")
     parts = {part: rows[np.isin(codes, [code for code, name in enumerate(names) if name == part])].drop(columns=split_column)
              for part in ("train", "holdout", "future")}
@@ -162,7 +163,7 @@ def split_by_column(
 def split_rows(
     rows: pd.DataFrame, # Clean rows
     problem: Problem, # Names time, entity and target
-    method: SplitMethod = "auto", # Whichever fits, if not said
+    method: SplitMethod = "auto", # `auto`: by time, by entity or at random, whichever fits
     *,
     split_column: str = "", # That tells the part of each row, if the split is predefined
     holdout_from: str = "", # By time: rows from here on are the holdout; by share if empty

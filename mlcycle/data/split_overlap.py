@@ -76,7 +76,7 @@ def exceeds_chance(
 # %% ../../nbs/data/split_overlap.ipynb #330ca62f
 def match_row_hashes(
     evaluated: np.ndarray, # RowHashes of rows that should be new
-    known: np.ndarray, # Of rows that teach
+    known: np.ndarray, # Of training rows
 ) -> np.ndarray: # One flag a row of `evaluated`
     "Flag evaluation rows that equal a training row."
     return pd.Series(evaluated).isin(known[pd.Series(known).isin(evaluated)]).to_numpy()
@@ -84,7 +84,7 @@ def match_row_hashes(
 # %% ../../nbs/data/split_overlap.ipynb #750e485c
 def match_rows_except_one_column(
     evaluated: RowHashes, # Of rows that should be new
-    known: RowHashes, # Of rows that teach
+    known: RowHashes, # Of training rows
 ) -> np.ndarray: # One flag a row of `evaluated`
     "Flag evaluation rows that equal a training row in all columns but one."
     found = np.zeros(len(evaluated.rounded), dtype=bool)
@@ -95,24 +95,24 @@ def match_rows_except_one_column(
 # %% ../../nbs/data/split_overlap.ipynb #02143fec
 def choose_blocking_columns(
     odds: pd.Series, # How often two rows share a value, by column; best columns first
-    known: int, # Rows that teach
+    known: int, # Training rows
 ) -> list[list[str]]: # Two; fewer if the columns do not suffice
     "Choose up to two disjoint sets of columns for blocking: few pairs of rows agree on all columns of a set."
-    probes, left = [], list(odds.index)
+    blocks, left = [], list(odds.index)
     for _ in range(2):
-        probe = []
-        while left and known * odds[probe].prod() > 0.001:
-            probe.append(left.pop(0))
-        if known * odds[probe].prod() <= 0.001:
-            probes.append(probe)
-    return probes
+        block = []
+        while left and known * odds[block].prod() > 0.001:
+            block.append(left.pop(0))
+        if known * odds[block].prod() <= 0.001:
+            blocks.append(block)
+    return blocks
 
 # %% ../../nbs/data/split_overlap.ipynb #29a11a95
 def flag_candidate_rows(
     evaluated: pd.DataFrame, # Features of rows that should be new
-    known: dict[tuple[str, ...], np.ndarray], # Blunt fingerprints of rows that teach, by probe
+    known: dict[tuple[str, ...], np.ndarray], # Rounded hashes of training rows, by block
     spread: pd.Series, # Standard deviation of each decimal column
-) -> tuple[np.ndarray, np.ndarray]: # A flag a row of `evaluated`, and of those that teach
+) -> tuple[np.ndarray, np.ndarray]: # A flag a row of `evaluated`, and a flag a training row
     "Flag rows that agree with a row of the other table on the columns of a block."
     flags = []
     for probe, theirs in known.items():
@@ -124,13 +124,13 @@ def flag_candidate_rows(
 # %% ../../nbs/data/split_overlap.ipynb #db8f452e
 EVALUATION_PARTS = ("holdout", "future") # Parts that should know nothing of the training rows
 OVERLAP_CHECKS = ("duplicate rows", "near-duplicate rows", "shared entities", "time overlap")
-MIN_NEAR_DUPLICATE_SHARE = 0.01 # A share of near twins below this is not told
+MIN_NEAR_DUPLICATE_SHARE = 0.01 # A smaller share of near duplicates is not reported
 
 # %% ../../nbs/data/split_overlap.ipynb #b446b3a9
 def measure_split_overlap(
     parts: dict[str, pd.DataFrame], # Of a split
     problem: Problem, # Names target, time, entity and excluded columns
-    max_rows: int = 20_000, # Near twins are looked for among so many rows of each part
+    max_rows: int = 20_000, # Near duplicates are looked for among so many rows of each part
 ) -> pd.DataFrame: # `check`, `part`, `rows`, `overlapping` rows, `share`, `expected_share`, `is_leak`
     "Measure the overlap of holdout and future with the training rows: duplicates, shared entities, time."
     train, later = parts["train"], [name for name in EVALUATION_PARTS if len(parts.get(name, []))]
@@ -153,14 +153,16 @@ def _measure_duplicates(parts: dict[str, pd.DataFrame], later: list[str], column
     train, rng, lines = parts["train"][columns], np.random.default_rng(0), []
     some = train.iloc[rng.choice(len(train), min(len(train), 5000), replace=False)]
     spread = some.select_dtypes("float").std()
-    odds = pd.Series(equal_value_probabilities(hash_rows_by_cell(some, spread).cells), columns)
+    match_probabilities = pd.Series(equal_value_probabilities(hash_rows_by_cell(some, spread).cells), columns)
     is_text = [pd.api.types.is_string_dtype(train[name]) for name in columns]
-    probes = [tuple(probe) for probe in choose_blocking_columns(odds.iloc[np.lexsort((odds, is_text))], len(train))]
-    known = {probe: hash_rows_by_cell(train[list(probe)], spread).rounded for probe in probes}
-    by_chance = 1 - np.exp(-len(train) * odds.prod()), 1 - np.exp(-len(train) * sum(odds.drop(name).prod() for name in columns))
+    by_selectivity = match_probabilities.iloc[np.lexsort((match_probabilities, is_text))]
+    blocks = [tuple(block) for block in choose_blocking_columns(by_selectivity, len(train))]
+    known = {block: hash_rows_by_cell(train[list(block)], spread).rounded for block in blocks}
+    all_but_one = sum(match_probabilities.drop(name).prod() for name in columns)
+    by_chance = 1 - np.exp(-len(train) * match_probabilities.prod()), 1 - np.exp(-len(train) * all_but_one)
     for name in later:
         evaluated = parts[name][columns]
-        count = _count_duplicates(evaluated, train, {probe: known[probe] for probe in probes[:1]}, spread)
+        count = _count_duplicates(evaluated, train, {block: known[block] for block in blocks[:1]}, spread)
         lines.append((OVERLAP_CHECKS[0], name, len(evaluated), count, by_chance[0],
                       exceeds_chance(count, len(evaluated), by_chance[0])))
         if len(columns) > 1:
@@ -172,7 +174,7 @@ def _measure_duplicates(parts: dict[str, pd.DataFrame], later: list[str], column
 
 # %% ../../nbs/data/split_overlap.ipynb #36dba409
 def _count_duplicates(evaluated: pd.DataFrame, train: pd.DataFrame, known: dict, spread: pd.Series, near: bool = False) -> int:
-    "How many rows have a twin that teaches; or, if `near`, one but for a single column and none that is equal."
+    "Count rows that equal a training row; or, if `near`, that differ from one in a single column and equal none."
     if known:
         flags = flag_candidate_rows(evaluated, known, spread)
         evaluated, train = evaluated[flags[0]], train[flags[1]]

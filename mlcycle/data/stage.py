@@ -58,8 +58,8 @@ def plan_and_apply_cleaning(
     plan = plan_cleaning(rows, steps, exclude=(problem.target, *problem.excluded))
     clean, changes = clean_cells(rows, plan)
     required = [name for name in (problem.target, problem.time) if name]
-    clean, aside, lines = separate_unusable_rows(clean, required, key=key, newest_by=newest_by, steps=steps)
-    return clean, aside, plan, changes, [*summarise_cleaning(changes, len(rows)), *lines]
+    clean, set_aside, lines = separate_unusable_rows(clean, required, key=key, newest_by=newest_by, steps=steps)
+    return clean, set_aside, plan, changes, [*summarise_cleaning(changes, len(rows)), *lines]
 
 # %% ../../nbs/02_data.ipynb #06b8cb7b
 def describes_other_table(
@@ -68,8 +68,8 @@ def describes_other_table(
     target: str, # A contract that does not know it is about another table
 ) -> bool:
     "Whether a contract is about another table: it lacks the target, or the rows lack most of its columns."
-    promised = set(contract.columns)
-    return target not in promised or len(promised & set(rows)) < len(promised) / 2
+    contract_columns = set(contract.columns)
+    return target not in contract_columns or len(contract_columns & set(rows)) < len(contract_columns) / 2
 
 # %% ../../nbs/02_data.ipynb #2220b5fb
 def load_contract(
@@ -136,7 +136,7 @@ def ingest_clean_and_check(
     "Read, clean and check the rows of a problem; store set-aside, quarantined and malformed rows."
     rows, malformed, readings = read_unchanged_source(problem)
     workspace.prepare()
-    clean, aside, plan, changes, ledger = plan_and_apply_cleaning(rows, problem, steps=steps, key=key, newest_by=newest_by)
+    clean, set_aside, plan, changes, ledger = plan_and_apply_cleaning(rows, problem, steps=steps, key=key, newest_by=newest_by)
     contract, agreed = load_contract(clean, problem, contract_file, workspace.project)
     kept = save_text_by_hash(contract_to_yaml(contract), "contracts/{}.yaml", workspace)
     checked = apply_contract(clean, contract, problem.source_sha256)
@@ -145,7 +145,7 @@ def ingest_clean_and_check(
                     "malformed": malformed}, workspace, commits)
     check_contract_limits(checked, contract, quarantine="the table 'quarantine' (mlcycle data show quarantine)",
                           file=contract_file)
-    return checked.clean, aside, {
+    return checked.clean, set_aside, {
         "ingestions": readings, "rows_in": len(rows), "rows_quarantined": checked.quarantined, "ledger": ledger,
         "cleaning_plan": save_text_by_hash(plan.model_dump_json(indent=1) + "\n", "cleaning/{}.json", workspace),
         "contract": kept,

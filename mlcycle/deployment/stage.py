@@ -33,12 +33,12 @@ def check_parity(
 ) -> tuple[Parity, pd.DataFrame]: # The count, and each prediction beside the pipeline's
     "Predict the same rows with a running service and with the pipeline, and compare the predictions."
     model = load_model(folder / "model.skops", bundle.model.sha256)
-    own = [predict(model, rows.iloc[[place]], bundle.problem, bundle.threshold) for place in range(len(rows))]
+    pipeline_predictions = [predict(model, rows.iloc[[place]], bundle.problem, bundle.threshold) for place in range(len(rows))]
     with running_service(folder, fork=not cold_start, functions=functions) as service:
         served = [service.predict([row], [str(i)]) for i, row in zip(rows.index, to_json_rows(rows), strict=True)]
     predictions = pd.DataFrame({"service": [each["predictions"][0] for each in served],
-                                "pipeline": [each.labels.tolist()[0] for each in own]}, index=rows.index)
-    scores = [None if each.scores is None else each.scores.tolist() for each in own]
+                                "pipeline": [each.labels.tolist()[0] for each in pipeline_predictions]}, index=rows.index)
+    scores = [None if each.scores is None else each.scores.tolist() for each in pipeline_predictions]
     equal = sum(row.service == row.pipeline and each["scores"] == score
                 for row, each, score in zip(predictions.itertuples(), served, scores, strict=True))
     return Parity(rows=len(rows), n_equal=equal, start_seconds=round(service.start_seconds, 2)), predictions

@@ -166,10 +166,10 @@ class WarmNotebookClient(PipeNotebookClient):
         return self.nb
 
     async def _async_poll_kernel_alive(self):
-        "Nothing to do: whoever waits for an answer notices."
+        "Nothing to do: whoever waits for a reply notices."
 
     async def _async_poll_output_msg(self, *_):
-        "Nothing to do: outputs come through the same pipe as the answer."
+        "Nothing to do: outputs come through the same pipe as the reply."
 
     async def _async_poll_for_reply(self, msg_id, cell, timeout, *_):
         return wait_for_reply(self, msg_id, cell, timeout)

@@ -108,18 +108,18 @@ def call_in_fork(
         process.start()
     there.close()
     try:
-        worked, answer = here.recv()
+        worked, result = here.recv()
     except EOFError:
-        worked, answer = False, "the process ended without an answer"
+        worked, result = False, "the process ended without a result"
     process.join()
     if not worked:
-        raise RuntimeError(f"{function.__name__} failed in a fork: {answer}")
-    return answer
+        raise RuntimeError(f"{function.__name__} failed in a fork: {result}")
+    return result
 
 # %% ../../nbs/engine/forkserver.ipynb #196c0fdf
 def _send_result(there: Connection, function: Callable, arguments: tuple) -> None:
     "Send what a function returns, or how it fails."
     try:
         there.send((True, function(*arguments)))
-    except Exception: # It is told to whoever asked
+    except Exception: # It is raised again in the caller
         there.send((False, traceback.format_exc()))

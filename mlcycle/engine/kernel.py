@@ -149,7 +149,7 @@ def run_kernel(
     asyncio.set_event_loop(loop)
     loop.run_until_complete(_serve(ForkedKernel.instance(pipe, file), pipe))
     atexit.unregister(os._exit) # The server's
-    gc.freeze() # Else IPython, asked to clean up, looks for garbage in all that was ever imported
+    gc.freeze() # Else IPython's clean-up searches all that was ever imported
     atexit._run_exitfuncs() # multiprocessing ends its processes without
     pipe.close() # Whoever waits need not wait for the memory to be given back
 

@@ -68,7 +68,7 @@ CLIENT_PATCHES = (
     Patch("nbclient", "nbclient.client:NotebookClient._async_poll_output_msg", "overridden",
           "The same.", ("parent_msg_id", "cell", "cell_index")),
     Patch("nbclient", "nbclient.client:NotebookClient._async_poll_kernel_alive", "overridden",
-          "Whoever waits for an answer notices that a kernel has ended."),
+          "Whoever waits for a reply notices that a kernel has ended."),
     Patch("nbclient", "nbclient.client:NotebookClient.process_message", "called",
           "Outputs are collected as papermill's own engine does it.", ("msg", "cell", "cell_index")),
     Patch("papermill", "papermill.clientwrap:PapermillNotebookClient.papermill_execute_cells", "called",

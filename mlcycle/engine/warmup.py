@@ -59,7 +59,7 @@ def warm_up_libraries() -> None:
         sns.barplot(x=[1, 2], y=["a", "b"], ax=figure.subplots()).set(xlabel="size", title="warm-up")
         figure.savefig(Path(folder) / "plot.png", bbox_inches="tight")
     pd.DataFrame({"a": [1]}).style.hide().to_html()
-    warn_dependency_requirement_mismatches(["mlflow"]) # The registry asks for each model; the answer is kept
+    warn_dependency_requirement_mismatches(["mlflow"]) # The registry checks for each model; the result is cached
 
 # %% ../../nbs/engine/warmup.ipynb #3c5da8b8
 def warmup_statements(

@@ -101,12 +101,14 @@ def plan_features(
     if not column_types:
         raise TargetError("No column is left to learn from.",
                           remedy="; ".join(f"{name}: {why}" for name, why in (out | dropped).items()))
-    own = make_function_recipes(functions, rows.drop(columns=problem.target), out | {problem.target: "it is the target"})
-    recipes = gather_recipes(problem, rows[[*column_types, problem.target]], column_types, settings, own)
+    unusable = out | {problem.target: "it is the target"}
+    user_recipes = make_function_recipes(functions, rows.drop(columns=problem.target), unusable)
+    recipes = gather_recipes(problem, rows[[*column_types, problem.target]], column_types, settings, user_recipes)
     made = {name: column_type for recipe in recipes for name, column_type in recipe.output_types().items()}
     selection = select_features(
         column_types | made, recipes, rows, problem, select=settings.select, max_rows=settings.selection_rows, seed=settings.seed,
-        jobs=settings.jobs, always_keep=[name for recipe in own for name in recipe.describe()], holidays=settings.holidays)
+        jobs=settings.jobs, holidays=settings.holidays,
+        always_keep=[name for recipe in user_recipes for name in recipe.describe()])
     return _save_plan(problem, rows, selection, workspace, settings, suspects, out | dropped, functions)
 
 # %% ../../nbs/03_features.ipynb #825f9aaf

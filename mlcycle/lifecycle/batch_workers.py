@@ -59,7 +59,7 @@ WORKER_IMPORTS = [f"import {name}" for name in (
 def run_worker(
     pipe: Connection, # Gets ("ready",), ("progress", stages done, text) and ("result", folder of the run, error)
     lifeline: Connection, # The worker ends when the other end is closed
-    environment: dict[str, str], # Of the process that asked for it
+    environment: dict[str, str], # Of the process that started it
     modules: dict, # Its summaries of our modules: they need not be parsed again
     plan: Plan, # What to do
     choice: StageChoice, # Which stages

@@ -72,18 +72,18 @@ def _call_webhook(address: str, body: str, timeout: float, attempts: int, backof
     try:
         status = retry_policy(attempts, backoff)(_post, url, body, timeout).status_code
     except httpx.TimeoutException:
-        return f"{where} did not answer within {timeout:g} seconds, in {attempts} attempts."
+        return f"{where} did not respond within {timeout:g} seconds, in {attempts} attempts."
     except (httpx.HTTPError, OSError) as error: # Their words may hold the address
         return f"{where} cannot be reached: {type(error).__name__}."
     return "" if 200 <= status < 300 else f"{where} answered with status {status}."
 
 # %% ../../nbs/lifecycle/hooks.ipynb #4611ed81
 def _post(url: "httpx.URL", body: str, timeout: float) -> "httpx.Response":
-    "One attempt; the answer's content is not read."
+    "One attempt; the response's content is not read."
     import httpx
 
-    with httpx.stream("POST", url, content=body, headers={"Content-Type": "application/json"}, timeout=timeout) as answer:
-        return answer
+    with httpx.stream("POST", url, content=body, headers={"Content-Type": "application/json"}, timeout=timeout) as response:
+        return response
 
 # %% ../../nbs/lifecycle/hooks.ipynb #006b787e
 HOOK_VARIABLES = {"MLCYCLE_RUN": "id", "MLCYCLE_STATUS": "status", "MLCYCLE_DECISION": "decision", "MLCYCLE_PAGES": "pages"}
@@ -96,9 +96,9 @@ def _run_command(hook: str, facts: dict[str, Any], body: str, timeout: float) ->
     except ValueError as error:
         return f"The command of the hook cannot be read: {error}."
     name, filled = f"The command '{words[0]}' of the hook", [os.path.expandvars(word) for word in words]
-    told = {variable: str(facts.get(fact, "")).replace("\0", " ") for variable, fact in HOOK_VARIABLES.items()}
+    hook_environment = {variable: str(facts.get(fact, "")).replace("\0", " ") for variable, fact in HOOK_VARIABLES.items()}
     try:
-        code, errors = _run_process(filled, body.encode(), os.environ | told, timeout)
+        code, errors = _run_process(filled, body.encode(), os.environ | hook_environment, timeout)
     except subprocess.TimeoutExpired:
         return f"{name} took longer than {timeout:g} seconds and was ended."
     except OSError as error:

@@ -48,7 +48,7 @@ def delete_old_runs(
     runs = list_runs(workspace)
     old = [run for run in runs[keep:] if not is_running(run)]
     if old and not dry_run:
-        gone = study_folders_of_runs(old)
+        old_studies = study_folders_of_runs(old)
         for run in old:
             shutil.rmtree(workspace.reports / run.id, ignore_errors=True)
             shutil.rmtree(run.folder)
@@ -56,6 +56,6 @@ def delete_old_runs(
         for entry in (workspace.root / "cache").glob("*/*/"):
             if entry.is_dir() and entry.name not in needed:
                 shutil.rmtree(entry)
-        _remove_studies(workspace, gone - study_folders_of_runs(list_runs(workspace)))
+        _remove_studies(workspace, old_studies - study_folders_of_runs(list_runs(workspace)))
         write_index(workspace)
     return [run.id for run in old]

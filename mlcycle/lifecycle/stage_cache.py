@@ -32,10 +32,10 @@ class CacheEntry:
 
     def damaged_file(self, workspace: Workspace) -> str:
         "The first file that has changed or is missing; empty if none has."
-        own = {self.folder / name: value for name, value in self.info["hashes"].items()}
+        entry_files = {self.folder / name: value for name, value in self.info["hashes"].items()}
         try:
             artefacts = json.loads((self.folder / "files.json").read_text())
-            files = own | {workspace.root / name: value for name, value in artefacts.items()}
+            files = entry_files | {workspace.root / name: value for name, value in artefacts.items()}
             return next((str(path) for path, value in files.items() if not path.is_file() or hash_file(path) != value), "")
         except (OSError, ValueError):
             return str(self.folder / "files.json")

@@ -24,9 +24,9 @@ def clean_value(
     steps = _clean_text(value, column) if isinstance(value, str) else []
     now = steps[-1][1] if steps else value
     if isinstance(now, datetime):
-        wrong = column.min_date and now < datetime.fromisoformat(column.min_date)
-        wrong = wrong or column.max_date and now > datetime.fromisoformat(column.max_date)
-        steps += [("limits", None)] if wrong else []
+        out_of_range = column.min_date and now < datetime.fromisoformat(column.min_date)
+        out_of_range = out_of_range or column.max_date and now > datetime.fromisoformat(column.max_date)
+        steps += [("limits", None)] if out_of_range else []
     elif isinstance(now, int | float | np.number) and not isinstance(now, bool) and column.value_type == "number":
         steps += _clean_number(now, column)
     return steps
@@ -78,13 +78,13 @@ def _clean_category(value: str, column: ColumnCleaningPlan) -> list[tuple[str, A
         return []
     usual = column.case_corrections.get(value)
     if usual is None and "case" in column.correct_unknown:
-        same = [right for right in column.known_values if fold_case(right) == fold_case(value)]
+        same = [correct for correct in column.known_values if fold_case(correct) == fold_case(value)]
         usual = same[0] if len(same) == 1 else None
     if usual is not None:
         value, steps = usual, [("case", usual)]
     else:
         steps = []
-    right = column.spelling_corrections.get(value)
-    if right is None and value not in column.known_values and "categories" in column.correct_unknown:
-        right = correct_spelling(value, column.known_values)
-    return steps if right is None else [*steps, ("categories", right)]
+    correct = column.spelling_corrections.get(value)
+    if correct is None and value not in column.known_values and "categories" in column.correct_unknown:
+        correct = correct_spelling(value, column.known_values)
+    return steps if correct is None else [*steps, ("categories", correct)]

@@ -52,11 +52,11 @@ def make_folds(
     by_class, target = stratified and problem.task != "regression", rows[problem.target]
     if problem.time:
         return list(TimeSeriesSplit(folds).split(rows))
-    wrong = describe_too_few_entities(problem, rows, folds)
-    if wrong and too_few_entities == "raise":
-        raise ParameterError(wrong, "Each fold needs at least one entity of its own.", "Ask for fewer folds, or name no entity.")
-    if wrong:
-        warnings.warn(f"{wrong} Scores may be too good.", stacklevel=2)
+    too_few = describe_too_few_entities(problem, rows, folds)
+    if too_few and too_few_entities == "raise":
+        raise ParameterError(too_few, "Each fold needs at least one entity of its own.", "Set fewer folds, or name no entity.")
+    if too_few:
+        warnings.warn(f"{too_few} Scores may be too good.", stacklevel=2)
     elif problem.entity:
         splitter = (StratifiedGroupKFold if by_class else GroupKFold)(folds, shuffle=True, random_state=seed)
         return list(splitter.split(rows, target, entity_groups(problem, rows)))

@@ -60,11 +60,11 @@ def correct_spelling(
     known: tuple[str, ...], # Right spellings
 ) -> str | None: # One of them, or nothing
     "The closest known value within one typing error (two in long words); None if it is not unique."
-    if (alike := [right for right in known if homoglyph_skeleton(right) == homoglyph_skeleton(text)]):
+    if (alike := [correct for correct in known if homoglyph_skeleton(correct) == homoglyph_skeleton(text)]):
         return alike[0] if len(alike) == 1 else None
     words, codes = split_words_and_codes(text, 3) # One may be lost
-    split = {right: split_words_and_codes(right) for right in known}
-    near = {its_words: right for right, (its_words, its_codes) in split.items() if its_codes == codes and its_words}
+    split = {correct: split_words_and_codes(correct) for correct in known}
+    near = {its_words: correct for correct, (its_words, its_codes) in split.items() if its_codes == codes and its_words}
     if not words or not near:
         return None
     from rapidfuzz import process

@@ -63,7 +63,7 @@ def _check_attributes(name: str, function: Callable, given: dict) -> None:
             raise MetricError(f"The metric '{name}' has the attribute '{old}'.", f"It is called '{new}' now.",
                               "labels is predict, scores is predict_proba." if new == "response_method" else "")
     ends = given["range"]
-    right = {
+    checks = {
         "higher_is_better": (isinstance(given["higher_is_better"], bool), "True or False"),
         "response_method": (given["response_method"] in ("predict", "predict_proba"), "'predict' or 'predict_proba'"),
         "range": (isinstance(ends, (tuple, list)) and len(ends) == 2 and all(isinstance(end, Real) for end in ends)
@@ -72,6 +72,6 @@ def _check_attributes(name: str, function: Callable, given: dict) -> None:
                   "a list of 'binary', 'multiclass', 'regression'"),
         "description": (isinstance(given["description"], str), "a sentence"),
     }
-    for key, (fits, expected) in right.items():
+    for key, (fits, expected) in checks.items():
         if not fits:
             raise MetricError(f"The metric '{name}' says {key} = {given[key]!r}.", f"Expected is {expected}.")

@@ -52,13 +52,13 @@ def order_by_selection_rule(
 ) -> list[Trial]: # If one is refused, the next is taken
     "Rank trials by the selection rule; if one is refused, the next is taken."
     single = [trial for trial in trials if trial.model != "ensemble"]
-    together = [trial for trial in trials if trial.model == "ensemble"]
+    ensembles = [trial for trial in trials if trial.model == "ensemble"]
     ranked = rank_trials(cv, trials)
     if selection_rule == "best":
         near = within_one_standard_error(cv, trials)
         return sorted(ranked, key=lambda trial: not any(trial is one for one in near if one.model == "ensemble"))
     first = within_one_standard_error(cv, single)
-    for ensemble in together:
+    for ensemble in ensembles:
         ahead = mean_difference(cv.problem.metric, ensemble.scores, rank_trials(cv, single)[0].scores, cv.folds)
         first = [ensemble, *first] if ahead.low > 0 else first
     return first + [trial for trial in ranked if not any(trial is one for one in first)]

@@ -201,7 +201,7 @@ def parse_value(
 
 # %% ../../nbs/nb/notebook.ipynb #b21001f1
 def _read_text(kind: Any, text: str) -> Any:
-    "What a text means, if a type is asked for."
+    "A text as a value of the type."
     origin, args = get_origin(kind) or kind, get_args(kind)
     if origin is str:
         return text
@@ -219,7 +219,7 @@ def _read_text(kind: Any, text: str) -> Any:
 
 # %% ../../nbs/nb/notebook.ipynb #64bac817
 def _read_nested(kind: Any, value: Any) -> Any:
-    "What text means inside lists and mappings, if a type is asked for; the keys of JSON are always text."
+    "Text inside lists and mappings as values of the type; the keys of JSON are always text."
     origin, args = get_origin(kind), [one for one in get_args(kind) if one is not NoneType]
     if origin is Union: # Here null is what is absent, and "none" is text
         return None if value is None else _read_nested(args[0], value)

@@ -1,1 +1,1 @@
-"""Stage 1: the question, the metrics, the success criteria, and whether the table can answer."""
+"""Stage 1: the problem, the metrics, the success criteria, and whether the table can reach them."""

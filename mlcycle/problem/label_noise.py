@@ -25,8 +25,8 @@ def estimate_label_noise(
         return None
     unequal = float((groups.transform("nunique")[size > 1] > 1).mean())
     if regression:
-        wrong = float(((target - groups.transform("mean"))**2).sum() / max(((target - target.mean())**2).sum(), 1e-300))
+        error = float(((target - groups.transform("mean"))**2).sum() / max(((target - target.mean())**2).sum(), 1e-300))
     else:
         commonest = target.groupby([key, target.to_numpy()]).size().groupby(level=0).max().sum()
-        wrong = float(1 - commonest / len(target))
-    return unequal, 1 - wrong
+        error = float(1 - commonest / len(target))
+    return unequal, 1 - error

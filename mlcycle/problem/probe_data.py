@@ -113,8 +113,8 @@ def prepare_feasibility_sample(
     target = sample[problem.target]
     codes = pd.Categorical(target, categories=problem.classes).codes.astype(int)
     y = target.astype(float) if problem.task == "regression" else codes
-    wrong = describe_too_few_entities(problem, sample, budget.n_splits)
+    too_few = describe_too_few_entities(problem, sample, budget.n_splits)
     return FeasibilitySample(problem=problem, sample=sample, y=np.asarray(y),
                              features={"linear": for_linear, "boosted": for_trees},
                      folds=make_folds(problem, sample, budget.n_splits, seed, too_few_entities="warn"), budget=budget, seed=seed,
-                     warnings=(f"{wrong} Scores may be too good.",) if wrong else ())
+                     warnings=(f"{too_few} Scores may be too good.",) if too_few else ())

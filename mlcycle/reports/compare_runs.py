@@ -50,7 +50,7 @@ def summarize_compared_run(
     run: Run, # With a leaderboard
     outcomes: dict[str, dict[str, Any]], # Of it
     metric: str, # Of the scores
-    aliases: dict[tuple[str, int], list[str]] | None, # By model and version; none if the registry does not answer
+    aliases: dict[tuple[str, int], list[str]] | None, # By model and version; none if the registry cannot be reached
 ) -> dict[str, Any]: # Plain JSON
     "A run in a few facts."
     train, plan, candidate = outcomes["data"]["tables"]["train"], outcomes["features"], outcomes["modelling"]
@@ -70,7 +70,7 @@ def summarize_compared_run(
 # %% ../../nbs/reports/compare_runs.ipynb #9baf89c2
 def aliases_by_version(
     workspace: Workspace, # Has the registry
-) -> dict[tuple[str, int], list[str]] | None: # By model and version; none if the registry does not answer
+) -> dict[tuple[str, int], list[str]] | None: # By model and version; none if the registry cannot be reached
     "The aliases of all versions."
     from mlcycle.stores.models.registry_queries import list_versions
 

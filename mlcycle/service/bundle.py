@@ -123,9 +123,9 @@ def _cast_column(name: str, kind: str, values: list):
             return pd.array([None if value is None or value in NA_VALUES else str(value) for value in values], dtype="str")
         if kind.startswith("datetime"):
             return pd.to_datetime(values, format="ISO8601", utc=True).tz_localize(None).astype(kind)
-        if (wrong := [value for value in values if isinstance(value, str) or isinstance(value, bool) != (kind == "bool")
+        if (invalid := [value for value in values if isinstance(value, str) or isinstance(value, bool) != (kind == "bool")
                       and value is not None]):
-            raise ValueError(f"{wrong[0]!r} is no number" if kind != "bool" else f"{wrong[0]!r} is neither true nor false")
+            raise ValueError(f"{invalid[0]!r} is no number" if kind != "bool" else f"{invalid[0]!r} is neither true nor false")
         if None in values:
             return np.array(values, dtype=float)
         return pd.Series(values, dtype=kind).to_numpy() # A whole number that has decimals is refused, not cut

@@ -57,10 +57,10 @@ class ServiceClient:
         return self._post("/feedback", {"actuals": actuals, "row_ids": row_ids})
 
     def _post(self, path: str, body: dict) -> dict:
-        answer = self.client.post(path, json=body)
-        if answer.is_error:
-            raise StageError(f"The service answered {answer.status_code} to {path}.", remedy=answer.text[:500])
-        return answer.json()
+        response = self.client.post(path, json=body)
+        if response.is_error:
+            raise StageError(f"The service returned {response.status_code} for {path}.", remedy=response.text[:500])
+        return response.json()
 
 # %% ../../nbs/service/local.ipynb #3e824def
 @contextmanager

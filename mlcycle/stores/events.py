@@ -24,7 +24,7 @@ def event_tables() -> dict[str, "sa.Table"]: # By name
         return sa.Table(
             name, schema,
             sa.Column("number", sa.Integer, primary_key=True),
-            sa.Column("run", sa.String(80), nullable=False, index=True), # Which service said it
+            sa.Column("run", sa.String(80), nullable=False, index=True), # Which service recorded it
             sa.Column("row_id", sa.String(80), nullable=False),
             sa.Column("received", sa.DateTime, nullable=False), # UTC
             *columns)

@@ -271,8 +271,8 @@ def plot_gates(
         color, ends = ("#1b7340" if gate.passed else "#b02a1c"), (gate.low, gate.high, gate.value, gate.bound)
         room = 0.15 * (max(ends) - min(ends)) or 0.1 * abs(gate.bound) or 0.1
         axes.set(xlim=(min(ends) - room, max(ends) + room), ylim=(-1, 1), yticks=[])
-        left, right = axes.get_xlim()
-        passes = (left, gate.bound) if " <= " in gate.criterion else (gate.bound, right)
+        left, upper = axes.get_xlim()
+        passes = (left, gate.bound) if " <= " in gate.criterion else (gate.bound, upper)
         axes.axvspan(*passes, color="#1b7340", alpha=0.08, linewidth=0)
         axes.axvline(gate.bound, color="0.25", linewidth=1.5, linestyle="--")
         axes.errorbar([gate.value], [0], xerr=[[max(gate.value - gate.low, 0)], [max(gate.high - gate.value, 0)]], fmt="o",

@@ -131,8 +131,8 @@ class CategoryPair(TwoColumnRecipe):
         (first, ones), (second, others) = _words(rows, self.first), _words(rows, self.second)
         ones, others = [*ones, "(missing)"], [*others, "(missing)"] # The code of a missing value, -1, is the last place
         pairs, place = np.unique((first + 1) * len(others) + second + 1, return_inverse=True)
-        said = [f"{ones[pair // len(others) - 1]} & {others[pair % len(others) - 1]}" if pair else np.nan for pair in pairs]
-        return np.array(said, dtype=object)[place]
+        labels = [f"{ones[pair // len(others) - 1]} & {others[pair % len(others) - 1]}" if pair else np.nan for pair in pairs]
+        return np.array(labels, dtype=object)[place]
 
 # %% ../../../nbs/features/create/arithmetic.ipynb #065cd5ad
 class GroupDeviation(TwoColumnRecipe):

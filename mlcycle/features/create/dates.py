@@ -89,7 +89,7 @@ def _holidays(country: str, years: tuple[int, ...]) -> np.ndarray:
     try:
         import holidays
     except ImportError:
-        raise ParameterError(f"Holidays of '{country}' are asked for, and the package 'holidays' is not installed.",
+        raise ParameterError(f"Holidays of '{country}' are set, and the package 'holidays' is not installed.",
                              remedy=install_command("holidays")) from None
     try:
         found = holidays.country_holidays(country, years=years)
@@ -148,7 +148,7 @@ def _name(column: str, part: str, form: str) -> str:
 
 # %% ../../../nbs/features/create/dates.ipynb #6cc785d8
 def _check_parts(parts: Sequence[str], trend: bool, country: str) -> list[str]:
-    "All parts that are asked for, if they can be had."
+    "All date parts, checked."
     if unknown := [part for part in parts if part not in DATE_PARTS]:
         raise ParameterError(f"'{unknown[0]}' is no part of a date.", f"Expected are some of {', '.join(DATE_PARTS)}.")
     if country:
@@ -170,14 +170,14 @@ class DateParts(TransformerMixin, BaseEstimator):
 
     def fit(self, X: pd.DataFrame, y=None):
         "Find the parts that vary in the training rows."
-        asked = _check_parts(self.parts, self.trend, self.holidays)
+        checked = _check_parts(self.parts, self.trend, self.holidays)
         remember_columns(self, X)
         self.first_, self.parts_ = {}, []
         for name in X:
             times = column_to_times(X, name)
             known = times[~np.isnat(times)]
             self.first_[name] = str(known.min()) if len(known) else "1970-01-01"
-            for part, values in _parts(times, asked, self.first_[name], self.holidays).items():
+            for part, values in _parts(times, checked, self.first_[name], self.holidays).items():
                 self.parts_ += [(name, part, form) for form in _forms(part, values, self.cyclic)]
         return self
 

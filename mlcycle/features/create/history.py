@@ -75,10 +75,10 @@ def _describe_history(recipe: EntityHistory) -> dict[str, str]:
     name = {"count": f"rows{whose} so far", "since": f"hours since last row{whose}"}.get(
         statistic, f"{statistic} {of}{whose} so far")
     what = STATISTICS[statistic] + (f" {of}" if statistic not in ("count", "since") else "")
-    late = f", rows at least {recipe.min_age} old" if recipe.min_age else ""
+    min_age_text = f", rows at least {recipe.min_age} old" if recipe.min_age else ""
     drawn = ", smoothed toward the mean of all rows" if recipe.target and statistic == "mean" else ""
     earlier = "" if statistic == "since" else " of earlier rows" if statistic != "count" else " before"
-    return {name: f"{what}{earlier}{whose and f' of the same{whose[3:]}'}{late}{drawn}"}
+    return {name: f"{what}{earlier}{whose and f' of the same{whose[3:]}'}{min_age_text}{drawn}"}
 
 # %% ../../../nbs/features/create/history.ipynb #940b8f7c
 def _learn_history(recipe: EntityHistory, rows: pd.DataFrame, target: pd.Series | None) -> None:

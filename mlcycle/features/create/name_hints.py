@@ -68,8 +68,8 @@ def clock_to_minutes(
 ) -> np.ndarray: # Missing where it is no time of the day
     "Minutes since midnight of clock times written as HHMM."
     hours, minutes = np.floor_divide(values, 100), np.mod(values, 100)
-    right = (values >= 0) & (values <= 2400) & (minutes < 60) & (values == np.floor(values))
-    return np.where(right, 60 * hours + minutes, np.nan)
+    valid = (values >= 0) & (values <= 2400) & (minutes < 60) & (values == np.floor(values))
+    return np.where(valid, 60 * hours + minutes, np.nan)
 
 # %% ../../../nbs/features/create/name_hints.ipynb #4c0b43bc
 def is_clock_time(

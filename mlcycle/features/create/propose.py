@@ -37,13 +37,13 @@ MAX_SCREENED_ROWS = 20_000 # Rows, evenly spread
 
 # %% ../../../nbs/features/create/propose.ipynb #876ac840
 def _standardized_targets(target: pd.Series, problem: Problem, most: int = 5) -> np.ndarray:
-    "What is predicted, as numbers of variance one; shape (n, answers)."
-    truth = encode_target(target, problem)
+    "What is predicted, as numbers of variance one; shape (n, targets)."
+    encoded = encode_target(target, problem)
     if problem.task == "multiclass":
-        often = np.argsort(-np.bincount(truth[truth >= 0], minlength=2), kind="stable")[:most]
-        numbers = (truth[:, None] == often).astype(float)
+        often = np.argsort(-np.bincount(encoded[encoded >= 0], minlength=2), kind="stable")[:most]
+        numbers = (encoded[:, None] == often).astype(float)
     else:
-        numbers = np.clip(truth, *np.quantile(truth, [0.005, 0.995])) if problem.task == "regression" else truth
+        numbers = np.clip(encoded, *np.quantile(encoded, [0.005, 0.995])) if problem.task == "regression" else encoded
         numbers = numbers.astype(float)[:, None]
     spread = numbers.std(axis=0)
     return (numbers - numbers.mean(axis=0)) / np.where(spread > 0, spread, 1)
@@ -80,7 +80,7 @@ def _univariate_residuals(
     many: list[int], # With many
     targets: np.ndarray, # Shape (n, answers)
     seed: int, # Of the folds
-) -> tuple[np.ndarray, np.ndarray]: # What is left of the answers, shape (n, answers); how much each column is used, shape (m,)
+) -> tuple[np.ndarray, np.ndarray]: # What is left of the targets, shape (n, targets); how much each column is used, shape (m,)
     "What columns do not say one by one, and how much each says."
     from sklearn.model_selection import KFold
     from sklearn.preprocessing import TargetEncoder
@@ -134,7 +134,7 @@ def _cross_fitted_means(bins: np.ndarray, left: np.ndarray, halves: np.ndarray, 
 
 # %% ../../../nbs/features/create/propose.ipynb #58e0121b
 def _explained_variance(predicted: np.ndarray, left: np.ndarray) -> tuple[float, float]:
-    "Share of the variance of the answers that goes away, and how many standard errors that is."
+    "Share of the variance of the targets that is explained, and how many standard errors that is."
     each = (predicted * (2 * left - predicted)).mean(axis=1)
     mean, error = each.mean(), each.std() / np.sqrt(len(each))
     return float(mean), float(mean / error) if error > 0 else 0.0
@@ -184,7 +184,7 @@ def list_candidate_recipes(
 def _candidate_values(
     candidates: list[Recipe], # Distinct
     rows: pd.DataFrame, # With the columns that they read
-    left: np.ndarray, # What is unexplained, shape (n, answers)
+    left: np.ndarray, # What is unexplained, shape (n, targets)
     halves: np.ndarray, # Each says what categories mean in the other
     most: int = 250, # Keep so many candidates, those that say most by themselves
 ) -> tuple[list[int], np.ndarray]: # Numbers of the candidates that vary, and what a booster sees of them
@@ -204,7 +204,7 @@ def _candidate_values(
 def _booster_importances(
     view: np.ndarray, # Columns, shape (n, m)
     values: np.ndarray, # Candidates, shape (n, c)
-    left: np.ndarray, # What is unexplained, shape (n, answers)
+    left: np.ndarray, # What is unexplained, shape (n, targets)
     halves: np.ndarray, # Which rows learn first
     seed: int, # Of the noise
     noises: int = 20, # Columns of noise

@@ -139,7 +139,7 @@ def check_feature_function(
     function: FeatureFunction, # Of a person's own
     rows: pd.DataFrame, # Some that it must be able to read
     max_rows: int = 500, # Of the rows, spread evenly
-    n_single_rows: int = 15, # So many of them are asked one by one
+    n_single_rows: int = 15, # So many of them are computed one by one
 ) -> None:
     "Raise if a function fails, returns only missing values, or its result for a row depends on other rows."
     if absent := [name for name in function.inputs if name not in rows]:
@@ -155,7 +155,7 @@ def check_feature_function(
 
 # %% ../../../nbs/features/create/user_functions.ipynb #61d41698
 def _with_missing_values(rows: pd.DataFrame, name: str) -> pd.DataFrame:
-    "The same rows, with every third value of a column missing, as a service may be asked."
+    "The same rows, with every third value of a column missing, as in requests to a service."
     values = rows[name]
     if pd.api.types.is_bool_dtype(values) or pd.api.types.is_integer_dtype(values):
         values = values.astype(float)
@@ -163,17 +163,18 @@ def _with_missing_values(rows: pd.DataFrame, name: str) -> pd.DataFrame:
 
 # %% ../../../nbs/features/create/user_functions.ipynb #b902fc7d
 def _check_row_independence(function: FeatureFunction, rows: pd.DataFrame, alone: int) -> None:
-    "Compare rows asked one by one with the same rows in a table."
+    "Compare rows computed one by one with the same rows in a table."
     batch = call_feature_function(function, [rows[name] for name in function.inputs], function.kind)
     for place in np.unique(np.linspace(0, len(rows) - 1, min(len(rows), alone)).astype(int)):
         one = rows.iloc[[place]]
-        said, = call_feature_function(function, [one[name] for name in function.inputs], function.kind)
-        same = np.isclose(said, batch[place], rtol=1e-9, equal_nan=True) if function.kind == "number" else (
-            said == batch[place] or bool(pd.isna(said) and pd.isna(batch[place])))
+        single_value, = call_feature_function(function, [one[name] for name in function.inputs], function.kind)
+        same = np.isclose(single_value, batch[place], rtol=1e-9, equal_nan=True) if function.kind == "number" else (
+            single_value == batch[place] or bool(pd.isna(single_value) and pd.isna(batch[place])))
         if not same:
             raise InputError(
-                f"The function '{function.name}' makes {batch[place]} of a row among {len(rows)}, and {said} of the same row "
-                "alone.", "A feature may depend on its own row only; this one learns from the rows it sees, or draws at random.",
+                f"The function '{function.name}' makes {batch[place]} of a row among {len(rows)}, and {single_value} of the "
+                "same row alone.",
+                "A feature may depend on its own row only; this one learns from the rows it sees, or draws at random.",
                 "What is learnt belongs in a recipe with a `fit`.")
 
 # %% ../../../nbs/features/create/user_functions.ipynb #8e5c8f57

@@ -25,7 +25,7 @@ def is_ordered(
 
 # %% ../../../nbs/features/explore/associations.ipynb #af06784c
 def column_to_floats(
-    values: pd.Series, # Ordered, or truth values
+    values: pd.Series, # Ordered, or booleans
 ) -> np.ndarray: # Dates (since 1970) and durations in seconds; what is missing or infinite is `nan`
     "A column as floats."
     if values.dtype.kind == "m":
@@ -145,8 +145,8 @@ def cramer_v_from_counts(
 # %% ../../../nbs/features/explore/associations.ipynb #af2adca4
 def pairwise_cramer_v(
     groups: np.ndarray, # A column for each grouping; -1 where missing
-    first: int = 0, # Pairs of groupings that both come before this one are not asked about
-) -> np.ndarray: # Square; `nan` where not asked
+    first: int = 0, # Pairs of groupings that both come before this one are not computed
+) -> np.ndarray: # Square; `nan` where not computed
     "Cramér's V of every pair of categorical columns."
     found = np.full((groups.shape[1], groups.shape[1]), np.nan)
     member = group_indicators(groups)

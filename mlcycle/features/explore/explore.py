@@ -115,7 +115,7 @@ def target_groups(
 # %% ../../../nbs/features/explore/explore.ipynb #8850b4ee
 def quantiles_by_group(
     rows: pd.DataFrame, # Some
-    groups: pd.Series, # Of the answer
+    groups: pd.Series, # Of the target
 ) -> pd.DataFrame: # `column`, `target_class`, `rows`, `missing`, `5%`, `25%`, `50%`, `75%`, `95%`
     "Quantiles of each number by target group."
     names = [name for name in rows if is_ordered(rows[name]) and rows[name].dtype.kind not in "mM" and name != groups.name]

@@ -73,9 +73,9 @@ def check_text_formats(
     elif numeric >= 0.5 and facts["distinct"] > 10:
         yield 0.6, name, "numbers among words", f"{numeric:.0%} of the different values are numbers."
     if _fact(facts, "variant_values"):
-        told, share = " and ".join(f"'{one}'" for one in facts["spelling_variants"]), facts["variant_rows"] / max(1, rows)
+        names_text, share = " and ".join(f"'{one}'" for one in facts["spelling_variants"]), facts["variant_rows"] / max(1, rows)
         yield 0.72 if share > 0.01 else 0.55, name, "one value in several spellings", \
-            f"{told} differ in case or spaces only; {facts['variant_values']:.0f} such values in {share:.1%} of the rows."
+            f"{names_text} differ in case or spaces only; {facts['variant_values']:.0f} such values in {share:.1%} of the rows."
 
 # %% ../../../nbs/features/explore/findings.ipynb #9fe515bf
 def check_distribution(
@@ -105,12 +105,12 @@ def check_target_association(
     found: "Exploration", # So far
 ) -> Iterator[Finding]:
     "Findings about possible target leakage and the columns most strongly associated with the target."
-    strength, told = found.target_associations.association.dropna(), 0
+    strength, n_reported = found.target_associations.association.dropna(), 0
     for place, (name, value) in enumerate(strength.items(), 1):
         if value >= 0.85:
             sure, weight = ("possible target leakage", 0.97) if value >= 0.95 else ("nearly determines the target", 0.7)
             yield weight, name, sure, f"Association {value:.2f} with {found.target}, alone: is it known at prediction time?"
-        elif value >= 0.1 and (told := told + 1) <= 3:
+        elif value >= 0.1 and (n_reported := n_reported + 1) <= 3:
             yield 0.45 + value / 4, name, "strongest association with the target", \
                 f"Association {value:.2f} with {found.target}, number {place} of all."
 
@@ -121,13 +121,13 @@ def check_missingness_signal(
     "Missing values that depend on the target."
     classify = found.task != "regression"
     for name, facts in found.columns.drop(index=found.target).to_dict("index").items():
-        if (says := _fact(facts, "missing_correlation")) < max(0.05, 4 / np.sqrt(found.rows)):
+        if (correlation := _fact(facts, "missing_correlation")) < max(0.05, 4 / np.sqrt(found.rows)):
             continue
         away, there = ((f"{facts[side]:.1%}" if classify else f"{facts[side]:,.4g}")
                        for side in ("target_where_missing", "target_where_known"))
         of = f"share of '{facts['target_class']}'" if classify else f"mean of {found.target}"
         sure = classify and facts["target_where_missing"] in (0.0, 1.0) and facts["missing"] * found.rows >= 30
-        yield min(0.96, 0.5 + says + 0.3 * sure), name, "missing values depend on the target", \
+        yield min(0.96, 0.5 + correlation + 0.3 * sure), name, "missing values depend on the target", \
             f"The {of} is {away} where it is missing and {there} where it is known: is it filled in afterwards?"
 
 # %% ../../../nbs/features/explore/findings.ipynb #44bacd8e
@@ -189,8 +189,8 @@ def check_missing_together(
     for line in several.head(1).itertuples():
         if line.share >= 0.005:
             names = line.columns.split(", ")
-            told = ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
-            yield 0.3, told, "missing together", \
+            names_text = ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+            yield 0.3, names_text, "missing together", \
                 f"In {line.share:.1%} of the rows ({line.rows:,}): what do these rows have in common?"
 
 # %% ../../../nbs/features/explore/findings.ipynb #4950e1da

@@ -204,8 +204,8 @@ def plot_association_matrix(
     from scipy.cluster.hierarchy import leaves_list, linkage
     from scipy.spatial.distance import squareform
 
-    told = exploration.target_associations.association.dropna().index[:max_columns]
-    names = [exploration.target, *told]
+    strongest = exploration.target_associations.association.dropna().index[:max_columns]
+    names = [exploration.target, *strongest]
     if len(names) < 3:
         return _text_figure("There are fewer than two other columns that vary.")
     block = exploration.associations.loc[names, names].fillna(0.0)

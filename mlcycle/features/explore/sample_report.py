@@ -40,11 +40,11 @@ def sample_report(
 
     at = np.sort(np.random.default_rng(seed).choice(len(rows), min(n_rows, len(rows)), replace=False))
     drawn = rows.iloc[at, :max_columns].reset_index(drop=True)
-    told = f"{len(drawn):,} of {len(rows):,} rows, drawn at random" if len(drawn) < len(rows) else f"all {len(rows):,} rows"
+    caption = f"{len(drawn):,} of {len(rows):,} rows, drawn at random" if len(drawn) < len(rows) else f"all {len(rows):,} rows"
     if drawn.shape[1] < rows.shape[1]:
-        told += f"; the first {max_columns} of {rows.shape[1]} columns"
+        caption += f"; the first {max_columns} of {rows.shape[1]} columns"
     report = TableReport(drawn, n_rows=shown_rows, verbose=0, plot_distributions=False)
-    return HtmlSnippet(clean_skrub_html(report.html_snippet(), f"A sample: {told}"))
+    return HtmlSnippet(clean_skrub_html(report.html_snippet(), f"A sample: {caption}"))
 
 # %% ../../../nbs/features/explore/sample_report.ipynb #b969952b
 def clean_skrub_html(
@@ -63,6 +63,6 @@ def clean_skrub_html(
     inner = re.sub(r"<h([1-6])>", r"<h\1 class='card'>", inner) # Not to be taken for headings of the page
     inner = inner.replace("<select", "<select aria-label='Columns that are shown'") # A screen reader must say something
     name = f"sample-{sha256(told.encode()).hexdigest()[:8]}"
-    return (f'<div id="{name}-wrapper"><p class="said">{told}.</p><template id="{name}-template">{inner}</template>'
+    return (f'<div id="{name}-wrapper"><p class="note">{told}.</p><template id="{name}-template">{inner}</template>'
             f'<skrub-table-report id="{name}">The table needs JavaScript.</skrub-table-report>'
             f'<script type="module">{script[1].strip()}</script></div>')

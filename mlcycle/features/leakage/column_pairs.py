@@ -160,7 +160,7 @@ def find_leaking_column_of_pair(
     pair: ColumnPair, # Its columns are both under suspicion
     sample: TargetSample, # With the sample
     unsuspected: list[str], # Columns that nothing speaks against, the two aside
-    known_before: str = "", # Known before the answer for certain: the column by which rows are ordered
+    known_before: str = "", # Known before the target for certain: the column by which rows are ordered
 ) -> tuple[list[str], dict[str, float]]: # The column to blame, or both; what the surprise of each says
     "The column of a pair whose residuals, given the other columns, predict the target far better; or both."
     names = [pair.first, pair.second]

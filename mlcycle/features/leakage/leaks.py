@@ -69,10 +69,10 @@ def find_class_specific_gaps(
         for kind in kinds:
             of_kind = (target == kind).to_numpy()
             for state, flags in (("filled in", ~missing), ("missing", missing)):
-                count, right = int(flags.sum()), int((flags & of_kind).sum())
-                if count >= 20 and right >= 0.98 * count and right >= 0.2 * of_kind.sum():
-                    found[name] = (f"It is {state} in {right:,} of {of_kind.sum():,} rows whose outcome is {kind!r} and in "
-                                   f"{count - right:,} of {(~of_kind).sum():,} others.")
+                count, matching = int(flags.sum()), int((flags & of_kind).sum())
+                if count >= 20 and matching >= 0.98 * count and matching >= 0.2 * of_kind.sum():
+                    found[name] = (f"It is {state} in {matching:,} of {of_kind.sum():,} rows whose outcome is {kind!r} and in "
+                                   f"{count - matching:,} of {(~of_kind).sum():,} others.")
     return found
 
 # %% ../../../nbs/features/leakage/leaks.ipynb #9ac57faf
@@ -152,13 +152,13 @@ class LeakageEvidence:
 
 # %% ../../../nbs/features/leakage/leaks.ipynb #8ce08b8c
 def _check_single_columns(evidence: LeakageEvidence, max_score: float) -> None:
-    "The answer itself, and counters of sorted rows."
+    "The target itself, and counters of sorted rows."
     for name, score in evidence.single_scores.items():
         counter = parse_row_counter(evidence.sample.rows[name])
-        told = score if counter is None or score else explained_share(counter, evidence.sample)
-        if counter is not None and told >= MIN_COUNTER_SCORE:
+        counter_score = score if counter is None or score else explained_share(counter, evidence.sample)
+        if counter is not None and counter_score >= MIN_COUNTER_SCORE:
             sorted_rows = "It counts the rows, and they are sorted by the target: "
-            sorted_rows += f"it explains {told:.1%} of {evidence.score_unit}."
+            sorted_rows += f"it explains {counter_score:.1%} of {evidence.score_unit}."
             evidence.add_reason(name, sorted_rows, correlates=False)
         elif score >= max_score:
             evidence.add_reason(name, f"By itself it explains {score:.1%} of {evidence.score_unit}; "
@@ -170,9 +170,9 @@ def _check_column_pairs(evidence: LeakageEvidence, pairs: list[ColumnPair], max_
     for pair in pairs:
         if {pair.first, pair.second} & evidence.reasons.keys():
             continue
-        alone = [evidence.single_scores[name] for name in (pair.first, pair.second)]
-        most = max(*alone, evidence.best_unsuspected(pair.first, pair.second)[1])
-        if pair.score < max_score and most > pair.score / 4:
+        single = [evidence.single_scores[name] for name in (pair.first, pair.second)]
+        best_single = max(*single, evidence.best_unsuspected(pair.first, pair.second)[1])
+        if pair.score < max_score and best_single > pair.score / 4:
             continue
         names, predicted = find_leaking_column_of_pair(pair, evidence.sample, evidence.unsuspected(), time)
         for name in names:
@@ -251,13 +251,14 @@ def find_target_leakage(
 
 # %% ../../../nbs/features/leakage/leaks.ipynb #c8965b7b
 def _gather(rows: pd.DataFrame, target: pd.Series, problem: Problem, seed: int) -> LeakageEvidence:
-    "What the values show before the columns are asked together."
+    "What the values of single columns show."
     sample = prepare_labelled_sample(rows, target, problem, seed=seed)
     regression, known = sample.regression, target.notna()
     what = f"the variance of the ranks of '{problem.target}'" if regression else f"the uncertainty about '{problem.target}'"
     evidence = LeakageEvidence(sample, score_single_columns(sample), f"{what} on held-out rows")
-    witnesses = find_columns_missing_with_target(rows, target), find_class_specific_gaps(rows[known], target[known], regression)
-    for name, reason in [*witnesses[0].items(), *witnesses[1].items(), *find_future_dates(sample.rows, problem.time).items()]:
+    reasons = [find_columns_missing_with_target(rows, target), find_class_specific_gaps(rows[known], target[known], regression),
+               find_future_dates(sample.rows, problem.time)]
+    for name, reason in [item for each in reasons for item in each.items()]:
         evidence.add_reason(name, reason)
     often = target.value_counts().index[:10]
     targets = target[known].to_numpy(float)[:, None] if regression else np.column_stack([target[known] == kind for kind in often])
@@ -272,17 +273,17 @@ def mark_trusted_columns(
     columns: Sequence[str] = (), # All of the table: to vouch for one that is no suspect is no mistake
 ) -> list[LeakageSuspect]: # The same; those that are trusted are not excluded
     "Mark suspects that the user has declared trusted as not excluded."
-    names = dict.fromkeys([*(leak.column for leak in leaks if leak.column), *columns])
+    names = dict.fromkeys([*(suspect.column for suspect in leaks if suspect.column), *columns])
     for name in trusted:
         if name not in names:
             raise ParameterError(f"'trusted' names '{name}', which is not a column.", remedy=suggest_name(name, list(names)))
-    return [leak.model_copy(update={"excluded": False}) if leak.column in trusted else leak for leak in leaks]
+    return [suspect.model_copy(update={"excluded": False}) if suspect.column in trusted else suspect for suspect in leaks]
 
 # %% ../../../nbs/features/leakage/leaks.ipynb #fe93f2fd
 def plot_target_leakage(
     leaks: list[LeakageSuspect], # Suspects
     scores: dict[str, float], # Of each column by itself, as `score_single_columns` gives it
-    max_score: float = 0.98, # From here on a column is taken for the answer
+    max_score: float = 0.98, # From here on a column counts as the target itself
     max_columns: int = 25, # Suspects, and the columns that say most: so many bars
 ): # matplotlib's axes
     "Share of the target that each column explains by itself; suspects are coloured."

@@ -52,9 +52,9 @@ def prepare_labelled_sample(
         codes = pd.Categorical(labels, categories=often).codes % (len(often) + 1)
         targets = np.eye(codes.max() + 1)[codes]
     entity = problem.entity if problem.entity in rows else ""
-    asked = problem.model_copy(update={"time": problem.time if problem.time in rows else "", "entity": entity})
+    fold_problem = problem.model_copy(update={"time": problem.time if problem.time in rows else "", "entity": entity})
     frame = pd.DataFrame({name: sample[name] for name in [entity] if name}, index=sample.index)
-    folds = make_folds(asked, frame.assign(**{problem.target: labels.to_numpy()}), 5, seed)
+    folds = make_folds(fold_problem, frame.assign(**{problem.target: labels.to_numpy()}), 5, seed)
     return TargetSample(sample, targets, folds, regression)
 
 # %% ../../../nbs/features/leakage/single_column.ipynb #958b0f05
@@ -75,7 +75,7 @@ def encode_single_column(
 # %% ../../../nbs/features/leakage/single_column.ipynb #09ffa42f
 def explained_share(
     values: np.ndarray, # Floats or codes, one a row of the sample
-    sample: TargetSample, # What is to be said
+    sample: TargetSample, # Features and targets
     codes: bool = False, # Whether the values are names and not amounts
     quick: bool = False, # One fold and fixed bins: for many columns
 ) -> float: # 0 is nothing, 1 is everything
@@ -90,13 +90,13 @@ def _explained_share_on_folds(values: np.ndarray, sample: TargetSample, folds: l
     "The same, for one way of predicting."
     left, whole = 0.0, 0.0
     for train, valid in folds:
-        targets, asked = sample.targets[train], sample.targets[valid]
+        targets, valid_targets = sample.targets[train], sample.targets[valid]
         prior = targets.mean(axis=0) if sample.regression else (targets.sum(axis=0) + 0.5) / (len(train) + 0.5 * targets.shape[1])
         predicted = way(values[train], targets, values[valid], prior)
         if sample.regression:
-            left, whole = left + ((asked - predicted)**2).sum(), whole + ((asked - prior)**2).sum()
+            left, whole = left + ((valid_targets - predicted)**2).sum(), whole + ((valid_targets - prior)**2).sum()
         else:
-            left, whole = left - (asked * np.log(predicted)).sum(), whole - (asked * np.log(prior)).sum()
+            left, whole = left - (valid_targets * np.log(predicted)).sum(), whole - (valid_targets * np.log(prior)).sum()
     return float(1 - left / whole) if whole > 0 else 0.0
 
 # %% ../../../nbs/features/leakage/single_column.ipynb #f4675cfe

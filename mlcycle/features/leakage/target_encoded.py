@@ -84,7 +84,7 @@ def is_leave_one_out_encoding(
 
 # %% ../../../nbs/features/leakage/target_encoded.ipynb #381c088d
 def find_target_encodings(
-    rows: pd.DataFrame, # Features only, all training rows whose answer is known
+    rows: pd.DataFrame, # Features only, all training rows whose label is known
     targets: np.ndarray, # Of the same rows: a column of 0 and 1 for each class, or one of numbers
 ) -> dict[str, str]: # What was found, by column
     "Find columns that are target encodings of these rows."

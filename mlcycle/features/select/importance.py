@@ -91,11 +91,11 @@ def permutation_importance_on_folds(
     base, indices = [score for score, _, _ in measured], scorer.fold_indices(repeats)
     importances = {name: mean_difference(problem.metric, base, [each[name] for _, each, _ in measured], indices)
                    for name in names}
-    lost = np.array([[sign * (score - each[name]) for name in names] for score, each, _ in measured])
+    score_decrease = np.array([[sign * (score - each[name]) for name in names] for score, each, _ in measured])
     lost_by_shadows = np.array([[sign * (score - other) for other in shadows] for score, _, shadows in measured])
     repeat_of = np.array([encoded.fold.repeat for encoded in scorer.folds])
     best = {repeat: max(0.0, lost_by_shadows[repeat_of == repeat].mean(axis=0).max()) for repeat in repeats}
-    better = np.mean([lost[repeat_of == repeat].mean(axis=0) > best[repeat] for repeat in repeats], axis=0)
+    better = np.mean([score_decrease[repeat_of == repeat].mean(axis=0) > best[repeat] for repeat in repeats], axis=0)
     frequency = dict(zip(names, map(float, better), strict=True))
     return PermutationImportance(importances, frequency, float(np.mean(list(best.values()))))
 

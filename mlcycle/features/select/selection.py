@@ -57,10 +57,10 @@ def select_created_features(
     ranked, result = _screen_candidates(screen, candidates)
     if not ranked:
         return result, screen
-    together = paired_score_difference(scorer, [*always, *ranked], always, stop_early=True)
-    if together.low <= 0:
+    joint_difference = paired_score_difference(scorer, [*always, *ranked], always, stop_early=True)
+    if joint_difference.low <= 0:
         those = f"all {len(ranked)} that passed the screen" if len(ranked) > 1 else "it"
-        reason = f"with {those}, {metric} is not better by more than noise: {_format_difference(together)}"
+        reason = f"with {those}, {metric} is not better by more than noise: {_format_difference(joint_difference)}"
         return ForwardSelection(reasons=result.reasons | dict.fromkeys(ranked, reason)), screen
     tries = min(len(ranked), scorer.budget.max_candidates)
     result.reasons |= dict.fromkeys(ranked[tries:], f"not tried: {tries} others were more important in the screen")
@@ -94,11 +94,12 @@ def add_jointly_useful_features(
     rest = [name for name in ranked if name not in result.selected]
     if len(rest) < 2:
         return
-    together = paired_score_difference(scorer, [*always, *ranked], [*always, *result.selected],
-                                       n_comparisons=2 if result.selected else 1, stop_early=True)
-    if together.low > 0:
+    joint_difference = paired_score_difference(scorer, [*always, *ranked], [*always, *result.selected],
+                                             n_comparisons=2 if result.selected else 1, stop_early=True)
+    if joint_difference.low > 0:
         result.selected += rest
-        words = f"but with {len(rest)} such features together, {together.metric} is better: {_format_difference(together)}"
+        better = f"{joint_difference.metric} is better: {_format_difference(joint_difference)}"
+        words = f"but with {len(rest)} such features together, {better}"
         result.reasons |= {name: f"{result.reasons[name]}; {words}" for name in rest}
 
 # %% ../../../nbs/features/select/selection.ipynb #04f260cc
@@ -197,7 +198,7 @@ def _select_by_measuring(scorer: FeatureSetScorer, features: Sequence[Feature], 
     reasons = reasons | forward.reasons | weak
     selected = {*always, *forward.selected} - set(dropped)
     return [_record(each, final, screen, each.name in selected,
-                    reasons.get(each.name) or ("asked for" if each.name not in raw else "not at the level of noise"))
+                    reasons.get(each.name) or ("as set" if each.name not in raw else "not at the level of noise"))
             for each in features]
 
 # %% ../../../nbs/features/select/selection.ipynb #1b73188a

@@ -101,8 +101,8 @@ def _names_read(code: CodeType) -> Iterator[tuple[str, int | None]]:
             yield step.argval, step.positions.lineno
     for inner in code.co_consts:
         if isinstance(inner, CodeType):
-            own = {step.argval for step in dis.get_instructions(inner) if step.opname == "STORE_NAME"} # The body of a class
-            yield from ((name, line) for name, line in _names_read(inner) if name not in own)
+            class_names = {step.argval for step in dis.get_instructions(inner) if step.opname == "STORE_NAME"} # Of a class
+            yield from ((name, line) for name, line in _names_read(inner) if name not in class_names)
 
 # %% ../../../nbs/stores/models/function_files.ipynb #fbc4417d
 def _line(function: FeatureFunction, number: int) -> str:

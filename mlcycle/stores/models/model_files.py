@@ -139,9 +139,9 @@ def untrusted_error(
     "The error for a model file with untrusted types."
     changed = changed_versions(read_versions(path)) # A library that moved a type makes it unknown
     since = f" Since it was written: {', '.join(changed)}." if changed else ""
-    if moved := [name for name in untrusted if name.startswith("mlcycle.") and find_own_type(name) is None]:
+    if missing_classes := [name for name in untrusted if name.startswith("mlcycle.") and find_own_type(name) is None]:
         return ArtifactError(
-            f"The model file {path} names classes that this version of mlcycle does not have: {', '.join(moved)}.",
+            f"The model file {path} names classes that this version of mlcycle does not have: {', '.join(missing_classes)}.",
             f"It was written by an older layout of mlcycle, whose modules had other names.{since}",
             "Train again: mlcycle run. Stages 3 and 4 write their files anew, and stage 4 registers the model as a new version.")
     return ArtifactError(f"The model file {path} names types that are not trusted: {', '.join(untrusted)}.",

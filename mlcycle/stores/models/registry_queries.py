@@ -236,8 +236,8 @@ def tag_version(
                                      "Tags that were written when a version was registered are fixed.")
         for name in remove:
             if name not in version.tags:
-                own = [tag for tag in version.tags if not is_reserved_tag(tag)]
-                raise ParameterError(f"There is no tag '{name}'.", remedy=suggest_name(name, own))
+                user_tags = [tag for tag in version.tags if not is_reserved_tag(tag)]
+                raise ParameterError(f"There is no tag '{name}'.", remedy=suggest_name(name, user_tags))
         for name, value in tags.items():
             client.set_model_version_tag(version.name, str(version.version), name, value)
         for name in remove:

@@ -75,13 +75,14 @@ def log_trials(
     shared = {name: value for name, value in tags.items() if name in INHERITED_TAGS or name.startswith("table_")}
     shared["mlflow.parentRunId"] = parent.info.run_id
     for trial in trials:
-        begun = int(1000 * (trial.started or time.time()))
-        own = {"trial": trial.key(tags.get("study", "")), "model_type": trial.model_type, "role": trial.role,
+        start_ms = int(1000 * (trial.started or time.time()))
+        trial_tags = {"trial": trial.key(tags.get("study", "")), "model_type": trial.model_type, "role": trial.role,
                "status": trial.status, "encoding": trial.encoding, "reason": trial.reason[:5000]}
-        run = client.create_run(parent.info.experiment_id, begun, shared | {k: v for k, v in own.items() if v}, trial.name)
+        run_tags = shared | {k: v for k, v in trial_tags.items() if v}
+        run = client.create_run(parent.info.experiment_id, start_ms, run_tags, trial.name)
         parameters = [Param(mlflow_key(name), value[:500]) for name, value in trial.parameters.items()][:100]
-        client.log_batch(run.info.run_id, _metrics(trial, begun), parameters)
-        client.set_terminated(run.info.run_id, RUN_STATUS.get(trial.status, "FAILED"), begun + int(1000 * trial.seconds))
+        client.log_batch(run.info.run_id, _metrics(trial, start_ms), parameters)
+        client.set_terminated(run.info.run_id, RUN_STATUS.get(trial.status, "FAILED"), start_ms + int(1000 * trial.seconds))
 
 # %% ../../../nbs/stores/models/trial_tracking.ipynb #c537b907
 def mlflow_key(

@@ -39,8 +39,8 @@ class CsvDialect:
     def __str__(self):
         mark = {"\t": "tab"}.get(self.separator, f"'{self.separator}'")
         code = self.encoding.replace("_", "-").upper() if self.encoding.startswith(("utf", "latin")) else self.encoding
-        said = ["decimal comma" if self.decimal == "," else "", "" if self.header else "no header", code, *self.notes]
-        return ", ".join(["CSV", f"separator {mark}", *filter(None, said)])
+        options_given = ["decimal comma" if self.decimal == "," else "", "" if self.header else "no header", code, *self.notes]
+        return ", ".join(["CSV", f"separator {mark}", *filter(None, options_given)])
 
 # %% ../../../nbs/stores/sources/csv_dialect.ipynb #00b87fe3
 CSV_OPTIONS = ("encoding", "separator", "decimal", "header")
@@ -52,21 +52,21 @@ def detect_dialect(
     options: str = "", # What a person says: `separator=;&decimal=,&encoding=cp1252&header=no`
 ) -> CsvDialect:
     "Detect the dialect of a CSV file; options override what is detected."
-    said = parse_options(options, CSV_OPTIONS, f"{path}#{options}")
+    given = parse_options(options, CSV_OPTIONS, f"{path}#{options}")
     with open_decompressed(path) as file:
         head = file.read(SAMPLE_BYTES)
-    encoding = said.get("encoding") or detect_encoding(path, head)
+    encoding = given.get("encoding") or detect_encoding(path, head)
     text = codecs.getincrementaldecoder(encoding)("replace").decode(head)
     lines = text.splitlines(keepends=True)[:-1 if len(head) == SAMPLE_BYTES else None]
     lines = [line for line in lines[:1000] if line.strip(" \r\n")]
     if not lines:
         raise SourceError(f"The file '{path}' is empty.", "A header and rows are expected.")
-    separator = SEPARATORS.get(said.get("separator", ""), said.get("separator")) or detect_separator(lines)
+    separator = SEPARATORS.get(given.get("separator", ""), given.get("separator")) or detect_separator(lines)
     records = [record for record in csv.reader(lines, delimiter=separator) if record]
-    header = said["header"].lower() not in ("no", "false", "0") if "header" in said else has_header(records)
+    header = given["header"].lower() not in ("no", "false", "0") if "header" in given else has_header(records)
     names = tuple(name.strip() for name in records[0]) if header else tuple(f"column{n}" for n in range(len(records[0])))
     first = records[1] if header and len(records) > 1 else records[0]
-    return CsvDialect(encoding, separator, said.get("decimal") or detect_decimal(records[header:], separator), header, names,
+    return CsvDialect(encoding, separator, given.get("decimal") or detect_decimal(records[header:], separator), header, names,
                   len(first) != len(names))
 
 # %% ../../../nbs/stores/sources/csv_dialect.ipynb #dd6a0395

@@ -78,9 +78,9 @@ def connect_read_only(
             connection.rollback()
     except (sa.exc.SQLAlchemyError, pd.errors.DatabaseError) as error: # pandas wraps what SQLAlchemy raises
         inner = error.__cause__ if isinstance(error, pd.errors.DatabaseError) and error.__cause__ else error
-        said = str(getattr(inner, "orig", None) or inner).strip().splitlines()[0]
-        said = mask_secrets(said, address, secrets=[url.password or ""])
-        raise SourceError(f"The database '{mask_secrets(address)}' says: {said}",
+        message = str(getattr(inner, "orig", None) or inner).strip().splitlines()[0]
+        message = mask_secrets(message, address, secrets=[url.password or ""])
+        raise SourceError(f"The database '{mask_secrets(address)}' reports: {message}",
                           remedy="Check the address, the rights of its user, and the query.") from None
     finally:
         engine.dispose()
@@ -107,12 +107,12 @@ def read_database(
         raise SourceError(f"The address '{mask_secrets(url)}' names no table.", "'#' and a table, or a query, is expected.")
     with connect_read_only(url) as connection:
         selected = rest or query
-        asked = bool(re.match(r"\(*\s*(select|with|values)\b", selected, re.IGNORECASE)) or not rest
-        rows = _fetch(connection, _sql_text(check_read_only_sql(selected)) if asked else _select_table(connection, rest, url),
+        is_query = bool(re.match(r"\(*\s*(select|with|values)\b", selected, re.IGNORECASE)) or not rest
+        rows = _fetch(connection, _sql_text(check_read_only_sql(selected)) if is_query else _select_table(connection, rest, url),
                       progress)
         name = connection.dialect.name
     rows = parse_numbers_and_dates(normalise_dtypes(rows), numbers=False)[0] if name == "sqlite" else rows # It knows no dates
-    return SourceRows(rows, f"{name}, {'a query' if asked else f'table {rest}'}")
+    return SourceRows(rows, f"{name}, {'a query' if is_query else f'table {rest}'}")
 
 # %% ../../../nbs/stores/sources/databases.ipynb #76583f4e
 def _sql_text(query: str):
@@ -138,7 +138,7 @@ def _select_table(connection, name: str, url: str):
 
 # %% ../../../nbs/stores/sources/databases.ipynb #4349dbbf
 def _fetch(connection, statement, progress: ProgressCallback | None) -> pd.DataFrame:
-    "The rows that answer a question, in pieces."
+    "The rows of a query's result, in pieces."
     pieces, count = [], 0
     for piece in pd.read_sql(statement, connection, chunksize=FETCH_SIZE):
         pieces.append(piece)

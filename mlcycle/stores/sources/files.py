@@ -317,9 +317,9 @@ def read_file(
     except (SourceError, MemoryError, KeyboardInterrupt):
         raise
     except Exception as error: # Each reader has many kinds
-        said = (str(error).splitlines() or [""])[0].split(": ", 1)[-1]
+        message = (str(error).splitlines() or [""])[0].split(": ", 1)[-1]
         raise SourceError(f"The file '{address}' is not a table that can be read.", "Rows of equal length are expected.",
-                          said) from error
+                          message) from error
 
 # %% ../../../nbs/stores/sources/files.ipynb #b163f2fd
 def _read_one(kind: str, file: Path, options: str, progress: ProgressCallback | None) -> SourceRows:

@@ -54,7 +54,7 @@ BUNDLED_SETTINGS = {"flights": flights.SETTINGS, "sample": flights.SAMPLE_SETTIN
 def apply_bundled_settings(
     source: str, # A file, which knows nothing, or the name of a bundled source
     stage: str, # Who asks
-    given: dict, # What a person said, by name; empty where nothing was said
+    given: dict, # What a person gave, by name; empty where nothing was given
 ) -> dict: # The same names
     "Fill empty values with the settings of a bundled source."
     known = BUNDLED_SETTINGS.get(source, {}).get(stage, {})
@@ -131,7 +131,7 @@ def source_kind(
 # %% ../../../nbs/stores/sources/ingest.ipynb #f32426c6
 def read_one_source(
     address: str, # Of one source
-    query: str = "", # For a database that is to answer it
+    query: str = "", # For a database
     progress: ProgressCallback | None = None, # Told rows, bytes, and bytes in all
 ) -> SourceRows: # Not yet normalised
     "Read the rows of one source of any kind."
@@ -185,7 +185,7 @@ def ingest(
 
 # %% ../../../nbs/stores/sources/ingest.ipynb #9390cecb
 def _join(query: str, sources: dict[str, str], progress: ProgressCallback) -> tuple[pd.DataFrame, dict]:
-    "The answer to a query, and for each source its address, rows, hash and reading."
+    "The result of a query, and for each source its address, rows, hash and reading."
     from mlcycle.stores.sources.joins import run_query
 
     rows, named = run_query(query, sources, read_one_source, progress)

@@ -160,8 +160,8 @@ def run_query(
             connection.execute("SET lock_configuration = true")
             return fetch_rows(connection, query.strip().rstrip(";"), progress=progress), named
         except duckdb.Error as error:
-            said = mask_secrets(str(error).split("\n\n")[0].replace("\n", " ").split(": ", 1)[-1], " ".join(sources.values()))
-            raise SourceError(f"The query cannot be answered: {said}",
+            message = mask_secrets(str(error).split("\n\n")[0].replace("\n", " ").split(": ", 1)[-1], " ".join(sources.values()))
+            raise SourceError(f"The query fails: {message}",
                               f"It may name {', '.join(sources)}.", "Check it against the columns of these sources.") from None
 
 # %% ../../../nbs/stores/sources/joins.ipynb #4c53c254

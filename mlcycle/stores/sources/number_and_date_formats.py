@@ -117,5 +117,5 @@ def parse_numbers_and_dates(
             if how:
                 found.setdefault(how, []).append(str(name))
         columns.append(column)
-    said = [f"{how} in {', '.join(names[:5])}{' and others' if len(names) > 5 else ''}" for how, names in found.items()]
-    return (pd.concat(columns, axis=1) if columns else rows), said
+    notes = [f"{how} in {', '.join(names[:5])}{' and others' if len(names) > 5 else ''}" for how, names in found.items()]
+    return (pd.concat(columns, axis=1) if columns else rows), notes

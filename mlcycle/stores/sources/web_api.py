@@ -33,18 +33,18 @@ class ApiOptions(Record):
     "Options of a web API: address, pagination, authentication, limits."
 
     url: str # May name environment variables
-    records: str = "" # Path to the records in an answer, such as `data.items`; empty: found
+    records: str = "" # Path to the records in a response, such as `data.items`; empty: found
     paging: Literal["", "page", "offset", "cursor", "link"] = "" # Empty: links if the server sends them
     parameter: str = "" # Name of the page, offset or cursor in the address; as the paging is called if empty
     start: int | None = None # First page (1) or offset (0)
     size: int = 0 # Records a page; 0: the server decides
     size_parameter: str = "limit" # Its name in the address
-    next: str = "next" # Path to the next cursor, or the next address, in an answer
+    next: str = "next" # Path to the next cursor, or the next address, in a response
     token: str = "" # Name of the environment variable that holds it
     header: str = "Authorization" # That carries the token
     scheme: str = "Bearer" # Before the token
     rate: float = 0 # Requests a second at most; 0: no limit
-    timeout: float = 30 # Seconds that an answer may take
+    timeout: float = 30 # Seconds that a response may take
     max_attempts: int = 5 # How often a request is tried
     backoff: float = 1 # Seconds before the second attempt; they double with each
     max_rows: int = 0 # Stop after so many; 0: take all
@@ -139,9 +139,9 @@ def get_api_token(
 ) -> str: # Empty if it names none
     "The token of an API."
     if api.token and api.token not in os.environ:
-        said = api.token if re.fullmatch(r"[A-Z][A-Z0-9_]{0,40}", api.token) else "…" # It may be the token itself
-        raise SourceError(f"The environment variable '{said}' for the token of '{mask_secrets(api.url)}' is not set.",
-                          "The name of a variable that holds the token is expected.", f"export {said}=…")
+        name = api.token if re.fullmatch(r"[A-Z][A-Z0-9_]{0,40}", api.token) else "…" # It may be the token itself
+        raise SourceError(f"The environment variable '{name}' for the token of '{mask_secrets(api.url)}' is not set.",
+                          "The name of a variable that holds the token is expected.", f"export {name}=…")
     return os.environ.get(api.token, "")
 
 # %% ../../../nbs/stores/sources/web_api.ipynb #adea46ce
@@ -174,7 +174,7 @@ def read_web_api(
 
 # %% ../../../nbs/stores/sources/web_api.ipynb #6d365664
 def _parse(response: "httpx.Response", api: ApiOptions) -> Any:
-    "The content of an answer."
+    "The content of a response."
     try:
         return json.loads(response.content)
     except ValueError:
@@ -198,7 +198,7 @@ def next_page_url(
     url: "httpx.URL", # Of this page
     api: ApiOptions, # Says how pages are counted
     response: "httpx.Response", # May link to the next page
-    content: Any, # Of the answer
+    content: Any, # Of the response
     page: list[dict], # Its records
 ) -> "httpx.URL | None": # None after the last
     "The address of the next page."

@@ -190,9 +190,9 @@ def _version(name: str, commit: dict) -> TableVersion:
     "A commit as a version."
     rows = int(commit.get("rows") or commit["operationMetrics"]["num_added_rows"])
     table = TableRef(name=name, version=commit["version"], rows=rows, sha256=commit["sha256"])
-    said = {key: str(value) for key, value in commit.items()
-            if key in ("run", "source", "contract", "contract_file", "contract_version", "ingestions", "mlcycle")}
-    return TableVersion(table, f"{datetime.fromtimestamp(commit['timestamp'] / 1000, UTC):%Y-%m-%d %H:%M:%S} UTC", said)
+    metadata = {key: str(value) for key, value in commit.items()
+                if key in ("run", "source", "contract", "contract_file", "contract_version", "ingestions", "mlcycle")}
+    return TableVersion(table, f"{datetime.fromtimestamp(commit['timestamp'] / 1000, UTC):%Y-%m-%d %H:%M:%S} UTC", metadata)
 
 # %% ../../../nbs/stores/tables/datasets.ipynb #0a4806be
 def find_table_version(

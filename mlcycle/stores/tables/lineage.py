@@ -24,13 +24,13 @@ def trace_lineage(
     version: TableVersion, # Of a table
 ) -> dict[str, Any]: # Plain JSON: `table`, `made_by`, `sources`, `contract`, `used_by`, and of the holdout `accesses`
     "The lineage of a table version: sources, contract, and the runs that use it."
-    said, table = version.metadata, version.table
-    contract = {name: said.get(key, "") for name, key in (("file", "contract_file"), ("version", "contract_version"),
-                                                          ("sha256", "contract"))}
+    metadata, table = version.metadata, version.table
+    contract = {name: metadata.get(key, "") for name, key in (("file", "contract_file"), ("version", "contract_version"),
+                                                              ("sha256", "contract"))}
     facts = {
         "table": table.model_dump() | {"written": version.written_at},
-        "made_by": {"run": said.get("run", ""), "mlcycle": said.get("mlcycle", "")},
-        "sources": json.loads(said.get("ingestions") or "[]"),
+        "made_by": {"run": metadata.get("run", ""), "mlcycle": metadata.get("mlcycle", "")},
+        "sources": json.loads(metadata.get("ingestions") or "[]"),
         "contract": contract if contract["sha256"] else {},
         "used_by": [use for run in reversed(list_runs(workspace)) if (use := _use(run, version))]}
     if table.name == HOLDOUT:
@@ -89,8 +89,8 @@ def _draw_use(branch: "Tree", use: dict[str, Any], role: str) -> None:
     if not use["model"]:
         branch.add("no model yet")
         return
-    fate = {True: "approved", False: "rejected", None: "not validated yet"}[use["approved"]]
-    leaf = branch.add(f"{role} {use['model']['name']} version {use['model']['version']} ({use['winner']}): {fate}"
+    verdict = {True: "approved", False: "rejected", None: "not validated yet"}[use["approved"]]
+    leaf = branch.add(f"{role} {use['model']['name']} version {use['model']['version']} ({use['winner']}): {verdict}"
                       + (", became champion" if use["champion"] else ""))
     if use["release"]:
         leaf.add(f"released as {use['release']}")
