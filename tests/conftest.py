@@ -1,9 +1,7 @@
-"""Small real tables, a command line in a process of its own, and runs that several tests look at."""
+"""Small real tables, and runs that several tests look at."""
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -11,6 +9,7 @@ import pandas as pd
 import pytest
 import sqlalchemy as sa
 from browsing import browser, open_page  # noqa: F401 - fixtures of all tests
+from commands import cli
 from filelock import FileLock
 from projects import base, finished_toy, new, new_toy, package, project, toy  # noqa: F401 - fixtures too
 from sklearn.datasets import load_breast_cancer, load_diabetes, load_wine
@@ -37,13 +36,6 @@ def _text(value) -> str:
 
 
 WORDS = as_words(QUICK)
-
-
-def cli(*words: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess:
-    "Run `mlcycle …` in a process of its own, as a person would."
-    command = [str(Path(sys.executable).parent / "mlcycle"), *map(str, words)]
-    wide = {"COLUMNS": "200", **environment}
-    return subprocess.run(command, cwd=cwd, env=os.environ | wide, capture_output=True, text=True, timeout=600)
 
 
 def penguins() -> pd.DataFrame:

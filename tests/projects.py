@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from commands import cli
 from filelock import FileLock
 
 import mlcycle as mc
@@ -27,13 +28,6 @@ def own_notebooks(project: Path, stage: str, code: str) -> None:
             cell = {"cell_type": "code", "id": "fault", "metadata": {}, "source": [code], "outputs": [], "execution_count": None}
             notebook["cells"].insert(place + 1, cell)
         (project / "nbs" / path.name).write_text(json.dumps(notebook))
-
-
-def cli(*words: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess:
-    "Run `mlcycle …` in a process of its own, as a person would."
-    from conftest import cli
-
-    return cli(*words, cwd=cwd, **environment)
 
 
 def processes_in(project: Path, patience: float = 10) -> list[str]:

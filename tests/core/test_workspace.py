@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from conftest import cli
+from commands import cli
 
 from mlcycle.core.files import write_text
 from mlcycle.core.workspace import LAYOUT_FILE, LAYOUT_VERSION, Workspace

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import cli
+from commands import cli
 from sklearn.datasets import load_wine
 
 from mlcycle.core.workspace import Workspace

@@ -3,7 +3,7 @@
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import cli
+from commands import cli
 
 GOOD = pd.DataFrame({"x": np.arange(100.0), "word": [f"w{i % 3}" for i in range(100)], "late": ["yes", "no"] * 50})
 

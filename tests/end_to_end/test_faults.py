@@ -9,7 +9,8 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from conftest import QUICK, TABLES, WORDS, cli, stored_rows
+from commands import cli
+from conftest import QUICK, TABLES, WORDS, stored_rows
 from projects import own_notebooks
 
 import mlcycle as mc

@@ -6,7 +6,8 @@ import re
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import QUICK, TABLES, WORDS, cli, stored_rows
+from commands import cli
+from conftest import QUICK, TABLES, WORDS, stored_rows
 from sklearn import metrics
 
 import mlcycle as mc

@@ -10,14 +10,16 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from contextlib import contextmanager
-from multiprocessing import get_context
+from functools import partial
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from uuid import uuid4
 
 import pytest
-from conftest import cli, stored_rows
+from commands import cli, fork_cli
+from conftest import stored_rows
 from projects import (
     SETTINGS,
     add_cell,
@@ -34,9 +36,6 @@ from projects import (
 import mlcycle as mc
 from mlcycle.core.runs import list_runs
 from mlcycle.core.workspace import Workspace
-from mlcycle.engine.forkserver import hidden_main, share_fork_server, start_fork_server
-from mlcycle.engine.warmup import warmup_statements
-from mlcycle.lifecycle.batch_workers import WORKER_IMPORTS
 from mlcycle.outcomes import STAGES
 
 
@@ -60,32 +59,9 @@ def whole(project: Path) -> None:
 # Runs that start at once: forks of one warm server, from which their notebooks are forked too
 
 
-@pytest.fixture(scope="module")
-def warm():
-    "Starts `mlcycle run` in a fork of a server that has imported what it needs."
-    start_fork_server([*warmup_statements(set()), *WORKER_IMPORTS, "import mlcycle.cli.app"])
-
-    def started(project: Path, kill_at: int = 0, when: str = "after") -> BaseProcess:
-        process = get_context("forkserver").Process(target=run_in_fork, args=(str(project), kill_at, when))
-        with hidden_main():
-            process.start()
-        return process
-
-    return started
-
-
-def run_in_fork(project: str, kill_at: int, when: str) -> None:
-    "Be the process of `mlcycle run -q`; perhaps be killed at a rename."
-    from mlcycle.cli.app import app
-
-    os.chdir(project)
-    log = os.open("log.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    os.dup2(log, 1)
-    os.dup2(log, 2)
-    share_fork_server()
-    if kill_at:
-        kill_at_rename(kill_at, when)
-    app(["run", "-q"])
+def warm(project: Path, prepare: Callable[[], None] | None = None) -> BaseProcess:
+    "Start `mlcycle run` at once."
+    return fork_cli(project, "run", "-q", stdout=project / "log.txt", stderr=project / "log.txt", prepare=prepare)
 
 
 def kill_at_rename(left: int, when: str) -> None:
@@ -122,7 +98,7 @@ def wait_at_random(process: BaseProcess, project: Path, rng: random.Random) -> N
         time.sleep(rng.uniform(0.1, 2))
 
 
-def test_twenty_kills_at_random_moments_change_nothing(warm, finished_toy, tmp_path):
+def test_twenty_kills_at_random_moments_change_nothing(finished_toy, tmp_path):
     rng, expected = random.Random(7), contents(mc.open("last", finished_toy))
     kills, rounds, left = 0, 0, []
     while kills < 20:
@@ -148,10 +124,10 @@ def test_twenty_kills_at_random_moments_change_nothing(warm, finished_toy, tmp_p
     assert len(set(left)) > 2, f"stages that were done when a kill came: {left}"
 
 
-def test_kills_while_something_is_written_change_nothing(warm, finished_toy, new_toy):
+def test_kills_while_something_is_written_change_nothing(finished_toy, new_toy):
     kills = 0
     for number in range(2, 200, 5):
-        process = warm(new_toy, number, ("before", "after")[number % 2])
+        process = warm(new_toy, partial(kill_at_rename, number, ("before", "after")[number % 2]))
         process.join(120)
         assert process.exitcode in (0, -signal.SIGKILL), (new_toy / "log.txt").read_text()
         whole(new_toy)

@@ -7,7 +7,8 @@ import nbformat
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import QUICK, WORDS, cli
+from commands import cli
+from conftest import QUICK, WORDS
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_recipes import RECIPES, ROW, example, frame

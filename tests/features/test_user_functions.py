@@ -12,7 +12,8 @@ import nbformat
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import TABLES, WORDS, cli, stored_rows
+from commands import cli
+from conftest import TABLES, WORDS, stored_rows
 from joblib import Parallel, delayed
 from nbformat.v4 import new_code_cell, new_notebook
 

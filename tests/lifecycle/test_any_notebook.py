@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import cli
+from commands import cli
 from projects import processes_in
 
 KERNEL = {"name": "python3", "language": "python", "display_name": "python3"}

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pyarrow.parquet
 import pytest
-from conftest import TABLES, WORDS, cli
+from commands import cli
+from conftest import TABLES, WORDS
 from projects import add_cell, own_notebooks, processes_in
 
 import mlcycle as mc

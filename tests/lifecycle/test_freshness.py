@@ -8,7 +8,8 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import cli, stored_rows
+from commands import cli
+from conftest import stored_rows
 from projects import add_cell, computed, contents, edit, listing, not_fresh, run, states
 
 import mlcycle as mc

@@ -9,7 +9,8 @@ import sys
 
 import nbformat
 import pytest
-from conftest import ROOT, cli
+from commands import cli
+from conftest import ROOT
 
 from mlcycle.core.settings import SECTION_DEFAULTS, read_settings
 from mlcycle.errors import InputError, MlcycleError

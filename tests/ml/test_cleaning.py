@@ -5,7 +5,8 @@ import re
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import WORDS, cli, penguins
+from commands import cli
+from conftest import WORDS, penguins
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from palmerpenguins import load_penguins_raw

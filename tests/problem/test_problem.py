@@ -6,7 +6,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
-from conftest import ROOT, cli
+from commands import cli
+from conftest import ROOT
 from jsonschema import Draft202012Validator
 from sklearn.datasets import load_breast_cancer, load_diabetes, load_wine
 

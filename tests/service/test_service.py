@@ -7,7 +7,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import pytest
-from conftest import cli, stored_rows
+from commands import cli
+from conftest import stored_rows
 
 from mlcycle.errors import StageError
 from mlcycle.service.local import running_service, to_json_rows

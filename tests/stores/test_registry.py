@@ -16,7 +16,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import TABLES, WORDS, cli
+from commands import cli
+from conftest import TABLES, WORDS
 from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.preprocessing import FunctionTransformer
 from typer.testing import CliRunner

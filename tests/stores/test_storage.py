@@ -13,7 +13,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import as_words, cli
+from commands import cli
+from conftest import as_words
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

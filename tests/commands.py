@@ -1,0 +1,82 @@
+"""`mlcycle …` as a person types it: in a fork of a server that has imported it, or in a process of its own."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from functools import cache
+from multiprocessing import get_context
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from mlcycle.engine.forkserver import hidden_main, import_statements, share_fork_server, start_fork_server
+from mlcycle.engine.warmup import LATE_IMPORTS, warmup_statements
+from mlcycle.lifecycle.batch_workers import WORKER_IMPORTS
+from mlcycle.nb.fingerprints import code_cells
+from mlcycle.nb.notebook import stage_notebooks
+
+WIDTH = "200"  # Of the terminal, so that no line is broken
+TESTS = str(Path(__file__).parent)
+
+
+def cli(*words: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess:
+    "Run `mlcycle …`; where variables are given, in a process that has them from its start."
+    if environment:
+        return cli_process(*words, cwd=cwd, **environment)
+    with TemporaryDirectory() as folder:
+        logs = [Path(folder) / "stdout", Path(folder) / "stderr"]
+        process = fork_cli(cwd, *words, stdout=logs[0], stderr=logs[1])
+        process.join(600)
+        if process.exitcode is None:
+            process.kill()
+            raise TimeoutError(f"mlcycle {' '.join(map(str, words))} has not ended after ten minutes.")
+        return subprocess.CompletedProcess(["mlcycle", *words], process.exitcode, *(log.read_text() for log in logs))
+
+
+def cli_process(*words: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess:
+    "Run `mlcycle …` in a process of its own."
+    command = [str(Path(sys.executable).parent / "mlcycle"), *map(str, words)]
+    variables = os.environ | {"COLUMNS": WIDTH} | environment
+    return subprocess.run(command, cwd=cwd, env=variables, capture_output=True, text=True, timeout=600)
+
+
+def fork_cli(cwd: Path, *words: str, stdout: Path, stderr: Path, prepare: Callable[[], None] | None = None) -> BaseProcess:
+    "Start `mlcycle …` in a fork of the server, from which its notebooks are forked too; `prepare` is called first there."
+    variables = os.environ | {"COLUMNS": WIDTH}
+    before = os.environ.get("COLUMNS")
+    os.environ["COLUMNS"] = WIDTH  # The console is as wide as it was when it was imported
+    try:
+        start_fork_server(_imports())
+    finally:
+        os.environ.pop("COLUMNS") if before is None else os.environ.update(COLUMNS=before)
+    arguments = (str(cwd), [*map(str, words)], variables, [str(stdout), str(stderr)], prepare)
+    process = get_context("forkserver").Process(target=_run_command, args=arguments)
+    with hidden_main():
+        process.start()
+    return process
+
+
+@cache
+def _imports() -> list[str]:
+    "What the server imports: all that the command line, the stages and the pages use."
+    cells = [source for path in stage_notebooks(Path("/nowhere")).values() for source in code_cells(path).values()]
+    packages = {"pandas", "seaborn", "mlflow", *(name.split(".")[0] for name in LATE_IMPORTS)}
+    return [*import_statements(cells), *warmup_statements(packages), *WORKER_IMPORTS, "import mlcycle.cli.app"]
+
+
+def _run_command(cwd: str, words: list[str], variables: dict[str, str], logs: list[str], prepare: Callable | None) -> None:
+    "Be the process of a command."
+    os.chdir(cwd)
+    os.environ.clear()
+    os.environ.update(variables)
+    sys.path[:] = [path for path in sys.path if path != TESTS]  # Tests may need a module of the same name in the project
+    sys.argv = ["mlcycle", *words]
+    for number, log in enumerate(logs, 1):
+        os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
+    share_fork_server()
+    if prepare:
+        prepare()
+    from mlcycle.cli.app import app
+
+    app(words, prog_name="mlcycle")
