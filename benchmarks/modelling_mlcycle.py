@@ -13,7 +13,7 @@ from mlcycle.ml.predictions import predict
 from mlcycle.modelling.final_model import fit_first_acceptable_model
 from mlcycle.modelling.model_selection import compare_models
 from mlcycle.modelling.settings import ModellingSettings
-from mlcycle.modelling.stage import make_cross_validation
+from mlcycle.modelling.stage import prepare_cross_validation_data
 from mlcycle.outcomes import Dataset, FileRef, Problem
 from mlcycle.stores.models.model_files import load_model
 from mlcycle.stores.tables.datasets import write_table
@@ -57,7 +57,7 @@ def fit_mlcycle(
     """Plan features and find a model, within the seconds; predictions come with their classes, winners with their scores."""
     started, workspace = time.perf_counter(), Workspace(Path.cwd())
     problem, dataset = state_problem(train, target, task, metric, when), state_dataset(train, workspace)
-    plan = features.plan_features(problem, dataset, workspace, features.Rules(seed=seed, selection_rows=5_000))
+    plan = features.engineer_features(problem, dataset, workspace, features.Rules(seed=seed, selection_rows=5_000))
     left = max(LEAST, seconds * (1 - TAIL) - (time.perf_counter() - started))
     settings = ModellingSettings(
         folds=5 if len(train) < 10_000 else 3,
@@ -73,7 +73,7 @@ def fit_mlcycle(
     )
     pipeline = load_model(workspace.root / plan.pipeline.path, plan.pipeline.sha256)
     with TemporaryDirectory() as folder:
-        cv = make_cross_validation(problem, pipeline, plan.input_columns, train, settings, Path(folder))
+        cv = prepare_cross_validation_data(problem, pipeline, plan.input_columns, train, settings, Path(folder))
         selection = compare_models(cv, settings, workspace.root / "study", train, len(train))
         model, _ = fit_first_acceptable_model(selection, train[[*plan.input_columns, target]], None, settings.calibrate)
 

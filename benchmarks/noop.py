@@ -15,7 +15,7 @@ import yaml
 from comparison import Comparison
 from table import QUICK, make_project, mlcycle
 
-from mlcycle.core.runs import Run, open_run
+from mlcycle.core.runs import Run, get_run
 from mlcycle.nb.notebook import stage_notebooks
 
 PEER, ROUNDS = "dvc repro", 9
@@ -93,7 +93,7 @@ def compare(step: Callable[[str], None], rounds: int = ROUNDS) -> list[Compariso
         ours = mlcycle("run", "-q")
         measured(ours, project)
         step(f"a first {PEER}")
-        make_peer(open_run("last", project), dvc, Path(folder) / "theirs")
+        make_peer(get_run("last", project), dvc, Path(folder) / "theirs")
         turns = []
         for turn in range(rounds + 1):
             step(f"round {turn} of {rounds}")

@@ -26,7 +26,7 @@ from mlcycle.cli.run import StageProgress
 from mlcycle.core.runs import Run
 from mlcycle.core.versions import RUN_PACKAGES, installed_versions
 from mlcycle.lifecycle.choice import StageChoice
-from mlcycle.lifecycle.plan import make_plan
+from mlcycle.lifecycle.plan import make_plan_from_parameters
 from mlcycle.lifecycle.runner import run_plan
 
 BENCHMARKS = {"service": service.compare, "model": model.compare}  # Of a release
@@ -46,7 +46,7 @@ def make_release(source: str, folder: Path) -> Run:
     """A run up to its release."""
     bars = StageProgress()
     with bars.progress:
-        run = run_plan(make_plan({"source": source}, folder), StageChoice(until="deployment"), bars)
+        run = run_plan(make_plan_from_parameters({"source": source}, folder), StageChoice(until="deployment"), bars)
     if not run.release.released:
         raise SystemExit(f"There is nothing to compare: {run.release.decision}")
     return run

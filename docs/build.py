@@ -16,7 +16,7 @@ from pages import exported_names, write_contents, write_page
 from rich.progress import Progress
 from sphinx.cmd.build import build_main
 
-from mlcycle.lifecycle.plan import make_plan
+from mlcycle.lifecycle.plan import make_plan_from_parameters
 from mlcycle.lifecycle.run_folders import start_run
 from mlcycle.nb.notebook import is_parameters_cell
 from mlcycle.outcomes import STAGES
@@ -48,7 +48,7 @@ def copy_notebooks() -> None:
         copy = NOTEBOOKS / notebook.relative_to(ROOT / "nbs")
         copy.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(notebook, copy)
-    plan = make_plan({"source": "sample"}, PROJECT)
+    plan = make_plan_from_parameters({"source": "sample"}, PROJECT)
     run = start_run(plan, plan.workspace.root / "runs" / "sample", "sample")
     for notebook in find_notebooks(NOTEBOOKS)["stages"]:
         nb = read_nb(notebook)

@@ -11,9 +11,9 @@ from typing import Any
 
 import pandas as pd
 
-from .core.runs import Run, open_run
+from .core.runs import Run, get_run
 from .lifecycle.choice import StageChoice
-from .lifecycle.plan import make_plan
+from .lifecycle.plan import make_plan_from_parameters
 from .lifecycle.runner import run_plan
 from .ml.cleaning import clean_cells
 from .ml.predictions import predict
@@ -58,9 +58,9 @@ def run_lifecycle(
 ) -> LifecycleRun:
     "Run the stages on a table, up to a last stage if one is given."
     if not isinstance(source, str | Path): # It is kept where the stages find it
-        source = save_frame_as_source(source, make_plan({}, project, origin="program").workspace.root)
+        source = save_frame_as_source(source, make_plan_from_parameters({}, project, origin="program").workspace.root)
     named = {name: value for name, value in (("source", str(source)), ("target", target)) if value}
-    run = run_plan(make_plan(named | parameters, project, origin="program"), StageChoice(until=until))
+    run = run_plan(make_plan_from_parameters(named | parameters, project, origin="program"), StageChoice(until=until))
     return LifecycleRun(run.folder)
 
 # %% ../nbs/api.ipynb #60b021ab
@@ -69,4 +69,4 @@ def load_run(
     project: Path | None = None, # Folder of the project; found from the working directory if not given
 ) -> LifecycleRun:
     "Open an earlier run by its name or id."
-    return LifecycleRun(open_run(name, project).folder)
+    return LifecycleRun(get_run(name, project).folder)

@@ -10,7 +10,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from mlcycle.engine.forkserver import hidden_main, import_statements, share_fork_server, start_fork_server
+from mlcycle.engine.forkserver import hidden_main, import_statements, reuse_forkserver_for_multiprocessing, start_fork_server
 from mlcycle.engine.warmup import LATE_IMPORTS, warmup_statements
 from mlcycle.lifecycle.batch_workers import WORKER_IMPORTS
 from mlcycle.nb.fingerprints import code_cells
@@ -74,7 +74,7 @@ def _run_command(cwd: str, words: list[str], variables: dict[str, str], logs: li
     sys.argv = ["mlcycle", *words]
     for number, log in enumerate(logs, 1):
         os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
-    share_fork_server()
+    reuse_forkserver_for_multiprocessing()
     if prepare:
         prepare()
     from mlcycle.cli.app import app

@@ -35,7 +35,7 @@ from mlcycle.features.encode.encode import ColumnPipeline, FeatureEncoder
 from mlcycle.features.encode.encoders import SquashingScaler, TextComponents
 from mlcycle.ml.meta_estimators import CalibratedClassifier, LabelEncodedClassifier
 from mlcycle.ml.outliers import IsolationForestFlag, OutlierLimits
-from mlcycle.stores.models.function_files import KNOWN_FUNCTIONS, read_functions
+from mlcycle.stores.models.function_files import KNOWN_FUNCTIONS, parse_feature_functions
 from mlcycle.stores.models.model_files import load_model, save_model
 
 # Only their subclasses compute anything
@@ -76,7 +76,7 @@ def test_check_of_scikit_learn(estimator, check):
 # ---- all estimators: tables with named columns
 
 
-(per_seat,) = read_functions('@feature("price", "seats")\ndef per_seat(price, seats):\n    return price / seats\n')
+(per_seat,) = parse_feature_functions('@feature("price", "seats")\ndef per_seat(price, seats):\n    return price / seats\n')
 
 
 def make_table(rows: int = 60, seed: int = 0) -> pd.DataFrame:

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['contract_app', 'DATA', 'CONTRACT', 'contract_path', 'read_contract_file', 'infer', 'print_failures', 'check',
-           'infer_from_file', 'diff', 'print_changes', 'recheck']
+           'infer_contract_from_file', 'diff', 'print_changes', 'recheck']
 
 # %% ../../nbs/cli/contract.ipynb #4ae85397
 from pathlib import Path
@@ -119,7 +119,7 @@ def check(
         check_contract_limits(checked, contract_document, quarantine=str(quarantine or ""), file=str(path))
 
 # %% ../../nbs/cli/contract.ipynb #633b13c1
-def infer_from_file(
+def infer_contract_from_file(
     file: str, # Of rows
     contract: "Contract", # The present one
 ) -> "Contract":
@@ -148,7 +148,7 @@ def diff(
         from mlcycle.data.contract_changes import diff_contracts, next_version
 
         old = read_contract_file(Path(one)) if other else read_contract_file(contract_path(contract))
-        new = read_contract_file(Path(other)) if other else infer_from_file(one, old)
+        new = read_contract_file(Path(other)) if other else infer_contract_from_file(one, old)
         changes = diff_contracts(old, new)
         print_changes(changes)
         wanted = next_version(old.version, changes)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['data_app', 'PROJECT', 'ROWS', 'MAX_COLUMNS_ACROSS', 'REASON', 'list_tables', 'history', 'print_rows',
-           'select_columns', 'show', 'diff', 'lineage']
+           'parse_column_names', 'show', 'diff', 'lineage']
 
 # %% ../../nbs/cli/data.ipynb #ac48b7ca
 from pathlib import Path
@@ -90,7 +90,7 @@ def print_rows(
     console.print(table)
 
 # %% ../../nbs/cli/data.ipynb #7392c104
-def select_columns(
+def parse_column_names(
     rows: "pd.DataFrame", # Of a table
     text: str, # Names, separated by commas; all if empty
 ) -> list[str]:
@@ -119,7 +119,7 @@ def show(
 
     with exit_on_error():
         version, found = _read(Workspace.from_project(project), address, reason)
-        found = found[select_columns(found, columns)]
+        found = found[parse_column_names(found, columns)]
         if csv:
             with atomic_write(csv) as half:
                 found.to_csv(half)
@@ -130,10 +130,10 @@ def show(
 # %% ../../nbs/cli/data.ipynb #a364314a
 def _read(workspace: "Workspace", address: str, reason: str):
     "The version that an address names, and its rows."
-    from mlcycle.stores.tables.datasets import find_table_version
+    from mlcycle.stores.tables.datasets import resolve_table_address
     from mlcycle.stores.tables.holdout import read_any_table
 
-    version = find_table_version(workspace.tables, address)
+    version = resolve_table_address(workspace.tables, address)
     return version, read_any_table(workspace, version.table, reason=reason)
 
 # %% ../../nbs/cli/data.ipynb #f657fefb
@@ -172,12 +172,12 @@ def lineage(
     "Show the sources of a table version, and the runs and models that use it."
     from mlcycle.cli.base import exit_on_error, console
     from mlcycle.core.workspace import Workspace
-    from mlcycle.stores.tables.datasets import find_table_version
+    from mlcycle.stores.tables.datasets import resolve_table_address
     from mlcycle.stores.tables.lineage import draw_lineage, trace_lineage
 
     with exit_on_error():
         workspace = Workspace.from_project(project)
-        facts = trace_lineage(workspace, find_table_version(workspace.tables, address))
+        facts = trace_lineage(workspace, resolve_table_address(workspace.tables, address))
         if as_json:
             console.print_json(data=facts)
         else:

@@ -35,7 +35,7 @@ from ..core.runs import Run
 from ..errors import ParameterError
 from ..lifecycle.callbacks import RunCallback
 from ..lifecycle.choice import StageChoice
-from ..lifecycle.plan import Plan, make_plan
+from ..lifecycle.plan import Plan, make_plan_from_parameters
 from ..lifecycle.runner import run_plan
 from ..outcomes import STAGES
 
@@ -47,7 +47,8 @@ def plan_from_options(
     project: Path | None, # Its folder
 ) -> Plan:
     "Make a plan from the command-line options."
-    return make_plan({name: text for name, text in named.items() if text} | parse_assignments(parameter or []), project, file)
+    return make_plan_from_parameters({name: text for name, text in named.items() if text} | parse_assignments(parameter or []),
+                                     project, file)
 
 # %% ../../nbs/cli/run.ipynb #1fd122f2
 class StageProgress(RunCallback):
@@ -137,10 +138,10 @@ def print_states(
     choice: StageChoice | None = None, # Of a dry run
 ) -> None:
     "Print the status of each stage, with the reason and the last run."
-    from mlcycle.lifecycle.freshness import check_freshness
+    from mlcycle.lifecycle.freshness import freshness_by_stage
 
     table, choice = Table("stage", "state", "why", "last run", "notebook"), choice or StageChoice()
-    for stage, state in check_freshness(plan, choice.forced).items():
+    for stage, state in freshness_by_stage(plan, choice.forced).items():
         if stage in choice.stages:
             color = {"fresh": "green", "stale": "yellow", "missing": "red"}[state.status]
             last = state.entry.info["run"] if state.entry else ""
@@ -155,13 +156,13 @@ def why(
     parameter: PARAMETER = None, file: FILE = None, project: PROJECT = None,
 ):
     "Show the inputs of a stage that have changed since it last ran, with old and new value."
-    from mlcycle.lifecycle.freshness import check_freshness
+    from mlcycle.lifecycle.freshness import freshness_by_stage
     from mlcycle.lifecycle.stage_inputs import changed_inputs
 
     with exit_on_error():
         StageChoice(only=stage) # Raises for a stage that is not known
         plan = plan_from_options({"source": source, "target": target, "metric": metric, "time": time}, parameter, file, project)
-        state = check_freshness(plan)[stage]
+        state = freshness_by_stage(plan)[stage]
         reason = "nothing has changed since it last ran" if state.status == "fresh" else state.reason
         console.print(f"{stage} is {state.status}: {escape(reason)}.", highlight=False, soft_wrap=True)
         changes = changed_inputs(state.entry.info["inputs"], state.inputs) if state.entry else []

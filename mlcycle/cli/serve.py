@@ -25,10 +25,10 @@ def serve(
     "Serve the release of a run over HTTP, and record events in the workspace."
     with exit_on_error():
         from mlcycle.service.app import serve_bundle
-        from mlcycle.core.runs import open_run
+        from mlcycle.core.runs import get_run
         from mlcycle.stores.models.function_files import workspace_functions_file
 
-        chosen = open_run(run, project)
+        chosen = get_run(run, project)
         release = chosen.release
         if not release.released:
             raise ParameterError(f"The run {chosen.id} released nothing.", remedy=release.decision)

@@ -17,7 +17,7 @@ from ..errors import ContractFileError
 
 # %% ../../nbs/data/coercion.ipynb #33696b8f
 BOOLEAN_WORDS = {"true": 1.0, "t": 1.0, "yes": 1.0, "y": 1.0, "1": 1.0, "1.0": 1.0,
-          "false": 0.0, "f": 0.0, "no": 0.0, "n": 0.0, "0": 0.0, "0.0": 0.0}
+                 "false": 0.0, "f": 0.0, "no": 0.0, "n": 0.0, "0": 0.0, "0.0": 0.0}
 
 # %% ../../nbs/data/coercion.ipynb #fe2bb468
 def _read_distinct(values: pd.Series, read: Callable[[pd.Series], pd.Series]) -> pd.Series:
@@ -105,10 +105,10 @@ def coerce_text(
 # %% ../../nbs/data/coercion.ipynb #34628f66
 COERCERS = {"number": lambda values: coerce_numbers(values).astype("float64"), "integer": coerce_integers,
             "boolean": coerce_booleans,
-           "date": coerce_timestamps, "timestamp": coerce_timestamps, "string": coerce_text}
+            "date": coerce_timestamps, "timestamp": coerce_timestamps, "string": coerce_text}
 PLAIN_DTYPES = {"number": "float64", "integer": "int64", "boolean": "bool", "date": "datetime64[us]",
                 "timestamp": "datetime64[us]",
-         "string": "str"} # A column of this type is left as it is
+                "string": "str"} # A column of this type is left as it is
 
 # %% ../../nbs/data/coercion.ipynb #21261346
 def coerce_to_contract(

@@ -158,7 +158,7 @@ def _structure_violations(columns: list[str], promised: list[str]) -> Iterator[R
     shared = [name for name in columns if name in promised]
     if shared != [name for name in promised if name in columns]:
         out_of_order = next(name for name, other in zip(shared, [name for name in promised if name in columns], strict=True)
-                     if name != other)
+                            if name != other)
         yield RuleViolation(out_of_order, "column order", "warning", "Columns come in the order of the contract.", None, none)
 
 # %% ../../nbs/data/contract_checks.ipynb #2f6f9b4c

@@ -160,7 +160,7 @@ def infer_column(
     texts = [f"{one:%Y-%m-%d %H:%M:%S}".removesuffix(" 00:00:00") if isinstance(one, pd.Timestamp) else one for one in examples]
     rules = infer_rules(values, logical_type)
     fields = {"name": str(values.name), "logicalType": logical_type, "physicalType": str(values.dtype),
-            "required": bool(logical_type and values.notna().all()), "examples": texts, "quality": rules}
+              "required": bool(logical_type and values.notna().all()), "examples": texts, "quality": rules}
     return {name: value for name, value in fields.items() if value not in (None, [], False)}
 
 # %% ../../nbs/data/contract_inference.ipynb #6c7824d6
@@ -177,8 +177,8 @@ def infer_contract(
         "apiVersion": "v3.1.0", "kind": "DataContract", "id": name, "name": name, "version": version, "status": "draft",
         "description": {"purpose": f"What rows of {name} must be, as {len(rows):,} of them suggest.",
                         "usage": "Logical type, required and unique are errors: rows that break them go to quarantine. "
-                                 "Rules under quality say their severity: error, or warning (rows stay and are counted). "
-                                 "Ranges are what was seen, widened by half its width; categories and forms are what was seen."},
+                        "Rules under quality say their severity: error, or warning (rows stay and are counted). "
+                        "Ranges are what was seen, widened by half its width; categories and forms are what was seen."},
         "team": {"name": owner or "nobody yet"},
         "schema": [{"name": name, "logicalType": "object", "physicalType": "table",
                     "properties": [infer_column(rows[column]) for column in rows]}],

@@ -83,7 +83,7 @@ def _eligible_cells(kind: str, values: pd.Series) -> np.ndarray:
 
 # %% ../../nbs/data/error_injection.ipynb #ff3e62bb
 ERROR_KINDS = ("whitespace", "case", "typos", "homoglyphs", "sentinels", "malformed", "marks", "impossible", "signs", "units",
-         "swapped", "missing", "missing not at random", "duplicates")
+               "swapped", "missing", "missing not at random", "duplicates")
 
 # %% ../../nbs/data/error_injection.ipynb #5d52fb63
 def inject_errors(

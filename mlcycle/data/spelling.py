@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['MISSING_WORDS', 'POSSIBLE_MISSING_WORDS', 'UNIT_FAMILIES', 'DATE_FORMATS', 'TWO_DIGITS', 'MIN_MEAN_COUNT',
            'MAX_KNOWN_VALUES', 'find_na_tokens', 'infer_number_format', 'infer_date_formats', 'find_case_variants',
-           'find_typos', 'find_homoglyph_variants', 'plan_text_cleaning']
+           'find_typos', 'find_homoglyph_variants', 'plan_text_column_cleaning']
 
 # %% ../../nbs/data/spelling.ipynb #0417b172
 import re
@@ -13,7 +13,7 @@ import re
 import pandas as pd
 
 from ..ml.cleaning_plan import ColumnCleaningPlan, NumberFormat
-from ..ml.text_matching import HOMOGLYPHS, fold_case, split_words_and_codes, correct_spelling, normalise_whitespace
+from ..ml.text_matching import HOMOGLYPHS, fold_case, split_words_and_codes, find_closest_spelling, normalise_whitespace
 from ..ml.value_parsing import parse_date, parse_number
 
 # %% ../../nbs/data/spelling.ipynb #0e690719
@@ -36,11 +36,11 @@ def find_na_tokens(
 
 # %% ../../nbs/data/spelling.ipynb #21cf284d
 UNIT_FAMILIES = ({"mg": 1e-6, "g": 1e-3, "kg": 1.0, "t": 1e3, "lb": 0.45359237, "lbs": 0.45359237, "oz": 0.028349523125},
-         {"mm": 1e-3, "cm": 1e-2, "m": 1.0, "km": 1e3, "in": 0.0254, "inch": 0.0254, "ft": 0.3048, "mi": 1609.344,
-          "mile": 1609.344, "miles": 1609.344, "yd": 0.9144},
-         {"ms": 1e-3, "s": 1.0, "sec": 1.0, "min": 60.0, "h": 3600.0, "hrs": 3600.0, "d": 86400.0, "days": 86400.0},
-         {"ml": 1e-3, "cl": 1e-2, "l": 1.0, "gal": 3.785411784}, {"%": 1.0}, {"€": 1.0}, {"$": 1.0}, {"£": 1.0},
-         {"eur": 1.0}, {"usd": 1.0}, {"gbp": 1.0}, {"k": 1e3}, {"m": 1e6})
+                 {"mm": 1e-3, "cm": 1e-2, "m": 1.0, "km": 1e3, "in": 0.0254, "inch": 0.0254, "ft": 0.3048, "mi": 1609.344,
+                  "mile": 1609.344, "miles": 1609.344, "yd": 0.9144},
+                 {"ms": 1e-3, "s": 1.0, "sec": 1.0, "min": 60.0, "h": 3600.0, "hrs": 3600.0, "d": 86400.0, "days": 86400.0},
+                 {"ml": 1e-3, "cl": 1e-2, "l": 1.0, "gal": 3.785411784}, {"%": 1.0}, {"€": 1.0}, {"$": 1.0}, {"£": 1.0},
+                 {"eur": 1.0}, {"usd": 1.0}, {"gbp": 1.0}, {"k": 1e3}, {"m": 1e6})
 
 # %% ../../nbs/data/spelling.ipynb #04e4c538
 def infer_number_format(
@@ -146,7 +146,7 @@ def find_typos(
     often = tuple(value for value, count in counts.items() if count >= 20)[:1000]
     for value, count in counts[counts < max(0.02 * counts.max(), 3)].items():
         sure = tuple(correct for correct in often if max(2, max_share * counts[correct]) >= count and correct != value)
-        if sure and split_words_and_codes(value, 3)[0] and (correct := correct_spelling(value, sure)):
+        if sure and split_words_and_codes(value, 3)[0] and (correct := find_closest_spelling(value, sure)):
             corrections[value] = correct
     return corrections
 
@@ -167,7 +167,7 @@ MIN_MEAN_COUNT = 2.0 # A category occurs so often on average; a text that occurs
 MAX_KNOWN_VALUES = 200 # Values that a plan lists, to tell slips in rows to come
 
 # %% ../../nbs/data/spelling.ipynb #cb706393
-def plan_text_cleaning(
+def plan_text_column_cleaning(
     counts: pd.Series, # How often each text occurs
     steps: tuple[str, ...], # That are allowed
 ) -> ColumnCleaningPlan | None: # None: nothing is to be done
@@ -205,4 +205,4 @@ def _plan_categories(clean: pd.Series, steps: tuple[str, ...], missing: tuple[st
     listed = len(known) <= MAX_KNOWN_VALUES
     return ColumnCleaningPlan(na_values=missing, strip_whitespace="strip" in steps, case_corrections=case,
                               spelling_corrections=corrections, known_values=known if listed else (),
-                      correct_unknown=guess if listed else ())
+                              correct_unknown=guess if listed else ())

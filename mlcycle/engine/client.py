@@ -31,7 +31,7 @@ from mlcycle.engine.forkserver import (
     hidden_main,
     import_statements,
     start_fork_server,
-    start_kernel,
+    run_kernel_in_fork,
 )
 from .processes import describe_exit
 
@@ -50,7 +50,7 @@ class KernelProcess:
         with ENVIRONMENT_LOCK:
             environment = {"MPLBACKEND": INLINE_BACKEND} | os.environ
         arguments = (pipe, lifeline, self.log.name, environment, os.getcwd())
-        self.process = context.Process(target=start_kernel, args=arguments)
+        self.process = context.Process(target=run_kernel_in_fork, args=arguments)
         with hidden_main():
             self.process.start()
         for end in (pipe, lifeline):

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['INLINE_BACKEND', 'ENVIRONMENT_LOCK', 'IN_FORK', 'import_statements', 'start_fork_server', 'hidden_main',
-           'start_kernel', 'share_fork_server', 'call_in_fork']
+           'run_kernel_in_fork', 'reuse_forkserver_for_multiprocessing', 'call_in_fork']
 
 # %% ../../nbs/engine/forkserver.ipynb #fbff5797
 import ast
@@ -76,17 +76,17 @@ def hidden_main() -> Iterator[None]:
             sys.modules["__main__"] = main
 
 # %% ../../nbs/engine/forkserver.ipynb #59588683
-def start_kernel(
+def run_kernel_in_fork(
     *arguments, # Those of `run_kernel`
 ) -> None:
     "Run the kernel of a notebook in this forked process."
     from mlcycle.engine.kernel import run_kernel
 
-    share_fork_server()
+    reuse_forkserver_for_multiprocessing()
     run_kernel(*arguments)
 
 # %% ../../nbs/engine/forkserver.ipynb #a79c919e
-def share_fork_server() -> None:
+def reuse_forkserver_for_multiprocessing() -> None:
     "In a fork: let `multiprocessing` use the server from which it was forked."
     forkserver._forkserver.ensure_running = lambda: None
     IN_FORK.append(os.getpid())

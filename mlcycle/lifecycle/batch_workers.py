@@ -18,8 +18,8 @@ from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 
 from ..core.runs import Run, list_runs
-from ..engine.forkserver import hidden_main, share_fork_server
-from ..engine.processes import describe_exit, kill_when_closed
+from ..engine.forkserver import hidden_main, reuse_forkserver_for_multiprocessing
+from ..engine.processes import describe_exit, kill_group_when_pipe_closes
 from ..errors import MlcycleError
 from .callbacks import BatchRunCallback
 from .choice import StageChoice
@@ -67,11 +67,11 @@ def run_worker(
 ) -> None:
     "Execute one run of a batch in a worker process; the target of a fork."
     os.setsid()
-    kill_when_closed(lifeline)
+    kill_group_when_pipe_closes(lifeline)
     os.environ.clear()
     os.environ.update(environment)
     MODULE_CACHE.update(modules)
-    share_fork_server()
+    reuse_forkserver_for_multiprocessing()
     signal.signal(signal.SIGINT, signal.default_int_handler)
     with suppress(KeyboardInterrupt): # The run has been finished as interrupted
         pipe.send(("ready",))

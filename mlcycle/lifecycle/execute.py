@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ..engine.forkserver import start_fork_server
-from ..engine.options import engine_options
+from ..engine.options import papermill_engine_arguments
 from ..errors import DiskFullError, InputError, MlcycleError, StageError, find_error_class
 
 # %% ../../nbs/lifecycle/execute.ipynb #6f0f4c3d
@@ -39,7 +39,7 @@ def execute_notebook(
     path = str(notebook).replace("{", "{{").replace("}", "}}") # papermill would fill in parameters
     cells = len(json.loads(notebook.read_text())["cells"])
     try:
-        with engine_options(engine, notebook) as options:
+        with papermill_engine_arguments(engine, notebook) as options:
             papermill.execute_notebook(
                 path, path, parameters, progress_bar=False, execution_timeout=int(engine["cell_timeout"]),
                 on_cell_start=lambda cell, cell_index: on_cell(cell_index, cells), **options)

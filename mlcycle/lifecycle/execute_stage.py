@@ -19,9 +19,9 @@ from .freshness import StageState, changes_during_run
 from .plan import Plan
 from .stage_cache import save_cache_entry
 from .stage_inputs import summarise_changes
-from .stage_pages import refresh_notebook_prose
+from .stage_pages import merge_outputs_with_current_source
 from ..nb.html import render_notebook_body
-from ..nb.notebook import extract_run_section
+from ..nb.notebook import extract_cells_to_execute
 from ..reports.pages import write_page
 
 # %% ../../nbs/lifecycle/run_stage.ipynb #b720afa0
@@ -35,7 +35,7 @@ def execute_stage(
     "Execute the notebook of a stage; raise if it fails."
     stage, source, start = state.stage, plan.notebooks[state.stage], time.perf_counter()
     output = Path(pages) / source.name
-    write_text(output, json.dumps(extract_run_section(source)))
+    write_text(output, json.dumps(extract_cells_to_execute(source)))
     for ending in (".json", ".csv"): # Of an earlier attempt
         (run.folder / f"{stage}{ending}").unlink(missing_ok=True)
     try:
@@ -93,7 +93,7 @@ def restore_stage(
 ) -> None:
     "Restore a stage from the cache."
     stage, entry, output = state.stage, state.entry, Path(pages) / plan.notebooks[state.stage].name
-    updated = refresh_notebook_prose(entry.folder / "notebook.ipynb", plan.notebooks[stage])
+    updated = merge_outputs_with_current_source(entry.folder / "notebook.ipynb", plan.notebooks[stage])
     if updated is None:
         copy_file(entry.folder / "notebook.ipynb", output)
     else:

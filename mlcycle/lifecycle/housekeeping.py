@@ -15,7 +15,7 @@ from filelock import Timeout
 
 from ..core.runs import Run, list_runs
 from ..core.workspace import Workspace
-from .locks import is_running
+from .locks import is_run_in_progress
 
 # %% ../../nbs/lifecycle/housekeeping.ipynb #898163fa
 def study_folders_of_runs(
@@ -46,7 +46,7 @@ def delete_old_runs(
     from mlcycle.reports.pages import write_index
 
     runs = list_runs(workspace)
-    old = [run for run in runs[keep:] if not is_running(run)]
+    old = [run for run in runs[keep:] if not is_run_in_progress(run)]
     if old and not dry_run:
         old_studies = study_folders_of_runs(old)
         for run in old:

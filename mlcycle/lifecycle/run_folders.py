@@ -26,10 +26,10 @@ from .callbacks import RunCallback
 from .execute import is_disk_full
 from .freshness import StageState
 from .hooks import hook_payload, run_hook
-from .locks import is_running
+from .locks import is_run_in_progress
 from .plan import Plan
 from .execute_stage import error_text
-from ..reports.pages import write_index, write_pages
+from ..reports.pages import write_index, rewrite_run_pages
 
 # %% ../../nbs/lifecycle/run_folders.ipynb #4f9d1112
 def start_run(
@@ -74,7 +74,7 @@ def find_unfinished_run(
     parameters = plan.non_default_parameters
     return next((run for run in list_runs(plan.workspace)
                  if run.info["status"] in ("running", "interrupted") and run.info["parameters"] == parameters
-                 and not run.info.get("batch") and run.info.get("keys") is not None and not is_running(run)), None)
+                 and not run.info.get("batch") and run.info.get("keys") is not None and not is_run_in_progress(run)), None)
 
 # %% ../../nbs/lifecycle/run_folders.ipynb #7e1cb21f
 def find_finished_run(
@@ -104,7 +104,7 @@ def finish_run(
     "Record the end of a run, update the index, and call the hooks."
     status = "done" if error is None else "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
     update_run_info(run, status=status, error=error_text(error) if error else "")
-    write_pages(run) # Again, now that all of them exist and can be linked
+    rewrite_run_pages(run) # Again, now that all of them exist and can be linked
     write_index(run.workspace)
     hooks = section_with_defaults(read_settings(run.workspace.project), "hooks")
     hook = hooks["on_success" if status == "done" else "on_failure"]

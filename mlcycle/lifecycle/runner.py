@@ -22,7 +22,7 @@ from ..errors import DiskFullError, InputError, MlcycleError, ParameterError
 from .callbacks import RunCallback
 from .choice import StageChoice
 from .execute import is_disk_full
-from .freshness import StageState, check_freshness, check_stage_freshness
+from .freshness import StageState, freshness_by_stage, check_stage_freshness
 from .locks import run_lock, stage_lock
 from .plan import Plan
 from .run_folders import (find_finished_run, find_unfinished_run, finish_run, move_run_into_workspace,
@@ -45,7 +45,7 @@ def run_plan(
     "Run the stages of a plan that are not fresh."
     choice, callback = choice or StageChoice(), callback or RunCallback()
     modules = ModuleIndex(plan.workspace.project, load_code_summaries(plan.workspace))
-    states = {stage: state for stage, state in check_freshness(plan, choice.forced, modules).items() if stage in choice.stages}
+    states = {stage: state for stage, state in freshness_by_stage(plan, choice.forced, modules).items() if stage in choice.stages}
     stale = [state for state in states.values() if state.status != "fresh"]
     if choice.only and stale[0].stage != choice.only:
         raise ParameterError(f"The stage '{choice.only}' cannot run alone: {stale[0].stage} is {stale[0].status}.",

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from .cleaning_plan import ColumnCleaningPlan
-from .text_matching import correct_spelling, fold_case, normalise_whitespace
+from .text_matching import find_closest_spelling, fold_case, normalise_whitespace
 from .value_parsing import parse_date, parse_number
 
 # %% ../../nbs/ml/cell_cleaning.ipynb #5d6eb345
@@ -86,5 +86,5 @@ def _clean_category(value: str, column: ColumnCleaningPlan) -> list[tuple[str, A
         steps = []
     correct = column.spelling_corrections.get(value)
     if correct is None and value not in column.known_values and "categories" in column.correct_unknown:
-        correct = correct_spelling(value, column.known_values)
+        correct = find_closest_spelling(value, column.known_values)
     return steps if correct is None else [*steps, ("categories", correct)]

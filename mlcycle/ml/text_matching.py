@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['INVISIBLE_CHARACTERS', 'HOMOGLYPHS', 'normalise_whitespace', 'fold_case', 'homoglyph_skeleton',
-           'split_words_and_codes', 'correct_spelling']
+           'split_words_and_codes', 'find_closest_spelling']
 
 # %% ../../nbs/ml/text_matching.ipynb #6490f0f3
 import re
@@ -55,7 +55,7 @@ def split_words_and_codes(
     return (words if sum(sign.isalpha() for sign in words) >= min_letters else ""), " ".join(coded)
 
 # %% ../../nbs/ml/text_matching.ipynb #6a56712a
-def correct_spelling(
+def find_closest_spelling(
     text: str, # Perhaps a slip
     known: tuple[str, ...], # Right spellings
 ) -> str | None: # One of them, or nothing

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ..ml.folds import find_disjoint_folds
+from ..ml.folds import find_folds_disjoint_from
 from ..ml.metrics import compute_score, get_metric, score_many_predictions
 from ..ml.predictions import predictions_from_values
 from .cross_validation import CrossValidation
@@ -79,7 +79,7 @@ def build_ensemble_trial(
     actual = [cv.actual(fold) for fold in range(len(cv.folds))]
     made, begun = Trial(0, "ensemble", "", {}), time.perf_counter()
     for fold in range(len(actual)):
-        others = find_disjoint_folds(cv.problem, cv.folds, fold)
+        others = find_folds_disjoint_from(cv.problem, cv.folds, fold)
         weights = ensemble_selection_weights(cv.problem, finalists, actual, others, max_steps) if others else np.full(
             len(finalists), 1 / len(finalists))
         blend = sum(weight * trial.predictions[fold].values for weight, trial in zip(weights, finalists, strict=True))

@@ -14,11 +14,11 @@ import pandas as pd
 
 from ..ml.folds import make_folds
 from .calibration import threshold_metric
-from .candidates import CANDIDATES, check_trusted_types, choose_candidates
+from .candidates import CANDIDATES, check_candidate_types, choose_candidates
 from .choice import build_leaderboard, order_by_selection_rule, trial_record
 from .cross_validation import CrossValidation
 from .ensemble import build_ensemble_trial, select_finalists
-from .search import SearchBudget, SearchResult, rank_trials, search_hyperparameters
+from .search import SearchBudget, SearchResult, rank_trials, search_models_and_hyperparameters
 from .settings import ModellingSettings
 from .trials import Trial, extend_trial
 from ..outcomes import Calibration, LeaderboardEntry
@@ -97,13 +97,13 @@ def compare_models(
     "Compare all candidates: baseline trials, hyperparameter search, repeated folds for the finalists, ranking."
     full, repeats = SearchBudget(settings.trials, settings.search_seconds), settings.repeats > 1 and not cv.problem.time
     models, excluded = choose_candidates(cv.problem.task, train_rows, settings.models)
-    check_trusted_types(models, cv.problem.task)
+    check_candidate_types(models, cv.problem.task)
     first = replace(full, timeout=full.timeout * (2 / 3 if repeats else 1))
-    search = search_hyperparameters(cv, models, first, folder)
+    search = search_models_and_hyperparameters(cv, models, first, folder)
     finalists = select_finalists(cv, search.complete_trials())
     wider, finalists, timed_out = repeat_cross_validation(cv, finalists, settings.repeats, full, rows)
     if timed_out and search.timed_out and wider is cv:
-        search = search_hyperparameters(cv, models, full, folder, search)
+        search = search_models_and_hyperparameters(cv, models, full, folder, search)
         finalists = select_finalists(cv, search.complete_trials())
     search.timed_out |= timed_out
     if settings.ensemble and len(finalists) > 1:

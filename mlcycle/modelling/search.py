@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['MAX_TUNED_MODELS', 'SearchBudget', 'SearchResult', 'run_or_load_trial', 'run_baseline_trials', 'rank_trials',
            'progress_bar', 'update_progress', 'select_models_to_tune', 'suggest_hyperparameters', 'enqueued_parameters',
-           'ask_next_trial', 'run_next_trial', 'rerun_trial', 'search_hyperparameters']
+           'ask_next_trial', 'run_next_trial', 'rerun_trial', 'search_models_and_hyperparameters']
 
 # %% ../../nbs/modelling/search.ipynb #b2d2d3d1
 import time
@@ -20,7 +20,7 @@ from ..errors import ParameterError, StageError
 from ..ml.metrics import get_metric
 from .candidate_model import CandidateModel
 from .cross_validation import CrossValidation
-from .studies import load_trial, open_study, save_trial
+from .studies import load_trial, open_study, save_trial_npz
 from .trials import Trial, run_trial
 from ..stores.sources.progress import BAR_DELAY, in_notebook
 
@@ -76,7 +76,7 @@ def run_or_load_trial(
         return saved
     trial = run_trial(cv, *args, **kwargs)
     if trial.status in ("complete", "pruned"):
-        save_trial(trial, path)
+        save_trial_npz(trial, path)
     return trial
 
 # %% ../../nbs/modelling/search.ipynb #3f8f871e
@@ -211,7 +211,7 @@ def run_next_trial(
 
     trial = run_trial(cv, model, parameters, number, encoding, prune=prune, out_of_time=lambda: not budget.seconds_left())
     if trial.status not in ("timed_out", "failed"):
-        save_trial(trial, folder / f"trial {number}.npz")
+        save_trial_npz(trial, folder / f"trial {number}.npz")
     state = {"complete": states.COMPLETE, "pruned": states.PRUNED}.get(trial.status, states.FAIL)
     proposed.set_user_attr("number", 0 if trial.status == "timed_out" else number)
     proposed.set_user_attr("failed", trial.status == "failed")
@@ -232,7 +232,7 @@ def rerun_trial(
     return run_or_load_trial(cv, folder, f"trial {number}", model, parameters, number, encoding, prune=lambda scores: why)
 
 # %% ../../nbs/modelling/search.ipynb #1ec61626
-def search_hyperparameters(
+def search_models_and_hyperparameters(
     cv: CrossValidation, # The rows and folds
     models: Sequence[CandidateModel], # Those that are compared
     budget: SearchBudget, # Trials and seconds

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FOLDS_BEFORE_PRUNING', 'FoldResult', 'check_predictions', 'fit_and_score_fold', 'Trial', 'run_trial',
-           'record_duration', 'evaluate_folds', 'extend_trial', 'worker_processes']
+           'record_duration', 'evaluate_folds', 'extend_trial', 'shutdown_workers_on_exit']
 
 # %% ../../nbs/modelling/trials.ipynb #857107f0
 import pickle
@@ -216,7 +216,7 @@ def extend_trial(
 
 # %% ../../nbs/modelling/trials.ipynb #465b08d8
 @contextmanager
-def worker_processes(
+def shutdown_workers_on_exit(
     jobs: int, # How many; 1 needs none
 ) -> Iterator[None]:
     "End the processes that fitted folds."

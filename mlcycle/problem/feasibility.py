@@ -14,7 +14,7 @@ from ..ml.criteria import parse_criterion
 from ..ml.metrics import compute_score, get_metric
 from ..ml.predictions import Predictions
 from ..outcomes import Feasibility, LearningCurvePoint, Problem, Score
-from .label_noise import estimate_label_noise
+from .label_noise import estimate_label_noise_from_duplicates
 from .learning_curve import extrapolate_score, probe_learning_curve
 from .permutation_test import PermutationTest, permutation_signal_test
 from .probe_budget import Deadline, single_threaded
@@ -111,8 +111,8 @@ def _conclude(rows: pd.DataFrame, data: FeasibilitySample, predictions: dict[str
     best = max([name for name in scores if name != "dummy"], key=lambda name: sign * scores[name].value)
     points = probe_learning_curve(data, best, predictions[best], deadline)
     known = rows[rows[problem.target].notna()]
-    noise = estimate_label_noise(known.drop(columns=[problem.target, *problem.excluded]), known[problem.target],
-                                 regression=problem.task == "regression")
+    noise = estimate_label_noise_from_duplicates(known.drop(columns=[problem.target, *problem.excluded]), known[problem.target],
+                                                 regression=problem.task == "regression")
     share, ceiling = noise or (None, None)
     required = {line: required_score(line, problem, predictions["dummy"], actual) for line in problem.criteria}
     metrics = dict.fromkeys([primary, *(one[0] for one in required.values() if one)])

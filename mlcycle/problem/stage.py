@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['merge_problem_fields', 'read_problem_rows', 'check_problem_columns', 'columns_named_besides_target', 'check_costs',
-           'choose_metrics', 'check_metrics', 'check_criteria', 'check_metric_requirements', 'define_problem',
-           'describe_target', 'draft_problem_fields']
+           'fill_in_default_metrics', 'resolve_metrics', 'parse_success_criteria', 'check_metric_requirements',
+           'define_problem', 'describe_target', 'draft_problem_fields']
 
 # %% ../../nbs/01_problem.ipynb #c1a81beb
 from typing import Any
@@ -14,7 +14,7 @@ import pandas as pd
 
 from ..ml.criteria import parse_criterion, parse_criteria
 from ..errors import MetricError, ParameterError, TargetError, suggest_name
-from ..ml.metrics import DEFAULT_METRICS, get_metric, bind_metric
+from ..ml.metrics import DEFAULT_METRICS, get_metric, bind_metric_to_problem
 from ..outcomes import Feasibility, Label, Problem, Task
 from .document import ProblemDocument, override_fields
 from .feasibility import assess_feasibility
@@ -118,7 +118,7 @@ def check_costs(
                                          f"Its classes are {', '.join(known[:20])}.", "")
 
 # %% ../../nbs/01_problem.ipynb #ed96e8f0
-def choose_metrics(
+def fill_in_default_metrics(
     metric: str, # The primary one; the task's usual one if empty
     more: list[str], # Others to report; the task's usual ones if empty
     task: Task, # Each must fit it
@@ -129,7 +129,7 @@ def choose_metrics(
     return [get_metric(name, task).name for name in names]
 
 # %% ../../nbs/01_problem.ipynb #68811e56
-def check_metrics(
+def resolve_metrics(
     document: ProblemDocument, # Its metrics
     task: Task, # Each must fit it
 ) -> list[str]: # The primary one first
@@ -137,15 +137,15 @@ def check_metrics(
     others = ((("metrics", number), name) for number, name in enumerate(document.metrics))
     for place, name in [(("metric",), document.metric), *others]:
         with document.at(*place):
-            choose_metrics(name, [], task)
-    names = choose_metrics(document.metric, document.metrics, task)
+            fill_in_default_metrics(name, [], task)
+    names = fill_in_default_metrics(document.metric, document.metrics, task)
     with document.at("metric"):
         if get_metric(names[0]).higher_is_better is None:
             raise MetricError(f"The metric '{names[0]}' cannot be the primary one.", "It has no better and no worse.")
     return names + ["cost"] * bool(document.costs and "cost" not in names)
 
 # %% ../../nbs/01_problem.ipynb #fe70102a
-def check_criteria(
+def parse_success_criteria(
     document: ProblemDocument, # Its criteria
     task: Task, # Their metrics must fit it
     primary: str, # The metric that is compared with the baseline's
@@ -165,7 +165,7 @@ def check_metric_requirements(
     "Raise if a metric or a criterion needs something that the problem does not name: costs, protected columns."
     for name in problem.metrics:
         with document.at("costs"):
-            bind_metric(name, problem)
+            bind_metric_to_problem(name, problem)
     with document.at("criteria"):
         parse_criteria(problem)
 
@@ -191,9 +191,9 @@ def define_problem(
         check_target(values, task)
     with merged.at("positive"):
         positive = infer_positive_class(values, merged.positive) if task == "binary" else None
-    names, classes = check_metrics(merged, task), _classes(values, task)
+    names, classes = resolve_metrics(merged, task), _classes(values, task)
     check_costs(merged, task, classes)
-    parsed = check_criteria(merged, task, names[0])
+    parsed = parse_success_criteria(merged, task, names[0])
     found = {"question": merged.question or f"What is '{merged.target}', given the other columns?", "task": task,
              "positive": positive, "classes": classes, "metric": names[0], "metrics": names, "criteria": parsed,
              "target_distribution": describe_target(values, task)}

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ParameterError, RegistryError, suggest_name
-from ..core.runs import read_outcomes
+from ..core.runs import read_stage_results
 from .run_facts import diff_facts, run_facts
-from ..core.runs import Run, list_runs, open_run
+from ..core.runs import Run, list_runs, get_run
 from ..core.workspace import Workspace
 
 # %% ../../nbs/reports/compare_runs.ipynb #70acc6fb
@@ -28,7 +28,7 @@ def runs_with_leaderboard(
         if not found:
             raise ParameterError("There is no run with a leaderboard yet.", remedy="Make one: mlcycle run --until modelling")
         return found
-    found = list({run.id: run for run in (open_run(name, project) for name in names)}.values())
+    found = list({run.id: run for run in (get_run(name, project) for name in names)}.values())
     for run in found:
         if not winning_model(run):
             raise ParameterError(f"The run {run.id} has no leaderboard.", "A run that got through stage 4 is expected.",
@@ -40,7 +40,7 @@ def winning_model(
     run: Run, # Any, finished or not
 ) -> tuple[str, str] | None: # Its name, and its score in words; none if there is no leaderboard
     "Name and cross-validated score of the selected model of a run."
-    candidate = read_outcomes(run)["modelling"]
+    candidate = read_stage_results(run)["modelling"]
     if not (board := candidate.get("leaderboard")):
         return None
     return candidate["winner"], f"{board[0]['score']['metric']} {board[0]['score']['value']:.4f}"
@@ -146,7 +146,7 @@ def compare_runs(
     metric: str = "", # That of the first run if empty
 ) -> dict[str, Any]: # `metric`, `runs`, `parameters`, `leaderboard`, `differences`: plain JSON
     "Runs side by side."
-    every = [read_outcomes(run) for run in runs]
+    every = [read_stage_results(run) for run in runs]
     candidates, ids = [outcomes["modelling"] for outcomes in every], [run.id for run in runs]
     primary = [candidate["leaderboard"][0]["score"]["metric"] for candidate in candidates]
     metric, known = metric or primary[0], {*primary, *(

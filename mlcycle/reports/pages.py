@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['TITLES', 'page_name', 'format_duration', 'script_hash', 'skrub_table_script', 'render_template', 'stage_body',
-           'extract_title_and_toc', 'write_page', 'outcome_severity', 'write_pages', 'run_index_entry',
+           'extract_title_and_toc', 'write_page', 'outcome_severity', 'rewrite_run_pages', 'run_index_entry',
            'write_notebook_page', 'write_index', 'write_comparison']
 
 # %% ../../nbs/reports/pages.ipynb #9ce471b2
@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock
 
-from ..core.runs import read_outcomes
+from ..core.runs import read_stage_results
 from .run_facts import format_fact, run_summary
 from ..nb.html import render_notebook_body
 from ..nb.notebook import package_file
@@ -137,7 +137,7 @@ def write_page(
 ) -> Path: # Of the page
     "A stage's page."
     notebook = Path(notebook)
-    page, outcomes = notebook.with_suffix(".html"), read_outcomes(run)
+    page, outcomes = notebook.with_suffix(".html"), read_stage_results(run)
     done = {"decision": "", "seconds": 0} | run.info.get("stages", {}).get(stage, {})
     write_text(page, render_template(
         "page.html.j2", run=run.info, stage=stage, done=done, problem=outcomes["problem"], tone=outcome_severity(outcomes[stage]),
@@ -173,7 +173,7 @@ def outcome_severity(
     return ""
 
 # %% ../../nbs/reports/pages.ipynb #cac41d67
-def write_pages(
+def rewrite_run_pages(
     run: Run, # Its fragments are reused
 ) -> list[Path]: # Of the pages
     "Write all pages of a run again."

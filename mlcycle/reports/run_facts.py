@@ -10,7 +10,7 @@ import json
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..core.runs import Run, read_outcomes
+from ..core.runs import Run, read_stage_results
 
 # %% ../../nbs/reports/run_facts.ipynb #6fa749b0
 FACT_GROUPS = ("parameters", "scores", "outcomes", "versions")
@@ -50,7 +50,7 @@ def run_facts(
     outcomes: dict[str, dict[str, Any]] | None = None, # If they have been read already
 ) -> dict[str, dict[str, Any]]: # By group and name
     "The facts of a run for comparisons: parameters, scores, outcomes, versions."
-    outcomes = outcomes or read_outcomes(run)
+    outcomes = outcomes or read_stage_results(run)
     changed = run.info.get("parameters", {})
     return {
         "parameters": {f"{stage}.{name}": value for stage in changed for name, value in changed[stage].items()},
@@ -61,7 +61,7 @@ def run_summary(
     run: Run, # Any, finished or not
 ) -> dict[str, Any]: # Plain JSON
     "A summary of a run for the index."
-    info, outcomes = run.info, read_outcomes(run)
+    info, outcomes = run.info, read_stage_results(run)
     problem, verdict, stages = outcomes["problem"], outcomes["validation"], info.get("stages", {})
     decisions = [done["decision"] for done in stages.values()]
     return {

@@ -29,8 +29,8 @@ from ..ml.cleaning import clean_records
 from ..ml.predictions import predict
 from ..outcomes import Label
 from .bundle import Bundle, load_bundle, rows_to_frame
-from ..stores.events import add_events, open_events
-from ..stores.models.function_files import KNOWN_FUNCTIONS, find_function_callers, load_functions
+from ..stores.events import add_events, open_event_database
+from ..stores.models.function_files import KNOWN_FUNCTIONS, find_estimators_calling_functions, load_functions
 
 # %% ../../nbs/service/app.ipynb #fc90b147
 MAX_ROWS_PER_REQUEST = 10_000
@@ -110,7 +110,8 @@ def check_functions_known(
     folder: Path, # Its bundle
 ) -> None:
     "Raise if a model calls user functions that are not trusted."
-    unknown = sorted({call.name for call in find_function_callers(model) if (call.name, call.sha256) not in KNOWN_FUNCTIONS})
+    unknown = sorted({call.name for call in find_estimators_calling_functions(model)
+                      if (call.name, call.sha256) not in KNOWN_FUNCTIONS})
     if unknown:
         source = Path(folder) / "functions.py"
         raise ArtifactError(
@@ -129,7 +130,7 @@ def create_app(
         load_functions(functions)
     bundle, model = load_bundle(folder)
     check_functions_known(model, folder)
-    writer = EventWriter(open_events(events_url) if events_url else None, run)
+    writer = EventWriter(open_event_database(events_url) if events_url else None, run)
 
     @asynccontextmanager
     async def lifespan(app):

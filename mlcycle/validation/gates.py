@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['MIN_GROUP_ROWS', 'MIN_ROWS_PER_CLASS', 'baseline_predictions', 'GateInputs', 'evaluate_metric_gate',
-           'operating_point_metric', 'evaluate_best_threshold_gate', 'evaluate_baseline_gate', 'evaluate_champion_gate',
-           'evaluate_latency_gate', 'group_labels', 'ratio_between_groups', 'evaluate_group_ratio_gate',
-           'evaluate_gates', 'plot_gates']
+           'operating_point_metric', 'evaluate_operating_point_gate', 'evaluate_baseline_gate',
+           'evaluate_champion_gate', 'evaluate_latency_gate', 'group_labels', 'ratio_between_groups',
+           'evaluate_group_ratio_gate', 'evaluate_gates', 'plot_gates']
 
 # %% ../../nbs/validation/gates.ipynb #ca432bd1
 from dataclasses import dataclass, field
@@ -21,7 +21,7 @@ from scipy import stats
 from ..ml.criteria import Criterion, parse_criteria
 from ..ml.bootstrap import bootstrap_difference, bootstrap_distribution, bootstrap_intervals
 from ..ml.metric_definitions import Metric
-from ..ml.metrics import encode_target, bind_metric, compute_score
+from ..ml.metrics import encode_target, bind_metric_to_problem, compute_score
 from ..ml.predictions import Predictions
 from ..outcomes import Gate, Problem, Score
 
@@ -103,7 +103,7 @@ def operating_point_metric(
                   description="The best value over all thresholds.", batch_function=batch_function)
 
 # %% ../../nbs/validation/gates.ipynb #198ff5e9
-def evaluate_best_threshold_gate(
+def evaluate_operating_point_gate(
     criterion: Criterion, # Such as `recall >= 0.6 at precision >= 0.5`
     problem: Problem, # Binary
     evaluation: GateInputs, # On the holdout
@@ -112,7 +112,7 @@ def evaluate_best_threshold_gate(
     score = bootstrap_intervals([operating_point_metric(criterion)], problem, evaluation.actual, evaluation.predictions,
                                 n_resamples=evaluation.n_resamples, seed=evaluation.seed)[0]
     actual, scores = encode_target(evaluation.actual, problem), evaluation.predictions.scores
-    metrics = bind_metric(criterion.metric, problem), bind_metric(criterion.constraint_metric, problem)
+    metrics = bind_metric_to_problem(criterion.metric, problem), bind_metric_to_problem(criterion.constraint_metric, problem)
     thresholds = np.quantile(scores, np.linspace(0, 1, 200), method="nearest") # Near enough to name one
     pairs = [(float(t), *(metric.function(actual, scores >= t) for metric in metrics)) for t in np.unique(thresholds)]
     allowed = [pair for pair in pairs if pair[2] >= criterion.constraint_bound]
@@ -234,7 +234,7 @@ def evaluate_group_ratio_gate(
     evaluation: GateInputs, # With those columns
 ) -> Gate:
     "Gate: the ratio of the worst to the best group's metric reaches its bound, for each protected column."
-    metric, scores, notes = bind_metric(criterion.metric, problem), [], []
+    metric, scores, notes = bind_metric_to_problem(criterion.metric, problem), [], []
     for column in [criterion.column] if criterion.column else problem.protected_columns:
         if column not in evaluation.rows:
             return _gate_without_value(criterion, False, f"The holdout has no column '{column}'.")
@@ -247,7 +247,7 @@ def evaluate_group_ratio_gate(
     return _make_gate(criterion, score, criterion.bound, score.low >= criterion.bound, " ".join(notes))
 
 # %% ../../nbs/validation/gates.ipynb #ef866f8c
-_DECIDE = {"bound": evaluate_metric_gate, "operating point": evaluate_best_threshold_gate, "baseline": evaluate_baseline_gate,
+_DECIDE = {"bound": evaluate_metric_gate, "operating point": evaluate_operating_point_gate, "baseline": evaluate_baseline_gate,
            "champion": evaluate_champion_gate, "latency": evaluate_latency_gate, "ratio": evaluate_group_ratio_gate}
 
 # %% ../../nbs/validation/gates.ipynb #1fa8ad93

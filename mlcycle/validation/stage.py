@@ -143,7 +143,7 @@ def validate_model(
     version = f"{candidate.model.name} version {candidate.model.version}"
     holdout = read_holdout(workspace, dataset.tables["holdout"], run=run, stage="validation", reason=f"the verdict on {version}")
     evaluation = predict_on_holdout(problem, candidate, model, train[problem.target], holdout, n_resamples=n_resamples,
-                                     seed=seed)
+                                    seed=seed)
     actual, predictions = evaluation.actual, evaluation.predictions
     scores = bootstrap_intervals(problem.metrics, problem, actual, predictions, n_resamples=n_resamples, seed=seed)
     baseline = [Score(metric=name, value=compute_score(name, problem, actual, evaluation.baseline)) for name in problem.metrics]

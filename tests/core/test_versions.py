@@ -5,7 +5,7 @@ from importlib.metadata import metadata
 from pathlib import Path
 
 import mlcycle
-from mlcycle.core.versions import DISTRIBUTION, install_command, installed_versions, package_version
+from mlcycle.core.versions import DISTRIBUTION, installed_versions, mlcycle_install_command, package_version
 
 PACKAGE = Path(mlcycle.__file__).parent
 
@@ -21,7 +21,7 @@ def test_our_name_is_that_of_the_distribution():
     assert metadata(DISTRIBUTION)["Name"] == DISTRIBUTION
     assert package_version("mlcycle") == installed_versions()["mlcycle"] == mlcycle.__version__
     for extra in ("boosters", "holidays", "lab", "postgres"):
-        assert extra in metadata(DISTRIBUTION).get_all("Provides-Extra"), install_command(extra)
+        assert extra in metadata(DISTRIBUTION).get_all("Provides-Extra"), mlcycle_install_command(extra)
 
 
 def test_no_message_tells_to_install_a_stranger():

@@ -13,7 +13,7 @@ from mlcycle.data.error_injection import inject_malformed_lines
 from mlcycle.data.stage import prepare_data
 from mlcycle.errors import ContractError, SourceError
 from mlcycle.problem.stage import define_problem
-from mlcycle.stores.sources.ingest import ingest
+from mlcycle.stores.sources.ingest import read_source_with_provenance
 from mlcycle.stores.tables.datasets import read_table
 
 
@@ -102,7 +102,7 @@ def test_malformed_lines_are_found_and_kept(tmp_path):
     file = tmp_path / "wine.csv"
     text, record = inject_malformed_lines(load_wine(as_frame=True).frame.to_csv(index=False), share=0.05, encoding="cp1252")
     file.write_bytes(text)
-    rows, malformed, (read,) = ingest(str(file))
+    rows, malformed, (read,) = read_source_with_provenance(str(file))
     found = set(malformed.line) & set(record.line)
     assert len(found) >= 0.95 * len(record) and len(malformed) == len(found) == read.malformed_lines
     assert len(rows) + len(malformed) == 178

@@ -13,7 +13,7 @@ from sklearn import metrics
 import mlcycle as mc
 from mlcycle.outcomes import STAGES
 from mlcycle.reports.pages import page_name
-from mlcycle.stores.events import open_events, read_events
+from mlcycle.stores.events import open_event_database, read_events
 
 TASKS = {"cancer": "binary", "wine": "multiclass", "diabetes": "regression", "penguins": "multiclass"}
 
@@ -78,7 +78,7 @@ def test_without_a_future_the_holdout_rows_are_watched(run):
     assert (health.monitored_table, health.action) == ("holdout", "nothing")
     assert "there are no future rows" in (run.workspace.reports / run.id / page_name("monitoring")).read_text()
     assert health.latency_ms["p50"] <= health.latency_ms["p95"] <= health.latency_ms["p99"]
-    events, features = read_events(open_events(run.workspace.events_url), run.id)
+    events, features = read_events(open_event_database(run.workspace.events_url), run.id)
     assert len(events) == health.rows == len(features)
     assert events.actual.notna().all()
 

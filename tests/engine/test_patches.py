@@ -87,7 +87,7 @@ def test_a_fork_asks_the_server_that_made_it():
 
 def asks_its_own_server(asker: int) -> bool:
     "In a fork: another fork has the same parent as this one, which is not the process that asked."
-    forks.share_fork_server()
+    forks.reuse_forkserver_for_multiprocessing()
     context = get_context("forkserver")
     here, there = context.Pipe(duplex=False)
     process = context.Process(target=send_parent, args=(there,))
@@ -190,7 +190,7 @@ def test_what_is_printed_reaches_the_output_and_the_log(tmp_path):
 
 def _started_server() -> int | None:
     "The process id of a server that a fork has started which shares that of its parent, if any."
-    forks.share_fork_server()
+    forks.reuse_forkserver_for_multiprocessing()
     forks.start_fork_server([])
     return forkserver._forkserver._forkserver_pid
 

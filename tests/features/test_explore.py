@@ -19,7 +19,7 @@ from mlcycle.features.explore.associations import (
     rank_values,
 )
 from mlcycle.features.explore.column_summary import group_means, summarize_numbers
-from mlcycle.features.explore.explore import explore, split_into_periods, top_findings
+from mlcycle.features.explore.explore import bin_timestamps, explore, top_findings
 from mlcycle.features.explore.sample_report import sample_report
 from mlcycle.reports.pages import render_template, script_hash, skrub_table_script
 
@@ -152,7 +152,7 @@ def test_means_by_group():
 )
 def test_periods_fit_the_table(freq, periods, unit):
     times = pd.Series(pd.date_range("2020-01-01", periods=periods, freq=freq, tz="UTC"))
-    counted, codes, begins = split_into_periods(times)
+    counted, codes, begins = bin_timestamps(times)
     assert counted == unit
     assert codes.max() == len(begins) - 1 < 40
 

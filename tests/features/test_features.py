@@ -24,10 +24,10 @@ from mlcycle.features.create.history_index import HistoryRecipe
 from mlcycle.features.create.user_functions import make_function_recipes
 from mlcycle.features.encode.pipeline import build_preprocessor, map_outputs_to_features
 from mlcycle.features.select.ledger import features_table
-from mlcycle.features.stage import FeatureSettings, plan_features
+from mlcycle.features.stage import FeatureSettings, engineer_features
 from mlcycle.lifecycle.housekeeping import delete_old_runs
 from mlcycle.outcomes import Dataset, FeaturePlan, FileRef, Problem
-from mlcycle.stores.models.function_files import read_functions
+from mlcycle.stores.models.function_files import parse_feature_functions
 from mlcycle.stores.models.model_files import load_model, save_model
 from mlcycle.stores.sources.ingest import normalise_dtypes
 from mlcycle.stores.tables.datasets import write_table
@@ -80,7 +80,7 @@ def plan_for(
         contract=FileRef(path="-", sha256="-"),
         tables={"train": stored},
     )
-    return problem, plan_features(problem, data, space, rules), space
+    return problem, engineer_features(problem, data, space, rules), space
 
 
 @pytest.fixture(scope="module")
@@ -167,7 +167,7 @@ def test_what_happens_later_changes_nothing_before(whole):
     pd.testing.assert_frame_equal(after, before)
 
 
-OWN = read_functions('@feature("a", "b")\ndef twice(a, b):\n    "Twice the sum."\n    return 2 * (a + b)\n')
+OWN = parse_feature_functions('@feature("a", "b")\ndef twice(a, b):\n    "Twice the sum."\n    return 2 * (a + b)\n')
 LOOKING_BACK = [
     EntityHistory("town", "came", "a"),
     EntityHistory("town", "came", statistic="since"),

@@ -25,18 +25,18 @@ from mlcycle.features.create.user_functions import (
     DECLARED_FUNCTIONS,
     FunctionFeature,
     check_feature_function,
-    declared_functions,
+    decorated_functions,
     feature,
     make_function_recipes,
 )
 from mlcycle.service.local import running_service, to_json_rows
 from mlcycle.stores.models.function_files import (
     KNOWN_FUNCTIONS,
-    find_function,
-    find_function_callers,
+    find_estimators_calling_functions,
+    get_loaded_function,
     load_functions,
     load_workspace_functions,
-    read_functions,
+    parse_feature_functions,
     save_functions,
     workspace_functions_file,
 )
@@ -80,9 +80,9 @@ def recipe_of(function) -> FunctionFeature:
 
 def test_a_defined_function_is_known_and_the_last_definition_counts():
     first = define()
-    assert declared_functions() == [first] and find_function("per_seat", first.sha256) is first
+    assert decorated_functions() == [first] and get_loaded_function("per_seat", first.sha256) is first
     source = "@feature\ndef per_seat(distance):\n    return distance"
-    (second,) = read_functions(source)
+    (second,) = parse_feature_functions(source)
     assert second.sha256 != first.sha256 and second.inputs == ("distance",)
     assert feature(inputs=["seats"], kind="category")(_plain).inputs == ("seats",)
 
@@ -146,7 +146,7 @@ BAD = {
 
 @pytest.mark.parametrize("body", BAD)
 def test_what_is_wrong_with_its_values_is_said_before_it_is_used(body):
-    (function,) = read_functions(f"@feature\ndef mine(distance):\n    {body}")
+    (function,) = parse_feature_functions(f"@feature\ndef mine(distance):\n    {body}")
     with pytest.raises(InputError, match=BAD[body]) as caught:
         check_feature_function(function, trips())
     assert "'mine'" in caught.value.found
@@ -155,7 +155,7 @@ def test_what_is_wrong_with_its_values_is_said_before_it_is_used(body):
 def test_what_may_not_be_read_is_not_read():
     function = define()
     with pytest.raises(InputError, match="Did you mean 'distance'"):
-        check_feature_function(read_functions("@feature\ndef mine(distanc):\n    return distanc")[0], trips())
+        check_feature_function(parse_feature_functions("@feature\ndef mine(distanc):\n    return distanc")[0], trips())
     with pytest.raises(InputError, match="may not be used: known afterwards"):
         make_function_recipes([function], trips(), {"seats": "known afterwards"})
     with pytest.raises(InputError, match="called like a column"):
@@ -166,7 +166,7 @@ def test_what_may_not_be_read_is_not_read():
     ("kind", "body"), [("category", "return town.str.upper()"), ("date", "return pd.to_datetime(town, errors='coerce')")]
 )
 def test_kinds_have_one_type_for_one_row_and_for_many(kind, body):
-    (function,) = read_functions(f"@feature(kind={kind!r})\ndef mine(town):\n    {body}")
+    (function,) = parse_feature_functions(f"@feature(kind={kind!r})\ndef mine(town):\n    {body}")
     rows = trips().assign(town=["2020-01-01", None] * 30)
     recipe = FunctionFeature("mine", function.sha256, ["town"], kind)
     check_feature_function(function, rows)
@@ -189,7 +189,7 @@ def test_a_model_file_holds_a_name_and_a_hash_and_makes_nothing_without_the_func
     saved = save_functions([function], tmp_path / "functions")
     KNOWN_FUNCTIONS.clear()
     again = load_model(tmp_path / "m.skops", sha256)
-    assert not KNOWN_FUNCTIONS and [call.name for call in find_function_callers(again)] == ["per_seat", "per_seat"]
+    assert not KNOWN_FUNCTIONS and [call.name for call in find_estimators_calling_functions(again)] == ["per_seat", "per_seat"]
     with pytest.raises(ArtifactError, match=f"'per_seat' .{function.sha256[:12]}.* not known here.*--functions"):
         again.transform(trips())
     load_workspace_functions(saved, Workspace(tmp_path, {"workspace": "."}))
@@ -266,7 +266,7 @@ def test_worker_processes_know_the_functions():
     np.testing.assert_array_equal(_transform(pickle.loads(frozen), trips()), expected)
 
 
-CELL = """from mlcycle.features.create.user_functions import feature, declared_functions
+CELL = """from mlcycle.features.create.user_functions import feature, decorated_functions
 
 @feature("mean radius", "mean area")
 def compactness(radius, area):
@@ -278,11 +278,11 @@ def compactness(radius, area):
 @pytest.mark.parametrize("engine", ["warm", None])
 def test_cells_of_notebooks_have_a_source(tmp_path, engine):
     papermill = pytest.importorskip("papermill")
-    notebook = new_notebook(cells=[new_code_cell(CELL), new_code_cell("print(declared_functions()[0].sha256)")])
+    notebook = new_notebook(cells=[new_code_cell(CELL), new_code_cell("print(decorated_functions()[0].sha256)")])
     notebook.metadata["kernelspec"] = {"name": "python3", "language": "python", "display_name": "python3"}
     nbformat.write(notebook, tmp_path / "a.ipynb")
     done = papermill.execute_notebook(tmp_path / "a.ipynb", None, engine_name=engine, progress_bar=False)
-    (function,) = read_functions(CELL)
+    (function,) = parse_feature_functions(CELL)
     assert done.cells[1].outputs[0].text.strip() == function.sha256
 
 

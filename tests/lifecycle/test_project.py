@@ -15,15 +15,15 @@ from conftest import ROOT
 from mlcycle.core.settings import SECTION_DEFAULTS, read_settings
 from mlcycle.errors import InputError, MlcycleError
 from mlcycle.lifecycle import project as module
-from mlcycle.lifecycle.plan import make_plan
+from mlcycle.lifecycle.plan import make_plan_from_parameters
 from mlcycle.lifecycle.project import (
     NOTEBOOK_NAMES,
     describe_shipped_changes,
-    diff_shipped_notebooks,
+    diff_shipped_notebook_versions,
     init_project,
     merge_shipped_notebooks,
 )
-from mlcycle.nb.notebook import extract_run_section, package_file, read_parameters, stage_notebooks
+from mlcycle.nb.notebook import extract_cells_to_execute, package_file, read_parameters, stage_notebooks
 from mlcycle.outcomes import STAGES
 
 
@@ -68,7 +68,7 @@ def everything(folder) -> dict[str, bytes]:
 
 
 def test_a_run_finds_the_projects_notebooks_and_settings(project):
-    plan = make_plan({}, project)
+    plan = make_plan_from_parameters({}, project)
     assert list(plan.notebooks.values()) == [project / "nbs" / name for name in NOTEBOOK_NAMES.values()]
     assert plan.parameters["problem"]["source"] == "flights"
     assert {path.name for path in project.iterdir()} == {"settings.ini", "README.md", ".gitignore", "nbs"}
@@ -89,7 +89,7 @@ def test_a_run_executes_an_edited_notebook(project):
 def test_a_copy_runs_what_is_shipped(project, stage):
     shipped, copy = package_file(NOTEBOOK_NAMES[stage]), stage_notebooks(project)[stage]
     assert read_parameters(copy) == read_parameters(shipped)
-    assert extract_run_section(copy)["cells"] == extract_run_section(shipped)["cells"]
+    assert extract_cells_to_execute(copy)["cells"] == extract_cells_to_execute(shipped)["cells"]
     text = sources(copy)
     assert f"`mlcycle.{stage}.stage`" in text
     assert "#| export" not in text
@@ -103,7 +103,7 @@ def test_every_suggested_setting_is_one(project):
     file.write_text(re.sub(r"^# ?(?=[a-z_]+ =|    )", "", before, flags=re.MULTILINE))
     settings = read_settings(project)
     assert len(settings["problem"]) > 5
-    parameters = make_plan({}, project).parameters
+    parameters = make_plan_from_parameters({}, project).parameters
     assert parameters["problem"]["criteria"] == ["roc_auc >= 0.75", "beats baseline by 5 %"]
     assert parameters["problem"]["excluded"] == {"arrived": "it is known only afterwards"}
 
@@ -175,7 +175,7 @@ def test_a_file_is_no_folder(tmp_path):
 
 def test_nothing_has_changed(project, newer):
     before = everything(project)
-    assert diff_shipped_notebooks(project, newer) == {}
+    assert diff_shipped_notebook_versions(project, newer) == {}
     assert "as they were" in describe_shipped_changes(project, shipped=newer)
     assert str(merge_shipped_notebooks(project, newer)) == "There is nothing to merge."
     assert everything(project) == before
@@ -183,12 +183,12 @@ def test_nothing_has_changed(project, newer):
 
 def test_a_change_of_the_library_half_is_none(project, newer):
     replace(newer / "03_features.ipynb", "The columns that a plan reads.", "Columns that a plan reads.")
-    assert diff_shipped_notebooks(project, newer) == {}
+    assert diff_shipped_notebook_versions(project, newer) == {}
 
 
 def test_a_change_is_shown(project, newer):
     replace(newer / "03_features.ipynb", "plotted_rows: int = 5000", "plotted_rows: int = 4000")
-    assert list(diff_shipped_notebooks(project, newer)) == ["features"]
+    assert list(diff_shipped_notebook_versions(project, newer)) == ["features"]
     shown = describe_shipped_changes(project, shipped=newer)
     assert "03_features.ipynb" in shown
     assert re.search(r"^- .*plotted_rows: int = 5000", shown, re.MULTILINE)
@@ -215,7 +215,7 @@ def test_a_merge_brings_the_change_and_keeps_the_edit(project, newer):
     assert "plotted_rows: int = 4000" in text
     assert untouched.read_bytes() == before
     assert read_parameters(own) == read_parameters(newer / own.name)
-    assert diff_shipped_notebooks(project, newer) == {}
+    assert diff_shipped_notebook_versions(project, newer) == {}
     assert str(merge_shipped_notebooks(project, newer)) == "There is nothing to merge."
     nbformat.validate(read_notebook(own))
     replace(newer / own.name, "A new paragraph.", "A newer paragraph.")  # And the version after that
@@ -282,7 +282,7 @@ def test_a_conflict_is_settled_by_a_person(project, newer, conflict, moved_by_ha
     assert merge_shipped_notebooks(project, newer).merged == {"features": own}
     assert not draft.exists()
     assert f"plotted_rows: int = {value}" in sources(own)
-    assert diff_shipped_notebooks(project, newer) == {}
+    assert diff_shipped_notebook_versions(project, newer) == {}
     assert str(merge_shipped_notebooks(project, newer)) == "There is nothing to merge."
 
 
@@ -327,7 +327,7 @@ def test_a_merge_cut_short_is_carried_on(project, newer, monkeypatch):
     replace(own, "int = 4000", "int = 4500")  # What came in may be edited already
     assert merge_shipped_notebooks(project, newer).merged == {"features": own}
     assert "int = 4500" in sources(own)
-    assert diff_shipped_notebooks(project, newer) == {}
+    assert diff_shipped_notebook_versions(project, newer) == {}
 
 
 def test_a_cell_that_is_gone_on_one_side_is_a_conflict(project, newer):
@@ -346,7 +346,7 @@ def test_a_cell_that_is_gone_on_one_side_is_a_conflict(project, newer):
 
 def test_what_is_no_project_of_its_own_is_said(tmp_path, project):
     with pytest.raises(InputError, match="mlcycle init"):
-        diff_shipped_notebooks(tmp_path)
+        diff_shipped_notebook_versions(tmp_path)
     (project / "nbs/05_validation.ipynb").unlink()
     with pytest.raises(InputError, match=r"05_validation\.ipynb is missing"):
         merge_shipped_notebooks(project)
@@ -363,7 +363,7 @@ def test_what_is_no_project_of_its_own_is_said(tmp_path, project):
 def test_without_nbdime_the_remedy_is_named(project, monkeypatch):
     monkeypatch.setitem(sys.modules, "nbdime", None)
     with pytest.raises(MlcycleError, match=re.escape("pip install 'mlcycle-notebooks[lab]'")):
-        diff_shipped_notebooks(project)
+        diff_shipped_notebook_versions(project)
 
 
 def test_importing_the_module_is_light():

@@ -14,7 +14,7 @@ from mlcycle.ml.metrics import (
     DEFAULT_METRICS,
     METRIC_ALIASES,
     METRICS,
-    bind_metric,
+    bind_metric_to_problem,
     compute_score,
     describe_metrics,
     get_metric,
@@ -84,7 +84,7 @@ def test_intervals_hold_the_value_and_stay_in_range(task, toys):
     shown = bootstrap_intervals(names, problem, truth, said, n_resamples=30)
     assert [one.metric for one in shown] == names
     for one in shown:
-        metric = bind_metric(one.metric, problem)
+        metric = bind_metric_to_problem(one.metric, problem)
         assert one.lower_is_better is (metric.higher_is_better is False)
         assert metric.low <= one.low < one.high <= metric.high, one
         assert one.low - 0.1 * (one.high - one.low) <= one.value <= one.high + 0.2 * (one.high - one.low), one
@@ -154,9 +154,9 @@ def test_cost_is_counted_for_a_thousand_rows():
 
 def test_cost_says_what_it_misses():
     with pytest.raises(MetricError, match="needs to know what mistakes cost"):
-        bind_metric("cost", asked("binary", ["no", "yes"], "yes"))
+        bind_metric_to_problem("cost", asked("binary", ["no", "yes"], "yes"))
     with pytest.raises(MetricError, match="'yess'.*Did you mean 'yes'"):
-        bind_metric("cost", asked("binary", ["no", "yes"], "yes", {"yess": {"no": 1.0}}))
+        bind_metric_to_problem("cost", asked("binary", ["no", "yes"], "yes", {"yess": {"no": 1.0}}))
     with pytest.raises(MetricError, match="does not fit a regression"):
         get_metric("cost", "regression")
 

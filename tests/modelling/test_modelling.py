@@ -26,7 +26,7 @@ from mlcycle.errors import ParameterError, StageError, TargetError
 from mlcycle.features.encode.pipeline import build_preprocessor
 from mlcycle.ml.folds import make_folds
 from mlcycle.ml.latency import measure_latency
-from mlcycle.ml.meta_estimators import CalibratedClassifier, calibrate_probabilities
+from mlcycle.ml.meta_estimators import CalibratedClassifier, apply_temperature_scaling
 from mlcycle.ml.predictions import Predictions, predict, predictions_from_values
 from mlcycle.modelling import (
     boosters,
@@ -39,16 +39,21 @@ from mlcycle.modelling import (
     stage,
     trials,
 )
-from mlcycle.modelling.candidates import CANDIDATES, candidate_model, check_trusted_types
+from mlcycle.modelling.candidates import CANDIDATES, candidate_model, check_candidate_types
 from mlcycle.modelling.choice import build_pipeline, order_by_selection_rule
 from mlcycle.modelling.cross_validation import CrossValidation, early_stopping_split
-from mlcycle.modelling.final_model import build_final_model, fit_final_model, fit_first_acceptable_model, measure_learning_curve
+from mlcycle.modelling.final_model import (
+    fit_final_model,
+    fit_first_acceptable_model,
+    make_unfitted_final_model,
+    measure_learning_curve,
+)
 from mlcycle.modelling.model_selection import ModelSelection, compare_models
-from mlcycle.modelling.search import SearchBudget, search_hyperparameters
+from mlcycle.modelling.search import SearchBudget, search_models_and_hyperparameters
 from mlcycle.modelling.settings import ModellingSettings
-from mlcycle.modelling.stage import check_columns_vary, make_cross_validation
+from mlcycle.modelling.stage import check_columns_vary, prepare_cross_validation_data
 from mlcycle.modelling.studies import open_study
-from mlcycle.modelling.trials import Trial, run_trial, worker_processes
+from mlcycle.modelling.trials import Trial, run_trial, shutdown_workers_on_exit
 from mlcycle.modelling.weights import sample_weights
 from mlcycle.outcomes import Problem
 from mlcycle.stores.models.model_files import TRUSTED_TYPES, load_model, save_model
@@ -83,7 +88,7 @@ def cv_of(folder, problem=None, table=None, folds=3, **given_settings) -> CrossV
     table = make_table(problem.task) if table is None else table
     preprocessor = build_preprocessor(KINDS, classification=problem.task != "regression")
     Path(folder).mkdir(parents=True, exist_ok=True)
-    return make_cross_validation(
+    return prepare_cross_validation_data(
         problem, preprocessor, list(KINDS), table, ModellingSettings(**{"folds": folds, "jobs": 1} | given_settings), Path(folder)
     )
 
@@ -217,7 +222,7 @@ def test_a_type_that_was_not_reviewed_is_told_before_the_search(tmp_path, own, c
     with pytest.raises(ParameterError, match=r"'odd' contains types that are not trusted: test_modelling.Odd"):
         hold(tmp_path, models=["linear", "odd"])
     assert not counted
-    check_trusted_types([CANDIDATES[name] for name in ("linear", "lightgbm", "network")], "regression")
+    check_candidate_types([CANDIDATES[name] for name in ("linear", "lightgbm", "network")], "regression")
 
 
 def test_whoever_could_not_be_loaded_gives_way(tmp_path, monkeypatch):
@@ -323,7 +328,7 @@ def test_one_process_or_four_and_once_more(tmp_path, monkeypatch):
     monkeypatch.setattr(stage, "MIN_ROWS_PARALLEL", 0)
     answers, boards, table = [], [], make_table(rows=150)
     for place, jobs in enumerate((1, 4, 1)):
-        with worker_processes(jobs):
+        with shutdown_workers_on_exit(jobs):
             names = ["linear", "lightgbm"]
             selection = hold(tmp_path / str(place), table, models=names, trials=2, jobs=jobs, repeats=2, search_seconds=600)
             assert selection.cv.jobs == jobs
@@ -352,7 +357,7 @@ def slow(model, *more):
     return fit(model, *more)
 trials.fit_and_score_fold = slow
 cv = t.cv_of(sys.argv[2] + ".folds")
-t.search_hyperparameters(cv, t.pair(), t.SearchBudget(6, 600), Path(sys.argv[2]))
+t.search_models_and_hyperparameters(cv, t.pair(), t.SearchBudget(6, 600), Path(sys.argv[2]))
 """
 
 
@@ -371,7 +376,7 @@ def whole(tmp_path_factory):
     "A search of six trials that nobody stopped."
     folder = tmp_path_factory.mktemp("whole")
     cv = cv_of(folder / "folds")
-    return cv, search_hyperparameters(cv, pair(), SearchBudget(6, 600), folder / "study")
+    return cv, search_models_and_hyperparameters(cv, pair(), SearchBudget(6, 600), folder / "study")
 
 
 def test_a_killed_search_goes_on(tmp_path, whole, counted):
@@ -386,7 +391,7 @@ def test_a_killed_search_goes_on(tmp_path, whole, counted):
     process.wait()
     kept = len(list(study.glob("search*/trial *.npz")))
     assert 2 <= kept < 6
-    found = search_hyperparameters(cv, pair(), SearchBudget(6, 600), study)
+    found = search_models_and_hyperparameters(cv, pair(), SearchBudget(6, 600), study)
     assert kept - 1 <= found.resumed_trials <= kept, "it may have been killed between the file and the journal"
     assert outcome_of(found) == outcome_of(expected)
     assert len(counted) == sum(len(trial.scores) for trial in found.trials[found.resumed_trials :]), "nothing is fitted twice"
@@ -404,17 +409,17 @@ def test_an_interrupted_search_goes_on(tmp_path, whole, counted, monkeypatch):
     with monkeypatch.context() as patched:
         patched.setattr(trials, "fit_and_score_fold", interrupt)
         with pytest.raises(KeyboardInterrupt):
-            search_hyperparameters(cv, pair(), SearchBudget(6, 600), tmp_path)
-    found = search_hyperparameters(cv, pair(), SearchBudget(6, 600), tmp_path)
+            search_models_and_hyperparameters(cv, pair(), SearchBudget(6, 600), tmp_path)
+    found = search_models_and_hyperparameters(cv, pair(), SearchBudget(6, 600), tmp_path)
     assert found.resumed_trials == 1
     assert outcome_of(found) == outcome_of(expected)
 
 
 def test_more_trials_go_on_with_the_same_study(tmp_path, whole, counted):
     cv, expected = whole
-    search_hyperparameters(cv, pair(), SearchBudget(3, 600), tmp_path)
+    search_models_and_hyperparameters(cv, pair(), SearchBudget(3, 600), tmp_path)
     counted.clear()
-    found = search_hyperparameters(cv, pair(), SearchBudget(6, 600), tmp_path)
+    found = search_models_and_hyperparameters(cv, pair(), SearchBudget(6, 600), tmp_path)
     assert found.resumed_trials == 3
     assert outcome_of(found) == outcome_of(expected)
     assert len(counted) == sum(len(trial.scores) for trial in found.trials[3:])
@@ -423,7 +428,7 @@ def test_more_trials_go_on_with_the_same_study(tmp_path, whole, counted):
 @pytest.mark.parametrize("damage", ["trial", "baseline", "journal's end", "journal's middle", "journal"])
 def test_what_is_damaged_is_done_again(damage, tmp_path, whole):
     cv, expected = whole
-    search_hyperparameters(cv, pair(), SearchBudget(6, 600), tmp_path)
+    search_models_and_hyperparameters(cv, pair(), SearchBudget(6, 600), tmp_path)
     folder = next(tmp_path.glob("search*"))
     path = {"trial": folder / "trial 2.npz", "baseline": tmp_path / "baseline linear.npz"}.get(damage, folder / "journal.log")
     content = path.read_bytes()
@@ -435,21 +440,21 @@ def test_what_is_damaged_is_done_again(damage, tmp_path, whole):
             "journal": b"",
         }.get(damage, content[:middle])
     )
-    found = search_hyperparameters(cv, pair(), SearchBudget(6, 600), tmp_path)
+    found = search_models_and_hyperparameters(cv, pair(), SearchBudget(6, 600), tmp_path)
     assert outcome_of(found) == outcome_of(expected)
     assert found.resumed_trials == {"trial": 5, "baseline": 6, "journal's end": 5, "journal": 0}.get(damage, found.resumed_trials)
-    assert search_hyperparameters(cv, pair(), SearchBudget(6, 600), tmp_path).resumed_trials == 6
+    assert search_models_and_hyperparameters(cv, pair(), SearchBudget(6, 600), tmp_path).resumed_trials == 6
 
 
 def test_when_time_is_up_it_is_said_and_the_rest_can_follow(tmp_path, whole):
     cv, expected = whole
     started = time.monotonic()
-    found = search_hyperparameters(cv, pair(), SearchBudget(6, 1, started - 10), tmp_path)
+    found = search_models_and_hyperparameters(cv, pair(), SearchBudget(6, 1, started - 10), tmp_path)
     assert found.timed_out and not found.trials
     more = [*pair(), CANDIDATES["neighbours"]]
-    found = search_hyperparameters(cv, more, SearchBudget(6, 1, started - 10), tmp_path / "more")
+    found = search_models_and_hyperparameters(cv, more, SearchBudget(6, 1, started - 10), tmp_path / "more")
     assert found.timed_out and found.baseline_trials[-1].reason == "time was up"
-    found = search_hyperparameters(cv, pair(), SearchBudget(6, 600), tmp_path)
+    found = search_models_and_hyperparameters(cv, pair(), SearchBudget(6, 600), tmp_path)
     assert not found.timed_out
     assert outcome_of(found) == outcome_of(expected)
 
@@ -463,11 +468,11 @@ def test_where_no_further_round_fits_the_search_takes_its_time(tmp_path, own, mo
         raise ValueError("no such thing")
 
     def listen(cv, models, budget, *rest):
-        found = search_hyperparameters(cv, models, budget, *rest)
+        found = search_models_and_hyperparameters(cv, models, budget, *rest)
         asked.append((budget.timeout, found, len(fitted)))
         return found
 
-    monkeypatch.setattr(model_selection, "search_hyperparameters", listen)
+    monkeypatch.setattr(model_selection, "search_models_and_hyperparameters", listen)
     monkeypatch.setattr(model_selection, "repeat_cross_validation", lambda cv, finalists, *rest: (cv, finalists, True))
     selection = hold(tmp_path, models=["linear", "broken"], trials=10_000, search_seconds=6, repeats=2)
     (part, before, once), (whole, after, still) = asked
@@ -481,8 +486,8 @@ def test_where_no_further_round_fits_the_search_takes_its_time(tmp_path, own, mo
 
 def test_other_candidates_in_the_comparison_are_another_search(tmp_path, own):
     cv = cv_of(tmp_path / "folds", folds=2)
-    search_hyperparameters(cv, pair()[:2], SearchBudget(1, 600), tmp_path / "study")
-    assert search_hyperparameters(
+    search_models_and_hyperparameters(cv, pair()[:2], SearchBudget(1, 600), tmp_path / "study")
+    assert search_models_and_hyperparameters(
         cv, pair(), SearchBudget(1, 600), tmp_path / "study"
     ).tuned_models  # Optuna would not change its choices
 
@@ -573,19 +578,19 @@ def watched(monkeypatch, tmp_path, problem, table) -> ModelSelection:
 def test_time_is_never_turned_round(tmp_path, monkeypatch):
     table, taught = make_table(), []
     table["b"] = np.arange(len(table), dtype=float)
-    choose, learn = ensemble.ensemble_selection_weights, calibration.fit_calibration
+    choose, learn = ensemble.ensemble_selection_weights, calibration.fit_temperature_scaling
     monkeypatch.setattr(
         ensemble, "ensemble_selection_weights", lambda *asked: taught.append(("ensemble", list(asked[3]))) or choose(*asked)
     )
     monkeypatch.setattr(
-        calibration, "fit_calibration", lambda *asked: taught.append(("calibration", len(asked[1]))) or learn(*asked)
+        calibration, "fit_temperature_scaling", lambda *asked: taught.append(("calibration", len(asked[1]))) or learn(*asked)
     )
     selection = watched(monkeypatch, tmp_path, make_problem(time="day"), table)
     assert all(learnt.max() < asked.min() for learnt, each in rounds_seen() for asked in each)
     assert all(grow.max() < stop.min() for _, (grow, stop) in selection.inner)
     assert len(selection.cv.folds) == 3, "one round"
     assert [folds for what, folds in taught if what == "ensemble"] == [[0], [0, 1], [0, 1, 2]], "the last is for the model"
-    build_final_model(selection)
+    make_unfitted_final_model(selection)
     assert [rows for what, rows in taught if what == "calibration"] == [60, 120, 180]
 
 
@@ -724,7 +729,7 @@ def test_calibration_is_kept_where_it_helps_only(tmp_path):
     cv, chance = chances(tmp_path)
     right, same = calibration.calibrate_trial(cv, said_of(chance, cv))
     assert not right.applied and same.predictions[0].scores is not None and right.improvement.low <= 0
-    bold = calibrate_probabilities(np.column_stack([1 - chance, chance]), 3.0)[:, 1]
+    bold = apply_temperature_scaling(np.column_stack([1 - chance, chance]), 3.0)[:, 1]
     wrong, mended = calibration.calibrate_trial(cv, said_of(bold, cv))
     assert (
         wrong.applied
@@ -787,11 +792,11 @@ def test_weights_that_cannot_be(tmp_path):
 def test_calibrated_probabilities_sum_to_one_and_keep_their_order(given_rows, slope, shifts):
     three = np.array(given_rows) + 1e-9
     three /= three.sum(axis=1, keepdims=True)
-    right = calibrate_probabilities(three, slope, shifts)
+    right = apply_temperature_scaling(three, slope, shifts)
     assert np.allclose(right.sum(axis=1), 1)
     assert ((right >= 0) & (right <= 1)).all()
     two = np.column_stack([1 - three[:, 0], three[:, 0]])
-    right = calibrate_probabilities(two, slope, shifts[:2])[:, 1]
+    right = apply_temperature_scaling(two, slope, shifts[:2])[:, 1]
     order = np.argsort(two[:, 1], kind="stable")
     assert (np.diff(right[order]) >= -1e-12).all()
 

@@ -33,7 +33,7 @@ def test_the_budget_of_the_problem_is_the_default(of_problem, of_stage, expected
 
     monkeypatch.setattr(stage, "decide_action", listen)
     monkeypatch.setattr(stage, "replay_through_service", lambda *args, **kwargs: None)
-    monkeypatch.setattr(stage, "delete_events", lambda *args: None)
+    monkeypatch.setattr(stage, "delete_events_of_run", lambda *args: None)
     problem = run.problem.model_copy(update={"latency_budget_ms": of_problem})
     workspace = Workspace.from_project(run.workspace.project)
     stage.monitor_model(

@@ -25,7 +25,7 @@ from mlcycle.engine.client import KeyPreservingTranslator
 from mlcycle.errors import ParameterError
 from mlcycle.lifecycle.execute import execute_notebook
 from mlcycle.lifecycle.parameter_sets import plan_batch, read_parameter_sets
-from mlcycle.lifecycle.plan import make_plan
+from mlcycle.lifecycle.plan import make_plan_from_parameters
 from mlcycle.nb.notebook import Parameter, parse_parameters, read_parameters, stage_notebooks
 from mlcycle.nb.parameters import RENAMED, read_parameter_file, resolve_parameters
 
@@ -382,19 +382,19 @@ def test_an_unknown_name_is_found_before_anything_runs(tmp_path):
     (tmp_path / "p.yaml").write_text("modelling: {trails: 3}")
     for layers in (({"sead": 1}, None, "program"), ({"modelling.sead": "1"}, None, "command line")):
         with pytest.raises(ParameterError, match="'sead' .* is not known. Did you mean 'seed'"):
-            make_plan(layers[0], tmp_path, layers[1], layers[2])
+            make_plan_from_parameters(layers[0], tmp_path, layers[1], layers[2])
     with pytest.raises(ParameterError, match="'trails' .* is not known. Did you mean 'trials'"):
-        make_plan({}, tmp_path, tmp_path / "p.yaml")
+        make_plan_from_parameters({}, tmp_path, tmp_path / "p.yaml")
     with pytest.raises(ParameterError, match="stage 'modeling' .* is not known. Did you mean 'modelling'"):
-        make_plan({"modeling.seed": "1"}, tmp_path)
+        make_plan_from_parameters({"modeling.seed": "1"}, tmp_path)
     with pytest.raises(ParameterError, match="cannot be 'binery'.*Did you mean 'binary'"):
-        make_plan({"task": "binery"}, tmp_path)
+        make_plan_from_parameters({"task": "binery"}, tmp_path)
     with pytest.raises(ParameterError, match="cannot be '7'"):
-        make_plan({"seed": "7"}, tmp_path, origin="program")
+        make_plan_from_parameters({"seed": "7"}, tmp_path, origin="program")
     for text, near in (("[data]\nsead = 1", "seed"), ("[dota]\nseed = 1", "data"), ("[engine]\ncell_timeot = 3", "cell_timeout")):
         (tmp_path / "settings.ini").write_text(text)
         with pytest.raises(ParameterError, match=f"is not known. Did you mean '{near}'"):
-            make_plan({}, tmp_path)
+            make_plan_from_parameters({}, tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["p.yaml", "settings.ini"]
 
 
@@ -425,10 +425,10 @@ def test_an_old_name_is_answered_with_the_new_one(tmp_path, old, new):
     (tmp_path / "values.yaml").write_text(f"{stage}:\n  {old}: 1\n")
     (tmp_path / "sets.csv").write_text(f"seed,{old}\n1,1\n2,1\n")
     attempts = [
-        lambda: make_plan(parse_assignments([f"{old}=1"]), tmp_path),
-        lambda: make_plan(parse_assignments([f"{stage}.{old}=1"]), tmp_path),
-        lambda: make_plan({}, tmp_path, tmp_path / "values.yaml"),
-        lambda: make_plan({old: 1}, tmp_path, origin="program"),
+        lambda: make_plan_from_parameters(parse_assignments([f"{old}=1"]), tmp_path),
+        lambda: make_plan_from_parameters(parse_assignments([f"{stage}.{old}=1"]), tmp_path),
+        lambda: make_plan_from_parameters({}, tmp_path, tmp_path / "values.yaml"),
+        lambda: make_plan_from_parameters({old: 1}, tmp_path, origin="program"),
         lambda: plan_batch(read_parameter_sets(tmp_path / "sets.csv"), {}, tmp_path),
     ]
     for attempt in attempts:
@@ -437,4 +437,4 @@ def test_an_old_name_is_answered_with_the_new_one(tmp_path, old, new):
         assert f"'{new}'" in raised.value.remedy
     (tmp_path / "settings.ini").write_text(f"[{stage}]\n{old} = 1\n")
     with pytest.raises(ParameterError, match=r"settings.ini.* has another name now"):
-        make_plan({}, tmp_path)
+        make_plan_from_parameters({}, tmp_path)

@@ -12,7 +12,7 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_outp
 
 from mlcycle.core.runs import Run, update_run_info
 from mlcycle.core.workspace import Workspace
-from mlcycle.reports.pages import TITLES, page_name, write_comparison, write_index, write_page, write_pages
+from mlcycle.reports.pages import TITLES, page_name, rewrite_run_pages, write_comparison, write_index, write_page
 from mlcycle.reports.run_facts import diff_runs
 
 pytestmark = pytest.mark.browser
@@ -75,7 +75,7 @@ def runs(table_run, tmp_path_factory) -> list[Run]:
     failed = copied(first, workspace, "20260103-000000-lost")
     fail(failed)
     for run in (good, rejected, failed):
-        write_pages(run)
+        rewrite_run_pages(run)
     write_index(workspace)
     return [good, rejected, failed]
 
@@ -344,9 +344,9 @@ def test_what_hides_in_the_data_neither_runs_nor_loads(browser, runs):
 
 def test_pages_are_framed_again_without_nbconvert(runs):
     code = (
-        "import sys, time; from pathlib import Path; from mlcycle.reports.pages import write_index, write_pages; "
+        "import sys, time; from pathlib import Path; from mlcycle.reports.pages import write_index, rewrite_run_pages; "
         "from mlcycle.core.runs import Run; run = Run(Path(sys.argv[1])); start = time.process_time(); "
-        "assert len(write_pages(run)) == 7; write_index(run.workspace); "
+        "assert len(rewrite_run_pages(run)) == 7; write_index(run.workspace); "
         "print(time.process_time() - start, [name for name in ('nbconvert', 'nbformat', 'pandas') if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code, runs[0].folder], capture_output=True, text=True, check=True)

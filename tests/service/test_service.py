@@ -12,7 +12,7 @@ from conftest import stored_rows
 
 from mlcycle.errors import StageError
 from mlcycle.service.local import running_service, to_json_rows
-from mlcycle.stores.events import open_events, read_events
+from mlcycle.stores.events import open_event_database, read_events
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +87,7 @@ def test_many_clients_at_once_and_no_event_is_lost(table_run, tmp_path):
         with ThreadPoolExecutor(8) as pool:
             answers = list(pool.map(ask, range(120)))
         service.send_feedback([int(rows.target.iloc[n % len(rows)]) for n in range(120)], [str(n) for n in range(120)])
-    events, _ = read_events(open_events(url), "many")
+    events, _ = read_events(open_event_database(url), "many")
     assert sorted(events.row_id, key=int) == [str(n) for n in range(120)]
     assert events.actual.notna().all()
     assert dict(zip(events.row_id, events.prediction, strict=True)) == {str(n): answers[n] for n in range(120)}

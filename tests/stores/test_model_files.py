@@ -10,13 +10,22 @@ from sklearn.preprocessing import FunctionTransformer, StandardScaler
 
 from mlcycle.errors import ArtifactError
 from mlcycle.ml.outliers import OutlierLimits
-from mlcycle.stores.models.library_versions import add_versions
-from mlcycle.stores.models.model_files import dump_model, is_own_estimator, load_model, save_model, untrusted_types
+from mlcycle.stores.models.library_versions import add_versions_to_skops
+from mlcycle.stores.models.model_files import (
+    is_mlcycle_estimator_name,
+    load_model,
+    model_to_skops_bytes,
+    save_model,
+    untrusted_types,
+)
 
 
 def craft(path: Path, module: str, name: str, loader: str = "") -> Path:
     "A model file whose estimator is said to be another class."
-    with zipfile.ZipFile(io.BytesIO(add_versions(dump_model(FunctionTransformer())))) as file, zipfile.ZipFile(path, "w") as out:
+    with (
+        zipfile.ZipFile(io.BytesIO(add_versions_to_skops(model_to_skops_bytes(FunctionTransformer())))) as file,
+        zipfile.ZipFile(path, "w") as out,
+    ):
         schema = json.loads(file.read("schema.json")) | {"__module__": module, "__class__": name}
         out.writestr("schema.json", json.dumps(schema | ({"__loader__": loader} if loader else {})))
         out.writestr("versions.json", file.read("versions.json"))
@@ -60,9 +69,9 @@ def test_a_crafted_file_is_refused(module, name, loader, tmp_path):
 def test_own_estimators_are_trusted_by_where_they_are_defined(tmp_path):
     assert untrusted_types(OutlierLimits()) == []
     assert isinstance(load_model(tmp_path / "m.skops", save_model(OutlierLimits(), tmp_path / "m.skops")), OutlierLimits)
-    assert not is_own_estimator("mlcycle")
-    assert not is_own_estimator("mlcycle.ml.outliers.OutlierLimits.fit")
-    assert not is_own_estimator("sklearn.preprocessing._data.StandardScaler")
+    assert not is_mlcycle_estimator_name("mlcycle")
+    assert not is_mlcycle_estimator_name("mlcycle.ml.outliers.OutlierLimits.fit")
+    assert not is_mlcycle_estimator_name("sklearn.preprocessing._data.StandardScaler")
 
 
 def test_a_module_outside_of_the_package_is_not_ours(tmp_path, monkeypatch):
@@ -74,4 +83,4 @@ def test_a_module_outside_of_the_package_is_not_ours(tmp_path, monkeypatch):
     fake.__file__ = str(tmp_path / "fake.py")
     fake.Model = type("Model", (StandardScaler,), {"__module__": "mlcycle.fake"})
     monkeypatch.setitem(sys.modules, "mlcycle.fake", fake)
-    assert not is_own_estimator("mlcycle.fake.Model")
+    assert not is_mlcycle_estimator_name("mlcycle.fake.Model")

@@ -30,8 +30,8 @@ from mlcycle.core.workspace import Workspace
 from mlcycle.errors import ArtifactError, DiskFullError, ParameterError, RegistryError
 from mlcycle.nb.fingerprints import stage_fingerprint
 from mlcycle.outcomes import Candidate, LeaderboardEntry, ModelRef, Score
-from mlcycle.stores.models.library_versions import add_versions, read_versions
-from mlcycle.stores.models.model_files import dump_model, load_model
+from mlcycle.stores.models.library_versions import add_versions_to_skops, read_versions
+from mlcycle.stores.models.model_files import load_model, model_to_skops_bytes
 from mlcycle.stores.models.offline_queue import queued_models, register_candidate, register_queued_model
 from mlcycle.stores.models.registration import lineage_tags, register_model
 from mlcycle.stores.models.registry import (
@@ -327,7 +327,7 @@ def test_a_crafted_artefact_cannot_approve_itself(tmp_path):
     workspace = space(tmp_path)
     ref = put(workspace, 20)
     file = registered_model_file(NAME, 1)
-    crafted = dump_model(FunctionTransformer(os.mkdir, kw_args={"path": str(tmp_path / "ran")}))
+    crafted = model_to_skops_bytes(FunctionTransformer(os.mkdir, kw_args={"path": str(tmp_path / "ran")}))
     file.write_bytes(crafted)
     described = yaml.safe_load((file.parent / "MLmodel").read_text())
     described["flavors"]["sklearn"]["skops_trusted_types"] = ["posix.mkdir", "builtins.mkdir", "os.mkdir"]
@@ -342,13 +342,13 @@ def test_a_crafted_artefact_cannot_approve_itself(tmp_path):
 def test_another_major_or_minor_version_is_named_once(tmp_path):
     model, now = fitted(20), installed_versions()
     path = tmp_path / "model.skops"
-    path.write_bytes(add_versions(dump_model(model), now | {"scikit-learn": "1.2.3"}))
+    path.write_bytes(add_versions_to_skops(model_to_skops_bytes(model), now | {"scikit-learn": "1.2.3"}))
     with pytest.warns(UserWarning, match=rf"scikit-learn 1\.2\.3 -> {now['scikit-learn']}") as heard:
         again = load_model(path)
     assert len(heard) == 1
     assert (again.predict(ROWS[["size", "count"]]) == model.predict(ROWS[["size", "count"]])).all()
     for silent in (now, now | {"pandas": "1.0", "numpy": ".".join([*now["numpy"].split(".")[:2], "99"])}):
-        path.write_bytes(add_versions(dump_model(model), silent))
+        path.write_bytes(add_versions_to_skops(model_to_skops_bytes(model), silent))
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             load_model(path)
@@ -358,7 +358,11 @@ def test_a_file_that_does_not_load_says_which_versions_differ(tmp_path, monkeypa
     import skops.io
 
     path = tmp_path / "model.skops"
-    path.write_bytes(add_versions(dump_model(fitted(20)), installed_versions() | {"numpy": "1.26.0", "scikit-learn": "1.2.3"}))
+    path.write_bytes(
+        add_versions_to_skops(
+            model_to_skops_bytes(fitted(20)), installed_versions() | {"numpy": "1.26.0", "scikit-learn": "1.2.3"}
+        )
+    )
 
     def broken(*_, **__):
         raise TypeError("__init__() got an unexpected keyword argument")
@@ -376,10 +380,10 @@ def test_a_stamp_names_the_booster_and_changes_no_answer(tmp_path):
 
     rows = ROWS[["size", "count"]]
     model = LGBMClassifier(n_estimators=2, verbose=-1, n_jobs=1).fit(rows, rows["size"] > 20)
-    data = add_versions(dump_model(model))
+    data = add_versions_to_skops(model_to_skops_bytes(model))
     (tmp_path / "model.skops").write_bytes(data)
     assert "lightgbm" in read_versions(tmp_path / "model.skops")
-    assert data == add_versions(dump_model(model))
+    assert data == add_versions_to_skops(model_to_skops_bytes(model))
 
 
 # A registry that does not answer
@@ -537,7 +541,7 @@ def test_cleaning_leaves_what_waits(tmp_path):
 def test_a_search_whose_registry_is_down_is_not_repeated(tmp_path, monkeypatch):
     from mlcycle.modelling import search
     from mlcycle.modelling.settings import ModellingSettings
-    from mlcycle.modelling.stage import find_model
+    from mlcycle.modelling.stage import select_and_register_model
 
     TABLES["wine"][0]().to_csv(tmp_path / "wine.csv", index=False)
     settings = tmp_path / "settings.ini"
@@ -560,7 +564,7 @@ def test_a_search_whose_registry_is_down_is_not_repeated(tmp_path, monkeypatch):
     monkeypatch.setattr(search, "run_trial", no_trial)
     run = mc.open("last", tmp_path)
     settings = ModellingSettings(models=["linear"], folds=3, repeats=1, trials=1, learning_curve=False, jobs=1)
-    found, _ = find_model(run.problem, run.dataset, run.plan, workspace, settings, run.id)
+    found, _ = select_and_register_model(run.problem, run.dataset, run.plan, workspace, settings, run.id)
     assert (found.model.version, found.resumed_trials, found.winner) == (1, 1, kept.candidate.winner)
     assert queued_models(workspace) == [], "it has a version now"
     done = cli(*words, cwd=tmp_path)

@@ -33,7 +33,7 @@ from mlcycle.errors import SourceError
 from mlcycle.outcomes import NA_VALUES
 from mlcycle.stores.sources.csv_dialect import detect_dialect
 from mlcycle.stores.sources.csv_files import needs_line_check, parse_csv
-from mlcycle.stores.sources.ingest import ingest, read_source, save_frame_as_source
+from mlcycle.stores.sources.ingest import read_source, read_source_with_provenance, save_frame_as_source
 from mlcycle.stores.sources.rows import hash_rows, normalise_dtypes
 
 ORDERS = pd.DataFrame(
@@ -57,7 +57,7 @@ def same(rows: pd.DataFrame, expected: pd.DataFrame = SAME) -> None:
 def refusal(source: str, *words: str, **options) -> str:
     "The text of the error that a source gives."
     with pytest.raises(SourceError) as caught:
-        ingest(source, **options)
+        read_source_with_provenance(source, **options)
     said = str(caught.value)
     for word in words:
         assert word in said, said
@@ -70,7 +70,7 @@ def refusal(source: str, *words: str, **options) -> str:
 @pytest.mark.parametrize("separator", [",", ";", "\t", "|"])
 def test_separators(tmp_path, separator):
     ORDERS.to_csv(tmp_path / "orders.csv", sep=separator, index=False)
-    rows, malformed, [record] = ingest(str(tmp_path / "orders.csv"))
+    rows, malformed, [record] = read_source_with_provenance(str(tmp_path / "orders.csv"))
     same(rows)
     assert len(malformed) == 0
     assert record.rows == 3
@@ -126,7 +126,7 @@ def test_packed(tmp_path, ending):
 def test_encodings(tmp_path, encoding, words):
     table = pd.DataFrame({"n": range(200), "s": words * 100, "t": ["a", "b"] * 100})
     (tmp_path / "t.csv").write_bytes(table.to_csv(index=False).encode(encoding))
-    rows, malformed, [record] = ingest(str(tmp_path / "t.csv"))
+    rows, malformed, [record] = read_source_with_provenance(str(tmp_path / "t.csv"))
     assert rows.s.tolist() == words * 100, record.description
     assert len(malformed) == 0
 
@@ -135,7 +135,7 @@ def test_an_encoding_that_shows_late(tmp_path):
     "The sample at the beginning is ASCII, and one line far behind is not."
     lines = ["n,s"] + [f"{n},{'plain' * 5}" for n in range(60_000)] + ["1,Müller"] * 3
     (tmp_path / "t.csv").write_bytes("\n".join(lines).encode("cp1252"))
-    rows, malformed, [record] = ingest(str(tmp_path / "t.csv"))
+    rows, malformed, [record] = read_source_with_provenance(str(tmp_path / "t.csv"))
     assert rows.s.iloc[-1] == "Müller"
     assert "cp1252" in record.description
     assert len(malformed) == 0
@@ -143,7 +143,7 @@ def test_an_encoding_that_shows_late(tmp_path):
 
 def test_a_line_in_another_encoding_is_kept_aside(tmp_path):
     (tmp_path / "t.csv").write_bytes("n,s\n1,Zoë\n2,Łódź\n".encode() + "3,café\n".encode("cp1252") + b"4,x\n")
-    rows, malformed, _ = ingest(str(tmp_path / "t.csv"))
+    rows, malformed, _ = read_source_with_provenance(str(tmp_path / "t.csv"))
     assert rows.n.tolist() == [1, 2, 4]
     assert malformed.to_dict("records")[0] | {"source": ""} == {
         "source": "",
@@ -155,13 +155,13 @@ def test_a_line_in_another_encoding_is_kept_aside(tmp_path):
 
 def test_decimal_comma_and_thousands(tmp_path):
     (tmp_path / "t.csv").write_text("a;b;c;d;e\n1,5;1.234,50;1.234.567;7;1,234\n-2,25;12,00;3;8;2,345\n")
-    rows, _, [record] = ingest(str(tmp_path / "t.csv"))
+    rows, _, [record] = read_source_with_provenance(str(tmp_path / "t.csv"))
     assert rows.a.tolist() == [1.5, -2.25]
     assert rows.b.tolist() == [1234.5, 12]
     assert rows.c.tolist() == [1234567, 3]
     assert "decimal comma" in record.description
     (tmp_path / "u.csv").write_text('a,b,c\n"1,234,567.5","1,234",x\n"12","2,345",y\n')
-    rows, _, [record] = ingest(str(tmp_path / "u.csv"))
+    rows, _, [record] = read_source_with_provenance(str(tmp_path / "u.csv"))
     assert rows.a.tolist() == [1234567.5, 12]
     assert rows.b.tolist() == ["1,234", "2,345"], "a thousand, or hardly more than one?"
     assert "comma between thousands in a" in record.description
@@ -169,7 +169,7 @@ def test_decimal_comma_and_thousands(tmp_path):
 
 def test_what_a_person_says_is_not_questioned(tmp_path):
     (tmp_path / "t.csv").write_text("x;1,234\ny;2,345\n")
-    rows, _, [record] = ingest(f"{tmp_path}/t.csv#header=no&decimal=,&separator=;")
+    rows, _, [record] = read_source_with_provenance(f"{tmp_path}/t.csv#header=no&decimal=,&separator=;")
     assert rows.column1.tolist() == [1.234, 2.345]
     assert "no header" in record.description
     refusal(f"{tmp_path}/t.csv#seperator=;", "seperator", "separator")
@@ -201,7 +201,7 @@ line",4.5
 def test_malformed_lines_have_number_text_and_reason(tmp_path):
     path = tmp_path / "t.csv"
     path.write_text(MALFORMED)
-    rows, malformed, [record] = ingest(str(path))
+    rows, malformed, [record] = read_source_with_provenance(str(path))
     assert rows.number.tolist() == [1, 3, 5, 7]
     assert rows.who.tolist() == ["Ann", 'Zoë, "the" best', "multi\nline", "Dora"]
     assert rows.price.tolist() == [1.5, 2.5, 4.5, 6.5]
@@ -222,7 +222,7 @@ def test_an_open_quote_swallows_nothing(tmp_path):
     path = tmp_path / "t.csv"
     path.write_text('a,b,c\n1,"x\n2,y,3\n4,"z,5\n6,7,8\n9,8,7\n')
     assert len(pd.read_csv(path)) == 3
-    rows, malformed, _ = ingest(str(path))
+    rows, malformed, _ = read_source_with_provenance(str(path))
     assert rows.a.tolist() == [2, 6, 9]
     assert malformed.line.tolist() == [2, 4]
 
@@ -234,7 +234,7 @@ def test_every_short_or_long_line_of_a_large_file_is_found(tmp_path):
     for n in bad:
         lines[n] = f"{n},1" if n % 2 else f"{n},1,2,3"
     (tmp_path / "t.csv").write_text("a,b,c\n" + "\n".join(lines) + "\n")
-    rows, malformed, _ = ingest(str(tmp_path / "t.csv"))
+    rows, malformed, _ = read_source_with_provenance(str(tmp_path / "t.csv"))
     assert (malformed.line - 2).tolist() == bad
     assert len(rows) == 50_000 - 200
 
@@ -249,7 +249,7 @@ def test_malformed_lines_of_a_packed_file_in_another_encoding(tmp_path, packed):
     text = "a;b;c\n1;Müller;ä\n2;Straße\n3;Größe;ö\n".encode("cp1252")
     path = tmp_path / ("t.csv.gz" if packed else "t.csv")
     path.write_bytes(gzip.compress(text) if packed else text)
-    rows, malformed, _ = ingest(str(path))
+    rows, malformed, _ = read_source_with_provenance(str(path))
     assert rows.b.tolist() == ["Müller", "Größe"]
     assert malformed[["line", "text"]].to_numpy().tolist() == [[3, "2;Straße"]]
 
@@ -283,7 +283,7 @@ def test_text_comes_back_as_it_was(records, separator, comma):
                 text = f"{number:.2f}"
                 writer.writerow([first, text.replace(".", ",") if comma else text, last])
         decimal = f"#separator={'tab' if separator == chr(9) else separator}&encoding=utf-8"
-        rows, malformed, _ = ingest(f"{path}{decimal}")
+        rows, malformed, _ = read_source_with_provenance(f"{path}{decimal}")
     assert len(malformed) == 0
     assert rows["first"].tolist() == [record[0] for record in records]
     assert rows["last"].tolist() == [record[2] for record in records]
@@ -303,7 +303,7 @@ def test_parquet_single_folder_and_partitioned(tmp_path):
     same(read_source(str(tmp_path / "many")))
     same(read_source(str(tmp_path / "many" / "*.parquet")))
     ORDERS.assign(year=[2023, 2024, 2024]).to_parquet(tmp_path / "parts", partition_cols=["year"], index=False)
-    rows, _, [record] = ingest(str(tmp_path / "parts"))
+    rows, _, [record] = read_source_with_provenance(str(tmp_path / "parts"))
     assert rows.year.tolist() == [2023, 2024, 2024]
     assert rows.number.tolist() == [1, 2, 3]
     assert record.bytes > 0
@@ -378,7 +378,7 @@ def test_json_and_lines(tmp_path):
 
 def test_malformed_lines_of_json(tmp_path):
     (tmp_path / "t.jsonl").write_text('{"a": 1, "b": "x"}\n{"a": 2, "b"\n\n[3]\n{"a": "4", "b": "y"}\n{"a": 5, "b": "z"}\n')
-    rows, malformed, _ = ingest(str(tmp_path / "t.jsonl"))
+    rows, malformed, _ = read_source_with_provenance(str(tmp_path / "t.jsonl"))
     assert rows.b.tolist() == ["x", "y", "z"]
     assert malformed.line.tolist() == [2, 4]
     assert malformed.text.tolist() == ['{"a": 2, "b"', "[3]"]
@@ -389,7 +389,7 @@ def test_excel(tmp_path):
         pd.DataFrame().to_excel(book, sheet_name="Empty")
         ORDERS.to_excel(book, sheet_name="Orders", index=False)
         ORDERS.assign(number=0).to_excel(book, sheet_name="Zeros", index=False)
-    rows, _, [record] = ingest(str(tmp_path / "t.xlsx"))
+    rows, _, [record] = read_source_with_provenance(str(tmp_path / "t.xlsx"))
     same(rows)
     assert "'Orders' of 3" in record.description
     assert read_source(f"{tmp_path}/t.xlsx#Zeros").number.sum() == 0
@@ -402,7 +402,7 @@ def test_delta_and_its_versions(tmp_path):
     write_deltalake(place, ORDERS.assign(number=0), mode="overwrite")
     same(read_source(f"delta:{place}@0"))
     same(read_source(f"{place}@0"))
-    rows, _, [record] = ingest(str(place))
+    rows, _, [record] = read_source_with_provenance(str(place))
     assert rows.number.sum() == 0
     assert "version 1" in record.description
     refusal(f"delta:{place}@7", "version 7")
@@ -444,7 +444,7 @@ def shop(postgres):
 
 
 def test_postgresql_tables_and_questions(shop):
-    rows, _, [record] = ingest(f"{shop}#orders")
+    rows, _, [record] = read_source_with_provenance(f"{shop}#orders")
     same(rows)
     assert record.source.startswith("postgresql+psycopg://postgres:$PG_PASSWORD@")
     assert record.description == "postgresql, table orders"
@@ -453,7 +453,9 @@ def test_postgresql_tables_and_questions(shop):
     assert kinds.id.tolist() == [1, 2], "in the order of the primary key"
     assert kinds["at"][1] == pd.Timestamp("2024-01-31 10:00")
     assert json.loads(kinds.tags[1]) == {"a": 1}
-    rows, _, [record] = ingest(shop, query="SELECT number, placed::date AS day FROM orders WHERE who LIKE '%o%' ORDER BY 1")
+    rows, _, [record] = read_source_with_provenance(
+        shop, query="SELECT number, placed::date AS day FROM orders WHERE who LIKE '%o%' ORDER BY 1"
+    )
     assert rows.number.tolist() == [2, 3]
     assert record.query.startswith("SELECT")
     assert len(read_source(f"{shop}#SELECT who, price FROM orders")) == 3
@@ -461,7 +463,7 @@ def test_postgresql_tables_and_questions(shop):
 
 def test_postgresql_comes_in_pieces(shop):
     told = []
-    rows, _, _ = ingest(f"{shop}#large", progress=lambda *state: told.append(state))
+    rows, _, _ = read_source_with_provenance(f"{shop}#large", progress=lambda *state: told.append(state))
     assert len(rows) == 120_000
     assert [state[0] for state in told] == [50_000, 100_000, 120_000]
 
@@ -481,7 +483,7 @@ def test_postgresql_is_never_changed(shop):
 
 def test_postgresql_joins_files(shop, tmp_path):
     pd.DataFrame({"who": ["Ann", "Zoë"], "town": ["Rome", "Oslo"]}).to_csv(tmp_path / "people.csv", index=False)
-    rows, _, records = ingest(
+    rows, _, records = read_source_with_provenance(
         f"{shop}#orders",
         {"people": str(tmp_path / "people.csv")},
         "SELECT number, town FROM source JOIN people USING (who) ORDER BY 1",
@@ -588,7 +590,7 @@ def web(monkeypatch):
 )
 def test_paging(web, asked):
     url, handler = web
-    rows, _, [record] = ingest(f"{url}{asked}")
+    rows, _, [record] = read_source_with_provenance(f"{url}{asked}")
     assert rows.number.tolist() == list(range(25))
     assert rows["who.name"][24] == "w24"
     assert str(rows["at"].dtype) == "datetime64[us]"
@@ -642,7 +644,7 @@ def test_a_token_reaches_its_host_only(web):
     server, handler.elsewhere = serve(other)
     try:
         handler.heard.clear()
-        _, _, [record] = ingest(f"{url}/elsewhere#token=SHOP_TOKEN&header=X-Key&scheme=")
+        _, _, [record] = read_source_with_provenance(f"{url}/elsewhere#token=SHOP_TOKEN&header=X-Key&scheme=")
     finally:
         server.shutdown()
         server.server_close()
@@ -702,7 +704,7 @@ def test_several_sources_joined(tmp_path):
         "lands": f"delta:{tmp_path}/lands",
         "wine": "sklearn.datasets:load_wine",
     }
-    rows, malformed, records = ingest(
+    rows, malformed, records = read_source_with_provenance(
         f"{tmp_path}/orders.csv",
         more,
         "SELECT s.number, s.price, t.size, l.land, (SELECT count(*) FROM wine) AS wines FROM source s JOIN people p USING (who) "
@@ -754,7 +756,7 @@ def test_progress_of_a_large_file(tmp_path, monkeypatch):
     monkeypatch.setattr("mlcycle.stores.sources.csv_files.FAST_PARSE_BYTES", 1000)
     (tmp_path / "t.csv").write_text("a,b\n" + "12345,67890\n" * 500_000)
     size, told = (tmp_path / "t.csv").stat().st_size, []
-    ingest(str(tmp_path / "t.csv"), progress=lambda *state: told.append(state))
+    read_source_with_provenance(str(tmp_path / "t.csv"), progress=lambda *state: told.append(state))
     assert len(told) > 3
     assert told[-1][1:] == (size, size)
     assert [state[1] for state in told] == sorted(state[1] for state in told)

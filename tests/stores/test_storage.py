@@ -21,11 +21,11 @@ from hypothesis import strategies as st
 import mlcycle as mc
 from mlcycle.core.workspace import Workspace
 from mlcycle.errors import HoldoutError, ParameterError
-from mlcycle.stores.tables.datasets import find_table_version, read_table, table_names, table_versions, write_table
+from mlcycle.stores.tables.datasets import read_table, resolve_table_address, table_names, table_versions, write_table
 from mlcycle.stores.tables.holdout import (
     MAX_HOLDOUT_ACCESSES,
     count_biasing_accesses,
-    describe_holdout_accesses,
+    format_holdout_bias_warning,
     holdout_access_file,
     read_holdout,
     read_holdout_accesses,
@@ -73,7 +73,7 @@ def test_every_version_stays_even_after_a_hundred_and_a_month(space):
     assert [each.table.version for each in versions] == list(range(102, -1, -1))
     assert versions[-1].metadata["run"] == "run 0"
     for number in (0, 50, 102):
-        assert read_table(space.tables, find_table_version(space.tables, f"train@{number}").table).x.tolist() == [number]
+        assert read_table(space.tables, resolve_table_address(space.tables, f"train@{number}").table).x.tolist() == [number]
 
 
 def test_a_commit_says_where_the_rows_come_from(table_run):
@@ -235,8 +235,8 @@ def test_half_a_line_is_passed_over_and_no_line_is_lost(space):
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(lambda run: read_holdout(space, holdout, run=str(run), stage="validation", reason="again"), range(12)))
     assert count_biasing_accesses(space, holdout.sha256) == 13
-    assert "fresh rows" in describe_holdout_accesses(13)
-    assert "fresh rows" not in describe_holdout_accesses(MAX_HOLDOUT_ACCESSES)
+    assert "fresh rows" in format_holdout_bias_warning(13)
+    assert "fresh rows" not in format_holdout_bias_warning(MAX_HOLDOUT_ACCESSES)
 
 
 # The command line

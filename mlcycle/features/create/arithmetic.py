@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from .dates import column_to_times
-from .name_hints import clock_to_minutes
+from .name_hints import hhmm_to_minutes
 from .recipes import Recipe
 
 # %% ../../../nbs/features/create/arithmetic.ipynb #daabc46a
@@ -87,7 +87,7 @@ class ClockDuration(TwoColumnRecipe):
     name, words = "{}_to_{}_minutes", "minutes from {} to {}, read as clock times (1545 is 15:45), over midnight where need be"
 
     def _combine(self, rows):
-        start, end = (clock_to_minutes(_numbers(rows, name)) for name in (self.first, self.second))
+        start, end = (hhmm_to_minutes(_numbers(rows, name)) for name in (self.first, self.second))
         return np.mod(end - start, 1440)
 
 # %% ../../../nbs/features/create/arithmetic.ipynb #b292b290

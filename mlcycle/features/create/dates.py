@@ -15,7 +15,7 @@ import pandas as pd
 from sklearn.base import BaseEstimator, TransformerMixin
 from sklearn.utils.validation import check_is_fitted
 
-from ...core.versions import install_command
+from ...core.versions import mlcycle_install_command
 from ...errors import ParameterError
 from ..columns import check_columns, remember_columns
 from .recipes import Recipe
@@ -66,10 +66,10 @@ DATE_PARTS = {
 
 # %% ../../../nbs/features/create/dates.ipynb #a909da7f
 PART_DESCRIPTIONS = {"year": "year", "month": "month", "day": "day of the month", "weekday": "day of the week",
-         "hour": "hour", "minute": "minute", "day_of_year": "day of the year", "week": "week of the year",
-         "weekend": "whether it is a Saturday or Sunday", "elapsed": "days since the first training row's",
-         "holiday": "whether it is a public holiday", "to_holiday": "days until the next public holiday",
-         "since_holiday": "days since the last public holiday"}
+                     "hour": "hour", "minute": "minute", "day_of_year": "day of the year", "week": "week of the year",
+                     "weekend": "whether it is a Saturday or Sunday", "elapsed": "days since the first training row's",
+                     "holiday": "whether it is a public holiday", "to_holiday": "days until the next public holiday",
+                     "since_holiday": "days since the last public holiday"}
 
 # %% ../../../nbs/features/create/dates.ipynb #65afc43c
 PART_PERIODS = {"month": 12, "day": 31, "weekday": 7, "hour": 24, "minute": 60, "day_of_year": 366, "week": 53}
@@ -90,7 +90,7 @@ def _holidays(country: str, years: tuple[int, ...]) -> np.ndarray:
         import holidays
     except ImportError:
         raise ParameterError(f"Holidays of '{country}' are set, and the package 'holidays' is not installed.",
-                             remedy=install_command("holidays")) from None
+                             remedy=mlcycle_install_command("holidays")) from None
     try:
         found = holidays.country_holidays(country, years=years)
     except NotImplementedError:
@@ -202,7 +202,7 @@ def describe_date_parts(
 
 # %% ../../../nbs/features/create/dates.ipynb #8da25a82
 CYCLE_PERIODS = {"day": ("h", 24, "hours since midnight"), "week": ("h", 168, "hours since Monday, midnight"),
-           "year": ("D", 365.25, "days since New Year")} # In which unit, how many of it, in words
+                 "year": ("D", 365.25, "days since New Year")} # In which unit, how many of it, in words
 
 # %% ../../../nbs/features/create/dates.ipynb #778cd377
 class CyclicTime(Recipe):

@@ -26,9 +26,9 @@ from mlcycle.features.create.arithmetic import (
 )
 from .dates import CyclicTime, DateParts
 from .history import EntityHistory, Rolling
-from .name_hints import central_range, have_same_unit, is_clock_time, ranges_overlap
+from .name_hints import central_range, have_same_unit, is_hhmm_time, ranges_overlap
 from .recipes import Recipe
-from ...ml.folds import subsample_evenly
+from ...ml.folds import subsample_rows_evenly
 from ...ml.metrics import encode_target
 from ...outcomes import ColumnType, Problem
 
@@ -143,7 +143,7 @@ def _explained_variance(predicted: np.ndarray, left: np.ndarray) -> tuple[float,
 def _number_recipes(rows: pd.DataFrame, numbers: list[str]) -> Iterator[Recipe]:
     "Recipes of two numbers, the most used columns first."
     values = {name: rows[name].to_numpy(dtype=float, na_value=np.nan) for name in numbers}
-    clocks = [name for name in numbers if is_clock_time(values[name])]
+    clocks = [name for name in numbers if is_hhmm_time(values[name])]
     yield from (ClockDuration(*pair) for pair in combinations(sorted(clocks, key=list(rows).index), 2))
     values = {name: known for name, known in values.items() if name not in clocks and len(np.unique(known[:2000])) > 2}
     middles = {name: central_range(known) for name, known in values.items()}
@@ -271,8 +271,8 @@ def propose_recipes(
 ) -> list[Recipe]: # Unfitted, best first
     "Propose recipes of features that explain the residuals of models of the single columns, best first."
     known = target.notna().to_numpy()
-    rows = subsample_evenly(rows.loc[known, list(column_types)], MAX_SCREENED_ROWS).reset_index(drop=True)
-    targets = _standardized_targets(subsample_evenly(target[known], MAX_SCREENED_ROWS), problem)
+    rows = subsample_rows_evenly(rows.loc[known, list(column_types)], MAX_SCREENED_ROWS).reset_index(drop=True)
+    targets = _standardized_targets(subsample_rows_evenly(target[known], MAX_SCREENED_ROWS), problem)
     view, owners, few, many = _numeric_matrix(rows, column_types)
     if not owners or len(rows) < 100:
         return list(extra)

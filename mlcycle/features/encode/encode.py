@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ENCODINGS', 'COLUMN_TYPES', 'CHUNK_ROWS', 'READERS', 'FeatureEncoder', 'group_columns_for_encoding', 'ColumnPipeline',
-           'make_encoder_for_type', 'make_transformers', 'to_categorical_frame']
+           'make_encoder_for_type', 'make_transformers_for_type', 'encoded_array_to_frame']
 
 # %% ../../../nbs/features/encode/encode.ipynb #e565f51d
 import re
@@ -19,7 +19,7 @@ from sklearn.utils.validation import check_is_fitted
 from ...errors import ParameterError
 from ..columns import NamedColumnsTransformer, check_columns, remember_columns
 from ..create.dates import DateParts
-from .category_mapping import CategoryMapping, fit_steps
+from .category_mapping import CategoryMapping, fit_encoder_chain
 from mlcycle.features.encode.encoders import (
     SCALERS,
     TextComponents,
@@ -51,7 +51,7 @@ class _FittedEncoder(TransformerMixin, BaseEstimator):
         return self._finish(numbers, X.index)
 
     def _finish(self, numbers, index):
-        return to_categorical_frame(self, numbers, index) if self.encoding == "native" else numbers
+        return encoded_array_to_frame(self, numbers, index) if self.encoding == "native" else numbers
 
     def get_feature_names_out(self, input_features=None) -> np.ndarray:
         "The name of each output."
@@ -150,7 +150,7 @@ class ColumnPipeline(NamedColumnsTransformer):
         if self.fill_empty:
             self.empty_ = np.flatnonzero(np.isnan(values).all(axis=0))
             values[:, self.empty_] = 0.0
-        self.steps_, made, self.outputs_ = fit_steps([clone(step) for step in self.steps], values, y, names)
+        self.steps_, made, self.outputs_ = fit_encoder_chain([clone(step) for step in self.steps], values, y, names)
         return made
 
     def transform(self, X: pd.DataFrame) -> np.ndarray:
@@ -178,14 +178,14 @@ def make_encoder_for_type(
     scaled = encoder.encoding in ("linear", "neighbours")
     if column_type in READERS:
         fill_empty = column_type == "number" and not scaled
-        return ColumnPipeline(column_type, make_transformers(encoder, column_type), fill_empty)
+        return ColumnPipeline(column_type, make_transformers_for_type(encoder, column_type), fill_empty)
     ordered = isinstance(dtype, pd.CategoricalDtype) and dtype.ordered
     method = "native" if encoder.encoding == "native" else "ordinal" if encoder.encoding == "trees" and ordered else (
         "one_hot" if column_type == "category" else "target")
     return CategoryMapping(method, encoder.classification, encoder.time_ordered, encoder.scaling if scaled else "", encoder.seed)
 
 # %% ../../../nbs/features/encode/encode.ipynb #4e8637b4
-def make_transformers(
+def make_transformers_for_type(
     encoder: FeatureEncoder, # Its parameters say how
     column_type: str, # `number`, `date` or `text`
 ) -> tuple: # Unfitted, one after the other; none if the values stay as they are
@@ -241,7 +241,7 @@ def _category_type(categories: tuple) -> pd.CategoricalDtype:
     return pd.CategoricalDtype(pd.Index(categories, dtype="str"))
 
 # %% ../../../nbs/features/encode/encode.ipynb #586def3f
-def to_categorical_frame(
+def encoded_array_to_frame(
     encoder: FeatureEncoder, # Fitted
     numbers: np.ndarray, # Of shape (n, features)
     index: pd.Index, # Of the rows

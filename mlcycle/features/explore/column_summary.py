@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['NUMBER_STATISTICS', 'MAX_LISTED_VALUES', 'DATE_PATTERN', 'target_indicators', 'infer_value_type',
            'quantiles_of_sorted', 'summarize_numbers', 'find_isolated_value', 'summarize_categories', 'group_means',
-           'summarize_text_formats', 'missingness_signal', 'summarize_columns', 'shorten_value']
+           'profile_text_values', 'missingness_signal', 'summarize_columns', 'shorten_value']
 
 # %% ../../../nbs/features/explore/column_summary.ipynb #45752b8b
 import numpy as np
@@ -118,7 +118,7 @@ def summarize_categories(
         lines[target_class] = group_means(codes, numbers, len(distinct))[order]
     facts = {"missing": float((codes < 0).mean()), "distinct": len(distinct), "top": lines.value[0] if len(lines) else None,
              "top_share": float(lines.share[0]) if len(lines) else 0.0, "rare_share": float(counts[counts < 10].sum() / known)}
-    return facts | summarize_text_formats(distinct, counts), lines
+    return facts | profile_text_values(distinct, counts), lines
 
 # %% ../../../nbs/features/explore/column_summary.ipynb #6cae573d
 def group_means(
@@ -136,7 +136,7 @@ def group_means(
 DATE_PATTERN = r"^\s*(?:\d{4}[-/.]\d{1,2}[-/.]\d{1,2}|\d{1,2}[-/.]\d{1,2}[-/.]\d{4})(?:[T ]\d{1,2}:\d{2}.*)?\s*$"
 
 # %% ../../../nbs/features/explore/column_summary.ipynb #44826a02
-def summarize_text_formats(
+def profile_text_values(
     distinct: pd.Index, # Values that occur
     counts: np.ndarray, # How often each does
     max_values: int = 5000, # Values that are looked at, the first ones

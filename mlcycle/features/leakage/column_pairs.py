@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Quantity', 'list_quantities', 'ColumnPair', 'combine_quantities', 'choose_column_pairs', 'find_leaking_pairs',
-           'quantities_matrix', 'residuals_given_other_columns', 'find_leaking_column_of_pair']
+           'encode_columns_for_trees', 'residuals_given_other_columns', 'find_leaking_column_of_pair']
 
 # %% ../../../nbs/features/leakage/column_pairs.ipynb #e696bc0a
 from collections.abc import Iterator
@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 from sklearn.ensemble import HistGradientBoostingRegressor
 
-from ..create.name_hints import clock_to_minutes, is_clock_time
+from ..create.name_hints import hhmm_to_minutes, is_hhmm_time
 from .single_column import TargetSample, encode_single_column, explained_share
 
 # %% ../../../nbs/features/leakage/column_pairs.ipynb #6e1bc03b
@@ -42,8 +42,8 @@ def list_quantities(
             values = (column - column.dt.normalize()).dt.total_seconds().to_numpy(float) / 60
             if np.nanstd(values) > 0:
                 quantities.append(Quantity(name, "time of day", values))
-        elif is_clock_time(values):
-            quantities.append(Quantity(name, "time of day", clock_to_minutes(values)))
+        elif is_hhmm_time(values):
+            quantities.append(Quantity(name, "time of day", hhmm_to_minutes(values)))
         else:
             quantities.append(Quantity(name, "number", values))
     return quantities
@@ -131,7 +131,7 @@ def find_leaking_pairs(
     return sorted(found, key=lambda pair: -pair.score)
 
 # %% ../../../nbs/features/leakage/column_pairs.ipynb #5ee6a41c
-def quantities_matrix(
+def encode_columns_for_trees(
     rows: pd.DataFrame, # Of a sample
 ) -> np.ndarray: # Floats, missing values kept; dates also as their time of day
     "Columns for trees."
@@ -166,7 +166,7 @@ def find_leaking_column_of_pair(
     names = [pair.first, pair.second]
     if known_before in names:
         return [name for name in names if name != known_before], {}
-    others = quantities_matrix(sample.rows[[name for name in unsuspected if name not in names]])
+    others = encode_columns_for_trees(sample.rows[[name for name in unsuspected if name not in names]])
     predicted = {}
     for quantity in list_quantities(sample.rows[names]):
         modulo_day = quantity.unit == "time of day"

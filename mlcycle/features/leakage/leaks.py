@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MIN_SINGLE_COLUMN_SCORE', 'MIN_PAIR_SCORE', 'MIN_RELATED_SCORE', 'MIN_COUNTER_SCORE',
-           'find_columns_missing_with_target', 'find_class_specific_gaps', 'parse_row_counter', 'find_future_dates',
+           'find_missingness_shared_with_target', 'find_class_specific_gaps', 'parse_row_counter', 'find_future_dates',
            'LeakageEvidence', 'correlation_with_leak_within_classes', 'find_target_leakage', 'mark_trusted_columns',
            'plot_target_leakage']
 
@@ -23,7 +23,7 @@ from mlcycle.features.leakage.column_pairs import (
     find_leaking_column_of_pair,
     find_leaking_pairs,
     residuals_given_other_columns,
-    quantities_matrix,
+    encode_columns_for_trees,
 )
 from mlcycle.features.leakage.single_column import (
     TargetSample,
@@ -36,7 +36,7 @@ from .target_encoded import find_target_encodings
 from ...outcomes import LeakageSuspect, Problem
 
 # %% ../../../nbs/features/leakage/leaks.ipynb #5f586c63
-def find_columns_missing_with_target(
+def find_missingness_shared_with_target(
     rows: pd.DataFrame, # Features only
     target: pd.Series, # Of the same rows; missing where it is unknown
     min_unknown: int = 20, # So many unknown ones are needed
@@ -52,7 +52,7 @@ def find_columns_missing_with_target(
     if len(names) > 0.5 * rows.shape[1]:
         return {}
     return {name: f"It is missing in {there[name]:,} of {unknown.sum():,} rows whose target is unknown and in "
-                  f"{elsewhere[name]:,} of {(~unknown).sum():,} others: it is filled in when the outcome is." for name in names}
+            f"{elsewhere[name]:,} of {(~unknown).sum():,} others: it is filled in when the outcome is." for name in names}
 
 # %% ../../../nbs/features/leakage/leaks.ipynb #8cedb8d4
 def find_class_specific_gaps(
@@ -109,7 +109,7 @@ def find_future_dates(
         if len(known) < 30 or (known > 0).mean() < 0.95 or np.std(known) == 0:
             continue
         far = np.log1p(np.clip(hours, 0, None))
-        unforeseen = residuals_given_other_columns(far, quantities_matrix(rows.drop(columns=dates)))
+        unforeseen = residuals_given_other_columns(far, encode_columns_for_trees(rows.drop(columns=dates)))
         if np.nanvar(unforeseen) > 0.5 * np.nanvar(far):
             found[name] = (f"It lies after '{time}' in {(known > 0).mean():.1%} of the rows, by {np.median(known):,.1f} hours in "
                            "the middle, and the other columns do not predict by how much. If it is a plan, trust it.")
@@ -162,7 +162,7 @@ def _check_single_columns(evidence: LeakageEvidence, max_score: float) -> None:
             evidence.add_reason(name, sorted_rows, correlates=False)
         elif score >= max_score:
             evidence.add_reason(name, f"By itself it explains {score:.1%} of {evidence.score_unit}; "
-                                 f"above {max_score:.0%} it is taken for the target itself.")
+                                f"above {max_score:.0%} it is taken for the target itself.")
 
 # %% ../../../nbs/features/leakage/leaks.ipynb #207b817a
 def _check_column_pairs(evidence: LeakageEvidence, pairs: list[ColumnPair], max_score: float, time: str) -> None:
@@ -256,7 +256,8 @@ def _gather(rows: pd.DataFrame, target: pd.Series, problem: Problem, seed: int) 
     regression, known = sample.regression, target.notna()
     what = f"the variance of the ranks of '{problem.target}'" if regression else f"the uncertainty about '{problem.target}'"
     evidence = LeakageEvidence(sample, score_single_columns(sample), f"{what} on held-out rows")
-    reasons = [find_columns_missing_with_target(rows, target), find_class_specific_gaps(rows[known], target[known], regression),
+    reasons = [find_missingness_shared_with_target(rows, target),
+               find_class_specific_gaps(rows[known], target[known], regression),
                find_future_dates(sample.rows, problem.time)]
     for name, reason in [item for each in reasons for item in each.items()]:
         evidence.add_reason(name, reason)

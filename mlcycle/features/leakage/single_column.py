@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 from sklearn.tree import DecisionTreeRegressor
 
-from ...ml.folds import make_folds, subsample_evenly
+from ...ml.folds import make_folds, subsample_rows_evenly
 from ...outcomes import Problem
 
 # %% ../../../nbs/features/leakage/single_column.ipynb #fb11fa84
@@ -43,7 +43,7 @@ def prepare_labelled_sample(
     known = rows[target.notna()]
     if problem.time in known:
         known = known.sort_values(problem.time, kind="stable")
-    sample = subsample_evenly(known, max_rows)
+    sample = subsample_rows_evenly(known, max_rows)
     labels = target[sample.index]
     if regression:
         targets = labels.rank(pct=True).to_numpy(float)[:, None]

@@ -15,7 +15,7 @@ import pandas as pd
 
 from .bench import encode_feature_fold, make_repeated_folds, score_features_on_fold
 from .quick_model import plan_selection_budget
-from ...ml.folds import mean_difference, mean_score, subsample_evenly
+from ...ml.folds import mean_difference, mean_score, subsample_rows_evenly
 from ...outcomes import Problem, Score
 
 # %% ../../../nbs/features/select/comparison.ipynb #e9e4158b
@@ -56,8 +56,8 @@ def choose_comparison_rows(
     max_rows: int, # So many were used by the selection
 ) -> tuple[pd.DataFrame, bool]: # At most `max_rows` in the same order; whether they are others
     "Rows for the comparison of feature sets, disjoint from those of the selection if there are enough."
-    used = set(subsample_evenly(pd.DataFrame({"place": np.arange(len(rows))}), max_rows).place)
+    used = set(subsample_rows_evenly(pd.DataFrame({"place": np.arange(len(rows))}), max_rows).place)
     rest = rows.iloc[[place for place in range(len(rows)) if place not in used]]
     if len(rest) >= max(2000, max_rows // 4):
-        return subsample_evenly(rest, max_rows), True
-    return subsample_evenly(rows, max_rows), False
+        return subsample_rows_evenly(rest, max_rows), True
+    return subsample_rows_evenly(rows, max_rows), False

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['make_shadow_features', 'permute_features_in_fold', 'PermutationImportance', 'permutation_importance_on_folds',
-           'paired_score_difference', 'find_redundant_features', 'quantile_groups', 'find_target_associated_features']
+           'compare_feature_set_scores', 'find_redundant_features', 'quantile_groups',
+           'find_target_associated_features']
 
 # %% ../../../nbs/features/select/importance.ipynb #ea9ca567
 from collections.abc import Collection, Sequence
@@ -14,7 +15,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from .bench import EncodedFeatureFold, FeatureSetScorer, fit_features_on_fold
+from .bench import EncodedFeatureFold, FeatureSetScorer, fit_quick_model_on_fold
 from .quick_model import SelectionBudget
 from ...ml.folds import mean_difference
 from ...ml.metrics import get_metric, score_many_predictions
@@ -50,7 +51,7 @@ def permute_features_in_fold(
 ) -> tuple[float, dict[str, float], list[float]]: # Score; score with each feature permuted; with each shadow feature permuted
     "The primary metric on validation rows, with each feature permuted in turn."
     shadow_train, shadow_valid, shadows = make_shadow_features(encoded, names, budget.n_shadows, seed)
-    model, places = fit_features_on_fold(encoded, names, problem, budget, extra=shadow_train)
+    model, places = fit_quick_model_on_fold(encoded, names, problem, budget, extra=shadow_train)
     n_rows = len(encoded.X_valid)
     some = np.linspace(0, n_rows - 1, min(n_rows, budget.max_permuted_rows)).astype(int)
     X, y = np.column_stack([encoded.X_valid[:, places], shadow_valid])[some], encoded.y_valid[some]
@@ -100,7 +101,7 @@ def permutation_importance_on_folds(
     return PermutationImportance(importances, frequency, float(np.mean(list(best.values()))))
 
 # %% ../../../nbs/features/select/importance.ipynb #5b007383
-def paired_score_difference(
+def compare_feature_set_scores(
     scorer: FeatureSetScorer, # Encoded folds
     names: Collection[str], # Features
     other_names: Collection[str], # Features that they are compared with

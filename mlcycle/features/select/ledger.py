@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['sort_features', 'features_table', 'write_features_csv', 'shorten_text', 'plot_feature_importance',
-           'choose_plotted_features', 'column_positions', 'plot_feature_graph']
+           'choose_plotted_features', 'compute_column_y_positions', 'plot_feature_graph']
 
 # %% ../../../nbs/features/select/ledger.ipynb #63905a62
 from collections.abc import Sequence
@@ -102,7 +102,7 @@ def choose_plotted_features(
     return [each for each in ranked if each in few]
 
 # %% ../../../nbs/features/select/ledger.ipynb #5c74c754
-def column_positions(
+def compute_column_y_positions(
     shown: Sequence[Feature], # From top to bottom
 ) -> dict[str, float]: # Height of each column, 0 at the top, growing downwards
     "Columns in the order of the features that come from them, evenly spread."
@@ -129,7 +129,7 @@ def plot_feature_graph(
     import matplotlib.pyplot as plt
 
     shown = choose_plotted_features(features, max_features)
-    columns = column_positions(shown)
+    columns = compute_column_y_positions(shown)
     top = max((max(0.0, each.importance.value) for each in shown if each.importance), default=0.0)
     height = max([len(shown) - 1, *columns.values()], default=0)
     figure, axes = plt.subplots(figsize=(9.5, 1.0 + 0.235 * (height + 1)))

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['KNOWN_FUNCTIONS', 'FUNCTION_FILE_HEADER', 'FeatureFunction', 'compile_function', 'check_function_source',
-           'read_functions', 'find_function', 'FunctionCaller', 'find_function_callers', 'save_functions',
-           'load_functions', 'workspace_functions_file', 'load_workspace_functions']
+           'parse_feature_functions', 'get_loaded_function', 'FunctionCaller', 'find_estimators_calling_functions',
+           'save_functions', 'load_functions', 'workspace_functions_file', 'load_workspace_functions']
 
 # %% ../../../nbs/stores/models/function_files.ipynb #4d15e075
 import __future__
@@ -111,7 +111,7 @@ def _line(function: FeatureFunction, number: int) -> str:
     return lines[number - 1].strip() if 0 < number <= len(lines) else ""
 
 # %% ../../../nbs/stores/models/function_files.ipynb #93efe26b
-def read_functions(
+def parse_feature_functions(
     text: str, # Python source
     inputs: Sequence[str] | None = None, # Used instead of what the decorators say
     kind: str | None = None, # Used instead of what the decorators say
@@ -126,7 +126,7 @@ def read_functions(
                 columns = inputs or arguments.get("inputs") or [one.arg for one in node.args.posonlyargs + node.args.args]
                 words = " ".join((ast.get_docstring(node) or "").split("\n\n")[0].split())
                 found.append(check_function_source(FeatureFunction(node.name, ast.get_source_segment(text, node), tuple(columns),
-                                                          kind or arguments.get("kind", "number"), words)))
+                                                                   kind or arguments.get("kind", "number"), words)))
     return found
 
 # %% ../../../nbs/stores/models/function_files.ipynb #12e07707
@@ -145,7 +145,7 @@ def _decorator_arguments(decorator: ast.expr) -> dict[str, Any]:
 KNOWN_FUNCTIONS: dict[tuple[str, str], FeatureFunction] = {} # By name and hash; of this process
 
 # %% ../../../nbs/stores/models/function_files.ipynb #08552731
-def find_function(
+def get_loaded_function(
     name: str, # As a model says
     sha256: str, # Of its source
 ) -> FeatureFunction:
@@ -176,7 +176,7 @@ def _rebuild_caller(kind: type, parameters: dict, function: FeatureFunction | No
     return kind(**parameters)
 
 # %% ../../../nbs/stores/models/function_files.ipynb #65099ee6
-def find_function_callers(
+def find_estimators_calling_functions(
     model: Any, # An estimator, or a list, mapping or array of them
 ) -> list[FunctionCaller]:
     "The parts of a model that call user functions, fitted parts included."
@@ -186,7 +186,8 @@ def find_function_callers(
         model = list(model.values())
     elif hasattr(model, "get_params") and hasattr(model, "__dict__"):
         model = list(vars(model).values())
-    return [found for each in model for found in find_function_callers(each)] if isinstance(model, list | tuple) else []
+    return [found for each in model for found in find_estimators_calling_functions(each)] if isinstance(model,
+                                                                                                        list | tuple) else []
 
 # %% ../../../nbs/stores/models/function_files.ipynb #052f1108
 FUNCTION_FILE_HEADER = '''"User features, as a notebook defined them."
@@ -208,7 +209,7 @@ def save_functions(
     for each in sorted(functions, key=lambda one: one.name):
         declared = ", ".join([*map(repr, each.inputs), f"kind={each.kind!r}"])
         text += f"\n\n@feature({declared})\n{each.source}\n"
-    if {each.sha256 for each in read_functions(text)} != {each.sha256 for each in functions}:
+    if {each.sha256 for each in parse_feature_functions(text)} != {each.sha256 for each in functions}:
         raise InputError("Functions do not come back from a file as they were.", "Two may have the same name.")
     sha256 = hashlib.sha256(text.encode()).hexdigest()
     with atomic_write(Path(folder) / f"{sha256[:12]}.py") as half:
@@ -228,7 +229,7 @@ def load_functions(
     if sha256 and hashlib.sha256(raw).hexdigest() != sha256:
         raise ArtifactError(f"The file of functions {path} has been altered.", f"Its hash should be {sha256[:12]}….")
     try:
-        found = read_functions(raw.decode())
+        found = parse_feature_functions(raw.decode())
     except (SyntaxError, ValueError) as error:
         raise ArtifactError(f"The file of functions {path} is no Python: {error}.") from error
     KNOWN_FUNCTIONS.update({(each.name, each.sha256): each for each in found})

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['QueuedModel', 'queue_model', 'queued_models', 'register_queued_model', 'register_candidate',
-           'add_version_to_decision']
+           'add_version_to_decision_text']
 
 # %% ../../../nbs/stores/models/offline_queue.ipynb #c571d457
 import hashlib
@@ -20,10 +20,10 @@ from ...core.files import atomic_folder
 from ...core.workspace import Workspace
 from ...errors import DiskFullError, RegistryError
 from ...outcomes import Candidate, Record
-from .model_files import load_model, dump_model
+from .model_files import load_model, model_to_skops_bytes
 from .registration import register_model
 from .registry import open_experiment, registry_errors
-from .library_versions import add_versions
+from .library_versions import add_versions_to_skops
 from .trial_tracking import TrialRecord
 
 # %% ../../../nbs/stores/models/offline_queue.ipynb #d02a8c39
@@ -51,8 +51,8 @@ def queue_model(
     reason: str = "", # Why the registry could not take it
 ) -> Path: # Its folder
     "Add a model that could not be registered to the offline queue, atomically."
-    plain = dump_model(model)
-    data, fingerprint = add_versions(plain), hashlib.sha256(plain).hexdigest()
+    plain = model_to_skops_bytes(model)
+    data, fingerprint = add_versions_to_skops(plain), hashlib.sha256(plain).hexdigest()
     queued = QueuedModel(
         fingerprint=fingerprint, trials=[*trials], queued_at=datetime.now(UTC).isoformat(timespec="seconds"), reason=reason,
         candidate=candidate, tags=tags, sha256=hashlib.sha256(data).hexdigest())
@@ -94,7 +94,7 @@ def register_queued_model(
         open_experiment(workspace.tracking_uri, workspace.artifacts, name)
         ref = register_model(name, model, example, outputs, queued.candidate.leaderboard, queued.tags, trials=queued.trials)
     shutil.rmtree(folder, ignore_errors=True)
-    return add_version_to_decision(queued.candidate.model_copy(update={"model": ref}))
+    return add_version_to_decision_text(queued.candidate.model_copy(update={"model": ref}))
 
 # %% ../../../nbs/stores/models/offline_queue.ipynb #44d6eee4
 def register_candidate(
@@ -120,16 +120,16 @@ def register_candidate(
             error.found, f"Nothing is lost: the model is kept in {folder}.",
             "Once it can be reached, run again: no trial is repeated; or: mlcycle models register") from error
     _remove_from_queue(workspace, model)
-    return add_version_to_decision(candidate.model_copy(update={"model": ref}))
+    return add_version_to_decision_text(candidate.model_copy(update={"model": ref}))
 
 # %% ../../../nbs/stores/models/offline_queue.ipynb #f2461a2a
 def _remove_from_queue(workspace: Workspace, model: BaseEstimator) -> None:
     "Remove a model that has a version now."
     if (queue := workspace.root / "pending").is_dir():
-        shutil.rmtree(queue / hashlib.sha256(dump_model(model)).hexdigest(), ignore_errors=True)
+        shutil.rmtree(queue / hashlib.sha256(model_to_skops_bytes(model)).hexdigest(), ignore_errors=True)
 
 # %% ../../../nbs/stores/models/offline_queue.ipynb #14259ebb
-def add_version_to_decision(
+def add_version_to_decision_text(
     candidate: Candidate, # With its version
 ) -> Candidate:
     "A candidate whose decision names its version."

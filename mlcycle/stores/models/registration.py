@@ -25,8 +25,8 @@ from ...core.files import hash_file
 from ...core.own_wheel import own_requirement, write_own_wheel
 from ...core.versions import installed_versions
 from ...outcomes import Dataset, LeaderboardEntry, ModelRef, Problem, Score
-from .library_versions import VERSIONS_ENTRY, add_versions, read_versions
-from .model_files import dump_model
+from .library_versions import VERSIONS_ENTRY, add_versions_to_skops, read_versions
+from .model_files import model_to_skops_bytes
 from .registry import (ARTIFACT_FOLDERS, CHALLENGER, functions_ref, get_alias_version,
                                             registered_model_file, set_alias)
 from .trial_tracking import TrialRecord, mlflow_key, log_trials, unlogged_trials
@@ -50,8 +50,8 @@ def register_model(
     "Register a fitted model as a new version, unless the same model is registered already."
     import mlflow
 
-    plain = dump_model(model)
-    fingerprint, data = hashlib.sha256(plain).hexdigest(), add_versions(plain)
+    plain = model_to_skops_bytes(model)
+    fingerprint, data = hashlib.sha256(plain).hexdigest(), add_versions_to_skops(plain)
     ref, fresh = _find_version(name, fingerprint), unlogged_trials(trials, tags)
     if not ref or fresh:
         facts = version_tags(data, leaderboard[0], scores) | {"fingerprint": fingerprint} | tags

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['HTTP_RETRIES', 'ARTIFACT_FOLDERS', 'DOWNLOADS', 'CHAMPION', 'CHALLENGER', 'ALIAS_HISTORY_TAG', 'registry_errors',
-           'is_registry_error', 'short_reason', 'connect_registry', 'open_experiment', 'registered_file',
+           'is_registry_error', 'short_reason', 'connect_registry', 'open_experiment', 'download_model_artifact',
            'registered_model_file', 'load_registered_model', 'get_alias_version', 'functions_ref', 'get_model_ref',
            'set_alias', 'remove_alias', 'alias_history']
 
@@ -136,7 +136,7 @@ def open_experiment(
 DOWNLOADS: dict[tuple[str, str, int, str], tempfile.TemporaryDirectory] = {} # By registry, name, version and part
 
 # %% ../../../nbs/stores/models/registry.ipynb #f5a93223
-def registered_file(
+def download_model_artifact(
     name: str, # Of the registered model
     version: int, # Which one
     part: str = "model.skops", # Or "MLmodel", what MLflow says about it
@@ -162,7 +162,7 @@ def registered_model_file(
     version: int, # Which one
 ) -> Path: # Its skops file, on this machine
     "The file of a registered version."
-    return registered_file(name, version)
+    return download_model_artifact(name, version)
 
 # %% ../../../nbs/stores/models/registry.ipynb #b26625c0
 def load_registered_model(

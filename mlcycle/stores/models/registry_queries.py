@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['VERSION_COLUMNS', 'JSON_TAGS', 'CODE_TAGS', 'RESERVED_TAGS', 'open_registry_read_only', 'find_version',
            'list_versions', 'is_reserved_tag', 'describe_version', 'read_signature', 'find_usages', 'diff_versions',
-           'tag_version', 'check_unused', 'delete_version']
+           'tag_version', 'raise_if_version_in_use', 'delete_version']
 
 # %% ../../../nbs/stores/models/registry_queries.ipynb #350d15bb
 import json
@@ -19,10 +19,11 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from ...errors import ArtifactError, ParameterError, suggest_name
-from ...core.runs import read_outcomes
+from ...core.runs import read_stage_results
 from ...core.runs import list_runs
 from ...core.workspace import Workspace
-from .registry import (ARTIFACT_FOLDERS, CHALLENGER, alias_history, connect_registry, registered_file,
+from .registry import (ARTIFACT_FOLDERS, CHALLENGER, alias_history, connect_registry,
+                                            download_model_artifact,
                                             registry_errors, remove_alias)
 
 if TYPE_CHECKING:
@@ -117,7 +118,7 @@ def _time(version: "ModelVersion") -> str:
 JSON_TAGS = ("scores", "versions", "parameters", "settings") # Tags of a version that hold JSON
 CODE_TAGS = ("notebook", "notebook_sha256", "code")
 RESERVED_TAGS = {*JSON_TAGS, *CODE_TAGS, "fingerprint", "sha256", "bytes", "score", "winner", "run", "source_sha256", "seed",
-            "study", "functions"}
+                 "study", "functions"}
 
 # %% ../../../nbs/stores/models/registry_queries.ipynb #15e64d5c
 def is_reserved_tag(
@@ -158,7 +159,7 @@ def read_signature(
     from mlflow.models import Model
 
     try:
-        signature = Model.load(str(registered_file(name, version, "MLmodel"))).signature
+        signature = Model.load(str(download_model_artifact(name, version, "MLmodel"))).signature
     except (MlflowException, OSError):
         return {"inputs": {}, "outputs": {}}
     sides = {"inputs": signature and signature.inputs, "outputs": signature and signature.outputs}
@@ -174,7 +175,7 @@ def find_usages(
     "Runs and release bundles of the workspace that use a version."
     found = []
     for run in list_runs(workspace):
-        outcomes = read_outcomes(run)
+        outcomes = read_stage_results(run)
         stages = [stage for stage in ("modelling", "deployment") if _refers_to(outcomes[stage].get("model"), name, version)]
         if stages:
             found.append(f"The run {run.id} {'released' if outcomes['deployment'].get('released') else 'found'} it.")
@@ -245,7 +246,7 @@ def tag_version(
     return f"{version.name}@{version.version}"
 
 # %% ../../../nbs/stores/models/registry_queries.ipynb #8d73f045
-def check_unused(
+def raise_if_version_in_use(
     workspace: Workspace, # Has runs and bundles
     version: "ModelVersion", # With its aliases
     force: bool = False, # Whether runs and bundles do not count
@@ -272,7 +273,7 @@ def delete_version(
         raise ParameterError(f"'{address}' does not say which version is to go.", f"{address}@1, for instance.")
     with open_registry_read_only(workspace) as client:
         version = find_version(client, address)
-        check_unused(workspace, version, force)
+        raise_if_version_in_use(workspace, version, force)
         artifacts = ARTIFACT_FOLDERS.get(workspace.tracking_uri)
         stored = Path(client.get_model_version_download_uri(version.name, str(version.version)).removeprefix("file://"))
         shared = [each for each in _versions(client, version.name) if each.source == version.source]

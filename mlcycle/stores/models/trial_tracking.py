@@ -77,7 +77,7 @@ def log_trials(
     for trial in trials:
         start_ms = int(1000 * (trial.started or time.time()))
         trial_tags = {"trial": trial.key(tags.get("study", "")), "model_type": trial.model_type, "role": trial.role,
-               "status": trial.status, "encoding": trial.encoding, "reason": trial.reason[:5000]}
+                      "status": trial.status, "encoding": trial.encoding, "reason": trial.reason[:5000]}
         run_tags = shared | {k: v for k, v in trial_tags.items() if v}
         run = client.create_run(parent.info.experiment_id, start_ms, run_tags, trial.name)
         parameters = [Param(mlflow_key(name), value[:500]) for name, value in trial.parameters.items()][:100]

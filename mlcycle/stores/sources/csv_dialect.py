@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['CSV_OPTIONS', 'SEPARATORS', 'NUMBER_OR_DATE', 'CsvDialect', 'detect_dialect', 'detect_separator', 'has_header',
-           'detect_decimal', 'check_column_names']
+           'detect_decimal', 'fill_unnamed_columns']
 
 # %% ../../../nbs/stores/sources/csv_dialect.ipynb #2e798109
 import codecs
@@ -21,7 +21,7 @@ from ...outcomes import NA_VALUES
 from .addresses import parse_options
 from .compressed_files import open_decompressed
 from .encodings import SAMPLE_BYTES, detect_encoding
-from .number_and_date_formats import N_SAMPLE_VALUES, detect_number_format
+from .number_and_date_formats import N_SAMPLE_VALUES, detect_column_number_notation
 
 # %% ../../../nbs/stores/sources/csv_dialect.ipynb #032b5dec
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ def detect_dialect(
     names = tuple(name.strip() for name in records[0]) if header else tuple(f"column{n}" for n in range(len(records[0])))
     first = records[1] if header and len(records) > 1 else records[0]
     return CsvDialect(encoding, separator, given.get("decimal") or detect_decimal(records[header:], separator), header, names,
-                  len(first) != len(names))
+                      len(first) != len(names))
 
 # %% ../../../nbs/stores/sources/csv_dialect.ipynb #dd6a0395
 def detect_separator(
@@ -110,13 +110,13 @@ def detect_decimal(
     width = Counter(map(len, records)).most_common(1)[0][0]
     columns = list(zip(*(record for record in records if len(record) == width), strict=True))
     known = [[value.strip() for value in column if value not in NA_VALUES] for column in columns]
-    commas = sum(detect_number_format(pd.Series(values, dtype="str")) == "decimal comma" for values in known)
+    commas = sum(detect_column_number_notation(pd.Series(values, dtype="str")) == "decimal comma" for values in known)
     points = sum(any("." in value for value in values)
                  and all(re.fullmatch(r"[-+]?\d*\.?\d+([eE][-+]?\d+)?", value) for value in values) for values in known)
     return "," if commas > points else "."
 
 # %% ../../../nbs/stores/sources/csv_dialect.ipynb #704c4b44
-def check_column_names(
+def fill_unnamed_columns(
     path: Path, # Named in errors
     dialect: CsvDialect, # How a file is written
 ) -> CsvDialect: # With a name for each column

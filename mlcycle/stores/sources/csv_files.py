@@ -15,8 +15,8 @@ import pandas as pd
 
 from ...outcomes import NA_VALUES
 from .compressed_files import COMPRESSED_ENDINGS, open_decompressed
-from .csv_dialect import CsvDialect, check_column_names, detect_dialect
-from .encodings import SAMPLE_BYTES, detect_code_page
+from .csv_dialect import CsvDialect, fill_unnamed_columns, detect_dialect
+from .encodings import SAMPLE_BYTES, detect_utf8_or_code_page
 from .malformed_lines import separate_malformed_lines
 from .number_and_date_formats import parse_numbers_and_dates
 from .progress import ProgressCallback
@@ -87,11 +87,11 @@ def read_csv_file(
     progress: ProgressCallback | None = None, # Told how many bytes were read
 ) -> tuple[pd.DataFrame, list[tuple[int, str, str]], str]: # Rows, malformed lines, and how the file is written
     "Read a CSV file; malformed lines are returned separately."
-    dialect = check_column_names(path, detect_dialect(path, options))
+    dialect = fill_unnamed_columns(path, detect_dialect(path, options))
     rows = dialect.ragged or _parse_or_error(path, dialect, progress)
     if isinstance(rows, UnicodeDecodeError) and "encoding" not in options: # The sample was all ASCII
         with open_decompressed(path) as file:
-            dialect = replace(dialect, encoding=detect_code_page(file))
+            dialect = replace(dialect, encoding=detect_utf8_or_code_page(file))
         rows = _parse_or_error(path, dialect, progress) if dialect.encoding != "utf-8" else rows
     malformed = []
     if not isinstance(rows, pd.DataFrame) or needs_line_check(path, dialect, rows):

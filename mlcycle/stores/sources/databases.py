@@ -12,10 +12,10 @@ from contextlib import contextmanager
 
 import pandas as pd
 
-from ...core.versions import install_command
+from ...core.versions import mlcycle_install_command
 from ...errors import SourceError, suggest_name
 from ...core.secrets import mask_secrets
-from .addresses import expand_variables, split_address
+from .addresses import expand_variables, split_address_fragment
 from .number_and_date_formats import parse_numbers_and_dates
 from .progress import ProgressCallback
 from .rows import SourceRows, normalise_dtypes
@@ -67,7 +67,7 @@ def connect_read_only(
     try:
         engine = sa.create_engine(url, poolclass=sa.pool.NullPool)
     except (ImportError, sa.exc.ArgumentError) as error:
-        known = {"psycopg": install_command("postgres")}
+        known = {"psycopg": mlcycle_install_command("postgres")}
         missing = getattr(error, "name", "") or ""
         raise SourceError(f"The database '{mask_secrets(address)}' cannot be reached: {mask_secrets(str(error), address)}.",
                           remedy=known.get(missing, f"pip install {missing}" if missing else "")) from None
@@ -102,7 +102,7 @@ def read_database(
     progress: ProgressCallback | None = None, # Told how many rows came
 ) -> SourceRows:
     "Read a table or the result of a query from a database."
-    url, rest = split_address(address)
+    url, rest = split_address_fragment(address)
     if not (rest or query):
         raise SourceError(f"The address '{mask_secrets(url)}' names no table.", "'#' and a table, or a query, is expected.")
     with connect_read_only(url) as connection:

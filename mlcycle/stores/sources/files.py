@@ -21,7 +21,7 @@ import pandas as pd
 
 from ...errors import SourceError, suggest_name
 from ...outcomes import NA_VALUES
-from .addresses import split_address
+from .addresses import split_address_fragment
 from .number_and_date_formats import parse_numbers_and_dates
 from .progress import ProgressCallback
 from .rows import SourceRows, arrow_to_pandas, normalise_dtypes
@@ -48,7 +48,7 @@ def list_files(
         found = [path]
     elif path.is_dir():
         found = [file for file in path.rglob("*") if file.is_file() and not any(part[0] in "._" for part in
-                                                                               file.relative_to(path).parts)]
+                                                                                file.relative_to(path).parts)]
     else:
         found = [Path(name) for name in glob.glob(place, recursive=True) if Path(name).is_file()]
     if not found:
@@ -294,7 +294,7 @@ def read_delta(
     "A Delta table."
     table = open_delta(place)
     rows, size = arrow_to_pandas(table.to_pyarrow_table()), sum(action["size_bytes"] for action in
-                                                           table.get_add_actions(flatten=True).to_struct_array().to_pylist())
+                                                                table.get_add_actions(flatten=True).to_struct_array().to_pylist())
     if progress:
         progress(len(rows), size, size)
     return SourceRows(rows, f"Delta, version {table.version()}", size)
@@ -305,7 +305,7 @@ def read_file(
     progress: ProgressCallback | None = None, # Told how far it is
 ) -> SourceRows:
     "The rows of one file or of several."
-    place, options = split_address(address) if not Path(address).exists() else (address, "")
+    place, options = split_address_fragment(address) if not Path(address).exists() else (address, "")
     if is_delta(place):
         return read_delta(place, progress)
     files = list_files(place)
@@ -344,4 +344,4 @@ def _concat_files(readings: list[SourceRows], files: list[Path]) -> SourceRows:
                  for line, text, reason in reading.malformed_lines]
     return SourceRows(pd.concat([reading.rows for reading in readings], ignore_index=True),
                       first.description + _file_count(files),
-                   sum(reading.bytes for reading in readings), malformed)
+                      sum(reading.bytes for reading in readings), malformed)

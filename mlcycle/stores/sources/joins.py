@@ -19,7 +19,7 @@ import pandas as pd
 from ...errors import SourceError
 from ...outcomes import NA_VALUES
 from ...core.secrets import mask_secrets
-from .addresses import split_address
+from .addresses import split_address_fragment
 from mlcycle.stores.sources.files import (
     fetch_rows,
     file_kind,
@@ -34,7 +34,7 @@ from mlcycle.stores.sources.files import (
 from .progress import ProgressCallback
 from .rows import SourceRows, hash_rows, normalise_dtypes
 from .compressed_files import TEXT_ENDINGS
-from .csv_dialect import CsvDialect, check_column_names, detect_dialect
+from .csv_dialect import CsvDialect, fill_unnamed_columns, detect_dialect
 from .malformed_lines import separate_malformed_lines
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ def create_csv_view(
     stack: ExitStack, # Keeps a cleaned copy as long as it is needed
 ) -> NamedSource:
     "Create a view of a CSV file; of a cleaned copy if it has malformed lines or another encoding."
-    dialect = check_column_names(path, detect_dialect(path, options))
+    dialect = fill_unnamed_columns(path, detect_dialect(path, options))
     good, malformed = separate_malformed_lines(path, dialect)
     readable = dialect.encoding.startswith("utf-8") and Path(path).suffix.lower() in DUCKDB_ENDINGS
     place = path
@@ -115,7 +115,7 @@ def register_source(
     stack: ExitStack, # Keeps what is needed until the query is answered
 ) -> NamedSource:
     "A source under a name."
-    place, options = split_address(address)
+    place, options = split_address_fragment(address)
     if is_delta(place):
         table = open_delta(place)
         connection.register(name, table.to_pyarrow_dataset())

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['N_SAMPLE_VALUES', 'ISO_PATTERN', 'DATE_PATTERNS', 'TIME_PATTERNS', 'NUMBER_NOTATIONS', 'parse_dates',
-           'detect_number_format', 'parse_numbers', 'parse_numbers_and_dates']
+           'detect_column_number_notation', 'parse_numbers', 'parse_numbers_and_dates']
 
 # %% ../../../nbs/stores/sources/number_and_date_formats.ipynb #9b582a54
 import re
@@ -78,7 +78,7 @@ NUMBER_NOTATIONS = { # What a value must look like, what at least one must look 
 }
 
 # %% ../../../nbs/stores/sources/number_and_date_formats.ipynb #adae234b
-def detect_number_format(
+def detect_column_number_notation(
     column: pd.Series, # Text
 ) -> str: # One of `NUMBER_NOTATIONS`; empty if it holds something else, or what could be read in two ways
     "Detect how the numbers of a text column are written; empty if it is ambiguous or holds other text."
@@ -96,7 +96,7 @@ def parse_numbers(
     column: pd.Series, # Text
 ) -> tuple[pd.Series, str]: # Numbers and how they were written, or the column as it was
     "A column of text as numbers, if all of it is."
-    name = detect_number_format(column)
+    name = detect_column_number_notation(column)
     if not name:
         return column, ""
     thousands, decimal = NUMBER_NOTATIONS[name][2:]

@@ -20,7 +20,7 @@ from ...errors import SourceError, suggest_name
 from ...core.retries import retry_policy
 from ...outcomes import Record
 from ...core.secrets import mask_secrets
-from .addresses import expand_variables, parse_options, split_address
+from .addresses import expand_variables, parse_options, split_address_fragment
 from .files import find_records, records_to_frame
 from .progress import ProgressCallback
 from .rows import SourceRows
@@ -54,7 +54,7 @@ def read_api_options(
     address: str, # An address with options after `#`, or a YAML file with them
 ) -> ApiOptions:
     "Read the options of a web API from an address or a YAML file."
-    place, rest = split_address(address)
+    place, rest = split_address_fragment(address)
     if place.lower().endswith((".yaml", ".yml")) and "://" not in place:
         from mlcycle.core.yaml_files import read_yaml_file
 

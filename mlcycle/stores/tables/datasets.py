@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['HOLDOUT', 'NO_STATISTICS', 'table_path', 'write_table', 'delta_commit_metadata', 'read_table', 'is_intact',
-           'table_files', 'TableVersion', 'table_names', 'table_versions', 'find_table_version']
+           'table_files', 'TableVersion', 'table_names', 'table_versions', 'resolve_table_address']
 
 # %% ../../../nbs/stores/tables/datasets.ipynb #19e4658a
 import json
@@ -109,7 +109,7 @@ def read_table(
     "Read the rows of a table version and verify their hash; raise for the holdout."
     if table.name == HOLDOUT:
         raise HoldoutError("The holdout is not read like other tables.", "Stage 5 reads it, once a model asks to be approved.",
-                          "To read it nevertheless: read_holdout, or mlcycle data show holdout --reason '…'. Both are recorded.")
+                           "To read it nevertheless: read_holdout, or mlcycle data show holdout --reason '…'. Both are recorded.")
     return _read_verified_rows(folder, table)
 
 # %% ../../../nbs/stores/tables/datasets.ipynb #ef50629a
@@ -195,7 +195,7 @@ def _version(name: str, commit: dict) -> TableVersion:
     return TableVersion(table, f"{datetime.fromtimestamp(commit['timestamp'] / 1000, UTC):%Y-%m-%d %H:%M:%S} UTC", metadata)
 
 # %% ../../../nbs/stores/tables/datasets.ipynb #0a4806be
-def find_table_version(
+def resolve_table_address(
     folder: Path, # Holds the tables of a workspace
     address: str, # `train@3`, or `train` for the newest
 ) -> TableVersion:

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ACCESS_PURPOSES', 'MAX_HOLDOUT_ACCESSES', 'HoldoutAccess', 'holdout_access_file', 'read_holdout_accesses',
-           'read_holdout', 'read_any_table', 'count_biasing_accesses', 'describe_holdout_accesses']
+           'read_holdout', 'read_any_table', 'count_biasing_accesses', 'format_holdout_bias_warning']
 
 # %% ../../../nbs/stores/tables/holdout.ipynb #04cbc883
 import os
@@ -97,7 +97,7 @@ def read_holdout(
     before = read_holdout_accesses(workspace, table.sha256)
     if ACCESS_PURPOSES[stage] == "verification" and not any(each.purpose == "evaluation" for each in before):
         raise HoldoutError(f"The stage '{stage}' asks for a holdout on which nothing has been decided.",
-                          "Stage 5 reads it first.", "Run stage 5.")
+                           "Stage 5 reads it first.", "Run stage 5.")
     rows = _read_verified_rows(workspace.tables, table)
     with workspace.lock("holdout/accesses"):
         if not run or not any((each.run, each.stage) == (run, stage) for each in read_holdout_accesses(workspace, table.sha256)):
@@ -129,7 +129,7 @@ def count_biasing_accesses(
 MAX_HOLDOUT_ACCESSES = 10 # Beyond them a score on the holdout deserves a warning
 
 # %% ../../../nbs/stores/tables/holdout.ipynb #39abd022
-def describe_holdout_accesses(
+def format_holdout_bias_warning(
     count: int, # Accesses, this one included
 ) -> str:
     "Describe the bias risk that follows from the number of holdout accesses."

@@ -9,7 +9,7 @@ __all__ = ['TABLE_ROLES', 'trace_lineage', 'draw_lineage']
 import json
 from typing import TYPE_CHECKING, Any
 
-from ...core.runs import read_outcomes
+from ...core.runs import read_stage_results
 from ...core.runs import Run, list_runs
 from ...core.workspace import Workspace
 from .datasets import HOLDOUT, TableVersion
@@ -40,7 +40,7 @@ def trace_lineage(
 # %% ../../../nbs/stores/tables/lineage.ipynb #4c3b100c
 def _use(run: Run, version: TableVersion) -> dict[str, Any]:
     "What a run did with a version; empty if its data are others."
-    outcomes = read_outcomes(run)
+    outcomes = read_stage_results(run)
     if outcomes["data"].get("tables", {}).get(version.table.name) != version.table.model_dump():
         return {}
     candidate, verdict, release = (outcomes[stage] for stage in ("modelling", "validation", "deployment"))
