@@ -60,8 +60,26 @@ def _remove_requests(value: Any) -> None:
         for each in value:
             _remove_requests(each)
 
+# %% ../../nbs/ml/meta_estimators.ipynb #b7623645
+class _ClassifierWrapper(ClassifierMixin, BaseEstimator):
+    "Base of classifiers that wrap a model: they predict the most probable class, and take the inputs that it takes."
+
+    model: BaseEstimator
+    classes_: np.ndarray
+
+    def predict(self, X) -> np.ndarray:
+        "The class with the highest probability."
+        check_is_fitted(self)
+        return self.classes_[self.predict_proba(X).argmax(axis=1)]
+
+    def __sklearn_tags__(self):
+        tags = super().__sklearn_tags__()
+        if hasattr(self.model, "__sklearn_tags__"): # Not all boosters have them
+            tags.input_tags = get_tags(self.model).input_tags
+        return tags
+
 # %% ../../nbs/ml/meta_estimators.ipynb #a4d64449
-class LabelEncodedClassifier(ClassifierMixin, BaseEstimator):
+class LabelEncodedClassifier(_ClassifierWrapper):
     "Meta-estimator that encodes class labels as integers for its model."
 
     def __init__(
@@ -87,19 +105,8 @@ class LabelEncodedClassifier(ClassifierMixin, BaseEstimator):
         probabilities = np.asarray(self.model_.predict_proba(X), dtype=float)
         return probabilities / probabilities.sum(axis=1, keepdims=True)
 
-    def predict(self, X) -> np.ndarray:
-        "The class with the highest probability."
-        check_is_fitted(self)
-        return self.classes_[self.predict_proba(X).argmax(axis=1)]
-
-    def __sklearn_tags__(self):
-        tags = super().__sklearn_tags__()
-        if hasattr(self.model, "__sklearn_tags__"): # Not all boosters have them
-            tags.input_tags = get_tags(self.model).input_tags
-        return tags
-
 # %% ../../nbs/ml/meta_estimators.ipynb #8b82bf22
-class CalibratedClassifier(ClassifierMixin, BaseEstimator):
+class CalibratedClassifier(_ClassifierWrapper):
     "A classifier whose probabilities are calibrated."
 
     def __init__(
@@ -121,17 +128,6 @@ class CalibratedClassifier(ClassifierMixin, BaseEstimator):
         "Calibrated probabilities, shape (n, classes)."
         check_is_fitted(self)
         return apply_temperature_scaling(self.model_.predict_proba(X), self.inverse_temperature, self.class_bias)
-
-    def predict(self, X) -> np.ndarray:
-        "The class with the highest probability."
-        check_is_fitted(self)
-        return self.classes_[self.predict_proba(X).argmax(axis=1)]
-
-    def __sklearn_tags__(self):
-        tags = super().__sklearn_tags__()
-        if hasattr(self.model, "__sklearn_tags__"): # Not all boosters have them
-            tags.input_tags = get_tags(self.model).input_tags
-        return tags
 
 # %% ../../nbs/ml/meta_estimators.ipynb #bb62d9fe
 def apply_temperature_scaling(
