@@ -23,7 +23,7 @@ from sklearn.preprocessing import FunctionTransformer
 from mlcycle.core.workspace import Workspace
 from mlcycle.features.encode.column_types import infer_column_types
 from mlcycle.features.encode.pipeline import build_preprocessor
-from mlcycle.features.stage import engineer_features
+from mlcycle.features.stage import plan_features
 from mlcycle.ml.folds import make_folds, mean_difference, mean_score, subsample_rows_evenly
 from mlcycle.ml.metrics import compute_score
 from mlcycle.ml.predictions import predict
@@ -141,7 +141,7 @@ def stage(learn: pd.DataFrame, problem: Problem) -> tuple[Pipeline, dict]:
             contract=FileRef(path="-", sha256="-"),
             tables={"train": table},
         )
-        plan = engineer_features(problem, data, space)
+        plan = plan_features(problem, data, space)
         made = [each.name for each in plan.features if each.selected and each.source_columns != [each.name]]
         tried = sum(each.source_columns != [each.name] for each in plan.features)
         gone = sorted({*learn.columns} - {*plan.input_columns, problem.target})

@@ -57,7 +57,7 @@ def fit_mlcycle(
     """Plan features and find a model, within the seconds; predictions come with their classes, winners with their scores."""
     started, workspace = time.perf_counter(), Workspace(Path.cwd())
     problem, dataset = state_problem(train, target, task, metric, when), state_dataset(train, workspace)
-    plan = features.engineer_features(problem, dataset, workspace, features.FeatureSettings(seed=seed, selection_rows=5_000))
+    plan = features.plan_features(problem, dataset, workspace, features.FeatureSettings(seed=seed, selection_rows=5_000))
     left = max(LEAST, seconds * (1 - TAIL) - (time.perf_counter() - started))
     settings = ModellingSettings(
         folds=5 if len(train) < 10_000 else 3,

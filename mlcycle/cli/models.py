@@ -197,7 +197,7 @@ def delete(
 
     with exit_on_error():
         from mlcycle.stores.models.registry_queries import (delete_version, find_version, open_registry_read_only,
-                                                             raise_if_version_in_use)
+                                                            raise_if_version_in_use)
 
         workspace = Workspace.from_project(project)
         with open_registry_read_only(workspace) as client:

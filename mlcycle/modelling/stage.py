@@ -4,8 +4,7 @@
 
 # %% auto #0
 __all__ = ['MIN_ROWS_PARALLEL', 'prepare_cross_validation_data', 'check_columns_vary', 'fingerprint_folds',
-           'registered_model_name', 'register_best_model', 'select_and_register_model', 'build_candidate_outcome',
-           'name_study']
+           'registered_model_name', 'register_best_model', 'find_model', 'build_candidate_outcome', 'name_study']
 
 # %% ../../nbs/04_modelling.ipynb #4acbda3f
 import json
@@ -108,7 +107,7 @@ def register_best_model(
                               trials=selection.trial_records())
 
 # %% ../../nbs/04_modelling.ipynb #ff71a83e
-def select_and_register_model(
+def find_model(
     problem: Problem, # Of stage 1
     dataset: Dataset, # Of stage 2
     plan: FeaturePlan, # Of stage 3

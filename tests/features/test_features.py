@@ -24,7 +24,7 @@ from mlcycle.features.create.history_index import HistoryRecipe
 from mlcycle.features.create.user_functions import make_function_recipes
 from mlcycle.features.encode.pipeline import build_preprocessor, map_outputs_to_features
 from mlcycle.features.select.ledger import features_table
-from mlcycle.features.stage import FeatureSettings, engineer_features
+from mlcycle.features.stage import FeatureSettings, plan_features
 from mlcycle.lifecycle.housekeeping import delete_old_runs
 from mlcycle.outcomes import Dataset, FeaturePlan, FileRef, Problem
 from mlcycle.stores.models.function_files import parse_feature_functions
@@ -80,7 +80,7 @@ def plan_for(
         contract=FileRef(path="-", sha256="-"),
         tables={"train": stored},
     )
-    return problem, engineer_features(problem, data, space, rules), space
+    return problem, plan_features(problem, data, space, rules), space
 
 
 @pytest.fixture(scope="module")

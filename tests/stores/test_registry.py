@@ -541,7 +541,7 @@ def test_cleaning_leaves_what_waits(tmp_path):
 def test_a_search_whose_registry_is_down_is_not_repeated(tmp_path, monkeypatch):
     from mlcycle.modelling import search
     from mlcycle.modelling.settings import ModellingSettings
-    from mlcycle.modelling.stage import select_and_register_model
+    from mlcycle.modelling.stage import find_model
 
     TABLES["wine"][0]().to_csv(tmp_path / "wine.csv", index=False)
     settings = tmp_path / "settings.ini"
@@ -564,7 +564,7 @@ def test_a_search_whose_registry_is_down_is_not_repeated(tmp_path, monkeypatch):
     monkeypatch.setattr(search, "run_trial", no_trial)
     run = mc.open("last", tmp_path)
     settings = ModellingSettings(models=["linear"], folds=3, repeats=1, trials=1, learning_curve=False, jobs=1)
-    found, _ = select_and_register_model(run.problem, run.dataset, run.plan, workspace, settings, run.id)
+    found, _ = find_model(run.problem, run.dataset, run.plan, workspace, settings, run.id)
     assert (found.model.version, found.resumed_trials, found.winner) == (1, 1, kept.candidate.winner)
     assert queued_models(workspace) == [], "it has a version now"
     done = cli(*words, cwd=tmp_path)

@@ -20,7 +20,7 @@ import pandas as pd
 from ...errors import InputError, suggest_name
 from .recipes import Recipe
 from ...stores.models.function_files import (KNOWN_FUNCTIONS, FeatureFunction, FunctionCaller, get_loaded_function,
-                                                   parse_feature_functions)
+                                                  parse_feature_functions)
 
 # %% ../../../nbs/features/create/user_functions.ipynb #dae273bf
 DECLARED_FUNCTIONS: dict[str, FeatureFunction] = {} # By name; who defines a function again means the new one
