@@ -15,7 +15,7 @@ from .core.runs import Run, get_run
 from .lifecycle.choice import StageChoice
 from .lifecycle.plan import make_plan_from_parameters
 from .lifecycle.runner import run_plan
-from .ml.cleaning import clean_cells
+from .ml.cleaning import apply_cleaning_plan
 from .ml.predictions import predict
 from .stores.models.registry import load_registered_model, open_experiment
 from .stores.outcome_files import load_cleaning_plan
@@ -28,7 +28,7 @@ def predict_with_run(
 ) -> pd.DataFrame: # `prediction`, and `score` or one column a class; same index
     "Predictions of the model of a run for some rows."
     problem, candidate = run.problem, run.candidate
-    rows, _ = clean_cells(rows[run.plan.input_columns], load_cleaning_plan(run.dataset, run.workspace))
+    rows, _ = apply_cleaning_plan(rows[run.plan.input_columns], load_cleaning_plan(run.dataset, run.workspace))
     with run.workspace.lock("registry"):
         open_experiment(run.workspace.tracking_uri, run.workspace.artifacts, candidate.model.name)
     predicted = predict(load_registered_model(candidate.model, run.workspace), rows, problem, candidate.threshold)

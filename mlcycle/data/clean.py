@@ -10,7 +10,7 @@ __all__ = ['CELL_STEPS', 'ROW_STEPS', 'STEPS', 'DEFAULT_STEPS', 'SAMPLE_ROWS', '
 import numpy as np
 import pandas as pd
 
-from ..ml.cleaning import clean_cells
+from ..ml.cleaning import apply_cleaning_plan
 from ..ml.cleaning_plan import CleaningPlan, ColumnCleaningPlan
 from ..ml.column_cleaning import clean_column
 from .duplicates import drop_duplicates
@@ -53,12 +53,12 @@ def plan_cleaning(
     if "pairs" not in steps:
         return CleaningPlan(steps=steps, columns=planned)
     if (swaps := _find_swaps(some, planned)): # What stood in the wrong column hides what is impossible there
-        put_back, _ = clean_cells(rows, CleaningPlan(swap_rules=swaps))
+        put_back, _ = apply_cleaning_plan(rows, CleaningPlan(swap_rules=swaps))
         names = {name for rule in swaps for name in (rule.first, rule.second)}
         planned = {name: column for name, column in planned.items() if name not in names}
         planned |= _plan_columns(put_back, put_back.iloc[::max(1, len(rows) // SAMPLE_ROWS)], sorted(names), steps)
     plan = CleaningPlan(steps=steps, columns=planned, swap_rules=swaps)
-    clean, _ = clean_cells(some.iloc[::max(1, len(some) // 20_000)], plan)
+    clean, _ = apply_cleaning_plan(some.iloc[::max(1, len(some) // 20_000)], plan)
     return plan.model_copy(update={"order_rules": infer_order_rules(clean)})
 
 # %% ../../nbs/data/clean.ipynb #e157df22

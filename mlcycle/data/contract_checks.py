@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['pandera_column', 'pandera_schema', 'RuleViolation', 'find_invalid_values', 'check_rows_against_contract',
-           'violations_table', 'find_violations']
+           'tabulate_violating_cells', 'find_violations']
 
 # %% ../../nbs/data/contract_checks.ipynb #27223b53
 from collections.abc import Iterator
@@ -177,7 +177,7 @@ def check_rows_against_contract(
     return coerced, found
 
 # %% ../../nbs/data/contract_checks.ipynb #906f8c2e
-def violations_table(
+def tabulate_violating_cells(
     violations: list[RuleViolation], # Of one table
     row_ids: pd.Index, # Of its rows
 ) -> pd.DataFrame: # One line per failure: `row_id` (missing for a whole table), `column`, `rule`, `value`, `severity`
@@ -198,4 +198,4 @@ def find_violations(
     contract: Contract, # What they must be
 ) -> pd.DataFrame: # One line per failure: `row_id` (missing for a whole table), `column`, `rule`, `value`, `severity`
     "Check rows against a contract; return one line for each violation."
-    return violations_table(check_rows_against_contract(rows, contract)[1], rows.index)
+    return tabulate_violating_cells(check_rows_against_contract(rows, contract)[1], rows.index)

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from .contract_checks import RuleViolation, check_rows_against_contract, violations_table
+from .contract_checks import RuleViolation, check_rows_against_contract, tabulate_violating_cells
 from .contract import Contract
 from ..errors import ContractError, ContractFileError
 from ..outcomes import RuleFailure
@@ -98,7 +98,7 @@ def _quarantine_lines(rows: pd.DataFrame, violations: list[RuleViolation], bad: 
         if each.positions is not None and (keep := bad[each.positions]).any():
             about.append(RuleViolation(each.column, each.rule, each.severity, each.expected, each.positions[keep],
                                        each.values.iloc[keep]))
-    lines = violations_table(about, rows.index)
+    lines = tabulate_violating_cells(about, rows.index)
     whole = pd.Series(rows_to_json(rows[bad]), index=rows.index[bad], dtype="str")
     lines = lines.assign(contract_version=version, source_sha256=source, row=whole.reindex(lines.row_id).array)
     return lines.sort_values("row_id", kind="stable", ignore_index=True).astype(

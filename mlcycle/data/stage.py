@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from ..ml.cleaning import clean_cells, summarise_cleaning
+from ..ml.cleaning import apply_cleaning_plan, summarise_cleaning
 from ..ml.cleaning_plan import CleaningPlan
 from .clean import validate_and_order_cleaning_steps, separate_unusable_rows, plan_cleaning
 from .contract import Contract, contract_to_yaml
@@ -56,7 +56,7 @@ def plan_and_apply_cleaning(
 ) -> tuple[pd.DataFrame, pd.DataFrame, CleaningPlan, pd.DataFrame, list[LedgerEntry]]: # Clean, aside, plan, changes, ledger
     "Clean the cells, and set aside duplicate rows and rows without required values."
     plan = plan_cleaning(rows, steps, exclude=(problem.target, *problem.excluded))
-    clean, changes = clean_cells(rows, plan)
+    clean, changes = apply_cleaning_plan(rows, plan)
     required = [name for name in (problem.target, problem.time) if name]
     clean, set_aside, lines = separate_unusable_rows(clean, required, key=key, newest_by=newest_by, steps=steps)
     return clean, set_aside, plan, changes, [*summarise_cleaning(changes, len(rows)), *lines]

@@ -21,7 +21,7 @@ from .stage_cache import save_cache_entry
 from .stage_inputs import summarise_changes
 from .stage_pages import merge_outputs_with_current_source
 from ..nb.html import render_notebook_body
-from ..nb.notebook import extract_cells_to_execute
+from ..nb.notebook import read_notebook_from_run_heading
 from ..reports.pages import write_page
 
 # %% ../../nbs/lifecycle/run_stage.ipynb #b720afa0
@@ -35,7 +35,7 @@ def execute_stage(
     "Execute the notebook of a stage; raise if it fails."
     stage, source, start = state.stage, plan.notebooks[state.stage], time.perf_counter()
     output = Path(pages) / source.name
-    write_text(output, json.dumps(extract_cells_to_execute(source)))
+    write_text(output, json.dumps(read_notebook_from_run_heading(source)))
     for ending in (".json", ".csv"): # Of an earlier attempt
         (run.folder / f"{stage}{ending}").unlink(missing_ok=True)
     try:

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 from ..core.versions import mlcycle_install_command
 from ..core.files import atomic_folder, write_text
 from ..errors import InputError, MlcycleError
-from ..nb.notebook import package_file, extract_cells_to_execute
+from ..nb.notebook import package_file, read_notebook_from_run_heading
 from ..outcomes import STAGES
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ def shipped_to_project_notebook(
     "The part of a shipped stage notebook that a project can edit."
     import nbformat
 
-    notebook, stage = _without_outputs(nbformat.from_dict(extract_cells_to_execute(path))), Path(path).stem.split("_", 1)[1]
+    notebook, stage = _without_outputs(nbformat.from_dict(read_notebook_from_run_heading(path))), Path(path).stem.split("_", 1)[1]
     origin = (f"The functions that this notebook calls come from the installed package: `mlcycle.{stage}.stage`. "
               "What stands below is the project's own.")
     between = [nbformat.v4.new_markdown_cell(origin, id="origin"), nbformat.v4.new_markdown_cell("## Run", id="run")]

@@ -25,7 +25,7 @@ from ..errors import DiskFullError
 from .callbacks import RunCallback
 from .execute import is_disk_full
 from .freshness import StageState
-from .hooks import hook_payload, run_hook
+from .hooks import hook_payload, call_webhook_or_command
 from .locks import is_run_in_progress
 from .plan import Plan
 from .execute_stage import error_text
@@ -108,7 +108,7 @@ def finish_run(
     write_index(run.workspace)
     hooks = section_with_defaults(read_settings(run.workspace.project), "hooks")
     hook = hooks["on_success" if status == "done" else "on_failure"]
-    if status != "interrupted" and (failure := run_hook(hook, hook_payload(run))):
+    if status != "interrupted" and (failure := call_webhook_or_command(hook, hook_payload(run))):
         (callback or RunCallback()).on_notice(failure)
     return run
 

@@ -9,7 +9,7 @@ __all__ = ['merge_outputs_with_current_source', 'is_page_outdated']
 import json
 from pathlib import Path
 
-from ..nb.notebook import is_parameters_cell, extract_cells_to_execute
+from ..nb.notebook import is_parameters_cell, read_notebook_from_run_heading
 
 # %% ../../nbs/lifecycle/stage_pages.ipynb #e4231df2
 def merge_outputs_with_current_source(
@@ -17,7 +17,7 @@ def merge_outputs_with_current_source(
     source: Path, # The notebook as it is now, with code that does the same
 ) -> str | None: # The notebook as JSON; None if it needs no change
     "The executed outputs with the current text and comments of the notebook."
-    old, new = json.loads(executed.read_text()), extract_cells_to_execute(source)
+    old, new = json.loads(executed.read_text()), read_notebook_from_run_heading(source)
     ran = [cell for cell in old["cells"] if "injected-parameters" not in cell["metadata"].get("tags", [])]
     text = lambda cells: [(cell["cell_type"], "".join(cell["source"])) for cell in cells]  # noqa: E731
     if text(ran) == text(new["cells"]):

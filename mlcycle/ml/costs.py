@@ -11,7 +11,7 @@ from dataclasses import replace
 import numpy as np
 
 from ..errors import MetricError, suggest_name
-from .confusion import score_with_confusion_matrix
+from .confusion import score_labels_via_confusion_matrix
 from .metric_definitions import CLASSES, Metric
 from ..outcomes import Problem
 
@@ -48,7 +48,7 @@ def _bind_costs(metric: Metric, problem: Problem) -> Metric:
         return (matrices * costs).sum(axis=(1, 2)) / matrices.sum(axis=(1, 2))
 
     def function(actual, predicted):
-        return score_with_confusion_matrix(from_confusion, actual, predicted, len(problem.classes))
+        return score_labels_via_confusion_matrix(from_confusion, actual, predicted, len(problem.classes))
 
     return replace(metric, function=function, from_confusion=from_confusion, low=costs.min(), high=costs.max())
 

@@ -17,12 +17,12 @@ from sklearn import metrics as sk
 
 from mlcycle.ml.confusion import (
     confusion_accuracy,
-    make_averaged_metric,
+    make_confusion_matrix_metric,
     confusion_balanced_accuracy,
     make_likelihood_ratio,
     confusion_matthews,
     confusion_selection_rate,
-    score_with_confusion_matrix,
+    score_labels_via_confusion_matrix,
 )
 
 # %% ../../nbs/ml/metric_definitions.ipynb #c1b8a135
@@ -138,18 +138,19 @@ LABEL_METRICS = [
            from_confusion=confusion_balanced_accuracy),
     Metric("matthews_corrcoef", sk.matthews_corrcoef, **_LABELS, low=-1.0, from_confusion=confusion_matthews,
            description="How predicted and actual classes correlate: 1 is always, 0 is chance, -1 is never."),
-    Metric("positive_likelihood_ratio", partial(score_with_confusion_matrix, make_likelihood_ratio(1)),
+    Metric("positive_likelihood_ratio", partial(score_labels_via_confusion_matrix, make_likelihood_ratio(1)),
            **_LABELS | {"tasks": BINARY}, high=np.inf, from_confusion=make_likelihood_ratio(1),
            description="How many times as often positives are predicted positive as negatives are."),
-    Metric("negative_likelihood_ratio", partial(score_with_confusion_matrix, make_likelihood_ratio(0)),
+    Metric("negative_likelihood_ratio", partial(score_labels_via_confusion_matrix, make_likelihood_ratio(0)),
            **_LABELS | {"tasks": BINARY, "higher_is_better": False}, high=np.inf, from_confusion=make_likelihood_ratio(0),
            description="How many times as often positives are predicted negative as negatives are."),
-    *[Metric(kind, _binary_or_macro(function), **_LABELS, description=text, from_confusion=make_averaged_metric(kind, "default"))
+    *[Metric(kind, _binary_or_macro(function), **_LABELS, description=text,
+             from_confusion=make_confusion_matrix_metric(kind, "default"))
       for kind, (function, text) in _KINDS.items()],
     *[Metric(f"{kind}_{average}", partial(function, average=average, zero_division=0), **_LABELS,
-             description=f"{text[:-1]}; {how}.", from_confusion=make_averaged_metric(kind, average))
+             description=f"{text[:-1]}; {how}.", from_confusion=make_confusion_matrix_metric(kind, average))
       for kind, (function, text) in _KINDS.items() for average, how in _AVERAGES.items()],
-    Metric("selection_rate", partial(score_with_confusion_matrix, confusion_selection_rate),
+    Metric("selection_rate", partial(score_labels_via_confusion_matrix, confusion_selection_rate),
            from_confusion=confusion_selection_rate,
            **_LABELS | {"tasks": BINARY, "higher_is_better": None},
            description="The share of rows predicted positive; only a comparison of groups makes it good or bad."),

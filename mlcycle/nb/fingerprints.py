@@ -16,14 +16,14 @@ from ..core.files import hash_file, read_checksummed_json, short_json_hash, writ
 from ..core.versions import package_version
 from ..core.workspace import Workspace
 from .dependencies import ModuleIndex, ReachableCode, find_reachable_code
-from .notebook import extract_cells_to_execute, is_parameters_cell, stage_notebooks
+from .notebook import read_notebook_from_run_heading, is_parameters_cell, stage_notebooks
 
 # %% ../../nbs/nb/fingerprints.ipynb #e1bf0eaa
 def code_cells(
     path: Path, # Of a stage notebook
 ) -> dict[str, str]: # Source by id, without the parameters
     "Sources of the code cells that a run executes, by id, without the parameters cell."
-    cells = [cell for cell in extract_cells_to_execute(path)["cells"] if cell["cell_type"] == "code"
+    cells = [cell for cell in read_notebook_from_run_heading(path)["cells"] if cell["cell_type"] == "code"
              and not is_parameters_cell(cell)]
     return {cell.get("id", str(number)): cell["source"] for number, cell in enumerate(cells)}
 

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SCALAR_TYPES', 'CONTAINER_TYPES', 'package_file', 'stage_notebooks', 'Parameter', 'parse_parameters',
            'to_plain_types', 'check_type', 'check_value', 'parse_value', 'read_notebook', 'is_parameters_cell',
-           'read_parameters', 'extract_cells_to_execute']
+           'read_parameters', 'read_notebook_from_run_heading']
 
 # %% ../../nbs/nb/notebook.ipynb #ef42ca8b
 import ast
@@ -280,7 +280,7 @@ def read_parameters(
         raise ParameterError(f"{Path(path).name}: {found}", getattr(error, "expected", "")) from error
 
 # %% ../../nbs/nb/notebook.ipynb #29286061
-def extract_cells_to_execute(
+def read_notebook_from_run_heading(
     path: Path, # Of a stage notebook
 ) -> dict: # Its title, and everything after the heading `## Run`
     "The part of a notebook that a run executes."

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['merge_problem_fields', 'read_problem_rows', 'check_problem_columns', 'columns_named_besides_target', 'check_costs',
-           'fill_in_default_metrics', 'resolve_metrics', 'parse_success_criteria', 'check_metric_requirements',
+           'fill_in_default_metrics', 'resolve_metrics', 'normalise_success_criteria', 'check_metric_requirements',
            'define_problem', 'describe_target', 'draft_problem_fields']
 
 # %% ../../nbs/01_problem.ipynb #c1a81beb
@@ -12,7 +12,7 @@ from typing import Any
 
 import pandas as pd
 
-from ..ml.criteria import parse_criterion, parse_criteria
+from ..ml.criteria import parse_criterion, parse_problem_criteria
 from ..errors import MetricError, ParameterError, TargetError, suggest_name
 from ..ml.metrics import DEFAULT_METRICS, get_metric, bind_metric_to_problem
 from ..outcomes import Feasibility, Label, Problem, Task
@@ -145,7 +145,7 @@ def resolve_metrics(
     return names + ["cost"] * bool(document.costs and "cost" not in names)
 
 # %% ../../nbs/01_problem.ipynb #fe70102a
-def parse_success_criteria(
+def normalise_success_criteria(
     document: ProblemDocument, # Its criteria
     task: Task, # Their metrics must fit it
     primary: str, # The metric that is compared with the baseline's
@@ -167,7 +167,7 @@ def check_metric_requirements(
         with document.at("costs"):
             bind_metric_to_problem(name, problem)
     with document.at("criteria"):
-        parse_criteria(problem)
+        parse_problem_criteria(problem)
 
 # %% ../../nbs/01_problem.ipynb #1c9c95c3
 def define_problem(
@@ -193,7 +193,7 @@ def define_problem(
         positive = infer_positive_class(values, merged.positive) if task == "binary" else None
     names, classes = resolve_metrics(merged, task), _classes(values, task)
     check_costs(merged, task, classes)
-    parsed = parse_success_criteria(merged, task, names[0])
+    parsed = normalise_success_criteria(merged, task, names[0])
     found = {"question": merged.question or f"What is '{merged.target}', given the other columns?", "task": task,
              "positive": positive, "classes": classes, "metric": names[0], "metrics": names, "criteria": parsed,
              "target_distribution": describe_target(values, task)}

@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from ..ml.criteria import Criterion, parse_criteria
+from ..ml.criteria import Criterion, parse_problem_criteria
 from ..ml.bootstrap import bootstrap_difference, bootstrap_distribution, bootstrap_intervals
 from ..ml.metric_definitions import Metric
 from ..ml.metrics import encode_target, bind_metric_to_problem, compute_score
@@ -256,7 +256,7 @@ def evaluate_gates(
     evaluation: GateInputs, # On the holdout
 ) -> list[Gate]:
     "Evaluate all criteria of a problem as gates."
-    return [_DECIDE[criterion.kind](criterion, problem, evaluation) for criterion in parse_criteria(problem)]
+    return [_DECIDE[criterion.kind](criterion, problem, evaluation) for criterion in parse_problem_criteria(problem)]
 
 # %% ../../nbs/validation/gates.ipynb #400687c8
 def plot_gates(

@@ -13,7 +13,7 @@ import pandas as pd
 
 from ..core.workspace import Workspace
 from ..ml.bootstrap import bootstrap_intervals
-from ..ml.criteria import parse_criteria
+from ..ml.criteria import parse_problem_criteria
 from ..ml.latency import time_single_predictions
 from ..ml.metrics import compute_score
 from ..ml.predictions import Predictions, predict
@@ -97,7 +97,7 @@ def evaluate_gates_and_promote(
     promote: bool = True, # Whether an approved model becomes champion
 ) -> tuple[list[Gate], tuple[int | None, int | None]]: # And the champion's version before and after
     "Decide all gates; once more if another run has changed the champion meanwhile."
-    compared = any(criterion.kind == "champion" for criterion in parse_criteria(problem))
+    compared = any(criterion.kind == "champion" for criterion in parse_problem_criteria(problem))
     while True:
         version, champion, note = predict_with_champion(problem, candidate, rows, workspace) if compared else (None, None, "")
         gates = evaluate_gates(problem, replace(evaluation, champion=champion, champion_note=note))
@@ -117,7 +117,7 @@ def predict_on_holdout(
 ) -> GateInputs:
     "Predictions of candidate and baseline for the holdout, and latency if a criterion is about it."
     latency_ms = None
-    if any(criterion.kind == "latency" for criterion in parse_criteria(problem)):
+    if any(criterion.kind == "latency" for criterion in parse_problem_criteria(problem)):
         columns = list(getattr(model, "feature_names_in_", holdout.columns))
         latency_ms = time_single_predictions(model, holdout[columns], problem, threshold=candidate.threshold)
     return GateInputs(

@@ -12,10 +12,10 @@ from scipy.stats import contingency, kruskal, spearmanr
 
 from mlcycle.features.explore import plots as explore_plots
 from mlcycle.features.explore.associations import (
-    correlate_ranks,
     correlation_ratios,
     cramer_v_from_counts,
     measure_associations,
+    pearson_matrix_of_ranks,
     rank_values,
 )
 from mlcycle.features.explore.column_summary import group_means, summarize_numbers
@@ -53,7 +53,7 @@ def orders(n: int = 2000, seed: int = 0) -> pd.DataFrame:
 def test_rank_correlations_are_scipys(lines):
     table = np.array(lines, dtype=float)
     ranks = np.column_stack([rank_values(column) for column in table.T])
-    found = correlate_ranks(ranks)
+    found = pearson_matrix_of_ranks(ranks)
     for a in range(3):
         for b in range(3):
             if np.ptp(table[:, a]) and np.ptp(table[:, b]):

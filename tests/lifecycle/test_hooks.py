@@ -19,7 +19,7 @@ from mlcycle.core.files import write_text
 from mlcycle.core.retries import _wait_seconds
 from mlcycle.core.runs import Run
 from mlcycle.core.settings import HOOK_DEFAULTS, STORE_DEFAULTS
-from mlcycle.lifecycle.hooks import hook_payload, run_hook
+from mlcycle.lifecycle.hooks import call_webhook_or_command, hook_payload
 
 SECRET = "T0p-Secret"
 FACTS = {"id": "20240131-1200-ab12", "status": "failed", "decision": 'Späť: it\'s "late"', "pages": "/somewhere/reports"}
@@ -63,7 +63,7 @@ def quiet_about_secrets(monkeypatch, caplog, capfd):
 @pytest.mark.parametrize("status", [429, 500, 502, 503, 504])
 def test_a_busy_webhook_is_asked_again(status):
     with webhook(status, status, 200) as (port, heard):
-        assert run_hook(f"http://127.0.0.1:{port}/hooks/$HOOK_TOKEN?v=1", FACTS, **QUICK) == ""
+        assert call_webhook_or_command(f"http://127.0.0.1:{port}/hooks/$HOOK_TOKEN?v=1", FACTS, **QUICK) == ""
     assert len(heard) == 3
     assert {path for _, path, _, _ in heard} == {f"/hooks/{SECRET}?v=1"}
     assert all(kind == "application/json" and facts == FACTS for _, _, kind, facts in heard)
@@ -71,7 +71,7 @@ def test_a_busy_webhook_is_asked_again(status):
 
 def test_pauses_grow():
     with webhook(503) as (port, heard):
-        assert "503" in run_hook(f"http://127.0.0.1:{port}/", FACTS, backoff=0.1)
+        assert "503" in call_webhook_or_command(f"http://127.0.0.1:{port}/", FACTS, backoff=0.1)
     assert len(heard) == 4
     pauses = [after[0] - before[0] for before, after in zip(heard, heard[1:], strict=False)]
     assert all(pause >= least for pause, least in zip(pauses, (0.1, 0.2, 0.4), strict=True))
@@ -80,7 +80,7 @@ def test_pauses_grow():
 @pytest.mark.parametrize("status", [301, 400, 401, 404, 410])
 def test_a_refusal_is_final(status):
     with webhook(status, headers={"Location": "/elsewhere"}) as (port, heard):
-        said = run_hook(f"http://user:{SECRET}@127.0.0.1:{port}/{SECRET}", FACTS, **QUICK)
+        said = call_webhook_or_command(f"http://user:{SECRET}@127.0.0.1:{port}/{SECRET}", FACTS, **QUICK)
     assert len(heard) == 1
     assert said == f"The webhook at http://127.0.0.1 answered with status {status}."
 
@@ -88,14 +88,14 @@ def test_a_refusal_is_final(status):
 def test_nobody_listens():
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))  # Bound, not listening: connections are refused
-        said = run_hook(f"http://127.0.0.1:{taken.getsockname()[1]}/$HOOK_TOKEN", FACTS, **QUICK)
+        said = call_webhook_or_command(f"http://127.0.0.1:{taken.getsockname()[1]}/$HOOK_TOKEN", FACTS, **QUICK)
     assert said == "The webhook at http://127.0.0.1 cannot be reached: ConnectError."
 
 
 def test_a_slow_webhook_is_not_waited_for():
     with webhook(200, pause=10) as (port, heard):
         start = time.perf_counter()
-        said = run_hook(f"http://127.0.0.1:{port}/$HOOK_TOKEN", FACTS, timeout=0.1, attempts=2, backoff=0.01)
+        said = call_webhook_or_command(f"http://127.0.0.1:{port}/$HOOK_TOKEN", FACTS, timeout=0.1, attempts=2, backoff=0.01)
         took = time.perf_counter() - start
     assert said == "The webhook at http://127.0.0.1 did not answer within 0.1 seconds, in 2 attempts."
     assert len(heard) == 2
@@ -104,7 +104,7 @@ def test_a_slow_webhook_is_not_waited_for():
 
 def test_a_server_may_ask_for_a_pause():
     with webhook(429, 204, headers={"Retry-After": "0.3"}) as (port, heard):
-        assert run_hook(f"http://127.0.0.1:{port}/", FACTS, **QUICK) == ""
+        assert call_webhook_or_command(f"http://127.0.0.1:{port}/", FACTS, **QUICK) == ""
     assert heard[1][0] - heard[0][0] >= 0.3
 
 
@@ -134,25 +134,25 @@ def test_the_pause_is_bounded(retry_after, least, most):
 
 
 def test_an_address_that_is_none():
-    assert "cannot be read" in run_hook("https://hooks.example.org:port/$HOOK_TOKEN", FACTS, **QUICK)
-    assert "cannot be reached" in run_hook("https:///$HOOK_TOKEN", FACTS, **QUICK)
+    assert "cannot be read" in call_webhook_or_command("https://hooks.example.org:port/$HOOK_TOKEN", FACTS, **QUICK)
+    assert "cannot be reached" in call_webhook_or_command("https:///$HOOK_TOKEN", FACTS, **QUICK)
 
 
 @pytest.mark.parametrize("hook", ["https://hooks.example.org/$NOT_SET", "$NOT_SET", "${NOT_SET} --now", "  $NOT_SET"])
 def test_a_variable_that_is_not_set_is_named(hook):
-    assert run_hook(hook, FACTS) == "The hook names the environment variable NOT_SET, which is not set."
+    assert call_webhook_or_command(hook, FACTS) == "The hook names the environment variable NOT_SET, which is not set."
 
 
 def test_a_whole_address_may_be_secret(monkeypatch):
     with webhook(403) as (port, heard):
         monkeypatch.setenv("HOOK_URL", f"HTTP://127.0.0.1:{port}/{SECRET}")
-        assert run_hook("$HOOK_URL", FACTS, **QUICK) == "The webhook at http://127.0.0.1 answered with status 403."
+        assert call_webhook_or_command("$HOOK_URL", FACTS, **QUICK) == "The webhook at http://127.0.0.1 answered with status 403."
     assert heard[0][1] == f"/{SECRET}"
 
 
 def test_no_hook_does_nothing():
     assert HOOK_DEFAULTS == {"on_success": "", "on_failure": ""}
-    assert run_hook("", FACTS) == run_hook("  ", FACTS) == ""
+    assert call_webhook_or_command("", FACTS) == call_webhook_or_command("  ", FACTS) == ""
 
 
 def test_a_command_is_told(tmp_path):
@@ -163,7 +163,7 @@ def test_a_command_is_told(tmp_path):
         "Path(sys.argv[1]).write_text(json.dumps([sys.argv[2:], json.load(sys.stdin), told]))\n"
     )
     out = tmp_path / "with space.json"
-    assert run_hook(f"{sys.executable} {script} '{out}' 'two words' $HOOK_TOKEN ; '|'", FACTS) == ""
+    assert call_webhook_or_command(f"{sys.executable} {script} '{out}' 'two words' $HOOK_TOKEN ; '|'", FACTS) == ""
     words, facts, told = json.loads(out.read_text())
     assert words == ["two words", SECRET, ";", "|"]
     assert facts == FACTS
@@ -180,14 +180,14 @@ def test_a_command_is_told(tmp_path):
 
 def test_a_value_is_one_word_whatever_it_holds(tmp_path, monkeypatch):
     monkeypatch.setenv("HOOK_FILE", f"{tmp_path}/a 'b; c")
-    assert run_hook("touch $HOOK_FILE", FACTS) == ""
+    assert call_webhook_or_command("touch $HOOK_FILE", FACTS) == ""
     assert [path.name for path in tmp_path.iterdir()] == ["a 'b; c"]
 
 
 def test_a_command_that_fails_says_its_last_line():
-    said = run_hook("sh -c 'echo first >&2; echo no such channel >&2; exit 3'", FACTS)
+    said = call_webhook_or_command("sh -c 'echo first >&2; echo no such channel >&2; exit 3'", FACTS)
     assert said == "The command 'sh' of the hook ended with code 3: no such channel."
-    assert run_hook("false", FACTS) == "The command 'false' of the hook ended with code 1."
+    assert call_webhook_or_command("false", FACTS) == "The command 'false' of the hook ended with code 1."
 
 
 @pytest.mark.parametrize(
@@ -200,7 +200,7 @@ def test_a_command_that_fails_says_its_last_line():
     ],
 )
 def test_a_failed_command_tells_no_secret(line):
-    said = run_hook(f'sh -c "echo {line} >&2; exit 1"', FACTS)
+    said = call_webhook_or_command(f'sh -c "echo {line} >&2; exit 1"', FACTS)
     assert "code 1" in said
     assert SECRET not in said
     assert "echo" not in said
@@ -208,13 +208,13 @@ def test_a_failed_command_tells_no_secret(line):
 
 
 def test_a_command_that_cannot_start():
-    assert "cannot be started: No such file" in run_hook("no-such-command $HOOK_TOKEN", FACTS)
-    assert "cannot be started: Permission denied" in run_hook("/etc/passwd", FACTS)
-    assert "cannot be read: No closing quotation" in run_hook("echo 'half", FACTS)
+    assert "cannot be started: No such file" in call_webhook_or_command("no-such-command $HOOK_TOKEN", FACTS)
+    assert "cannot be started: Permission denied" in call_webhook_or_command("/etc/passwd", FACTS)
+    assert "cannot be read: No closing quotation" in call_webhook_or_command("echo 'half", FACTS)
 
 
 def test_a_slow_command_is_ended_with_its_children(tmp_path):
-    said = run_hook(f"sh -c 'sleep 60 & echo $! > {tmp_path}/child; wait'", FACTS, timeout=1)
+    said = call_webhook_or_command(f"sh -c 'sleep 60 & echo $! > {tmp_path}/child; wait'", FACTS, timeout=1)
     assert said == "The command 'sh' of the hook took longer than 1 seconds and was ended."
     child, deadline = Path(f"/proc/{(tmp_path / 'child').read_text().strip()}/stat"), time.perf_counter() + 30
     while child.is_file() and child.read_text().split()[2] != "Z":  # Gone, or nobody has asked how it ended
@@ -224,12 +224,12 @@ def test_a_slow_command_is_ended_with_its_children(tmp_path):
 
 def test_a_child_that_stays_behind_is_not_waited_for():
     start = time.perf_counter()
-    assert run_hook("sh -c 'sleep 20 & exit 0'", FACTS) == ""
+    assert call_webhook_or_command("sh -c 'sleep 20 & exit 0'", FACTS) == ""
     assert time.perf_counter() - start < 20
 
 
 def test_more_input_than_a_pipe_holds():
-    assert run_hook("true", FACTS | {"error": "x" * 1_000_000}) == ""
+    assert call_webhook_or_command("true", FACTS | {"error": "x" * 1_000_000}) == ""
 
 
 @pytest.mark.parametrize("stages", [{}, {"problem": {"seconds": 1.26, "decision": "A binary task.", "failed": False}}])

@@ -23,7 +23,7 @@ from mlcycle.lifecycle.project import (
     init_project,
     merge_shipped_notebooks,
 )
-from mlcycle.nb.notebook import extract_cells_to_execute, package_file, read_parameters, stage_notebooks
+from mlcycle.nb.notebook import package_file, read_notebook_from_run_heading, read_parameters, stage_notebooks
 from mlcycle.outcomes import STAGES
 
 
@@ -89,7 +89,7 @@ def test_a_run_executes_an_edited_notebook(project):
 def test_a_copy_runs_what_is_shipped(project, stage):
     shipped, copy = package_file(NOTEBOOK_NAMES[stage]), stage_notebooks(project)[stage]
     assert read_parameters(copy) == read_parameters(shipped)
-    assert extract_cells_to_execute(copy)["cells"] == extract_cells_to_execute(shipped)["cells"]
+    assert read_notebook_from_run_heading(copy)["cells"] == read_notebook_from_run_heading(shipped)["cells"]
     text = sources(copy)
     assert f"`mlcycle.{stage}.stage`" in text
     assert "#| export" not in text

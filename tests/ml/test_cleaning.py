@@ -16,7 +16,7 @@ import mlcycle as mc
 from mlcycle.data.clean import CELL_STEPS, plan_cleaning, separate_unusable_rows
 from mlcycle.data.error_injection import ERROR_KINDS, inject_errors, inject_malformed_lines, score_cleaning
 from mlcycle.data.limits import find_number_anomalies
-from mlcycle.ml.cleaning import clean_cells, clean_records, summarise_cleaning, undo_changes
+from mlcycle.ml.cleaning import apply_cleaning_plan, clean_records, summarise_cleaning, undo_changes
 from mlcycle.ml.cleaning_plan import CleaningPlan
 from mlcycle.ml.predictions import predict
 from mlcycle.ml.value_parsing import format_value
@@ -47,7 +47,7 @@ def test_finds_dirt_that_is_known(name, capsys):
     rows = REAL[name]()
     dirty, record = inject_errors(rows, share=0.01 if len(rows) > 1000 else 0.03, seed=1)
     plan = plan_cleaning(dirty)
-    cleaned, changes = clean_cells(dirty, plan)
+    cleaned, changes = apply_cleaning_plan(dirty, plan)
     kept, aside, _ = separate_unusable_rows(cleaned, [])
     found, needless = score_cleaning(rows, record=record, cleaned=kept, changes=changes, aside=aside.index)
     with capsys.disabled():
@@ -63,7 +63,7 @@ def test_finds_each_kind_by_itself(seed):
     rows = REAL["diamonds"]()
     for kind in ("sentinels", "impossible", "malformed", "typos", "units", "swapped"):
         dirty, record = inject_errors(rows, (kind,), seed=seed)
-        cleaned, changes = clean_cells(dirty, plan_cleaning(dirty))
+        cleaned, changes = apply_cleaning_plan(dirty, plan_cleaning(dirty))
         found, _ = score_cleaning(rows, record=record, cleaned=cleaned, changes=changes, aside=pd.Index([]))
         assert found.recall[0] >= {"units": 0.7, "swapped": 0.7}.get(kind, 0.95), kind
 
@@ -72,7 +72,7 @@ def test_finds_each_kind_by_itself(seed):
 def test_leaves_clean_tables_alone(name):
     more = {"wine": load_wine, "diabetes": load_diabetes}
     rows = REAL[name]() if name in REAL else normalise_dtypes(more[name](as_frame=True).frame)
-    cleaned, changes = clean_cells(rows, plan_cleaning(rows))
+    cleaned, changes = apply_cleaning_plan(rows, plan_cleaning(rows))
     assert len(changes) <= (1 if name == "diamonds" else 0), changes  # A diamond of 59 mm in a table of small ones
     if not len(changes):
         same = [column for column in rows if cleaned[column].dtype == rows[column].dtype]
@@ -84,7 +84,7 @@ def test_leaves_clean_tables_alone(name):
 def test_the_ledger_undoes_the_cleaning(name):
     rows = REAL[name]()
     dirty, _ = inject_errors(rows, share=0.03, seed=5)
-    cleaned, changes = clean_cells(dirty, plan_cleaning(dirty))
+    cleaned, changes = apply_cleaning_plan(dirty, plan_cleaning(dirty))
     back = undo_changes(cleaned, changes)
     for column in dirty:
         assert [_plain(v) for v in back[column]] == [_plain(v) for v in dirty[column]], column
@@ -116,7 +116,7 @@ def test_the_ledger_traces_every_changed_cell(seed, kinds):
         }
     ).astype({"town": "str"})
     dirty, _ = inject_errors(rows.rename_axis("row_id"), tuple(kinds), share=0.03, seed=seed)
-    cleaned, changes = clean_cells(dirty, plan_cleaning(dirty))
+    cleaned, changes = apply_cleaning_plan(dirty, plan_cleaning(dirty))
     traced = set(zip(changes.row_id, changes.column, strict=True))
     for column in dirty:
         before, after = dirty[column].map(_plain, na_action=None), cleaned[column].map(_plain, na_action=None)
@@ -147,7 +147,7 @@ def test_steps_can_be_left_out():
     dirty, _ = inject_errors(rows, share=0.03, seed=1)
     for step in CELL_STEPS:
         steps = tuple(each for each in CELL_STEPS if each != step)
-        _, changes = clean_cells(dirty, plan_cleaning(dirty, steps))
+        _, changes = apply_cleaning_plan(dirty, plan_cleaning(dirty, steps))
         assert step not in set(changes.step)
     assert plan_cleaning(dirty, ()).is_empty
     plan = plan_cleaning(dirty, exclude=("Species",))
@@ -159,7 +159,7 @@ def test_a_table_and_its_records_are_cleaned_alike():
     rows = REAL["penguins"]()
     dirty, _ = inject_errors(rows, share=0.05, seed=7)
     plan = plan_cleaning(dirty)
-    cleaned, _ = clean_cells(dirty, plan)
+    cleaned, _ = apply_cleaning_plan(dirty, plan)
     records = clean_records(to_json_rows(dirty), plan)
     for name in cleaned:
         assert [_plain(record[name]) for record in records] == [_plain(v) for v in to_column(cleaned[name])], name

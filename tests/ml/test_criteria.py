@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mlcycle.errors import CriterionError
-from mlcycle.ml.criteria import Criterion, parse_criteria, parse_criterion
+from mlcycle.ml.criteria import Criterion, parse_criterion, parse_problem_criteria
 from mlcycle.ml.metrics import METRICS
 from mlcycle.outcomes import Problem
 
@@ -174,8 +174,8 @@ def test_a_problem_adds_its_latency_budget_once():
         (["p95 latency <= 0.02 s", "r2 >= .5", "r2 >= 0.50"], 20.0, ["p95 latency <= 20 ms", "r2 >= 0.5"]),
     ):
         problem = asked.model_copy(update={"criteria": lines, "latency_budget_ms": budget})
-        assert [criterion.text for criterion in parse_criteria(problem)] == expected
+        assert [criterion.text for criterion in parse_problem_criteria(problem)] == expected
     unfair = asked.model_copy(update={"criteria": ["mae ratio between groups >= 0.8"]})
     with pytest.raises(CriterionError, match="names none"):
-        parse_criteria(unfair)
-    assert len(parse_criteria(unfair.model_copy(update={"protected_columns": ["town"]}))) == 1
+        parse_problem_criteria(unfair)
+    assert len(parse_problem_criteria(unfair.model_copy(update={"protected_columns": ["town"]}))) == 1

@@ -19,7 +19,7 @@ from mlcycle.features.create.history_index import (
     column_to_finite_floats,
     entity_phrase,
     duration_to_microseconds,
-    take_prefix_sums,
+    take_cumsum_before_position,
     to_epoch_microseconds,
 )
 from ...outcomes import Label
@@ -138,8 +138,8 @@ def _past_statistic(recipe: EntityHistory, rows: pd.DataFrame, start: np.ndarray
         moments = to_epoch_microseconds(rows[recipe.time])
         ago = np.where(some, moments, 0) - duration_to_microseconds(recipe.min_age)
         so_far = recipe.so_far_[np.searchsorted(recipe.ticks_, ago)]
-        counts = np.where(some, take_prefix_sums(recipe.counts_, start, end), 0)
-        sums = take_prefix_sums(recipe.sums_, start, end)
+        counts = np.where(some, take_cumsum_before_position(recipe.counts_, start, end), 0)
+        sums = take_cumsum_before_position(recipe.sums_, start, end)
         with np.errstate(invalid="ignore"):
             return np.where(counts > 0, (sums + recipe.smoothing * so_far) / (counts + recipe.smoothing), np.nan)
     return np.where(some, recipe._sum(start, start, end), np.nan)

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['MISSING_TIME', 'to_epoch_microseconds', 'duration_to_microseconds', 'column_to_finite_floats',
-           'entity_to_column_list', 'entity_phrase', 'HistoryRecipe', 'CumulativeHistory', 'take_prefix_sums']
+           'entity_to_column_list', 'entity_phrase', 'HistoryRecipe', 'CumulativeHistory',
+           'take_cumsum_before_position']
 
 # %% ../../../nbs/features/create/history_index.ipynb #570b038a
 from collections.abc import Sequence
@@ -145,7 +146,7 @@ class CumulativeHistory(HistoryRecipe):
 
     def _sum(self, start: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray:
         "The statistic of what lies between two places of one entity."
-        between = lambda sums: take_prefix_sums(sums, start, high) - take_prefix_sums(sums, start, low)  # noqa: E731
+        between = lambda sums: take_cumsum_before_position(sums, start, high) - take_cumsum_before_position(sums, start, low)  # noqa: E731
         counts, some = between(self.counts_).astype(float), np.nan
         if self.statistic == "count":
             return counts
@@ -159,7 +160,7 @@ class CumulativeHistory(HistoryRecipe):
             return np.where(counts > 1, np.sqrt(np.maximum(rest, 0) / (counts - 1)), some)
 
 # %% ../../../nbs/features/create/history_index.ipynb #17a84911
-def take_prefix_sums(
+def take_cumsum_before_position(
     sums: np.ndarray, # Running sums within each entity
     start: np.ndarray, # First position of the entity of each row
     end: np.ndarray, # Position before which the sum is taken
