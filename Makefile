@@ -1,4 +1,4 @@
-# Each target sets up what it needs: Python 3.11 or newer, git and make are enough to begin with.
+# Requires Python 3.11 or newer, git and make. Each target creates the environment .venv if it does not exist.
 PYTHON ?= python3
 BIN := .venv/bin
 SHELL := /bin/bash
@@ -13,18 +13,18 @@ SINCE ?= $(shell git merge-base HEAD origin/main 2>/dev/null || git rev-parse HE
 help:  ## Show the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
 
-demo: setup  ## Carry a year of New York flights through the lifecycle
+demo: setup  ## Run all stages on a year of New York flights
 	mlcycle run
 
-check: lint  ## Lint, types, changed notebooks, fast tests: a few minutes
+check: lint  ## Run lint, type check, changed notebooks and fast tests: a few minutes
 	@echo "-- nbdev-test of changed notebooks" && git diff --name-only --diff-filter=d $(SINCE) -- 'nbs/*.ipynb' | xargs -r -n 1 -P 2 nbdev-test
 	@echo "-- pytest, without the slow tests" && python -m pytest -n 2 -m "not slow"
 
-test: lint  ## Run every test
+test: lint  ## Run all tests
 	@echo "-- nbdev-test" && nbdev-test --n-workers 2
 	@echo "-- pytest" && python -m pytest -n 2
 
-lint: setup  ## Lint, types, and whether notebooks and modules are in sync
+lint: setup  ## Run linter and type checker; compare notebooks and modules
 	@echo "-- ruff" && ruff check . && ruff format --check tests benchmarks docs
 	@echo "-- notebooks are clean and exported" && python tests/in_sync.py
 	@echo "-- types" && ty check
@@ -32,13 +32,13 @@ lint: setup  ## Lint, types, and whether notebooks and modules are in sync
 lab: setup  ## Open the notebooks in JupyterLab
 	jupyter lab nbs
 
-docs: setup  ## Build the site into _docs/html
+docs: setup  ## Build the documentation in _docs/html
 	python docs/build.py
 
-bench: setup  ## Compare with peers, as ratios
+bench: setup  ## Run the benchmarks: time and scores relative to other libraries
 	python benchmarks/run.py
 
-setup: .venv/ready  ## Make the environment .venv
+setup: .venv/ready  ## Create the environment .venv
 
 .venv/ready: requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -50,16 +50,16 @@ setup: .venv/ready  ## Make the environment .venv
 	python -m pip install --quiet --no-deps --no-build-isolation -e .
 	@touch $@
 
-system:  ## Install the system packages that browser tests drive (Debian, as root)
+system:  ## Install the system packages of the browser tests (Debian, as root)
 	apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium fonts-liberation
 
-lock: setup  ## Pin every dependency anew
+lock: setup  ## Update the pinned versions of all dependencies
 	python -m pip install --quiet uv
 	uv pip compile --quiet --universal --python-version 3.11 --extra docs --extra holidays --extra lab --extra postgres --extra test --generate-hashes \
 		--no-annotate --no-header --upgrade pyproject.toml -o requirements.lock
 
-format: setup  ## Clean and export the notebooks, and lay out the code
+format: setup  ## Clean and export the notebooks, and format the code
 	nbdev-clean && nbdev-export && ruff check --fix . && ruff format tests benchmarks docs
 
-clean:  ## Remove what was built; runs and their workspace stay
+clean:  ## Remove all built files; keep runs and their workspace
 	rm -rf .venv _docs _proc build dist *.egg-info .pytest_cache .ruff_cache .hypothesis

@@ -11,7 +11,7 @@ from tempfile import TemporaryDirectory
 
 from comparison import Comparison
 
-from mlcycle.nb.notebook import read_notebook_from_run_heading, stage_notebooks
+from mlcycle.nb.notebook import read_executable_part, stage_notebooks
 
 OWN = """
 import sys, papermill
@@ -27,7 +27,7 @@ warm_up(import_statements(["".join(c["source"]) for path in sys.argv[1:] for c i
 
 def empty(path: Path, to: Path) -> Path:
     """A stage notebook of which only the imports are left."""
-    notebook = read_notebook_from_run_heading(path)
+    notebook = read_executable_part(path)
     for cell in notebook["cells"]:
         if cell["cell_type"] == "code":
             kept = [node for node in ast.parse(cell["source"]).body if isinstance(node, (ast.Import, ast.ImportFrom))]

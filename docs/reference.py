@@ -46,7 +46,7 @@ def members(node: ast.ClassDef, notes: dict[int, str]) -> Iterator[tuple[str, st
         elif isinstance(item, DEFINITIONS) and not item.name.startswith("_"):
             called = f"({', '.join(name for name, _ in parameters(item, notes))})"
             is_property = any(ast.unparse(decorator) == "property" for decorator in item.decorator_list)
-            yield item.name + ("" if is_property else called), ast.get_docstring(item) or ""
+            yield item.name + ("" if is_property else called), (ast.get_docstring(item) or "").split("\n")[0]
 
 
 def describe(node: ast.stmt, source: str, label: str, level: int) -> NbCell:

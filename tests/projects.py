@@ -158,6 +158,7 @@ jobs = 1
 n_resamples = 50
 [deployment]
 parity_rows = 10
+cold_start = false
 [monitoring]
 replay_rows = 30
 windows = 2

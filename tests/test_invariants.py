@@ -15,8 +15,8 @@ import pytest
 
 from mlcycle.nb.notebook import (
     is_parameters_cell,
+    read_executable_part,
     read_notebook,
-    read_notebook_from_run_heading,
     read_parameters,
     stage_notebooks,
 )
@@ -155,7 +155,7 @@ def test_stage_notebook_has_one_parameters_cell_and_imports_from_the_package(sta
     parameters = read_parameters(path)
     assert parameters[0].name == "run_dir"
     assert all(parameter.help for parameter in parameters), "every parameter says what it is"
-    ran = "\n".join(cell["source"] for cell in read_notebook_from_run_heading(path)["cells"] if cell["cell_type"] == "code")
+    ran = "\n".join(cell["source"] for cell in read_executable_part(path)["cells"] if cell["cell_type"] == "code")
     assert f"from mlcycle.{stage}.stage import" in ran
     assert not re.search(r"^(def|class) ", ran, re.MULTILINE), "what runs is what ships"
 

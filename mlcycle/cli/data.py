@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 
 # %% ../../nbs/cli/data.ipynb #69e9d761
 data_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Tables of a workspace: versions, differences, lineage.")
-PROJECT = Annotated[Path | None, typer.Option(help="Folder with settings.ini; found from the working directory if not given.")]
+PROJECT = Annotated[Path | None, typer.Option(help="Project folder; found from the working directory.")]
 ROWS = Annotated[int, typer.Option(min=0, help="Maximum number of rows to show.")]
-MAX_COLUMNS_ACROSS = 8 # Columns: a table of more is printed on its side
-REASON = Annotated[str, typer.Option(help="The reason for reading the holdout; it is recorded.")]
+MAX_COLUMNS_ACROSS = 8 # A table with more columns is printed transposed
+REASON = Annotated[str, typer.Option(help="Reason for reading the holdout; it is recorded.")]
 
 # %% ../../nbs/cli/data.ipynb #5da19c9d
 @data_app.command("list")
@@ -43,12 +43,12 @@ def list_tables(project: PROJECT = None):
             size = sum(file.stat().st_size for file in table_path(folder, name).rglob("*") if file.is_file())
             table.add_row(name, str(len(versions)), f"{versions[0].table.rows:,}", versions[0].metadata.get("run", ""),
                           versions[0].written_at, decimal(size))
-        console.print(table if table.rows else "There are no tables yet. Make them: mlcycle run --until data")
+        console.print(table if table.rows else "There are no tables yet. Create them: mlcycle run --until data")
 
 # %% ../../nbs/cli/data.ipynb #b398a5d3
 @data_app.command()
 def history(
-    name: Annotated[str, typer.Argument(help="A table, for instance train.")],
+    name: Annotated[str, typer.Argument(help="Name of a table, for instance train.")],
     project: PROJECT = None,
 ):
     "List the versions of a table, newest first."
@@ -70,10 +70,10 @@ def history(
 
 # %% ../../nbs/cli/data.ipynb #a637608c
 def print_rows(
-    title: str, # Above them
-    rows: "pd.DataFrame", # Few
+    title: str, # Printed above the rows
+    rows: "pd.DataFrame", # A few rows
 ) -> None:
-    "Print rows as a table, transposed if it has many columns."
+    "Print rows as a table, transposed if it has more than eight columns."
     from rich.markup import escape
     from rich.table import Table
 
@@ -91,24 +91,24 @@ def print_rows(
 
 # %% ../../nbs/cli/data.ipynb #7392c104
 def parse_column_names(
-    rows: "pd.DataFrame", # Of a table
-    text: str, # Names, separated by commas; all if empty
+    rows: "pd.DataFrame", # Rows of the table
+    text: str, # Comma-separated names; empty: all columns
 ) -> list[str]:
-    "Select columns from a comma-separated list of names."
+    "Parse a comma-separated list of columns; raise ParameterError for a column that does not exist."
     from mlcycle.errors import ParameterError, suggest_name
 
     names = [name.strip() for name in text.split(",") if name.strip()] or list(rows.columns)
     for name in names:
         if name not in rows.columns:
-            raise ParameterError(f"There is no column '{name}'.", remedy=suggest_name(name, list(rows.columns)))
+            raise ParameterError(f"The column '{name}' does not exist.", remedy=suggest_name(name, list(rows.columns)))
     return names
 
 # %% ../../nbs/cli/data.ipynb #394dc0e4
 @data_app.command()
 def show(
-    address: Annotated[str, typer.Argument(metavar="NAME[@V]", help="A table, or a version of it.")],
+    address: Annotated[str, typer.Argument(metavar="NAME[@V]", help="Table or version, for instance train@3.")],
     rows: ROWS = 10,
-    columns: Annotated[str, typer.Option(help="Only these, separated by commas.")] = "",
+    columns: Annotated[str, typer.Option(help="Columns to show, separated by commas.")] = "",
     csv: Annotated[Path | None, typer.Option(help="Write all rows to this file instead.")] = None,
     reason: REASON = "", project: PROJECT = None,
 ):
@@ -129,7 +129,7 @@ def show(
 
 # %% ../../nbs/cli/data.ipynb #a364314a
 def _read(workspace: "Workspace", address: str, reason: str):
-    "The version that an address names, and its rows."
+    "Find the version that an address names, and read its rows."
     from mlcycle.stores.tables.datasets import resolve_table_address
     from mlcycle.stores.tables.holdout import read_any_table
 
@@ -139,12 +139,12 @@ def _read(workspace: "Workspace", address: str, reason: str):
 # %% ../../nbs/cli/data.ipynb #f657fefb
 @data_app.command()
 def diff(
-    old: Annotated[str, typer.Argument(metavar="A", help="A version, for instance train@2.")],
-    new: Annotated[str, typer.Argument(metavar="B", help="A later one, for instance train.")],
-    key: Annotated[str, typer.Option(metavar="COLUMN", help="Key column, which identifies rows.")] = "row_id",
+    old: Annotated[str, typer.Argument(metavar="A", help="Older version, for instance train@2.")],
+    new: Annotated[str, typer.Argument(metavar="B", help="Newer version, for instance train.")],
+    key: Annotated[str, typer.Option(metavar="COLUMN", help="Column that identifies rows.")] = "row_id",
     rows: ROWS = 10, reason: REASON = "", project: PROJECT = None,
 ):
-    "Show the rows and columns that were added, removed and changed between two versions."
+    "Show added, removed and changed rows and columns of two versions."
     from mlcycle.cli.base import exit_on_error, console
     from mlcycle.core.workspace import Workspace
     from mlcycle.stores.tables.table_diff import diff_tables
@@ -165,11 +165,11 @@ def diff(
 # %% ../../nbs/cli/data.ipynb #18f06140
 @data_app.command()
 def lineage(
-    address: Annotated[str, typer.Argument(metavar="NAME[@V]", help="A table, or a version of it.")],
+    address: Annotated[str, typer.Argument(metavar="NAME[@V]", help="Table or version, for instance train@3.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     project: PROJECT = None,
 ):
-    "Show the sources of a table version, and the runs and models that use it."
+    "Show the sources of a version, and the runs and models using it."
     from mlcycle.cli.base import exit_on_error, console
     from mlcycle.core.workspace import Workspace
     from mlcycle.stores.tables.datasets import resolve_table_address

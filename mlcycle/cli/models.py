@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 
 # %% ../../nbs/cli/models.ipynb #5be0406c
 model_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None,
-                        help="Registered models: versions, differences, lineage; register the offline queue.")
-PROJECT = Annotated[Path | None, typer.Option(help="Folder with settings.ini; found from the working directory if not given.")]
-VERSION = Annotated[str, typer.Argument(metavar="NAME[@V]", help="A model, or a version of it by number or alias.")]
+                        help="Registered models: versions, differences, lineage.")
+PROJECT = Annotated[Path | None, typer.Option(help="Project folder; found from the working directory.")]
+VERSION = Annotated[str, typer.Argument(metavar="NAME[@V]", help="Model, or its version by number or alias.")]
 AS_JSON = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 # %% ../../nbs/cli/models.ipynb #168ed63a
@@ -45,9 +45,9 @@ def list_models(
 
 # %% ../../nbs/cli/models.ipynb #5dea7d5b
 def print_versions(
-    found: Any, # A table, as `list_versions` gives it
+    found: Any, # Table of `list_versions`
 ) -> None:
-    "The table of versions."
+    "Print a table of versions: aliases, score with its 95 % interval, run and file size."
     from rich.filesize import decimal
     from rich.markup import escape
     from rich.table import Table
@@ -60,11 +60,11 @@ def print_versions(
         interval = f"\n[{line.low:.4f}, {line.high:.4f}]" if line.low == line.low and line.low is not None else ""
         table.add_row(escape(f"{line.name}@{line.version}"), escape("\n".join(line.aliases)), escape(score + interval),
                       line.registered[:16].replace("T", "\n"), escape(line.run), decimal(line.bytes))
-    console.print(table if table.rows else "There are no models yet. Make one: mlcycle run --until modelling")
+    console.print(table if table.rows else "There are no models yet. Create one: mlcycle run --until modelling")
 
 # %% ../../nbs/cli/models.ipynb #b2531390
 def print_models_awaiting_registration(
-    workspace: "Workspace", # Where they are
+    workspace: "Workspace", # Workspace of the queue
 ) -> None:
     "Print the models in the offline queue, if there are any."
     from mlcycle.cli.base import console
@@ -72,14 +72,14 @@ def print_models_awaiting_registration(
 
     for queued in queued_models(workspace):
         ref = queued.candidate.model
-        text = f"Kept locally: {ref.name}, of {queued.queued_at}: {queued.reason}"
+        text = f"Not registered yet: {ref.name}, queued {queued.queued_at}: {queued.reason}"
         console.print(text, markup=False, highlight=False, soft_wrap=True)
         console.print("Register it: mlcycle models register", highlight=False)
 
 # %% ../../nbs/cli/models.ipynb #02f5217c
 @model_app.command()
 def show(version: VERSION, as_json: AS_JSON = False, project: PROJECT = None):
-    "Show the lineage, scores, signature and usages of a model version."
+    "Show lineage, scores, signature and uses of a model version."
     from mlcycle.cli.base import exit_on_error, console
     from mlcycle.core.workspace import Workspace
 
@@ -94,9 +94,9 @@ def show(version: VERSION, as_json: AS_JSON = False, project: PROJECT = None):
 
 # %% ../../nbs/cli/models.ipynb #c2a6a171
 def format_model_version_details(
-    facts: dict[str, Any], # As `describe_version` gives them
-):
-    "A version as a tree for the terminal."
+    facts: dict[str, Any], # Facts of `describe_version`
+): # A `rich.tree.Tree`
+    "Format the facts of a version as a tree for the terminal."
     from rich.filesize import decimal
     from rich.markup import escape
     from rich.tree import Tree
@@ -114,7 +114,7 @@ def format_model_version_details(
 
 # %% ../../nbs/cli/models.ipynb #a94fc93e
 def _version_sections(facts: dict[str, Any]) -> dict[str, list[str]]:
-    "What is known about a version, as lines under titles."
+    "The facts of a version as lines by section."
     from mlcycle.outcomes import Score
 
     lineage, pairs = facts["lineage"], lambda found: [f"{name}: {value}" for name, value in found.items()]
@@ -127,18 +127,20 @@ def _version_sections(facts: dict[str, Any]) -> dict[str, list[str]]:
              f"{move['reason']}".strip() for move in facts["alias_history"]]
     filled = lambda found: {name: value for name, value in found.items() if value}  # noqa: E731
     return {"scores": [str(Score(**each)) for each in facts["scores"] or []], "parameters": pairs(facts["parameters"]),
-            "settings": pairs(facts["settings"]), "made from": pairs(filled(origin)),
-            "written by": [", ".join(f"{name} {value}" for name, value in facts["versions"].items())],
+            "settings": pairs(facts["settings"]), "lineage": pairs(filled(origin)),
+            "saved with": [", ".join(f"{name} {value}" for name, value in facts["versions"].items())],
             "signature": pairs(filled(sides)), "aliases": moves, "used by": facts["used_by"], "tags": pairs(facts["tags"])}
 
 # %% ../../nbs/cli/models.ipynb #02f1976c
 @model_app.command()
 def diff(
-    old: Annotated[str, typer.Argument(metavar="A", help="A version, for instance flights-late@champion.")],
-    new: Annotated[str, typer.Argument(metavar="B", help="Another, for instance flights-late.")],
+    old: Annotated[str, typer.Argument(metavar="A", help="Version, for instance flights-late@champion.")],
+    new: Annotated[str, typer.Argument(metavar="B", help="Other version, for instance flights-late.")],
     as_json: AS_JSON = False, project: PROJECT = None,
 ):
-    "Compare two versions: parameters, scores, data, code, libraries, columns, file."
+    """Compare two versions: parameters, scores, data, code, libraries.
+
+    Input columns and model files are compared too."""
     from rich.markup import escape
     from rich.table import Table
 
@@ -155,11 +157,11 @@ def diff(
         table = Table("", "", escape(old), escape(new))
         for line in found.itertuples():
             table.add_row(line.group, *map(escape, (line.name, _format_value(line.old), _format_value(line.new))))
-        console.print(table if table.rows else "They do not differ.")
+        console.print(table if table.rows else "There are no differences.")
 
 # %% ../../nbs/cli/models.ipynb #21420f80
 def _format_value(value: Any) -> str:
-    "A fact as it is printed."
+    "Format a value for printing."
     return "–" if value is None else f"{value:.6g}" if isinstance(value, float) else str(value)
 
 # %% ../../nbs/cli/models.ipynb #9e70306d
@@ -167,10 +169,12 @@ def _format_value(value: Any) -> str:
 def tag(
     version: VERSION,
     tags: Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE…", help="Tags to set.")] = None,
-    remove: Annotated[list[str] | None, typer.Option(metavar="KEY", help="A tag to remove; may be repeated.")] = None,
+    remove: Annotated[list[str] | None, typer.Option(metavar="KEY", help="Tag to remove; may be repeated.")] = None,
     project: PROJECT = None,
 ):
-    "Set and remove tags of a version; tags written at registration are fixed."
+    """Set and remove tags of a version.
+
+    Tags that were written at registration cannot be changed."""
     from mlcycle.errors import ParameterError
     from mlcycle.cli.base import exit_on_error, console, parse_assignments
     from mlcycle.core.workspace import Workspace
@@ -179,19 +183,21 @@ def tag(
         from mlcycle.stores.models.registry_queries import tag_version
 
         if not tags and not remove:
-            raise ParameterError("No tag is given.", "KEY=VALUE, or --remove KEY.")
+            raise ParameterError("No tag is given.", "KEY=VALUE or --remove KEY is expected.")
         done = tag_version(Workspace.from_project(project), version, parse_assignments(tags or []), tuple(remove or ()))
         console.print(f"{done}: {len(tags or [])} tags set, {len(remove or [])} removed.", highlight=False)
 
 # %% ../../nbs/cli/models.ipynb #98ada1b7
 @model_app.command()
 def delete(
-    version: Annotated[str, typer.Argument(metavar="NAME@V", help="A version by its number.")],
-    force: Annotated[bool, typer.Option("--force", help="Even if a run or a bundle of the workspace names it.")] = False,
+    version: Annotated[str, typer.Argument(metavar="NAME@V", help="Version by its number.")],
+    force: Annotated[bool, typer.Option("--force", help="Delete it although a run or bundle uses it.")] = False,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask for confirmation.")] = False,
     project: PROJECT = None,
 ):
-    "Delete a version and its files, unless it is in use or has an alias such as champion."
+    """Delete a version and its files.
+
+    A version with an alias such as champion, or one that a run or bundle uses, is not deleted."""
     from mlcycle.cli.base import exit_on_error, console
     from mlcycle.core.workspace import Workspace
 
@@ -204,7 +210,7 @@ def delete(
             found = find_version(client, version)
             raise_if_version_in_use(workspace, found, force) # Before the confirmation
         role = f", the {' and '.join(found.aliases)}" if found.aliases else ""
-        if not yes and not typer.confirm(f"Delete {found.name}@{found.version}{role}? It cannot be brought back"):
+        if not yes and not typer.confirm(f"Delete {found.name}@{found.version}{role}? This cannot be undone"):
             console.print("Nothing was deleted.")
             raise typer.Exit(1)
         console.print(f"Deleted: {delete_version(workspace, version, force)}", highlight=False)
@@ -214,7 +220,7 @@ def delete(
 # %% ../../nbs/cli/models.ipynb #777986b2
 @model_app.command()
 def register(project: PROJECT = None):
-    "Register the models of the offline queue, without fitting them again."
+    "Register the models of the offline queue."
     from mlcycle.cli.base import exit_on_error, console
     from mlcycle.core.workspace import Workspace
 
@@ -227,4 +233,4 @@ def register(project: PROJECT = None):
             ref = register_queued_model(workspace, queued).model
             console.print(f"Registered: {ref.name}@{ref.version}", highlight=False)
         if not waiting:
-            console.print("No model waits to be registered.")
+            console.print("The offline queue is empty.")

@@ -20,33 +20,35 @@ SETTINGS_FILE = "settings.ini"
 STORE_DEFAULTS = {
     "workspace": ".mlcycle", # A folder, relative to the project
     "reports": "reports", # A folder, relative to the project
-    "tracking_uri": "", # MLflow's; empty: a SQLite file in the workspace
-    "events_url": "", # SQLAlchemy's; empty: a SQLite file in the workspace
+    "tracking_uri": "", # MLflow tracking URI; empty: a SQLite file in the workspace
+    "events_url": "", # SQLAlchemy URL of the prediction log; empty: a SQLite file in the workspace
 }
 ENGINE_DEFAULTS = {
-    "name": "warm", # A papermill engine; nbclient is papermill's own
-    "cell_timeout": "1800", # Seconds
-    "notebook_timeout": "7200", # Seconds
+    "name": "warm", # papermill engine: `warm`, or papermill's own `nbclient`
+    "cell_timeout": "1800", # Seconds; 0: no limit
+    "notebook_timeout": "7200", # Seconds; 0: no limit
 }
 HOOK_DEFAULTS = {
-    "on_success": "", # A command or a webhook's URL
+    "on_success": "", # A command, or the URL of a webhook
     "on_failure": "",
 }
 SECTION_DEFAULTS = {"stores": STORE_DEFAULTS, "engine": ENGINE_DEFAULTS, "hooks": HOOK_DEFAULTS}
 
 # %% ../../nbs/core/settings.ipynb #67aa77ec
 def find_project(
-    start: Path | None = None, # Look from here upwards; the working directory if not given
-) -> Path: # `start` itself where there is no settings file
-    "The nearest folder with a settings file."
+    start: Path | None = None, # Where the search begins; the working directory if not given
+) -> Path: # `start` if there is no settings file
+    "Find the nearest folder upwards that has a settings file."
     here = Path(start or ".").resolve()
     return next((folder for folder in (here, *here.parents) if (folder / SETTINGS_FILE).is_file()), here)
 
 # %% ../../nbs/core/settings.ipynb #040b6840
 def read_settings(
     project: Path, # Folder of the project
-) -> dict[str, dict[str, str]]: # By section; empty without a file
-    "The sections of a project's settings file."
+) -> dict[str, dict[str, str]]: # By section; empty if there is no file
+    """Read the sections of a project's settings file.
+
+    Raises ParameterError if the file cannot be parsed or has an unknown section."""
     parser = ConfigParser(interpolation=None)
     parser.optionxform = str
     try:
@@ -63,10 +65,12 @@ def read_settings(
 
 # %% ../../nbs/core/settings.ipynb #792ad416
 def section_with_defaults(
-    settings: dict[str, dict[str, str]], # As read
-    name: str, # Of one of `SECTION_DEFAULTS`
-) -> dict[str, str]: # With every key
-    "A section with its defaults."
+    settings: dict[str, dict[str, str]], # As `read_settings` returns them
+    name: str, # `stores`, `engine` or `hooks`
+) -> dict[str, str]: # Every option of the section
+    """A section, completed with its defaults.
+
+    Raises ParameterError for an unknown option, or a time limit that is not a whole number."""
     known, given = SECTION_DEFAULTS[name], settings.get(name, {})
     for key in given:
         if key not in known:

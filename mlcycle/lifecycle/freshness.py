@@ -24,19 +24,22 @@ class StageState:
 
     stage: str
     status: str # "fresh", "stale" or "missing"
-    reason: str = "" # Why it is not fresh, in words
-    key: str = ""
-    inputs: dict[str, str] = field(default_factory=dict)
-    entry: CacheEntry | None = None
+    reason: str = "" # Why it is not fresh; empty if it is
+    key: str = "" # Hash of the inputs; empty if an earlier stage must run first
+    inputs: dict[str, str] = field(default_factory=dict) # Hash or value by name
+    entry: CacheEntry | None = None # The matching cache entry, or the newest one
 
 # %% ../../nbs/lifecycle/freshness.ipynb #ba7a88eb
 def check_stage_freshness(
-    plan: Plan, # Knows the notebooks and parameters
-    stage: str, # Which one
+    plan: Plan, # Notebooks and parameters
+    stage: str, # Name of the stage
     outcome_hashes: dict[str, str], # Content hashes of the outcomes of earlier stages
     modules: ModuleIndex, # Summaries of modules
 ) -> StageState:
-    "The state of a stage, given the outcomes of earlier ones."
+    """The state of a stage, given the outcomes of earlier stages.
+
+    The hash of the inputs is the key of the cache entry. If there is none, `reason` lists the inputs that differ
+    from the newest entry of the stage."""
     inputs = stage_inputs(plan, stage, outcome_hashes, modules)
     key = short_json_hash(inputs)
     folder = cache_entry_folder(plan.workspace, stage, key)
@@ -46,16 +49,16 @@ def check_stage_freshness(
         return StageState(stage, "fresh", "", key, inputs, entry)
     last = entry or latest_cache_entry(plan.workspace, stage)
     changes = changed_inputs(last.info["inputs"], inputs) if last else []
-    reason = f"{damage} is not what it was" if damage else summarise_changes(changes) if changes else ""
+    reason = f"{damage} has changed or is missing" if damage else summarise_changes(changes) if changes else ""
     return StageState(stage, "stale" if last or damage else "missing", reason or "it has not run yet", key, inputs, last)
 
 # %% ../../nbs/lifecycle/freshness.ipynb #e56960c8
 def freshness_by_stage(
-    plan: Plan, # Knows the notebooks and parameters
-    forced: Set[str] = frozenset(), # Stages that run in any case
+    plan: Plan, # Notebooks and parameters
+    forced: Set[str] = frozenset(), # Stages that run even if they are fresh
     modules: ModuleIndex | None = None, # Summaries of modules; read now if not given
 ) -> dict[str, StageState]: # By stage, in order
-    "The state of every stage."
+    "The state of every stage, in order; a stage after one that is not fresh is not fresh either."
     modules = modules or ModuleIndex(plan.workspace.project, load_code_summaries(plan.workspace))
     known, states, outcome_hashes = len(modules.summaries), {}, {}
     for stage in STAGES:
@@ -63,9 +66,9 @@ def freshness_by_stage(
         blocked = next((each for each in states.values() if each.status != "fresh"), None)
         if blocked:
             last = latest_cache_entry(plan.workspace, stage)
-            state = StageState(stage, "stale" if last else "missing", f"it follows {blocked.stage}", "", state.inputs, last)
+            state = StageState(stage, "stale" if last else "missing", f"{blocked.stage} must run first", "", state.inputs, last)
         elif stage in forced:
-            state = StageState(stage, "stale", "it was forced", state.key, state.inputs, state.entry)
+            state = StageState(stage, "stale", "the run was told to execute it", state.key, state.inputs, state.entry)
         states[stage] = state
         outcome_hashes[stage] = state.entry.info["content_hash"] if state.entry else "-"
     if len(modules.summaries) > known:
@@ -74,10 +77,10 @@ def freshness_by_stage(
 
 # %% ../../nbs/lifecycle/freshness.ipynb #66dd52a6
 def changes_during_run(
-    plan: Plan, # Knows the notebooks and parameters
-    state: StageState, # Before the stage ran
-) -> list[tuple[str, str, str]]: # As `changed_inputs` gives them
-    "Inputs that have changed since a stage began."
+    plan: Plan, # Notebooks and parameters
+    state: StageState, # State before the stage was executed
+) -> list[tuple[str, str, str]]: # Name, old and new value, as `changed_inputs` returns them
+    "Inputs that have changed since a stage started."
     outcome_hashes = {name.split()[1]: value for name, value in state.inputs.items() if name.startswith("outcome ")}
     modules = ModuleIndex(plan.workspace.project, load_code_summaries(plan.workspace), reread=True)
     return changed_inputs(state.inputs, stage_inputs(plan, state.stage, outcome_hashes, modules))

@@ -14,12 +14,16 @@ import numpy as np
 
 # %% ../../nbs/ml/confusion.ipynb #f0518d27
 def resampled_confusion_matrices(
-    actual: np.ndarray, # Encoded, (n,)
-    predicted: np.ndarray, # Encoded, (n,)
-    rows: np.ndarray, # Row numbers of each resample, (resamples, n)
-    classes: int = 2, # How many there are
-) -> np.ndarray: # (resamples, size, size), actual by predicted; the last class of several is that of unknown labels
-    "The confusion matrix of each resample."
+    actual: np.ndarray, # Actual classes, encoded, shape (n,)
+    predicted: np.ndarray, # Predicted classes, encoded, shape (n,)
+    rows: np.ndarray, # Row numbers of the resamples, shape (resamples, n)
+    classes: int = 2, # Number of classes
+) -> np.ndarray: # Shape (resamples, size, size), actual by predicted
+    """The confusion matrix of each resample.
+
+    Booleans give matrices of size 2. Class numbers give matrices of size `classes + 1`: the last row and column count
+    labels that are not among the classes, encoded as -1.
+    """
     size = 2 if actual.dtype == bool else classes + 1
     actual, predicted = (np.where(codes < 0, size - 1, codes.astype(np.int64)) for codes in (actual, predicted))
     cells = (actual * size + predicted)[rows] + size**2 * np.arange(len(rows))[:, None]
@@ -27,12 +31,12 @@ def resampled_confusion_matrices(
 
 # %% ../../nbs/ml/confusion.ipynb #76d1a991
 def score_labels_via_confusion_matrix(
-    function: Callable, # Of confusion matrices, (resamples, classes, classes) -> (resamples,)
-    actual: np.ndarray, # Encoded, (n,)
-    predicted: np.ndarray, # Encoded, (n,)
-    classes: int = 2, # How many there are
+    function: Callable, # Confusion matrices, shape (resamples, classes, classes) -> scores, shape (resamples,)
+    actual: np.ndarray, # Actual classes, encoded, shape (n,)
+    predicted: np.ndarray, # Predicted classes, encoded, shape (n,)
+    classes: int = 2, # Number of classes
 ) -> float:
-    "One score from one confusion matrix."
+    "The score of predicted labels, by a function of their confusion matrix."
     return function(resampled_confusion_matrices(actual, predicted, np.arange(len(actual))[None], classes))[0]
 
 # %% ../../nbs/ml/confusion.ipynb #75a36ff8
@@ -42,23 +46,23 @@ def _ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
 
 # %% ../../nbs/ml/confusion.ipynb #a2bd5016
 def confusion_accuracy(
-    matrices: np.ndarray, # (resamples, classes, classes)
-) -> np.ndarray: # (resamples,)
-    "The share of rows on the diagonal."
+    matrices: np.ndarray, # Shape (resamples, classes, classes)
+) -> np.ndarray: # Shape (resamples,)
+    "Accuracy: the share of rows on the diagonal."
     return np.trace(matrices, axis1=1, axis2=2) / matrices.sum(axis=(1, 2))
 
 # %% ../../nbs/ml/confusion.ipynb #e0616296
 def confusion_balanced_accuracy(
-    matrices: np.ndarray, # (resamples, classes, classes)
-) -> np.ndarray: # (resamples,)
-    "The mean recall of the classes that occur."
+    matrices: np.ndarray, # Shape (resamples, classes, classes)
+) -> np.ndarray: # Shape (resamples,)
+    "Balanced accuracy: the mean recall of the classes that occur."
     actual = matrices.sum(axis=2)
     return _ratio(np.diagonal(matrices, axis1=1, axis2=2), actual).sum(axis=1) / (actual > 0).sum(axis=1)
 
 # %% ../../nbs/ml/confusion.ipynb #49edc628
 def confusion_matthews(
-    matrices: np.ndarray, # (resamples, classes, classes)
-) -> np.ndarray: # (resamples,)
+    matrices: np.ndarray, # Shape (resamples, classes, classes)
+) -> np.ndarray: # Shape (resamples,)
     "Matthews' correlation coefficient, for several classes after Gorodkin (2004)."
     actual, predicted, rows = matrices.sum(axis=2), matrices.sum(axis=1), matrices.sum(axis=(1, 2))
     covariance = np.trace(matrices, axis1=1, axis2=2) * rows - (actual * predicted).sum(axis=1)
@@ -67,9 +71,12 @@ def confusion_matthews(
 
 # %% ../../nbs/ml/confusion.ipynb #04f63287
 def make_likelihood_ratio(
-    predicted: int, # 1: the positive likelihood ratio, 0: the negative one
-) -> Callable: # Of confusion matrices
-    "Make the likelihood ratio of a predicted class, as a function of confusion matrices."
+    predicted: int, # 1: the positive likelihood ratio; 0: the negative one
+) -> Callable: # Function of confusion matrices, shape (resamples, 2, 2)
+    """Make the positive or negative likelihood ratio of a binary classification, as a function of confusion matrices.
+
+    The share of actual positives with that prediction, divided by the share of actual negatives with it.
+    """
     def likelihood_ratio(matrices):
         got, rows = matrices[:, :, predicted], matrices.sum(axis=2)
         return _ratio(got[:, 1], rows[:, 1]) / _ratio(np.maximum(got[:, 0], 0.5), rows[:, 0])
@@ -78,10 +85,10 @@ def make_likelihood_ratio(
 
 # %% ../../nbs/ml/confusion.ipynb #c76dc248
 def make_confusion_matrix_metric(
-    kind: str, # precision, recall, f1 or jaccard
-    average: str, # macro, micro, weighted; default: of the positive class if binary, else macro
-) -> Callable: # Of confusion matrices
-    "Precision, recall, F1 or the Jaccard index, averaged over classes as scikit-learn does."
+    kind: str, # `precision`, `recall`, `f1` or `jaccard`
+    average: str, # `macro`, `micro`, `weighted`; `default`: of the positive class if binary, else macro
+) -> Callable: # Function of confusion matrices
+    "Make precision, recall, F1 or the Jaccard index, averaged over classes as in scikit-learn."
     def averaged(matrices):
         hits, actual, predicted = np.diagonal(matrices, axis1=1, axis2=2), matrices.sum(axis=2), matrices.sum(axis=1)
         part, whole = {"precision": (hits, predicted), "recall": (hits, actual), "f1": (2 * hits, actual + predicted),
@@ -97,7 +104,7 @@ def make_confusion_matrix_metric(
 
 # %% ../../nbs/ml/confusion.ipynb #7e591e41
 def confusion_selection_rate(
-    matrices: np.ndarray, # (resamples, 2, 2)
-) -> np.ndarray: # (resamples,)
-    "The share of positive predictions."
+    matrices: np.ndarray, # Shape (resamples, 2, 2)
+) -> np.ndarray: # Shape (resamples,)
+    "Selection rate: the share of rows that are predicted positive."
     return matrices[:, :, 1].sum(axis=1) / matrices.sum(axis=(1, 2))

@@ -13,17 +13,17 @@ from .candidate_model import CandidateModel
 from ..outcomes import Task
 
 # %% ../../nbs/modelling/boosters.ipynb #a94f8f8c
-MIN_ROWS_EARLY_STOPPING = 2000 # Training rows: with fewer, what early stopping finds is noise
-MAX_TREES = 2000
+MIN_ROWS_EARLY_STOPPING = 2000 # Training rows of a fold; with fewer, early stopping is unreliable
+MAX_TREES = 2000 # With early stopping
 
 # %% ../../nbs/modelling/boosters.ipynb #68bb030d
 def _suggest_trees(trial, name: str, rows: int) -> int:
-    "How many trees: as many as early stopping allows, or a number to be searched."
+    "The maximum for early stopping, or a number of trees that the search suggests."
     return MAX_TREES if rows >= MIN_ROWS_EARLY_STOPPING else trial.suggest_int(f"{name}_trees", 30, 400, log=True)
 
 # %% ../../nbs/modelling/boosters.ipynb #06dd4215
 def _make_boosting(task: Task, seed: int, parameters: dict) -> BaseEstimator:
-    "Scikit-learn's histogram boosting."
+    "Scikit-learn's histogram-based gradient boosting."
     from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
 
     kind = HistGradientBoostingRegressor if task == "regression" else HistGradientBoostingClassifier
@@ -32,7 +32,7 @@ def _make_boosting(task: Task, seed: int, parameters: dict) -> BaseEstimator:
 
 # %% ../../nbs/modelling/boosters.ipynb #4af12611
 def _boosting_space(trial, task: Task, rows: int) -> dict:
-    "Hyperparameters of histogram boosting."
+    "Search space of scikit-learn's boosting."
     return {
         "learning_rate": trial.suggest_float("boosting_learning_rate", 0.02, 0.3, log=True),
         "max_iter": _suggest_trees(trial, "boosting", rows),
@@ -44,13 +44,13 @@ def _boosting_space(trial, task: Task, rows: int) -> dict:
 
 # %% ../../nbs/modelling/boosters.ipynb #4a7958e5
 def _boosting_early_stopping(estimator: BaseEstimator, X, y, sample_weight, X_valid, y_valid) -> int:
-    "Fit until 20 rounds brought no improvement; the best number of trees."
+    "Fit until the validation loss has not improved for 20 iterations; return the number of trees."
     estimator.set_params(early_stopping=True, n_iter_no_change=20, tol=0)
     return estimator.fit(X, y, sample_weight, X_val=X_valid, y_val=y_valid).n_iter_
 
 # %% ../../nbs/modelling/boosters.ipynb #78fc5f89
 def _make_lightgbm(task: Task, seed: int, parameters: dict) -> BaseEstimator:
-    "LightGBM; one thread, deterministic."
+    "LightGBM with one thread and deterministic results."
     from lightgbm import LGBMClassifier, LGBMRegressor
 
     fixed = {"random_state": seed, "n_jobs": 1, "deterministic": True, "force_row_wise": True, "verbose": -1}
@@ -58,7 +58,7 @@ def _make_lightgbm(task: Task, seed: int, parameters: dict) -> BaseEstimator:
 
 # %% ../../nbs/modelling/boosters.ipynb #cddbf083
 def _lightgbm_space(trial, task: Task, rows: int) -> dict:
-    "Hyperparameters of LightGBM."
+    "Search space of LightGBM."
     return {
         "learning_rate": trial.suggest_float("lightgbm_learning_rate", 0.02, 0.2, log=True),
         "n_estimators": _suggest_trees(trial, "lightgbm", rows),
@@ -72,7 +72,7 @@ def _lightgbm_space(trial, task: Task, rows: int) -> dict:
 
 # %% ../../nbs/modelling/boosters.ipynb #3d3631ba
 def _lightgbm_early_stopping(estimator: BaseEstimator, X, y, sample_weight, X_valid, y_valid) -> int:
-    "Fit until 40 rounds brought no improvement; the best number of trees."
+    "Fit until the validation loss has not improved for 40 iterations; return the best number of trees."
     from lightgbm import early_stopping
 
     estimator.fit(X, y, sample_weight, eval_set=[(X_valid, y_valid)], callbacks=[early_stopping(40, verbose=False)])
@@ -89,7 +89,7 @@ LIGHTGBM_STARTING_POINTS = (
 
 # %% ../../nbs/modelling/boosters.ipynb #a2fde417
 def _make_xgboost(task: Task, seed: int, parameters: dict) -> BaseEstimator:
-    "XGBoost; it reads categorical columns itself."
+    "XGBoost with one thread; categorical columns are used as they are."
     from xgboost import XGBClassifier, XGBRegressor
 
     fixed = {"enable_categorical": True, "tree_method": "hist", "random_state": seed, "n_jobs": 1, "verbosity": 0}
@@ -99,7 +99,7 @@ def _make_xgboost(task: Task, seed: int, parameters: dict) -> BaseEstimator:
 
 # %% ../../nbs/modelling/boosters.ipynb #80c545e8
 def _xgboost_space(trial, task: Task, rows: int) -> dict:
-    "Hyperparameters of XGBoost."
+    "Search space of XGBoost."
     return {
         "learning_rate": trial.suggest_float("xgboost_learning_rate", 0.02, 0.3, log=True),
         "n_estimators": _suggest_trees(trial, "xgboost", rows),
@@ -112,23 +112,23 @@ def _xgboost_space(trial, task: Task, rows: int) -> dict:
 
 # %% ../../nbs/modelling/boosters.ipynb #779f6fa2
 def _xgboost_early_stopping(estimator: BaseEstimator, X, y, sample_weight, X_valid, y_valid) -> int:
-    "Fit until 40 rounds brought no improvement; the best number of trees."
+    "Fit until the validation loss has not improved for 40 iterations; return the best number of trees."
     getattr(estimator, "model", estimator).set_params(early_stopping_rounds=40)
     estimator.fit(X, y, sample_weight=sample_weight, eval_set=[(X_valid, y_valid)], verbose=False)
     return getattr(estimator, "model_", estimator).best_iteration + 1
 
 # %% ../../nbs/modelling/boosters.ipynb #49194a59
 def _make_catboost(task: Task, seed: int, parameters: dict) -> BaseEstimator:
-    "CatBoost, without its training files."
+    "CatBoost with one thread, and without the files that it writes by default."
     from catboost import CatBoostClassifier, CatBoostRegressor
 
-    defaults = {"iterations": 300, "learning_rate": 0.1} # Its own thousand take long
+    defaults = {"iterations": 300, "learning_rate": 0.1} # Its default of 1,000 iterations takes long
     given = defaults | parameters | {"random_seed": seed, "thread_count": 1, "verbose": False, "allow_writing_files": False}
     return CatBoostRegressor(**given) if task == "regression" else LabelEncodedClassifier(CatBoostClassifier(**given))
 
 # %% ../../nbs/modelling/boosters.ipynb #36919f1b
 def _catboost_space(trial, task: Task, rows: int) -> dict:
-    "Hyperparameters of CatBoost."
+    "Search space of CatBoost."
     return {
         "learning_rate": trial.suggest_float("catboost_learning_rate", 0.03, 0.3, log=True),
         "iterations": _suggest_trees(trial, "catboost", rows),
@@ -138,7 +138,7 @@ def _catboost_space(trial, task: Task, rows: int) -> dict:
 
 # %% ../../nbs/modelling/boosters.ipynb #cafafc1c
 def _catboost_early_stopping(estimator: BaseEstimator, X, y, sample_weight, X_valid, y_valid) -> int:
-    "Fit until 40 rounds brought no improvement; the best number of trees."
+    "Fit until the validation loss has not improved for 40 iterations; return the best number of trees."
     estimator.fit(X, y, sample_weight=sample_weight, eval_set=[(X_valid, y_valid)], early_stopping_rounds=40)
     return getattr(estimator, "model_", estimator).tree_count_
 

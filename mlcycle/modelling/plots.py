@@ -28,9 +28,13 @@ if TYPE_CHECKING:
 
 # %% ../../nbs/modelling/plots.ipynb #efe84384
 def leaderboard_table(
-    entries: Sequence[LeaderboardEntry], # The chosen one first
-) -> pd.DataFrame: # One row a candidate
-    "The leaderboard as a table."
+    entries: Sequence[LeaderboardEntry], # Selected candidate first
+) -> pd.DataFrame: # One line for each candidate
+    """The leaderboard as a table.
+
+    Scores with 95 % confidence interval, paired difference to the best, encoding, time in seconds or milliseconds, size of
+    the model in kilobytes.
+    """
     half_width = lambda score: (score.high - score.low) / 2  # noqa: E731
     return pd.DataFrame([{
         "model": entry.model, entry.score.metric: entry.score.value, "low": entry.score.low, "high": entry.score.high,
@@ -41,10 +45,10 @@ def leaderboard_table(
 
 # %% ../../nbs/modelling/plots.ipynb #44cfb376
 def plot_leaderboard(
-    entries: Sequence[LeaderboardEntry], # The chosen one first
-    max_models: int = 20, # The first ones
+    entries: Sequence[LeaderboardEntry], # Selected candidate first
+    max_models: int = 20, # Largest number of candidates
 ) -> "Axes":
-    "Fold scores and mean with interval of each candidate; the dummy is omitted to keep the scale."
+    "Plot fold scores and mean with 95 % interval of each candidate; the dummy is omitted to keep the scale."
     import matplotlib.pyplot as plt
     import seaborn as sns
 
@@ -56,15 +60,15 @@ def plot_leaderboard(
     for place, entry in enumerate(shown):
         axes.plot([entry.score.low, entry.score.high], [place, place], color="C1", linewidth=2)
         axes.plot(entry.score.value, place, "|", color="C1", markersize=14, markeredgewidth=3)
-    axes.set(ylabel="", title="Each fold (dots), and the mean with its 95 % interval (bars)")
+    axes.set(ylabel="", title="Score of each fold (dots), and mean with 95 % confidence interval (bars)")
     return axes
 
 # %% ../../nbs/modelling/plots.ipynb #04aa69b5
 def plot_search_history(
     trials: Sequence[Trial], # Of the search
-    metric: str, # Primary
+    metric: str, # Primary metric
 ) -> "Axes":
-    "The score of each trial, and the best so far."
+    "Plot the score of each trial, and the best score so far."
     import matplotlib.pyplot as plt
     import seaborn as sns
 
@@ -82,17 +86,17 @@ def plot_search_history(
 # %% ../../nbs/modelling/plots.ipynb #cc55c15d
 def trials_table(
     study: "optuna.Study", # Of a search
-) -> pd.DataFrame: # One row a finished trial: `value`, `model`, and a column a hyperparameter
-    "The trials of a search, with hyperparameters and scores."
+) -> pd.DataFrame: # One line for each complete trial: `value`, `model`, one column for each hyperparameter
+    "The complete trials of a study, with score and hyperparameters."
     done = [one for one in study.get_trials(deepcopy=False) if one.state.name == "COMPLETE"]
     return pd.DataFrame([{"value": one.value, **one.params} for one in done])
 
 # %% ../../nbs/modelling/plots.ipynb #6e8d8407
 def compute_hyperparameter_importance(
     study: "optuna.Study", # Of a search
-    max_hyperparameters: int = 8, # At most
-) -> pd.Series: # Share of the importance, by hyperparameter; empty with fewer than eight trials of a model
-    "Importance of the hyperparameters for the score (PED-ANOVA)."
+    max_hyperparameters: int = 8, # Largest number of hyperparameters
+) -> pd.Series: # Importance by hyperparameter, sums to one before truncation; empty with fewer than eight trials of one model
+    "Importance of the hyperparameters for the score (PED-ANOVA, Watanabe et al. 2023)."
     import optuna
 
     values = trials_table(study)
@@ -109,9 +113,12 @@ def compute_hyperparameter_importance(
 # %% ../../nbs/modelling/plots.ipynb #9ed85139
 def hyperparameters_at_bounds(
     study: "optuna.Study", # Of a search
-    share: float = 0.05, # Of the range: nearer is at a bound
+    share: float = 0.05, # Distance to a bound, relative to the range, below which a value is at the bound
 ) -> dict[str, str]: # Description by hyperparameter
-    "Hyperparameters of the best trial that lie at a bound of the search space."
+    """Hyperparameters of the best trial that lie at a bound of the search space.
+
+    A better value may lie outside. Shares with an upper bound of 1 are not reported there.
+    """
     done = [one for one in study.get_trials(deepcopy=False) if one.state.name == "COMPLETE"]
     if not done:
         return {}
@@ -122,17 +129,18 @@ def hyperparameters_at_bounds(
             continue
         low, high, at = (np.log(one) if within.log else one for one in (within.low, within.high, value))
         place = (at - low) / (high - low)
-        if place < share or place > 1 - share and within.high != 1: # No share is above 1
-            found[name] = f"{value:.4g}, at the {'lower' if place < share else 'upper'} end of {within.low:g} to {within.high:g}"
+        if place < share or place > 1 - share and within.high != 1: # A share cannot exceed 1
+            side = "lower" if place < share else "upper"
+            found[name] = f"{value:.4g}, at the {side} bound of {within.low:g} to {within.high:g}"
     return found
 
 # %% ../../nbs/modelling/plots.ipynb #d2e8d764
 def plot_hyperparameter_slices(
     study: "optuna.Study", # Of a search
-    metric: str, # Primary
-    max_hyperparameters: int = 6, # At most
-) -> "Figure | None": # None if there is nothing to show
-    "The score against each important hyperparameter."
+    metric: str, # Primary metric
+    max_hyperparameters: int = 6, # Largest number of hyperparameters
+) -> "Figure | None": # None if no importance can be computed
+    "Plot the score of the trials against each of the most important hyperparameters."
     import matplotlib.pyplot as plt
     import seaborn as sns
 
@@ -152,10 +160,10 @@ def plot_hyperparameter_slices(
 
 # %% ../../nbs/modelling/plots.ipynb #8ac9653d
 def out_of_fold_errors(
-    cv: CrossValidation, # The rows and folds
+    cv: CrossValidation, # Rows and folds
     trial: Trial, # Complete
-) -> np.ndarray: # (validation rows,): absolute error of a number, or one minus the probability of the actual class
-    "The error of a candidate on each validation row."
+) -> np.ndarray: # Shape (validation rows,): absolute error of a regression, or one minus the probability of the actual class
+    "The error of a trial on each validation row, in the order of the folds."
     problem, parts = cv.problem, []
     for fold, predictions in enumerate(trial.predictions):
         actual = encode_target(cv.actual(fold), problem)
@@ -169,11 +177,11 @@ def out_of_fold_errors(
 
 # %% ../../nbs/modelling/plots.ipynb #0e4dc2d0
 def plot_error_correlation(
-    cv: CrossValidation, # The rows and folds
+    cv: CrossValidation, # Rows and folds
     trials: Sequence[Trial], # Finalists
-    max_models: int = 8, # The first ones
+    max_models: int = 8, # Largest number of finalists
 ) -> "Axes":
-    "Rank correlation of the finalists' errors over validation rows."
+    "Plot the rank correlation (Spearman) of the finalists' errors on validation rows."
     import matplotlib.pyplot as plt
     import seaborn as sns
 
@@ -185,10 +193,10 @@ def plot_error_correlation(
 
 # %% ../../nbs/modelling/plots.ipynb #d15e11b3
 def rows_with_largest_errors(
-    cv: CrossValidation, # The rows and folds
+    cv: CrossValidation, # Rows and folds
     trials: Sequence[Trial], # Finalists
-    max_rows: int = 8, # At most
-) -> pd.DataFrame: # The rows, with the smallest error of any finalist
+    max_rows: int = 8, # Largest number of rows
+) -> pd.DataFrame: # `smallest error` of any finalist, target, and the other columns
     "Validation rows on which every finalist has a large error."
     errors = pd.DataFrame({trial.name: out_of_fold_errors(cv, trial) for trial in trials})
     places = np.concatenate([valid_index for _, valid_index in cv.folds])[:len(errors)]
@@ -199,16 +207,16 @@ def rows_with_largest_errors(
 
 # %% ../../nbs/modelling/plots.ipynb #b4bafd46
 def plot_calibration_curve(
-    cv: CrossValidation, # The rows and folds; a binary task
-    uncalibrated: Trial, # The chosen trial as it was fitted
-    calibrated: Trial | None = None, # The same, calibrated; none if calibration did not help
+    cv: CrossValidation, # Rows and folds of a binary task
+    uncalibrated: Trial, # Selected trial without calibration
+    calibrated: Trial | None = None, # The same trial with calibration; None if it is not applied
 ) -> "Axes":
-    "The observed frequency of the positive class by predicted probability: equal on the diagonal."
+    "Plot the observed frequency of the positive class by predicted probability; the diagonal is perfect calibration."
     import matplotlib.pyplot as plt
     from sklearn.calibration import calibration_curve
 
     figure, axes = plt.subplots(figsize=(4.6, 4.2))
-    axes.plot([0, 1], [0, 1], color="0.7", linewidth=1)
+    axes.plot([0, 1], [0, 1], color="0.7", linewidth=1, label="perfectly calibrated")
     for trial, label, mark in ((uncalibrated, "uncalibrated", "o-"), (calibrated, "calibrated", "s--")):
         if trial is not None:
             shares, means = calibration_curve(*concat_fold_targets_and_scores(cv, trial), n_bins=10, strategy="quantile")
@@ -219,9 +227,9 @@ def plot_calibration_curve(
 
 # %% ../../nbs/modelling/plots.ipynb #e5d5ba69
 def plot_learning_curve(
-    points: Sequence[LearningCurvePoint], # Fewest rows first
+    points: Sequence[LearningCurvePoint], # Smallest number of rows first
 ) -> "Axes":
-    "The score of the chosen model by number of training rows."
+    "Plot the score of the selected model, with 95 % confidence interval, by number of training rows."
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(figsize=(6, 3))

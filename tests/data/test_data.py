@@ -93,7 +93,7 @@ def test_every_row_and_every_changed_cell_is_kept_somewhere(prepared, tmp_path):
     ledger = rows_of(tmp_path, made, "ledger")
     assert set(ledger[ledger.column == "shop"].index) == set(range(20, 26))
     aside = rows_of(tmp_path, made, "set_aside")
-    assert aside.reason.value_counts().to_dict() == {"exact duplicate of an earlier row": 10, "no late": 4}
+    assert aside.reason.value_counts().to_dict() == {"exact duplicate of an earlier row": 10, "'late' is missing": 4}
     assert sum(made.tables[name].rows for name in ("train", "holdout", "future", "set_aside")) == len(dirty)
     assert prepared(dirty, cleaning_steps=["case"]).rows_set_aside == 4, "other steps are left out"
 

@@ -46,7 +46,7 @@ def test_what_fits_is_chosen():
     parts, words = split_rows(
         rows.assign(part=np.where(rows.day < 400, "train", "holdout")), asked(time="day"), split_column="part"
     )
-    assert words.startswith("As the column 'part' tells")
+    assert words.startswith("Predefined by the column 'part'")
     assert "part" not in parts["train"]
     assert len(parts["train"]) == 400
 
@@ -106,10 +106,10 @@ def test_time_cuts_and_keeps_apart_whom_it_knows():
         pytest.param({}, {"method": "group"}, "needs a column", id="no entity"),
         pytest.param({}, {"method": "by chance"}, "not known", id="unknown way"),
         pytest.param({}, {"split_column": "parts"}, "no column 'parts'", id="no such column"),
-        pytest.param({"part": "test"}, {"split_column": "part"}, "says 'test'", id="unknown part"),
-        pytest.param({"part": None}, {"split_column": "part"}, "says nothing", id="no part"),
+        pytest.param({"part": "test"}, {"split_column": "part"}, "holds 'test'", id="unknown part"),
+        pytest.param({"part": None}, {"split_column": "part"}, "holds a missing value", id="no part"),
         pytest.param({"part": "train"}, {"split_column": "part"}, "No row is left for the part 'holdout'", id="no holdout"),
-        pytest.param({"patient": "p"}, {"method": "group", "entity": "patient"}, "about the same", id="one group"),
+        pytest.param({"patient": "p"}, {"method": "group", "entity": "patient"}, "have the same", id="one group"),
         pytest.param({}, {"holdout_from": "9999", "time": "day"}, "No row is left", id="a moment too late"),
     ],
 )

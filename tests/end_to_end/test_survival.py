@@ -228,7 +228,7 @@ def test_damaged_files_are_named_and_made_again(project, files):
         assert not_fresh(project) == (STAGES[STAGES.index(stage) :] if stage else []), pattern
         if stage:
             said = cli("why", stage, cwd=project).stdout
-            assert f"{path} is not what it was" in said.replace("\n", "")
+            assert f"{path} has changed or is missing" in said.replace("\n", "")
         path.write_bytes(good)
         assert not_fresh(project) == []
     for pattern, (how, _) in files.items():

@@ -49,7 +49,8 @@ def test_runs_from_any_folder(wheel, tmp_path):
     subprocess.run(install, check=True)
     (tmp_path / "elsewhere").mkdir()
     TABLES["wine"][0]().to_csv(tmp_path / "elsewhere" / "wine.csv", index=False)
-    run = [python.with_name("mlcycle"), "run", "-q", "--source", "wine.csv", "--target", "target", *WORDS]
+    options = [*WORDS, "-p", "cold_start=true"]
+    run = [python.with_name("mlcycle"), "run", "-q", "--source", "wine.csv", "--target", "target", *options]
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     environment["JUPYTER_PATH"] = f"{sys.prefix}/share/jupyter"  # Page templates are data files of our dependencies
     done = subprocess.run(run, cwd=tmp_path / "elsewhere", env=environment, capture_output=True, text=True)

@@ -252,9 +252,7 @@ def test_a_kernel_that_dies_in_silence_says_what_was_printed_before():
     with pytest.raises(DeadKernelError, match=r"(?s)Cell 1 of silent.ipynb .*SIGABRT.*from the first cell"):
         run(path)
     path = write("silent.ipynb", "import os; os._exit(0)")
-    with pytest.raises(
-        DeadKernelError, match="Cell 0 of silent.ipynb did not end. The process ended by itself with exit code 0.$"
-    ):
+    with pytest.raises(DeadKernelError, match="Cell 0 of silent.ipynb did not end. The process exited with code 0.$"):
         run(path)
 
 
@@ -324,7 +322,7 @@ def test_a_cell_that_does_not_heed_an_interruption_is_ended(code):
 
 def test_the_whole_notebook_has_a_limit_too():
     path = write("long.ipynb", *["import time; time.sleep(0.6); print('done')"] * 9)
-    with pytest.raises(StageError, match="long.ipynb.*the notebook's time ran out"):
+    with pytest.raises(StageError, match="long.ipynb.*exceeded the time limit of the notebook"):
         execute_notebook(path, {}, LIMITS | {"notebook_timeout": "2"})
     cells = read(path).cells
     assert printed(cells[0]) == "done\n"
@@ -339,7 +337,9 @@ def start_papermill(cell: str) -> tuple[subprocess.Popen, list[str]]:
     write("in.ipynb", START_SLEEP, "print('half-way')", f"print('begun')\n{cell}", "print('never')")
     heed = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # noqa: E731 - a background shell has its children ignore it
     process = subprocess.Popen([PAPERMILL, "in.ipynb", "out.ipynb", "--engine", "warm"], stderr=subprocess.PIPE, preexec_fn=heed)
-    assert wait_until(lambda: Path("started").exists()), process.stderr.read()
+    if not wait_until(lambda: Path("started").exists(), 60):
+        process.kill()
+        raise AssertionError(process.communicate()[1])
     return process, Path("started").read_text().split()
 
 

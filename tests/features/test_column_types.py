@@ -29,9 +29,9 @@ LEFT_OUT = {
     "constant": (np.ones(ROWS), "always 1.0"),
     "empty": ([None] * ROWS, "always empty"),
     "nearly empty": ([1.0, 2.0] + [None] * (ROWS - 2), "missing in 99.5%"),
-    "counter": (np.arange(ROWS) + 17, "counts the rows"),
-    "code": ([f"c{i * 7919 % 10007}" for i in range(ROWS)], "names the row"),
-    "duration": (pd.to_timedelta(RNG.integers(0, 90, ROWS), unit="h"), "a length of time"),
+    "counter": (np.arange(ROWS) + 17, "row counter"),
+    "code": ([f"c{i * 7919 % 10007}" for i in range(ROWS)], "identifier"),
+    "duration": (pd.to_timedelta(RNG.integers(0, 90, ROWS), unit="h"), "a duration"),
 }
 
 
@@ -60,7 +60,7 @@ def test_a_new_name_for_each_value_is_a_repetition(seed, values):
     if table.code.nunique() > 1:
         column_types, left_out = infer_column_types(table)
         assert list(column_types) == ["code", "other"]
-        assert left_out == {"name": "says the same in other words or units as 'code'"}
+        assert left_out == {"name": "has the same information as 'code'"}
 
 
 @settings(max_examples=20, deadline=None)

@@ -1,5 +1,7 @@
 """Which features stay: planted ones, noise, duplicates; order of time; every kind of metric."""
 
+import re
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -69,7 +71,7 @@ def test_what_is_planted_is_found():
     assert "a*b" in found.column_types
     assert "d*e" not in found.column_types
     line = {each.name: each for each in found.features}
-    assert "orders the rows as a*b does" in line["twice ab"].reason
+    assert "same rank order as a*b" in line["twice ab"].reason
     assert line["a*b"].selection_frequency == 1
     assert line["a*b"].importance.low > line["a*b"].shadow_importance
     assert found.feature_set_scores["improvement"].low > 0
@@ -118,7 +120,7 @@ def test_every_task_and_direction(task, metric, more):
     assert line["a*b"].importance.value > max(
         line["d"].importance.value, line["d*e"].importance.value, line["a*b"].shadow_importance
     )
-    assert line["a*b"].selected or "not better by more than noise: +" in line["a*b"].reason, (
+    assert line["a*b"].selected or re.search(r"no significant improvement .*: \+", line["a*b"].reason), (
         "of two classes there is less to learn"
     )
     assert line["a*b"].selected or task == "binary"

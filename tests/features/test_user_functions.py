@@ -135,12 +135,12 @@ BAD = {
     "return distance.shift(1)": "alone",
     "return distance.fillna(distance.median())": "alone",
     "return np.random.default_rng().random(len(distance))": "alone",
-    "return 1": "makes one value of",
-    "return distance.head(3)": r"makes an array of shape \(3,\)",
-    "return distance * np.nan": "nothing but missing values",
+    "return 1": "returns one value for",
+    "return distance.head(3)": r"returns an array of shape \(3,\)",
+    "return distance * np.nan": "only missing values",
     "return distance.astype(int)": r"fails in its line 2 \(return distance.astype\(int\)\)",
     "return distance / 'two'": "fails in its line 2",
-    "return distance.astype(str) + ' km'": "is no number",
+    "return distance.astype(str) + ' km'": "not return values of kind 'number'",
 }
 
 
@@ -158,7 +158,7 @@ def test_what_may_not_be_read_is_not_read():
         check_feature_function(parse_feature_functions("@feature\ndef mine(distanc):\n    return distanc")[0], trips())
     with pytest.raises(InputError, match="may not be used: known afterwards"):
         make_function_recipes([function], trips(), {"seats": "known afterwards"})
-    with pytest.raises(InputError, match="called like a column"):
+    with pytest.raises(InputError, match="has the name of a column"):
         make_function_recipes([function], trips().assign(per_seat=1), {})
 
 
@@ -190,7 +190,7 @@ def test_a_model_file_holds_a_name_and_a_hash_and_makes_nothing_without_the_func
     KNOWN_FUNCTIONS.clear()
     again = load_model(tmp_path / "m.skops", sha256)
     assert not KNOWN_FUNCTIONS and [call.name for call in find_estimators_calling_functions(again)] == ["per_seat", "per_seat"]
-    with pytest.raises(ArtifactError, match=f"'per_seat' .{function.sha256[:12]}.* not known here.*--functions"):
+    with pytest.raises(ArtifactError, match=f"'per_seat' .{function.sha256[:12]}.* not loaded in this process.*--functions"):
         again.transform(trips())
     load_workspace_functions(saved, Workspace(tmp_path, {"workspace": "."}))
     np.testing.assert_array_equal(again.transform(trips())["per_seat"], trips().distance / trips().seats)
@@ -227,7 +227,7 @@ def test_only_the_file_whose_hash_is_known_is_read(tmp_path):
     KNOWN_FUNCTIONS.clear()
     (tmp_path / "elsewhere.py").write_text(path.read_text())
     for wrong in ({"path": "elsewhere.py"}, {"path": "functions/../elsewhere.py"}, {"sha256": "0" * 64}):
-        with pytest.raises(ArtifactError, match="not those that this workspace"):
+        with pytest.raises(ArtifactError, match="not the one that stage 3 wrote"):
             load_workspace_functions(saved.model_copy(update=wrong), space)
     path.write_text(path.read_text().replace("distance / seats", "distance * seats"))
     with pytest.raises(ArtifactError, match="stage 3"):

@@ -278,5 +278,5 @@ def test_a_project_may_have_other_parameters(tmp_path):
 def test_a_batch_needs_sets_and_processes(tmp_path):
     cancer(tmp_path)
     assert cli("batch", cwd=tmp_path).returncode == 2
-    with pytest.raises(ParameterError, match="side by side"):
+    with pytest.raises(ParameterError, match="-1 runs at a time"):
         run_batch(plan_batch([{}], {}, tmp_path), [{}], jobs=-1)

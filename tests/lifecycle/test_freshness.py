@@ -69,7 +69,11 @@ def test_finding_nothing_to_do_imports_nothing_heavy(project):
             "validation/gates.py", "def evaluate_gates(\n", "def evaluate_gates(\n    *_,\n", "validation", id="stage 5's"
         ),
         pytest.param(
-            "ml/bootstrap.py", "def bootstrap_difference(\n", "def bootstrap_difference(\n    *_,\n", "validation", id="metric"
+            "ml/bootstrap.py",
+            "def bootstrap_difference(\n",
+            "@(lambda function: function)\ndef bootstrap_difference(\n",
+            "validation",
+            id="metric",
         ),
         pytest.param("stores/sources/files.py", "def read_file(\n", "def read_file(\n    *_,\n", "problem", id="reading rows"),
         pytest.param("reports/pages.py", "def write_page(\n", "def write_page(\n    *_,\n", "", id="pages are no outcome"),
@@ -108,7 +112,7 @@ def test_edited_prose_is_shown_and_runs_nothing(project):
     assert not_fresh(project) == []
     done = run(project)
     assert "Nothing to do" in done.stdout
-    assert "renewed the page of data" in done.stderr
+    assert "updated the page of data" in done.stderr
     (made,) = list_runs(Workspace(project))
     page = (project / "reports" / made.id / "02_data.html").read_text()
     assert "No row is lost on the way." in page
@@ -155,7 +159,7 @@ def test_why_names_old_and_new_value(project):
     assert "parameter n_resamples 50 → 60" in said
     assert ["parameter n_resamples", "50", "60"] in [[c.strip() for c in line.split("│")[1:4]] for line in said.splitlines()]
     assert "nothing has changed" in cli("why", "data", cwd=project).stdout
-    assert "follows validation" in cli("why", "monitoring", "-p", "n_resamples=60", cwd=project).stdout
+    assert "validation must run first" in cli("why", "monitoring", "-p", "n_resamples=60", cwd=project).stdout
 
 
 def test_modules_of_the_project_count(new_toy):

@@ -82,7 +82,7 @@ def test_a_refusal_is_final(status):
     with webhook(status, headers={"Location": "/elsewhere"}) as (port, heard):
         said = call_webhook_or_command(f"http://user:{SECRET}@127.0.0.1:{port}/{SECRET}", FACTS, **QUICK)
     assert len(heard) == 1
-    assert said == f"The webhook at http://127.0.0.1 answered with status {status}."
+    assert said == f"The webhook at http://127.0.0.1 responded with status {status}."
 
 
 def test_nobody_listens():
@@ -97,7 +97,7 @@ def test_a_slow_webhook_is_not_waited_for():
         start = time.perf_counter()
         said = call_webhook_or_command(f"http://127.0.0.1:{port}/$HOOK_TOKEN", FACTS, timeout=0.1, attempts=2, backoff=0.01)
         took = time.perf_counter() - start
-    assert said == "The webhook at http://127.0.0.1 did not answer within 0.1 seconds, in 2 attempts."
+    assert said == "The webhook at http://127.0.0.1 did not respond within 0.1 seconds, in 2 attempts."
     assert len(heard) == 2
     assert took < 10
 
@@ -146,7 +146,9 @@ def test_a_variable_that_is_not_set_is_named(hook):
 def test_a_whole_address_may_be_secret(monkeypatch):
     with webhook(403) as (port, heard):
         monkeypatch.setenv("HOOK_URL", f"HTTP://127.0.0.1:{port}/{SECRET}")
-        assert call_webhook_or_command("$HOOK_URL", FACTS, **QUICK) == "The webhook at http://127.0.0.1 answered with status 403."
+        assert (
+            call_webhook_or_command("$HOOK_URL", FACTS, **QUICK) == "The webhook at http://127.0.0.1 responded with status 403."
+        )
     assert heard[0][1] == f"/{SECRET}"
 
 
@@ -215,7 +217,7 @@ def test_a_command_that_cannot_start():
 
 def test_a_slow_command_is_ended_with_its_children(tmp_path):
     said = call_webhook_or_command(f"sh -c 'sleep 60 & echo $! > {tmp_path}/child; wait'", FACTS, timeout=1)
-    assert said == "The command 'sh' of the hook took longer than 1 seconds and was ended."
+    assert said == "The command 'sh' of the hook took longer than 1 seconds and was killed."
     child, deadline = Path(f"/proc/{(tmp_path / 'child').read_text().strip()}/stat"), time.perf_counter() + 30
     while child.is_file() and child.read_text().split()[2] != "Z":  # Gone, or nobody has asked how it ended
         assert time.perf_counter() < deadline

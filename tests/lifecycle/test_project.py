@@ -23,7 +23,7 @@ from mlcycle.lifecycle.project import (
     init_project,
     merge_shipped_notebooks,
 )
-from mlcycle.nb.notebook import package_file, read_notebook_from_run_heading, read_parameters, stage_notebooks
+from mlcycle.nb.notebook import package_file, read_executable_part, read_parameters, stage_notebooks
 from mlcycle.outcomes import STAGES
 
 
@@ -89,7 +89,7 @@ def test_a_run_executes_an_edited_notebook(project):
 def test_a_copy_runs_what_is_shipped(project, stage):
     shipped, copy = package_file(NOTEBOOK_NAMES[stage]), stage_notebooks(project)[stage]
     assert read_parameters(copy) == read_parameters(shipped)
-    assert read_notebook_from_run_heading(copy)["cells"] == read_notebook_from_run_heading(shipped)["cells"]
+    assert read_executable_part(copy)["cells"] == read_executable_part(shipped)["cells"]
     text = sources(copy)
     assert f"`mlcycle.{stage}.stage`" in text
     assert "#| export" not in text
@@ -105,7 +105,7 @@ def test_every_suggested_setting_is_one(project):
     assert len(settings["problem"]) > 5
     parameters = make_plan_from_parameters({}, project).parameters
     assert parameters["problem"]["criteria"] == ["roc_auc >= 0.75", "beats baseline by 5 %"]
-    assert parameters["problem"]["excluded"] == {"arrived": "it is known only afterwards"}
+    assert parameters["problem"]["excluded"] == {"arrived": "known only after the delivery"}
 
 
 def test_git_ignores_state_and_keeps_what_was_shipped(project):
@@ -176,7 +176,7 @@ def test_a_file_is_no_folder(tmp_path):
 def test_nothing_has_changed(project, newer):
     before = everything(project)
     assert diff_shipped_notebook_versions(project, newer) == {}
-    assert "as they were" in describe_shipped_changes(project, shipped=newer)
+    assert "have not changed" in describe_shipped_changes(project, shipped=newer)
     assert str(merge_shipped_notebooks(project, newer)) == "There is nothing to merge."
     assert everything(project) == before
 

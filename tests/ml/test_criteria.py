@@ -65,17 +65,17 @@ WRONG = {  # Line: column, and what is said about it
     "p95 latency <= 50": (19, "'ms' or 's'"),
     "p95 latency >= 50 ms": (13, "'<='"),
     "p97 latency <= 50 ms": (1, "Did you mean 'p9"),
-    "p95 latency <= 0 ms": (16, "takes some time"),
+    "p95 latency <= 0 ms": (16, "greater than 0"),
     "recall >= 0.6 at accuracy >= 0.5": (15, "operating point"),
     "recall >= 0.6 at precision >= 5": (31, "0 to 1"),
     "selection_rate >= 0.1": (1, "ratio between groups"),
     "f1 ratio betwen groups >= 0.8": (10, "Did you mean 'between'"),
     "f1 ratio between groups >= 80": (28, "at most 1"),
-    'f1 ratio between groups of "" >= 0.8': (28, "not empty"),
+    'f1 ratio between groups of "" >= 0.8': (28, "must not be empty"),
     "matthews_corrcoef ratio between groups >= 0.8": (1, "negative"),
     "no_such_module:f >= 1": (1, "no_such_module"),
-    "": (1, "Criteria read like: roc_auc >= 0.75"),
-    "?": (1, "Criteria read like: roc_auc >= 0.75"),
+    "": (1, "Examples of criteria: roc_auc >= 0.75"),
+    "?": (1, "Examples of criteria: roc_auc >= 0.75"),
 }
 
 
@@ -176,6 +176,6 @@ def test_a_problem_adds_its_latency_budget_once():
         problem = asked.model_copy(update={"criteria": lines, "latency_budget_ms": budget})
         assert [criterion.text for criterion in parse_problem_criteria(problem)] == expected
     unfair = asked.model_copy(update={"criteria": ["mae ratio between groups >= 0.8"]})
-    with pytest.raises(CriterionError, match="names none"):
+    with pytest.raises(CriterionError, match="no protected columns"):
         parse_problem_criteria(unfair)
     assert len(parse_problem_criteria(unfair.model_copy(update={"protected_columns": ["town"]}))) == 1

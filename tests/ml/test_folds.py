@@ -39,10 +39,10 @@ def test_fewer_entities_than_folds_are_an_error_unless_asked_for_and_then_a_warn
     rows, problem = visits(owners), problem_of()
     with pytest.raises(ParameterError, match=f"{owners} values of 'owner' for 5 folds"):
         make_folds(problem, rows)
-    with pytest.warns(UserWarning, match=f"{owners} values of 'owner'.*too good"):
+    with pytest.warns(UserWarning, match=f"{owners} values of 'owner'.*too optimistic"):
         folds = make_folds(problem, rows, too_few_entities="warn")
     assert sorted(np.concatenate([valid for _, valid in folds])) == list(range(60))
-    assert "cannot be kept apart" in describe_too_few_entities(problem, rows)
+    assert "cannot be kept together" in describe_too_few_entities(problem, rows)
 
 
 def test_enough_entities_or_an_order_in_time_need_no_warning():

@@ -153,7 +153,7 @@ def test_cost_is_counted_for_a_thousand_rows():
 
 
 def test_cost_says_what_it_misses():
-    with pytest.raises(MetricError, match="needs to know what mistakes cost"):
+    with pytest.raises(MetricError, match="needs costs"):
         bind_metric_to_problem("cost", asked("binary", ["no", "yes"], "yes"))
     with pytest.raises(MetricError, match="'yess'.*Did you mean 'yes'"):
         bind_metric_to_problem("cost", asked("binary", ["no", "yes"], "yes", {"yess": {"no": 1.0}}))
@@ -214,11 +214,11 @@ def test_a_function_of_ones_own(own, toys):
     ("name", "said"),
     [
         ("shiftt", "Did you mean 'shift'"),
-        ("number", "no function"),
+        ("number", "not a function"),
         ("odd", "response_method = 'probabilities'.*'predict' or 'predict_proba'"),
         ("old", "'needs'.*'response_method'"),
         ("words", "cannot be computed"),
-        ("nothing", "gives nan"),
+        ("nothing", "returns nan"),
         ("fails", "division by zero.*correct the function"),
     ],
 )

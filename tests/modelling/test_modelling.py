@@ -290,7 +290,7 @@ def test_candidates_that_cannot_be():
     for names, said in (
         (["lihgtgbm"], "no candidate 'lihgtgbm'.*Did you mean 'lightgbm'"),
         (["dummy"], "cannot be the only candidate"),
-        (["network"], "network: takes too long on more than 30,000 rows"),
+        (["network"], "network: too slow for more than 30,000 rows"),
     ):
         with pytest.raises(ParameterError, match=said):
             candidates.choose_candidates("binary", 50_000, names)
@@ -298,9 +298,9 @@ def test_candidates_that_cannot_be():
 
 def test_a_candidate_that_is_not_for_the_task(own):
     candidate_model("mine", tasks=["regression"])(lambda task, seed: Ridge())
-    with pytest.raises(ParameterError, match="mine: not made for a binary task"):
+    with pytest.raises(ParameterError, match="mine: does not support a binary task"):
         candidates.choose_candidates("binary", 100, ["mine"])
-    assert candidates.choose_candidates("binary", 100)[1]["mine"] == "not made for a binary task"
+    assert candidates.choose_candidates("binary", 100)[1]["mine"] == "does not support a binary task"
 
 
 def test_the_command_line_says_what_is_wrong(tmp_path):
@@ -453,7 +453,7 @@ def test_when_time_is_up_it_is_said_and_the_rest_can_follow(tmp_path, whole):
     assert found.timed_out and not found.trials
     more = [*pair(), CANDIDATES["neighbours"]]
     found = search_models_and_hyperparameters(cv, more, SearchBudget(6, 1, started - 10), tmp_path / "more")
-    assert found.timed_out and found.baseline_trials[-1].reason == "time was up"
+    assert found.timed_out and found.baseline_trials[-1].reason == "time limit reached"
     found = search_models_and_hyperparameters(cv, pair(), SearchBudget(6, 600), tmp_path)
     assert not found.timed_out
     assert outcome_of(found) == outcome_of(expected)
@@ -512,7 +512,7 @@ def test_a_poor_trial_is_pruned_and_stays_off_the_leaderboard(tmp_path, own):
     last = selection.search.trials[-1]
     assert (last.status, len(last.scores)) == ("pruned", trials.FOLDS_BEFORE_PRUNING)
     assert last.name not in {line.model for line in selection.leaderboard()}
-    assert "worse than most" in selection.excluded[last.name]
+    assert "worse than the median" in selection.excluded[last.name]
     study = open_study(selection.search.folder, "roc_auc")
     assert study.trials[-1].state.name == "PRUNED"
     again = hold(tmp_path, folds=5, models=["tree"], trials=6)
@@ -776,10 +776,10 @@ def test_weights_reach_the_model_and_change_what_it_learns(tmp_path):
 
 def test_weights_that_cannot_be(tmp_path):
     table = make_table().assign(sure=-1.0, word=1.0)
-    for how, said in (("sure", "0 or more.*240 of 240 are not"), ("suer", "Did you mean 'sure'"), ("cost", "what mistakes cost")):
+    for how, said in (("sure", "0 or more.*240 of 240 are not"), ("suer", "Did you mean 'sure'"), ("cost", "needs costs")):
         with pytest.raises(ParameterError, match=said):
             sample_weights(make_problem(), table, how)
-    with pytest.raises(ParameterError, match="is about classes"):
+    with pytest.raises(ParameterError, match="needs classes"):
         sample_weights(make_problem("regression"), make_table("regression"), "balanced")
 
 

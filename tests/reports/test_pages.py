@@ -137,7 +137,7 @@ def test_facts_and_contents(open_page, runs):
 
 def test_a_stage_taken_from_another_run_says_so(open_page, runs):
     page = open_page(address(runs[1], "problem"))
-    assert f"taken from run {runs[0].id}" in page.locator(".facts").inner_text()
+    assert f"restored from run {runs[0].id}" in page.locator(".facts").inner_text()
     page.get_by_role("link", name=runs[0].id).click()
     assert page.url == address(runs[0], "problem")
 
@@ -236,7 +236,7 @@ def test_the_list_is_filtered_and_sorted(open_page, runs):
     assert shown() == ["poor"]
     assert page.locator("#count").inner_text() == "1 of 3 runs"
     page.get_by_label("Filter").fill("no such run")
-    assert page.get_by_text("No run fits the filter.").is_visible()
+    assert page.get_by_text("No run matches the filter.").is_visible()
     page.get_by_label("Filter").fill("")
     for status, left in (
         ("failed", ["lost"]),
@@ -261,7 +261,7 @@ def test_runs_are_chosen_and_compared(open_page, runs):
     compare = page.locator("#compare")
     assert compare.is_disabled()
     for run in runs[:2]:
-        page.get_by_label(f"Choose run {run.id}").check()
+        page.get_by_label(f"Select run {run.id}").check()
     assert compare.inner_text() == "Compare 2 runs"
     compare.click()
     assert page.url.endswith(f"#compare={runs[1].id},{runs[0].id}")
@@ -271,7 +271,7 @@ def test_runs_are_chosen_and_compared(open_page, runs):
     assert seed.locator("td").all_inner_texts() == ["7", "default"]
     assert page.locator("tr", has_text="roc_auc").locator("td", has_text="best").count() == 1
     assert page.get_by_text("scikit-learn").is_visible()
-    page.get_by_label("Show only what differs").check()
+    page.get_by_label("Show only differences").check()
     assert not page.get_by_text("scikit-learn").is_visible()
     assert page.locator("tr.differs").first.is_visible()
     page.go_back()
@@ -308,7 +308,7 @@ def test_many_runs_are_lines_best_first(open_page, runs, tmp_path):
     order = [text[-4:] for text in page.locator("tbody th a").all_inner_texts()]
     assert order == ["good", "good", "poor", "poor", "lost", "lost"]
     assert page.locator("tbody td", has_text="★").count() >= 2
-    page.get_by_text("The same in all runs").click()
+    page.get_by_text("Equal in all runs").click()
     assert page.get_by_text("scikit-learn").is_visible()
     page.locator("tbody th a").first.click()
     assert page.url == address(runs[0], "problem")

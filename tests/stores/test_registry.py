@@ -71,7 +71,7 @@ def board(value: float, **parameters) -> list[LeaderboardEntry]:
 
 def tried(*names: str) -> list[TrialRecord]:
     "Trials: the first is complete, the second was pruned, the third raised."
-    how = [("complete", "", [0.2, 0.3]), ("pruned", "worse than most", [0.1]), ("failed", "ValueError: no", [None])]
+    how = [("complete", "", [0.2, 0.3]), ("pruned", "worse than the median", [0.1]), ("failed", "ValueError: no", [None])]
     return [
         TrialRecord(
             name=name,
@@ -314,7 +314,7 @@ def test_a_bundle_protects_a_version_until_somebody_insists(tmp_path):
     with pytest.raises(ArtifactError, match="releases/one"):
         delete_version(workspace, f"{NAME}@1")
     delete_version(workspace, f"{NAME}@1", force=True)
-    with pytest.raises(ParameterError, match="which version"):
+    with pytest.raises(ParameterError, match="does not name a version"):
         delete_version(workspace, NAME)
 
 
@@ -463,7 +463,7 @@ def test_a_server_that_is_down_loses_nothing(tmp_path, ill, monkeypatch):
     assert kept.candidate == candidate()
     assert [trial.name for trial in kept.trials] == ["boosting 1"]
     listed = typed("list", cwd=tmp_path)
-    assert "Kept locally" not in listed.stdout or listed.exit_code == 0
+    assert "Not registered yet" not in listed.stdout or listed.exit_code == 0
     done = again(there)
     assert (done.model.version, done.decision) == (1, f"The booster won; registered as {NAME} version 1.")
     assert queued_models(there) == [], "it has a version now"
@@ -477,10 +477,10 @@ def test_a_kept_model_can_be_registered_by_hand(tmp_path):
     assert (down.exit_code, "Connection refused" in down.stderr) == (1, True)
     space(tmp_path)
     listed = typed("list", cwd=tmp_path).stdout
-    assert f"Kept locally: {NAME}" in listed
+    assert f"Not registered yet: {NAME}" in listed
     assert typed("register", cwd=tmp_path).stdout.strip() == f"Registered: {NAME}@1"
-    assert "No model waits" in typed("register", cwd=tmp_path).stdout
-    assert "Kept locally" not in typed("list", cwd=tmp_path).stdout
+    assert "The offline queue is empty" in typed("register", cwd=tmp_path).stdout
+    assert "Not registered yet" not in typed("list", cwd=tmp_path).stdout
     workspace = space(tmp_path)
     assert queued_models(workspace) == []
     assert again(workspace).model.version == 1, "the next run finds it there"

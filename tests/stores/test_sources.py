@@ -352,7 +352,7 @@ def test_a_folder_of_text_and_of_several_kinds(tmp_path):
     (tmp_path / "2.csv").write_text("number,else\n1,2\n")
     refusal(str(tmp_path), "different columns", "else")
     ORDERS.to_parquet(tmp_path / "3.parquet")
-    refusal(str(tmp_path), "several kinds", "parquet", "text")
+    refusal(str(tmp_path), "several formats", "parquet", "text")
 
 
 def records_of(frame: pd.DataFrame) -> list[dict]:
@@ -625,7 +625,7 @@ def test_what_goes_on_failing_is_said_without_secrets(web, monkeypatch, caplog):
     handler.fails = 0
     said += refusal(f"{url}/page?api_key={TOKEN}#{quick}&paging=offset&parameter=nothing&size=5", "same page again")
     said += refusal(f"{url}/drop#{quick}", "cannot be reached")
-    said += refusal(f"{url}/slow#{quick}&timeout=0.1", "does not answer", "timeout")
+    said += refusal(f"{url}/slow#{quick}&timeout=0.1", "does not respond", "timeout")
     said += refusal(f"{url}/html#{quick}", "JSON")
     monkeypatch.setenv("SHOP_TOKEN", "wrong-token")
     said += refusal(f"{url}/private#{quick}", "401", "token")

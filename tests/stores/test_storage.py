@@ -109,7 +109,7 @@ def test_a_diff_names_rows_cells_and_columns():
     assert (list(found.added), list(found.removed), found.kept, found.changed_rows) == (["d"], ["a"], 2, 1)
     assert found.changed.values.tolist() == [["c", "x", 3, 3.5], ["c", "s", "z", "y"]]
     assert found.schema.values.tolist() == [["x", "int64", "float64"], ["gone", "int64", ""], ["fresh", "", "int64"]]
-    assert str(found) == "1 rows added, 1 removed, 1 of 2 others changed in 2 cells; 3 differences between the columns."
+    assert str(found) == "1 rows added, 1 removed, 1 of 2 others changed in 2 cells; 3 columns added, removed or of another type."
 
 
 def test_a_number_that_became_text_is_compared_as_text():
@@ -218,9 +218,9 @@ def test_a_stage_that_is_resumed_counts_once(space):
 def test_access_needs_a_reason_and_the_right_stage(space):
     holdout = write_table(space.tables, "holdout", table(x=[1, 2]))
     for stage, why, message in (
-        ("validation", " ", "without a reason"),
+        ("validation", " ", "needs a reason"),
         ("features", "to peek", "may not read"),
-        ("deployment", "parity", "nothing has been decided"),
+        ("deployment", "parity", "not evaluated yet"),
     ):
         with pytest.raises(HoldoutError, match=message):
             read_holdout(space, holdout, run="one", stage=stage, reason=why)
@@ -235,8 +235,8 @@ def test_half_a_line_is_passed_over_and_no_line_is_lost(space):
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(lambda run: read_holdout(space, holdout, run=str(run), stage="validation", reason="again"), range(12)))
     assert count_biasing_accesses(space, holdout.sha256) == 13
-    assert "fresh rows" in format_holdout_bias_warning(13)
-    assert "fresh rows" not in format_holdout_bias_warning(MAX_HOLDOUT_ACCESSES)
+    assert "new rows" in format_holdout_bias_warning(13)
+    assert "new rows" not in format_holdout_bias_warning(MAX_HOLDOUT_ACCESSES)
 
 
 # The command line

@@ -3,8 +3,7 @@
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import QUICK
-from sklearn.datasets import load_breast_cancer
+from conftest import QUICK, cancer
 from sklearn.metrics import precision_recall_curve
 
 import mlcycle as mc
@@ -151,7 +150,7 @@ LINES += ["selection_rate ratio between groups of half >= 0.2"]
 
 
 def test_all_kinds_in_a_run(tmp_path):
-    frame = load_breast_cancer(as_frame=True).frame
+    frame = cancer()
     frame["half"] = np.resize(["left", "right"], len(frame))
     frame.to_parquet(tmp_path / "cancer.parquet")
     source = str(tmp_path / "cancer.parquet")

@@ -1,4 +1,4 @@
-// Runs side by side; many runs line by line. The facts come from Python: see lifecycle/comparison.
+// Comparison of runs: one column per run, or one row per run if there are many. The facts are those of reports/run_facts.
 const GROUPS = ["parameters", "scores", "outcomes", "versions"];
 
 function make(tag, properties, ...children) {
@@ -23,7 +23,7 @@ function show(value) {
   return String(value);
 }
 
-// As compare_facts in Python: a parameter that stages share gets one line where its values agree.
+// As diff_facts in Python: a parameter that several stages have gets one row if its values are equal in all of them.
 function compareFacts(runs) {
   const lines = [];
   for (const group of GROUPS) {
@@ -54,7 +54,7 @@ function findBest(scores) {
   return scores.flatMap((score, place) => (score && score.value === best ? [place] : []));
 }
 
-// A value, and under a score a bar: the interval on the range that all the runs span.
+// A value; for a score also a bar: its interval on the range of all runs.
 function valueOf(line, place) {
   const value = line.values[place];
   if (value === null) return [make("span", { className: "soft" }, line.group === "parameters" ? "default" : "–")];
@@ -81,7 +81,7 @@ function runHead(run) {
 }
 
 function sideBySide(runs, lines) {
-  const table = make("table", { className: "compared" }, make("caption", { className: "hear" }, "What differs is marked"));
+  const table = make("table", { className: "compared" }, make("caption", { className: "hear" }, "Values that differ are marked"));
   const heads = runs.map((run) => make("th", { scope: "col" }, ...runHead(run)));
   table.append(make("thead", {}, make("tr", {}, make("td", {}), ...heads)));
   for (const group of GROUPS) {
@@ -97,13 +97,13 @@ function sideBySide(runs, lines) {
     }
     table.append(body);
   }
-  return [make("div", { className: "wide", data: { label: "Comparison, scrolls sideways" } }, table)];
+  return [make("div", { className: "wide", data: { label: "Comparison, scrolls horizontally" } }, table)];
 }
 
-// Many runs: one a row, a column for what differs; what is the same for all is said once.
+// Many runs: one row per run, one column per fact that differs; facts that are equal are listed once.
 function lineByLine(runs, lines) {
   const columns = lines.filter((line) => line.differs && !line.name.endsWith(" decision"));
-  const table = make("table", { className: "compared many" }, make("caption", { className: "hear" }, "A run a row; what differs, by column"));
+  const table = make("table", { className: "compared many" }, make("caption", { className: "hear" }, "One row per run, one column per fact that differs"));
   const heads = columns.map((line) => make("th", { scope: "col", data: { sort: line.name } }, line.name));
   table.append(make("thead", {}, make("tr", {}, make("th", { scope: "col", data: { sort: "run" } }, "Run"), ...heads)));
   const body = make("tbody", {});
@@ -121,8 +121,8 @@ function lineByLine(runs, lines) {
   const same = lines.filter((line) => !line.differs);
   const items = same.flatMap((line) => [make("dt", {}, line.name), make("dd", {}, ...valueOf(line, 0))]);
   return [
-    make("div", { className: "wide", data: { label: "Comparison, scrolls sideways" } }, table),
-    make("details", { className: "same" }, make("summary", {}, `The same in all runs (${same.length})`), make("dl", { className: "alike" }, ...items)),
+    make("div", { className: "wide", data: { label: "Comparison, scrolls horizontally" } }, table),
+    make("details", { className: "same" }, make("summary", {}, `Equal in all runs (${same.length})`), make("dl", { className: "alike" }, ...items)),
   ];
 }
 
@@ -135,13 +135,13 @@ function showComparison(runs, place, title) {
   place.replaceChildren(
     make("h1", { id: "comparison-title", tabIndex: -1 }, title),
     make("p", { className: "soft" }, `${count} of ${lines.length} facts differ. ★ marks the best score.`),
-    make("p", { className: "choice" }, only, make("label", { htmlFor: "only" }, "Show only what differs")),
+    make("p", { className: "choice" }, only, make("label", { htmlFor: "only" }, "Show only differences")),
     ...(runs.length > 4 ? lineByLine(runs, lines) : sideBySide(runs, lines)),
   );
   nameBoxes();
 }
 
-// Headers become buttons; a second press turns the order round.
+// Headers become buttons; a second click reverses the order.
 function makeSortable(table) {
   for (const [column, head] of [...table.tHead.rows[0].cells].entries()) {
     if (!head.dataset.sort) continue;
@@ -158,7 +158,7 @@ function sortBy(table, column, direction) {
   const order = (a, b) => (numeric ? Number(a) - Number(b) : a.localeCompare(b, "en", { numeric: true }));
   rows.sort((one, two) => {
     const [a, b] = [value(one), value(two)];
-    return a === "" || b === "" ? (a === "") - (b === "") : direction * order(a, b); // What is missing comes last
+    return a === "" || b === "" ? (a === "") - (b === "") : direction * order(a, b); // Missing values come last
   });
   table.tBodies[0].append(...rows);
   for (const [place, head] of [...table.tHead.rows[0].cells].entries()) {

@@ -1,4 +1,4 @@
-// The list of runs: filter, sort, choose, compare. `#compare=ID,ID` is a comparison that can be linked.
+// The list of runs: filter, sort, select, compare. `#compare=ID,ID` in the address links to a comparison.
 const runs = JSON.parse(document.getElementById("runs").textContent);
 const [list, comparison, compareButton] = ["list", "comparison", "compare"].map((id) => document.getElementById(id));
 
@@ -40,17 +40,17 @@ function startList() {
   choose();
 }
 
-// What the address says is what is shown, so that the browser's Back leads back.
+// The address determines what is shown, so that the browser's Back button works.
 function follow(focus) {
-  const asked = location.hash.startsWith("#compare=") ? decodeURIComponent(location.hash.slice(9)).split(",") : [];
-  const found = asked.map((id) => runs.find((run) => run.id === id)).filter(Boolean);
+  const ids = location.hash.startsWith("#compare=") ? decodeURIComponent(location.hash.slice(9)).split(",") : [];
+  const found = ids.map((id) => runs.find((run) => run.id === id)).filter(Boolean);
   const comparing = found.length > 1;
   list.hidden = comparing;
   comparison.hidden = !comparing;
   if (comparing) {
     showComparison(found, comparison, `Comparison of ${found.length} runs`);
-    const lost = asked.length - found.length;
-    comparison.prepend(make("p", {}, make("a", { href: "#" }, "← All runs"), lost ? ` ${lost} of the runs asked for are not here.` : ""));
+    const missing = ids.length - found.length;
+    comparison.prepend(make("p", {}, make("a", { href: "#" }, "← All runs"), missing ? ` ${missing} of the selected runs do not exist.` : ""));
     scrollTo(0, 0);
     if (focus) document.getElementById("comparison-title").focus();
   } else if (focus && compareButton) compareButton.focus();

@@ -1,5 +1,5 @@
 "use strict";
-// On every page: the theme, folded code, and boxes that scroll.
+// On every page: theme, folded code, and boxes that scroll.
 const root = document.documentElement;
 
 function toggle(id, start, act) {
@@ -20,7 +20,7 @@ toggle("theme-toggle", dark, (on) => {
   try {
     localStorage.setItem("mlcycle-theme", root.dataset.theme);
   } catch {
-    // Not remembered, then.
+    // The theme is not saved.
   }
 });
 
@@ -29,19 +29,19 @@ toggle("code-toggle", false, (on) => {
   for (const code of document.querySelectorAll("details.code")) code.open = on || code.closest(".failed") !== null;
 });
 
-// On a small screen the contents stand above the text: folded, they are no hurdle.
+// On a small screen the table of contents is above the text, and folded.
 if (matchMedia("(max-width: 68rem)").matches) {
   for (const contents of document.querySelectorAll(".contents details")) contents.open = false;
 }
 
-// A box that scrolls can be reached by keyboard; one that does not is no stop on the way.
+// A box that scrolls can be reached by keyboard; others cannot.
 function nameBoxes() {
   for (const box of document.querySelectorAll(".wide")) {
     const scrolls = box.scrollWidth > box.clientWidth;
     if (scrolls) {
       box.tabIndex = 0;
       box.setAttribute("role", "group");
-      box.setAttribute("aria-label", box.dataset.label || "Table, scrolls sideways");
+      box.setAttribute("aria-label", box.dataset.label || "Table, scrolls horizontally");
     } else {
       for (const name of ["tabindex", "role", "aria-label"]) box.removeAttribute(name);
     }
