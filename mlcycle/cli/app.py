@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from .. import __version__
-from . import project, run, runs, serve
+from . import doctor, project, run, runs, serve
 from .base import app
 from .contract import contract_app
 from .data import data_app
@@ -19,7 +19,7 @@ from .models import model_app
 from .project import problem_app
 
 # %% ../../nbs/cli/app.ipynb #1d6776aa
-COMMANDS = (project, run, runs, serve) # Importing a module adds its commands
+COMMANDS = (project, doctor, run, runs, serve) # Importing a module adds its commands
 for group, name in ((data_app, "data"), (contract_app, "contract"), (model_app, "models"), (problem_app, "problem")):
     app.add_typer(group, name=name)
 

@@ -17,7 +17,8 @@ from ..lifecycle.callbacks import BatchCallbackFactory, BatchRunCallback
 class BatchProgressTable(BatchCallbackFactory):
     """A live table in a terminal.
 
-    It has a bar for the batch, a line for each running run, and a line for each of the first `max_failures` failed runs."""
+    It has a bar for the batch, a line for each running run, and a line for each of the first `max_failures` failed runs.
+    """
 
     def __init__(self, runs: int, console: "Console", max_failures: int = 5):
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn

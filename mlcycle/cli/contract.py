@@ -102,7 +102,8 @@ def check(
 ):
     """Check the rows of a file against a contract.
 
-    The exit code is 1 if more rows violate it than it allows."""
+    The exit code is 1 if more rows violate it than it allows.
+    """
     from mlcycle.cli.base import exit_on_error, console
 
     with exit_on_error():
@@ -115,8 +116,8 @@ def check(
         checked = apply_contract(rows, contract_document, hash_rows(rows))
         print_failures(checked)
         if quarantine:
-            with atomic_write(quarantine) as half:
-                checked.quarantine.to_csv(half, index=False)
+            with atomic_write(quarantine) as draft:
+                checked.quarantine.to_csv(draft, index=False)
             console.print(f"Quarantined rows: {quarantine}", highlight=False, soft_wrap=True)
         check_contract_limits(checked, contract_document, quarantine=str(quarantine or ""), file=str(path))
 
@@ -145,7 +146,8 @@ def diff(
 ):
     """Compare two contracts, or a file with the contract.
 
-    Prints the version number that the changes require. The exit code is 1 if that of the newer contract is too low."""
+    Prints the version number that the changes require. The exit code is 1 if that of the newer contract is too low.
+    """
     from mlcycle.cli.base import exit_on_error, console
 
     with exit_on_error():
@@ -189,7 +191,8 @@ def recheck(
 ):
     """Check corrected rows; move clean ones out of quarantine.
 
-    The exit code is 1 if corrected rows still violate the contract."""
+    The exit code is 1 if corrected rows still violate the contract.
+    """
     from mlcycle.cli.base import exit_on_error, console
 
     with exit_on_error():
@@ -203,8 +206,8 @@ def recheck(
         contract_document, corrections = read_contract_file(contract_path(contract)), read_source(corrected)
         clean, left = kept.recheck_corrections(kept.read_quarantine_csv(quarantine), corrections, contract_document)
         for path, rows, index in ((out, clean, True), (quarantine, left, False)):
-            with atomic_write(path) as half:
-                rows.to_csv(half, index=index)
+            with atomic_write(path) as draft:
+                rows.to_csv(draft, index=index)
         console.print(f"{len(clean):,} rows are clean: {out}", highlight=False, soft_wrap=True)
         console.print(f"{left.row_id.nunique():,} are still in quarantine: {quarantine}", highlight=False, soft_wrap=True)
         if left.row_id.isin(corrections.row_id).any():

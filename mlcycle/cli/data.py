@@ -121,8 +121,8 @@ def show(
         version, found = _read(Workspace.from_project(project), address, reason)
         found = found[parse_column_names(found, columns)]
         if csv:
-            with atomic_write(csv) as half:
-                found.to_csv(half)
+            with atomic_write(csv) as draft:
+                found.to_csv(draft)
             console.print(f"{len(found):,} rows: {csv}", highlight=False, soft_wrap=True)
         else:
             print_rows(f"{version.address}, {min(rows, len(found)):,} of {len(found):,} rows", found.head(rows))

@@ -140,7 +140,8 @@ def diff(
 ):
     """Compare two versions: parameters, scores, data, code, libraries.
 
-    Input columns and model files are compared too."""
+    Input columns and model files are compared too.
+    """
     from rich.markup import escape
     from rich.table import Table
 
@@ -174,7 +175,8 @@ def tag(
 ):
     """Set and remove tags of a version.
 
-    Tags that were written at registration cannot be changed."""
+    Tags that were written at registration cannot be changed.
+    """
     from mlcycle.errors import ParameterError
     from mlcycle.cli.base import exit_on_error, console, parse_assignments
     from mlcycle.core.workspace import Workspace
@@ -197,7 +199,8 @@ def delete(
 ):
     """Delete a version and its files.
 
-    A version with an alias such as champion, or one that a run or bundle uses, is not deleted."""
+    A version with an alias such as champion, or one that a run or bundle uses, is not deleted.
+    """
     from mlcycle.cli.base import exit_on_error, console
     from mlcycle.core.workspace import Workspace
 

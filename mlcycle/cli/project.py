@@ -35,7 +35,8 @@ def update(
 ):
     """Show or merge changes of the shipped notebooks.
 
-    Compares with the version from which the project was created or last merged. The exit code is 1 if there are conflicts."""
+    Compares with the version from which the project was created or last merged. The exit code is 1 if there are conflicts.
+    """
     from mlcycle.lifecycle.project import describe_shipped_changes, merge_shipped_notebooks
     from mlcycle.core.settings import find_project
 
@@ -73,12 +74,13 @@ def write_problem_file(
 # %% ../../nbs/cli/project.ipynb #4a33ee10
 @problem_app.command("check")
 def check_problem(
-    file: Annotated[Path | None, typer.Argument(help="problem.yaml of the project by default.")] = None,
+    file: Annotated[Path | None, typer.Argument(help="File; problem.yaml of the project by default.")] = None,
     project: PROJECT = None,
 ):
     """Check a problem.yaml and its source.
 
-    No stage is run, and no model is fitted."""
+    No stage is run, and no model is fitted.
+    """
     from mlcycle.core.settings import find_project
     from mlcycle.problem.document import PROBLEM_FILE, load_problem_document
 

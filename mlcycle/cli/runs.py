@@ -65,7 +65,8 @@ def compare(
 ):
     """Compare the selected models of several runs.
 
-    Prints their settings and scores, and the difference of the cross-validated scores with its 95 % interval."""
+    Prints their settings and scores, and the difference of the cross-validated scores with its 95 % interval.
+    """
     from mlcycle.cli.runs import column_blocks, leaderboards_table, run_comparison_table
     from mlcycle.reports.compare_runs import runs_with_leaderboard, describe_fold_differences, compare_runs
 
@@ -108,7 +109,8 @@ def clean(
 ):
     """Remove old runs.
 
-    Their pages, studies and cache entries are removed too, unless another run needs them."""
+    Their pages, studies and cache entries are removed too, unless another run needs them.
+    """
     from mlcycle.lifecycle.housekeeping import delete_old_runs
     from mlcycle.core.workspace import Workspace
 

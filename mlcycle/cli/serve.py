@@ -24,7 +24,8 @@ def serve(
 ):
     """Serve the release of a run over HTTP.
 
-    Predictions and actual values are recorded in the prediction log of the workspace."""
+    Predictions and actual values are recorded in the prediction log of the workspace.
+    """
     with exit_on_error():
         from mlcycle.service.app import serve_bundle
         from mlcycle.core.runs import get_run

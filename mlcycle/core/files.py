@@ -61,7 +61,8 @@ def atomic_folder(
 ) -> Iterator[Path]: # Temporary folder to fill
     """Context manager: fill a folder under a temporary name; it replaces `path` if no error occurs.
 
-    With `merge`, raises FileExistsError if a file exists already; nothing is moved then."""
+    With `merge`, raises FileExistsError if a file exists already; nothing is moved then.
+    """
     path = Path(path)
     name = f".{path.name}.{uuid4().hex[:8]}"
     draft = path / name if merge else path.with_name(name)

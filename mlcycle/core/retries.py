@@ -25,7 +25,8 @@ def retry_policy(
 ) -> "tenacity.Retrying":
     """A tenacity policy for functions that return an `httpx.Response`.
 
-    After the last attempt, the response is returned or the exception is raised."""
+    After the last attempt, the response is returned or the exception is raised.
+    """
     import httpx
     import tenacity
 

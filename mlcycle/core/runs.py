@@ -25,7 +25,8 @@ class Run:
     """A run: its folder, its facts, and the outcomes of its stages as attributes.
 
     `run.problem`, `run.dataset`, `run.plan`, `run.candidate`, `run.verdict`, `run.release` and `run.health` raise
-    ArtifactError if the stage has no outcome."""
+    ArtifactError if the stage has no outcome.
+    """
 
     def __init__(self, folder: Path):
         self.folder = Path(folder)
@@ -103,7 +104,8 @@ def get_run(
 ) -> Run:
     """Open an earlier run by its id, the beginning of it, or `last`.
 
-    Raises ParameterError if there is no such run, or several."""
+    Raises ParameterError if there is no such run, or several.
+    """
     runs = list_runs(Workspace.from_project(project))
     found = runs[:1] if name == "last" else [run for run in runs if run.id.startswith(name)]
     if not found:

@@ -48,7 +48,8 @@ def read_settings(
 ) -> dict[str, dict[str, str]]: # By section; empty if there is no file
     """Read the sections of a project's settings file.
 
-    Raises ParameterError if the file cannot be parsed or has an unknown section."""
+    Raises ParameterError if the file cannot be parsed or has an unknown section.
+    """
     parser = ConfigParser(interpolation=None)
     parser.optionxform = str
     try:
@@ -70,7 +71,8 @@ def section_with_defaults(
 ) -> dict[str, str]: # Every option of the section
     """A section, completed with its defaults.
 
-    Raises ParameterError for an unknown option, or a time limit that is not a whole number."""
+    Raises ParameterError for an unknown option, or a time limit that is not a whole number.
+    """
     known, given = SECTION_DEFAULTS[name], settings.get(name, {})
     for key in given:
         if key not in known:

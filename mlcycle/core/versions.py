@@ -33,7 +33,8 @@ def distribution_version(
 ) -> str:
     """The version of a distribution, read without parsing all of its metadata.
 
-    Raises PackageNotFoundError if it is not installed."""
+    Raises PackageNotFoundError if it is not installed.
+    """
     about = distribution(package).read_text("METADATA") or ""
     return found[1] if (found := re.search(r"^Version: *(\S+)", about, re.MULTILINE)) else version(package)
 

@@ -86,7 +86,8 @@ class StoreAddresses:
 class Workspace(StoreAddresses):
     """The workspace of a project.
 
-    Raises ArtifactError if it has the layout of another version of mlcycle."""
+    Raises ArtifactError if it has the layout of another version of mlcycle.
+    """
 
     def __post_init__(self):
         check_layout(self.root)

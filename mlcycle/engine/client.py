@@ -181,7 +181,8 @@ def wait_for_kernel(
 ) -> dict: # The kernel's `language_info`
     """Wait until a kernel has started.
 
-    Raises DeadKernelError if it ends or exceeds the timeout."""
+    Raises DeadKernelError if it ends or exceeds the timeout.
+    """
     try:
         message = kernel.receive(timeout)
     except DeadKernelError as error:
@@ -199,7 +200,8 @@ def wait_for_reply(
 ) -> dict: # The kernel's reply
     """Wait for the reply to a cell, within the timeouts of cell and notebook.
 
-    Raises CellTimeoutError after a timeout, and DeadKernelError if the kernel dies; both name the cell."""
+    Raises CellTimeoutError after a timeout, and DeadKernelError if the kernel dies; both name the cell.
+    """
     until = min(time.monotonic() + (timeout or float("inf")), client.deadline)
     index = next(number for number, one in enumerate(client.nb.cells) if one is cell)
     limit = "of the notebook" if until == client.deadline else f"of {timeout} seconds"

@@ -101,7 +101,8 @@ def call_in_fork(
 ) -> Any: # Return value of the function
     """Call a function in a fork of the server.
 
-    Raises RuntimeError with the traceback if the function raises, or if the process ends without a result."""
+    Raises RuntimeError with the traceback if the function raises, or if the process ends without a result.
+    """
     start_fork_server([])
     context = get_context("forkserver")
     here, there = context.Pipe(duplex=False)

@@ -88,7 +88,8 @@ def find_attribute(
 ): # The attribute
     """Import the attribute that a patch names.
 
-    Raises AttributeError or ImportError if it does not exist."""
+    Raises AttributeError or ImportError if it does not exist.
+    """
     module, _, name = patch.attribute.partition(":")
     found = import_module(module)
     for part in name.split("."):

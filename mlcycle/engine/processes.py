@@ -17,7 +17,8 @@ def kill_group_when_pipe_closes(
 ) -> None:
     """Kill this process group by SIGKILL when the other end of a pipe is closed.
 
-    The signal comes from the operating system, so no thread of this process has to run."""
+    The signal comes from the operating system, so no thread of this process has to run.
+    """
     fcntl.fcntl(lifeline, fcntl.F_SETOWN, -os.getpgrp())
     fcntl.fcntl(lifeline, fcntl.F_SETSIG, signal.SIGKILL)
     fcntl.fcntl(lifeline, fcntl.F_SETFL, fcntl.fcntl(lifeline, fcntl.F_GETFL) | os.O_ASYNC)

@@ -36,7 +36,8 @@ def example_executed_notebook() -> dict:
 def warm_up_html_rendering() -> None:
     """Render an example page, so that nbconvert is imported and its templates are compiled.
 
-    The grammar of rfc3987_syntax is not compiled; a later import of jsonschema is not affected."""
+    The grammar of rfc3987_syntax is not compiled; a later import of jsonschema is not affected.
+    """
     before = set(sys.modules)
     sys.modules.setdefault("rfc3987_syntax", None)
     from mlcycle.nb.html import render_notebook_body

@@ -36,7 +36,8 @@ def run_notebook(
     """Execute a notebook and write its page, also if it fails.
 
     Notebook and page go to `reports/notebooks/NAME-TIME/`. Raises ParameterError if the notebook or a parameter
-    does not exist or has the wrong type, and StageError if a cell fails."""
+    does not exist or has the wrong type, and StageError if a cell fails.
+    """
     notebook, project = Path(notebook), find_project(project)
     content, values = read_notebook_and_parameters(notebook, parameters)
     engine = section_with_defaults(read_settings(project), "engine")

@@ -32,7 +32,8 @@ def run_batch(
 ) -> BatchResults:
     """Execute the plans of a batch; a run that fails does not stop the others.
 
-    Raises ParameterError if `jobs` is negative. Errors of runs are returned in `BatchResults.errors`."""
+    Raises ParameterError if `jobs` is negative. Errors of runs are returned in `BatchResults.errors`.
+    """
     from mlcycle.lifecycle.batch_workers import execute_batch_run, run_workers
 
     choice, callback, jobs = choice or StageChoice(), callback or BatchCallbackFactory(), jobs or len(os.sched_getaffinity(0))

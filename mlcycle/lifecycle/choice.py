@@ -16,7 +16,8 @@ from ..outcomes import STAGES
 class StageChoice:
     """Selection of the stages to run: last, first, single, or forced stages.
 
-    Raises ParameterError if a stage does not exist."""
+    Raises ParameterError if a stage does not exist.
+    """
 
     until: str = "" # Last stage; empty: monitoring
     start: str = "" # This stage and those after it run even if they are fresh

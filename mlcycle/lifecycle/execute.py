@@ -29,7 +29,8 @@ def execute_notebook(
     """Execute a notebook with papermill; raise errors of cells as mlcycle errors.
 
     Raises the subclass of InputError that a cell raised, DiskFullError, or StageError for any other error, a cell
-    that exceeds `cell_timeout`, or a kernel that dies."""
+    that exceeds `cell_timeout`, or a kernel that dies.
+    """
     start_fork_server([]) # Does nothing if a server exists
     import papermill
     from nbclient.exceptions import CellTimeoutError, DeadKernelError
@@ -69,7 +70,8 @@ def is_disk_full(
 ) -> bool:
     """Whether an error was caused by a full disk, an exceeded quota or a file size limit.
 
-    Checks `errno` for ENOSPC, EDQUOT and EFBIG, or their messages in the text."""
+    Checks `errno` for ENOSPC, EDQUOT and EFBIG, or their messages in the text.
+    """
     codes = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
     if isinstance(error, DiskFullError) or isinstance(error, OSError) and error.errno in codes:
         return True

@@ -34,7 +34,8 @@ def execute_stage(
 ) -> None:
     """Execute the notebook of a stage, and save the result in the cache.
 
-    Raises what the notebook raised, or ArtifactError if it has saved no outcome."""
+    Raises what the notebook raised, or ArtifactError if it has saved no outcome.
+    """
     stage, source, start = state.stage, plan.notebooks[state.stage], time.perf_counter()
     output = Path(pages) / source.name
     write_text(output, json.dumps(read_executable_part(source)))

@@ -39,7 +39,8 @@ def check_stage_freshness(
     """The state of a stage, given the outcomes of earlier stages.
 
     The hash of the inputs is the key of the cache entry. If there is none, `reason` lists the inputs that differ
-    from the newest entry of the stage."""
+    from the newest entry of the stage.
+    """
     inputs = stage_inputs(plan, stage, outcome_hashes, modules)
     key = short_json_hash(inputs)
     folder = cache_entry_folder(plan.workspace, stage, key)
@@ -68,7 +69,7 @@ def freshness_by_stage(
             last = latest_cache_entry(plan.workspace, stage)
             state = StageState(stage, "stale" if last else "missing", f"{blocked.stage} must run first", "", state.inputs, last)
         elif stage in forced:
-            state = StageState(stage, "stale", "the run was told to execute it", state.key, state.inputs, state.entry)
+            state = StageState(stage, "stale", "its execution was forced", state.key, state.inputs, state.entry)
         states[stage] = state
         outcome_hashes[stage] = state.entry.info["content_hash"] if state.entry else "-"
     if len(modules.summaries) > known:

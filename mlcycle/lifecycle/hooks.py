@@ -48,7 +48,8 @@ def call_webhook_or_command(
 ) -> str: # Error message; empty on success
     """Call a hook, a webhook or a command; return an error message, empty on success.
 
-    Never raises for a hook that fails. Values of environment variables do not appear in the message."""
+    Never raises for a hook that fails. Values of environment variables do not appear in the message.
+    """
     unset = [name for name in re.findall(r"\$\{?(\w+)", hook) if name not in os.environ]
     address = os.path.expandvars(hook).strip()
     is_webhook = address.lower().startswith(("http://", "https://"))

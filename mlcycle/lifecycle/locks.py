@@ -37,7 +37,8 @@ def is_run_in_progress(
 ) -> bool:
     """Whether a process is executing a run.
 
-    A run that was killed still has the status `running`, but its lock is free."""
+    A run that was killed still has the status `running`, but its lock is free.
+    """
     if run.info["status"] != "running":
         return False
     try:

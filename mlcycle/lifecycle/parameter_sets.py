@@ -23,7 +23,8 @@ def expand_grid(
 ) -> list[dict[str, Any]]: # One set for each combination; one empty set for an empty grid
     """All combinations of the values of a grid, as `ParameterGrid` of scikit-learn.
 
-    Raises ParameterError if an assignment has no `=` or no value."""
+    Raises ParameterError if an assignment has no `=` or no value.
+    """
     axes = {}
     for text in assignments:
         name, equals, values = text.partition("=")
@@ -38,7 +39,8 @@ def read_parameter_sets(
 ) -> list[dict[str, Any]]: # One set for each run, without empty cells
     """Read the parameter sets of a file.
 
-    Raises ParameterError if the file cannot be read, is empty, or has a line of another length than its header."""
+    Raises ParameterError if the file cannot be read, is empty, or has a line of another length than its header.
+    """
     try:
         with open(path, newline="") as file:
             rows = list(csv.DictReader(file)) if Path(path).suffix == ".csv" else None
@@ -65,7 +67,8 @@ def plan_batch(
 ) -> list[Plan]:
     """Make the plans of a batch.
 
-    Raises ParameterError for the first set with an unknown name or a wrong type, and names the set."""
+    Raises ParameterError for the first set with an unknown name or a wrong type, and names the set.
+    """
     origins, plans = make_plan_from_parameters(common, project, file).origins.values(), []
     defaults = {name: text for name, text in BATCH_DEFAULTS.items() if "notebook" in {known.get(name) for known in origins}}
     for number, each in enumerate(sets, 1):

@@ -55,7 +55,8 @@ def make_plan_from_parameters(
 ) -> Plan:
     """Resolve all parameters into a plan.
 
-    Raises ParameterError if a name is unknown or a value has the wrong type, and names the layer that it is from."""
+    Raises ParameterError if a name is unknown or a value has the wrong type, and names the layer that it is from.
+    """
     project = find_project(project)
     settings, notebooks = read_settings(project), stage_notebooks(project)
     definitions = {stage: read_parameters(path) for stage, path in notebooks.items()}

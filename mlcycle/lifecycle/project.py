@@ -64,7 +64,8 @@ def init_project(
 ) -> list[Path]: # Paths of all files of the project
     """Create a project: settings, notebooks, .gitignore, README.
 
-    Raises InputError if one of the files exists or the folder is not writable; nothing is written then."""
+    Raises InputError if one of the files exists or the folder is not writable; nothing is written then.
+    """
     folder, new = Path(folder).resolve(), not Path(folder).exists()
     notebooks = [f"{place}/{name}" for place in (SHIPPED_FOLDER, NOTEBOOK_FOLDER) for name in NOTEBOOK_NAMES.values()]
     files = [*notebooks, *TEMPLATE_FILES]
@@ -139,7 +140,8 @@ def own_base_and_shipped_notebooks(
 ) -> dict[str, NotebookVersions]: # By stage
     """The three versions of each notebook of a project.
 
-    Raises InputError if the project has no notebooks of its own, or if one of them or its base is missing."""
+    Raises InputError if the project has no notebooks of its own, or if one of them or its base is missing.
+    """
     project, shipped = Path(project).resolve(), Path(shipped or package_file())
     own, base = project / NOTEBOOK_FOLDER, project / SHIPPED_FOLDER
     found = {stage: NotebookVersions(own / name, base / name, shipped / name) for stage, name in NOTEBOOK_NAMES.items()}

@@ -45,7 +45,8 @@ def run_plan(
     """Execute the stages of a plan that are not fresh.
 
     Returns an earlier run if all stages are fresh and it holds their outcomes. Raises ParameterError if a stage is to
-    run alone and an earlier one is not fresh, and whatever a stage raises."""
+    run alone and an earlier one is not fresh, and whatever a stage raises.
+    """
     choice, callback = choice or StageChoice(), callback or RunCallback()
     modules = ModuleIndex(plan.workspace.project, load_code_summaries(plan.workspace))
     states = {stage: state for stage, state in freshness_by_stage(plan, choice.forced, modules).items() if stage in choice.stages}

@@ -90,5 +90,6 @@ def outcome_content_hash(
 ) -> str:
     """Hash of an outcome without its volatile fields, such as seconds.
 
-    It is an input of the later stages: they stay fresh if a stage ran again with the same result."""
+    It is an input of the later stages: they stay fresh if a stage ran again with the same result.
+    """
     return short_json_hash(OUTCOME_TYPES[stage].model_validate_json(path.read_text()).content())

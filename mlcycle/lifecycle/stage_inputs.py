@@ -27,7 +27,8 @@ def input_file_hashes(
 ) -> dict[str, str]: # Hash of the bytes by `file PATH`
     """Hashes of the files, folders and patterns that parameters refer to.
 
-    Text that names no file has no entry. Databases and web APIs are not covered: their content is unknown."""
+    Text that names no file has no entry. Databases and web APIs are not covered: their content is unknown.
+    """
     texts = _short_texts(parameters)
     yamls = [Path(project) / text for text in texts if text.endswith((".yaml", ".yml"))]
     nested = [text for path in yamls if path.is_file() for text in _short_texts(_yaml_texts(path))]
@@ -99,7 +100,8 @@ def stage_inputs(
 ) -> dict[str, str]: # Hash or value by name
     """All inputs of a stage with a hash or value: parameters, files, cells, code, libraries, earlier outcomes.
 
-    User-defined metrics are included if the stage's code can load them."""
+    User-defined metrics are included if the stage's code can load them.
+    """
     cells, parameters = code_cells(plan.notebooks[stage]), plan.parameters[stage]
     reach = find_reachable_code(list(cells.values()), modules)
     user_modules = {}

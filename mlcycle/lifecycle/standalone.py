@@ -42,7 +42,8 @@ def open_sample_run(
 ) -> Path: # Folder of a run with the outcomes of the stages before `stage`
     """Create a run with the outcomes of the earlier stages on the bundled sample.
 
-    Raises ArtifactError if a stage fails on the sample."""
+    Raises ArtifactError if a stage fails on the sample.
+    """
     home = Workspace.from_project().root / "sample"
     write_text(home / "settings.ini", "") # A project inside the workspace of the other
     before = STAGES[:STAGES.index(stage)]

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass, replace
 from functools import partial
 from itertools import combinations
+from typing import Any
 
 import numpy as np
 from scipy.stats import rankdata
@@ -129,7 +130,7 @@ _AVERAGES = {"macro": "mean over classes", "micro": "counts of all classes poole
              "weighted": "mean over classes, weighted by their rows"}
 
 # %% ../../nbs/ml/metric_definitions.ipynb #0cf458a6
-_LABELS = {"tasks": CLASSES, "response_method": "predict", "higher_is_better": True}
+_LABELS: dict[str, Any] = {"tasks": CLASSES, "response_method": "predict", "higher_is_better": True}
 
 LABEL_METRICS = [
     Metric("accuracy", sk.accuracy_score, **_LABELS, description="The share of correct predictions.",
@@ -157,7 +158,7 @@ LABEL_METRICS = [
 ]
 
 # %% ../../nbs/ml/metric_definitions.ipynb #29870c9b
-_SCORES = {"tasks": CLASSES, "response_method": "predict_proba", "higher_is_better": True}
+_SCORES: dict[str, Any] = {"tasks": CLASSES, "response_method": "predict_proba", "higher_is_better": True}
 
 SCORE_METRICS = [
     Metric("roc_auc", _one_vs_rest(sk.roc_auc_score), **_SCORES, batch_function=_batch_roc_auc,
@@ -187,7 +188,7 @@ SCORE_METRICS = [
 def _regression(name: str, function: Callable, description: str, *, share: bool = False, columns: bool = True, **more) -> Metric:
     "A regression metric: relative to a constant prediction (`share`), at most 1 and higher is better, or else an error."
     low, high = (-np.inf, 1.0) if share else (0.0, np.inf)
-    batch = {"batch_function": _in_columns(function, multioutput="raw_values") if columns else None} | more
+    batch: dict[str, Any] = {"batch_function": _in_columns(function, multioutput="raw_values") if columns else None} | more
     return Metric(name, function, tasks=REGRESSION, response_method="predict", higher_is_better=share, description=description,
                   low=low, high=high, **batch)
 

@@ -47,7 +47,8 @@ def used_library_versions(
 ) -> dict[str, str]: # Version by `library NAME`
     """Versions of Python and of the packages that a stage uses.
 
-    NumPy, pandas, SciPy and scikit-learn are always included, since outcomes depend on them."""
+    NumPy, pandas, SciPy and scikit-learn are always included, since outcomes depend on them.
+    """
     used = sorted(({"numpy", "pandas", "scipy", "sklearn"} | reach.packages) - sys.stdlib_module_names - {"mlcycle"})
     return {"library python": ".".join(map(str, sys.version_info[:3]))} | {
         f"library {name}": package_version(name) for name in used}

@@ -23,7 +23,8 @@ def find_failed_cell(
 ) -> int | None: # Its index; None if no cell failed
     """Index of the cell that failed; None if all cells were executed.
 
-    It is the cell with an error output or, if the kernel died, the last cell with an execution count."""
+    It is the cell with an error output or, if the kernel died, the last cell with an execution count.
+    """
     for place, cell in enumerate(cells):
         if any(output.output_type == "error" for output in cell.get("outputs", [])):
             return place

@@ -104,7 +104,8 @@ def parse_parameters(
 ) -> list[Parameter]:
     """Parse the parameters of a parameters cell.
 
-    Raises ParameterError for a line of another form, an unknown type, a default of the wrong type, or a repeated name."""
+    Raises ParameterError for a line of another form, an unknown type, a default of the wrong type, or a repeated name.
+    """
     lines = ast.parse(source).body
     comments = {token.start[0]: token.string.lstrip("# ") for token in tokenize.generate_tokens(io.StringIO(source).readline)
                 if token.type == tokenize.COMMENT}
@@ -149,7 +150,8 @@ def check_type(
 ) -> Any: # A copy of the value
     """Check that a value has a type, and return a copy.
 
-    Raises ValueError if it does not."""
+    Raises ValueError if it does not.
+    """
     origin, args = get_origin(kind) or kind, get_args(kind)
     if origin is Literal:
         return args[[(type(choice), choice) for choice in args].index((type(value), value))]
@@ -177,7 +179,8 @@ def check_value(
 ) -> Any: # The value in plain types
     """Check that a value has the type of a parameter.
 
-    Raises ParameterError with the expected type, and a suggestion if a choice was misspelt."""
+    Raises ParameterError with the expected type, and a suggestion if a choice was misspelt.
+    """
     try:
         return check_type(parameter.type, to_plain_types(value))
     except (ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
@@ -200,7 +203,8 @@ def parse_value(
 ) -> Any:
     """Parse a parameter's value from text.
 
-    Raises ParameterError if the text does not have the type of the parameter."""
+    Raises ParameterError if the text does not have the type of the parameter.
+    """
     read = _read_text if isinstance(text, str) else _read_nested
     try:
         return check_type(parameter.type, read(parameter.type, text))
@@ -257,7 +261,8 @@ def read_notebook(
 ) -> dict: # Content of the file; the source of each cell is one string
     """Read a notebook in format 4 as a dictionary.
 
-    Raises ParameterError if the file does not exist or is not a notebook."""
+    Raises ParameterError if the file does not exist or is not a notebook.
+    """
     try:
         notebook = json.loads(Path(path).read_text())
         for cell in notebook["cells"]:
@@ -281,7 +286,8 @@ def read_parameters(
 ) -> list[Parameter]:
     """Read the parameters of a notebook.
 
-    Raises ParameterError if there are several parameters cells, none although required, or an invalid line."""
+    Raises ParameterError if there are several parameters cells, none although required, or an invalid line.
+    """
     found = [cell for cell in read_notebook(path)["cells"] if is_parameters_cell(cell)]
     if len(found) > 1 or required and not found:
         raise ParameterError(f"The notebook {path} has {len(found)} cells tagged 'parameters'.", "Exactly one is expected.")

@@ -40,7 +40,8 @@ def read_parameter_file(
 ) -> dict:
     """Read parameters from a YAML file.
 
-    Raises an InputError with the line if the file cannot be parsed, and ParameterError if it is not a mapping."""
+    Raises an InputError with the line if the file cannot be parsed, and ParameterError if it is not a mapping.
+    """
     content = read_yaml_file(path, loader=PlainYamlLoader, aliases=True).content
     if not isinstance(content, dict):
         raise ParameterError(f"The parameter file '{path}' holds {type(content).__name__}.", "A mapping is expected.")
@@ -57,7 +58,8 @@ def assign_parameters_to_stages(
 ) -> dict[str, dict[str, Any]]: # Values by stage
     """Assign the parameters of one layer to their stages.
 
-    Raises ParameterError for an unknown stage or name, with a suggestion, and for a value of the wrong type."""
+    Raises ParameterError for an unknown stage or name, with a suggestion, and for a value of the wrong type.
+    """
     typed, spread_out = origin == FROM_PYTHON or isinstance(layer, TypedParameters), {stage: {} for stage in definitions}
     for key, value in layer.items():
         if key in definitions and isinstance(value, dict):

@@ -24,7 +24,8 @@ def runs_with_leaderboard(
 ) -> list[Run]: # In the order of `names`, or newest first
     """The runs to compare.
 
-    Raises ParameterError if one of them, or every run, has no leaderboard."""
+    Raises ParameterError if one of them, or every run, has no leaderboard.
+    """
     if not names:
         found = [run for run in list_runs(Workspace.from_project(project)) if winning_model(run)][:max_runs]
         if not found:
@@ -133,11 +134,11 @@ def _why_not_comparable(primary_metric: str, metric: str, candidate: dict[str, A
     return "it used other rows or folds" if candidate.get("folds_sha256") else "its folds were not recorded"
 
 # %% ../../nbs/reports/compare_runs.ipynb #ebf160a3
-def _paired_difference(ours: dict[str, Any], best: dict[str, Any], metric: str) -> dict[str, Any]:
+def _paired_difference(candidate: dict[str, Any], best: dict[str, Any], metric: str) -> dict[str, Any]:
     "The mean difference to the best model, on the folds that both were evaluated on."
     from mlcycle.ml.folds import mean_difference
 
-    pairs = list(zip(ours["leaderboard"][0]["fold_scores"], best["leaderboard"][0]["fold_scores"], strict=False))
+    pairs = list(zip(candidate["leaderboard"][0]["fold_scores"], best["leaderboard"][0]["fold_scores"], strict=False))
     sizes = [(range(train), range(valid)) for train, valid in best["fold_sizes"]]
     found = mean_difference(metric, [one for one, _ in pairs], [other for _, other in pairs], sizes)
     return {"n_folds": len(pairs), "difference": found.model_dump(mode="json"), "reason": ""}
@@ -149,7 +150,8 @@ def compare_runs(
 ) -> dict[str, Any]: # `metric`, `runs`, `parameters`, `leaderboard`, `differences`; JSON types
     """Compare the selected models of runs.
 
-    Raises ParameterError if no run has a score by the metric."""
+    Raises ParameterError if no run has a score by the metric.
+    """
     every = [read_stage_results(run) for run in runs]
     candidates, ids = [outcomes["modelling"] for outcomes in every], [run.id for run in runs]
     primary = [candidate["leaderboard"][0]["score"]["metric"] for candidate in candidates]

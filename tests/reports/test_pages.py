@@ -282,7 +282,7 @@ def test_runs_are_chosen_and_compared(open_page, runs):
 def test_a_comparison_can_be_linked(open_page, runs):
     page = open_page(index(runs, f"#compare={runs[0].id},{runs[2].id},gone"))
     assert page.locator("h1:visible").inner_text() == "Comparison of 2 runs"
-    assert "1 of the runs asked for" in page.locator("#comparison").inner_text()
+    assert "1 of the selected runs" in page.locator("#comparison").inner_text()
     page.get_by_role("link", name="← All runs").click()
     assert page.locator("h1:visible").inner_text() == "Runs"
 

@@ -176,9 +176,9 @@ def missingness_signal(
         spread, share = numbers[known].std(), holes[known].mean()
         if spread and 0 < share < 1:
             there, away = numbers[known & ~holes].mean(), numbers[known & holes].mean()
-            says = abs(there - away) * np.sqrt(share * (1 - share)) / spread
-            if says > found["missing_correlation"]:
-                found = {"missing_correlation": float(says), "target_class": target_class,
+            correlation = abs(there - away) * np.sqrt(share * (1 - share)) / spread
+            if correlation > found["missing_correlation"]:
+                found = {"missing_correlation": float(correlation), "target_class": target_class,
                          "target_where_missing": float(away), "target_where_known": float(there)}
     return found
 
