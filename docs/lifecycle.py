@@ -1,5 +1,6 @@
 """The picture of the lifecycle, `docs/_static/lifecycle.svg`: seven stages, their outcomes, and the way back."""
 
+import sys
 from pathlib import Path
 from xml.sax.saxutils import escape
 
@@ -68,5 +69,5 @@ def draw_lifecycle() -> str:
     ])  # fmt: skip
 
 
-if __name__ == "__main__":
-    FILE.write_text(draw_lifecycle())
+if __name__ == "__main__":  # With `-`, it is printed
+    print(draw_lifecycle(), end="") if sys.argv[1:] == ["-"] else FILE.write_text(draw_lifecycle())

@@ -5,7 +5,7 @@ import re
 import tempfile
 from pathlib import Path
 
-from fastcore.nbio import NbCell, read_nb, write_nb
+from fastcore.nbio import NbCell, mk_cell, read_nb, write_nb
 from nbdev.process import NBProcessor
 from reference import DEFINITIONS, describe, public
 
@@ -55,14 +55,28 @@ def clean(cell: NbCell) -> NbCell:
     return cell
 
 
+def run_first(cells: list[NbCell]) -> list[NbCell]:
+    """The cells of a stage: title, run half, and below a heading of its own the library half; of a part: as they are."""
+    start = next((number for number, cell in enumerate(cells) if re.match(r"## Run\b", cell.source)), None)
+    if start is None:
+        return cells
+    library = cells[1:start]
+    for cell in library:
+        if cell.cell_type == "markdown":
+            cell.source = re.sub(r"^(#{2,3}) ", r"#\1 ", cell.source, flags=re.MULTILINE)
+    heading = mk_cell("## Library\n\nThe functions that the run calls, with examples on small tables.", "markdown")
+    return [cells[0], *cells[start:], heading, *library]
+
+
 def write_page(notebook: Path, page: Path, labels: dict[str, str]) -> None:
     """Turn an executed notebook into the page that Sphinx reads."""
     nb, cells, level = NBProcessor(notebook).nb, [], 1
     module = module_of(nb.cells)
-    for cell in nb.cells:
+    for cell in run_first(nb.cells):
         nodes = cell.parsed_() or []
         if cell.cell_type == "markdown":
-            level = max([level, *(min(len(marks) + 1, 3) for marks in re.findall(r"^(#+) ", cell.source, re.MULTILINE))])
+            for marks in re.findall(r"^(#+) ", cell.source, re.MULTILINE):
+                level = min(len(marks) + 1, 4)  # A function stands below the heading before it
             cell.source = link(cell.source, labels)
             cells += [cell]
         elif "export" not in cell.directives_:
