@@ -215,7 +215,7 @@ def test_an_error_stops_both_engines_in_the_same_cell():
 
 
 ENDS = {
-    "exit": ("import os; os._exit(3)", "exit code 3"),
+    "exit": ("import os; os._exit(3)", "exited with code 3"),
     "kill": ("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", "SIGKILL"),
     "segfault": ("import ctypes; ctypes.string_at(0)", "SIGSEGV"),
     "quit": ("import sys; sys.exit(3)", "SystemExit: 3"),
@@ -419,7 +419,7 @@ def test_what_cannot_run_says_so():
         cells=[new_code_cell("1")], metadata={"kernelspec": {"name": "ir", "language": "R", "display_name": "R"}}
     )
     nbformat.write(notebook, "r.ipynb")
-    with pytest.raises(ValueError, match="written in R"):
+    with pytest.raises(ValueError, match="executes Python notebooks"):
         run("r.ipynb")
     with pytest.raises(DeadKernelError, match="did not start within 0 seconds"):
         run(write("in.ipynb", "1"), start_timeout=0)

@@ -71,7 +71,7 @@ def test_finding_nothing_to_do_imports_nothing_heavy(project):
         pytest.param(
             "ml/bootstrap.py",
             "def bootstrap_difference(\n",
-            "@(lambda function: function)\ndef bootstrap_difference(\n",
+            "def bootstrap_difference(\n    _: object,\n",
             "validation",
             id="metric",
         ),
