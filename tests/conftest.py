@@ -105,8 +105,12 @@ def table_run(tmp_path_factory, worker_id):
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    "Whatever carries whole runs is slow; slow tests come first, so that the workers of a parallel run end together."
+    """Mark slow tests, and run them first, so that the workers of a parallel run end together.
+
+    Slow are whole runs, tests that need a shared run or PostgreSQL, and those that `slow.txt` names: over three seconds."""
+    named = set((ROOT / "tests" / "slow.txt").read_text().split())
     for item in items:
-        if "end_to_end" in item.path.parts or {"table_run", "postgresql"} & {*item.fixturenames}:
+        name = item.nodeid.split("[")[0]
+        if name in named or "end_to_end" in item.path.parts or {"table_run", "postgresql"} & {*item.fixturenames}:
             item.add_marker("slow")
     items.sort(key=lambda item: item.get_closest_marker("slow") is None)

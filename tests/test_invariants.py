@@ -238,3 +238,10 @@ def test_lock_pins_everything_with_hashes():
     assert len(pins) > 100
     assert all("==" in line for line in pins)
     assert sum("--hash=sha256:" in line for line in lines) >= len(pins)
+
+
+def test_slow_tests_exist():
+    "A renamed test would silently become a fast one."
+    for line in (ROOT / "tests" / "slow.txt").read_text().split():
+        path, name = line.split("::")
+        assert re.search(rf"^def {name}\(", (ROOT / path).read_text(), re.MULTILINE), line
