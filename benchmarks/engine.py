@@ -21,7 +21,7 @@ for path in sys.argv[1:]:
 WARM = """
 import json, sys
 from mlcycle.engine.forkserver import import_statements, start_fork_server
-warm_up(import_statements(["".join(c["source"]) for path in sys.argv[1:] for c in json.load(open(path))["cells"]]))
+start_fork_server(import_statements(["".join(c["source"]) for path in sys.argv[1:] for c in json.load(open(path))["cells"]]))
 """ + OWN.replace("progress_bar", "engine_name='warm', progress_bar")
 
 

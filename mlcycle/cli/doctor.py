@@ -8,10 +8,8 @@ __all__ = ['system_facts', 'library_facts', 'project_facts', 'doctor']
 # %% ../../nbs/cli/doctor.ipynb #cbd096e7
 import os
 import platform
-import re
 import shutil
 import sys
-from importlib.metadata import requires
 from pathlib import Path
 
 import typer
@@ -21,7 +19,7 @@ from .base import PROJECT, app, console
 from ..core.runs import list_runs
 from ..core.secrets import mask_secrets
 from ..core.settings import SETTINGS_FILE, find_project
-from ..core.versions import DISTRIBUTION, installed_versions
+from ..core.versions import direct_dependencies, installed_versions
 from ..core.workspace import Workspace
 from ..errors import MlcycleError
 
@@ -35,8 +33,7 @@ def system_facts() -> dict[str, str]: # Value by name
 # %% ../../nbs/cli/doctor.ipynb #34b515c4
 def library_facts() -> dict[str, str]: # Version by name
     "Versions of mlcycle and of its installed dependencies; extras that are not installed are left out."
-    names = {re.split(r"[\s;\[<>=!~]", requirement, maxsplit=1)[0] for requirement in requires(DISTRIBUTION) or ()}
-    return installed_versions(sorted(names))
+    return installed_versions(direct_dependencies())
 
 # %% ../../nbs/cli/doctor.ipynb #297603e4
 def project_facts(

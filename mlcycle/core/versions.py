@@ -4,14 +4,14 @@
 
 # %% auto #0
 __all__ = ['DISTRIBUTION', 'DISTRIBUTION_OF_MODULE', 'RECORDED_PACKAGES', 'RUN_PACKAGES', 'mlcycle_install_command',
-           'distribution_version', 'package_version', 'installed_versions']
+           'distribution_version', 'package_version', 'installed_versions', 'direct_dependencies']
 
 # %% ../../nbs/core/versions.ipynb #a0449762
 import platform
 import re
 from collections.abc import Sequence
 from functools import cache
-from importlib.metadata import PackageNotFoundError, distribution, packages_distributions, version
+from importlib.metadata import PackageNotFoundError, distribution, packages_distributions, requires, version
 from importlib.util import find_spec
 
 from .. import __version__
@@ -66,3 +66,8 @@ def installed_versions(
         except PackageNotFoundError:
             continue
     return dict(sorted(found.items()))
+
+# %% ../../nbs/core/versions.ipynb #5f0c2d1a
+def direct_dependencies() -> list[str]: # Names of distributions, sorted
+    "The direct dependencies of mlcycle, those of its extras included."
+    return sorted({re.split(r"[\s;\[<>=!~]", requirement, maxsplit=1)[0] for requirement in requires(DISTRIBUTION) or ()})

@@ -14,7 +14,6 @@ from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 from ..core.files import atomic_folder, hash_file, write_text
 from ..core.runs import Run, list_runs, update_run_info
@@ -35,13 +34,14 @@ from ..reports.pages import write_index, rewrite_run_pages
 def start_run(
     plan: Plan, # Plan of the run
     folder: Path, # `run.json` is written here
-    name: str = "", # Id of the run; made from the time if empty
+    name: str = "", # Id of the run; if empty, the time, with the fraction of the second in hexadecimal digits
     **facts: Any, # Further entries of `run.json`
 ) -> Run:
     "Create a run without outcomes."
     now = datetime.now(UTC)
     info = {
-        "id": name or f"{now:%Y%m%d-%H%M%S}-{uuid4().hex[:4]}", "status": "running", "started": f"{now:%Y-%m-%d %H:%M} UTC",
+        "id": name or f"{now:%Y%m%d-%H%M%S}-{now.microsecond * 16**4 // 10**6:04x}", "status": "running",
+        "started": f"{now:%Y-%m-%d %H:%M} UTC",
         "project": str(plan.workspace.project), "stores": plan.workspace.stores, "parameters": plan.non_default_parameters,
         "versions": installed_versions(RUN_PACKAGES), "stages": {}, "keys": {}, "error": "", "process": os.getpid(), **facts}
     write_text(Path(folder) / "run.json", json.dumps(info, indent=2) + "\n")
