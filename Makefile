@@ -33,6 +33,7 @@ lint: setup  ## Run linter and type checker; compare notebooks and modules
 	@echo "-- ruff" && ruff check . && ruff format --check tests benchmarks docs
 	@echo "-- notebooks are clean and exported" && python tests/in_sync.py
 	@echo "-- types" && ty check
+	@echo "-- spelling" && codespell nbs docs tests benchmarks .github *.md Makefile pyproject.toml
 
 lab: setup  ## Open the notebooks in JupyterLab
 	jupyter lab nbs

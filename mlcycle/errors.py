@@ -92,7 +92,8 @@ def find_error_class(
     name: str, # Name of an exception class, as the kernel reports it
 ) -> type[MlcycleError] | None: # The class; None for an exception of another library
     "Find the exception class of mlcycle with a given name."
-    classes, found = [MlcycleError], None
+    classes: list[type[MlcycleError]] = [MlcycleError]
+    found = None
     while classes and found is None:
         kind = classes.pop()
         found = kind if kind.__name__ == name else None

@@ -79,6 +79,13 @@ class Score(Record):
     high: float | None = None
     lower_is_better: bool = False # True for errors; False for differences, which are positive if better
 
+    @property
+    def interval(self) -> tuple[float, float]:
+        "Lower and upper end of the confidence interval; raises `ValueError` if none was computed."
+        if self.low is None or self.high is None:
+            raise ValueError(f"The score '{self}' has no confidence interval.")
+        return self.low, self.high
+
     def __str__(self):
         interval = "" if self.low is None else f" [{self.low:.4f}, {self.high:.4f}]"
         return f"{self.metric} {self.value:.4f}{interval}"
@@ -141,6 +148,13 @@ class Problem(Outcome):
     rows: int
     target_distribution: dict[str, float] = {} # Share of each class; quantiles of a numeric target
     feasibility: Feasibility | None = None
+
+    @property
+    def positive_index(self) -> int:
+        "Position of the positive class in `classes`; raises `ValueError` if there is none."
+        if self.positive is None:
+            raise ValueError(f"The {self.task} task has no positive class.")
+        return self.classes.index(self.positive)
 
 # %% ../nbs/outcomes.ipynb #9d6431f8
 class Ingestion(Record):

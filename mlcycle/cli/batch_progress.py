@@ -6,7 +6,7 @@
 __all__ = ['BatchProgressTable', 'BatchProgressLines', 'show_batch_progress']
 
 # %% ../../nbs/cli/batch_progress.ipynb #07c88e8c
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 
 from rich.console import Console
@@ -32,17 +32,18 @@ class BatchProgressTable(BatchCallbackFactory):
             TextColumn("{task.fields[now]}", markup=False, table_column=rest), console=console, expand=True)
         self.all, self.max_failures, self.failed = self.bars.add_task("batch", total=runs, now=""), max_failures, 0
 
-    def callback_for(self, number: int, words: str, stages: int) -> BatchRunCallback:
-        task = self.bars.add_task(f"set {number}", total=stages, now=words, start=False, visible=False)
+    def callback_for(self, number: int, parameters: str, stages: int) -> BatchRunCallback:
+        task = self.bars.add_task(f"set {number}", total=stages, now=parameters, start=False, visible=False)
 
         def show(done: int, text: str) -> None:
             self.bars.start_task(task)
-            self.bars.update(task, completed=done, now=f"{words}: {text}", visible=True)
+            self.bars.update(task, completed=done, now=f"{parameters}: {text}", visible=True)
 
         def end(error: str) -> None:
             self.failed += bool(error)
             self.bars.stop_task(task)
-            self.bars.update(task, now=f"{words}: failed: {error}", visible=bool(error) and self.failed <= self.max_failures)
+            shown = bool(error) and self.failed <= self.max_failures
+            self.bars.update(task, now=f"{parameters}: failed: {error}", visible=shown)
             self.bars.update(self.all, advance=1, now=f"{self.failed} failed" if self.failed else "")
 
         return BatchRunCallback(show, end)
@@ -54,11 +55,11 @@ class BatchProgressLines(BatchCallbackFactory):
     def __init__(self, runs: int, console: "Console"):
         self.runs, self.console, self.over = runs, console, 0
 
-    def callback_for(self, number: int, words: str, stages: int) -> BatchRunCallback:
+    def callback_for(self, number: int, parameters: str, stages: int) -> BatchRunCallback:
         def end(error: str) -> None:
             self.over += 1
             how = f"failed: {error}" if error else "done"
-            self.console.print(f"{self.over} of {self.runs}: set {number} ({words}) {how}", markup=False, highlight=False,
+            self.console.print(f"{self.over} of {self.runs}: set {number} ({parameters}) {how}", markup=False, highlight=False,
                                soft_wrap=True)
 
         return BatchRunCallback(end=end)
@@ -69,7 +70,7 @@ def show_batch_progress(
     runs: int, # Number of runs
     console: "Console", # Console to print to
     quiet: bool = False, # If True, nothing is shown
-) -> Iterator[BatchCallbackFactory]:
+) -> Generator[BatchCallbackFactory]:
     "Context manager: show the progress of a batch, as a live table in a terminal and as lines elsewhere."
     if quiet or not console.is_terminal:
         yield BatchCallbackFactory() if quiet else BatchProgressLines(runs, console)

@@ -176,9 +176,8 @@ def print_changes(
     from mlcycle.cli.base import console
 
     table = Table("column", "change", "before", "after", "")
-    for line in changes.fillna("").itertuples():
-        mark = "[red]breaking" if line.bump == "major" else line.bump
-        table.add_row(*map(escape, (line.column, line.change, line.before, line.after)), mark)
+    for *texts, bump in changes[["column", "change", "before", "after", "bump"]].fillna("").itertuples(index=False):
+        table.add_row(*map(escape, texts), "[red]breaking" if bump == "major" else bump)
     console.print(table if len(changes) else "There are no differences.", highlight=False)
 
 # %% ../../nbs/cli/contract.ipynb #915bf700

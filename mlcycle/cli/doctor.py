@@ -68,6 +68,7 @@ def _registry_fact(workspace: Workspace) -> str:
 def _prediction_log_fact(workspace: Workspace) -> str:
     "Address of the prediction log and the number of its predictions."
     import sqlalchemy as sa
+    from sqlalchemy.exc import SQLAlchemyError
 
     url = sa.make_url(workspace.events_url)
     address = mask_secrets(workspace.events_url)
@@ -78,7 +79,7 @@ def _prediction_log_fact(workspace: Workspace) -> str:
             has_table = sa.inspect(connection).has_table("predictions")
             count = connection.execute(sa.text("SELECT count(*) FROM predictions")).scalar() if has_table else 0
         return f"{address}, {count:,} predictions"
-    except sa.exc.SQLAlchemyError as error:
+    except SQLAlchemyError as error:
         return f"error: {address}: {mask_secrets(str(error).splitlines()[0], workspace.events_url)}"
 
 # %% ../../nbs/cli/doctor.ipynb #0c0f3be7

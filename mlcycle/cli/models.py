@@ -156,8 +156,8 @@ def diff(
             console.print_json(found.to_json(orient="records"))
             return
         table = Table("", "", escape(old), escape(new))
-        for line in found.itertuples():
-            table.add_row(line.group, *map(escape, (line.name, _format_value(line.old), _format_value(line.new))))
+        for group, name, before, after in found[["group", "name", "old", "new"]].itertuples(index=False):
+            table.add_row(group, *map(escape, (name, _format_value(before), _format_value(after))))
         console.print(table if table.rows else "There are no differences.")
 
 # %% ../../nbs/cli/models.ipynb #21420f80

@@ -191,9 +191,10 @@ def why(
         state = freshness_by_stage(plan)[stage]
         reason = "nothing has changed since it last ran" if state.status == "fresh" else state.reason
         console.print(f"{stage} is {state.status}: {escape(reason)}.", highlight=False, soft_wrap=True)
-        changes = changed_inputs(state.entry.info["inputs"], state.inputs) if state.entry else []
-        if changes:
-            table = Table("input", "before", "now", title=f"Since run {state.entry.info['run']}", title_justify="left")
+        entry = state.entry
+        changes = changed_inputs(entry.info["inputs"], state.inputs) if entry else []
+        if entry and changes:
+            table = Table("input", "before", "now", title=f"Since run {entry.info['run']}", title_justify="left")
             for change in changes:
                 table.add_row(*map(escape, change))
             console.print(table)

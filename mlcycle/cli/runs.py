@@ -189,7 +189,7 @@ def leaderboards_table(
         best.append(min(values, default=None))
     for number, model_type in enumerate(found["leaderboard"]):
         cells = [column[number] for column in columns]
-        marks = [score and abs(score["value"]) == abs(top) for score, top in zip(cells, best, strict=True)]
+        marks = [score and top is not None and abs(score["value"]) == abs(top) for score, top in zip(cells, best, strict=True)]
         shown = [f"{score['value']:.4f}" if score else "–" for score in cells]
         table.add_row(escape(model_type),
                       *(f"[bold]{text} *[/]" if mark else text for text, mark in zip(shown, marks, strict=True)))

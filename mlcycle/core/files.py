@@ -13,7 +13,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import ExitStack, contextmanager
 from hashlib import sha256
 from pathlib import Path
@@ -41,7 +41,7 @@ def copy_file(
 @contextmanager
 def atomic_write(
     path: Path, # Destination; its folder is created
-) -> Iterator[Path]: # Temporary path to write to
+) -> Generator[Path]: # Temporary path to write to
     "Context manager: write a file under a temporary name; it replaces `path` if no error occurs."
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -58,7 +58,7 @@ def atomic_folder(
     path: Path, # Destination; its parent folder is created
     *,
     merge: bool = False, # If True, add the new files, all or none, to those that `path` has
-) -> Iterator[Path]: # Temporary folder to fill
+) -> Generator[Path]: # Temporary folder to fill
     """Context manager: fill a folder under a temporary name; it replaces `path` if no error occurs.
 
     With `merge`, raises FileExistsError if a file exists already; nothing is moved then.

@@ -35,7 +35,7 @@ def retry_policy(
     return tenacity.Retrying(
         stop=tenacity.stop_after_attempt(attempts), wait=lambda state: _wait_seconds(state.outcome, usual(state)),
         retry=tenacity.retry_if_exception_type(passing) | tenacity.retry_if_result(is_retryable_response),
-        retry_error_callback=lambda state: state.outcome.result())
+        retry_error_callback=lambda state: state.outcome and state.outcome.result())
 
 # %% ../../nbs/core/retries.ipynb #617a9f9a
 def is_retryable_response(

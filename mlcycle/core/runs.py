@@ -15,13 +15,25 @@ from typing import Any
 from .files import write_text
 from .workspace import Workspace
 from ..errors import ArtifactError, ParameterError, suggest_name
-from ..outcomes import OUTCOME_TYPES, STAGES, Outcome
+from ..outcomes import OUTCOME_TYPES, STAGES, Candidate, Dataset, FeaturePlan, Health, Outcome, Problem, Release, Verdict
 
 # %% ../../nbs/core/runs.ipynb #0d1eb126
 OUTCOME_ATTRIBUTES = dict(zip(("problem", "dataset", "plan", "candidate", "verdict", "release", "health"), STAGES, strict=True))
 
+# %% ../../nbs/core/runs.ipynb #17cd7b8d
+class _StageOutcomes:
+    "Types of the outcomes that `Run` reads as attributes."
+
+    problem: Problem
+    dataset: Dataset
+    plan: FeaturePlan
+    candidate: Candidate
+    verdict: Verdict
+    release: Release
+    health: Health
+
 # %% ../../nbs/core/runs.ipynb #bd1c8698
-class Run:
+class Run(_StageOutcomes):
     """A run: its folder, its facts, and the outcomes of its stages as attributes.
 
     `run.problem`, `run.dataset`, `run.plan`, `run.candidate`, `run.verdict`, `run.release` and `run.health` raise

@@ -51,7 +51,7 @@ def read_settings(
     Raises ParameterError if the file cannot be parsed or has an unknown section.
     """
     parser = ConfigParser(interpolation=None)
-    parser.optionxform = str
+    parser.optionxform = lambda optionstr: optionstr # Names keep their case
     try:
         parser.read(Path(project) / SETTINGS_FILE, encoding="utf-8")
     except (ConfigError, UnicodeDecodeError) as error:

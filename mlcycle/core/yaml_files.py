@@ -8,7 +8,7 @@ __all__ = ['Model', 'EXPECTED_VALUES', 'format_field_path', 'YamlDocument', 'rea
 # %% ../../nbs/core/yaml_files.ipynb #8a8b9b62
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +16,7 @@ from typing import Any, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
-from pydantic_core import core_schema
+from pydantic_core import ErrorDetails, core_schema
 
 from ..errors import MlcycleError, ParameterError, suggest_name
 
@@ -30,7 +30,7 @@ def format_field_path(
     "The path of a field as text, such as `criteria[1]` or `schema.orders.properties.price`."
     text = ""
     for step in place:
-        content = content[step] if _has(content, step) else None
+        content = _item(content, step)
         name = content.get("name") if isinstance(step, int) and isinstance(content, dict) else None
         text += f".{name or step}" if name or not isinstance(step, int) else f"[{step + 1}]"
     return text.lstrip(".")
@@ -39,6 +39,11 @@ def format_field_path(
 def _has(content: Any, step: str | int) -> bool:
     "Whether a mapping has a key, or a list an index."
     return step in content if isinstance(content, dict) else isinstance(content, list) and step in range(len(content))
+
+# %% ../../nbs/core/yaml_files.ipynb #5c1e07ad
+def _item(content: Any, step: str | int) -> Any:
+    "The item of a mapping or list; None if there is none."
+    return content[step] if _has(content, step) else None
 
 # %% ../../nbs/core/yaml_files.ipynb #4cd51507
 @dataclass(frozen=True)
@@ -54,7 +59,7 @@ class YamlDocument:
         return next((self.lines[place[:end]] for end in range(len(place), 0, -1) if place[:end] in self.lines), 0)
 
     @contextmanager
-    def at(self, *place: str | int) -> Iterator[None]:
+    def at(self, *place: str | int) -> Generator[None]:
         "Context manager: add line and field to mlcycle errors raised inside."
         try:
             yield
@@ -152,13 +157,13 @@ def validate_yaml(
         raise error(found, expected, "\n  ".join([remedy, *(f"Also: {words[0]}" for words in more)]).strip()) from reason
 
 # %% ../../nbs/core/yaml_files.ipynb #b0854ad6
-def _place(mistake: dict[str, Any], document: YamlDocument) -> tuple:
+def _place(mistake: ErrorDetails, document: YamlDocument) -> tuple:
     "Path of a mistake, without the steps for unions and validators that pydantic adds."
     content, place, steps = document.content, (), (*mistake["loc"], *mistake.get("ctx", {}).get("at", ()))
     for number, step in enumerate(steps, 1):
         there = _has(content, step)
         if there or number == len(steps) and mistake["type"] == "missing":
-            place, content = (*place, step), content[step] if there else None
+            place, content = (*place, step), _item(content, step)
     return place
 
 # %% ../../nbs/core/yaml_files.ipynb #1321998c
@@ -168,7 +173,7 @@ EXPECTED_VALUES = {
     **dict.fromkeys(("dict_type", "model_type"), "A mapping is expected: 'name: …' on each line.")}
 
 # %% ../../nbs/core/yaml_files.ipynb #6f9769e6
-def _explain(mistake: dict[str, Any], document: YamlDocument, model: type[BaseModel]) -> tuple[str, str, str]:
+def _explain(mistake: ErrorDetails, document: YamlDocument, model: type[BaseModel]) -> tuple[str, str, str]:
     "Explain a mistake: what was found, what is expected, how to fix it."
     place, kind, value = _place(mistake, document), mistake["type"], mistake["input"]
     line, name = document.line(place), format_field_path(place, document.content)

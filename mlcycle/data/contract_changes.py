@@ -37,11 +37,11 @@ def _compare_rules(where: str, old: dict[str, ContractRule], new: dict[str, Cont
         before, after = old.get(name), new.get(name)
         if before == after:
             continue
-        facts = [one and (one.metric, one.arguments, one.severity) for one in (before, after)]
-        if facts[0] == facts[1]:
+        same = before and after and (before.metric, before.arguments) == (after.metric, after.arguments)
+        if before and after and same and before.severity == after.severity:
             yield where, f"{name}: limit or description", _limit(before), _limit(after), "patch"
         else:
-            stricter = before and after and facts[0][:2] == facts[1][:2] and after.severity == "error"
+            stricter = same and after is not None and after.severity == "error"
             broken = before is not None and before.severity == "error" and not stricter
             yield where, name, _in_words(before, logical_type), _in_words(after, logical_type), "major" if broken else "minor"
 
@@ -79,9 +79,10 @@ def diff_contracts(
         before, after = old.columns.get(name), new.columns.get(name)
         if before and after:
             lines += _compare_columns(before, after)
-        else:
-            lines.append((name, "column removed", before.logicalType or "", "", "major") if before
-                         else (name, "column added", "", after.logicalType or "", "minor"))
+        elif before:
+            lines.append((name, "column removed", before.logicalType or "", "", "major"))
+        elif after:
+            lines.append((name, "column added", "", after.logicalType or "", "minor"))
     lines += _compare_rules("", _rules_of(old), _rules_of(new))
     for what, before, after in [("owner", old.team.name, new.team.name), ("status", old.status, new.status),
                                 ("quarantineLimit", old.quarantine_limit, new.quarantine_limit)]:

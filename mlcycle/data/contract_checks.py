@@ -9,7 +9,7 @@ __all__ = ['pandera_column', 'pandera_schema', 'RuleViolation', 'find_invalid_va
 # %% ../../nbs/data/contract_checks.ipynb #27223b53
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -23,11 +23,12 @@ if TYPE_CHECKING: # Slow to import, and needed in one stage only
     import pandera.pandas as pa
 
 # %% ../../nbs/data/contract_checks.ipynb #56a8f977
-def _pandera_check(rule: ContractRule, logical_type: str) -> "pa.Check":
+def _pandera_check(rule: ContractRule, logical_type: str | None) -> "pa.Check":
     "A rule of the metric `invalidValues` as a built-in pandera check that is named like the rule."
     import pandera.pandas as pa
 
-    given, named = rule.arguments, {"error": rule.rule_name}
+    given = rule.arguments
+    named: dict[str, Any] = {"error": rule.rule_name}
     ends = [end if end is None or logical_type in ("integer", "number") else _naive(end)
             for end in (given.minimum, given.maximum)]
     if given.validValues is not None:
@@ -41,7 +42,7 @@ def _pandera_check(rule: ContractRule, logical_type: str) -> "pa.Check":
     return pa.Check.ge(ends[0], **named) if ends[1] is None else pa.Check.le(ends[1], **named)
 
 # %% ../../nbs/data/contract_checks.ipynb #39eae8f4
-def _naive(moment: Any) -> pd.Timestamp:
+def _naive(moment: Any) -> pd.Timestamp | pd.api.typing.NaTType:
     "A bound as a timestamp in UTC without time zone, as in coerced rows."
     stamp = pd.Timestamp(moment)
     return stamp.tz_convert("UTC").tz_localize(None) if stamp.tzinfo else stamp
@@ -82,7 +83,7 @@ class RuleViolation:
 
     column: str # Empty: a rule about several columns
     rule: str # Name of the rule
-    severity: str # `error` or `warning`
+    severity: Literal["error", "warning"]
     expected: str # Description of the rule
     positions: np.ndarray | None # Positions of the rows, from 0; None: the whole table
     values: pd.Series # The values at these positions, as text
@@ -107,17 +108,18 @@ def find_invalid_values(
     "Positions of invalid and missing values, by rule; empty if the column is valid."
     from pandera.errors import SchemaErrors
 
-    ranges = all(check.name in ("in_range", "greater_than_or_equal_to", "less_than_or_equal_to") for check in column.checks)
+    checks, limits = column.checks or [], ("in_range", "greater_than_or_equal_to", "less_than_or_equal_to")
+    ranges = all(check.name in limits for check in checks)
     distinct = None if ranges else pd.Series(values.unique(), dtype=values.dtype).dropna()
     try:
-        column.validate(_representatives(values, column.checks, distinct).to_frame(column.name), lazy=True)
+        column.validate(_representatives(values, checks, distinct).to_frame(column.name), lazy=True)
         return {}
     except SchemaErrors:
-        bad = {} if column.nullable else {"required": np.flatnonzero(values.isna())}
+        bad: dict[str, np.ndarray] = {} if column.nullable else {"required": np.flatnonzero(values.isna())}
         checked = values.dropna() if distinct is None else distinct
-        for check in column.checks:
+        for check in checks:
             wrong = ~check(checked).check_output.to_numpy(dtype=bool)
-            bad[check.error] = np.flatnonzero(values.notna())[wrong] if distinct is None else np.flatnonzero(
+            bad[str(check.error)] = np.flatnonzero(values.notna())[wrong] if distinct is None else np.flatnonzero(
                 values.isin(distinct[wrong]))
     return {name: positions for name, positions in bad.items() if len(positions)}
 
@@ -143,6 +145,7 @@ def _column_violations(values: pd.Series, column: ContractColumn, lost: pd.DataF
 def _key_violations(rows: pd.DataFrame, rule: ContractRule) -> Iterator[RuleViolation]:
     "Violations of a key over several columns: rows that share all its values."
     keys = rule.arguments.properties
+    assert keys is not None # A rule over several columns names them
     if set(keys) <= set(rows):
         positions = np.flatnonzero(rows.duplicated(keys, keep=False) & rows[keys].notna().all(axis=1))
         if len(positions):

@@ -123,7 +123,7 @@ def looks_like_key(
                 and all_unique(values))
 
 # %% ../../nbs/data/contract_inference.ipynb #e2bca9c9
-def _warning_rule(name: str, metric: str, limit: int = MAX_WARNING_PERCENT, **arguments: Any) -> dict:
+def _warning_rule(name: str, metric: str, limit: float = MAX_WARNING_PERCENT, **arguments: Any) -> dict:
     "A rule of severity `warning`, as fields of the file."
     return ({"name": name, "metric": metric} | ({"arguments": arguments} if arguments else {})
             | {"mustBeLessOrEqualTo": limit, "unit": "percent", "severity": "warning"})

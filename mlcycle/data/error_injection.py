@@ -111,7 +111,8 @@ def inject_errors(
     dirty = pd.DataFrame({name: _as_read(dirty[name], rows[name]) for name in dirty}, index=rows.index)
     if "duplicates" in kinds:
         chosen = rng.choice(len(rows), max(1, round(share * len(rows))), replace=False)
-        again = dirty.iloc[chosen].set_axis(range(int(rows.index.max()) + 1, int(rows.index.max()) + 1 + len(chosen)))
+        first = int(rows.index.to_numpy().max()) + 1
+        again = dirty.iloc[chosen].set_axis(range(first, first + len(chosen)))
         record += [(new, "", "duplicates", str(old), "") for new, old in zip(again.index, rows.index[chosen], strict=True)]
         dirty = pd.concat([dirty, again]).rename_axis(rows.index.name)
     return dirty, pd.DataFrame(record, columns=["row_id", "column", "kind", "before", "after"])
@@ -122,7 +123,7 @@ def _inject_into_cells(kind, rows, dirty, free, names, count, rng) -> list[tuple
     record, fit = [], {name: _eligible_cells(kind, rows[name]) & free[name].to_numpy() for name in names}
     fit = {name: np.flatnonzero(places) for name, places in fit.items() if places.any()}
     sizes = np.array([len(places) for places in fit.values()], dtype=float)
-    drawn = rng.choice(list(fit), count, p=sizes / sizes.sum()) if fit else []
+    drawn = rng.choice(list(fit), count, p=sizes / sizes.sum()) if fit else np.array([])
     for name in dict.fromkeys(drawn):
         chosen = rng.permutation(fit[name])[:int((drawn == name).sum())]
         old = rows[name].iloc[chosen]

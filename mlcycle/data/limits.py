@@ -147,7 +147,7 @@ def _factor(cluster: np.ndarray, bulk: np.ndarray) -> float | None:
     from scipy.stats import ks_2samp
 
     tried = {factor: ks_2samp(cluster * factor, bulk).statistic for each in UNIT_FACTORS for factor in (each, 1 / each)}
-    best = min(tried, key=tried.get)
+    best = min(tried, key=tried.__getitem__)
     inside = np.mean((cluster * best >= 0.9 * bulk[0]) & (cluster * best <= 1.1 * bulk[-1]))
     return best if tried[best] <= max(0.12, 1.2 / np.sqrt(len(cluster))) and inside > 0.98 else None
 

@@ -72,7 +72,7 @@ def apply_contract(
     bad = np.zeros(len(rows), dtype=bool)
     for positions in grave:
         bad[positions] = True
-    completeness = {name: float(share) for name, share in (coerced.count() / max(len(rows), 1)).items()}
+    completeness = {str(name): float(share) for name, share in (coerced.count() / max(len(rows), 1)).items()}
     quarantine = _quarantine_lines(rows, violations, bad, contract.version, source_sha256)
     clean = coerced[~bad] if grave else coerced
     return ContractResult(clean, quarantine, summarise_violations(violations, len(rows), rows.index), completeness)

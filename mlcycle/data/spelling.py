@@ -9,6 +9,7 @@ __all__ = ['MISSING_WORDS', 'POSSIBLE_MISSING_WORDS', 'UNIT_FAMILIES', 'DATE_FOR
 
 # %% ../../nbs/data/spelling.ipynb #0417b172
 import re
+from typing import Literal
 
 import pandas as pd
 
@@ -66,7 +67,7 @@ def _without_words(counts: pd.Series) -> pd.Series:
     return counts[[len(value) > 30 or fold_case(value) not in words for value in counts.index]]
 
 # %% ../../nbs/data/spelling.ipynb #588db30e
-def _find_marks(known: pd.Series) -> dict[str, str]:
+def _find_marks(known: pd.Series) -> dict[str, Literal["decimal", "thousands"]]:
     "Meaning of a single comma and a single point: decimal mark or thousands separator."
     single_mark = {mark: [v for v in known.index if mark in v and other not in v] for mark, other in ((",", "."), (".", ","))}
     parts = {mark: [v for v in values if re.search(rf"^\D*[1-9]\d{{0,2}}(\{mark}\d{{3}})+\D*$", v)]
@@ -148,7 +149,7 @@ def find_typos(
     """
     corrections = find_homoglyph_variants(counts)
     counts = counts.drop(list(corrections)).sort_values(ascending=False)
-    often = tuple(value for value, count in counts.items() if count >= 20)[:1000]
+    often = tuple(str(value) for value, count in counts.items() if count >= 20)[:1000]
     for value, count in counts[counts < max(0.02 * counts.max(), 3)].items():
         sure = tuple(correct for correct in often if max(2, max_share * counts[correct]) >= count and correct != value)
         if sure and split_words_and_codes(value, 3)[0] and (correct := find_closest_spelling(value, sure)):

@@ -43,7 +43,9 @@ def hash_rows_by_cell(
 # %% ../../nbs/data/split_overlap.ipynb #aef64a81
 def _hash_cells(values: pd.Series, spread: float | None) -> tuple[np.ndarray, np.ndarray | None]:
     "Hashes of a column's exact values, and of the rounded ones; None if these are equal."
-    hashed = lambda each: pd.util.hash_array(np.asarray(each), categorize=False)  # noqa: E731
+    def hashed(each):
+        return pd.util.hash_array(np.asarray(each), categorize=False) # ty: ignore[not-callable] Loaded lazily by pandas
+
     if pd.api.types.is_float_dtype(values):
         numbers = values.to_numpy() + 0.0 # -0.0 equals 0.0
         return hashed(numbers), hashed(np.round(numbers / (spread / 1000)) + 0.0) if spread else None
@@ -157,8 +159,8 @@ def _measure_duplicates(parts: dict[str, pd.DataFrame], later: list[str], column
     some = train.iloc[rng.choice(len(train), min(len(train), 5000), replace=False)]
     spread = some.select_dtypes("float").std()
     match_probabilities = pd.Series(equal_value_probabilities(hash_rows_by_cell(some, spread).cells), columns)
-    is_text = [pd.api.types.is_string_dtype(train[name]) for name in columns]
-    by_selectivity = match_probabilities.iloc[np.lexsort((match_probabilities, is_text))]
+    is_text = np.array([pd.api.types.is_string_dtype(train[name]) for name in columns])
+    by_selectivity = match_probabilities.iloc[np.lexsort((match_probabilities.to_numpy(), is_text))]
     blocks = [tuple(block) for block in choose_blocking_columns(by_selectivity, len(train))]
     known = {block: hash_rows_by_cell(train[list(block)], spread).rounded for block in blocks}
     all_but_one = sum(match_probabilities.drop(name).prod() for name in columns)

@@ -11,6 +11,7 @@ __all__ = ['read_source_and_verify_hash', 'plan_and_apply_cleaning', 'describes_
 import re
 from hashlib import sha256
 from pathlib import Path
+from typing import Literal
 
 import pandas as pd
 
@@ -26,7 +27,7 @@ from ..errors import SourceError
 from ..core.files import write_text
 from ..core.workspace import Workspace
 from ..outcomes import Dataset, FileRef, Ingestion, LedgerEntry, Problem, TableRef
-from ..ml.outliers import separate_outliers
+from ..ml.outliers import OutlierMethod, separate_outliers
 from ..stores.sources.addresses import split_address_fragment
 from ..stores.tables.datasets import delta_commit_metadata, write_table
 from ..stores.models.model_files import hash_file
@@ -120,7 +121,7 @@ def write_tables(
 def separate_training_outliers(
     parts: SplitParts, # Parts of the split
     problem: Problem, # Target, time and excluded columns are not searched for outliers
-    method: str, # `robust z`, `iqr` or `isolation forest`; empty: outliers are kept
+    method: OutlierMethod | Literal[""], # `robust z`, `iqr` or `isolation forest`; empty: outliers are kept
 ) -> tuple[SplitParts, pd.DataFrame]: # The parts, and the rows set aside with a `reason`
     "Set aside the outliers among the training rows, and collect the rows that the split has set aside."
     aside = parts.get("set_aside", parts["train"].iloc[:0])
@@ -174,7 +175,7 @@ def prepare_data(
     cleaning_steps: list[str] | None = None, # All but `near_duplicates` if not given
     key: list[str] | None = None, # Columns that identify a row; none if not given
     newest_by: str = "", # Of rows with the same key, the one with the largest value here is kept
-    outlier_method: str = "", # How outliers among the training rows are found and set aside; empty: kept
+    outlier_method: OutlierMethod | Literal[""] = "", # How outliers among the training rows are found and set aside; empty: kept
     split: SplitMethod = "auto", # auto: predefined, by time, by entity or stratified
     run: str = "", # Id of the run, for the commits
     **choices, # Further parameters of `split_rows`

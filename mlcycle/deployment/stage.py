@@ -42,8 +42,9 @@ def compare_service_with_pipeline(
     predictions = pd.DataFrame({"service": [each["predictions"][0] for each in served],
                                 "pipeline": [each.labels.tolist()[0] for each in pipeline_predictions]}, index=rows.index)
     scores = [None if each.scores is None else each.scores.tolist() for each in pipeline_predictions]
-    equal = sum(row.service == row.pipeline and each["scores"] == score
-                for row, each, score in zip(predictions.itertuples(), served, scores, strict=True))
+    labels = zip(predictions["service"], predictions["pipeline"], strict=True)
+    equal = sum(ours == theirs and each["scores"] == score
+                for (ours, theirs), each, score in zip(labels, served, scores, strict=True))
     return Parity(rows=len(rows), n_equal=equal, start_seconds=round(service.start_seconds, 2)), predictions
 
 # %% ../../nbs/06_deployment.ipynb #cf752f35

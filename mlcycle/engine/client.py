@@ -17,6 +17,7 @@ from contextlib import suppress
 from multiprocessing import connection, get_context
 from pathlib import Path
 from tempfile import NamedTemporaryFile
+from typing import Any
 
 from jupyter_client.session import Session
 from nbclient.exceptions import CellExecutionComplete, CellTimeoutError, DeadKernelError
@@ -88,6 +89,7 @@ def receive_message(
     if not ready:
         return None
     kernel.process.join()
+    assert kernel.process.exitcode is not None # It has ended
     raise DeadKernelError(describe_exit(kernel.process.exitcode))
 
 # %% ../../nbs/engine/client.ipynb #3fda61ea
@@ -100,6 +102,7 @@ def stop_kernel(
         return
     kernel.send(None)
     wait_until_closed(kernel, time.monotonic() + grace)
+    assert kernel.process.pid is not None # It was started
     with suppress(ProcessLookupError, PermissionError):
         os.killpg(kernel.process.pid, signal.SIGKILL)
     kernel.process.join() # The process has ended when this function returns
@@ -119,6 +122,8 @@ def wait_until_closed(
 # %% ../../nbs/engine/client.ipynb #9ab96a13
 class PipeNotebookClient(PapermillNotebookClient):
     "A papermill client that receives replies and outputs from one pipe."
+
+    kc: Any # The kernel, a `KernelProcess`
 
     def listen(self, request: str, cell, index: int, until: float) -> dict | None:
         "Collect the outputs of a cell; return its reply, or None after the deadline."
@@ -168,10 +173,10 @@ class WarmNotebookClient(PipeNotebookClient):
     async def _async_poll_kernel_alive(self):
         "Does nothing: `receive_message` finds a dead kernel."
 
-    async def _async_poll_output_msg(self, *_):
+    async def _async_poll_output_msg(self, parent_msg_id, cell, cell_index):
         "Does nothing: outputs come through the same pipe as the reply."
 
-    async def _async_poll_for_reply(self, msg_id, cell, timeout, *_):
+    async def _async_poll_for_reply(self, msg_id, cell, timeout, task_poll_output_msg, task_poll_kernel_alive):
         return wait_for_reply(self, msg_id, cell, timeout)
 
 # %% ../../nbs/engine/client.ipynb #8838efc8

@@ -12,7 +12,7 @@ import os
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager, suppress
 from multiprocessing import forkserver, get_context
 from multiprocessing.connection import Connection
@@ -47,7 +47,8 @@ def start_fork_server(
     "Start the server in the background; do nothing if it is running."
     if IN_FORK: # A fork uses the server that it was forked from
         return
-    sys.modules.setdefault("rfc3987_syntax", None) # With it, jsonschema compiles a grammar for 1.5 s
+    # With this module, jsonschema compiles a grammar for 1.5 s; None prevents its import
+    sys.modules.setdefault("rfc3987_syntax", None)  # ty: ignore[no-matching-overload] - None is allowed
     default = {"MPLBACKEND": INLINE_BACKEND, "OMP_WAIT_POLICY": "PASSIVE"}
     here = {name: os.environ.get(name, value) for name, value in default.items()}
     here["MLCYCLE_PRELOAD"] = "\n".join(["import mlcycle.engine.kernel", *statements])
@@ -66,7 +67,7 @@ _MAIN_LOCK = threading.Lock() # Held while the main module is hidden
 
 # %% ../../nbs/engine/forkserver.ipynb #ce9d9149
 @contextmanager
-def hidden_main() -> Iterator[None]:
+def hidden_main() -> Generator[None]:
     "Context manager: hide the main module, so that `multiprocessing` does not import it in the child."
     with _MAIN_LOCK:
         main, sys.modules["__main__"] = sys.modules["__main__"], ModuleType("__main__")
@@ -116,7 +117,8 @@ def call_in_fork(
         worked, result = False, "the process ended without a result"
     process.join()
     if not worked:
-        raise RuntimeError(f"{function.__name__} failed in a fork: {result}")
+        name = getattr(function, "__name__", repr(function))
+        raise RuntimeError(f"{name} failed in a fork: {result}")
     return result
 
 # %% ../../nbs/engine/forkserver.ipynb #196c0fdf

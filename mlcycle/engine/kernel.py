@@ -42,7 +42,12 @@ for _name in ("IPython.core.application", "IPython.core.completerlib", "IPython.
 class PipeSession(Session):
     "A Jupyter session that sends every message through a pipe."
 
-    def send(self, stream, msg_or_type, content=None, parent=None, ident=None, buffers=None, metadata=None, **_):
+    pipe: Connection
+    lock: threading.Lock # Held while a message is sent
+    owner: int # Process id of the kernel
+
+    def send(self, stream, msg_or_type, content=None, parent=None, ident=None, buffers=None, track=False, header=None,
+             metadata=None):
         "Build a message as jupyter_client does, and send it through the pipe."
         message = msg_or_type
         if not isinstance(message, dict):
@@ -68,6 +73,8 @@ def print_stream_message_from_fork(
 # %% ../../nbs/engine/kernel.ipynb #9f1def20
 class LoggedStream(OutStream):
     "ipykernel's output stream, which also writes to a log."
+
+    _fid: int # File descriptor of the pipe that is read
 
     def __init__(self, session: Session, thread, name: str, log: int):
         self.reading = threading.Lock()
@@ -98,7 +105,7 @@ class LoggedStream(OutStream):
 # %% ../../nbs/engine/kernel.ipynb #451ea0be
 if "ipykernel.debugger" not in sys.modules:
     sys.modules["ipykernel.debugger"] = ModuleType("ipykernel.debugger")
-    sys.modules["ipykernel.debugger"]._is_debugpy_available = False
+    vars(sys.modules["ipykernel.debugger"])["_is_debugpy_available"] = False
 
 # %% ../../nbs/engine/kernel.ipynb #d5e38439
 class ForkedKernel(InProcessKernel):
@@ -175,10 +182,12 @@ LOOP_TURNS = 4 # Turns of the event loop between two messages
 async def _serve(kernel: ForkedKernel, pipe: Connection) -> None:
     "Handle messages until the notebook ends or calls `exit`; run tasks of the notebook between them."
     loop = asyncio.get_running_loop()
-    kernel.io_loop = SimpleNamespace( # The part of tornado's loop that ipykernel uses; thread-safe calls wake a waiting loop
-        add_callback=loop.call_soon_threadsafe, call_later=loop.call_later, stop=loop.stop)
-    kernel.session.send(None, "kernel_info", kernel.language_info)
-    while not kernel.shell.exit_now and (message := await _receive(pipe)) is not None:
+    part = SimpleNamespace(add_callback=loop.call_soon_threadsafe, call_later=loop.call_later, stop=loop.stop)
+    kernel.io_loop = part  # ty: ignore[invalid-assignment] - what ipykernel uses; thread-safe calls wake a waiting loop
+    session, shell = kernel.session, kernel.shell
+    assert session is not None and shell is not None # Created with the kernel
+    session.send(None, "kernel_info", kernel.language_info)
+    while not shell.exit_now and (message := await _receive(pipe)) is not None:
         await kernel.handle_message(message)
         for _ in range(LOOP_TURNS):
             await asyncio.sleep(0)

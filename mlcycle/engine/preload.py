@@ -22,7 +22,7 @@ def is_local_module(
 ) -> bool:
     "Whether a module is in the working directory, so that it may be edited while the server runs."
     spec = importlib.util.find_spec(root)
-    home = Path((spec and spec.origin) or "/")
+    home = Path(spec.origin if spec and spec.origin else "/")
     return root != "mlcycle" and home.is_relative_to(folder) and "site-packages" not in home.parts
 
 # %% ../../nbs/engine/preload.ipynb #1bbab9d7

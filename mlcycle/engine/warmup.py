@@ -39,7 +39,7 @@ def warm_up_html_rendering() -> None:
     The grammar of rfc3987_syntax is not compiled; a later import of jsonschema is not affected.
     """
     before = set(sys.modules)
-    sys.modules.setdefault("rfc3987_syntax", None)
+    sys.modules.setdefault("rfc3987_syntax", None)  # ty: ignore[no-matching-overload] - None prevents an import
     from mlcycle.nb.html import render_notebook_body
 
     with TemporaryDirectory(prefix="mlcycle-") as folder:

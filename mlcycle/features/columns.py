@@ -7,7 +7,7 @@ __all__ = ['check_columns', 'remember_columns', 'NamedColumnsTransformer']
 
 # %% ../../nbs/features/columns.ipynb #73dcf971
 from collections.abc import Iterable
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
@@ -33,7 +33,7 @@ def check_columns(
 
 # %% ../../nbs/features/columns.ipynb #e39c6475
 def remember_columns(
-    estimator: BaseEstimator, # Estimator that is being fitted
+    estimator: Any, # Estimator that is being fitted
     rows: pd.DataFrame, # Training rows
     names: Iterable[str] = (), # Columns that must be present
 ) -> None:
@@ -52,6 +52,8 @@ class NamedColumnsTransformer(TransformerMixin, BaseEstimator):
     each output. Missing values and text are allowed as input.
     """
 
+    feature_names_in_: np.ndarray
+    outputs_: list[tuple[str, str]]
     derived: ClassVar[tuple[str, ...]] = () # Attributes that `transform` computes again; they are not saved
 
     def fit(self, X: pd.DataFrame, y=None):

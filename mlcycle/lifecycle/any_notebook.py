@@ -46,7 +46,8 @@ def run_notebook(
     write_text(output, json.dumps(content))
     code = [cell["source"] for cell in content["cells"] if cell["cell_type"] == "code"]
     start_fork_server([*import_statements(code), *warmup_statements(set())])
-    facts, start = {"parameters": values, "error": ""}, time.perf_counter()
+    facts: dict[str, Any] = {"parameters": values, "error": ""}
+    start = time.perf_counter()
     try:
         execute_notebook(output, values, engine, on_cell)
     except StageError as failure:

@@ -7,7 +7,7 @@ __all__ = ['run_batch', 'limit_children_to_one_thread', 'start_batch_fork_server
 
 # %% ../../nbs/lifecycle/batch.ipynb #5aaa59d8
 import os
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any
@@ -58,7 +58,7 @@ def run_batch(
 @contextmanager
 def limit_children_to_one_thread(
     wanted: bool = True, # If False, nothing is changed
-) -> Iterator[None]:
+) -> Generator[None]:
     "Context manager: set `OMP_NUM_THREADS=1` for child processes, unless the environment sets a number."
     if not wanted or "OMP_NUM_THREADS" in os.environ:
         yield

@@ -117,6 +117,7 @@ def handle_worker_message(
         kind, *content = worker.pipe.recv()
     except (EOFError, OSError): # It closed its end without a result
         worker.process.join()
+        assert worker.process.exitcode is not None # It has ended
         return find_run_in_batch(plan, batch), f"The run did not end. {describe_exit(worker.process.exitcode)}"
     if kind == "result":
         return content[0] and Run(content[0]), content[1]
@@ -170,6 +171,7 @@ def interrupt_workers(
 ) -> None:
     "Interrupt the runs of a batch; kill those that do not end in time."
     for worker in workers:
+        assert worker.process.pid is not None # It was started
         with suppress(ProcessLookupError):
             os.kill(worker.process.pid, signal.SIGINT if worker.ready else signal.SIGKILL)
     until, left = time.monotonic() + grace, {worker.process.sentinel for worker in workers}
@@ -178,6 +180,7 @@ def interrupt_workers(
             left -= set(connection.wait(list(left), seconds))
     finally: # Also at a second Ctrl-C
         for worker in workers:
+            assert worker.process.pid is not None
             with suppress(ProcessLookupError, PermissionError):
                 os.killpg(worker.process.pid, signal.SIGKILL)
             join_worker(worker)

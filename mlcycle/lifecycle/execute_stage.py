@@ -96,6 +96,7 @@ def restore_stage(
 ) -> None:
     "Restore the outcome, notebook and page of a stage from the cache."
     stage, entry, output = state.stage, state.entry, Path(pages) / plan.notebooks[state.stage].name
+    assert entry is not None # A fresh stage has one
     updated = merge_outputs_with_current_source(entry.folder / "notebook.ipynb", plan.notebooks[stage])
     if updated is None:
         copy_file(entry.folder / "notebook.ipynb", output)

@@ -92,8 +92,9 @@ def outcomes_match_cache(
     states: dict[str, StageState], # By stage; all fresh
 ) -> bool:
     "Whether the outcomes of a run equal those in the cache."
-    files = {run.folder / f"{stage}.json": state.entry.info["hashes"]["outcome.json"] for stage, state in states.items()}
-    return all(path.is_file() and hash_file(path) == value for path, value in files.items())
+    entries = {run.folder / f"{stage}.json": state.entry for stage, state in states.items()}
+    return all(entry is not None and path.is_file() and hash_file(path) == entry.info["hashes"]["outcome.json"]
+               for path, entry in entries.items())
 
 # %% ../../nbs/lifecycle/run_folders.ipynb #f315e7f3
 def finish_run(

@@ -165,4 +165,5 @@ def _run_or_restore(plan: Plan, run: Run, state: StageState, pages: Path, forced
         execute_stage(run, plan, state, pages, callback)
     else:
         restore_stage(run, plan, state, pages)
+        assert state.entry is not None # A fresh stage has one
         callback.on_stage_reused(state.stage, state.entry.info["run"])

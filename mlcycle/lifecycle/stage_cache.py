@@ -67,7 +67,7 @@ def save_cache_entry(
     inputs: dict[str, str], # Hash or value of each input by name
     notebook: Path, # Path of the executed notebook
     seconds: float, # Duration of the execution
-) -> CacheEntry:
+) -> CacheEntry | None: # None if another process has removed it
     "Save the results of a stage in the cache."
     folder = cache_entry_folder(run.workspace, stage, key)
     files = {"outcome.json": run.folder / f"{stage}.json", "files.json": run.folder / f"{stage}.files.json",

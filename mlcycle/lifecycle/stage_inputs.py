@@ -70,10 +70,10 @@ def hash_path(
     places = [os.path.join(home, name) for name in names if name for home in (os.getcwd(), project)]
     place = next((place for place in places if os.path.exists(place)), "")
     if os.path.isfile(place):
-        return hash_file(place)[:16]
+        return hash_file(Path(place))[:16]
     pattern = f"{glob.escape(place)}/**" if place else next((each for each in places if "*" in each or "?" in each), "")
     files = sorted(file for file in glob.glob(pattern, recursive=True) if TABLE_FILES.search(file) and os.path.isfile(file))
-    return short_json_hash([(os.path.relpath(file, place or project), hash_file(file)) for file in files]) if files else ""
+    return short_json_hash([(os.path.relpath(file, place or project), hash_file(Path(file))) for file in files]) if files else ""
 
 # %% ../../nbs/lifecycle/stage_inputs.ipynb #f912b2ed
 def hash_modules_named_in_parameters(

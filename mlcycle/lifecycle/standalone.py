@@ -66,4 +66,4 @@ def open_run_or_sample_run(
     run_dir: str = "", # Folder of the run; empty if the notebook is opened on its own
 ) -> Run:
     "Open the run of a stage notebook; without a folder, a run on the bundled sample."
-    return Run(run_dir or open_sample_run(stage))
+    return Run(Path(run_dir) if run_dir else open_sample_run(stage))

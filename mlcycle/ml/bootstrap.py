@@ -7,9 +7,10 @@ __all__ = ['bootstrap_statistic', 'score_resamples', 'bootstrap_distribution', '
 
 # %% ../../nbs/ml/bootstrap.ipynb #511a0665
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
+import pandas as pd
 from scipy import stats
 
 from .confusion import resampled_confusion_matrices
@@ -71,7 +72,7 @@ def score_resamples(
 def bootstrap_distribution(
     name: str | Metric, # Metric, or its name
     problem: Problem, # Task and classes
-    actual: np.ndarray, # Target, shape (n,)
+    actual: pd.Series | np.ndarray, # Target, shape (n,)
     predictions: Predictions, # For the same rows
     *,
     n_resamples: int = 200, # Number of resamples
@@ -86,9 +87,9 @@ def bootstrap_distribution(
 
 # %% ../../nbs/ml/bootstrap.ipynb #d027b832
 def bootstrap_intervals(
-    names: list[str | Metric], # Metrics, or their names
+    names: Sequence[str | Metric], # Metrics, or their names
     problem: Problem, # Task and classes
-    actual: np.ndarray, # Target, shape (n,)
+    actual: pd.Series | np.ndarray, # Target, shape (n,)
     predictions: Predictions, # For the same rows
     *,
     n_resamples: int = 200, # Number of resamples
@@ -114,7 +115,7 @@ def bootstrap_intervals(
 def bootstrap_difference(
     name: str | Metric, # Metric, or its name
     problem: Problem, # Task and classes
-    actual: np.ndarray, # Target, shape (n,)
+    actual: pd.Series | np.ndarray, # Target, shape (n,)
     predictions: Predictions, # Of the first model
     other_predictions: Predictions, # Of the second model, for the same rows
     *,

@@ -39,8 +39,8 @@ def is_swapped_pair(
     "Whether two values were entered in each other's column."
     if isinstance(rule.first_values[0], str):
         return first in rule.second_values and second in rule.first_values
-    (low, high), (other_low, other_high) = rule.first_values, rule.second_values
     try:
+        (low, high), (other_low, other_high) = map(float, rule.first_values), map(float, rule.second_values)
         return other_low <= float(first) <= other_high and low <= float(second) <= high
     except (TypeError, ValueError):
         return False
@@ -109,7 +109,8 @@ def summarise_cleaning(
 ) -> list[LedgerEntry]: # One entry for each step and column
     "Summarise the changed cells by step and column, with up to five examples each."
     lines = []
-    for (step, column), made in changes.groupby(["step", "column"], sort=False):
+    for _, made in changes.groupby(["step", "column"], sort=False):
+        step, column = made["step"].iloc[0], made["column"].iloc[0]
         shown = made.drop_duplicates("before").head(5)
         examples = [CellChange(row_id=int(row), before=before, after=after)
                     for row, before, after in zip(shown.row_id, shown.before, shown.after, strict=True)]

@@ -13,7 +13,7 @@ import numpy as np
 from ..errors import MetricError, suggest_name
 from .confusion import score_labels_via_confusion_matrix
 from .metric_definitions import CLASSES, Metric
-from ..outcomes import Problem
+from ..outcomes import Label, Problem
 
 # %% ../../nbs/ml/costs.ipynb #d3683241
 def cost_matrix(
@@ -24,7 +24,7 @@ def cost_matrix(
     The layout is that of `resampled_confusion_matrices`: negative before positive class for a binary task; for several
     classes a last row and column for unknown labels. Raises `MetricError` if no costs or unknown classes are named.
     """
-    classes = [None, problem.positive] if problem.task == "binary" else problem.classes
+    classes: list[Label | None] = [None, problem.positive] if problem.task == "binary" else [*problem.classes]
     if problem.task == "binary":
         classes[0] = next((label for label in problem.classes if label != problem.positive), None)
     place = {name: k for k, label in enumerate(classes)
@@ -56,6 +56,13 @@ def _bind_costs(metric: Metric, problem: Problem) -> Metric:
 
     return replace(metric, function=function, from_confusion=from_confusion, low=costs.min(), high=costs.max())
 
+# %% ../../nbs/ml/costs.ipynb #5b0e37c1
+def _cost_without_problem(actual, predicted) -> float:
+    "The function of the metric before it is bound to a problem."
+    raise MetricError("The metric 'cost' is not bound to a problem.", "The costs are those of a problem.",
+                      "Use `bind_metric_to_problem`.")
+
 # %% ../../nbs/ml/costs.ipynb #c4dfa8b4
-COST = Metric("cost", None, tasks=CLASSES, response_method="predict", higher_is_better=False, low=-np.inf, high=np.inf,
-              bind=_bind_costs, description="The cost of the predictions for every 1,000 rows; a gain is negative.")
+COST = Metric("cost", _cost_without_problem, tasks=CLASSES, response_method="predict", higher_is_better=False,
+              low=-np.inf, high=np.inf, bind=_bind_costs,
+              description="The cost of the predictions for every 1,000 rows; a gain is negative.")

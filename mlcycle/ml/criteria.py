@@ -101,8 +101,9 @@ _FORMS = ("roc_auc >= 0.75", "recall >= 0.6 at precision >= 0.5", "beats baselin
           "not worse than champion by more than 0.005", "p95 latency <= 50 ms", "selection_rate ratio between groups >= 0.8")
 
 # %% ../../nbs/ml/criteria.ipynb #21cef28e
-def _reject(line: str, column: int, expected: str, remedy: str = "") -> NoReturn:
+def _reject(line: str, column: int | None, expected: str, remedy: str = "") -> NoReturn:
     "Raise `CriterionError` with a caret under a column, counted from 1."
+    column = column or 1 # Tokens of a parsed line have a column
     shown = "".join(c if c.isprintable() else "?" for c in line)
     where = f"The criterion cannot be read at column {column}:"
     raise CriterionError(f"{where}\n    {shown}\n    {' ' * (column - 1)}^", expected, remedy)
@@ -124,7 +125,7 @@ def _reject_syntax(line: str, error: "UnexpectedInput") -> NoReturn:
     _reject(line, column, f"Expected {' or '.join(expected)} here.", f"Did you mean '{near[0]}'?" if near else forms)
 
 # %% ../../nbs/ml/criteria.ipynb #936dd4c0
-def _metric(line: str, name: str, column: int, task: str = "") -> Metric:
+def _metric(line: str, name: str, column: int | None, task: str = "") -> Metric:
     "The metric of a criterion; raise if it is unknown or does not fit the task."
     try:
         return get_metric(name, task)
@@ -148,13 +149,13 @@ def _number(line: str, token: "Token", low: float, high: float, why: str, shift:
 # %% ../../nbs/ml/criteria.ipynb #66e73ded
 def _read_bound(line: str, tokens: list["Token"], task: str, primary_metric: str) -> Criterion:
     "`roc_auc >= 0.75`, optionally with `at precision >= 0.5`."
-    clauses = []
+    clauses: list[tuple[str, Literal[">=", "<="], float]] = []
     for name, operator, number in (tokens[:3], tokens[4:]) if len(tokens) > 3 else (tokens,):
         metric = _metric(line, name, name.column, task)
         if metric.higher_is_better is None:
             _reject(line, name.column, f"Neither higher nor lower values of '{metric.name}' are better.",
                     f"Compare groups: '{metric.name} ratio between groups >= 0.8'.")
-        wanted = ">=" if metric.higher_is_better else "<="
+        wanted: Literal[">=", "<="] = ">=" if metric.higher_is_better else "<="
         if operator.type != ("GE" if wanted == ">=" else "LE"):
             _reject(line, operator.column, f"{'Higher' if wanted == '>=' else 'Lower'} values of '{metric.name}' are better.",
                     f"Write '{metric.name} {wanted} {number}'.")
@@ -199,7 +200,7 @@ def _read_ratio(line: str, tokens: list["Token"], task: str, primary_metric: str
     try:
         name = "" if column is None else json.loads(column, strict=False) if column.type == "QUOTED" else str(column)
     except ValueError:
-        _reject(line, column.column, "A column name in quotes must be a valid JSON string.")
+        _reject(line, column.column if column else None, "A column name in quotes must be a valid JSON string.")
     if column is not None and not name:
         _reject(line, column.column, "The name of a column must not be empty.")
     bound = _number(line, tokens[-1], 1e-9, 1, "The ratio of the worst group to the best is greater than 0 and at most 1.")
@@ -218,6 +219,7 @@ def parse_criterion(
 
     Raises `CriterionError`, with the position of the error and what is expected there, if the line is not a valid criterion.
     """
+    from lark import Token
     from lark.exceptions import UnexpectedInput
 
     line = "".join(" " if c.isspace() else c for c in text)
@@ -225,7 +227,8 @@ def parse_criterion(
         tree = _parser().parse(line)
     except UnexpectedInput as error:
         _reject_syntax(line, error)
-    return _READ[tree.data](line, tree.children, task, primary_metric)
+    tokens = [token for token in tree.children if isinstance(token, Token)] # The grammar has no nested rules
+    return _READ[tree.data](line, tokens, task, primary_metric)
 
 # %% ../../nbs/ml/criteria.ipynb #ba9b9afe
 def parse_problem_criteria(

@@ -34,7 +34,8 @@ def describe_too_few_entities(
     folds: int = 5, # Number of folds
 ) -> str: # Empty if there are enough
     "A message if there are fewer entities than folds; empty otherwise."
-    if not problem.entity or problem.time or (count := len(np.unique(entity_groups(problem, rows)))) >= folds:
+    groups = None if problem.time else entity_groups(problem, rows)
+    if groups is None or (count := len(np.unique(groups))) >= folds:
         return ""
     return f"There are {count} values of '{problem.entity}' for {folds} folds: rows with the same value cannot be kept together."
 
@@ -128,4 +129,5 @@ def standard_error_from_interval(
     folds: int, # Number of folds
 ) -> float: # In units of the metric
     "The standard error of a difference over folds, from its 95 % confidence interval."
-    return (difference.high - difference.low) / 2 / float(stats.t.ppf(0.975, folds - 1))
+    low, high = difference.interval
+    return (high - low) / 2 / float(stats.t.ppf(0.975, folds - 1))

@@ -19,11 +19,11 @@ from sklearn.utils.validation import check_is_fitted, column_or_1d, has_fit_para
 
 # %% ../../nbs/ml/meta_estimators.ipynb #83d0ebd5
 def fit_with_sample_weight(
-    model: BaseEstimator, # Unfitted; may be a pipeline, or an ensemble of pipelines
+    model: Any, # Unfitted estimator; may be a pipeline, or an ensemble of pipelines
     X, # Table or array, shape (n, features)
     y, # Target, shape (n,)
     sample_weight: np.ndarray | None = None, # Shape (n,); ignored by estimators that do not accept weights
-) -> BaseEstimator: # The same model, fitted
+) -> Any: # The same model, fitted
     "Fit with sample weights, routed to every inner estimator that accepts them."
     takers = [] if sample_weight is None else list(_weight_takers(model))
     if all(hasattr(taker, "transform") for taker in takers):
@@ -64,8 +64,13 @@ def _remove_requests(value: Any) -> None:
 class _ClassifierWrapper(ClassifierMixin, BaseEstimator):
     "Base of classifiers that wrap a model: they predict the most probable class, and accept the inputs that it accepts."
 
-    model: BaseEstimator
+    model: Any # Unfitted estimator
+    model_: Any # The same, fitted
     classes_: np.ndarray
+
+    def predict_proba(self, X) -> np.ndarray:
+        "Probabilities, shape (n, classes)."
+        raise NotImplementedError
 
     def predict(self, X) -> np.ndarray:
         "The class with the highest probability."
@@ -84,7 +89,7 @@ class LabelEncodedClassifier(_ClassifierWrapper):
 
     def __init__(
         self,
-        model: BaseEstimator, # Unfitted classifier with `predict_proba`
+        model: Any, # Unfitted classifier with `predict_proba`
     ):
         self.model = model
 
@@ -111,7 +116,7 @@ class CalibratedClassifier(_ClassifierWrapper):
 
     def __init__(
         self,
-        model: BaseEstimator, # Unfitted classifier
+        model: Any, # Unfitted classifier
         inverse_temperature: float = 1.0, # Above 1: more confident; below 1: less confident
         class_bias: Sequence[float] = (), # Added to the log probability of each class, in the order of `classes_`; empty: all 0
     ):

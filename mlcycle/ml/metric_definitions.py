@@ -140,10 +140,10 @@ LABEL_METRICS = [
     Metric("matthews_corrcoef", sk.matthews_corrcoef, **_LABELS, low=-1.0, from_confusion=confusion_matthews,
            description="The correlation of predicted and actual classes: 1 is perfect, 0 is chance, -1 is always wrong."),
     Metric("positive_likelihood_ratio", partial(score_labels_via_confusion_matrix, make_likelihood_ratio(1)),
-           **_LABELS | {"tasks": BINARY}, high=np.inf, from_confusion=make_likelihood_ratio(1),
+           tasks=BINARY, response_method="predict", higher_is_better=True, high=np.inf, from_confusion=make_likelihood_ratio(1),
            description="The recall divided by the false positive rate."),
     Metric("negative_likelihood_ratio", partial(score_labels_via_confusion_matrix, make_likelihood_ratio(0)),
-           **_LABELS | {"tasks": BINARY, "higher_is_better": False}, high=np.inf, from_confusion=make_likelihood_ratio(0),
+           tasks=BINARY, response_method="predict", higher_is_better=False, high=np.inf, from_confusion=make_likelihood_ratio(0),
            description="The false negative rate divided by the true negative rate."),
     *[Metric(kind, _binary_or_macro(function), **_LABELS, description=text,
              from_confusion=make_confusion_matrix_metric(kind, "default"))
@@ -153,29 +153,31 @@ LABEL_METRICS = [
       for kind, (function, text) in _KINDS.items() for average, how in _AVERAGES.items()],
     Metric("selection_rate", partial(score_labels_via_confusion_matrix, confusion_selection_rate),
            from_confusion=confusion_selection_rate,
-           **_LABELS | {"tasks": BINARY, "higher_is_better": None},
+           tasks=BINARY, response_method="predict", higher_is_better=None,
            description="The share of rows predicted positive; used to compare groups."),
 ]
 
 # %% ../../nbs/ml/metric_definitions.ipynb #29870c9b
 _SCORES: dict[str, Any] = {"tasks": CLASSES, "response_method": "predict_proba", "higher_is_better": True}
+_SCORES_MULTICLASS: dict[str, Any] = _SCORES | {"tasks": MULTICLASS}
+_SCORES_LOSS: dict[str, Any] = _SCORES | {"higher_is_better": False}
 
 SCORE_METRICS = [
     Metric("roc_auc", _one_vs_rest(sk.roc_auc_score), **_SCORES, batch_function=_batch_roc_auc,
            description="The probability that a positive has a higher score than a negative."),
-    Metric("roc_auc_ovr_weighted", _one_vs_rest(sk.roc_auc_score, weighted=True), **_SCORES | {"tasks": MULTICLASS},
+    Metric("roc_auc_ovr_weighted", _one_vs_rest(sk.roc_auc_score, weighted=True), **_SCORES_MULTICLASS,
            description="The area under the ROC curve of each class against the rest, weighted by the rows of the class."),
-    Metric("roc_auc_ovo", _one_vs_one_auc, **_SCORES | {"tasks": MULTICLASS},
+    Metric("roc_auc_ovo", _one_vs_one_auc, **_SCORES_MULTICLASS,
            description="The area under the ROC curve, averaged over all pairs of classes."),
-    Metric("roc_auc_ovo_weighted", partial(_one_vs_one_auc, weighted=True), **_SCORES | {"tasks": MULTICLASS},
+    Metric("roc_auc_ovo_weighted", partial(_one_vs_one_auc, weighted=True), **_SCORES_MULTICLASS,
            description="The area under the ROC curve, averaged over all pairs of classes, weighted by their rows."),
     Metric("average_precision", _one_vs_rest(sk.average_precision_score), **_SCORES,
            description="The precision-recall curve in one number: precision averaged over recall."),
-    Metric("top_k_accuracy", _with_labels(sk.top_k_accuracy_score), **_SCORES | {"tasks": MULTICLASS},
+    Metric("top_k_accuracy", _with_labels(sk.top_k_accuracy_score), **_SCORES_MULTICLASS,
            description="The share of rows whose actual class has one of the two highest scores."),
-    Metric("log_loss", _with_labels(sk.log_loss), **_SCORES | {"higher_is_better": False}, high=np.inf,
+    Metric("log_loss", _with_labels(sk.log_loss), **_SCORES_LOSS, high=np.inf,
            batch_function=_batch_log_loss, description="The mean negative logarithm of the probability of the actual class."),
-    Metric("brier", _with_labels(sk.brier_score_loss), **_SCORES | {"higher_is_better": False}, batch_function=_batch_brier,
+    Metric("brier", _with_labels(sk.brier_score_loss), **_SCORES_LOSS, batch_function=_batch_brier,
            bind=lambda metric, problem: replace(metric, high=2.0 if problem.task == "multiclass" else 1.0),
            description="The mean squared error of the probabilities."),
     Metric("d2_log_loss_score", _with_labels(sk.d2_log_loss_score), **_SCORES, low=-np.inf,

@@ -94,9 +94,11 @@ def select_scores_or_labels(
 
     Raises `MetricError` if the metric needs scores and there are none.
     """
-    if metric.response_method == "predict_proba" and predictions.scores is None:
+    if metric.response_method != "predict_proba":
+        return encode_target(predictions.labels, problem)
+    if predictions.scores is None:
         raise MetricError(f"The metric '{metric.name}' needs scores.", "The predictions have labels or numbers only.")
-    return predictions.scores if metric.response_method == "predict_proba" else encode_target(predictions.labels, problem)
+    return predictions.scores
 
 # %% ../../nbs/ml/metrics.ipynb #e2bf94a4
 @contextmanager
@@ -119,7 +121,7 @@ def explain_metric_errors(
 def compute_score(
     name: str | Metric, # Metric, or its name
     problem: Problem, # Task and classes
-    actual: np.ndarray, # Target, shape (n,)
+    actual: pd.Series | np.ndarray, # Target, shape (n,)
     predictions: Predictions, # For the same rows
 ) -> float:
     """The value of a metric for predictions and actual values.
@@ -146,20 +148,20 @@ def score_encoded(
 def score_many_predictions(
     name: str | Metric, # Metric, or its name
     problem: Problem, # Task and classes
-    actual: np.ndarray, # Target, shape (n,)
+    actual: pd.Series | np.ndarray, # Target, shape (n,)
     predictions: list[Predictions], # Each for the same rows
 ) -> np.ndarray: # One score for each element of `predictions`
     "The values of a metric for several predictions of the same rows."
     metric, encoded = bind_metric_to_problem(name, problem), encode_target(actual, problem)
     given = [select_scores_or_labels(metric, problem, each) for each in predictions]
-    if not metric.from_confusion and not (metric.batch_function and problem.task != "multiclass"):
-        return np.array([score_encoded(metric, encoded, each) for each in given])
     with explain_metric_errors(metric):
         if metric.from_confusion:
             rows, classes = np.arange(len(encoded))[None], len(problem.classes)
             return metric.from_confusion(np.concatenate([resampled_confusion_matrices(encoded, each, rows, classes)
                                                          for each in given]))
-        return np.asarray(metric.batch_function(np.broadcast_to(encoded, (len(given), len(encoded))), np.stack(given)))
+        if metric.batch_function and problem.task != "multiclass":
+            return np.asarray(metric.batch_function(np.broadcast_to(encoded, (len(given), len(encoded))), np.stack(given)))
+    return np.array([score_encoded(metric, encoded, each) for each in given])
 
 # %% ../../nbs/ml/metrics.ipynb #36c16821
 def describe_metrics(

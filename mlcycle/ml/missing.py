@@ -18,7 +18,8 @@ def find_missing_patterns(
     names = [name for name in rows if missing[name].any()]
     if not names:
         return pd.DataFrame({"columns": ["none"], "rows": [len(rows)], "share": [1.0]}).head(min(len(rows), 1))
-    counts = missing.groupby(names, sort=False).size().sort_values(ascending=False, kind="stable").head(max_patterns)
+    sizes = pd.Series(missing.groupby(names, sort=False).size())
+    counts = sizes.sort_values(ascending=False, kind="stable").head(max_patterns)
     patterns = [pattern if isinstance(pattern, tuple) else (pattern,) for pattern in counts.index]
     columns = [", ".join(name for name, gap in zip(names, pattern, strict=True) if gap) or "none" for pattern in patterns]
     return pd.DataFrame({"columns": columns, "rows": counts.to_numpy(), "share": counts.to_numpy() / len(rows)})

@@ -139,7 +139,7 @@ def make_outlier_transformer(
     *,
     threshold: float | None = None, # In deviations, interquartile ranges, or as anomaly score; None: `DEFAULT_THRESHOLDS`
     seed: int = 0, # Random seed of the isolation forest
-) -> BaseEstimator: # Unfitted
+) -> OutlierLimits | IsolationForestFlag: # Unfitted
     """Make a transformer that flags or clips outliers.
 
     `fit` raises `ParameterError` for a combination that is not possible, such as to clip by an isolation forest.
@@ -184,9 +184,9 @@ def plot_outliers(
 
     found = found.head(max_columns)
     _, axes = plt.subplots(figsize=(8, 1.2 + 0.32 * len(found)))
-    for place, line in enumerate(found.itertuples()):
-        values = rows[line.column].dropna().to_numpy(dtype=float)
-        scaled = 2 * (values - line.low) / (line.high - line.low) - 1
+    for place, (column, low, high) in enumerate(zip(found["column"], found["low"], found["high"], strict=True)):
+        values = rows[column].dropna().to_numpy(dtype=float)
+        scaled = 2 * (values - low) / (high - low) - 1
         scaled = np.sign(scaled) * np.log1p(np.abs(scaled)) / np.log(2) # Logarithmic, so that distant outliers fit
         inside = np.quantile(scaled[np.abs(scaled) <= 1], [0, 0.25, 0.5, 0.75, 1])
         axes.hlines(place, inside[0], inside[4], color="0.7", lw=2, zorder=1)
@@ -197,6 +197,6 @@ def plot_outliers(
     axes.axvspan(-1, 1, color="0.94", zorder=0)
     axes.set(yticks=range(len(found)), xlabel="scaled value (outlier limits at -1 and 1, logarithmic beyond)", ylabel="",
              title="Outliers")
-    axes.set_yticklabels([f"{line.column} ({line.rows:,})" for line in found.itertuples()])
+    axes.set_yticklabels([f"{column} ({count:,})" for column, count in zip(found["column"], found["rows"], strict=True)])
     axes.invert_yaxis()
     return axes

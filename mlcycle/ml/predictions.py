@@ -7,10 +7,10 @@ __all__ = ['Predictions', 'predictions_from_values', 'predict']
 
 # %% ../../nbs/ml/predictions.ipynb #545ba220
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
-from sklearn.base import BaseEstimator
 
 from ..outcomes import Problem
 
@@ -48,14 +48,14 @@ def predictions_from_values(
     classes = np.asarray(problem.classes)
     if problem.task == "multiclass":
         return Predictions(classes[values.argmax(axis=1)], values)
-    positive = problem.classes.index(problem.positive)
+    positive = problem.positive_index
     is_positive = values >= (0.5 if threshold is None else threshold)
     return Predictions(classes[np.where(is_positive, positive, 1 - positive)], values)
 
 # %% ../../nbs/ml/predictions.ipynb #99d9b7df
 def predict(
-    model: BaseEstimator, # Fitted pipeline
-    rows: pd.DataFrame, # With the columns that the pipeline reads
+    model: Any, # Fitted pipeline or other estimator
+    rows: pd.DataFrame | np.ndarray, # With the columns that the pipeline reads
     problem: Problem, # Task and classes
     threshold: float | None = None, # Decision threshold of a binary task; None: 0.5
 ) -> Predictions:
@@ -64,5 +64,5 @@ def predict(
         return predictions_from_values(model.predict(rows), problem)
     order = [list(model.classes_).index(label) for label in problem.classes]
     scores = model.predict_proba(rows)[:, order]
-    scores = scores if problem.task == "multiclass" else scores[:, problem.classes.index(problem.positive)]
+    scores = scores if problem.task == "multiclass" else scores[:, problem.positive_index]
     return predictions_from_values(scores, problem, threshold)

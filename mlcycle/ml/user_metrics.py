@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable
 from importlib import import_module
 from numbers import Real
+from typing import Any
 
 import numpy as np
 
@@ -27,12 +28,14 @@ def load_user_metric(
     attributes is not valid.
     """
     function = _import_function(name)
+    described = (function.__doc__ or "").strip().splitlines() or [f"The value of '{name}'."]
     usual = {"higher_is_better": True, "response_method": "predict", "range": (-np.inf, np.inf), "tasks": (*CLASSES, *REGRESSION),
-             "description": ((function.__doc__ or "").strip().splitlines() or [f"The value of '{name}'."])[0]}
-    given = {key: getattr(function, key, default) for key, default in usual.items()}
+             "description": described[0]}
+    given: dict[str, Any] = {key: getattr(function, key, default) for key, default in usual.items()}
     _check_attributes(name, function, given)
     low, high = map(float, given.pop("range"))
-    return Metric(name, function, **given | {"tasks": tuple(given["tasks"])}, low=low, high=high)
+    given["tasks"] = tuple(given["tasks"])
+    return Metric(name, function, **given, low=low, high=high)
 
 # %% ../../nbs/ml/user_metrics.ipynb #22fab434
 def _import_function(name: str) -> Callable:

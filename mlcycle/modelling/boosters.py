@@ -6,6 +6,8 @@
 __all__ = ['MIN_ROWS_EARLY_STOPPING', 'MAX_TREES', 'LIGHTGBM_STARTING_POINTS', 'BOOSTING_STARTING_POINT', 'BOOSTERS']
 
 # %% ../../nbs/modelling/boosters.ipynb #cbfa8679
+from typing import Any
+
 from sklearn.base import BaseEstimator
 
 from ..ml.meta_estimators import LabelEncodedClassifier
@@ -43,7 +45,7 @@ def _boosting_space(trial, task: Task, rows: int) -> dict:
     }
 
 # %% ../../nbs/modelling/boosters.ipynb #4a7958e5
-def _boosting_early_stopping(estimator: BaseEstimator, X, y, sample_weight, X_valid, y_valid) -> int:
+def _boosting_early_stopping(estimator: Any, X, y, sample_weight, X_valid, y_valid) -> int:
     "Fit until the validation loss has not improved for 20 iterations; return the number of trees."
     estimator.set_params(early_stopping=True, n_iter_no_change=20, tol=0)
     return estimator.fit(X, y, sample_weight, X_val=X_valid, y_val=y_valid).n_iter_
@@ -53,8 +55,9 @@ def _make_lightgbm(task: Task, seed: int, parameters: dict) -> BaseEstimator:
     "LightGBM with one thread and deterministic results."
     from lightgbm import LGBMClassifier, LGBMRegressor
 
+    defaults: dict[str, Any] = {"subsample_freq": 1}
     fixed = {"random_state": seed, "n_jobs": 1, "deterministic": True, "force_row_wise": True, "verbose": -1}
-    return (LGBMRegressor if task == "regression" else LGBMClassifier)(**{"subsample_freq": 1} | parameters, **fixed)
+    return (LGBMRegressor if task == "regression" else LGBMClassifier)(**defaults | parameters, **fixed)
 
 # %% ../../nbs/modelling/boosters.ipynb #cddbf083
 def _lightgbm_space(trial, task: Task, rows: int) -> dict:
@@ -71,7 +74,7 @@ def _lightgbm_space(trial, task: Task, rows: int) -> dict:
     }
 
 # %% ../../nbs/modelling/boosters.ipynb #3d3631ba
-def _lightgbm_early_stopping(estimator: BaseEstimator, X, y, sample_weight, X_valid, y_valid) -> int:
+def _lightgbm_early_stopping(estimator: Any, X, y, sample_weight, X_valid, y_valid) -> int:
     "Fit until the validation loss has not improved for 40 iterations; return the best number of trees."
     from lightgbm import early_stopping
 
@@ -111,7 +114,7 @@ def _xgboost_space(trial, task: Task, rows: int) -> dict:
     }
 
 # %% ../../nbs/modelling/boosters.ipynb #779f6fa2
-def _xgboost_early_stopping(estimator: BaseEstimator, X, y, sample_weight, X_valid, y_valid) -> int:
+def _xgboost_early_stopping(estimator: Any, X, y, sample_weight, X_valid, y_valid) -> int:
     "Fit until the validation loss has not improved for 40 iterations; return the best number of trees."
     getattr(estimator, "model", estimator).set_params(early_stopping_rounds=40)
     estimator.fit(X, y, sample_weight=sample_weight, eval_set=[(X_valid, y_valid)], verbose=False)
@@ -137,7 +140,7 @@ def _catboost_space(trial, task: Task, rows: int) -> dict:
     }
 
 # %% ../../nbs/modelling/boosters.ipynb #cafafc1c
-def _catboost_early_stopping(estimator: BaseEstimator, X, y, sample_weight, X_valid, y_valid) -> int:
+def _catboost_early_stopping(estimator: Any, X, y, sample_weight, X_valid, y_valid) -> int:
     "Fit until the validation loss has not improved for 40 iterations; return the best number of trees."
     estimator.fit(X, y, sample_weight=sample_weight, eval_set=[(X_valid, y_valid)], early_stopping_rounds=40)
     return getattr(estimator, "model_", estimator).tree_count_

@@ -22,15 +22,15 @@ from ..outcomes import Calibration, Problem
 def _class_probabilities(predictions: Predictions, problem: Problem) -> np.ndarray:
     "Probabilities of all classes, shape (n, classes), in the order of the problem's classes."
     if problem.task == "multiclass":
-        return predictions.scores
-    both = np.column_stack([1 - predictions.scores, predictions.scores])
-    return both if problem.classes.index(problem.positive) == 1 else both[:, ::-1]
+        return predictions.values
+    both = np.column_stack([1 - predictions.values, predictions.values])
+    return both if problem.positive_index == 1 else both[:, ::-1]
 
 # %% ../../nbs/modelling/calibration.ipynb #f45197d5
 def _predictions_of(probabilities: np.ndarray, problem: Problem) -> Predictions:
     "Predictions from probabilities of all classes."
     if problem.task == "binary":
-        probabilities = probabilities[:, problem.classes.index(problem.positive)]
+        probabilities = probabilities[:, problem.positive_index]
     return predictions_from_values(probabilities, problem)
 
 # %% ../../nbs/modelling/calibration.ipynb #13a556a8
@@ -60,7 +60,8 @@ def calibrate_trial(
               for each in (trial.predictions, calibrated)]
     improvement = mean_difference("log_loss", losses[1], losses[0], cv.folds)
     scores = [compute_score(problem.metric, problem, cv.actual(fold), calibrated[fold]) for fold in folds]
-    applied = improvement.low > 0 and mean_difference(problem.metric, scores, trial.scores, cv.folds).high >= 0
+    applied = (improvement.interval[0] > 0
+               and mean_difference(problem.metric, scores, trial.scores, cv.folds).interval[1] >= 0)
     inverse_temperature, class_bias = fit_temperature_scaling(np.concatenate(given), np.concatenate(actual))
     calibration = Calibration(
         inverse_temperature=inverse_temperature, class_bias=list(class_bias), log_loss_before=float(np.mean(losses[0])),
@@ -74,7 +75,7 @@ def concat_fold_targets_and_scores(
 ) -> tuple[np.ndarray, np.ndarray]: # Booleans, true for the positive class, and scores; both of shape (validation rows,)
     "Concatenate the actual classes and the scores of the validation rows of all folds."
     actual = np.concatenate([encode_target(cv.actual(fold), cv.problem) for fold in range(len(cv.folds))])
-    return actual, np.concatenate([predictions.scores for predictions in trial.predictions])
+    return actual, np.concatenate([predictions.values for predictions in trial.predictions])
 
 # %% ../../nbs/modelling/calibration.ipynb #66cd2ff0
 def threshold_metric(

@@ -84,7 +84,7 @@ def choose_candidates(
     for name in names:
         if name not in CANDIDATES:
             raise ParameterError(f"There is no candidate '{name}'.", f"Candidates: {', '.join(CANDIDATES)}.",
-                                 suggest_name(name, CANDIDATES))
+                                 suggest_name(name, list(CANDIDATES)))
     order = dict.fromkeys(["dummy", *(names or [*DEFAULT_ORDER, *CANDIDATES])])
     chosen = [CANDIDATES[name] for name in order]
     if all(each.name == "dummy" for each in chosen):

@@ -8,6 +8,7 @@ __all__ = ['model_complexity', 'within_one_standard_error', 'order_by_selection_
 
 # %% ../../nbs/modelling/choice.ipynb #387412cf
 from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 from sklearn.base import BaseEstimator
@@ -63,7 +64,7 @@ def order_by_selection_rule(
     first = within_one_standard_error(cv, single)
     for ensemble in ensembles:
         ahead = mean_difference(cv.problem.metric, ensemble.scores, rank_trials(cv, single)[0].scores, cv.folds)
-        first = [ensemble, *first] if ahead.low > 0 else first
+        first = [ensemble, *first] if ahead.interval[0] > 0 else first
     return first + [trial for trial in ranked if not any(trial is one for one in first)]
 
 # %% ../../nbs/modelling/choice.ipynb #f2e680cd
@@ -89,6 +90,7 @@ def build_pipeline(
         if cv.problem.task == "regression":
             return VotingRegressor(models, weights=weights)
         return VotingClassifier(models, voting="soft", weights=weights)
+    assert cv.preprocessor is not None # Without one, no trial has been scored
     model = CANDIDATES[trial.model].make_estimator(cv.problem.task, cv.seed, refit_parameters(trial))
     return Pipeline([*set_encoding(cv.preprocessor, trial.encoding).steps, ("model", model)])
 
@@ -115,7 +117,7 @@ def build_leaderboard(
 def trial_record(
     trial: Trial, # Complete or not
     metric: str, # Name of the metric of its scores
-    role: str, # `baseline`, `search` or `finalist`
+    role: Literal["baseline", "search", "finalist"], # `finalist`: with the folds of all repeats
 ) -> TrialRecord:
     "Convert a trial to a record for MLflow; scores that are not finite become None."
     return TrialRecord(

@@ -14,8 +14,9 @@ from pathlib import Path
 import joblib
 import numpy as np
 import pandas as pd
-from sklearn.base import BaseEstimator, clone
+from sklearn.base import clone
 from sklearn.model_selection import GroupShuffleSplit, train_test_split
+from sklearn.pipeline import Pipeline
 
 from ..errors import TargetError
 from .boosters import MIN_ROWS_EARLY_STOPPING
@@ -28,7 +29,7 @@ class CrossValidation:
 
     problem: Problem
     _: KW_ONLY
-    preprocessor: BaseEstimator | None # Unfitted pipeline of stage 3
+    preprocessor: Pipeline | None # Unfitted pipeline of stage 3
     rows: pd.DataFrame # Training rows with the target; in time order if there is a time column
     folds: list[tuple[np.ndarray, np.ndarray]] # Positions of training and validation rows of each fold
     cache_folder: Path | None # Folder of the encoded folds; whoever creates it removes it
@@ -63,9 +64,9 @@ def check_classes_in_folds(
 class EncodedFold:
     "A fold with encoded features."
 
-    X_train: object # Table or array, shape (n, features)
+    X_train: pd.DataFrame | np.ndarray # Table or array, shape (n, features)
     y_train: np.ndarray # Shape (n,)
-    X_valid: object # Table or array, shape (m, features)
+    X_valid: pd.DataFrame | np.ndarray # Table or array, shape (m, features)
     early_stopping: tuple[np.ndarray, np.ndarray] | None # Positions in `X_train` to fit on, and to stop by; None with too few
     sample_weight: np.ndarray | None # Shape (n,)
 
@@ -99,6 +100,7 @@ def _encode(cv: CrossValidation, encoding: str, number: int) -> EncodedFold:
     "Encode a fold, with the preprocessor fitted on its training rows."
     (train_index, valid_index), problem = cv.folds[number], cv.problem
     X, y = cv.rows.drop(columns=problem.target), cv.rows[problem.target].to_numpy()[train_index]
+    assert cv.preprocessor is not None # Needed to encode a fold
     preprocessor = set_encoding(cv.preprocessor, encoding)
     X_train = preprocessor.fit_transform(X.iloc[train_index], y)
     groups, sample_weight = (None if one is None else one[train_index] for one in (cv.groups, cv.sample_weight))
@@ -107,9 +109,9 @@ def _encode(cv: CrossValidation, encoding: str, number: int) -> EncodedFold:
 
 # %% ../../nbs/modelling/cross_validation.ipynb #a2740bd9
 def set_encoding(
-    preprocessor: BaseEstimator, # Unfitted pipeline of stage 3
+    preprocessor: Pipeline, # Unfitted pipeline of stage 3
     encoding: str, # `trees`, `linear`, `neighbours` or `native`
-) -> BaseEstimator: # Unfitted copy
+) -> Pipeline: # Unfitted copy
     "Copy the preprocessor with another encoding of the features."
     return clone(preprocessor).set_params(encode__encoding=encoding)
 
@@ -120,6 +122,7 @@ def cache_encoded_fold(
     number: int, # Position of the fold
 ) -> Path:
     "The file of an encoded fold; the fold is encoded and saved if there is none."
+    assert cv.cache_folder is not None # Needed to encode a fold
     path = Path(cv.cache_folder, f"{encoding}-{number}.joblib")
     if not path.exists():
         joblib.dump(_encode(cv, encoding, number), path)

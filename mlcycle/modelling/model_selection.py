@@ -51,10 +51,10 @@ class ModelSelection:
 
     def trial_records(self) -> list[TrialRecord]:
         "Records of all trials for MLflow, complete or not; finalists have the folds of all repeats."
-        metric, last = self.cv.problem.metric, {trial.name: trial for trial in self.finalists}
-        rest = [(role, trial) for role, trials in (("baseline", self.search.baseline_trials), ("search", self.search.trials))
-                for trial in trials if trial.name not in last and trial.status != "timed_out"]
-        return [trial_record(trial, metric, role) for role, trial in [*rest, *(("finalist", one) for one in last.values())]]
+        metric, done, last = self.cv.problem.metric, self.search, {trial.name: trial for trial in self.finalists}
+        rest = [trial_record(one, metric, role) for role, trials in (("baseline", done.baseline_trials), ("search", done.trials))
+                for one in trials if one.name not in last and one.status != "timed_out"]
+        return rest + [trial_record(one, metric, "finalist") for one in last.values()]
 
     def candidate_fields(self) -> dict:
         "Fields of the outcome `Candidate`."

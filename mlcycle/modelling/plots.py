@@ -9,7 +9,7 @@ __all__ = ['leaderboard_table', 'plot_leaderboard', 'plot_search_history', 'tria
 
 # %% ../../nbs/modelling/plots.ipynb #51b1a945
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -124,7 +124,7 @@ def hyperparameters_at_bounds(
         return {}
     found = {}
     for name, value in study.best_trial.params.items():
-        within = study.best_trial.distributions[name]
+        within: Any = study.best_trial.distributions[name]
         if not hasattr(within, "low") or within.low == within.high:
             continue
         low, high, at = (np.log(one) if within.log else one for one in (within.low, within.high, value))
@@ -170,9 +170,9 @@ def out_of_fold_errors(
         if problem.task == "regression":
             parts.append(np.abs(predictions.labels - actual))
         elif problem.task == "binary":
-            parts.append(np.abs(predictions.scores - actual))
+            parts.append(np.abs(predictions.values - actual))
         else:
-            parts.append(1 - predictions.scores[np.arange(len(actual)), actual.astype(int)])
+            parts.append(1 - predictions.values[np.arange(len(actual)), actual.astype(int)])
     return np.concatenate(parts)
 
 # %% ../../nbs/modelling/plots.ipynb #0e4dc2d0

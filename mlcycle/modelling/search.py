@@ -155,7 +155,7 @@ def select_models_to_tune(
 
 # %% ../../nbs/modelling/search.ipynb #3d56aad4
 def suggest_hyperparameters(
-    trial: "optuna.Trial", # New, or finished
+    trial: "optuna.Trial | optuna.trial.FrozenTrial", # New, or finished
     models: Sequence[CandidateModel], # Candidates that are tuned
     cv: CrossValidation, # Task and folds
 ) -> tuple[CandidateModel, str, dict]: # Candidate, encoding of its features, hyperparameters
@@ -163,6 +163,7 @@ def suggest_hyperparameters(
     names = [model.name for model in models]
     model = models[names.index(trial.suggest_categorical("model", names))]
     encoding = trial.suggest_categorical(f"{model.name}_encoding", list(model.encodings))
+    assert model.search_space is not None # As `select_models_to_tune` selects them
     return model, encoding, model.search_space(trial, cv.problem.task, min(len(train) for train, _ in cv.folds))
 
 # %% ../../nbs/modelling/search.ipynb #87889c38

@@ -14,6 +14,7 @@ from dataclasses import asdict
 from hashlib import sha256
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -46,7 +47,7 @@ MIN_ROWS_PARALLEL = 3000 # With fewer rows, parallel processes cost more time th
 # %% ../../nbs/04_modelling.ipynb #d0ef66d5
 def prepare_cross_validation_data(
     problem: Problem, # Task, metric, time and entity
-    preprocessor: BaseEstimator, # The unfitted pipeline of stage 3
+    preprocessor: Any, # The unfitted pipeline of stage 3
     columns: Sequence[str], # Columns that it reads
     rows: pd.DataFrame, # Training rows, with target, entity and weights
     settings: ModellingSettings, # Number of folds, rows and processes, weights, seed

@@ -10,7 +10,7 @@ import json
 from dataclasses import asdict
 from hashlib import sha256
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from zipfile import BadZipFile
 
 import numpy as np
@@ -46,9 +46,9 @@ def save_trial_npz(
 ) -> None:
     "Save a trial as a NumPy archive; the file is written atomically."
     facts = {name: value for name, value in asdict(trial).items() if name != "predictions"}
+    arrays: dict[str, Any] = {f"predictions{place}": each.values for place, each in enumerate(trial.predictions)}
     with atomic_write(path) as half, open(half, "wb") as file:
-        np.savez(file, facts=np.frombuffer(json.dumps(facts).encode(), dtype=np.uint8),
-                 **{f"predictions{place}": each.values for place, each in enumerate(trial.predictions)})
+        np.savez(file, facts=np.frombuffer(json.dumps(facts).encode(), dtype=np.uint8), **arrays)
 
 # %% ../../nbs/modelling/studies.ipynb #c9d3ce0b
 def load_trial(

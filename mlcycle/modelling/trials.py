@@ -10,15 +10,15 @@ __all__ = ['FOLDS_BEFORE_PRUNING', 'FoldResult', 'check_predictions', 'fit_and_s
 import pickle
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import joblib
 import numpy as np
 import pandas as pd
-from sklearn.base import BaseEstimator
 from threadpoolctl import threadpool_limits
 
 from ..ml.meta_estimators import fit_with_sample_weight
@@ -40,8 +40,9 @@ class FoldResult:
     model_bytes: int = 0 # Size of the pickled model
 
 # %% ../../nbs/modelling/trials.ipynb #aaffa66f
-def _fit_early_stopping(model: CandidateModel, estimator: BaseEstimator, fold: EncodedFold) -> int:
+def _fit_early_stopping(model: CandidateModel, estimator: Any, fold: EncodedFold) -> int:
     "Fit with early stopping; return the best number of trees."
+    assert fold.early_stopping is not None and model.fit_early_stopping is not None
     fit, stop = fold.early_stopping
     sample_weight = None if fold.sample_weight is None else fold.sample_weight[fit]
     return model.fit_early_stopping(estimator, _select_rows(fold.X_train, fit), fold.y_train[fit], sample_weight,
@@ -144,7 +145,7 @@ def run_trial(
 @contextmanager
 def record_duration(
     trial: Trial, # Running
-) -> Iterator[None]:
+) -> Generator[None]:
     "Context manager that records the start and duration of a trial."
     begun, trial.started = time.perf_counter(), trial.started or time.time()
     try:
@@ -183,6 +184,7 @@ def evaluate_folds(
 ) -> list[FoldResult]:
     "Fit and score a candidate on some folds, in parallel."
     parallel = joblib.Parallel(n_jobs=min(cv.jobs, len(places)) if cv.jobs > 1 else 1, max_nbytes=None)
+    assert cv.cache_folder is not None # Needed to encode a fold
     missing = [place for place in places if not Path(cv.cache_folder, f"{encoding}-{place}.joblib").exists()]
     if missing:
         parallel(joblib.delayed(cache_encoded_fold)(cv, encoding, place) for place in missing)
@@ -225,7 +227,7 @@ def extend_trial(
 @contextmanager
 def shutdown_workers_on_exit(
     jobs: int, # Number of processes; 1: none to shut down
-) -> Iterator[None]:
+) -> Generator[None]:
     "Context manager that shuts down the worker processes on exit."
     from joblib.externals.loky import get_reusable_executor
 

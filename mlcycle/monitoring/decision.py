@@ -6,6 +6,8 @@
 __all__ = ['has_degraded', 'decide_action']
 
 # %% ../../nbs/monitoring/decision.ipynb #ba61b8fd
+from typing import Literal
+
 from ..ml.metrics import get_metric
 from ..outcomes import ColumnDrift, Score
 
@@ -20,8 +22,8 @@ def has_degraded(
     (Schenker and Gentleman 2001), and so raises fewer false alarms.
     """
     if get_metric(current.metric).higher_is_better:
-        return current.high < holdout.low
-    return current.low > holdout.high
+        return current.interval[1] < holdout.interval[0]
+    return current.interval[0] > holdout.interval[1]
 
 # %% ../../nbs/monitoring/decision.ipynb #922f3ab1
 def decide_action(
@@ -31,7 +33,7 @@ def decide_action(
     latency_ms: dict[str, float], # Percentiles in milliseconds, by name; `p95` is needed
     *,
     latency_budget_ms: float | None = None, # Maximum of the 95th percentile in milliseconds; None: no budget
-) -> tuple[str, str, str]: # Action, reason in a sentence, stage to go back to (may be empty)
+) -> tuple[Literal["nothing", "investigate", "retrain"], str, str]: # Action, reason in a sentence, stage to go back to or ""
     "Decide the action from quality, drift and latency."
     drifted, p95 = [each.column for each in drift if each.drifted], latency_ms["p95"]
     names = ", ".join(drifted[:5]) + (" and others" if len(drifted) > 5 else "")

@@ -44,10 +44,11 @@ class ParsedModule:
             self.on_import.append(node)
 
 # %% ../../nbs/nb/dependencies.ipynb #32da9119
-def _assigned_names(node: ast.stmt) -> list[str]:
+def _assigned_names(node: ast.Assign | ast.AnnAssign | ast.AugAssign) -> list[str]:
     "The names that an assignment defines; empty if a target is an attribute, an item or a tuple."
     targets = node.targets if isinstance(node, ast.Assign) else [node.target]
-    return [target.id for target in targets] if all(isinstance(target, ast.Name) for target in targets) else []
+    names = [target.id for target in targets if isinstance(target, ast.Name)]
+    return names if len(names) == len(targets) else []
 
 # %% ../../nbs/nb/dependencies.ipynb #a48ff10c
 def _registers_nothing(decorator: ast.expr) -> bool:
@@ -66,7 +67,7 @@ def imported_names(
         return {alias.asname or alias.name.split(".")[0]: (alias.name if alias.asname else alias.name.split(".")[0], "")
                 for alias in node.names}
     parts = module.split(".")
-    base = ".".join([*parts[:len(parts) - node.level], *filter(None, [node.module])]) if node.level else node.module
+    base = ".".join([*parts[:len(parts) - node.level], *filter(None, [node.module])]) if node.level else node.module or ""
     return {alias.asname or alias.name: (base, alias.name) for alias in node.names}
 
 # %% ../../nbs/nb/dependencies.ipynb #aa28b781

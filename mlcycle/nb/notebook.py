@@ -87,16 +87,21 @@ def _read_type(node: ast.expr) -> Any:
             return (SCALAR_TYPES | CONTAINER_TYPES)[name]
         case (ast.BinOp(inner, ast.BitOr(), ast.Constant(None)) | ast.BinOp(ast.Constant(None), ast.BitOr(), inner)
               | ast.Subscript(ast.Name("Optional"), inner)):
-            return Optional[_read_type(inner)]  # noqa: UP045 - built, not written
+            return _with_arguments(Optional, _read_type(inner))
         case ast.Subscript(ast.Name("Literal"), inner):
             choices = [ast.literal_eval(one) for one in (inner.elts if isinstance(inner, ast.Tuple) else [inner])]
             if choices and all(isinstance(choice, (*SCALAR_TYPES.values(), NoneType)) for choice in choices):
-                return Literal[tuple(choices)]
+                return _with_arguments(Literal, tuple(choices))
         case ast.Subscript(ast.Name("list"), inner):
-            return list[_read_type(inner)]
+            return _with_arguments(list, _read_type(inner))
         case ast.Subscript(ast.Name("dict"), ast.Tuple([ast.Name(key), inner])) if key in SCALAR_TYPES:
-            return dict[SCALAR_TYPES[key], _read_type(inner)]
+            return _with_arguments(dict, (SCALAR_TYPES[key], _read_type(inner)))
     raise ValueError(ast.unparse(node))
+
+# %% ../../nbs/nb/notebook.ipynb #6b2f90c4
+def _with_arguments(generic: Any, arguments: Any) -> Any:
+    "A generic type with arguments, such as `list[int]`."
+    return generic[arguments]
 
 # %% ../../nbs/nb/notebook.ipynb #35c11a5e
 def parse_parameters(

@@ -10,7 +10,7 @@ __all__ = ['PROBLEM_FILE', 'PROBLEM_SCHEMA_FILE', 'ProblemDocument', 'load_probl
 # %% ../../nbs/problem/document.ipynb #8e5b8d34
 import json
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -26,7 +26,7 @@ from ..nb.parameters import RENAMED
 
 # %% ../../nbs/problem/document.ipynb #ff38d56b
 PROBLEM_FILE, PROBLEM_SCHEMA_FILE = "problem.yaml", "problem.schema.json"
-_ANY_SCALAR = {"type": ["string", "number", "boolean"]} # Types in the schema, for editors; all three are read as text
+_ANY_SCALAR: dict[str, Any] = {"type": ["string", "number", "boolean"]} # In the schema, for editors; all three are read as text
 
 # %% ../../nbs/problem/document.ipynb #b1422d83
 class ProblemDocument(BaseModel):
@@ -56,7 +56,7 @@ class ProblemDocument(BaseModel):
     _written: YamlDocument = PrivateAttr(default_factory=lambda: YamlDocument({})) # With the line of each field
 
     @contextmanager
-    def at(self, *place: str | int) -> Iterator[None]:
+    def at(self, *place: str | int) -> Generator[None]:
         "Context manager: add the line of a field to errors raised inside."
         with self._written.at(*place):
             yield

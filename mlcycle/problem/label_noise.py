@@ -21,7 +21,7 @@ def estimate_label_noise_from_duplicates(
     The share is among rows whose features equal those of another row. The ceiling is an accuracy, or an R² if `regression`.
     """
     columns, target = columns.iloc[:max_rows], target.iloc[:max_rows]
-    key = pd.util.hash_pandas_object(columns, index=False).to_numpy()
+    key = pd.util.hash_pandas_object(columns, index=False).to_numpy() # ty: ignore[not-callable] Loaded lazily by pandas
     groups = target.groupby(key)
     size = groups.transform("size")
     if not (size > 1).any():

@@ -6,6 +6,8 @@
 __all__ = ['power_law', 'fit_power_law', 'extrapolate_errors', 'perfect_score', 'probe_learning_curve', 'extrapolate_score']
 
 # %% ../../nbs/problem/learning_curve.ipynb #b9914a70
+from typing import Any
+
 import numpy as np
 from scipy.optimize import curve_fit
 from scipy.special import expit
@@ -20,11 +22,11 @@ from .quick_models import cross_val_predictions
 
 # %% ../../nbs/problem/learning_curve.ipynb #5d1eabc7
 def power_law(
-    rows: np.ndarray, # Training rows, relative to the largest training set
+    rows: np.ndarray | np.float64, # Training rows, relative to the largest training set
     floor: float, # Logarithm of the error for infinitely many rows, log(a)
     excess: float, # Logarithm of the error above the floor at `rows` = 1, log(b)
     speed: float, # Logit of the exponent c, scaled to 0.25 to 1.5
-) -> np.ndarray:
+) -> Any: # Of the type of `rows`
     "Error for some numbers of training rows: a + b * rows**-c, in unconstrained parameters."
     return np.exp(floor) + np.exp(excess) * rows ** -(0.25 + 1.25 * expit(speed))
 
@@ -115,11 +117,10 @@ def extrapolate_score(
         return last
     scores = [compute_score(metric, problem, data.actual, predictions) for _, predictions in points[:-1]] + [last.value]
     best, sign = perfect_score(metric, scores, noise_ceiling), 1 if get_metric(metric).higher_is_better else -1
-    errors = [sign * (best - each) for each in scores]
+    (last_low, last_high), errors = last.interval, [sign * (best - each) for each in scores]
     found = extrapolate_errors([size for size, _ in points], errors, at=rows,
-                               standard_error=(last.high - last.low) / 3.92,
-                               seed=data.seed)
+                               standard_error=(last_high - last_low) / 3.92, seed=data.seed)
     value, high, low = (best - sign * each for each in found) # For errors, low and high are swapped below
     if sign < 0:
-        return Score(metric=metric, value=value, low=min(high, max(last.low, best)), high=low)
-    return Score(metric=metric, value=value, low=low, high=max(high, min(last.high, best))) # More rows do not lower the score
+        return Score(metric=metric, value=value, low=min(high, max(last_low, best)), high=low)
+    return Score(metric=metric, value=value, low=low, high=max(high, min(last_high, best))) # More rows do not lower the score

@@ -63,9 +63,9 @@ def within_fold_correlations(
     actual: list[np.ndarray], # Actual values, of the same shapes
 ) -> np.ndarray: # (...)
     "Correlation of predicted and actual values, centred within folds; 0 if one of them is constant."
-    predicted, actual = (np.concatenate([part - part.mean(axis=0) for part in parts]) for parts in (predicted, actual))
-    size = np.sqrt((predicted**2).sum(axis=0) * (actual**2).sum(axis=0))
-    return (predicted * actual).sum(axis=0) / np.where(size > 1e-9, size, np.inf)
+    x, y = (np.concatenate([part - part.mean(axis=0) for part in parts]) for parts in (predicted, actual))
+    size = np.sqrt((x**2).sum(axis=0) * (y**2).sum(axis=0))
+    return (x * y).sum(axis=0) / np.where(size > 1e-9, size, np.inf)
 
 # %% ../../nbs/problem/permutation_test.ipynb #b94cda45
 def kernel_permutation_scores(

@@ -8,7 +8,7 @@ __all__ = ['FeasibilityBudget', 'plan_feasibility_budget', 'Deadline', 'single_t
 # %% ../../nbs/problem/probe_budget.ipynb #50864072
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -63,7 +63,7 @@ class Deadline:
 
 # %% ../../nbs/problem/probe_budget.ipynb #16d40ac2
 @contextmanager
-def single_threaded() -> Iterator[None]:
+def single_threaded() -> Generator[None]:
     "Context manager: one thread for linear algebra, and no warnings."
     with threadpool_limits(1), warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -6,8 +6,9 @@
 __all__ = ['make_quick_model', 'predict_fold', 'predictions_at_best_f1', 'dummy_predictions', 'cross_val_predictions']
 
 # %% ../../nbs/problem/quick_models.ipynb #9b6dbd0e
+from typing import Any
+
 import numpy as np
-from sklearn.base import BaseEstimator
 from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
 from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.metrics import precision_recall_curve
@@ -24,7 +25,7 @@ def make_quick_model(
     n_estimators: int, # Trees of gradient boosting, per class
     train_size: int, # Number of training rows, which sets the minimum size of a leaf
     seed: int = 0, # Seed of gradient boosting
-) -> BaseEstimator: # Unfitted estimator of scikit-learn
+) -> Any: # Unfitted estimator of scikit-learn
     "Make a model that is fitted in a fraction of a second."
     if name == "linear":
         return Ridge(alpha=1.0) if task == "regression" else LogisticRegression(C=0.1, max_iter=60)
@@ -65,7 +66,7 @@ def predictions_at_best_f1(
     problem = data.problem
     if problem.task != "binary":
         return predictions_from_values(values, problem)
-    scores, actual = values[:, problem.classes.index(problem.positive)], encode_target(data.actual, problem)
+    scores, actual = values[:, problem.positive_index], encode_target(data.actual, problem)
     precision, recall, thresholds = precision_recall_curve(actual, scores)
     f1 = 2 * precision * recall / np.maximum(precision + recall, 1e-12)
     return predictions_from_values(scores, problem, thresholds[f1[:-1].argmax()])
@@ -83,7 +84,7 @@ def dummy_predictions(
     labels = np.full(count, classes[shares.argmax()])
     if problem.task == "multiclass":
         return Predictions(labels, np.tile(shares, (count, 1)))
-    return Predictions(labels, np.full(count, shares[problem.classes.index(problem.positive)]))
+    return Predictions(labels, np.full(count, shares[problem.positive_index]))
 
 # %% ../../nbs/problem/quick_models.ipynb #01830ae0
 def cross_val_predictions(

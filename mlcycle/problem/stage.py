@@ -210,7 +210,7 @@ def define_problem(
     names, classes = resolve_metrics(merged, task), _classes(values, task)
     check_costs(merged, task, classes)
     parsed = normalise_success_criteria(merged, task, names[0])
-    found = {"question": merged.question or f"What is '{merged.target}', given the other columns?", "task": task,
+    found: dict[str, Any] = {"question": merged.question or f"What is '{merged.target}', given the other columns?", "task": task,
              "positive": positive, "classes": classes, "metric": names[0], "metrics": names, "criteria": parsed,
              "target_distribution": describe_target(values, task)}
     problem = Problem(**dict(merged) | found, rows=len(rows), source_sha256=hash_rows(rows), decision="-")

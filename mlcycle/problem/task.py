@@ -7,6 +7,8 @@ __all__ = ['MAX_CLASSES', 'MAX_INTEGER_CLASSES', 'MIN_TARGET_ROWS', 'MIN_TARGET_
            'check_target', 'infer_positive_class']
 
 # %% ../../nbs/problem/task.ipynb #24471025
+from typing import Any
+
 import pandas as pd
 
 from ..errors import TargetError
@@ -81,5 +83,5 @@ def infer_positive_class(
         raise TargetError(f"The positive class '{pos_label}' does not occur in the target '{values.name}'.",
                           f"Its classes are {', '.join(sorted(map(str, classes)))}.")
     affirmative = [label for label in classes if str(label).lower() in POSITIVE_LABELS]
-    rarer = values.value_counts().idxmin()
+    rarer: Any = values.value_counts().idxmin()
     return (named or affirmative or [rarer.item() if hasattr(rarer, "item") else rarer])[0]

@@ -78,7 +78,8 @@ def aliases_by_version(
     from mlcycle.stores.models.registry_queries import list_versions
 
     try:
-        return {(line.name, line.version): line.aliases for line in list_versions(workspace).itertuples()}
+        found = list_versions(workspace)[["name", "version", "aliases"]].itertuples(index=False)
+        return {(name, version): aliases for name, version, aliases in found}
     except RegistryError:
         return None
 
@@ -136,10 +137,12 @@ def _why_not_comparable(primary_metric: str, metric: str, candidate: dict[str, A
 # %% ../../nbs/reports/compare_runs.ipynb #ebf160a3
 def _paired_difference(candidate: dict[str, Any], best: dict[str, Any], metric: str) -> dict[str, Any]:
     "The mean difference to the best model, on the folds that both were evaluated on."
+    import numpy as np
+
     from mlcycle.ml.folds import mean_difference
 
     pairs = list(zip(candidate["leaderboard"][0]["fold_scores"], best["leaderboard"][0]["fold_scores"], strict=False))
-    sizes = [(range(train), range(valid)) for train, valid in best["fold_sizes"]]
+    sizes = [(np.arange(train), np.arange(valid)) for train, valid in best["fold_sizes"]]
     found = mean_difference(metric, [one for one, _ in pairs], [other for _, other in pairs], sizes)
     return {"n_folds": len(pairs), "difference": found.model_dump(mode="json"), "reason": ""}
 

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['TITLES', 'page_name', 'format_duration', 'script_hash', 'skrub_table_script', 'render_template', 'stage_body',
            'extract_title_and_toc', 'write_page', 'outcome_severity', 'rewrite_run_pages', 'run_index_entry',
-           'write_notebook_page', 'write_index', 'write_comparison']
+           'write_notebook_page', 'write_index', 'write_glossary', 'write_comparison']
 
 # %% ../../nbs/reports/pages.ipynb #9ce471b2
 import json
@@ -59,11 +59,12 @@ def _templates() -> "Environment":
     "The Jinja environment of the report templates, with escaping."
     from jinja2 import Environment, FileSystemLoader, select_autoescape
 
-    environment = Environment(loader=FileSystemLoader(package_file("reports/templates")), autoescape=select_autoescape(["j2"]),
-                              trim_blocks=True, lstrip_blocks=True)
+    loader = FileSystemLoader(package_file("reports/templates"))
+    environment = Environment(loader=loader, autoescape=select_autoescape(["j2"]), trim_blocks=True, lstrip_blocks=True)
     environment.policies["json.dumps_kwargs"] = {} # Keep the order of keys
-    environment.globals |= {"titles": TITLES, "page_name": page_name, "table_script": skrub_table_script,
-                            "source": lambda name: environment.loader.get_source(environment, name)[0]}
+    shared: Any = environment.globals
+    shared |= {"titles": TITLES, "page_name": page_name, "table_script": skrub_table_script,
+               "source": lambda name: loader.get_source(environment, name)[0]}
     environment.filters |= {"duration": format_duration, "shown": format_fact, "csp": script_hash}
     return environment
 
@@ -212,13 +213,28 @@ def write_notebook_page(
 def write_index(
     workspace: Workspace, # Workspace of the runs
 ) -> Path: # Path of the page
-    "Write the page that lists all runs, and `index.json`."
+    "Write the page that lists all runs, `index.json` and the glossary."
     index = workspace.reports / "index.html"
+    write_glossary(workspace)
     with FileLock(workspace.root / "index.lock"):
         runs = [run_index_entry(run, index.parent) for run in list_runs(workspace)]
         write_text(index, render_template("index.html.j2", runs=runs))
         write_text(index.with_suffix(".json"), json.dumps(runs, indent=1) + "\n")
     return index
+
+# %% ../../nbs/reports/pages.ipynb #bf33641f
+def write_glossary(
+    workspace: Workspace, # Workspace of the runs
+) -> Path: # Path of the page
+    "Write the page of terms beside the index, if it is missing or of another version."
+    import mistune
+
+    page, source = workspace.reports / "glossary.html", package_file("reports/templates/glossary.md")
+    content = mistune.create_markdown(plugins=["def_list"])(source.read_text())
+    html = render_template("glossary.html.j2", content=content)
+    if not page.is_file() or page.read_text() != html:
+        write_text(page, html)
+    return page
 
 # %% ../../nbs/reports/pages.ipynb #89ae6093
 def write_comparison(

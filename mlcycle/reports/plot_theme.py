@@ -29,4 +29,4 @@ def draw_figures_once() -> None:
     plt.switch_backend(plt.get_backend()) # Before the next line, since it installs pyplot's hook
     with suppress(ValueError): # The hook belongs to another shell of this process
         plt.uninstall_repl_displayhook()
-    InlineBackend.instance().print_figure_kwargs = {"bbox_inches": None}
+    InlineBackend.instance().set_trait("print_figure_kwargs", {"bbox_inches": None})

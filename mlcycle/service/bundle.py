@@ -78,7 +78,9 @@ def build_bundle(
     The folder is named `<model>-<version>-<hash>`.
     """
     files = bundle_file_contents(bundle, model_path, functions)
-    inside = sha256(f"{bundle.content()} {files['requirements.txt'].decode()}".encode()).hexdigest()[:8]
+    requirements = files["requirements.txt"]
+    assert isinstance(requirements, bytes) # Only the model and the functions are paths
+    inside = sha256(f"{bundle.content()} {requirements.decode()}".encode()).hexdigest()[:8]
     whole = folder / f"{bundle.model.name}-{bundle.model.version}-{inside}"
     expected = {name: hash_file(each) if isinstance(each, Path) else sha256(each).hexdigest() for name, each in files.items()}
     if hash_bundle_files(whole) != expected: # Missing or damaged

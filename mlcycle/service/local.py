@@ -12,7 +12,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing import get_context, parent_process
@@ -71,7 +71,7 @@ def running_service(
     timeout: float = 60, # Maximum number of seconds until it is ready
     fork: bool = False, # Start as a fork if this process is one; `start_seconds` is then not that of a new machine
     functions: Path | None = None, # File of trusted user functions; its code is executed
-) -> Iterator[ServiceClient]:
+) -> Generator[ServiceClient]:
     """Context manager: start a service on the loopback interface and stop it at the end.
 
     Raises StageError with the log of the process if the service does not become ready.
@@ -96,12 +96,14 @@ def spawned_service(
     words: list[str], # Arguments of the command line
     environment: dict[str, str], # Environment variables of the process
     log: TextIO, # Receives its standard error
-) -> Iterator[ServiceProcess]:
+) -> Generator[ServiceProcess]:
     "Context manager: run a service in a new Python process."
     with subprocess.Popen([sys.executable, "-c", SERVICE_MAIN, *words], stdout=subprocess.PIPE, stderr=log, env=environment,
                           text=True) as process:
+        assert process.stdout is not None # It is a pipe
+        read_line = process.stdout.readline
         try:
-            yield lambda: process.stdout.readline().strip(), lambda: process.poll() is None
+            yield lambda: read_line().strip(), lambda: process.poll() is None
         finally:
             process.terminate()
             process.wait(30)
@@ -112,7 +114,7 @@ def forked_service(
     words: list[str], # Arguments of the command line
     environment: dict[str, str], # Environment variables of the process
     log: TextIO, # Receives its standard error
-) -> Iterator[ServiceProcess]:
+) -> Generator[ServiceProcess]:
     "Context manager: run a service in a fork of the fork server that started this kernel."
     context = get_context("forkserver")
     here, there = context.Pipe(duplex=False)
@@ -131,7 +133,10 @@ def forked_service(
 # %% ../../nbs/service/local.ipynb #508d355a
 def _run_service(printed: Connection, log, words: list[str], environment: dict[str, str]) -> None:
     "Run a service until the parent process ends; the target function of a fork."
-    threading.Thread(target=lambda: parent_process().join() or os._exit(1), daemon=True).start()
+    parent = parent_process()
+    assert parent is not None # This process is a fork
+    wait = parent.join
+    threading.Thread(target=lambda: wait() or os._exit(1), daemon=True).start()
     os.dup2(printed.fileno(), 1)
     os.dup2(log.detach(), 2)
     sys.stdout, sys.stderr = open(1, "w", buffering=1, closefd=False), open(2, "w", buffering=1, closefd=False)  # noqa: SIM115

@@ -47,10 +47,11 @@ def open_event_database(
     A SQLite file is switched to write-ahead logging, so that several processes can use it at the same time.
     """
     import sqlalchemy as sa
+    from sqlalchemy import event
 
     engine = sa.create_engine(url)
     if engine.dialect.name == "sqlite":
-        sa.event.listen(engine, "connect", _allow_concurrent_sqlite)
+        event.listen(engine, "connect", _allow_concurrent_sqlite)
     with engine.begin() as connection: # Several services may create the tables at the same time
         for table in define_event_tables().values():
             connection.execute(sa.schema.CreateTable(table, if_not_exists=True))

@@ -78,7 +78,8 @@ def evaluate_metric_gate(
     "Gate: the 95 % interval of a metric is on the required side of its bound."
     score = bootstrap_intervals([criterion.metric], problem, evaluation.actual, evaluation.predictions,
                                 n_resamples=evaluation.n_resamples, seed=evaluation.seed)[0]
-    passed = score.low >= criterion.bound if criterion.operator == ">=" else score.high <= criterion.bound
+    low, high = score.interval
+    passed = low >= criterion.bound if criterion.operator == ">=" else high <= criterion.bound
     return _make_gate(criterion, score, criterion.bound, passed)
 
 # %% ../../nbs/validation/gates.ipynb #5d466ca3
@@ -118,7 +119,7 @@ def evaluate_operating_point_gate(
     """
     score = bootstrap_intervals([operating_point_metric(criterion)], problem, evaluation.actual, evaluation.predictions,
                                 n_resamples=evaluation.n_resamples, seed=evaluation.seed)[0]
-    actual, scores = encode_target(evaluation.actual, problem), evaluation.predictions.scores
+    actual, scores = encode_target(evaluation.actual, problem), evaluation.predictions.values
     metrics = bind_metric_to_problem(criterion.metric, problem), bind_metric_to_problem(criterion.constraint_metric, problem)
     thresholds = np.quantile(scores, np.linspace(0, 1, 200), method="nearest") # Precise enough for the note
     pairs = [(float(t), *(metric.function(actual, scores >= t) for metric in metrics)) for t in np.unique(thresholds)]
@@ -127,7 +128,7 @@ def evaluate_operating_point_gate(
     note = (f"A threshold of {best[0]:.3g} gives {criterion.metric} {best[1]:.3f} "
             f"and {criterion.constraint_metric} {best[2]:.3f}." if best
             else f"No threshold reaches {criterion.constraint_metric} {criterion.constraint_bound:g}.")
-    return _make_gate(criterion, score, criterion.bound, score.low >= criterion.bound, note)
+    return _make_gate(criterion, score, criterion.bound, score.interval[0] >= criterion.bound, note)
 
 # %% ../../nbs/validation/gates.ipynb #49fbb4b2
 def _margin(criterion: Criterion, problem: Problem, evaluation: GateInputs, other: Predictions) -> float:
@@ -145,8 +146,8 @@ def evaluate_baseline_gate(
     "Gate: the candidate is better than the baseline by at least the margin; by any amount without one."
     score = bootstrap_difference(criterion.metric, problem, evaluation.actual, evaluation.predictions, evaluation.baseline,
                                  n_resamples=evaluation.n_resamples, seed=evaluation.seed)
-    bound = _margin(criterion, problem, evaluation, evaluation.baseline)
-    return _make_gate(criterion, score, bound, score.low >= bound if bound > 0 else score.low > 0)
+    bound, (low, _) = _margin(criterion, problem, evaluation, evaluation.baseline), score.interval
+    return _make_gate(criterion, score, bound, low >= bound if bound > 0 else low > 0)
 
 # %% ../../nbs/validation/gates.ipynb #f115988d
 def evaluate_champion_gate(
@@ -164,7 +165,7 @@ def evaluate_champion_gate(
     score = bootstrap_difference(criterion.metric, problem, evaluation.actual, evaluation.predictions, evaluation.champion,
                                  n_resamples=evaluation.n_resamples, seed=evaluation.seed)
     bound = 0.0 - _margin(criterion, problem, evaluation, evaluation.champion)
-    return _make_gate(criterion, score, bound, score.low >= bound, evaluation.champion_note)
+    return _make_gate(criterion, score, bound, score.interval[0] >= bound, evaluation.champion_note)
 
 # %% ../../nbs/validation/gates.ipynb #e1e76944
 def evaluate_latency_gate(
@@ -174,11 +175,12 @@ def evaluate_latency_gate(
 ) -> Gate:
     "Gate: the upper end of the interval of a latency percentile is not above its bound."
     latency_ms, q = evaluation.latency_ms, criterion.percentile
+    assert latency_ms is not None # Measured if the problem has a latency criterion
     interval = stats.bootstrap((latency_ms,), partial(np.percentile, q=q), n_resamples=evaluation.n_resamples, vectorized=True,
                                method="percentile", rng=np.random.default_rng(evaluation.seed)).confidence_interval
-    score = Score(metric="latency", value=np.percentile(latency_ms, q), low=interval.low, high=interval.high)
+    score = Score(metric="latency", value=float(np.percentile(latency_ms, q)), low=interval.low, high=interval.high)
     note = f"Milliseconds per row, from {len(latency_ms)} rows predicted one by one, without the HTTP server."
-    return _make_gate(criterion, score, criterion.bound, score.high <= criterion.bound, note, is_timing=True)
+    return _make_gate(criterion, score, criterion.bound, score.interval[1] <= criterion.bound, note, is_timing=True)
 
 # %% ../../nbs/validation/gates.ipynb #bc6ad37d
 MIN_GROUP_ROWS, MIN_ROWS_PER_CLASS = 30, 5 # Smaller groups are not compared
@@ -203,7 +205,7 @@ def _large_groups(names: np.ndarray, actual: np.ndarray, metric: Metric, problem
     found = pd.Series(names).groupby(names).indices
     stratified = problem.task != "regression" and metric.name != "selection_rate"
     classes = np.unique(actual) if stratified else []
-    return {name: rows for name, rows in found.items()
+    return {str(name): rows for name, rows in found.items()
             if len(rows) >= MIN_GROUP_ROWS and all((actual[rows] == k).sum() >= MIN_ROWS_PER_CLASS for k in classes)}
 
 # %% ../../nbs/validation/gates.ipynb #2bb13f1c
@@ -228,11 +230,11 @@ def ratio_between_groups(
                                n_resamples=evaluation.n_resamples, seed=evaluation.seed + place, stratified=stratified)
         for place, rows in enumerate(groups.values())])
     low, high = np.percentile(_worst_over_best(resampled), [2.5, 97.5])
-    worst, best = min(values, key=values.get), max(values, key=values.get)
+    worst, best = min(values, key=values.__getitem__), max(values, key=values.__getitem__)
     if metric.higher_is_better is False: # Of an error, the lowest value is the best
         worst, best = best, worst
     note = f"worst is {worst} ({values[worst]:.3f}), best is {best} ({values[best]:.3f}).{left}"
-    return Score(metric=metric.name, value=_worst_over_best(np.array([*values.values()])), low=low, high=high), note
+    return Score(metric=metric.name, value=float(_worst_over_best(np.array([*values.values()]))), low=low, high=high), note
 
 # %% ../../nbs/validation/gates.ipynb #82de4db1
 def _worst_over_best(values: np.ndarray) -> np.ndarray:
@@ -259,8 +261,8 @@ def evaluate_group_ratio_gate(
         scores.append(score)
     if not scores or any(score is None for score in scores):
         return _gate_without_value(criterion, False, " ".join(notes) or "The problem has no protected columns.")
-    score = min(scores, key=lambda score: score.low)
-    return _make_gate(criterion, score, criterion.bound, score.low >= criterion.bound, " ".join(notes))
+    score = min(scores, key=lambda score: score.interval[0])
+    return _make_gate(criterion, score, criterion.bound, score.interval[0] >= criterion.bound, " ".join(notes))
 
 # %% ../../nbs/validation/gates.ipynb #ef866f8c
 _DECIDE = {"bound": evaluate_metric_gate, "operating point": evaluate_operating_point_gate, "baseline": evaluate_baseline_gate,
@@ -284,15 +286,16 @@ def plot_gates(
     shown = [gate for gate in gates if gate.value is not None]
     figure, panels = plt.subplots(max(len(shown), 1), 1, figsize=(8, 0.35 + 0.72 * max(len(shown), 1)), squeeze=False)
     for gate, axes in zip(shown, panels[:, 0], strict=False):
-        color, ends = ("#1b7340" if gate.passed else "#b02a1c"), (gate.low, gate.high, gate.value, gate.bound)
-        room = 0.15 * (max(ends) - min(ends)) or 0.1 * abs(gate.bound) or 0.1
+        color, value, low, high, bound = "#1b7340" if gate.passed else "#b02a1c", gate.value, gate.low, gate.high, gate.bound
+        assert value is not None and low is not None and high is not None and bound is not None # Known together
+        ends = (low, high, value, bound)
+        room = 0.15 * (max(ends) - min(ends)) or 0.1 * abs(bound) or 0.1
         axes.set(xlim=(min(ends) - room, max(ends) + room), ylim=(-1, 1), yticks=[])
         left, upper = axes.get_xlim()
-        passes = (left, gate.bound) if " <= " in gate.criterion else (gate.bound, upper)
+        passes = (left, bound) if " <= " in gate.criterion else (bound, upper)
         axes.axvspan(*passes, color="#1b7340", alpha=0.08, linewidth=0)
-        axes.axvline(gate.bound, color="0.25", linewidth=1.5, linestyle="--")
-        axes.errorbar([gate.value], [0], xerr=[[max(gate.value - gate.low, 0)], [max(gate.high - gate.value, 0)]], fmt="o",
-                      color=color, capsize=4)
+        axes.axvline(bound, color="0.25", linewidth=1.5, linestyle="--")
+        axes.errorbar([value], [0], xerr=[[max(value - low, 0)], [max(high - value, 0)]], fmt="o", color=color, capsize=4)
         mark = "passed" if gate.passed else "not passed"
         axes.set_ylabel(f"{fill(gate.criterion, 36)}\n{mark}", rotation=0, ha="right", va="center", fontsize=8, color=color)
         axes.tick_params(axis="x", labelsize=7, pad=1)

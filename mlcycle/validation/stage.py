@@ -98,7 +98,8 @@ def promote_candidate(
             return None
         if promote and all(gate.passed for gate in gates):
             return set_alias(candidate.model), candidate.model.version
-        return (get_alias_version(candidate.model.name),) * 2
+        current = get_alias_version(candidate.model.name)
+        return current, current
 
 # %% ../../nbs/05_validation.ipynb #1e751408
 def evaluate_gates_and_promote(

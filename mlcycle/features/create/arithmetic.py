@@ -67,6 +67,10 @@ class TwoColumnRecipe(Recipe):
         "Name and description of the feature."
         return {self.name.format(self.first, self.second): self.words.format(self.first, self.second)}
 
+    def _combine(self, rows: pd.DataFrame) -> np.ndarray:
+        "The values of the feature."
+        raise NotImplementedError
+
     def compute(self, rows: pd.DataFrame) -> dict[str, np.ndarray]:
         "The feature, NaN where it cannot be computed."
         with np.errstate(all="ignore"):
@@ -182,7 +186,9 @@ class GroupDeviation(TwoColumnRecipe):
 # %% ../../../nbs/features/create/arithmetic.ipynb #5037542e
 def _hashes(words: np.ndarray) -> np.ndarray:
     "A 64-bit hash of each text, the same on every machine."
-    return pd.util.hash_array(words, categorize=False) if len(words) else np.empty(0, np.uint64)
+    if not len(words):
+        return np.empty(0, np.uint64)
+    return pd.util.hash_array(words, categorize=False)  # ty: ignore[not-callable] - its module imports it lazily
 
 # %% ../../../nbs/features/create/arithmetic.ipynb #1fa1e636
 class MissingCount(Recipe):

@@ -7,8 +7,9 @@ __all__ = ['DATE_PARTS', 'PART_DESCRIPTIONS', 'PART_PERIODS', 'CYCLE_PERIODS', '
            'describe_date_parts', 'CyclicTime']
 
 # %% ../../../nbs/features/create/dates.ipynb #e1976e8a
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from functools import lru_cache
+from typing import Literal
 
 import numpy as np
 import pandas as pd
@@ -35,7 +36,7 @@ def column_to_times(
     return values.to_numpy().astype("M8[us]")
 
 # %% ../../../nbs/features/create/dates.ipynb #acf104cf
-def _within(times: np.ndarray, fine: str, coarse: str) -> np.ndarray:
+def _within(times: np.ndarray, fine: Literal["M", "D", "h", "m"], coarse: str) -> np.ndarray:
     "Number of complete fine units since the start of the coarse unit; NaN where the timestamp is missing."
     start = times.astype(f"M8[{coarse}]").astype(f"M8[{fine}]")
     return (times.astype(f"M8[{fine}]") - start) / np.timedelta64(1, fine)
@@ -120,7 +121,7 @@ def _near_holidays(times: np.ndarray, country: str) -> dict[str, np.ndarray]:
     return {"holiday": np.where(np.isnat(days), np.nan, (until == 0).astype(float)), **near}
 
 # %% ../../../nbs/features/create/dates.ipynb #fc7e23ac
-def _parts(times: np.ndarray, parts: Sequence[str], first: str, country: str) -> dict[str, np.ndarray]:
+def _parts(times: np.ndarray, parts: Collection[str], first: str, country: str) -> dict[str, np.ndarray]:
     "The parts of some timestamps, by name."
     made = {part: DATE_PARTS[part](times) for part in parts if part in DATE_PARTS}
     if "elapsed" in parts:
@@ -193,7 +194,7 @@ class DateParts(TransformerMixin, BaseEstimator):
     def transform(self, X: pd.DataFrame) -> np.ndarray:
         "Date parts as floats, shape (n, parts); NaN where a timestamp is missing."
         check_is_fitted(self)
-        check_columns(X, self.feature_names_in_)
+        check_columns(X, self.first_)
         return _fill(X, self.parts_, self.first_, self.holidays)
 
     def get_feature_names_out(self, input_features=None) -> np.ndarray:
@@ -210,8 +211,9 @@ def describe_date_parts(
     return {_name(name, part, form): f"{shapes[form]}{PART_DESCRIPTIONS[part]} of {name}" for name, part, form in fitted.parts_}
 
 # %% ../../../nbs/features/create/dates.ipynb #8da25a82
-CYCLE_PERIODS = {"day": ("h", 24, "hours since midnight"), "week": ("h", 168, "hours since Monday, midnight"),
-                 "year": ("D", 365.25, "days since New Year")} # Unit, length of the period in it, description
+CYCLE_PERIODS: dict[str, tuple[Literal["h", "D"], float, str]] = {
+    "day": ("h", 24, "hours since midnight"), "week": ("h", 168, "hours since Monday, midnight"),
+    "year": ("D", 365.25, "days since New Year")} # Unit, length of the period in it, description
 
 # %% ../../../nbs/features/create/dates.ipynb #778cd377
 class CyclicTime(Recipe):

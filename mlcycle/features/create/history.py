@@ -44,6 +44,9 @@ class EntityHistory(CumulativeHistory):
     timestamp or without earlier rows. `fit` raises InputError if the statistic is unknown or lacks a column or a `min_age`.
     """
 
+    running_: np.ndarray # Running minimum, maximum or last value
+    so_far_: np.ndarray # Mean of the target before each timestamp
+
     def __init__(
         self,
         entity: str | Sequence[str], # Column or columns that identify the entity; empty: all rows are one entity
@@ -107,7 +110,7 @@ def _learn_history(recipe: EntityHistory, rows: pd.DataFrame, target: pd.Series 
         recipe.so_far_ = _running_mean(recipe, rows, values)
 
 # %% ../../../nbs/features/create/history.ipynb #e32c85b0
-def _as_numbers(target: pd.Series, pos_label: Label | None) -> np.ndarray:
+def _as_numbers(target: pd.Series | None, pos_label: Label | None) -> np.ndarray:
     "A target as numbers: 0 and 1 if a positive class is given. Numeric class codes are kept as they are."
     if target is None:
         raise InputError("A history of the target is fitted without a target.", "The target `y` is expected in `fit`.")
@@ -219,6 +222,7 @@ class Rolling(CumulativeHistory):
         (name,), length = self.describe(), duration_to_microseconds(self.window)
         start, low, high = self._past(rows, length, 0)
         if self.statistic in ("min", "max"):
+            assert self.values_ is not None # Set by `learn` for these statistics
             return {name: range_extremes(self.values_, low, high, self.statistic)}
         some = high > start
         if self.statistic in ("count", "sum"):

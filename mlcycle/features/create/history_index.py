@@ -9,6 +9,7 @@ __all__ = ['MISSING_TIME', 'to_epoch_microseconds', 'duration_to_microseconds', 
 
 # %% ../../../nbs/features/create/history_index.ipynb #570b038a
 from collections.abc import Sequence
+from datetime import timedelta
 
 import numpy as np
 import pandas as pd
@@ -42,7 +43,10 @@ def duration_to_microseconds(
     Raises InputError if the text is not a duration.
     """
     try:
-        return pd.Timedelta(span or 0) // pd.Timedelta(1, "us")
+        length = pd.Timedelta(span or 0)
+        if not isinstance(length, pd.Timedelta): # Such as "nan"
+            raise ValueError(span)
+        return length // timedelta(microseconds=1)
     except ValueError as error:
         raise InputError(f"'{span}' is not a duration.", "A duration such as '1 day' or '6 hours' is expected.") from error
 
@@ -103,6 +107,10 @@ def entity_phrase(
 class HistoryRecipe(Recipe):
     "Base of history features: an index of the training rows by entity and time."
 
+    entity: str | Sequence[str]
+    time: str
+    column: str
+
     def input_columns(self) -> list[str]:
         "Entity columns, timestamp column, and the numeric column if there is one."
         return list(dict.fromkeys([*entity_to_column_list(self.entity), self.time, *filter(None, [self.column])]))
@@ -123,8 +131,7 @@ class HistoryRecipe(Recipe):
         entities, moments, values = entities[usable], moments[usable], values[usable]
         self.ticks_ = np.unique(moments)
         places = entities * (len(self.ticks_) + 1) + np.searchsorted(self.ticks_, moments)
-        order = np.lexsort((values, places))
-        self.places_ = places[order]
+        self.places_ = places[order := np.lexsort((values, places))]
         return values[order]
 
     def _past(self, rows: pd.DataFrame, *ago: int) -> list[np.ndarray]:
@@ -139,6 +146,8 @@ class HistoryRecipe(Recipe):
 # %% ../../../nbs/features/create/history_index.ipynb #d517060c
 class CumulativeHistory(HistoryRecipe):
     "Base of history features that use running sums and counts."
+
+    statistic: str
 
     def _add_up(self, values: np.ndarray) -> None:
         "Compute running sums of values that are in the order of the index."

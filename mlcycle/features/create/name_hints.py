@@ -54,7 +54,8 @@ def central_range(
 ) -> tuple[float, float]: # (0, 0) if there is no finite value
     "The central 80 % range of values: their 10 % and 90 % quantiles."
     known = values[np.isfinite(values)]
-    return tuple(float(end) for end in np.quantile(known, [0.1, 0.9])) if len(known) else (0.0, 0.0)
+    low, high = np.quantile(known, [0.1, 0.9]) if len(known) else (0.0, 0.0)
+    return float(low), float(high)
 
 # %% ../../../nbs/features/create/name_hints.ipynb #e2aabba4
 def ranges_overlap(

@@ -7,6 +7,7 @@ __all__ = ['MAX_SCREENED_ROWS', 'list_candidate_recipes', 'propose_recipes', 'pr
 
 # %% ../../../nbs/features/create/propose.ipynb #bc087025
 from collections.abc import Iterator, Sequence
+from datetime import timedelta
 from itertools import combinations
 
 import numpy as np
@@ -176,7 +177,7 @@ def list_candidate_recipes(
     To limit their number, ratios and products of unlike numbers, and category pairs, are made of the most important columns only.
     """
     of = {column_type: [name for name, its in column_types.items() if its == column_type] for column_type in ColumnType.__args__}
-    found = [Duration(*pair) for pair in combinations(of["date"][:6], 2)]
+    found: list[Recipe] = [Duration(*pair) for pair in combinations(of["date"][:6], 2)]
     found += [*_number_recipes(rows, of["number"])]
     found += [*_category_recipes(rows, of["category"] + of["many categories"], of["number"])]
     gaps = sorted(name for name in column_types if rows[name].isna().any())
@@ -227,7 +228,7 @@ def _booster_importances(
     return np.where(np.minimum(*uses) > 0, np.mean(uses, axis=0), 0) / left.shape[1]
 
 # %% ../../../nbs/features/create/propose.ipynb #10e065b6
-def _useful_cycles(cycles: list[Recipe], rows: pd.DataFrame, off: np.ndarray,
+def _useful_cycles(cycles: Sequence[Recipe], rows: pd.DataFrame, off: np.ndarray,
                    halves: np.ndarray) -> Iterator[tuple[float, Recipe]]:
     "Cyclic features that explain significantly more than a linear model, with their share of the variance."
     for recipe in cycles:
@@ -278,7 +279,8 @@ def propose_recipes(
     """
     known = target.notna().to_numpy()
     rows = subsample_rows_evenly(rows.loc[known, list(column_types)], MAX_SCREENED_ROWS).reset_index(drop=True)
-    targets = _standardized_targets(subsample_rows_evenly(target[known], MAX_SCREENED_ROWS), problem)
+    labels = subsample_rows_evenly(target[known].to_frame(), MAX_SCREENED_ROWS).iloc[:, 0]
+    targets = _standardized_targets(labels, problem)
     view, owners, few, many = _numeric_matrix(rows, column_types)
     if not owners or len(rows) < 100:
         return list(extra)
@@ -290,7 +292,7 @@ def propose_recipes(
     return [*extra, *_select_recipes(candidates, rows, view, {*few, *many}, left, targets, problem, seed)[:max_recipes]]
 
 # %% ../../../nbs/features/create/propose.ipynb #93f0d963
-def _count_recipes(rows: pd.DataFrame, time: str, names: Sequence[str], span: pd.Timedelta) -> list[Recipe]:
+def _count_recipes(rows: pd.DataFrame, time: str, names: Sequence[str], span: timedelta) -> list[Recipe]:
     "Counts over the last hour and day, of all rows and of each category, where windows hold enough rows."
     found = []
     for window in ("1 hour", "1 day"):
@@ -316,7 +318,7 @@ def propose_history_recipes(
     if not problem.time or problem.time not in rows or not pd.api.types.is_datetime64_any_dtype(rows[problem.time]):
         return []
     span = rows[problem.time].max() - rows[problem.time].min()
-    span = pd.Timedelta(0) if pd.isna(span) else span
+    span = span if isinstance(span, pd.Timedelta) else timedelta(0)
     entity = [problem.entity] if problem.entity in rows and problem.entity else []
     names = [name for name, column_type in column_types.items()
              if column_type in ("category", "many categories") and name not in entity]

@@ -63,6 +63,8 @@ class FeatureCreator(TransformerMixin, BaseEstimator):
     missing.
     """
 
+    feature_names_in_: np.ndarray
+
     def __init__(
         self,
         recipes: Sequence[Recipe] = (), # Unfitted recipes, each of which reads columns of the input table

@@ -112,7 +112,7 @@ def call_feature_function(
     function: FeatureFunction, # User function
     columns: Sequence[pd.Series], # Its inputs, Series of equal length
     kind: str = "number", # Expected column type of the result
-) -> np.ndarray: # One value for each row
+) -> Any: # One value for each row, as an array of NumPy or pandas
     """Call a user function and validate the column that it returns.
 
     Raises InputError if the function fails, or does not return one value of the given kind for each row.
@@ -135,7 +135,7 @@ def call_feature_function(
                          remedy="Set kind= in the decorator to the type of its values.") from error
 
 # %% ../../../nbs/features/create/user_functions.ipynb #2d8e8fbd
-def _typed(made: Any, kind: str) -> np.ndarray:
+def _typed(made: Any, kind: str) -> Any:
     "Values converted to the data type of their kind, which is the same for a single row and for a table."
     if kind == "number":
         plain = pd.Series(made).to_numpy(dtype=float, na_value=np.nan)

@@ -8,10 +8,10 @@ __all__ = ['METHODS', 'MAX_NATIVE_CATEGORIES', 'fit_encoder_chain', 'CategoryMap
 # %% ../../../nbs/features/encode/category_mapping.ipynb #1be4c620
 import re
 import warnings
+from typing import Any
 
 import numpy as np
 import pandas as pd
-from sklearn.base import BaseEstimator
 from sklearn.model_selection import KFold, StratifiedKFold
 from sklearn.preprocessing import OneHotEncoder, OrdinalEncoder, TargetEncoder
 from sklearn.utils.validation import check_is_fitted
@@ -22,11 +22,11 @@ from .encoders import SCALERS, ExpandingWindowSplit, factorize_as_text
 
 # %% ../../../nbs/features/encode/category_mapping.ipynb #67e61e30
 def fit_encoder_chain(
-    steps: list[BaseEstimator], # Unfitted transformers, applied one after the other
+    steps: list[Any], # Unfitted transformers, applied one after the other
     values, # Values of the training rows, shape (n, columns)
     target: np.ndarray | None, # Target of the same rows
     names: list[str], # Names of the columns
-) -> tuple[list[BaseEstimator], np.ndarray, list[tuple[str, str]]]: # Fitted steps; output; name and source column of each output
+) -> tuple[list[Any], np.ndarray, list[tuple[str, str]]]: # Fitted steps; output; name and source column of each output
     "Fit transformers one after the other, and determine the name and source column of each output."
     fitted, marks = [], [f"\x00{place}\x00" for place in range(len(names))]
     for step in steps:
@@ -59,6 +59,9 @@ class _FittedMapping(NamedColumnsTransformer):
     "The transform methods of a fitted `CategoryMapping`."
 
     derived = ("_places",)
+    categories_: np.ndarray # Categories with a line of their own
+    values_: np.ndarray # Outputs of each category, of a missing value and of an unknown one
+    native_categories_: tuple[str, ...] # Names of the codes, for the method `native`
 
     def transform(self, X: pd.DataFrame) -> np.ndarray:
         "Floats of shape (n, outputs); raises InputError if the column is missing."
@@ -93,14 +96,14 @@ class CategoryMapping(_FittedMapping):
         self.method, self.classification, self.time_ordered = method, classification, time_ordered
         self.scaling, self.seed, self.max_categories = scaling, seed, max_categories
 
-    def fit_transform(self, X: pd.DataFrame, y=None) -> np.ndarray:
+    def fit_transform(self, X: pd.DataFrame, y=None) -> np.ndarray:  # ty: ignore[incompatible-method-override] - no parameters
         "Fit the table, and return the encoded training rows, shape (n, outputs)."
         if self.method not in METHODS:
             raise ParameterError(f"The encoding method '{self.method}' does not exist.", f"Known are {', '.join(METHODS)}.")
         remember_columns(self, X)
         values = X.iloc[:, 0]
         codes, labels = factorize_as_text(values)
-        known = sorted(set(labels) - {None})
+        known = sorted({label for label in labels if label is not None})
         if self.method == "native":
             _learn_codes(self, np.array(labels, dtype=object)[codes])
             return self.encode(X)
@@ -126,7 +129,7 @@ def _learn_codes(mapping: CategoryMapping, labels: np.ndarray) -> None:
     mapping.outputs_ = [(mapping.feature_names_in_[0], mapping.feature_names_in_[0])]
 
 # %% ../../../nbs/features/encode/category_mapping.ipynb #974aefe2
-def _category_steps(mapping: CategoryMapping, dtype, target: np.ndarray | None) -> list[BaseEstimator]:
+def _category_steps(mapping: CategoryMapping, dtype, target: np.ndarray | None) -> list[Any]:
     "Unfitted scikit-learn encoders for a categorical column."
     if mapping.method == "ordinal":
         order = [[str(category) for category in dtype.categories]] if isinstance(dtype, pd.CategoricalDtype) else "auto"
@@ -144,15 +147,16 @@ def _name_category(column: str, category) -> str:
     return f"{column}_{ {None: 'missing', 'infrequent_sklearn': 'rare'}.get(category, category)}"
 
 # %% ../../../nbs/features/encode/category_mapping.ipynb #347be8a3
-def _make_splitter(mapping: CategoryMapping, target: np.ndarray):
+def _make_splitter(mapping: CategoryMapping, target: np.ndarray | None):
     "The cross-validation splitter for a cross-fitted target encoding."
     if mapping.time_ordered:
         return ExpandingWindowSplit(seed=mapping.seed)
+    assert target is not None # scikit-learn requires it, by the tags of the mapping
     by_class = mapping.classification and np.unique(target, return_counts=True)[1].min() >= 5
     return (StratifiedKFold if by_class else KFold)(min(5, len(target)), shuffle=True, random_state=mapping.seed)
 
 # %% ../../../nbs/features/encode/category_mapping.ipynb #f2834240
-def _tabulate(known: list[str], steps: list[BaseEstimator]) -> np.ndarray:
+def _tabulate(known: list[str], steps: list[Any]) -> np.ndarray:
     "The output of fitted encoders for each category, a missing value and an unknown one; shape (k + 2, outputs)."
     values = np.array([*known, None, "\x00"], dtype=object)[:, None]
     with warnings.catch_warnings():

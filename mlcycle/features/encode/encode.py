@@ -9,6 +9,7 @@ __all__ = ['ENCODINGS', 'COLUMN_TYPES', 'CHUNK_ROWS', 'READERS', 'FeatureEncoder
 # %% ../../../nbs/features/encode/encode.ipynb #e565f51d
 import re
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -40,6 +41,12 @@ CHUNK_ROWS = 1 << 16 # Rows that are encoded at once, which limits the memory fo
 # %% ../../../nbs/features/encode/encode.ipynb #5724e6af
 class _FittedEncoder(TransformerMixin, BaseEstimator):
     "The methods of a fitted encoder."
+
+    column_types: dict[str, str]
+    encoding: str
+    encoders_: list[Any]
+    features_: list[str]
+    origins_: list[str] # Source column of each feature
 
     def transform(self, X: pd.DataFrame):
         "Floats of shape (n, features), or a DataFrame with categories for `native`; checks the columns."
@@ -89,7 +96,7 @@ class FeatureEncoder(_FittedEncoder):
         self.fit_transform(X, y)
         return self
 
-    def fit_transform(self, X: pd.DataFrame, y=None):
+    def fit_transform(self, X: pd.DataFrame, y=None):  # ty: ignore[incompatible-method-override] - no further parameters
         "Fit the encodings; returns the training rows, with cross-fitted target encodings."
         _check_parameters(self)
         remember_columns(self, X, self.column_types)
@@ -144,7 +151,7 @@ class ColumnPipeline(NamedColumnsTransformer):
     ):
         self.column_type, self.steps, self.fill_empty = column_type, steps, fill_empty
 
-    def fit_transform(self, X: pd.DataFrame, y=None) -> np.ndarray:
+    def fit_transform(self, X: pd.DataFrame, y=None) -> np.ndarray:  # ty: ignore[incompatible-method-override] - no parameters
         "Fit the steps, and return the transformed training rows."
         remember_columns(self, X)
         names, self.empty_ = list(X.columns), np.empty(0, dtype=int)
@@ -163,7 +170,7 @@ class ColumnPipeline(NamedColumnsTransformer):
 
     def encode(self, rows: pd.DataFrame) -> np.ndarray:
         "The same without checking the columns."
-        values = READERS[self.column_type](rows, self.feature_names_in_)
+        values: Any = READERS[self.column_type](rows, self.feature_names_in_.tolist())
         if len(self.empty_):
             values[:, self.empty_] = 0.0
         for step in self.steps_:
@@ -202,7 +209,9 @@ def make_transformers_for_type(
         return (DateParts(cyclic=bool(scale), holidays=encoder.holidays), *scale)
     if encoder.outliers == "keep":
         return scale
-    return (make_outlier_transformer(encoder.outlier_method, encoder.outliers, seed=encoder.seed), *scale)
+    method: Any = encoder.outlier_method # `fit` checks both
+    action: Any = encoder.outliers
+    return (make_outlier_transformer(method, action, seed=encoder.seed), *scale)
 
 # %% ../../../nbs/features/encode/encode.ipynb #dd2019aa
 def _make_names_unique(names: list[str], encoding: str) -> list[str]:
@@ -244,14 +253,14 @@ def _category_type(categories: tuple) -> pd.CategoricalDtype:
 
 # %% ../../../nbs/features/encode/encode.ipynb #586def3f
 def encoded_array_to_frame(
-    encoder: FeatureEncoder, # Fitted encoder
+    encoder: _FittedEncoder, # Fitted encoder
     numbers: np.ndarray, # Encoded rows, shape (n, features)
     index: pd.Index, # Index of the rows
 ) -> pd.DataFrame:
     "Encoded numbers as a DataFrame, with pandas categories for categorical columns."
     known = {each.feature_names_in_[0]: each.native_categories_ for each in encoder.encoders_
              if isinstance(each, CategoryMapping)}
-    columns = {}
+    columns: dict[str, np.ndarray | pd.Categorical] = {}
     for place, (feature, origin) in enumerate(zip(encoder.features_, encoder.origins_, strict=True)):
         columns[feature] = values = numbers[:, place]
         if origin in known:

@@ -147,7 +147,7 @@ class TextComponents(NamedColumnsTransformer):
     def fit(self, X: pd.DataFrame, y=None):
         "Compute the vocabulary, the weights and the components."
         remember_columns(self, X)
-        texts = column_to_text(X, X.columns).iloc[:, 0]
+        texts = column_to_text(X, list(X.columns)).iloc[:, 0]
         self.vocabulary_ = np.array(_frequent_ngrams(texts, self.max_features), dtype=str)
         self.idf_, self.components_ = np.ones(len(self.vocabulary_)), np.empty((0, len(self.vocabulary_)))
         if len(self.vocabulary_):
@@ -163,7 +163,7 @@ class TextComponents(NamedColumnsTransformer):
             return np.empty((len(X), len(self.components_)))
         if not hasattr(self, "_vectorizer"):
             self._vectorizer = _make_vectorizer(self.vocabulary_, self.idf_)
-        return self._vectorizer.transform(column_to_text(X, self.feature_names_in_).iloc[:, 0]) @ self.components_.T
+        return self._vectorizer.transform(column_to_text(X, self.feature_names_in_.tolist()).iloc[:, 0]) @ self.components_.T
 
     def get_feature_names_out(self, input_features=None) -> np.ndarray:
         "The name of the column followed by a number."

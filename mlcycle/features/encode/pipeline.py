@@ -6,7 +6,7 @@
 __all__ = ['build_preprocessor', 'map_outputs_to_features']
 
 # %% ../../../nbs/features/encode/pipeline.ipynb #cd75810d
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from sklearn.pipeline import Pipeline
 
@@ -15,7 +15,7 @@ from .encode import FeatureEncoder
 
 # %% ../../../nbs/features/encode/pipeline.ipynb #42db6a1a
 def build_preprocessor(
-    column_types: dict[str, str], # Type of each column and created feature that is encoded
+    column_types: Mapping[str, str], # Type of each column and created feature that is encoded
     recipes: Sequence[Recipe] = (), # Unfitted recipes; they may also read columns that are not encoded
     *,
     classification: bool = True, # Whether the target is categorical

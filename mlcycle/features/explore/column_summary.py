@@ -8,6 +8,8 @@ __all__ = ['NUMBER_STATISTICS', 'MAX_LISTED_VALUES', 'DATE_PATTERN', 'target_ind
            'profile_text_values', 'missingness_signal', 'summarize_columns', 'shorten_value']
 
 # %% ../../../nbs/features/explore/column_summary.ipynb #45752b8b
+from collections.abc import Hashable
+
 import numpy as np
 import pandas as pd
 
@@ -106,7 +108,7 @@ def find_isolated_value(
 
 # %% ../../../nbs/features/explore/column_summary.ipynb #e996b009
 def summarize_categories(
-    name: str, # Name of the column
+    name: Hashable, # Name of the column
     values: pd.Series, # Text, categories or booleans
     targets: dict[str, np.ndarray], # Target indicators
 ) -> tuple[dict, pd.DataFrame]: # Statistics; a line for each frequent value, with the means of the target

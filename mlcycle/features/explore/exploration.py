@@ -6,7 +6,7 @@
 __all__ = ['Exploration']
 
 # %% ../../../nbs/features/explore/exploration.ipynb #70129d53
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import pandas as pd
 
@@ -28,7 +28,7 @@ class Exploration:
     target_associations: pd.DataFrame # `association` and `rank_correlation` of each column with the target, strongest first
     quantiles_by_target: pd.DataFrame # Quantiles of each number by class, or by quartile of a numeric target
     period: str = "" # Unit of the periods, such as `week`; empty: there is no timestamp column
-    target_over_time: pd.DataFrame = None # A line for each period: `rows`, and the mean of each of `classes`
-    columns_over_time: pd.DataFrame = None # `column`, `period`, `level` (median, or share of `value`), `missing` (share)
-    time_associations: pd.DataFrame = None # `association` of each column with the period, strongest first
-    findings: pd.DataFrame = None # `column`, `finding`, `detail`, `severity` from 0 to 1
+    target_over_time: pd.DataFrame = field(default_factory=pd.DataFrame) # By `period`: `rows`, and the mean of each of `classes`
+    columns_over_time: pd.DataFrame = field(default_factory=pd.DataFrame) # The result of `summarize_by_period`
+    time_associations: pd.DataFrame = field(default_factory=pd.DataFrame) # `association` of columns and period, highest first
+    findings: pd.DataFrame = field(default_factory=pd.DataFrame) # `column`, `finding`, `detail`, `severity` from 0 to 1

@@ -39,9 +39,10 @@ def bin_timestamps(
     plain = times.dt.tz_localize(None) if isinstance(times.dtype, pd.DatetimeTZDtype) else times
     ends = pd.PeriodIndex([plain.min(), plain.max()], freq="h")
     counted = next((name for name, freq in PERIOD_FREQUENCIES.items() if _count(ends, freq) <= max_periods), "year")
-    index = pd.PeriodIndex(plain, freq=PERIOD_FREQUENCIES[counted])
-    codes = np.where(index.isna(), -1, index.asi8 - index.min().ordinal)
-    return counted, codes, pd.period_range(index.min(), index.max(), freq=PERIOD_FREQUENCIES[counted]).to_timestamp()
+    freq = PERIOD_FREQUENCIES[counted]
+    index, (first, last) = pd.PeriodIndex(plain, freq=freq), ends.asfreq(freq)
+    codes = np.where(index.isna(), -1, index.asi8 - first.ordinal)
+    return counted, codes, pd.period_range(first, last, freq=freq).to_timestamp()
 
 # %% ../../../nbs/features/explore/explore.ipynb #04b761bc
 def _count(ends: pd.PeriodIndex, freq: str) -> int:
@@ -78,7 +79,7 @@ def summarize_by_period(
 def _over_time(
     found: Exploration, rows: pd.DataFrame, time: str, targets: dict[str, np.ndarray], at: np.ndarray) -> Exploration:
     "The exploration with the fields about changes over time."
-    counted, codes, begins = bin_timestamps(rows[time]) if time in rows else ("", None, None)
+    counted, codes, begins = bin_timestamps(rows[time]) if time in rows else ("", np.empty(0, int), pd.Index([]))
     if not counted:
         return replace(found, time_associations=_none("association"),
                        target_over_time=pd.DataFrame(columns=["period", "rows", *targets]),

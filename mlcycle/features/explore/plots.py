@@ -74,7 +74,8 @@ def plot_missing_patterns(
                 xticklabels=[f"{_short(name, 18)}  {shares[name]:.1%}" for name in names],
                 yticklabels=[f"{line.rows:,}  ({line.share:.1%})" for line in patterns.itertuples()])
     axes.set(xlabel="column and share of missing values", ylabel="rows with this pattern")
-    axes.set_xticks(axes.get_xticks(), axes.get_xticklabels(), rotation=40, ha="right", rotation_mode="anchor")
+    labels = [label.get_text() for label in axes.get_xticklabels()]
+    axes.set_xticks(axes.get_xticks(), labels, rotation=40, ha="right", rotation_mode="anchor")
     return figure
 
 # %% ../../../nbs/features/explore/plots.ipynb #64358ce7
@@ -111,9 +112,9 @@ def _draw_shares(axes: "Axes", drawn: pd.DataFrame, legend: str) -> None:
 
     sns.ecdfplot(drawn.dropna(), x="x", hue="y", ax=axes, legend=bool(legend))
     axes.set(ylabel="cumulative share of rows")
-    if legend and axes.get_legend():
-        axes.get_legend().set_title(_short(legend, 18))
-        for text in axes.get_legend().get_texts():
+    if legend and (box := axes.get_legend()):
+        box.set_title(_short(legend, 18))
+        for text in box.get_texts():
             text.set(text=_short(text.get_text(), 14), fontsize="small")
 
 # %% ../../../nbs/features/explore/plots.ipynb #78ec6582

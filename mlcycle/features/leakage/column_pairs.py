@@ -33,7 +33,8 @@ def list_quantities(
 ) -> list[Quantity]:
     "The quantities of a table; categorical, constant and empty columns have none."
     quantities = []
-    for name, column in rows.items():
+    for name in rows:
+        column = rows[name]
         values, codes = encode_single_column(column)
         if codes or np.isnan(values).all() or np.nanstd(values) == 0:
             continue
@@ -98,7 +99,7 @@ def choose_column_pairs(
 # %% ../../../nbs/features/leakage/column_pairs.ipynb #de27ed12
 def _gains(columns: list[np.ndarray], targets: np.ndarray) -> np.ndarray:
     "Gain in R² of two columns in a linear regression over the better one, for values or their logarithms."
-    best = 0.0
+    best = np.zeros((len(columns), len(columns)))
     for change in (lambda v: v, lambda v: np.log1p(np.abs(v))):
         changed = np.column_stack([change(v) for v in columns])
         central_range = np.nan_to_num(np.nanmean(changed, axis=0))
@@ -182,5 +183,5 @@ def find_leaking_column_of_pair(
         modulo_day = quantity.unit == "time of day"
         residuals = residuals_given_other_columns(quantity.values, others, modulo_day)
         predicted[quantity.column] = explained_share(residuals, sample, quick=True)
-    weak, strong = sorted(names, key=predicted.get)
+    weak, strong = sorted(names, key=predicted.__getitem__)
     return ([strong] if predicted[strong] > 2 * predicted[weak] + 0.02 else names), predicted

@@ -161,7 +161,7 @@ class LeakageEvidence:
     def best_unsuspected(self, *names: str) -> tuple[str, float]:
         "The unsuspected column with the highest score, apart from the given ones."
         scores = {name: self.single_scores[name] for name in self.unsuspected() if name not in names}
-        best = max(scores, key=scores.get, default="")
+        best = max(scores, key=scores.__getitem__, default="")
         return best, scores.get(best, 0.0)
 
 # %% ../../../nbs/features/leakage/leaks.ipynb #8ce08b8c
@@ -232,7 +232,7 @@ def _check_outstanding_columns(evidence: LeakageEvidence) -> None:
         values, codes = encode_single_column(evidence.sample.rows[name])
         leaks = {} if codes else evidence.leaking_values
         moves = {label: correlation_with_leak_within_classes(values, leak, evidence.sample) for label, leak in leaks.items()}
-        near = max(moves, key=moves.get, default="")
+        near = max(moves, key=moves.__getitem__, default="")
         if near and moves[near] >= 0.3:
             within = "" if evidence.sample.regression else f", with a rank correlation of {moves[near]:.2f} within the classes"
             evidence.add_reason(name, f"{text}. It correlates with {near}, which leaks the target{within}.")

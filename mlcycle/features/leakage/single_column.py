@@ -136,7 +136,7 @@ def score_single_columns(
 ) -> dict[str, float]: # Score by column
     "The share of the target that each column explains by itself on validation rows."
     scores = {}
-    for name, column in sample.rows.items():
-        values, codes = encode_single_column(column)
+    for name in sample.rows:
+        values, codes = encode_single_column(sample.rows[name])
         scores[name] = explained_share(values, sample, codes)
     return scores

@@ -8,7 +8,7 @@ __all__ = ['make_shadow_features', 'permute_features_in_fold', 'PermutationImpor
            'find_target_associated_features']
 
 # %% ../../../nbs/features/select/importance.ipynb #ea9ca567
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -128,14 +128,14 @@ def compare_feature_set_scores(
     indices = scorer.fold_indices(done)
     plain = mean_difference(metric, scores, other_scores, indices)
     wider = stats.t.ppf(1 - 0.025 / n_comparisons, len(indices) - 1) / stats.t.ppf(0.975, len(indices) - 1)
-    half = wider * (plain.high - plain.value)
+    half = wider * (plain.interval[1] - plain.value)
     return plain.model_copy(update={"low": plain.value - half, "high": plain.value + half})
 
 # %% ../../../nbs/features/select/importance.ipynb #962927ff
 def find_redundant_features(
     encoded: EncodedFeatureFold, # Encoded fold
     raw: Sequence[str], # Raw columns
-    created: dict[str, str], # Column type of each created feature
+    created: Mapping[str, str], # Column type of each created feature
     min_correlation: float = 0.999, # Absolute rank correlation from which two features have the same order
 ) -> dict[str, str]: # Reason by created feature
     """Created features that are constant, or have the same rank order as another feature.

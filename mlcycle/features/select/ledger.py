@@ -9,7 +9,7 @@ __all__ = ['sort_features', 'features_table', 'write_features_csv', 'shorten_tex
 # %% ../../../nbs/features/select/ledger.ipynb #63905a62
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -74,10 +74,11 @@ def plot_feature_importance(
     """
     import matplotlib.pyplot as plt
 
-    if not (shown := [each for each in sort_features(features) if each.importance][:max_features]):
+    measured = [(each, each.importance) for each in sort_features(features) if each.importance][:max_features]
+    if not measured:
         return None
-    gains = np.array([each.importance.value for each in shown])
-    ends = np.array([[each.importance.low, each.importance.high] for each in shown])
+    shown, scores = [each for each, _ in measured], [score for _, score in measured]
+    gains, ends = np.array([score.value for score in scores]), np.array([score.interval for score in scores])
     floor, places = max(each.shadow_importance or 0.0 for each in shown), -np.arange(len(shown))
     _, axes = plt.subplots(figsize=(8, 1.1 + 0.24 * len(shown)))
     for selected, colour, name in ((True, "C0", "selected"), (False, "0.6", "dropped")):
@@ -89,7 +90,7 @@ def plot_feature_importance(
     axes.set_xscale("symlog", linthresh=unit, linscale=0.7)
     axes.set_xticks([tick for tick in axes.get_xticks() if not 0 < abs(tick) < unit])
     axes.set_yticks(places, [shorten_text(each.name) for each in shown])
-    axes.set(xlabel=f"decrease in score ({shown[0].importance.metric}) after permutation", title="Permutation importance")
+    axes.set(xlabel=f"decrease in score ({scores[0].metric}) after permutation", title="Permutation importance")
     axes.margins(y=0.5 / len(shown))
     axes.legend(loc="lower right", fontsize="small")
     return axes
@@ -138,8 +139,8 @@ def plot_feature_graph(
     figure, axes = plt.subplots(figsize=(9.5, 1.0 + 0.235 * (height + 1)))
     for place, each in enumerate(shown):
         share = max(0.0, each.importance.value) / top if each.importance and top else 0.1
-        style = {"linewidth": 0.7 + 3.5 * share**0.5, "color": "C0" if each.selected else "0.8",
-                 "zorder": 2 if each.selected else 1}
+        style: dict[str, Any] = {"linewidth": 0.7 + 3.5 * share**0.5, "color": "C0" if each.selected else "0.8",
+                                 "zorder": 2 if each.selected else 1}
         ink, made = "0.1" if each.selected else "0.6", each.source_columns != [each.name]
         for column in each.source_columns:
             _curve(axes, 0, columns[column], 1 if made else 2.1, place, **style)

@@ -67,7 +67,7 @@ class QuickBoosting:
 
     def predict(self, X: np.ndarray) -> np.ndarray:
         "Numbers; for a classification, probabilities in LightGBM's format."
-        return self.model_.predict(X, num_threads=1)
+        return np.asarray(self.model_.predict(X, num_threads=1))
 
     def predict_proba(self, X: np.ndarray) -> np.ndarray:
         "Probabilities of shape (n, classes)."
@@ -88,7 +88,7 @@ def quick_decision_threshold(
     metric = get_metric(problem.metric)
     if metric.response_method != "predict":
         return None
-    place = problem.classes.index(problem.positive)
+    place = problem.positive_index
     scores, share = (probabilities, y.mean()) if place == 1 else (1 - probabilities, 1 - y.mean())
     if metric.name == "cost":
         (true_negative, false_positive), (false_negative, true_positive) = cost_matrix(problem)

@@ -10,7 +10,7 @@ __all__ = ['RAW_COLUMN', 'ForwardSelection', 'select_created_features', 'add_joi
 # %% ../../../nbs/features/select/selection.ipynb #859f39b7
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import pandas as pd
 
@@ -31,7 +31,7 @@ from mlcycle.features.select.importance import (
 )
 from .quick_model import plan_selection_budget
 from ...ml.folds import standard_error_from_interval, subsample_rows_evenly
-from ...outcomes import Feature, Problem, Score
+from ...outcomes import ColumnType, Feature, Problem, Score
 
 # %% ../../../nbs/features/select/selection.ipynb #8ab62c3c
 @dataclass
@@ -58,7 +58,7 @@ def select_created_features(
     if not ranked:
         return result, screen
     joint_difference = compare_feature_set_scores(scorer, [*always, *ranked], always, stop_early=True)
-    if joint_difference.low <= 0:
+    if joint_difference.interval[0] <= 0:
         those = f"all {len(ranked)} features that passed the screen" if len(ranked) > 1 else "it"
         reason = f"no significant improvement of {metric} with {those}: {_format_difference(joint_difference)}"
         return ForwardSelection(reasons=result.reasons | dict.fromkeys(ranked, reason)), screen
@@ -67,9 +67,10 @@ def select_created_features(
     for name in ranked[:tries]:
         before = [*always, *result.selected]
         difference = compare_feature_set_scores(scorer, [*before, name], before, n_comparisons=tries, stop_early=True)
-        if difference.low > 0:
+        better = difference.interval[0] > 0
+        if better:
             result.selected.append(name)
-        how = "significant" if difference.low > 0 else "no significant"
+        how = "significant" if better else "no significant"
         result.reasons[name] = f"{how} improvement of {metric} with it: {_format_difference(difference)}"
     add_jointly_useful_features(scorer, always, ranked, result)
     return result, screen
@@ -96,7 +97,7 @@ def add_jointly_useful_features(
         return
     joint_difference = compare_feature_set_scores(scorer, [*always, *ranked], [*always, *result.selected],
                                                   n_comparisons=2 if result.selected else 1, stop_early=True)
-    if joint_difference.low > 0:
+    if joint_difference.interval[0] > 0:
         result.selected += rest
         better = f"significant improvement of {joint_difference.metric}"
         words = f"but {better} with {len(rest)} such features together: {_format_difference(joint_difference)}"
@@ -140,14 +141,15 @@ def list_raw_and_created_features(
     "Every raw column and every created feature, as lines of a ledger without measurements."
     made = {name: (recipe, how) for recipe in recipes for name, how in recipe.describe().items()}
     made_types = {name: each for recipe in recipes for name, each in recipe.output_types().items()}
+    types: dict[str, Any] = made_types | column_types # `Feature` checks them
     raw, columns = [name for name in column_types if name not in made], rows.drop(columns=target)
     missing = rows[raw].isna().mean().to_dict()
     if made:
         missing |= FeatureCreator(recipes).fit_transform(columns, rows[target])[list(made)].isna().mean().to_dict()
-    plain = [Feature(name=name, source_columns=[name], column_type=column_types[name], missing_share=missing[name])
+    plain = [Feature(name=name, source_columns=[name], column_type=types[name], missing_share=missing[name])
              for name in raw]
     return plain + [Feature(name=name, source_columns=recipe.input_columns(), transformation=how, missing_share=missing[name],
-                            column_type=column_types.get(name, made_types[name])) for name, (recipe, how) in made.items()]
+                            column_type=types[name]) for name, (recipe, how) in made.items()]
 
 # %% ../../../nbs/features/select/selection.ipynb #46b7a3d9
 def measure_and_select_features(
@@ -223,7 +225,7 @@ class FeatureSelection:
     "Selected features, their recipes and the scores of the feature sets."
 
     features: list[Feature] # The ledger of all features
-    column_types: dict[str, str] # Column type of each selected feature
+    column_types: dict[str, ColumnType] # Column type of each selected feature
     recipes: list[Recipe] # Recipes of the selected created features
     feature_set_scores: dict[str, Score] # Scores of `raw`, `all` and `selected`, and `improvement` of selected over raw
     reason: str # Summary in a sentence
@@ -305,6 +307,7 @@ def _choose_better_set(features: list[Feature], recipes: Sequence[Recipe], score
         features = [each if each.selected == plain[each.name] else each.model_copy(
             update={"selected": plain[each.name], "reason": f"{each.reason}; but {words}"}) for each in features]
         return _make_selection(features, recipes, scores, f"The raw columns are kept: {words}.")
-    changed = improvement and (created or dropped)
-    words = f"; {improvement.metric} improves by {_format_difference(improvement)} {where}" if changed else ""
+    words = ""
+    if improvement and (created or dropped):
+        words = f"; {improvement.metric} improves by {_format_difference(improvement)} {where}"
     return _make_selection(features, recipes, scores, f"Created features kept: {created}, raw columns dropped: {dropped}{words}.")

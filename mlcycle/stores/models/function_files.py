@@ -14,7 +14,7 @@ import builtins
 import dis
 import hashlib
 import linecache
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -61,7 +61,7 @@ def compile_function(
     import pandas as pd
 
     name, source = function.traceback_name, function.source
-    space = {"np": np, "pd": pd, "__name__": "mlcycle.feature_functions"}
+    space: dict[str, Any] = {"np": np, "pd": pd, "__name__": "mlcycle.feature_functions"}
     linecache.cache[name] = (len(source), None, source.splitlines(True), name)
     exec(_compile(source, name), space)
     return space[function.name]
@@ -82,7 +82,7 @@ def check_function_source(
     """
     code, where = _compile(function.source, function.traceback_name), f"The function '{function.name}'"
     node = ast.parse(function.source).body[0]
-    if isinstance(node, ast.AsyncFunctionDef) or node.args.vararg or node.args.kwarg or any(
+    if not isinstance(node, ast.FunctionDef) or node.args.vararg or node.args.kwarg or any(
             default is None for default in node.args.kw_defaults):
         raise InputError(f"{where} is no plain function.", "Expected is a function such as def per_seat(distance, seats): …")
     taken, needed = len(node.args.posonlyargs + node.args.args), len(node.args.defaults)
@@ -102,17 +102,17 @@ def _names_read(code: CodeType) -> Iterator[tuple[str, int | None]]:
     "The global names that code reads, with line numbers."
     for step in dis.get_instructions(code):
         if step.opname in ("LOAD_GLOBAL", "LOAD_NAME", "LOAD_CLASSDEREF"):
-            yield step.argval, step.positions.lineno
+            yield step.argval, step.positions.lineno if step.positions else None
     for inner in code.co_consts:
         if isinstance(inner, CodeType):
             class_names = {step.argval for step in dis.get_instructions(inner) if step.opname == "STORE_NAME"} # In a class
             yield from ((name, line) for name, line in _names_read(inner) if name not in class_names)
 
 # %% ../../../nbs/stores/models/function_files.ipynb #fbc4417d
-def _line(function: FeatureFunction, number: int) -> str:
-    "A line of a function's source."
+def _line(function: FeatureFunction, number: int | None) -> str:
+    "A line of a function's source; empty if there is none."
     lines = function.source.splitlines()
-    return lines[number - 1].strip() if 0 < number <= len(lines) else ""
+    return lines[number - 1].strip() if number and 0 < number <= len(lines) else ""
 
 # %% ../../../nbs/stores/models/function_files.ipynb #93efe26b
 def parse_feature_functions(
@@ -133,7 +133,8 @@ def parse_feature_functions(
                 arguments = _decorator_arguments(each) if inputs is None or kind is None else {}
                 columns = inputs or arguments.get("inputs") or [one.arg for one in node.args.posonlyargs + node.args.args]
                 words = " ".join((ast.get_docstring(node) or "").split("\n\n")[0].split())
-                found.append(check_function_source(FeatureFunction(node.name, ast.get_source_segment(text, node), tuple(columns),
+                source = ast.get_source_segment(text, node) or ""
+                found.append(check_function_source(FeatureFunction(node.name, source, tuple(columns),
                                                                    kind or arguments.get("kind", "number"), words)))
     return found
 
@@ -143,7 +144,7 @@ def _decorator_arguments(decorator: ast.expr) -> dict[str, Any]:
     if not isinstance(decorator, ast.Call):
         return {}
     try:
-        named = {each.arg: ast.literal_eval(each.value) for each in decorator.keywords}
+        named = {each.arg or "**": ast.literal_eval(each.value) for each in decorator.keywords}
         return {"inputs": [ast.literal_eval(each) for each in decorator.args]} | named
     except ValueError as error:
         raise InputError(f"The decorator '{ast.unparse(decorator)}' cannot be read.",
@@ -175,6 +176,8 @@ class FunctionCaller:
 
     name: str
     sha256: str
+    get_params: Callable[..., dict[str, Any]] # Of scikit-learn's `BaseEstimator`
+
     def __reduce__(self):
         "Support pickle between processes of one run: the source travels beside the name."
         known = KNOWN_FUNCTIONS.get((self.name, self.sha256))
@@ -278,5 +281,5 @@ def load_workspace_functions(
     workspace: Workspace, # To which stage 3 wrote the file
 ) -> None:
     "Load the functions of a feature plan or a model into this process."
-    if path := workspace_functions_file(ref, workspace):
+    if ref and (path := workspace_functions_file(ref, workspace)):
         load_functions(path, ref.sha256)

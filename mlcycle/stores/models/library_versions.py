@@ -12,6 +12,7 @@ import json
 import re
 import zipfile
 from pathlib import Path
+from typing import BinaryIO
 
 from ...core.versions import DISTRIBUTION_OF_MODULE, RECORDED_PACKAGES, installed_versions
 
@@ -38,7 +39,7 @@ def add_versions_to_skops(
 
 # %% ../../../nbs/stores/models/library_versions.ipynb #739fa816
 def read_versions(
-    path: Path, # Of a model file
+    path: Path | BinaryIO, # Of a model file, or its content
 ) -> dict[str, str]: # Version by package; empty if the file has no such entry or cannot be read
     "Read the library versions with which a model file was written."
     try:

@@ -12,7 +12,7 @@ import re
 import sys
 import warnings
 import zipfile
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Generator
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
@@ -60,7 +60,7 @@ def import_mlcycle_object(
         found = getattr(import_module(module), attribute, None)
     except ImportError:
         return None
-    package = Path(sys.modules["mlcycle"].__file__).parent
+    package = Path(sys.modules["mlcycle"].__file__ or "").parent
     return found if Path(sys.modules[module].__file__ or "").is_relative_to(package) else None
 
 # %% ../../../nbs/stores/models/model_files.ipynb #d50aa265
@@ -159,7 +159,7 @@ def untrusted_error(
 @contextmanager
 def explain_load_errors(
     path: Path, # Of a skops file that is being loaded
-) -> Iterator[None]:
+) -> Generator[None]:
     "Context manager: add changed library versions to load errors; warn if predictions may differ."
     from sklearn.exceptions import InconsistentVersionWarning
 

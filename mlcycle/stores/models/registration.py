@@ -13,7 +13,7 @@ import json
 import shutil
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -84,7 +84,7 @@ def version_tags(
 @contextmanager
 def cleanup_on_failure(
     artifacts: str | None, # Local folder in which MLflow keeps files; None for a server, where nothing is removed
-) -> Iterator[None]:
+) -> Generator[None]:
     "Context manager: remove the files of a model whose registration failed, for instance on a full disk."
     models = lambda: set(Path(artifacts, "models").glob("*")) if artifacts else set()  # noqa: E731
     before = models()
@@ -105,7 +105,7 @@ def _find_version(name: str, fingerprint: str) -> ModelRef | None:
         sha256 = version.tags.get("sha256", "")
         with suppress(mlflow.exceptions.MlflowException, OSError): # Its files were removed
             if sha256 and hash_file(registered_model_file(name, int(version.version))) == sha256:
-                return ModelRef(name=name, version=int(version.version), run_id=version.run_id, sha256=sha256,
+                return ModelRef(name=name, version=int(version.version), run_id=version.run_id or "", sha256=sha256,
                                 user_functions=functions_ref(version.tags))
     return None
 

@@ -14,7 +14,7 @@ import logging
 import os
 import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -41,7 +41,7 @@ HTTP_RETRIES = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_BAC
 @contextmanager
 def registry_errors(
     address: str, # Of the registry, for the message
-) -> Iterator[None]:
+) -> Generator[None]:
     "Context manager: raise errors of an unavailable registry as `RegistryError`."
     try:
         yield

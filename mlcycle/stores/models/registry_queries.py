@@ -10,7 +10,7 @@ __all__ = ['VERSION_COLUMNS', 'JSON_TAGS', 'CODE_TAGS', 'RESERVED_TAGS', 'open_r
 # %% ../../../nbs/stores/models/registry_queries.ipynb #350d15bb
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 @contextmanager
 def open_registry_read_only(
     workspace: Workspace, # Has the registry
-) -> Iterator["MlflowClient | None"]: # None if there is no database yet
+) -> Generator["MlflowClient | None"]: # None if there is no database yet
     "Context manager: connect to the registry of a workspace without creating a database."
     address = workspace.tracking_uri
     if address.startswith("sqlite:///") and not Path(address.removeprefix("sqlite:///")).exists():
@@ -55,8 +55,10 @@ def _names(client: "MlflowClient | None") -> list[str]:
     return sorted(found)
 
 # %% ../../../nbs/stores/models/registry_queries.ipynb #aaccdd55
-def _versions(client: "MlflowClient", name: str) -> list["ModelVersion"]:
+def _versions(client: "MlflowClient | None", name: str) -> list["ModelVersion"]:
     "All versions of a registered model with their aliases, newest first."
+    if client is None:
+        return []
     found, token = [], None
     while page := client.search_model_versions(f"name = '{name}'", page_token=token):
         found, token = [*found, *page], page.token
@@ -251,6 +253,7 @@ def tag_version(
             if name not in version.tags:
                 user_tags = [tag for tag in version.tags if not is_reserved_tag(tag)]
                 raise ParameterError(f"The version has no tag '{name}'.", remedy=suggest_name(name, user_tags))
+        assert client is not None # It has found a version
         for name, value in tags.items():
             client.set_model_version_tag(version.name, str(version.version), name, value)
         for name in remove:
@@ -289,6 +292,7 @@ def delete_version(
     with open_registry_read_only(workspace) as client:
         version = find_version(client, address)
         raise_if_version_in_use(workspace, version, force)
+        assert client is not None # It has found a version
         artifacts = ARTIFACT_FOLDERS.get(workspace.tracking_uri)
         stored = Path(client.get_model_version_download_uri(version.name, str(version.version)).removeprefix("file://"))
         shared = [each for each in _versions(client, version.name) if each.source == version.source]

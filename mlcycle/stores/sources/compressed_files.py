@@ -8,10 +8,13 @@ __all__ = ['COMPRESSED_ENDINGS', 'TEXT_ENDINGS', 'open_decompressed']
 # %% ../../../nbs/stores/sources/compressed_files.ipynb #f7cb7079
 import io
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO, TYPE_CHECKING
 
 from ...errors import SourceError
 from .progress import CountingReader, ProgressCallback
+
+if TYPE_CHECKING:
+    from gzip import GzipFile
 
 # %% ../../../nbs/stores/sources/compressed_files.ipynb #52bb6f5f
 COMPRESSED_ENDINGS = (".gz", ".bz2", ".xz", ".zst", ".zip")
@@ -21,7 +24,7 @@ TEXT_ENDINGS = (".csv", ".tsv", ".txt")
 def open_decompressed(
     path: Path, # Of a file, compressed or not
     progress: ProgressCallback | None = None, # Called with the bytes read from disk
-) -> BinaryIO: # Decompressed content
+) -> "IO[bytes] | GzipFile": # Decompressed content
     """Open a file for reading its decompressed bytes.
 
     Raises SourceError if a ZIP archive is damaged or does not contain exactly one file.
@@ -33,7 +36,7 @@ def open_decompressed(
     return io.BufferedReader(CountingReader(inner, progress, Path(path).stat().st_size, file), 1 << 20)
 
 # %% ../../../nbs/stores/sources/compressed_files.ipynb #0e9362f0
-def _decompressed(path: Path, file: BinaryIO) -> BinaryIO:
+def _decompressed(path: Path, file: IO[bytes]) -> "IO[bytes] | GzipFile":
     "The decompressed content of an open file."
     import bz2
     import gzip
@@ -51,7 +54,7 @@ def _decompressed(path: Path, file: BinaryIO) -> BinaryIO:
     return {".bz2": bz2.BZ2File, ".xz": lzma.LZMAFile}[suffix](file) if suffix in COMPRESSED_ENDINGS else file
 
 # %% ../../../nbs/stores/sources/compressed_files.ipynb #acf01042
-def _single_zip_member(path: Path, file: BinaryIO) -> BinaryIO:
+def _single_zip_member(path: Path, file: IO[bytes]) -> IO[bytes]:
     "The single file in a ZIP archive."
     import zipfile
 

@@ -85,7 +85,7 @@ def detect_separator(
         widths = [len(record) for record in csv.reader(lines, delimiter=separator)]
         if widths[0] > 1:
             shares[separator] = (round(widths.count(widths[0]) / len(widths), 1), widths[0])
-    return max(shares, key=shares.get) if shares else ","
+    return max(shares, key=shares.__getitem__) if shares else ","
 
 # %% ../../../nbs/stores/sources/csv_dialect.ipynb #36a364f9
 NUMBER_OR_DATE = re.compile(r"\s*[-+]?(\d+([.,]\d*)?|[.,]\d+)([eE][-+]?\d+)?\s*"

@@ -10,6 +10,7 @@ import warnings
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import pandas as pd
 
@@ -31,7 +32,7 @@ def parse_csv(
     progress: ProgressCallback | None = None, # Called with the bytes read
 ) -> pd.DataFrame: # Columns are numbers or text
     "Read a CSV file with pandas; only `NA_VALUES` count as missing."
-    options = {
+    options: dict[str, Any] = {
         "sep": dialect.separator, "decimal": dialect.decimal, "header": 0 if dialect.header else None,
         "names": list(dialect.names),
         "encoding": dialect.encoding, "keep_default_na": False, "na_values": list(NA_VALUES)}

@@ -9,6 +9,7 @@ __all__ = ['WRITE_KEYWORDS', 'QUOTED_OR_COMMENT', 'FETCH_SIZE', 'check_read_only
 # %% ../../../nbs/stores/sources/databases.ipynb #64774b6f
 import re
 from contextlib import contextmanager
+from typing import Any
 
 import pandas as pd
 
@@ -50,13 +51,14 @@ def parse_url(
     Raises SourceError if the URL is malformed or a variable is not set.
     """
     import sqlalchemy as sa
+    from sqlalchemy.exc import ArgumentError
 
     try:
         url = sa.make_url(expand_variables(address) if address.startswith("$") else address)
-    except (sa.exc.ArgumentError, ValueError):
+    except (ArgumentError, ValueError):
         raise SourceError(f"The address '{mask_secrets(address)}' cannot be read.",
                           "dialect+driver://user:password@host/database is expected.") from None
-    filled = {name: expand_variables(value) for name in ("username", "password", "host", "database")
+    filled: dict[str, Any] = {name: expand_variables(value) for name in ("username", "password", "host", "database")
               if (value := getattr(url, name))}
     query = {name: expand_variables(value) if isinstance(value, str) else value for name, value in url.query.items()}
     return url.set(**filled, query=query)
@@ -71,11 +73,12 @@ def connect_read_only(
     Errors of the driver and the database are raised as SourceError, with secrets masked.
     """
     import sqlalchemy as sa
+    from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
     url = parse_url(address)
     try:
         engine = sa.create_engine(url, poolclass=sa.pool.NullPool)
-    except (ImportError, sa.exc.ArgumentError) as error:
+    except (ImportError, ArgumentError) as error:
         known = {"psycopg": mlcycle_install_command("postgres")}
         missing = getattr(error, "name", "") or ""
         raise SourceError(f"The database '{mask_secrets(address)}' cannot be reached: {mask_secrets(str(error), address)}.",
@@ -85,7 +88,7 @@ def connect_read_only(
             _forbid_writing(connection)
             yield connection.execution_options(stream_results=True, max_row_buffer=FETCH_SIZE)
             connection.rollback()
-    except (sa.exc.SQLAlchemyError, pd.errors.DatabaseError) as error: # pandas wraps errors of SQLAlchemy
+    except (SQLAlchemyError, pd.errors.DatabaseError) as error: # pandas wraps errors of SQLAlchemy
         inner = error.__cause__ if isinstance(error, pd.errors.DatabaseError) and error.__cause__ else error
         message = str(getattr(inner, "orig", None) or inner).strip().splitlines()[0]
         message = mask_secrets(message, address, secrets=[url.password or ""])
@@ -137,11 +140,12 @@ def _sql_text(query: str):
 def _select_table(connection, name: str, url: str):
     "The query for all rows of a table or view, ordered by its primary key."
     import sqlalchemy as sa
+    from sqlalchemy.exc import NoSuchTableError
 
     schema, _, table = name.rpartition(".")
     try:
         found = sa.Table(table, sa.MetaData(), schema=schema or None, autoload_with=connection)
-    except sa.exc.NoSuchTableError:
+    except NoSuchTableError:
         near = sa.inspect(connection)
         names = [*near.get_table_names(schema or None), *near.get_view_names(schema or None)]
         raise SourceError(f"The database '{mask_secrets(url)}' has no table '{name}'.",

@@ -8,9 +8,9 @@ __all__ = ['SAMPLE_BYTES', 'BYTE_ORDER_MARKS', 'CODE_PAGES', 'detect_encoding', 
 # %% ../../../nbs/stores/sources/encodings.ipynb #05a6f8aa
 import codecs
 import io
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
-from typing import BinaryIO
 
 from ...errors import SourceError
 
@@ -42,7 +42,7 @@ def detect_encoding(
 
 # %% ../../../nbs/stores/sources/encodings.ipynb #3bd967de
 def detect_utf8_or_code_page(
-    file: BinaryIO, # Binary content without zero bytes
+    file: Iterable[bytes], # Lines of an open file without zero bytes
 ) -> str: # Python's name of the encoding
     """Detect UTF-8 or a code page from the lines with non-ASCII bytes.
 

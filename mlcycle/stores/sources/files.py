@@ -11,7 +11,7 @@ __all__ = ['FILE_KINDS', 'EXPECTED_SOURCES', 'list_files', 'file_kind', 'connect
 import glob
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -88,7 +88,7 @@ def file_kind(
 
 # %% ../../../nbs/stores/sources/files.ipynb #a44184b0
 @contextmanager
-def connect_duckdb() -> Iterator["duckdb.DuckDBPyConnection"]:
+def connect_duckdb() -> Generator["duckdb.DuckDBPyConnection"]:
     "Context manager: a DuckDB connection that downloads no extensions and reads no Python variables."
     import duckdb
 
@@ -267,7 +267,7 @@ def read_excel(
     """
     try:
         book = pd.ExcelFile(path, engine="calamine")
-        options = {"keep_default_na": False, "na_values": list(NA_VALUES)}
+        options: dict[str, Any] = {"keep_default_na": False, "na_values": list(NA_VALUES)}
         wanted = [sheet] if sheet in book.sheet_names else book.sheet_names
         sheets = {name: pd.read_excel(book, sheet_name=name, **options) for name in wanted}
     except Exception as error: # calamine raises many types
@@ -290,7 +290,9 @@ def open_delta(
     """
     from deltalake import DeltaTable
 
-    path, version = re.fullmatch(r"(?:delta:)?(.*?)(?:@(\d+))?", place).groups()
+    match = re.fullmatch(r"(?:delta:)?(.*?)(?:@(\d+))?", place, re.DOTALL)
+    assert match # Every text matches
+    path, version = match.groups()
     try:
         return DeltaTable(path, version=int(version) if version else None)
     except Exception as error: # deltalake raises many types

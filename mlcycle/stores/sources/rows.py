@@ -125,7 +125,7 @@ def hash_rows(
 ) -> str: # SHA-256 in hexadecimal
     "Hash the column names, dtypes, index and values of rows."
     digest = hashlib.sha256(repr([(name, str(kind)) for name, kind in rows.dtypes.items()]).encode())
-    digest.update(np.int64(len(rows)))
+    digest.update(np.int64(len(rows)).tobytes())
     for column in (rows.index.to_series(), *(column for _, column in rows.items())):
         for piece in _column_bytes(column):
             digest.update(piece)
@@ -142,7 +142,8 @@ def _column_bytes(column: pd.Series) -> list:
         values = np.ascontiguousarray(column.to_numpy())
         missing = np.isnan(values)
         return [(np.where(missing, np.nan, values) if missing.any() else values).view(np.uint8)] # NaN has many bit patterns
-    return [pd.util.hash_pandas_object(column, index=False).to_numpy()]
+    hashes = pd.util.hash_pandas_object(column, index=False)  # ty: ignore[not-callable] - its module imports it lazily
+    return [hashes.to_numpy()]
 
 # %% ../../../nbs/stores/sources/rows.ipynb #749de8ae
 def _text_column_bytes(column: pd.Series) -> list:

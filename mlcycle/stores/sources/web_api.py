@@ -12,6 +12,7 @@ import logging
 import os
 import re
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import ValidationError
@@ -61,7 +62,7 @@ def read_api_options(
     if place.lower().endswith((".yaml", ".yml")) and "://" not in place:
         from mlcycle.core.yaml_files import read_yaml_file
 
-        options = read_yaml_file(place, error=SourceError).content
+        options = read_yaml_file(Path(place), error=SourceError).content
         options = options if isinstance(options, dict) else {}
     else:
         options = {"url": place}

@@ -80,8 +80,9 @@ def _append_access(path: Path, access: HoldoutAccess) -> None:
             raise
 
 # %% ../../../nbs/stores/tables/holdout.ipynb #f26893c7
-ACCESS_PURPOSES = {"validation": "evaluation", "deployment": "verification", "monitoring": "verification",
-                   "": "inspection"} # By stage; a person has none
+ACCESS_PURPOSES: dict[str, Literal["evaluation", "inspection", "verification"]] = {
+    "validation": "evaluation", "deployment": "verification", "monitoring": "verification",
+    "": "inspection"} # By stage; a person has none
 
 # %% ../../../nbs/stores/tables/holdout.ipynb #6325ea5b
 def read_holdout(

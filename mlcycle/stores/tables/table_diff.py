@@ -49,7 +49,8 @@ def _index_by(rows: pd.DataFrame, key: str) -> pd.DataFrame:
     if rows.index.has_duplicates:
         duplicate = rows.index[rows.index.duplicated()][0]
         raise ParameterError(f"The values of the column '{key}' are not unique.",
-                             f"The value {duplicate!r} occurs {(rows.index == duplicate).sum():,} times.", "Choose another key.")
+                             f"The value {duplicate!r} occurs {np.count_nonzero(rows.index == duplicate):,} times.",
+                             "Choose another key.")
     return rows
 
 # %% ../../../nbs/stores/tables/table_diff.ipynb #5e507711
