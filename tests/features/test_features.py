@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 from commands import cli
 from conftest import QUICK, WORDS
+from hypothesis import example as with_example
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_recipes import RECIPES, ROW, example, frame
@@ -199,6 +200,7 @@ FITTED = {encoding: everything(encoding) for encoding in ("trees", "linear", "na
 @pytest.mark.parametrize("encoding", FITTED)
 @settings(max_examples=25, deadline=None)
 @given(st.lists(ROW, min_size=1, max_size=6).map(frame).map(with_note))
+@with_example(with_note(frame([(None, None, 0, *[None] * 5), (None, 1.4080144499744458e308, 0, *[None] * 5)])))
 def test_recipes_of_every_sort_make_one_row_as_in_the_batch(encoding, asked):
     together = np.asarray(FITTED[encoding].transform(asked), dtype=object)
     for place in range(len(asked)):
