@@ -1069,8 +1069,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                           'mlcycle/features/encode/encode.py'),
                                                 'mlcycle.features.encode.encode._join': ( 'features/encode/encode.html#_join',
                                                                                           'mlcycle/features/encode/encode.py'),
-                                                'mlcycle.features.encode.encode._limit_to_finite': ( 'features/encode/encode.html#_limit_to_finite',
-                                                                                                     'mlcycle/features/encode/encode.py'),
                                                 'mlcycle.features.encode.encode._make_names_unique': ( 'features/encode/encode.html#_make_names_unique',
                                                                                                        'mlcycle/features/encode/encode.py'),
                                                 'mlcycle.features.encode.encode._to_plain_array': ( 'features/encode/encode.html#_to_plain_array',

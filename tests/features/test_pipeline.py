@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from lightgbm import LGBMClassifier
 from sklearn.base import clone
-from sklearn.ensemble import HistGradientBoostingClassifier
+from sklearn.ensemble import HistGradientBoostingClassifier, RandomForestClassifier
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedKFold, cross_val_score
 from sklearn.neighbors import KNeighborsClassifier
@@ -17,7 +17,7 @@ from threadpoolctl import threadpool_limits
 
 from mlcycle.errors import InputError, ParameterError
 from mlcycle.features.encode.encode import ENCODINGS, FeatureEncoder
-from mlcycle.features.encode.encoders import SCALERS
+from mlcycle.features.encode.encoders import SCALERS, columns_to_floats
 from mlcycle.features.encode.pipeline import build_preprocessor, map_outputs_to_features
 from mlcycle.service.bundle import SERVICE_PACKAGES, service_requirements
 from mlcycle.stores.models.library_versions import add_versions_to_skops
@@ -312,3 +312,29 @@ def test_a_date_without_parts_that_vary_gives_nothing():
     table = pd.DataFrame({"x": np.arange(10.0), "day": pd.Timestamp("2020-01-01")})
     encode = FeatureEncoder({"x": "number", "day": "date"}, "linear").fit(table)
     assert encode.get_feature_names_out().tolist() == ["x"] and encode.transform(table).shape == (10, 1)
+
+
+HUGE = {"trees": RandomForestClassifier(10, random_state=0), "linear": LogisticRegression(), "neighbours": KNeighborsClassifier()}
+
+
+@pytest.mark.parametrize("scaling", SCALERS)
+@pytest.mark.parametrize("huge", [1e39, -1e200, 1.7e308])
+@pytest.mark.parametrize("encoding", HUGE)
+def test_huge_numbers_are_learnt_from_and_predicted(encoding, huge, scaling):
+    rows = pd.DataFrame({"a": np.linspace(-1, 1, 60), "b": np.linspace(0, 1, 60) % 0.3})
+    target, asked = pd.Series(rows.a > 0).astype(int), rows.iloc[[0, 30]].copy()
+    asked.iloc[0, 1] = huge
+    preprocessor = FeatureEncoder({"a": "number", "b": "number"}, encoding=encoding, scaling=scaling)
+    for train in (rows, pd.concat([rows, asked.iloc[:1]])):
+        model = make_pipeline(clone(preprocessor), clone(HUGE[encoding]))
+        model.fit(train, target.reindex(train.index))
+        assert np.isfinite(model[:-1].transform(asked)).all()
+        assert np.isfinite(model.predict_proba(asked)).all()
+        if train is rows or scaling == "squashing":  # The others scale by what the huge number has stretched
+            assert model.score(rows, target) > 0.9
+
+
+def test_numbers_of_32_bits_stay_as_they_are():
+    given = pd.DataFrame({"a": [0.0, -0.0, 5e-324, 1e30, -3.4e38, np.nan, np.inf]})
+    assert np.array_equal(columns_to_floats(given, ["a"])[:-2, 0], given.a[:-2].to_numpy())
+    assert np.isnan(columns_to_floats(given, ["a"])[-2:]).all()

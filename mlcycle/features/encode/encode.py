@@ -137,13 +137,6 @@ def group_only_numeric_columns(
 # %% ../../../nbs/features/encode/encode.ipynb #cc8db1f4
 READERS = {"number": columns_to_floats, "date": column_to_dates, "text": column_to_text}
 
-# %% ../../../nbs/features/encode/encode.ipynb #f1n1te00
-def _limit_to_finite(values):
-    "Replace infinity, which scaling a number near the largest float gives, by that float; NaN stays NaN."
-    if isinstance(values, np.ndarray) and values.dtype.kind == "f" and np.isinf(values).any():
-        return np.nan_to_num(values, nan=np.nan)
-    return values
-
 # %% ../../../nbs/features/encode/encode.ipynb #90cb472e
 class ColumnPipeline(NamedColumnsTransformer):
     """Columns of one type, read by name and transformed by a sequence of scikit-learn transformers.
@@ -181,7 +174,7 @@ class ColumnPipeline(NamedColumnsTransformer):
         if len(self.empty_):
             values[:, self.empty_] = 0.0
         for step in self.steps_:
-            values = _limit_to_finite(step.transform(values))
+            values = step.transform(values)
         return values
 
 # %% ../../../nbs/features/encode/encode.ipynb #65b7bd9b

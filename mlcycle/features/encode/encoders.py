@@ -24,8 +24,12 @@ from ..columns import NamedColumnsTransformer, check_columns, remember_columns
 def columns_to_floats(
     rows: pd.DataFrame, # Table
     names: list[str], # Names of numeric or boolean columns
-) -> np.ndarray: # Floats, shape (n, names); NaN where missing or infinite
-    "Columns as floats; booleans become 0 and 1, infinite values NaN."
+) -> np.ndarray: # Floats within the range of 32 bits, shape (n, names); NaN where missing or infinite
+    """Columns as floats; booleans become 0 and 1, infinite values NaN.
+
+    Absolute values are limited to 3.4e38, the largest float of 32 bits: scikit-learn's forests compute in 32 bits,
+    and a scaler would turn some of them into infinity.
+    """
     numbers = np.empty((len(rows), len(names)))
     for place, name in enumerate(names):
         values = rows[name]
@@ -33,7 +37,8 @@ def columns_to_floats(
             values = pd.to_numeric(values.astype(object), errors="coerce")
         numbers[:, place] = values.to_numpy(dtype=float, na_value=np.nan)
     numbers[np.isinf(numbers)] = np.nan
-    return numbers
+    limit = np.finfo(np.float32).max
+    return np.clip(numbers, -limit, limit, out=numbers)
 
 # %% ../../../nbs/features/encode/encoders.ipynb #5147edb0
 MIN_ROWS_TO_FACTORIZE = 64 # For fewer rows, converting each value is faster than pandas' factorize
