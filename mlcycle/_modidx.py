@@ -2132,6 +2132,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                           'mlcycle/modelling/plots.py'),
                                          'mlcycle.modelling.plots.rows_with_largest_errors': ( 'modelling/plots.html#rows_with_largest_errors',
                                                                                                'mlcycle/modelling/plots.py'),
+                                         'mlcycle.modelling.plots.sort_leaderboard': ( 'modelling/plots.html#sort_leaderboard',
+                                                                                       'mlcycle/modelling/plots.py'),
                                          'mlcycle.modelling.plots.trials_table': ( 'modelling/plots.html#trials_table',
                                                                                    'mlcycle/modelling/plots.py')},
             'mlcycle.modelling.search': { 'mlcycle.modelling.search.SearchBudget': ( 'modelling/search.html#searchbudget',
