@@ -8,12 +8,12 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # Tests write many small files that live for seconds: into memory where there is room (4 GiB), else where the system says
 ROOMY := $(shell findmnt -no OPTIONS /dev/shm 2>/dev/null | grep -qv noexec && \
 	test "$$(df -k --output=avail /dev/shm 2>/dev/null | tail -1)" -gt 4194304 && echo /dev/shm)
-test check: export TMPDIR := $(or $(TMPDIR),$(ROOMY),/tmp)
+test check coverage: export TMPDIR := $(or $(TMPDIR),$(ROOMY),/tmp)
 
 SINCE ?= $(shell git merge-base HEAD origin/main 2>/dev/null || git rev-parse HEAD)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo check test lint lab docs bench setup system lock format clean
+.PHONY: help demo check test coverage lint lab docs bench setup system lock format clean
 
 help:  ## Show the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
@@ -28,6 +28,9 @@ check: lint  ## Run lint, type check, changed notebooks and fast tests: a few mi
 test: lint  ## Run all tests
 	@echo "-- nbdev-test" && nbdev-test --n-workers 2
 	@echo "-- pytest" && python -m pytest -n 2
+
+coverage: setup  ## Run the tests of tests/ and report which lines of mlcycle they reach
+	python -m pytest -n 2 --cov --cov-report=term
 
 lint: setup  ## Run linter and type checker; compare notebooks and modules
 	@echo "-- ruff" && ruff check . && ruff format --check tests benchmarks docs
