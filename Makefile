@@ -71,4 +71,4 @@ format: setup  ## Clean and export the notebooks, and format the code
 	nbdev-clean && nbdev-export && ruff check --fix . && ruff format tests benchmarks docs
 
 clean:  ## Remove all built files; keep runs and their workspace
-	rm -rf .venv _docs _proc build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv _docs _proc build dist *.egg-info .pytest_cache .ruff_cache .hypothesis .coverage*
