@@ -8,6 +8,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # Tests write many small files that live for seconds: into memory where there is room (4 GiB), else where the system says
 ROOMY := $(shell findmnt -no OPTIONS /dev/shm 2>/dev/null | grep -qv noexec && \
 	test "$$(df -k --output=avail /dev/shm 2>/dev/null | tail -1)" -gt 4194304 && echo /dev/shm)
+unexport PYTHONDONTWRITEBYTECODE # Tests start many processes: each would compile all modules
 test check coverage: export TMPDIR := $(or $(TMPDIR),$(ROOMY),/tmp)
 
 SINCE ?= $(shell git merge-base HEAD origin/main 2>/dev/null || git rev-parse HEAD)

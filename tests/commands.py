@@ -43,13 +43,8 @@ def cli_process(*words: str, cwd: Path, **environment: str) -> subprocess.Comple
 
 def fork_cli(cwd: Path, *words: str, stdout: Path, stderr: Path, prepare: Callable[[], None] | None = None) -> BaseProcess:
     "Start `mlcycle …` in a fork of the server, from which its notebooks are forked too; `prepare` is called first there."
+    start_warm_server()
     variables = os.environ | {"COLUMNS": WIDTH}
-    before = os.environ.get("COLUMNS")
-    os.environ["COLUMNS"] = WIDTH  # The console is as wide as it was when it was imported
-    try:
-        start_fork_server(_imports())
-    finally:
-        os.environ.pop("COLUMNS") if before is None else os.environ.update(COLUMNS=before)
     arguments = (str(cwd), [*map(str, words)], variables, [str(stdout), str(stderr)], prepare)
     process = get_context("forkserver").Process(target=_run_command, args=arguments)
     with hidden_main():
@@ -57,12 +52,23 @@ def fork_cli(cwd: Path, *words: str, stdout: Path, stderr: Path, prepare: Callab
     return process
 
 
+def start_warm_server() -> None:
+    "Start the server in the background; do nothing if it is running. It must not be started by anything that imports less."
+    before = os.environ.get("COLUMNS")
+    os.environ["COLUMNS"] = WIDTH  # The console is as wide as it was when it was imported
+    try:
+        start_fork_server(_imports())
+    finally:
+        os.environ.pop("COLUMNS") if before is None else os.environ.update(COLUMNS=before)
+
+
 @cache
 def _imports() -> list[str]:
     "What the server imports: all that the command line, the stages and the pages use."
     cells = [source for path in stage_notebooks(Path("/nowhere")).values() for source in code_cells(path).values()]
     packages = {"pandas", "seaborn", "mlflow", *(name.split(".")[0] for name in LATE_IMPORTS)}
-    return [*import_statements(cells), *warmup_statements(packages), *WORKER_IMPORTS, "import mlcycle.cli.app"]
+    own = ["import mlcycle.cli.app", f"import mlcycle; import sys; sys.path.append({TESTS!r}); import preloaded"]
+    return [*import_statements(cells), *warmup_statements(packages), *WORKER_IMPORTS, *own]
 
 
 def _run_command(cwd: str, words: list[str], variables: dict[str, str], logs: list[str], prepare: Callable | None) -> None:

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 import sqlalchemy as sa
 from browsing import browser, open_page  # noqa: F401 - fixtures of all tests
-from commands import cli
+from commands import cli, start_warm_server
 from filelock import FileLock
 from projects import base, finished_toy, new, new_toy, package, project, toy  # noqa: F401 - fixtures too
 from sklearn.datasets import load_breast_cancer, load_diabetes, load_wine
@@ -63,6 +63,12 @@ TABLES = {
     "diabetes": (lambda: load_diabetes(as_frame=True).frame, "target"),
     "penguins": (penguins, "Species"),
 }
+
+
+@pytest.fixture(scope="session", autouse=True)
+def warm_server():
+    "Start the server of `commands` before a test starts one that imports less."
+    start_warm_server()
 
 
 @pytest.fixture(scope="module")

@@ -286,7 +286,5 @@ def new(base, tmp_path):
 def package(tmp_path):
     "A copy of the package that subprocesses import, so that it can be edited."
     for name in ("mlcycle", "nbs"):
-        shutil.copytree(
-            Path(mc.__file__).parents[1] / name, tmp_path / "lib" / name, ignore=shutil.ignore_patterns("__pycache__")
-        )
+        shutil.copytree(Path(mc.__file__).parents[1] / name, tmp_path / "lib" / name)
     return tmp_path / "lib"
