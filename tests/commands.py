@@ -21,12 +21,12 @@ TESTS = str(Path(__file__).parent)
 
 
 def cli(*words: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess:
-    "Run `mlcycle …`; where variables are given, in a process that has them from its start."
-    if environment:
+    "Run `mlcycle …` with environment variables; in a process of its own where they say what is imported."
+    if "PYTHONPATH" in environment:
         return cli_process(*words, cwd=cwd, **environment)
     with TemporaryDirectory() as folder:
         logs = [Path(folder) / "stdout", Path(folder) / "stderr"]
-        process = fork_cli(cwd, *words, stdout=logs[0], stderr=logs[1])
+        process = fork_cli(cwd, *words, stdout=logs[0], stderr=logs[1], **environment)
         process.join(600)
         if process.exitcode is None:
             process.kill()
@@ -41,10 +41,12 @@ def cli_process(*words: str, cwd: Path, **environment: str) -> subprocess.Comple
     return subprocess.run(command, cwd=cwd, env=variables, capture_output=True, text=True, timeout=600)
 
 
-def fork_cli(cwd: Path, *words: str, stdout: Path, stderr: Path, prepare: Callable[[], None] | None = None) -> BaseProcess:
+def fork_cli(
+    cwd: Path, *words: str, stdout: Path, stderr: Path, prepare: Callable[[], None] | None = None, **environment: str
+) -> BaseProcess:
     "Start `mlcycle …` in a fork of the server, from which its notebooks are forked too; `prepare` is called first there."
     start_warm_server()
-    variables = os.environ | {"COLUMNS": WIDTH}
+    variables = os.environ | {"COLUMNS": WIDTH} | environment
     arguments = (str(cwd), [*map(str, words)], variables, [str(stdout), str(stderr)], prepare)
     process = get_context("forkserver").Process(target=_run_command, args=arguments)
     with hidden_main():

@@ -52,15 +52,24 @@ def stored_rows(run: mc.Run, name: str) -> pd.DataFrame:
 
 
 def cancer() -> pd.DataFrame:
-    "The mean measurements of 569 tumours, and whether each is benign."
-    frame = load_breast_cancer(as_frame=True).frame
-    return frame[[*frame.columns[:10], "target"]]
+    "Four mean measurements of 569 tumours, and whether each is benign."
+    return load_breast_cancer(as_frame=True).frame[["mean radius", "mean texture", "mean area", "mean smoothness", "target"]]
+
+
+def wine() -> pd.DataFrame:
+    "Four measurements of 178 wines, and which of three cultivars each is from."
+    return load_wine(as_frame=True).frame[["alcohol", "malic_acid", "flavanoids", "proline", "target"]]
+
+
+def diabetes() -> pd.DataFrame:
+    "Four measurements of 442 patients, and the progression of their disease."
+    return load_diabetes(as_frame=True).frame[["age", "bmi", "bp", "s5", "target"]]
 
 
 TABLES = {
     "cancer": (cancer, "target"),
-    "wine": (lambda: load_wine(as_frame=True).frame, "target"),
-    "diabetes": (lambda: load_diabetes(as_frame=True).frame, "target"),
+    "wine": (wine, "target"),
+    "diabetes": (diabetes, "target"),
     "penguins": (penguins, "Species"),
 }
 

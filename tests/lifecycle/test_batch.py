@@ -26,7 +26,7 @@ from mlcycle.stores.models.registry import get_alias_version, open_experiment
 def cancer(project: Path) -> Path:
     "A project with a small table."
     project.mkdir(exist_ok=True)
-    TABLES["cancer"][0]().iloc[:200, [0, 1, 2, 3, 4, -1]].to_csv(project / "cancer.csv", index=False)
+    TABLES["cancer"][0]().iloc[:200].to_csv(project / "cancer.csv", index=False)
     (project / "settings.ini").write_text("[problem]\nsource = cancer.csv\ntarget = target\n")
     return project
 
