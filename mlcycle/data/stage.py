@@ -84,10 +84,10 @@ def load_contract(
     problem: Problem, # Names source, target and owner
     file: str, # Contract file, relative to the project; empty: none
     project: Path, # Folder of the project
-) -> tuple[Contract, list[str]]: # The contract, and its file in a list; empty if there is none
+) -> tuple[Contract, list[str]]: # Contract; a list with its file, empty if none is used
     """Load the data contract of the project, or infer one from the rows.
 
-    It is inferred if the file is missing (and is written then), describes another table, or the source is bundled.
+    It is inferred if no file is named, if the file is missing (it is then written) or describes another table, or if the source is bundled.
     """
     path, name = Path(project) / file, re.sub(r"\W+", "_", Path(split_address_fragment(problem.source)[0]).stem) or "rows"
     if file and problem.source not in BUNDLED_SOURCES:
@@ -171,7 +171,7 @@ def prepare_data(
     problem: Problem, # Of stage 1
     workspace: Workspace | None = None, # Holds the tables; that of the working directory if not given
     *,
-    contract_file: str = "contract.yaml", # Relative to the project; inferred and written if missing; empty: none
+    contract_file: str = "contract.yaml", # Relative to the project; inferred and written if missing; empty: inferred only
     cleaning_steps: list[str] | None = None, # All but `near_duplicates` if not given
     key: list[str] | None = None, # Columns that identify a row; none if not given
     newest_by: str = "", # Of rows with the same key, the one with the largest value here is kept

@@ -105,7 +105,7 @@ class LoggedStream(OutStream):
 # %% ../../nbs/engine/kernel.ipynb #451ea0be
 if "ipykernel.debugger" not in sys.modules:
     sys.modules["ipykernel.debugger"] = ModuleType("ipykernel.debugger")
-    vars(sys.modules["ipykernel.debugger"])["_is_debugpy_available"] = False
+    vars(sys.modules["ipykernel.debugger"]).update(_is_debugpy_available=False, Debugger=object)
 
 # %% ../../nbs/engine/kernel.ipynb #d5e38439
 class ForkedKernel(InProcessKernel):

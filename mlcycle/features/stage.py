@@ -40,7 +40,7 @@ class FeatureSettings:
     outlier_method: str = "robust z" # `robust z`, `iqr`, or `isolation forest`, which can only flag
     create: bool = True # Whether features are created
     max_created: int = 40 # Maximum number of proposed features
-    label_delay: str = "1 day" # Time after a row until its target is known, for histories of the target
+    label_delay: str = "1 day" # Delay until the target of a row is known, for features from past targets
     select: Literal["auto", "off"] = "auto" # auto: keep features that improve the model; off: keep all
     selection_rows: int = 20_000 # Maximum number of rows for the selection
     seed: int = 0 # Random seed
@@ -75,7 +75,7 @@ def propose_all_recipes(
     settings: FeatureSettings, # Whether to create features, and how many
     own: Sequence[Recipe] = (), # Recipes of user functions
 ) -> list[Recipe]:
-    """List the recipes of user functions, histories and proposed features; only the first if `create` is off.
+    """List the recipes of user functions, histories and proposed features; only user functions if `create` is off.
 
     Text columns are not used in proposals.
     """
@@ -126,7 +126,7 @@ def _save_plan(problem: Problem, rows: pd.DataFrame, selection: FeatureSelection
         selection.column_types, selection.recipes, classification=problem.task != "regression", seed=settings.seed,
         outliers=settings.outliers, outlier_method=settings.outlier_method, holidays=settings.holidays)
     columns = required_input_columns(selection)
-    some = subsample_rows_evenly(rows, settings.selection_rows) # Evenly spaced, so that every part of a date varies
+    some = subsample_rows_evenly(rows, settings.selection_rows) # Evenly spaced, so that no part of a date is constant
     outputs = map_outputs_to_features(clone(preprocessor).fit(some[columns], some[problem.target]))
     created = [each for each in selection.features if each.source_columns != [each.name]]
     leaking = [each.column for each in suspects if each.column and each.excluded]

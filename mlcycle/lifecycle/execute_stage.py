@@ -23,6 +23,7 @@ from .stage_pages import merge_outputs_with_current_source
 from ..nb.html import render_notebook_body
 from ..nb.notebook import read_executable_part
 from ..reports.pages import write_page
+from ..reports.run_facts import run_task
 
 # %% ../../nbs/lifecycle/execute_stage.ipynb #b720afa0
 def execute_stage(
@@ -76,7 +77,7 @@ def _record_stage(run: Run, stage: str, output: Path, start: float, error: BaseE
         if not error and (file := run.folder / f"{stage}{ending}").is_file():
             copy_file(file, output.with_suffix(ending))
     if output.is_file():
-        body = call_in_fork(render_notebook_body, output)
+        body = call_in_fork(render_notebook_body, output, run_task(run))
         write_text(run.folder / f"{stage}.body.html", body)
         write_page(run, stage, output, body)
 
@@ -102,7 +103,8 @@ def restore_stage(
         copy_file(entry.folder / "notebook.ipynb", output)
     else:
         write_text(output, updated)
-    body = (entry.folder / "body.html").read_text() if updated is None else call_in_fork(render_notebook_body, output)
+    body = (entry.folder / "body.html").read_text() if updated is None else call_in_fork(
+        render_notebook_body, output, run_task(run))
     copy_file(entry.folder / "files.json", run.folder / f"{stage}.files.json")
     for name, ending in (("outcome.json", ".json"), ("table.csv", ".csv")):
         if name in entry.info["hashes"]:

@@ -162,10 +162,10 @@ def build_candidate_outcome(
 
 # %% ../../nbs/04_modelling.ipynb #c4b3ff04
 def name_study(
-    problem: Problem, # Target, metric, costs, time and entity count
+    problem: Problem, # Target, task, metric, costs, time and entity are hashed
     dataset: Dataset, # Names the training rows
     plan: FeaturePlan, # Names the preprocessor
-    settings: ModellingSettings, # Models, folds, rows, weights and seed count; trials and seconds do not
+    settings: ModellingSettings, # Models, folds, rows, weights and seed are hashed; the budget is not
 ) -> str:
     """The name of the study of a hyperparameter search: a hash of all that its trials depend on.
 

@@ -190,7 +190,7 @@ def define_problem(
     *,
     rows: pd.DataFrame | None = None, # Rows of the source, if they have been read already
     document: ProblemDocument | None = None, # Fields of problem.yaml; arguments override them
-    probe_seconds: float = 10.0, # Time limit of the feasibility assessment, in seconds; 0: none is made
+    probe_seconds: float = 10.0, # Time limit of the feasibility assessment, in seconds; 0: skip it
     **fields, # Further fields of problem.yaml: question, owner, metric, time, excluded, …
 ) -> Problem:
     """Define a problem, check it against its data, and assess its feasibility.

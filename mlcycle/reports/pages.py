@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from filelock import FileLock
 
 from ..core.runs import read_stage_results
-from .run_facts import format_fact, run_summary
+from .run_facts import format_fact, run_summary, run_task
 from ..nb.html import render_notebook_body
 from ..nb.notebook import package_file
 from ..core.files import write_text
@@ -103,7 +103,7 @@ def stage_body(
     fresh = kept.is_file() and not (notebook.is_file() and notebook.stat().st_mtime > kept.stat().st_mtime)
     if body is None and fresh:
         return kept.read_text()
-    body = render_notebook_body(notebook) if body is None else body
+    body = render_notebook_body(notebook, run_task(run)) if body is None else body
     write_text(kept, body)
     return body
 

@@ -64,7 +64,7 @@ def predict_with_champion(
 ) -> tuple[int | None, Predictions | None, str]: # Version, predictions and a note; None, None, "" without a champion
     """Predict rows of the holdout with the champion.
 
-    A champion that cannot be loaded or cannot predict raises nothing: its predictions are None, and the note says why.
+    If the champion cannot be loaded or cannot predict, no error is raised: the predictions are None, and the note says why.
     """
     with workspace.lock("registry"):
         open_experiment(workspace.tracking_uri, workspace.artifacts, candidate.model.name)
@@ -87,7 +87,7 @@ def promote_candidate(
     gates: list[Gate], # All must have passed
     workspace: Workspace, # Has the address of the model registry
     promote: bool = True, # Whether the alias may move
-    compared_with: tuple[int | None] | None = None, # Version of the champion in the comparison; None: no comparison
+    compared_with: tuple[int | None] | None = None, # Champion in the comparison, (None,) if there was none; None: unchecked
 ) -> tuple[int | None, int | None] | None: # Version of the champion before and after
     """Move the alias `champion` to the candidate if all gates passed.
 

@@ -99,7 +99,7 @@ def test_two_runs_at_once_do_not_harm_each_other(wine):
 
 
 def test_a_source_that_changes_under_way_is_noticed(wine):
-    own_notebooks(wine, "data", "open('wine.csv', 'a').write('1,' * 13 + '0\\n')")
+    own_notebooks(wine, "data", "open('wine.csv', 'a').write('1,' * 4 + '0\\n')")
     done = cli("run", "-q", *WORDS, cwd=wine)
     assert done.returncode != 0
     assert "has changed" in done.stderr

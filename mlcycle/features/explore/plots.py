@@ -21,13 +21,12 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 # %% ../../../nbs/features/explore/plots.ipynb #0fa39752
-def _text_figure(words: str) -> "Figure":
-    "A figure that contains a sentence."
-    import matplotlib.pyplot as plt
+def _print_instead(words: str) -> "Figure":
+    "Print a sentence in place of a plot; the figure has no axes, and is not shown."
+    from matplotlib.figure import Figure
 
-    figure = plt.figure(figsize=(8, 0.4))
-    figure.text(0.01, 0.5, words, va="center")
-    return figure
+    print(words)
+    return Figure()
 
 # %% ../../../nbs/features/explore/plots.ipynb #a585a550
 def _grid(panels: int, across: int = 3, height: float = 2.5) -> "tuple[Figure, list[Axes]]":
@@ -65,7 +64,7 @@ def plot_missing_patterns(
     patterns = exploration.missing_patterns[exploration.missing_patterns["columns"] != "none"].head(max_patterns)
     shares = exploration.columns.missing[exploration.columns.missing > 0].sort_values(ascending=False, kind="stable")
     if not len(patterns):
-        return _text_figure("No value is missing.")
+        return _print_instead("No value is missing.")
     names = [name for name in shares.index if any(name in line.split(", ") for line in patterns["columns"])][:25]
     dark = np.array([[name in line.split(", ") for name in names] for line in patterns["columns"]], dtype=float)
     figure, (axes,) = _grid(1)
@@ -87,7 +86,7 @@ def plot_numbers_by_target(
     "Distributions by target of the numbers most strongly associated with it."
     names = _strongest(exploration, True, max_panels)
     if not names:
-        return _text_figure("No numeric column is associated with the target.")
+        return _print_instead("No numeric column is associated with the target.")
     figure, panels = _grid(len(names))
     rows = exploration.sample.iloc[::max(1, len(exploration.sample) // max_points)]
     groups = target_groups(rows[exploration.target], exploration.task)
@@ -138,7 +137,7 @@ def plot_target_by_category(
     "Target distribution by value of the categorical columns most strongly associated with it."
     names = _strongest(exploration, False, max_panels)
     if not names:
-        return _text_figure("No categorical column is associated with the target.")
+        return _print_instead("No categorical column is associated with the target.")
     figure, panels = _grid(len(names), across=2, height=2.6)
     figure.set_size_inches(4.6 * min(len(names), 2), figure.get_size_inches()[1])
     for axes, name in zip(panels, names, strict=True):
@@ -188,7 +187,7 @@ def plot_target_associations(
     strength = exploration.target_associations.association
     strength = strength[strength > 0].head(max_columns)
     if not len(strength):
-        return _text_figure("No column is associated with the target.")
+        return _print_instead("No column is associated with the target.")
     figure, (axes,) = _grid(1)
     figure.set_size_inches(7, 1 + 0.24 * len(strength))
     sns.barplot(x=strength.to_numpy(), y=[_short(name, 34) for name in strength.index], color="C0", ax=axes)
@@ -208,7 +207,7 @@ def plot_association_matrix(
     strongest = exploration.target_associations.association.dropna().index[:max_columns]
     names = [exploration.target, *strongest]
     if len(names) < 3:
-        return _text_figure("Fewer than two columns are not constant.")
+        return _print_instead("Fewer than two columns are not constant.")
     block = exploration.associations.loc[names, names].fillna(0.0)
     distance = 1 - block.to_numpy()
     np.fill_diagonal(distance, 0.0)
@@ -233,7 +232,7 @@ def plot_changes_over_time(
     import seaborn as sns
 
     if not exploration.period:
-        return _text_figure("The problem has no timestamp column.")
+        return _print_instead("The problem has no timestamp column.")
     whole, lines = exploration.target_over_time, exploration.columns_over_time
     changing = _changing(exploration)[:max_panels - 2]
     figure, panels = _grid(2 + len(changing))
