@@ -87,7 +87,8 @@ def load_contract(
 ) -> tuple[Contract, list[str]]: # Contract; a list with its file, empty if none is used
     """Load the data contract of the project, or infer one from the rows.
 
-    It is inferred if no file is named, if the file is missing (it is then written) or describes another table, or if the source is bundled.
+    It is inferred if no file is named, the file is missing (it is then written) or describes another table, or the source
+    is bundled.
     """
     path, name = Path(project) / file, re.sub(r"\W+", "_", Path(split_address_fragment(problem.source)[0]).stem) or "rows"
     if file and problem.source not in BUNDLED_SOURCES:
