@@ -13,6 +13,8 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from .score_format import format_interval, format_score
+
 # %% ../nbs/outcomes.ipynb #86f2c56b
 class Record(BaseModel):
     """A frozen pydantic model that rejects unknown fields.
@@ -87,8 +89,7 @@ class Score(Record):
         return self.low, self.high
 
     def __str__(self):
-        interval = "" if self.low is None else f" [{self.low:.4f}, {self.high:.4f}]"
-        return f"{self.metric} {self.value:.4f}{interval}"
+        return f"{self.metric} {format_score(self.value)}{format_interval(self.low, self.high)}"
 
 # %% ../nbs/outcomes.ipynb #be6c297f
 class LearningCurvePoint(Record):

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ..score_format import format_interval, format_score
+
 if TYPE_CHECKING:
     from mlcycle.core.workspace import Workspace
 
@@ -56,8 +58,8 @@ def print_versions(
 
     table = Table("version", "aliases", "score", "registered", "run", "size")
     for line in found.itertuples():
-        score = "" if line.score != line.score or line.score is None else f"{line.metric} {line.score:.4f}"
-        interval = f"\n[{line.low:.4f}, {line.high:.4f}]" if line.low == line.low and line.low is not None else ""
+        score = "" if line.score != line.score or line.score is None else f"{line.metric} {format_score(line.score)}"
+        interval = format_interval(line.low, line.high).replace(" [", "\n[")
         table.add_row(escape(f"{line.name}@{line.version}"), escape("\n".join(line.aliases)), escape(score + interval),
                       line.registered[:16].replace("T", "\n"), escape(line.run), decimal(line.bytes))
     console.print(table if table.rows else "There are no models yet. Create one: mlcycle run --until modelling")

@@ -15,6 +15,7 @@ from rich.markup import escape
 from rich.table import Column, Table
 
 from .base import PROJECT, app, exit_on_error, console
+from ..score_format import format_interval, format_score
 
 # %% ../../nbs/cli/runs.ipynb #5fe9c0c7
 @app.command()
@@ -147,7 +148,7 @@ def _format_score(score: dict[str, Any] | None) -> str:
     "Format a score with its 95 % interval."
     if not score:
         return "–"
-    return f"{score['value']:.4f}" + ("" if score.get("low") is None else f" [{score['low']:.4f}, {score['high']:.4f}]")
+    return format_score(score["value"]) + format_interval(score.get("low"), score.get("high"))
 
 # %% ../../nbs/cli/runs.ipynb #c9a35af4
 def run_comparison_table(
@@ -190,7 +191,7 @@ def leaderboards_table(
     for number, model_type in enumerate(found["leaderboard"]):
         cells = [column[number] for column in columns]
         marks = [score and top is not None and abs(score["value"]) == abs(top) for score, top in zip(cells, best, strict=True)]
-        shown = [f"{score['value']:.4f}" if score else "–" for score in cells]
+        shown = [format_score(score["value"]) if score else "–" for score in cells]
         table.add_row(escape(model_type),
                       *(f"[bold]{text} *[/]" if mark else text for text, mark in zip(shown, marks, strict=True)))
     return table

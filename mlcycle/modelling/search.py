@@ -22,6 +22,7 @@ from .candidate_model import CandidateModel
 from .cross_validation import CrossValidation
 from .studies import load_trial, open_study, save_trial_npz
 from .trials import Trial, run_trial
+from ..score_format import format_score
 from ..stores.sources.progress import BAR_DELAY, in_notebook
 
 if TYPE_CHECKING:
@@ -135,7 +136,7 @@ def update_progress(
 ) -> None:
     "Advance the progress bar by one trial; show the best score and the time left."
     ranked = rank_trials(cv, [trial for trial in done if trial.status == "complete"])
-    best = f"best {np.mean(ranked[0].scores):.4f} ({ranked[0].name}), " if ranked else ""
+    best = f"best {format_score(float(np.mean(ranked[0].scores)))} ({ranked[0].name}), " if ranked else ""
     bar.set_postfix_str(f"{best}{budget.seconds_left():.0f} s left", refresh=False)
     bar.update()
 

@@ -15,6 +15,7 @@ from ..core.runs import read_stage_results
 from .run_facts import diff_facts, run_facts
 from ..core.runs import Run, list_runs, get_run
 from ..core.workspace import Workspace
+from ..score_format import format_interval, format_score
 
 # %% ../../nbs/reports/compare_runs.ipynb #70acc6fb
 def runs_with_leaderboard(
@@ -46,7 +47,7 @@ def winning_model(
     candidate = read_stage_results(run)["modelling"]
     if not (board := candidate.get("leaderboard")):
         return None
-    return candidate["winner"], f"{board[0]['score']['metric']} {board[0]['score']['value']:.4f}"
+    return candidate["winner"], f"{board[0]['score']['metric']} {format_score(board[0]['score']['value'])}"
 
 # %% ../../nbs/reports/compare_runs.ipynb #fc6232ae
 def summarize_compared_run(
@@ -181,6 +182,6 @@ def describe_fold_differences(
             lines.append(f"{each['run']} cannot be compared fold by fold: {each['reason']}.")
             continue
         zero = "excludes zero" if by["high"] < 0 else "includes zero"
-        lines.append(f"{each['run']} is worse than {each['reference']} by {-by['value']:.4f} "
-                     f"[{-by['high']:.4f}, {-by['low']:.4f}] on the same {each['n_folds']} folds: the 95 % interval {zero}.")
+        lines.append(f"{each['run']} is worse than {each['reference']} by {format_score(-by['value'])}"
+                     f"{format_interval(-by['high'], -by['low'])} on the same {each['n_folds']} folds: the 95 % interval {zero}.")
     return lines

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..core.runs import Run, read_stage_results
+from ..score_format import format_interval, format_score
 
 # %% ../../nbs/reports/run_facts.ipynb #6fa749b0
 FACT_GROUPS = ("parameters", "scores", "outcomes", "versions")
@@ -103,8 +104,7 @@ def format_fact(
 ) -> str:
     "Format a fact for display."
     if isinstance(value, dict) and "better" in value:
-        interval = "" if value["low"] is None else f" [{value['low']:.4f}, {value['high']:.4f}]"
-        return f"{value['value']:.4f}{interval}"
+        return format_score(value["value"]) + format_interval(value["low"], value["high"])
     if isinstance(value, dict):
         return "; ".join(f"{key}: {format_fact(inner)}" for key, inner in value.items())
     if isinstance(value, list):

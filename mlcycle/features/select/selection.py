@@ -32,6 +32,7 @@ from mlcycle.features.select.importance import (
 from .quick_model import plan_selection_budget
 from ...ml.folds import standard_error_from_interval, subsample_rows_evenly
 from ...outcomes import ColumnType, Feature, Problem, Score
+from ...score_format import format_interval, format_score
 
 # %% ../../../nbs/features/select/selection.ipynb #8ab62c3c
 @dataclass
@@ -44,7 +45,8 @@ class ForwardSelection:
 # %% ../../../nbs/features/select/selection.ipynb #ba12251f
 def _format_difference(difference: Score) -> str:
     "A difference with its interval, as text."
-    return f"{difference.value:+.4f} [{difference.low:.4f}, {difference.high:.4f}]"
+    sign = "+" if difference.value > 0 else ""
+    return f"{sign}{format_score(difference.value)}{format_interval(difference.low, difference.high)}"
 
 # %% ../../../nbs/features/select/selection.ipynb #7933adab
 def select_created_features(
