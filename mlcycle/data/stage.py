@@ -56,7 +56,7 @@ def plan_and_apply_cleaning(
     *,
     steps: tuple[str, ...], # Cleaning steps, in order
     key: list[str], # Columns that identify a row; empty: none
-    newest_by: str, # Of rows with the same key, the one with the largest value here is kept
+    newest_by: str, # Of rows with the same key, the one with the largest value in this column is kept
 ) -> tuple[pd.DataFrame, pd.DataFrame, CleaningPlan, pd.DataFrame, list[LedgerEntry]]: # Clean, set aside, plan, changes, ledger
     """Clean the cells, and set aside duplicate rows and rows without target or time.
 
@@ -141,7 +141,7 @@ def ingest_clean_and_check(
     contract_file: str, # Relative to the project; empty: none
     steps: tuple[str, ...], # Cleaning steps, in order
     key: list[str], # Columns that identify a row; empty: none
-    newest_by: str, # Of rows with the same key, the one with the largest value here is kept
+    newest_by: str, # Of rows with the same key, the one with the largest value in this column is kept
     run: str, # Id of the run, for the commits
 ) -> tuple[pd.DataFrame, pd.DataFrame, dict, dict]: # Rows, set aside, outcome fields, commit metadata
     """Read, clean and check the rows of a problem; store quarantined rows, changed cells and malformed lines.
@@ -175,7 +175,7 @@ def prepare_data(
     contract_file: str = "contract.yaml", # Relative to the project; inferred and written if missing; empty: inferred only
     cleaning_steps: list[str] | None = None, # All but `near_duplicates` if not given
     key: list[str] | None = None, # Columns that identify a row; none if not given
-    newest_by: str = "", # Of rows with the same key, the one with the largest value here is kept
+    newest_by: str = "", # Of rows with the same key, the one with the largest value in this column is kept
     outlier_method: OutlierMethod | Literal[""] = "", # How outliers among the training rows are found and set aside; empty: kept
     split: SplitMethod = "auto", # auto: predefined, by time, by entity or stratified
     run: str = "", # Id of the run, for the commits
