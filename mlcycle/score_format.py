@@ -12,7 +12,7 @@ import math
 def format_score(
     value: float, # Value of a metric, or a difference of two
 ) -> str:
-    "Format a score: four decimals below 10, else four significant digits, with commas between thousands."
+    "Format a score: four decimals below 10, else at least four significant digits, with commas between thousands."
     if not math.isfinite(value):
         return str(value)
     size = abs(value)

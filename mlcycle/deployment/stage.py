@@ -28,7 +28,7 @@ def compare_service_with_pipeline(
     bundle: Bundle, # Description of the release
     rows: pd.DataFrame, # Rows to send, one per request
     *,
-    cold_start: bool = True, # Start the service in a new Python interpreter; False: fork this process
+    cold_start: bool = True, # Start the service in a new Python interpreter; False: in a fork of the warm server
     functions: Path | None = None, # Source file of the user functions that the model calls
 ) -> tuple[Parity, pd.DataFrame]: # Number of equal rows; labels of both
     """Predict the same rows with a running service and with the pipeline, and compare labels and scores.
@@ -65,7 +65,7 @@ def release_model(
     workspace: Workspace | None = None, # Receives the bundle; default: that of the working directory
     *,
     parity_rows: int = 200, # Maximum number of holdout rows for the parity check
-    cold_start: bool = True, # Start the service in a new Python interpreter; False: fork this process
+    cold_start: bool = True, # Start the service in a new Python interpreter; False: in a fork of the warm server
     run: str = "", # Id of the run, for the record of the access to the holdout
 ) -> tuple[Release, pd.DataFrame]: # Release; labels of service and pipeline
     "Build the bundle of an approved model, and check that its service predicts as the pipeline does."
