@@ -14,6 +14,8 @@ import signal
 from functools import cache
 from pathlib import Path
 
+from .docstrings import docstrings_as_written
+
 # %% ../../nbs/engine/preload.ipynb #f69ed597
 @cache
 def is_local_module(
@@ -32,12 +34,13 @@ def preload(
     "Execute import statements with the garbage collector switched off; skip modules of the working directory."
     failed = []
     gc.disable() # Collections during imports are slow and free nothing
-    for statement in statements:
-        try:
-            if not is_local_module(statement.split()[1].split(".")[0], Path.cwd()):
-                exec(statement, {})
-        except BaseException: # Including SystemExit. The notebook raises the same error at the same line
-            failed.append(statement)
+    with docstrings_as_written():
+        for statement in statements:
+            try:
+                if not is_local_module(statement.split()[1].split(".")[0], Path.cwd()):
+                    exec(statement, {})
+            except BaseException: # Including SystemExit. The notebook raises the same error at the same line
+                failed.append(statement)
     gc.freeze() # Excluded from collection, so that forks do not copy the memory
     gc.enable()
     return failed
