@@ -21,6 +21,7 @@ from .calibration import concat_fold_targets_and_scores
 from .cross_validation import CrossValidation
 from .trials import Trial
 from ..outcomes import LeaderboardEntry, LearningCurvePoint
+from ..score_format import format_interval
 
 if TYPE_CHECKING:
     import optuna
@@ -44,11 +45,11 @@ def leaderboard_table(
     Scores with 95 % confidence interval, paired difference to the best, encoding, time in seconds or milliseconds, size of
     the model in kilobytes.
     """
-    half_width = lambda score: (score.high - score.low) / 2  # noqa: E731
+    interval = lambda score: format_interval(score.low, score.high).strip()  # noqa: E731
     return pd.DataFrame([{
         "model": entry.model, entry.score.metric: entry.score.value, "low": entry.score.low, "high": entry.score.high,
         "difference to best": None if entry.difference_to_best is None else entry.difference_to_best.value,
-        "± 95 %": None if entry.difference_to_best is None else half_width(entry.difference_to_best),
+        "its 95 % interval": None if entry.difference_to_best is None else interval(entry.difference_to_best),
         "encoding": entry.encoding, "fit, s": entry.fit_seconds, "predict 1,000 rows, ms": 1000 * entry.predict_seconds,
         "size, kB": entry.model_bytes / 1000} for entry in sort_leaderboard(entries)])
 

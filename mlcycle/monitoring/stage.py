@@ -121,5 +121,7 @@ def monitor_model(
     budget = problem.latency_budget_ms if latency_budget_ms is None else latency_budget_ms
     action, reason, back_to = decide_action(current, verdict.scores[0], drift, latency_ms, latency_budget_ms=budget)
     decision = f"{ACTION_HEADLINES[action]}: {reason}" + (f" Back to stage {back_to}." if back_to else "")
+    if table_name == "holdout":
+        decision += " This is a rehearsal on the holdout, since there are no future rows: the score is that of stage 5."
     return Health(decision=decision, monitored_table=table_name, rows=len(events), latency_ms=latency_ms, drift=drift,
                   windows=score_by_window(events, problem, windows), action=action, reason=reason, back_to_stage=back_to), events
