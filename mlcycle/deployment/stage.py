@@ -28,7 +28,7 @@ def compare_service_with_pipeline(
     bundle: Bundle, # Description of the release
     rows: pd.DataFrame, # Rows to send, one per request
     *,
-    cold_start: bool = True, # Start the service in a new Python interpreter; False: in a fork of the warm server
+    cold_start: bool = True, # Start the service in a new Python interpreter; False: fork one with all imports
     functions: Path | None = None, # Source file of the user functions that the model calls
 ) -> tuple[Parity, pd.DataFrame]: # Number of equal rows; labels of both
     """Predict the same rows with a running service and with the pipeline, and compare labels and scores.
@@ -65,7 +65,7 @@ def release_model(
     workspace: Workspace | None = None, # Receives the bundle; default: that of the working directory
     *,
     parity_rows: int = 200, # Maximum number of holdout rows for the parity check
-    cold_start: bool = True, # Start the service in a new Python interpreter; False: in a fork of the warm server
+    cold_start: bool = True, # Start the service in a new Python interpreter; False: fork one with all imports
     run: str = "", # Id of the run, for the record of the access to the holdout
 ) -> tuple[Release, pd.DataFrame]: # Release; labels of service and pipeline
     "Build the bundle of an approved model, and check that its service predicts as the pipeline does."
@@ -75,7 +75,7 @@ def release_model(
     holdout = read_holdout(workspace, dataset.tables["holdout"], run=run, stage="deployment",
                            reason="parity of service and pipeline")[plan.input_columns]
     columns = {name: str(kind) for name, kind in holdout.dtypes.items()}
-    served = problem.model_copy(update={"feasibility": None}) # Not needed for prediction, and not reproducible
+    served = problem.model_copy(update={"feasibility": None}) # Not needed for prediction, and contains times
     bundle = Bundle(problem=served, columns=columns, threshold=candidate.threshold, model=candidate.model,
                     cleaning=load_cleaning_plan(dataset, workspace))
     with workspace.lock("registry"):

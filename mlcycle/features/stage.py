@@ -139,7 +139,7 @@ def _save_plan(problem: Problem, rows: pd.DataFrame, selection: FeatureSelection
         decision=f"{len(columns)} input columns, {len(outputs)} encoded features; "
                  f"{sum(each.selected for each in created)} of {len(created)} created features are selected; "
                  f"{len(dropped)} columns are dropped"
-                 + (f", {', '.join(leaking)} for suspected target leakage." if leaking else "."))
+                 + (f", of which {len(leaking)} for suspected target leakage ({', '.join(leaking)})." if leaking else "."))
 
 # %% ../../nbs/03_features.ipynb #77e32b6a
 def required_input_columns(

@@ -41,7 +41,7 @@ def decide_action(
     if current and has_degraded(current, holdout):
         return "retrain", f"{current} is significantly worse than on the holdout, {holdout}.", "data"
     if latency_budget_ms is not None and p95 > latency_budget_ms:
-        return "investigate", f"The 95th percentile of latency is {p95} ms; the budget is {latency_budget_ms:g} ms.", "deployment"
+        return "investigate", f"The 95th percentile of latency is {p95} ms; the budget is {latency_budget_ms:g} ms.", "modelling"
     if current is None and drifted:
         return "investigate", f"Too few actual values are known for a score, and {which}: {names}.", "data"
     quality = (f"{current} is not significantly worse than on the holdout, {holdout}" if current

@@ -45,8 +45,8 @@ def replay_through_service(
     folder: Path, # Folder of the release bundle
     *,
     events_url: str, # SQLAlchemy URL of the prediction log
-    run: str, # Id under which events are logged
-    feedback_rows: int = 100, # Number of rows per batch of actual values
+    run: str, # Id of the run in the prediction log
+    feedback_rows: int = 100, # Number of actual values that are sent together
     functions: Path | None = None, # Source file of the user functions that the model calls
 ) -> None:
     "Start the service of a release, and send rows and later their actual values to it."
@@ -98,7 +98,7 @@ def monitor_model(
     replay_rows: int = 3000, # Maximum number of rows to send
     windows: int = 8, # Number of windows for scores over time
     latency_budget_ms: float | None = None, # Maximum 95th percentile, in milliseconds; default: the problem's
-    run: str = "", # Id under which events are logged
+    run: str = "", # Id of the run in the prediction log
 ) -> tuple[Health, pd.DataFrame]: # Health; the prediction log
     """Send rows through the released service, measure quality, drift and latency, and decide on an action.
 
@@ -122,6 +122,6 @@ def monitor_model(
     action, reason, back_to = decide_action(current, verdict.scores[0], drift, latency_ms, latency_budget_ms=budget)
     decision = f"{ACTION_HEADLINES[action]}: {reason}" + (f" Back to stage {back_to}." if back_to else "")
     if table_name == "holdout":
-        decision += " This is a rehearsal on the holdout, since there are no future rows: the score is that of stage 5."
+        decision += " There are no future rows: the rows are from the holdout and say nothing about the quality on new data."
     return Health(decision=decision, monitored_table=table_name, rows=len(events), latency_ms=latency_ms, drift=drift,
                   windows=score_by_window(events, problem, windows), action=action, reason=reason, back_to_stage=back_to), events

@@ -89,7 +89,7 @@ def _check_column(columns: list[str], target: str, name: str, field: str, docume
     if name == target and field == "entity":
         raise ParameterError(f"The target '{target}' is also the entity.", "It can be one of these only.")
     if name == target and field != "protected_columns":
-        raise ParameterError(f"The target '{target}' is also the time column or excluded.", "It can be one of these only.")
+        raise ParameterError(f"'{target}' is the target: it cannot also be the time column or an excluded column.")
     if name == target:
         raise ParameterError(f"The target '{target}' is also a protected column.", "Another column must define the groups.")
     if field != "excluded" and field != "time" and name in document.excluded:

@@ -83,11 +83,11 @@ def predict_with_champion(
 
 # %% ../../nbs/05_validation.ipynb #5d88103e
 def promote_candidate(
-    candidate: Candidate, # The challenger
+    candidate: Candidate, # Outcome of stage 4
     gates: list[Gate], # All must have passed
     workspace: Workspace, # Has the address of the model registry
     promote: bool = True, # Whether the alias may move
-    compared_with: tuple[int | None] | None = None, # Champion in the comparison, (None,) if there was none; None: unchecked
+    compared_with: tuple[int | None] | None = None, # Champion of the comparison, or (None,); None: not checked
 ) -> tuple[int | None, int | None] | None: # Version of the champion before and after
     """Move the alias `champion` to the candidate if all gates passed.
 
@@ -104,7 +104,7 @@ def promote_candidate(
 # %% ../../nbs/05_validation.ipynb #1e751408
 def evaluate_gates_and_promote(
     problem: Problem, # Has the criteria
-    candidate: Candidate, # The challenger
+    candidate: Candidate, # Outcome of stage 4
     rows: pd.DataFrame, # Rows of the holdout
     evaluation: GateInputs, # Inputs of the gates, without the champion
     workspace: Workspace, # Has the address of the model registry

@@ -17,7 +17,7 @@ HOLDOUT = Score(metric="roc_auc", value=0.8, low=0.75, high=0.85)
 def test_latency_is_compared_with_a_budget_if_there_is_one(p95, budget, action):
     decided, reason, back_to = decide_action(HOLDOUT, HOLDOUT, [], {"p95": p95}, latency_budget_ms=budget)
     assert decided == action
-    assert back_to == ("deployment" if action == "investigate" else "")
+    assert back_to == ("modelling" if action == "investigate" else "")
     assert ("the budget is 50 ms" in reason) == (action == "investigate")
 
 
