@@ -9,12 +9,12 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 ROOMY := $(shell findmnt -no OPTIONS /dev/shm 2>/dev/null | grep -qv noexec && \
 	test "$$(df -k --output=avail /dev/shm 2>/dev/null | tail -1)" -gt 4194304 && echo /dev/shm)
 unexport PYTHONDONTWRITEBYTECODE # Tests start many processes: each would compile all modules
-test check coverage: export TMPDIR := $(or $(TMPDIR),$(ROOMY),/tmp)
+test check lowest coverage: export TMPDIR := $(or $(TMPDIR),$(ROOMY),/tmp)
 
 SINCE ?= $(shell git merge-base HEAD origin/main 2>/dev/null || git rev-parse HEAD)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo check test coverage lint lab docs bench setup system lock format clean
+.PHONY: help demo check test lowest coverage lint lab docs bench setup system lock format clean
 
 help:  ## Show the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
@@ -29,6 +29,14 @@ check: lint  ## Run lint, type check, changed notebooks and fast tests: a few mi
 test: lint  ## Run all tests
 	@echo "-- nbdev-test" && nbdev-test --n-workers 2
 	@echo "-- pytest" && python -m pytest -n 2
+
+lowest:  ## Run the fast tests with the lowest versions of the direct dependencies, in .venv-lowest
+	$(PYTHON) -m venv --clear .venv-lowest
+	.venv-lowest/bin/python -m pip install --quiet uv
+	.venv-lowest/bin/uv pip compile --quiet --resolution lowest-direct --extra test --no-annotate --no-header pyproject.toml -o .venv-lowest/requirements.txt
+	.venv-lowest/bin/uv pip install --quiet --python .venv-lowest/bin/python -r .venv-lowest/requirements.txt
+	.venv-lowest/bin/uv pip install --quiet --python .venv-lowest/bin/python --no-deps --no-build-isolation -e .
+	PATH="$(CURDIR)/.venv-lowest/bin:$$PATH" python -m pytest -n 2 -m "not slow"
 
 coverage: setup  ## Run the tests of tests/ and report which lines of mlcycle they reach
 	python -m pytest -n 2 --cov --cov-report=term
@@ -72,4 +80,4 @@ format: setup  ## Clean and export the notebooks, and format the code
 	nbdev-clean && nbdev-export && ruff check --fix . && ruff format tests benchmarks docs
 
 clean:  ## Remove all built files; keep runs and their workspace
-	rm -rf .venv _docs _proc build dist *.egg-info .pytest_cache .ruff_cache .hypothesis .coverage*
+	rm -rf .venv .venv-lowest _docs _proc build dist *.egg-info .pytest_cache .ruff_cache .hypothesis .coverage*
