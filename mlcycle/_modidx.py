@@ -1932,6 +1932,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'mlcycle.ml.metrics.bind_metric_to_problem': ( 'ml/metrics.html#bind_metric_to_problem',
                                                                                    'mlcycle/ml/metrics.py'),
                                     'mlcycle.ml.metrics.compute_score': ('ml/metrics.html#compute_score', 'mlcycle/ml/metrics.py'),
+                                    'mlcycle.ml.metrics.describe_metric': ('ml/metrics.html#describe_metric', 'mlcycle/ml/metrics.py'),
                                     'mlcycle.ml.metrics.describe_metrics': ('ml/metrics.html#describe_metrics', 'mlcycle/ml/metrics.py'),
                                     'mlcycle.ml.metrics.encode_target': ('ml/metrics.html#encode_target', 'mlcycle/ml/metrics.py'),
                                     'mlcycle.ml.metrics.explain_metric_errors': ( 'ml/metrics.html#explain_metric_errors',

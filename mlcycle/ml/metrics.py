@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['METRICS', 'METRIC_ALIASES', 'DEFAULT_METRICS', 'get_metric', 'bind_metric_to_problem', 'encode_target',
            'select_scores_or_labels', 'explain_metric_errors', 'compute_score', 'score_encoded',
-           'score_many_predictions', 'describe_metrics']
+           'score_many_predictions', 'describe_metric', 'describe_metrics']
 
 # %% ../../nbs/ml/metrics.ipynb #ff36a78e
 from contextlib import contextmanager
@@ -19,7 +19,7 @@ from .costs import COST
 from .metric_definitions import LABEL_METRICS, REGRESSION_METRICS, SCORE_METRICS, Metric
 from .predictions import Predictions
 from .user_metrics import load_user_metric
-from ..outcomes import Problem
+from ..outcomes import Problem, Task
 
 # %% ../../nbs/ml/metrics.ipynb #873b7120
 METRICS = {metric.name: metric for metric in [*LABEL_METRICS, *SCORE_METRICS, *REGRESSION_METRICS, COST]}
@@ -163,6 +163,17 @@ def score_many_predictions(
             return np.asarray(metric.batch_function(np.broadcast_to(encoded, (len(given), len(encoded))), np.stack(given)))
     return np.array([score_encoded(metric, encoded, each) for each in given])
 
+# %% ../../nbs/ml/metrics.ipynb #4891b0e6
+def describe_metric(
+    metric: Metric, # From the table of metrics
+    task: Task, # Precision, recall, ROC AUC and their like are averaged in a multiclass task
+) -> str:
+    "The description of a metric for a task."
+    averaged = ("precision", "recall", "f1", "jaccard", "roc_auc", "average_precision")
+    if task == "multiclass" and metric.name in averaged:
+        return f"{metric.description[:-1]}: mean over the classes, each against the rest."
+    return metric.description
+
 # %% ../../nbs/ml/metrics.ipynb #36c16821
 def describe_metrics(
     names: list[str], # Names of metrics
@@ -173,5 +184,6 @@ def describe_metrics(
     source = {"predict": "labels", "predict_proba": "probabilities"}
     return pd.DataFrame([
         {"metric": m.name, "better when": better[m.higher_is_better], "range": m.range,
-         "computed from": source[m.response_method] + (", costs" if m.name == "cost" else ""), "description": m.description}
+         "computed from": source[m.response_method] + (", costs" if m.name == "cost" else ""),
+         "description": describe_metric(m, problem.task)}
         for m in (bind_metric_to_problem(name, problem) for name in names)])

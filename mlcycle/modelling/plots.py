@@ -49,7 +49,7 @@ def leaderboard_table(
     return pd.DataFrame([{
         "model": entry.model, entry.score.metric: entry.score.value, "low": entry.score.low, "high": entry.score.high,
         "difference to best": None if entry.difference_to_best is None else entry.difference_to_best.value,
-        "its 95 % interval": None if entry.difference_to_best is None else interval(entry.difference_to_best),
+        "95 % interval of difference": None if entry.difference_to_best is None else interval(entry.difference_to_best),
         "encoding": entry.encoding, "fit, s": entry.fit_seconds, "predict 1,000 rows, ms": 1000 * entry.predict_seconds,
         "size, kB": entry.model_bytes / 1000} for entry in sort_leaderboard(entries)])
 

@@ -124,7 +124,7 @@ def test_edited_prose_is_shown_and_runs_nothing(project):
 
 
 def test_an_edited_plot_runs_its_stage_and_trains_nothing(project):
-    edit(project / "nbs" / "05_validation.ipynb", "Training, validation, holdout", "Three kinds of rows")
+    edit(project / "nbs" / "05_validation.ipynb", "Training rows, cross-validation, holdout", "Three kinds of rows")
     assert not_fresh(project) == STAGES[4:]
     run(project)
     made = mc.open("last", project)

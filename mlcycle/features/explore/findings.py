@@ -111,7 +111,7 @@ def check_target_association(
             sure, weight = ("possible target leakage", 0.97) if value >= 0.95 else ("nearly determines the target", 0.7)
             yield weight, name, sure, f"Association {value:.2f} with {found.target}: is it known at prediction time?"
         elif value >= 0.1 and (n_reported := n_reported + 1) <= 3:
-            yield 0.25 + value / 4, name, "strongest association with the target", \
+            yield 0.25 + value / 4, name, "strong association with the target", \
                 f"Association {value:.2f} with {found.target}, rank {place} of all columns."
 
 # %% ../../../nbs/features/explore/findings.ipynb #991b90e6
@@ -128,7 +128,7 @@ def check_missingness_signal(
         of = f"share of '{facts['target_class']}'" if classify else f"mean of {found.target}"
         sure = classify and facts["target_where_missing"] in (0.0, 1.0) and facts["missing"] * found.rows >= 30
         yield min(0.96, 0.5 + correlation + 0.3 * sure), name, "missing values depend on the target", \
-            f"The {of} is {away} where it is missing and {there} where it is known: was it recorded after the outcome?"
+            f"The {of} is {away} where it is missing and {there} where it is known: check when it is recorded."
 
 # %% ../../../nbs/features/explore/findings.ipynb #44bacd8e
 def check_target_distribution(
@@ -194,7 +194,7 @@ def check_missing_together(
             names = line.columns.split(", ")
             names_text = ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
             yield 0.3, names_text, "missing together", \
-                f"In {line.share:.1%} of the rows ({line.rows:,}): what do these rows have in common?"
+                f"In {line.share:.1%} of the rows ({line.rows:,}): check whether a join failed."
 
 # %% ../../../nbs/features/explore/findings.ipynb #4950e1da
 def data_quality_findings(

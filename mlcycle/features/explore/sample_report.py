@@ -24,7 +24,7 @@ class HtmlSnippet(str):
 
 # %% ../../../nbs/features/explore/sample_report.ipynb #7101ed1c
 STYLE = """
-#report { max-width: 100%; } :host { display: block; min-width: 0; }
+#report { max-width: 100%; } :host { display: block; min-width: 0; } #skipped-plot-alert { display: none; }
 """
 
 # %% ../../../nbs/features/explore/sample_report.ipynb #128b0ea4

@@ -209,7 +209,7 @@ def _select_by_measuring(scorer: FeatureSetScorer, features: Sequence[Feature], 
     reasons = reasons | forward.reasons | weak
     selected = {*always, *forward.selected} - set(dropped)
     return [_record(each, final, screen, each.name in selected,
-                    reasons.get(each.name) or ("always kept" if each.name not in raw else "no evidence that it is unimportant"))
+                    reasons.get(each.name) or ("always kept" if each.name not in raw else "importance or frequency > 0"))
             for each in features]
 
 # %% ../../../nbs/features/select/selection.ipynb #1b73188a

@@ -33,7 +33,7 @@ UNAVAILABLE_AT_PREDICTION = {
 # %% ../../../nbs/stores/sources/flights.ipynb #4abf0765
 SETTINGS = {
     "problem": {
-        "question": "Will this flight arrive more than 15 minutes late, as known at its scheduled departure?",
+        "question": "Will this flight arrive more than 15 minutes late? Predicted at its scheduled departure.",
         "owner": "the airline's operations desk",
         "target": "late",
         "positive": "yes",

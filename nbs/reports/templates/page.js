@@ -34,6 +34,20 @@ if (matchMedia("(max-width: 68rem)").matches) {
   for (const contents of document.querySelectorAll(".contents details")) contents.open = false;
 }
 
+// On a small screen a large plot is as wide as the screen; a button shows it larger.
+for (const plot of document.querySelectorAll(".plot.large")) {
+  const button = document.createElement("button");
+  button.type = "button";
+  button.className = "enlarge";
+  button.textContent = "Enlarge plot";
+  button.setAttribute("aria-pressed", false);
+  button.addEventListener("click", () => {
+    button.setAttribute("aria-pressed", plot.classList.toggle("enlarged"));
+    nameBoxes();
+  });
+  plot.after(button);
+}
+
 // A box that scrolls can be reached by keyboard; others cannot.
 function nameBoxes() {
   for (const box of document.querySelectorAll(".wide")) {
