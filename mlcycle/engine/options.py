@@ -11,6 +11,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from .entry_point import WarmEngine
+from ..errors import ParameterError
 
 # %% ../../nbs/engine/options.ipynb #dc783428
 @contextmanager
@@ -18,13 +19,22 @@ def papermill_engine_arguments(
     engine: dict[str, str], # Section `[engine]` of the settings
     notebook: Path, # Path of the notebook to execute
 ):
-    "Context manager: the papermill arguments that select and configure the engine."
-    if engine["name"] == "warm":
-        from papermill.engines import papermill_engines
+    """Context manager: the papermill arguments that select and configure the engine.
 
+    Raises ParameterError if papermill does not know the engine.
+    """
+    from papermill.engines import papermill_engines
+    from papermill.exceptions import PapermillException
+
+    if engine["name"] == "warm":
         papermill_engines.register("warm", WarmEngine) # The entry point is missing if the package is not installed
         yield {"engine_name": "warm", "notebook_timeout": float(engine["notebook_timeout"])}
         return
+    try:
+        papermill_engines.get_engine(engine["name"] or None)
+    except PapermillException:
+        raise ParameterError(f"The setting 'name' in [engine] of settings.ini cannot be '{engine['name']}'.",
+                             "It is warm, nbclient, or another engine that papermill finds.") from None
     with TemporaryDirectory(prefix="mlcycle-") as sockets, open(f"{sockets}/log", "w+") as log:
         yield {"engine_name": engine["name"] or None, "kernel_manager_class": private_kernel_manager(sockets, log)}
 
