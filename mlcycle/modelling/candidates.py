@@ -92,5 +92,5 @@ def choose_candidates(
     reasons = {each.name: each.reason_excluded(task, rows) for each in chosen}
     refused = [f"{name}: {reasons[name]}" for name in names if reasons[name]]
     if refused:
-        raise ParameterError(f"Candidates of the parameter `models` are not possible: {'; '.join(refused)}.")
+        raise ParameterError("The parameter 'models' names a candidate that cannot be used.", f"Reason: {'; '.join(refused)}.")
     return [each for each in chosen if not reasons[each.name]], {name: why for name, why in reasons.items() if why}

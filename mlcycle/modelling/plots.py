@@ -141,7 +141,7 @@ def hyperparameters_at_bounds(
         place = (at - low) / (high - low)
         if place < share or place > 1 - share and within.high != 1: # A share cannot exceed 1
             side = "lower" if place < share else "upper"
-            found[name] = f"{value:.4g}, at the {side} bound of {within.low:g} to {within.high:g}"
+            found[name] = f"{value:.3g}, near the {side} bound of {within.low:g} to {within.high:g}"
     return found
 
 # %% ../../nbs/modelling/plots.ipynb #d2e8d764

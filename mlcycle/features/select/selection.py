@@ -82,7 +82,7 @@ def _screen_candidates(screen: PermutationImportance, candidates: Sequence[str])
     "Candidates that exceed shadow features, the most important first; reasons against the others."
     frequency, importances = screen.selection_frequency, screen.importances
     passed = [name for name in candidates if frequency[name] >= 0.5 and importances[name].value > screen.shadow_importance]
-    reasons = {name: f"more important than the best shadow feature in only {frequency[name]:.0%} of repeats"
+    reasons = {name: f"more important than every shadow feature in {frequency[name]:.0%} of the repeats only"
                if frequency[name] < 1 else "not more important than shadow features" for name in candidates if name not in passed}
     return sorted(passed, key=lambda name: -importances[name].value), ForwardSelection(reasons=reasons)
 
