@@ -41,7 +41,7 @@ from mlcycle.modelling import (
 )
 from mlcycle.modelling.candidates import CANDIDATES, candidate_model, check_candidate_types
 from mlcycle.modelling.choice import build_pipeline, order_by_selection_rule
-from mlcycle.modelling.cross_validation import CrossValidation, early_stopping_split
+from mlcycle.modelling.cross_validation import CrossValidation, _load_encoded_fold, early_stopping_split
 from mlcycle.modelling.final_model import (
     fit_final_model,
     fit_first_acceptable_model,
@@ -87,6 +87,7 @@ def cv_of(folder, problem=None, table=None, folds=3, **given_settings) -> CrossV
     problem = problem or make_problem()
     table = make_table(problem.task) if table is None else table
     preprocessor = build_preprocessor(KINDS, classification=problem.task != "regression")
+    _load_encoded_fold.cache_clear()  # pytest may use the folder of an earlier test again
     Path(folder).mkdir(parents=True, exist_ok=True)
     return prepare_cross_validation_data(
         problem, preprocessor, list(KINDS), table, ModellingSettings(**{"folds": folds, "jobs": 1} | given_settings), Path(folder)
