@@ -140,8 +140,11 @@ def test_docstrings_that_are_computed_at_import_are_left_out_by_the_server_alone
     assert printed(show) == "True True True True", "what the libraries add has another name now"
     preloaded = "from mlcycle.engine.preload import preload; preload(['import scipy.stats', 'import matplotlib.pyplot']); "
     assert printed(preloaded + show) == "True False False True", "a module that is imported later is complete"
-    unused = "import sys; from mlcycle.engine.preload import preload; preload(['import json']); "
-    assert printed(unused + "print({'scipy', 'matplotlib'} & sys.modules.keys(), len(sys.meta_path))").startswith("set()")
+    later = "from matplotlib.artist import Artist; print('Properties:' in type('Mark', (Artist,), {}).set.__doc__)"
+    assert printed(preloaded + later) == "True", "classes of the notebook have their list"
+    unused = "import sys; from mlcycle.engine.preload import preload; before = [*sys.meta_path]; preload(['import json']); "
+    shown = "print({'scipy', 'matplotlib'} & sys.modules.keys(), sys.meta_path == before)"
+    assert printed(unused + shown) == "set() True", "nothing is imported for it, and no finder stays"
 
 
 def test_no_debugger_is_imported():

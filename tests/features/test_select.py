@@ -91,9 +91,9 @@ def test_noise_keeps_nothing_that_was_created():
     few = [Two(a, sign, b) for a, b in ("ab", "bc", "cd", "de", "ea") for sign in "*-"]
     wrong = sum(
         bool(kept(measure_and_select_features(KINDS, few, table(120, seed, signal=0), asked(), n_repeats=2, seed=seed)))
-        for seed in range(20)
+        for seed in range(40)
     )
-    assert wrong <= 1
+    assert wrong <= 2
 
 
 @pytest.mark.parametrize(

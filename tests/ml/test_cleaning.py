@@ -175,20 +175,7 @@ def test_dirty_rows_get_the_predictions_of_clean_ones(tmp_path):
     clean, folder = penguins().drop(columns=["Comments", "Sample Number"]), tmp_path
     measured = dict.fromkeys(kinds, [name for name in clean if name != "Species"])
     inject_errors(clean, kinds, share=0.03, seed=3, columns=measured)[0].to_csv(folder / "penguins.csv", index=False)
-    done = cli(
-        "run",
-        "-q",
-        "--source",
-        "penguins.csv",
-        "--target",
-        "Species",
-        "--until",
-        "deployment",
-        *WORDS,
-        "-p",
-        "models=linear",
-        cwd=folder,
-    )
+    done = cli("run", "-q", "--source", "penguins.csv", "--target", "Species", "--until", "deployment", *WORDS, cwd=folder)
     assert done.returncode == 0, done.stderr
     run = mc.open("last", folder)
     assert {line.step for line in run.dataset.ledger} >= {"strip", "categories", "numbers"}
