@@ -59,8 +59,9 @@ def split_by_time(
             raise ParameterError(f"No row is left for the part '{name}'.",
                                  f"'{time}' ranges from {times.min()} to {times.max()}.",
                                  f"Check holdout_from ({holdout_start}) and future_from ({future_at}).")
-    later = "no future rows." if future_at is None else f"future rows from {future_at} on."
-    return parts, f"By time: holdout from {holdout_start} on, {later}"
+    start = str(holdout_start).removesuffix(" 00:00:00")
+    later = "no future rows." if future_at is None else f"future rows from {str(future_at).removesuffix(' 00:00:00')} on."
+    return parts, f"By time: holdout from {start} on, {later}"
 
 # %% ../../nbs/data/split.ipynb #3a517760
 def split_at_random(

@@ -17,9 +17,10 @@ def find_missing_patterns(
     missing = rows.isna()
     names = [name for name in rows if missing[name].any()]
     if not names:
-        return pd.DataFrame({"columns": ["none"], "rows": [len(rows)], "share": [1.0]}).head(min(len(rows), 1))
+        return pd.DataFrame({"columns": ["(nothing missing)"], "rows": [len(rows)], "share": [1.0]}).head(min(len(rows), 1))
     sizes = pd.Series(missing.groupby(names, sort=False).size())
     counts = sizes.sort_values(ascending=False, kind="stable").head(max_patterns)
     patterns = [pattern if isinstance(pattern, tuple) else (pattern,) for pattern in counts.index]
-    columns = [", ".join(name for name, gap in zip(names, pattern, strict=True) if gap) or "none" for pattern in patterns]
+    columns = [", ".join(name for name, gap in zip(names, pattern, strict=True) if gap) or "(nothing missing)"
+               for pattern in patterns]
     return pd.DataFrame({"columns": columns, "rows": counts.to_numpy(), "share": counts.to_numpy() / len(rows)})

@@ -21,12 +21,13 @@ from ..errors import StageError
 from ..ml.meta_estimators import CalibratedClassifier, fit_with_sample_weight
 from ..ml.folds import entity_groups, make_folds, mean_score
 from ..ml.latency import measure_latency
+from ..ml.metrics import get_metric
 from .calibration import calibrate_trial, tune_threshold
 from .candidates import CANDIDATES
 from .choice import build_pipeline, refit_parameters
 from .model_selection import ModelSelection
 from .trials import Trial, extend_trial
-from ..outcomes import LearningCurvePoint, Problem
+from ..outcomes import LearningCurvePoint, Problem, Score
 from ..stores.models.model_files import untrusted_types
 
 # %% ../../nbs/modelling/final_model.ipynb #0b75b0dd
@@ -92,6 +93,13 @@ def fit_final_model(
     return FixedThresholdClassifier(model, threshold=threshold, pos_label=problem.positive,
                                     response_method="predict_proba").fit(X, y)
 
+# %% ../../nbs/modelling/final_model.ipynb #e466cbbf
+def _score_over_folds(metric: str, scores: list[float], folds: list) -> Score:
+    "The mean over folds, with an interval if there are at least three folds."
+    if len(scores) > 2:
+        return mean_score(metric, scores, folds)
+    return Score(metric=metric, value=float(np.mean(scores)), lower_is_better=get_metric(metric).higher_is_better is False)
+
 # %% ../../nbs/modelling/final_model.ipynb #8c4d18bf
 def measure_learning_curve(
     selection: ModelSelection, # Its selected trial is used
@@ -114,5 +122,5 @@ def measure_learning_curve(
             trial = extend_trial(smaller, CANDIDATES[single.model], unscored)
         if trial.status == "complete":
             points.append(LearningCurvePoint(train_size=int(np.mean([len(train) for train, _ in fewer])),
-                                             score=mean_score(problem.metric, trial.scores, fewer)))
+                                             score=_score_over_folds(problem.metric, trial.scores, fewer)))
     return points

@@ -85,11 +85,13 @@ def plot_search_history(
     table = pd.DataFrame([{"trial": trial.number, metric: np.mean(trial.scores), "model": trial.model,
                            "state": trial.status} for trial in trials if trial.scores])
     figure, axes = plt.subplots(figsize=(8, 3.2))
-    sns.scatterplot(table, x="trial", y=metric, hue="model", style="state", style_order=["complete", "pruned", "failed"], ax=axes)
+    sns.scatterplot(table, x="trial", y=metric, hue="model", style="state", ax=axes,
+                    style_order=[state for state in ("complete", "pruned", "failed") if state in set(table.state)])
     whole = table[table.state == "complete"]
     best = whole[metric].cummin() if get_metric(metric).higher_is_better is False else whole[metric].cummax()
     axes.step(whole.trial, best, where="post", color="0.4", linewidth=1, label="best so far")
     axes.legend(bbox_to_anchor=(1.01, 1), loc="upper left", frameon=False)
+    axes.set(title="Score of each trial")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     return axes
 
@@ -244,9 +246,10 @@ def plot_learning_curve(
 
     figure, axes = plt.subplots(figsize=(6, 3))
     rows, scores = [point.train_size for point in points], [point.score for point in points]
-    axes.fill_between(rows, [one.low for one in scores], [one.high for one in scores], alpha=0.2, linewidth=0)
+    if all(one.low is not None for one in scores):
+        axes.fill_between(rows, [one.low for one in scores], [one.high for one in scores], alpha=0.2, linewidth=0)
     axes.plot(rows, [one.value for one in scores], "o-")
-    axes.set(xscale="log", xlabel="training rows", ylabel=scores[0].metric)
+    axes.set(xscale="log", xlabel="training rows", ylabel=scores[0].metric, title="Learning curve")
     axes.set_xticks(rows, [f"{count:,}" for count in rows], minor=False)
     axes.minorticks_off()
     return axes

@@ -61,8 +61,10 @@ def _describe(cell: "NotebookNode", heading: str, failed: bool) -> None:
     plots = [output for output in cell.outputs if any(kind.startswith("image/") for kind in output.get("data", {}))]
     for number, output in enumerate(plots, 1):
         several = f" {number} of {len(plots)}" if len(plots) > 1 else ""
+        words = "".join(output.data.get("text/plain", "")).strip()
+        described = words if words and not words.startswith("<") else heading # `<Figure …>` describes nothing
         for kind, data in output.data.items():
-            known = {"alt": f"Plot{several}: {heading}"} | (png_size(data) if kind == "image/png" else {})
+            known = {"alt": f"Plot{several}: {described}"} | (png_size(data) if kind == "image/png" else {})
             output.metadata[kind] = known | output.metadata.get(kind, {})
     seen = [output for output in cell.outputs if output.get("name") != "stderr"]
     raised = [f"{output.ename}: {output.evalue}".strip(": ") for output in cell.outputs if output.output_type == "error"]

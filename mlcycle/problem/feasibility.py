@@ -24,7 +24,7 @@ from .probe_data import FeasibilitySample, prepare_feasibility_sample
 from .quick_models import cross_val_predictions, dummy_predictions
 
 # %% ../../nbs/problem/feasibility.ipynb #3c9e6f10
-CriterionState = Literal["within reach", "doubtful", "out of reach", "not probed"]
+CriterionState = Literal["within reach", "doubtful", "out of reach", "not estimated"]
 
 # %% ../../nbs/problem/feasibility.ipynb #1bce3a7e
 def required_score(
@@ -60,7 +60,7 @@ def feasibility_verdict(
     *,
     test: PermutationTest, # Permutation test of any signal
     reachable: dict[str, Score], # Extrapolated scores by metric, the primary one first
-    criteria: dict[str, CriterionState], # State of each criterion: within reach, doubtful, out of reach, not probed
+    criteria: dict[str, CriterionState], # State of each criterion: within reach, doubtful, out of reach, not estimated
     required: dict[str, tuple[str, float] | None], # Metric and bound of each criterion
     skipped: list[str], # Steps skipped at the time limit
 ) -> tuple[Literal["feasible", "doubtful", "infeasible"], str]: # Verdict; reason in a sentence
@@ -74,7 +74,7 @@ def feasibility_verdict(
         if state in worst:
             line = worst[state]
             bound = required[line]
-            assert bound is not None # Else the criterion would not have been probed
+            assert bound is not None # Else the criterion would not have been estimated
             return verdict, f"'{line}' {words}: the estimate for all rows is {_range(reachable[bound[0]])}."
     if skipped:
         return "doubtful", f"The time limit was reached before {' and '.join(skipped)}."
@@ -103,7 +103,7 @@ def assess_feasibility(
         data = prepare_feasibility_sample(rows, problem, seed)
         predictions = {"dummy": dummy_predictions(data), "linear": cross_val_predictions(data, "linear")}
         if deadline.allows("gradient boosting"):
-            predictions["boosted"] = cross_val_predictions(data, "boosted")
+            predictions["boosting"] = cross_val_predictions(data, "boosting")
         skipped = PermutationTest(1.0, 0.0, np.array([]))
         test = permutation_signal_test(data, deadline) if deadline.allows("the permutation test") else skipped
         return _conclude(rows, data, predictions, test, deadline)
@@ -129,7 +129,7 @@ def _conclude(rows: pd.DataFrame, data: FeasibilitySample, predictions: dict[str
     metrics = dict.fromkeys([primary, *(one[0] for one in required.values() if one)])
     reachable = {metric: extrapolate_score(data, metric, points, rows=len(known), noise_ceiling=ceiling) for metric in metrics}
     criteria: dict[str, CriterionState] = {
-        line: compare_with_bound(reachable[one[0]], one[1]) if one else "not probed" for line, one in required.items()}
+        line: compare_with_bound(reachable[one[0]], one[1]) if one else "not estimated" for line, one in required.items()}
     verdict, reason = feasibility_verdict(test=test, reachable=reachable, criteria=criteria, required=required,
                                           skipped=deadline.skipped)
     curve = [LearningCurvePoint(train_size=size, score=score(each, 60)) for size, each in points]
@@ -137,5 +137,7 @@ def _conclude(rows: pd.DataFrame, data: FeasibilitySample, predictions: dict[str
         verdict=verdict, reason=reason, sampled_rows=len(data.sample), labelled_rows=len(known), scores=scores,
         p_value=test.p_value, permutation_test_score=round(test.score, 4),
         permutation_scores=test.permutation_scores.round(4).tolist(),
-        learning_curve=curve, extrapolated_score=reachable[primary], criteria=criteria, label_noise=share, noise_ceiling=ceiling,
+        learning_curve=curve, extrapolated_score=reachable[primary], criteria=criteria,
+        criteria_estimates={line: reachable[one[0]] for line, one in required.items() if one},
+        criteria_bounds={line: one[1] for line, one in required.items() if one}, label_noise=share, noise_ceiling=ceiling,
         warnings=list(data.warnings), skipped=" and ".join(deadline.skipped), seconds=round(deadline.elapsed, 2))

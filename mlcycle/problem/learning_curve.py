@@ -85,7 +85,7 @@ def perfect_score(
 # %% ../../nbs/problem/learning_curve.ipynb #cd627028
 def probe_learning_curve(
     data: FeasibilitySample, # Sample with features and folds
-    name: str, # "linear" or "boosted"
+    name: str, # "linear" or "boosting"
     whole: Predictions, # Predictions of the model trained on all training rows
     deadline: Deadline, # Time limit
 ) -> list[tuple[int, Predictions]]: # Training rows and predictions, increasing

@@ -28,7 +28,7 @@ def similarity_kernels(
     places: np.ndarray, # Positions of the rows to use
 ) -> list[np.ndarray]: # Each (rows, rows), centred, with a mean of 1 on the diagonal
     "Three kernels of the rows: linear, of binned features, and of the leaves of random trees."
-    linear, numbered = data.features["linear"][places], data.features["boosted"][places]
+    linear, numbered = data.features["linear"][places], data.features["boosting"][places]
     bins = KBinsDiscretizer(5, encode="onehot-dense", strategy="quantile", quantile_method="averaged_inverted_cdf")
     leaves = RandomTreesEmbedding(60, max_depth=4, sparse_output=False, random_state=data.seed)
     kernels = []
@@ -116,7 +116,7 @@ def boosting_permutation_scores(
     for number in range(n_permutations + 1):
         y = rng.permutation(data.y) if number else data.y
         columns, frequent = target_to_numeric_columns(data, y), most_frequent_classes(data)
-        predicted = [predict_fold(data, "boosted", train, valid, y=y, n_estimators=12).reshape(len(valid), -1)[:, frequent]
+        predicted = [predict_fold(data, "boosting", train, valid, y=y, n_estimators=12).reshape(len(valid), -1)[:, frequent]
                      for train, valid in folds]
         score = float(within_fold_correlations(predicted, [columns[valid] for _, valid in folds]).mean())
         actual = score if actual is None else actual

@@ -81,7 +81,7 @@ class FeasibilitySample:
     problem: Problem
     sample: pd.DataFrame # Rows with all columns
     y: np.ndarray # (rows,) target: numbers, or codes of the classes in `problem.classes`
-    features: dict[str, np.ndarray] # (rows, columns) by model: `linear`, `boosted`
+    features: dict[str, np.ndarray] # (rows, columns) by model: `linear`, `boosting`
     folds: list[tuple[np.ndarray, np.ndarray]] # Positions of training and validation rows
     budget: FeasibilityBudget
     seed: int = 0
@@ -115,6 +115,6 @@ def prepare_feasibility_sample(
     y = target.astype(float) if problem.task == "regression" else codes
     too_few = describe_too_few_entities(problem, sample, budget.n_splits)
     return FeasibilitySample(problem=problem, sample=sample, y=np.asarray(y),
-                             features={"linear": for_linear, "boosted": for_trees},
+                             features={"linear": for_linear, "boosting": for_trees},
                              folds=make_folds(problem, sample, budget.n_splits, seed, too_few_entities="warn"),
                              budget=budget, seed=seed, warnings=(f"{too_few} Scores may be too optimistic.",) if too_few else ())

@@ -19,7 +19,7 @@ from .probe_data import FeasibilitySample
 
 # %% ../../nbs/problem/quick_models.ipynb #ee9655f6
 def make_quick_model(
-    name: str, # "linear" or "boosted"
+    name: str, # "linear" or "boosting"
     task: str, # Task of the problem: binary, multiclass or regression
     *,
     n_estimators: int, # Trees of gradient boosting, per class
@@ -36,7 +36,7 @@ def make_quick_model(
 # %% ../../nbs/problem/quick_models.ipynb #05ad302a
 def predict_fold(
     data: FeasibilitySample, # Sample with features and target
-    name: str, # "linear" or "boosted"
+    name: str, # "linear" or "boosting"
     train: np.ndarray, # Positions of training rows
     valid: np.ndarray, # Positions of validation rows
     *,
@@ -89,7 +89,7 @@ def dummy_predictions(
 # %% ../../nbs/problem/quick_models.ipynb #01830ae0
 def cross_val_predictions(
     data: FeasibilitySample, # Sample with folds
-    name: str, # "linear" or "boosted"
+    name: str, # "linear" or "boosting"
     train_share: float = 1.0, # Share of the training rows of each fold that is used, 0 to 1
 ) -> Predictions: # For `data.valid_index`
     "Cross-validated predictions of a quick model, optionally with fewer training rows."

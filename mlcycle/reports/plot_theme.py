@@ -8,6 +8,8 @@ __all__ = ['set_plot_theme', 'draw_figures_once']
 # %% ../../nbs/reports/plot_theme.ipynb #a2f7d8c8
 from contextlib import suppress
 
+from .plot_description import add_figure_descriptions
+
 # %% ../../nbs/reports/plot_theme.ipynb #a6b485d8
 def set_plot_theme() -> None:
     "Set seaborn's theme and matplotlib's defaults for all plots."
@@ -19,6 +21,7 @@ def set_plot_theme() -> None:
                      "figure.constrained_layout.use": True}
     if plt.get_backend().endswith("inline"):
         draw_figures_once()
+        add_figure_descriptions()
 
 # %% ../../nbs/reports/plot_theme.ipynb #0c5bde91
 def draw_figures_once() -> None:

@@ -102,7 +102,7 @@ def test_planted_features_are_made_and_kept_and_noise_is_not(planned):
     created = [each for each in plan.features if each.source_columns != [each.name]]
     kept = [set(each.source_columns) for each in created if each.selected]
     assert kept == [{"price", "seats"}], [(each.name, each.reason) for each in created]
-    looking_back = {"rows in 1 day", "rows of customer so far", "mean late of customer so far"}
+    looking_back = {"rows in 1 day", "earlier rows of customer", "expanding mean of late by customer"}
     assert looking_back <= {each.name for each in created if each.importance is not None}
     assert not [each.name for each in plan.features if each.selected and "noise" in each.source_columns]
     assert plan.feature_set_scores["selected"].value > plan.feature_set_scores["raw"].value

@@ -118,11 +118,11 @@ def test_missing_unknown_and_other_types_of_the_same_values():
         asked.when.astype("datetime64[ns]"),
         asked.when.astype(str),
     ):
-        said = recipe.compute(asked.assign(when=when))["mean x of who so far"]
+        said = recipe.compute(asked.assign(when=when))["expanding mean of x by who"]
         np.testing.assert_array_equal(said, [2, np.nan, np.nan, np.nan, np.nan])
-    assert np.isnan(recipe.compute(asked.assign(who="1"))["mean x of who so far"]).all()
+    assert np.isnan(recipe.compute(asked.assign(who="1"))["expanding mean of x by who"]).all()
     nobody = recipe.fit(rows.assign(when=pd.NaT)).compute(rows)
-    assert np.isnan(nobody["mean x of who so far"]).all()
+    assert np.isnan(nobody["expanding mean of x by who"]).all()
     for each in RECIPES:
         empty = table([(None, "a", 0, 1.0, "a")])
         assert np.isnan(made(each, empty, table([(5, "a", 0, 1.0, "a")]))).all()
@@ -185,7 +185,12 @@ def test_proposals_need_times_and_are_few():
     found = propose_history_recipes(rows, asked, column_types)
     names = [name for recipe in found for name in recipe.describe()]
     assert len(found) <= 12 and len(set(names)) == len(names)
-    assert {"rows of plane so far", "mean y of plane so far", "mean y of who so far", "rows of who in 1 hour"} <= set(names)
+    assert {
+        "earlier rows of plane",
+        "expanding mean of y by plane",
+        "expanding mean of y by who",
+        "rows of who in 1 hour",
+    } <= set(names)
     assert not any("id" in recipe.input_columns() for recipe in found)
     assert len(propose_history_recipes(rows, asked, column_types, max_recipes=3)) == 3
     for nothing in (asked.model_copy(update={"time": ""}), asked.model_copy(update={"time": "y"})):

@@ -187,7 +187,7 @@ def test_run_uses_the_file_and_an_edit_makes_it_stale(project):
     assert (problem.owner, problem.metric, problem.protected_columns, problem.entity) == ("Logistics", "f1", ["town"], "customer")
     assert problem.costs == {"yes": {"no": 5.0, "yes": -1.0}, "no": {"yes": 1.0}} and problem.source == "orders.csv"
     page = next((project / "reports" / mc.open("last", project).id).glob("01*.html")).read_text()
-    assert "not signed off" in page and "Not probed" in page
+    assert "not signed off" in page and "Not assessed" in page
     assert "fresh" in _status(project, *quick)
     (project / "problem.yaml").write_text(GOOD.replace("Logistics", "Sales"))
     assert "file problem.yaml" in _status(project, *quick)
@@ -259,7 +259,7 @@ def test_rows_in_order_of_time_are_asked_about_by_the_past_even_if_it_knows_one_
     frame = orders(120).assign(when=pd.date_range("2024-01-01", periods=120))
     frame.loc[:30, "late"] = "no"
     found = define_problem("orders", "late", rows=normalise_dtypes(frame), time="when", probe_seconds=600).feasibility
-    assert 0 < found.p_value <= 1 and found.scores["boosted"].value > 0
+    assert 0 < found.p_value <= 1 and found.scores["boosting"].value > 0
 
 
 def test_answers_that_contradict_each_other_bound_what_can_be_reached():
@@ -286,4 +286,4 @@ def test_time_that_is_up_is_told():
     frame = normalise_dtypes(load_wine(as_frame=True).frame)
     problem = define_problem("wine", "target", rows=frame, probe_seconds=0)
     hasty = assess_feasibility(frame, problem, seconds=1e-9)
-    assert hasty.verdict == "doubtful" and "gradient boosting" in hasty.skipped and "boosted" not in hasty.scores
+    assert hasty.verdict == "doubtful" and "gradient boosting" in hasty.skipped and "boosting" not in hasty.scores

@@ -79,8 +79,8 @@ class EntityHistory(CumulativeHistory):
 def _describe_history(recipe: EntityHistory) -> dict[str, str]:
     "Name and description of the feature of an `EntityHistory`."
     whose, of, statistic = entity_phrase(recipe.entity), recipe.column or recipe.target, recipe.statistic
-    name = {"count": f"rows{whose} so far", "since": f"hours since last row{whose}"}.get(
-        statistic, f"{statistic} {of}{whose} so far")
+    name = {"count": f"earlier rows{whose}", "since": f"hours since last row{whose}"}.get(
+        statistic, f"expanding {statistic} of {of}{whose.replace(' of ', ' by ', 1)}")
     what = STATISTICS[statistic] + (f" {of}" if statistic not in ("count", "since") else "")
     min_age_text = f", rows at least {recipe.min_age} old" if recipe.min_age else ""
     drawn = ", smoothed toward the mean of all rows" if recipe.target and statistic == "mean" else ""

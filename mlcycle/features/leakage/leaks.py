@@ -328,6 +328,7 @@ def plot_target_leakage(
     axes.text(max_score, -0.7, f"threshold {max_score:g}", ha="right", va="bottom", fontsize="small", color="0.2")
     for place, (score, kind) in enumerate(zip(bars.score, bars["is"], strict=True)):
         axes.text(score + 0.01, place, f"{score:.2f}" + (" *" if kind != "not suspected" else ""), va="center", fontsize="small")
-    axes.set(xlim=(0, 1.08), ylabel="", xlabel="share of the target explained by the column alone (* suspect)")
+    marked = ", * suspect" if state else ""
+    axes.set(xlim=(0, 1.08), ylabel="", xlabel=f"share of the target explained by the column alone{marked}")
     axes.legend(title=None, loc="lower right")
     return axes

@@ -62,7 +62,7 @@ def select_created_features(
     joint_difference = compare_feature_set_scores(scorer, [*always, *ranked], always, stop_early=True)
     if joint_difference.interval[0] <= 0:
         those = f"all {len(ranked)} features that passed the screen" if len(ranked) > 1 else "it"
-        reason = f"no significant improvement of {metric} with {those}: {_format_difference(joint_difference)}"
+        reason = f"no significant improvement: {metric} changes by {_format_difference(joint_difference)} with {those}"
         return ForwardSelection(reasons=result.reasons | dict.fromkeys(ranked, reason)), screen
     tries = min(len(ranked), scorer.budget.max_candidates)
     result.reasons |= dict.fromkeys(ranked[tries:], f"not tested: {tries} other features were more important in the screen")
@@ -73,7 +73,7 @@ def select_created_features(
         if better:
             result.selected.append(name)
         how = "significant" if better else "no significant"
-        result.reasons[name] = f"{how} improvement of {metric} with it: {_format_difference(difference)}"
+        result.reasons[name] = f"{how} improvement: {metric} changes by {_format_difference(difference)} with it"
     add_jointly_useful_features(scorer, always, ranked, result)
     return result, screen
 
@@ -82,8 +82,7 @@ def _screen_candidates(screen: PermutationImportance, candidates: Sequence[str])
     "Candidates that exceed shadow features, the most important first; reasons against the others."
     frequency, importances = screen.selection_frequency, screen.importances
     passed = [name for name in candidates if frequency[name] >= 0.5 and importances[name].value > screen.shadow_importance]
-    reasons = {name: f"more important than every shadow feature in {frequency[name]:.0%} of the repeats only"
-               if frequency[name] < 1 else "not more important than shadow features" for name in candidates if name not in passed}
+    reasons = {name: "not more important than the best shadow feature" for name in candidates if name not in passed}
     return sorted(passed, key=lambda name: -importances[name].value), ForwardSelection(reasons=reasons)
 
 # %% ../../../nbs/features/select/selection.ipynb #63109228
@@ -101,8 +100,8 @@ def add_jointly_useful_features(
                                                   n_comparisons=2 if result.selected else 1, stop_early=True)
     if joint_difference.interval[0] > 0:
         result.selected += rest
-        better = f"significant improvement of {joint_difference.metric}"
-        words = f"but {better} with {len(rest)} such features together: {_format_difference(joint_difference)}"
+        words = (f"but a significant improvement with {len(rest)} such features together: {joint_difference.metric} changes by "
+                 f"{_format_difference(joint_difference)}")
         result.reasons |= {name: f"{result.reasons[name]}; {words}" for name in rest}
 
 # %% ../../../nbs/features/select/selection.ipynb #04f260cc
