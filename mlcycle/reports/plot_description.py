@@ -43,7 +43,8 @@ def _three_digits(value: float) -> str:
 # %% ../../nbs/reports/plot_description.ipynb #9b4edd01
 def _tick_names(axis: "Axis") -> dict[float, str]:
     "The labels of an axis by their place, if they are names, not numbers."
-    labels = {float(tick): " ".join(text.get_text().split()) for tick, text in zip(axis.get_ticklocs(), axis.get_ticklabels(), strict=False)}
+    ticks = zip(axis.get_ticklocs(), axis.get_ticklabels(), strict=False)
+    labels = {float(tick): " ".join(text.get_text().split()) for tick, text in ticks}
     return {} if all(re.fullmatch(r"[\W\d]*", label) for label in labels.values()) else labels
 
 # %% ../../nbs/reports/plot_description.ipynb #8dbfcaa7
