@@ -11,6 +11,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'mlcycle.cli.base.GroupedCommands.format_commands': ( 'cli/base.html#groupedcommands.format_commands',
                                                                                         'mlcycle/cli/base.py'),
                                   'mlcycle.cli.base.exit_on_error': ('cli/base.html#exit_on_error', 'mlcycle/cli/base.py'),
+                                  'mlcycle.cli.base.make_table': ('cli/base.html#make_table', 'mlcycle/cli/base.py'),
                                   'mlcycle.cli.base.parse_assignments': ('cli/base.html#parse_assignments', 'mlcycle/cli/base.py')},
             'mlcycle.cli.batch_progress': { 'mlcycle.cli.batch_progress.BatchProgressLines': ( 'cli/batch_progress.html#batchprogresslines',
                                                                                                'mlcycle/cli/batch_progress.py'),

@@ -203,8 +203,8 @@ def states(project: Path, *words: str, **environment: str) -> dict[str, str]:
     "What `mlcycle status` says of each stage."
     done = cli("status", *words, cwd=project, **environment)
     assert done.returncode == 0, done.stderr
-    cells = [[cell.strip() for cell in line.split("│")[1:3]] for line in done.stdout.splitlines() if line.startswith("│")]
-    return {stage: state for stage, state in cells if stage in STAGES}
+    lines = [line.split() for line in done.stdout.splitlines()]
+    return {words[0]: words[1] for words in lines if words and words[0] in STAGES}
 
 
 def not_fresh(project: Path, *words: str, **environment: str) -> list[str]:

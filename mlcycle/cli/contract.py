@@ -80,13 +80,12 @@ def print_failures(
 ) -> None:
     "Print the number of rows checked and quarantined, and a table of the violated rules."
     from rich.markup import escape
-    from rich.table import Table
 
-    from mlcycle.cli.base import console
+    from mlcycle.cli.base import console, make_table
 
     rows = checked.rows_in
     console.print(f"{rows:,} rows in, {len(checked.clean):,} clean, {checked.quarantined:,} quarantined.", highlight=False)
-    table = Table("column", "rule", "expected", "severity", "rows", "share", "examples")
+    table = make_table("column", "rule", "expected", "severity", "rows", "share", "examples")
     for one in checked.failures:
         color = "red" if one.severity == "error" else "yellow"
         table.add_row(*map(escape, (one.column, one.rule, one.expected)), f"[{color}]{one.severity}", f"{one.rows:,}",
@@ -171,11 +170,10 @@ def print_changes(
 ) -> None:
     "Print a table of changes, with breaking ones marked."
     from rich.markup import escape
-    from rich.table import Table
 
-    from mlcycle.cli.base import console
+    from mlcycle.cli.base import console, make_table
 
-    table = Table("column", "change", "before", "after", "")
+    table = make_table("column", "change", "before", "after", "")
     for *texts, bump in changes[["column", "change", "before", "after", "bump"]].fillna("").itertuples(index=False):
         table.add_row(*map(escape, texts), "[red]breaking" if bump == "major" else bump)
     console.print(table if len(changes) else "There are no differences.", highlight=False)

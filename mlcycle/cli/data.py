@@ -29,20 +29,19 @@ REASON = Annotated[str, typer.Option(help="Reason for reading the holdout; it is
 def list_tables(project: PROJECT = None):
     "List the tables of a workspace."
     from rich.filesize import decimal
-    from rich.table import Table
 
-    from mlcycle.cli.base import exit_on_error, console
+    from mlcycle.cli.base import exit_on_error, console, make_table
     from mlcycle.core.workspace import Workspace
     from mlcycle.stores.tables.datasets import table_names, table_path, table_versions
 
     with exit_on_error():
         folder = Workspace.from_project(project).tables
-        table = Table("table", "versions", "rows", "newest run", "written", "size")
+        table = make_table("table", "versions", "rows", "newest run", "written", "size")
         for name in table_names(folder):
             versions = table_versions(folder, name)
             size = sum(file.stat().st_size for file in table_path(folder, name).rglob("*") if file.is_file())
             table.add_row(name, str(len(versions)), f"{versions[0].table.rows:,}", versions[0].metadata.get("run", ""),
-                          versions[0].written_at, decimal(size))
+                          versions[0].written_at[:16], decimal(size))
         console.print(table if table.rows else "There are no tables yet. Create them: mlcycle run --until data")
 
 # %% ../../nbs/cli/data.ipynb #b398a5d3
@@ -52,20 +51,19 @@ def history(
     project: PROJECT = None,
 ):
     "List the versions of a table, newest first."
-    from rich.table import Table
 
-    from mlcycle.cli.base import exit_on_error, console
+    from mlcycle.cli.base import exit_on_error, console, make_table
     from mlcycle.core.workspace import Workspace
     from mlcycle.stores.tables.datasets import table_versions
 
     with exit_on_error():
-        table = Table("version", "written", "rows", "run", "source", "contract", "SHA-256", "mlcycle")
+        table = make_table("version", "written", "rows", "run", "source", "contract")
         for each in table_versions(Workspace.from_project(project).tables, name):
-            keys = ("run", "source", "contract_version", "contract", "mlcycle")
+            keys = ("run", "source", "contract_version", "contract")
             metadata = {key: each.metadata.get(key, "") for key in keys}
             contract = " ".join(part for part in (metadata["contract_version"], metadata["contract"][:8]) if part)
-            table.add_row(each.address, each.written_at, f"{each.table.rows:,}", metadata["run"], metadata["source"][:8],
-                          contract, each.table.sha256[:8], metadata["mlcycle"])
+            table.add_row(f"{each.address}\n{each.table.sha256[:8]}", each.written_at[:16].replace(" ", "\n"),
+                          f"{each.table.rows:,}", metadata["run"], metadata["source"][:8], contract)
         console.print(table)
 
 # %% ../../nbs/cli/data.ipynb #a637608c
@@ -75,15 +73,14 @@ def print_rows(
 ) -> None:
     "Print rows as a table, transposed if it has more than eight columns."
     from rich.markup import escape
-    from rich.table import Table
 
-    from mlcycle.cli.base import console
+    from mlcycle.cli.base import console, make_table
 
     rows = rows.reset_index() if rows.index.name else rows
     cells = [[str(name), *(f"{cell:.6g}" if isinstance(cell, float) else str(cell) for cell in values)]
              for name, values in rows.astype(object).where(rows.notna(), "–").items()]
     head, *body = cells if len(cells) > MAX_COLUMNS_ACROSS else zip(*cells, strict=True)
-    table = Table(*map(escape, head))
+    table = make_table(*map(escape, head))
     for line in body:
         table.add_row(*map(escape, line))
     console.print(escape(title), highlight=False)

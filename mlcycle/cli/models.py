@@ -52,11 +52,10 @@ def print_versions(
     "Print a table of versions: aliases, score with its 95 % interval, run and file size."
     from rich.filesize import decimal
     from rich.markup import escape
-    from rich.table import Table
 
-    from mlcycle.cli.base import console
+    from mlcycle.cli.base import console, make_table
 
-    table = Table("version", "aliases", "score", "registered", "run", "size")
+    table = make_table("version", "aliases", "score", "registered", "run", "size")
     for line in found.itertuples():
         score = "" if line.score != line.score or line.score is None else f"{line.metric} {format_score(line.score)}"
         interval = format_interval(line.low, line.high).replace(" [", "\n[")
@@ -145,9 +144,8 @@ def diff(
     Input columns and model files are compared too.
     """
     from rich.markup import escape
-    from rich.table import Table
 
-    from mlcycle.cli.base import exit_on_error, console
+    from mlcycle.cli.base import exit_on_error, console, make_table
     from mlcycle.core.workspace import Workspace
 
     with exit_on_error():
@@ -157,7 +155,7 @@ def diff(
         if as_json:
             console.print_json(found.to_json(orient="records"))
             return
-        table = Table("", "", escape(old), escape(new))
+        table = make_table("", "", escape(old), escape(new))
         for group, name, before, after in found[["group", "name", "old", "new"]].itertuples(index=False):
             table.add_row(group, *map(escape, (name, _format_value(before), _format_value(after))))
         console.print(table if table.rows else "There are no differences.")

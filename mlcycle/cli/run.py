@@ -16,7 +16,6 @@ from typing import Annotated, Any
 import typer
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-from rich.table import Table
 
 from mlcycle.cli.base import (
     FILE,
@@ -32,6 +31,7 @@ from mlcycle.cli.base import (
     exit_on_error,
     console,
     errors,
+    make_table,
     parse_assignments,
 )
 from ..core.runs import Run
@@ -61,14 +61,15 @@ def progress_lines(
 ) -> Callable[[int, int], None]: # To be called with the number of finished cells, and of all
     "Print the progress of a notebook as lines."
     start = printed = clock.monotonic()
+    finished = False
     console.print(f"{name}: started", highlight=False)
 
     def on_cell(cell: int, cells: int) -> None:
-        nonlocal printed
+        nonlocal printed, finished
         done, now = min(cell + 1, cells), clock.monotonic()
-        if done == cells or now - printed >= every:
+        if not finished and (done == cells or now - printed >= every):
             console.print(f"{name}: cell {done} of {cells}, {now - start:.0f} s", highlight=False)
-            printed = now
+            printed, finished = now, done == cells
 
     return on_cell
 
@@ -136,7 +137,7 @@ def print_run(
     run: "Run", # A finished run
 ) -> None:
     "Print stage, seconds and decision of each stage of a run. Seconds in parentheses: restored from cache."
-    table = Table("stage", "seconds", "decision", title=f"Run {run.id}", title_justify="left")
+    table = make_table("stage", "seconds", "decision", title=f"Run {run.id}")
     for stage, facts in run.info["stages"].items():
         took = f"({facts['seconds']:.1f})" if facts.get("reused") else f"{facts['seconds']:.1f}"
         table.add_row(stage, took, escape(facts["decision"]))
@@ -163,12 +164,13 @@ def print_states(
     "Print the status of each stage, with the reason and the last run."
     from mlcycle.lifecycle.freshness import freshness_by_stage
 
-    table, choice = Table("stage", "status", "reason", "last run", "notebook"), choice or StageChoice()
+    choice, wide = choice or StageChoice(), console.width >= 100
+    table = make_table("stage", "status", "reason", "last run", *(["notebook"] if wide else []))
     for stage, state in freshness_by_stage(plan, choice.forced).items():
         if stage in choice.stages:
             color = {"fresh": "green", "stale": "yellow", "missing": "red"}[state.status]
-            last = state.entry.info["run"] if state.entry else ""
-            table.add_row(stage, f"[{color}]{state.status}", escape(state.reason), last, plan.notebooks[stage].name)
+            last, file = state.entry.info["run"] if state.entry else "", plan.notebooks[stage].name
+            table.add_row(stage, f"[{color}]{state.status}", escape(state.reason), last, *([file] if wide else []))
     console.print(table)
 
 # %% ../../nbs/cli/run.ipynb #e77b2f7d
@@ -194,7 +196,7 @@ def why(
         entry = state.entry
         changes = changed_inputs(entry.info["inputs"], state.inputs) if entry else []
         if entry and changes:
-            table = Table("input", "before", "now", title=f"Since run {entry.info['run']}", title_justify="left")
+            table = make_table("input", "before", "now", title=f"Since run {entry.info['run']}")
             for change in changes:
                 table.add_row(*map(escape, change))
             console.print(table)

@@ -12,9 +12,9 @@ from typing import Annotated, Any
 
 import typer
 from rich.markup import escape
-from rich.table import Column, Table
+from rich.table import Table
 
-from .base import PROJECT, app, exit_on_error, console
+from .base import PROJECT, app, exit_on_error, console, make_table
 from ..score_format import format_interval, format_score
 
 # %% ../../nbs/cli/runs.ipynb #5fe9c0c7
@@ -27,7 +27,7 @@ def runs(project: PROJECT = None):
     from mlcycle.core.workspace import Workspace
 
     with exit_on_error():
-        table = Table(Column("run", no_wrap=True, min_width=20), "status", "stages", "winner", "last decision")
+        table = make_table("run", "status", "stages", "winner", "last decision")
         for run in list_runs(Workspace.from_project(project)):
             stages, status = run.info["stages"], run.info["status"]
             last = list(stages.values())[-1]["decision"] if stages else ""
@@ -49,7 +49,7 @@ def diff(
 
     with exit_on_error():
         chosen = [get_run(one, project), get_run(other, project)]
-        table = Table("", "", *(run.id for run in chosen))
+        table = make_table("", "", *(run.id for run in chosen))
         for line in diff_runs(chosen):
             if line.differs or everything:
                 table.add_row(line.group, line.name, *(escape(format_fact(value)) for value in line.values))

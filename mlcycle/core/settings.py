@@ -57,7 +57,7 @@ def read_settings(
     except (ConfigError, UnicodeDecodeError) as error:
         file = Path(project) / SETTINGS_FILE
         raise ParameterError(f"The file {file} cannot be read.", "Sections and 'name = value' are expected.",
-                             str(error)) from error
+                             str(error).replace(repr(file), f"'{file}'")) from error
     sections = {name: dict(parser[name]) for name in parser.sections()}
     for name in sections:
         if name not in (known := [*SECTION_DEFAULTS, *STAGES]):

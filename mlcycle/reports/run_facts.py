@@ -38,7 +38,7 @@ def _results(run: Run, outcomes: dict[str, dict]) -> dict[str, Any]:
         "threshold": candidate.get("threshold"),
         "gates passed": f"{sum(gate['passed'] for gate in gates)} of {len(gates)}" if gates else None,
         "approved": verdict.get("approved"), "released": release.get("released"),
-        "p95 latency, ms": health.get("latency_ms", {}).get("p95"), "action": health.get("action"),
+        "p95 latency of the service, ms": health.get("latency_ms", {}).get("p95"), "action": health.get("action"),
         "error": run.info.get("error") or None,
     }
     stages = run.info.get("stages", {}).items()
@@ -113,7 +113,7 @@ def format_fact(
         return "yes" if value else "no"
     if isinstance(value, float) and not value.is_integer():
         return f"{value:.4g}" if abs(value) < 1000 else f"{value:.1f}"
-    return str(int(value) if isinstance(value, float) else value)
+    return "–" if value is None else str(int(value) if isinstance(value, float) else value)
 
 # %% ../../nbs/reports/run_facts.ipynb #cc558e49
 def diff_runs(

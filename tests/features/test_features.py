@@ -268,7 +268,7 @@ def write_function(folder: Path, source: str) -> None:
 
 def states(folder: Path) -> dict[str, str]:
     "How each stage stands."
-    return {line.split()[1]: line for line in cli("status", cwd=folder).stdout.splitlines() if "│" in line}
+    return {line.split()[0]: line for line in cli("status", cwd=folder).stdout.splitlines() if line.split()[1:]}
 
 
 def check_ledger(run: mc.Run) -> None:

@@ -249,7 +249,7 @@ def test_commands_list_show_compare_and_trace(wine):
     write_table(wine.workspace.tables, "train", changed, run="by hand")
 
     listed = cli("data", "list", cwd=project).stdout
-    assert [line.split("│")[1:4] for line in listed.splitlines() if line.startswith("│ train")][0][1].strip() == "2"
+    assert [line.split()[1] for line in listed.splitlines() if line.split()[:1] == ["train"]] == ["2"]
     assert "by hand" in cli("data", "history", "train", cwd=project).stdout
     said = cli("data", "diff", "train@0", "train", "--rows", "3", cwd=project).stdout
     assert f"0 rows added, 1 removed, 1 of {len(changed)} others changed in 1 cells" in said
