@@ -2629,6 +2629,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                         'mlcycle/reports/plot_description.py'),
                                                   'mlcycle.reports.plot_description._description_or_error': ( 'reports/plot_description.html#_description_or_error',
                                                                                                               'mlcycle/reports/plot_description.py'),
+                                                  'mlcycle.reports.plot_description._image_values': ( 'reports/plot_description.html#_image_values',
+                                                                                                      'mlcycle/reports/plot_description.py'),
                                                   'mlcycle.reports.plot_description._line_values': ( 'reports/plot_description.html#_line_values',
                                                                                                      'mlcycle/reports/plot_description.py'),
                                                   'mlcycle.reports.plot_description._single_points': ( 'reports/plot_description.html#_single_points',

@@ -126,7 +126,7 @@ def _save_plan(problem: Problem, rows: pd.DataFrame, selection: FeatureSelection
         selection.column_types, selection.recipes, classification=problem.task != "regression", seed=settings.seed,
         outliers=settings.outliers, outlier_method=settings.outlier_method, holidays=settings.holidays)
     columns = required_input_columns(selection)
-    some = subsample_rows_evenly(rows, settings.selection_rows) # Evenly spaced, so that no part of a date is constant
+    some = subsample_rows_evenly(rows, settings.selection_rows) # Evenly spaced, so that features such as the month vary
     outputs = map_outputs_to_features(clone(preprocessor).fit(some[columns], some[problem.target]))
     created = [each for each in selection.features if each.source_columns != [each.name]]
     leaking = [each.column for each in suspects if each.column and each.excluded]

@@ -31,7 +31,7 @@ def _describe_panel(axes: "Axes", max_values: int) -> str:
     title, across, upwards = (" ".join(text.split()) for text in texts)
     over = " by ".join(filter(None, (upwards, across)))
     head = ": ".join(filter(None, (title, over)))
-    values = _bar_values(axes) or _line_values(axes)
+    values = _bar_values(axes) or _image_values(axes) or _line_values(axes)
     rest = f" and {len(values) - max_values} more" if len(values) > max_values else ""
     return head and f"{head}{' – ' if values else ''}{', '.join(values[:max_values])}{rest}."
 
@@ -79,6 +79,16 @@ def _bar_values(axes: "Axes") -> list[str]:
             if abs(nearest - place) < 0.01 and value == value:
                 found[nearest if upright or axes.yaxis_inverted() else -nearest] = f"{names[nearest]} {_three_digits(value)}"
     return [found[place] for place in sorted(found)] # From left to right, or from the top down
+
+# %% ../../nbs/reports/plot_description.ipynb #9c58501c
+def _image_values(axes: "Axes") -> list[str]:
+    "The values of a matrix with named rows and columns, such as a confusion matrix."
+    across, down = _tick_names(axes.xaxis), _tick_names(axes.yaxis)
+    if not (axes.images and across and down):
+        return []
+    values = np.asarray(axes.images[0].get_array(), dtype=float)
+    return [f"{down[row]} / {across[column]} {_three_digits(value)}" for (row, column), value in np.ndenumerate(values)
+            if row in down and column in across]
 
 # %% ../../nbs/reports/plot_description.ipynb #7794b3b4
 def _line_values(axes: "Axes") -> list[str]:
