@@ -75,7 +75,7 @@ def release_model(
     holdout = read_holdout(workspace, dataset.tables["holdout"], run=run, stage="deployment",
                            reason="parity of service and pipeline")[plan.input_columns]
     columns = {name: str(kind) for name, kind in holdout.dtypes.items()}
-    served = problem.model_copy(update={"feasibility": None}) # Not needed for prediction; its measured times would change the hash of the bundle
+    served = problem.model_copy(update={"feasibility": None}) # Its times would change the hash
     bundle = Bundle(problem=served, columns=columns, threshold=candidate.threshold, model=candidate.model,
                     cleaning=load_cleaning_plan(dataset, workspace))
     with workspace.lock("registry"):

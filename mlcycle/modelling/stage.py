@@ -165,7 +165,7 @@ def name_study(
     problem: Problem, # Target, task, metric, costs, time and entity are hashed
     dataset: Dataset, # Names the training rows
     plan: FeaturePlan, # Names the preprocessor
-    settings: ModellingSettings, # Models, folds, rows, weights and seed are hashed; the limits of the search (trials, seconds) are not
+    settings: ModellingSettings, # Models, folds, rows, weights and seed are hashed; trials and seconds are not
 ) -> str:
     """The name of the study of a hyperparameter search: a hash of all that its trials depend on.
 
