@@ -1412,6 +1412,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                             'mlcycle/features/select/importance.py')},
             'mlcycle.features.select.ledger': { 'mlcycle.features.select.ledger._curve': ( 'features/select/ledger.html#_curve',
                                                                                            'mlcycle/features/select/ledger.py'),
+                                                'mlcycle.features.select.ledger._in_two_lines': ( 'features/select/ledger.html#_in_two_lines',
+                                                                                                  'mlcycle/features/select/ledger.py'),
                                                 'mlcycle.features.select.ledger.choose_plotted_features': ( 'features/select/ledger.html#choose_plotted_features',
                                                                                                             'mlcycle/features/select/ledger.py'),
                                                 'mlcycle.features.select.ledger.compute_column_y_positions': ( 'features/select/ledger.html#compute_column_y_positions',

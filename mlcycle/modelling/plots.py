@@ -208,13 +208,13 @@ def rows_with_largest_errors(
     cv: CrossValidation, # Rows and folds
     trials: Sequence[Trial], # Finalists
     max_rows: int = 8, # Largest number of rows
-) -> pd.DataFrame: # `smallest error` of any finalist, target, and the other columns
+) -> pd.DataFrame: # `lowest error` of any finalist, target, and the other columns
     "Validation rows on which every finalist has a large error."
     errors = pd.DataFrame({trial.name: out_of_fold_errors(cv, trial) for trial in trials})
     places = np.concatenate([valid_index for _, valid_index in cv.folds])[:len(errors)]
     worst = errors.min(axis=1).groupby(places).mean().nlargest(max_rows)
     found, target = cv.rows.iloc[worst.index], cv.problem.target
-    return pd.concat([pd.Series(worst.to_numpy(), found.index, name="smallest error"), found[target], found.drop(columns=target)],
+    return pd.concat([pd.Series(worst.to_numpy(), found.index, name="lowest error"), found[target], found.drop(columns=target)],
                      axis=1)
 
 # %% ../../nbs/modelling/plots.ipynb #b4bafd46

@@ -82,8 +82,8 @@ def _describe_history(recipe: EntityHistory) -> dict[str, str]:
     name = {"count": f"earlier rows{whose}", "since": f"hours since last row{whose}"}.get(
         statistic, f"expanding {statistic} of {of}{whose.replace(' of ', ' by ', 1)}")
     what = STATISTICS[statistic] + (f" {of}" if statistic not in ("count", "since") else "")
-    min_age_text = f", rows at least {recipe.min_age} old" if recipe.min_age else ""
-    drawn = ", smoothed toward the mean of all rows" if recipe.target and statistic == "mean" else ""
+    min_age_text = f" that are at least {recipe.min_age} old" if recipe.min_age else ""
+    drawn = ", smoothed toward the mean of all such rows" if recipe.target and statistic == "mean" else ""
     earlier = "" if statistic == "since" else " of earlier rows" if statistic != "count" else " before"
     return {name: f"{what}{earlier}{whose and f' of the same{whose[3:]}'}{min_age_text}{drawn}"}
 

@@ -182,7 +182,7 @@ def top_findings(
             continue
         first, names = group.iloc[0], group["column"].astype(str).tolist()
         listed = ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
-        detail = f"{len(names)} columns. {names[0]}: {first.detail}"
+        detail = f"{len(names)} columns, most severe in {names[0]}: {first.detail}"
         lines.append({"column": listed, "finding": finding, "detail": detail, "severity": first.severity})
     ranked = pd.DataFrame(lines, columns=["column", "finding", "detail", "severity"])
     ranked = ranked.sort_values("severity", ascending=False, kind="stable", ignore_index=True).head(max_findings)

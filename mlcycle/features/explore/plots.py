@@ -15,6 +15,7 @@ import pandas as pd
 from .associations import column_to_floats
 from .exploration import Exploration
 from .explore import target_groups
+from ...ml.missing import NOTHING_MISSING
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -61,7 +62,7 @@ def plot_missing_patterns(
     "Heatmap of missing patterns: one line for each pattern, missing columns dark."
     import seaborn as sns
 
-    patterns = exploration.missing_patterns[exploration.missing_patterns["columns"] != "none"].head(max_patterns)
+    patterns = exploration.missing_patterns[exploration.missing_patterns["columns"] != NOTHING_MISSING].head(max_patterns)
     shares = exploration.columns.missing[exploration.columns.missing > 0].sort_values(ascending=False, kind="stable")
     if not len(patterns):
         return _print_instead("No value is missing.")
@@ -100,7 +101,8 @@ def plot_numbers_by_target(
         if facts["1%"] > 0 and facts["99%"] > 30 * facts["50%"]:
             axes.set_xscale("log")
         if facts["1%"] < facts["99%"]:
-            axes.set_xlim(facts["1%"], facts["99%"])
+            edge = 0.02 * (facts["99%"] - facts["1%"]) if axes.get_xscale() == "linear" else 0.0 # Shows a step at the last value
+            axes.set_xlim(facts["1%"] - edge, facts["99%"] + edge)
         axes.set(xlabel=_short(name) + (" (s)" if facts.value_type == "duration" else ""))
     return figure
 

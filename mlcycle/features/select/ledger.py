@@ -7,6 +7,7 @@ __all__ = ['sort_features', 'features_table', 'write_features_csv', 'shorten_tex
            'choose_plotted_features', 'compute_column_y_positions', 'plot_feature_graph']
 
 # %% ../../../nbs/features/select/ledger.ipynb #63905a62
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -42,8 +43,8 @@ def features_table(
         "selection frequency": np.nan if each.selection_frequency is None else each.selection_frequency,
         "selected": each.selected, "reason": each.reason,
     } for each in sort_features(features)]
-    names = ["feature", "columns", "transformation", "type", "missing", "importance", "low", "high", "shadow importance",
-             "selection frequency", "selected", "reason"]
+    names = ["feature", "selected", "reason", "importance", "low", "high", "shadow importance", "selection frequency", "type",
+             "missing", "columns", "transformation"]
     return pd.DataFrame(lines, columns=names)
 
 # %% ../../../nbs/features/select/ledger.ipynb #476c9e22
@@ -124,6 +125,12 @@ def _curve(axes, left: float, start: float, right: float, end: float, **style) -
     way = np.linspace(0, 1, 40)
     axes.plot(left + (right - left) * way, start + (end - start) * (3 * way**2 - 2 * way**3), solid_capstyle="round", **style)
 
+# %% ../../../nbs/features/select/ledger.ipynb #aeedead5
+def _in_two_lines(words: str, width: int = 46) -> str:
+    "A text in at most two lines."
+    first, *rest = textwrap.wrap(words, width) or [""]
+    return "\n".join([first, *([shorten_text(" ".join(rest), width)] if rest else [])])
+
 # %% ../../../nbs/features/select/ledger.ipynb #cb7aa6bd
 def plot_feature_graph(
     features: Sequence[Feature], # Features of a ledger
@@ -136,7 +143,7 @@ def plot_feature_graph(
     columns = compute_column_y_positions(shown)
     top = max((max(0.0, each.importance.value) for each in shown if each.importance), default=0.0)
     height = max([len(shown) - 1, *columns.values()], default=0)
-    figure, axes = plt.subplots(figsize=(9.5, 1.0 + 0.235 * (height + 1)))
+    figure, axes = plt.subplots(figsize=(10.5, 1.0 + 0.26 * (height + 1)))
     for place, each in enumerate(shown):
         share = max(0.0, each.importance.value) / top if each.importance and top else 0.1
         style: dict[str, Any] = {"linewidth": 0.7 + 3.5 * share**0.5, "color": "C0" if each.selected else "0.8",
@@ -146,14 +153,14 @@ def plot_feature_graph(
             _curve(axes, 0, columns[column], 1 if made else 2.1, place, **style)
         if made:
             axes.plot([1, 2.1], [place, place], **style)
-            axes.text(1.55, place, shorten_text(each.transformation, 38), ha="center", va="center", fontsize=7.5, color=ink,
-                      zorder=3,
+            axes.text(1.55, place, _in_two_lines(each.transformation), ha="center", va="center", fontsize=6, color=ink, zorder=3,
+                      linespacing=1,
                       bbox={"boxstyle": "round,pad=0.2", "facecolor": "white", "edgecolor": style["color"], "linewidth": 0.6})
         label = f"  {each.importance.value:+.4f}" if each.importance else ""
-        axes.text(2.13, place, shorten_text(each.name, 30) + label, va="center", fontsize=8, color=ink)
+        axes.text(2.13, place, shorten_text(each.name, 42) + label, va="center", fontsize=8, color=ink)
     for column, place in columns.items():
         axes.text(-0.03, place, shorten_text(column, 26), ha="right", va="center", fontsize=8, color="0.1")
     left_out = f" ({len(features) - len(shown)} more are not shown)" if len(features) > len(shown) else ""
-    axes.set(xlim=(-0.75, 3.05), ylim=(height + 0.8, -0.8), title=f"Source columns and features{left_out}")
+    axes.set(xlim=(-0.75, 3.35), ylim=(height + 0.8, -0.8), title=f"Source columns and features{left_out}")
     axes.axis("off")
     return figure

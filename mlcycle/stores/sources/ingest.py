@@ -151,7 +151,7 @@ def read_one_source(
     "Read the rows of one source of any kind."
     kind = source_kind(address)
     if kind == "bundled":
-        return SourceRows(BUNDLED_SOURCES[address](), "bundled")
+        return SourceRows(BUNDLED_SOURCES[address](), "example data set")
     if kind == "loader":
         return SourceRows(call_loader(address), "a Python function")
     if kind == "web":
