@@ -89,6 +89,7 @@ def plot_feature_importance(
     axes.axvspan(0, floor, color="C1", alpha=0.25, linewidth=0, label="shadow features")
     unit = max(floor, np.abs(ends).max() / 100, 1e-9)
     axes.set_xscale("symlog", linthresh=unit, linscale=0.7)
+    axes.set_xlim(1.3 * min(0.0, ends.min()), 1.3 * max(floor, ends.max()))
     axes.set_xticks([tick for tick in axes.get_xticks() if not 0 < abs(tick) < unit])
     axes.set_yticks(places, [shorten_text(each.name) for each in shown])
     axes.set(xlabel=f"decrease in score ({scores[0].metric}) after permutation", title="Permutation importance")
@@ -156,7 +157,7 @@ def plot_feature_graph(
             axes.text(1.55, place, _in_two_lines(each.transformation), ha="center", va="center", fontsize=6, color=ink, zorder=3,
                       linespacing=1,
                       bbox={"boxstyle": "round,pad=0.2", "facecolor": "white", "edgecolor": style["color"], "linewidth": 0.6})
-        label = f"  {each.importance.value:+.4f}" if each.importance else ""
+        label = f"  {round(each.importance.value, 4) + 0.0:.4f}" if each.importance else ""
         axes.text(2.13, place, shorten_text(each.name, 42) + label, va="center", fontsize=8, color=ink)
     for column, place in columns.items():
         axes.text(-0.03, place, shorten_text(column, 26), ha="right", va="center", fontsize=8, color="0.1")
