@@ -2469,6 +2469,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                  'mlcycle/problem/feasibility.py'),
                                              'mlcycle.problem.feasibility.compare_with_bound': ( 'problem/feasibility.html#compare_with_bound',
                                                                                                  'mlcycle/problem/feasibility.py'),
+                                             'mlcycle.problem.feasibility.criteria_table': ( 'problem/feasibility.html#criteria_table',
+                                                                                             'mlcycle/problem/feasibility.py'),
                                              'mlcycle.problem.feasibility.feasibility_verdict': ( 'problem/feasibility.html#feasibility_verdict',
                                                                                                   'mlcycle/problem/feasibility.py'),
                                              'mlcycle.problem.feasibility.required_score': ( 'problem/feasibility.html#required_score',

@@ -222,7 +222,7 @@ def test_many_columns_with_one_finding_are_one_line():
     rows = orders().assign(**{f"c{i}": 1 for i in range(30)})
     first = top_findings(explore(rows, "late", asked()))
     assert first["column"][0] == "c0, c1, c2, c3, c4, c5 and 24 more"
-    assert first.detail[0].startswith("30 columns.")
+    assert first.detail[0].startswith("30 columns, ")
 
 
 # ---- any table
