@@ -45,7 +45,7 @@ def read_source_and_verify_hash(
     rows, malformed, readings = read_source_with_provenance(problem.source, problem.sources, problem.query)
     known = readings[0].sha256 if len(readings) == 1 and not problem.query else hash_rows(rows)
     if known != problem.source_sha256:
-        raise SourceError(f"The source '{readings[0].source}' has changed since the problem was written.",
+        raise SourceError(f"The rows of '{readings[0].source}' are not those that stage 1 read.",
                           remedy="Run stage 1 again.")
     return rows, malformed, readings
 

@@ -195,7 +195,7 @@ def plot_outliers(
         beyond = np.unique(scaled[np.abs(scaled) > 1].round(2))
         axes.plot(beyond, np.full(len(beyond), place), "o", ms=4, color="C3", alpha=0.6, zorder=2)
     axes.axvspan(-1, 1, color="0.94", zorder=0)
-    axes.set(yticks=range(len(found)), xlabel="relative to the outlier limits at -1 and 1 (logarithmic beyond)", ylabel="",
+    axes.set(yticks=range(len(found)), xlabel="distance from the median, logarithmic; outlier limits at -1 and 1", ylabel="",
              title="Outliers")
     axes.set_yticklabels([f"{column} ({count:,})" for column, count in zip(found["column"], found["rows"], strict=True)])
     axes.invert_yaxis()

@@ -103,7 +103,7 @@ def monitor_model(
     """Send rows through the released service, measure quality, drift and latency, and decide on an action.
 
     The score is that of all rows with a known actual value, and is compared with the score on the holdout.
-    For drift, these rows are compared with a random sample of at most 5,000 training rows.
+    For drift, all rows sent are compared with a random sample of at most 5,000 training rows.
     """
     workspace = workspace or Workspace.from_project()
     if not release.released:

@@ -87,7 +87,7 @@ def promote_candidate(
     gates: list[Gate], # All must have passed
     workspace: Workspace, # Has the address of the model registry
     promote: bool = True, # Whether the alias may move
-    compared_with: tuple[int | None] | None = None, # Champion when compared; (None,): there was none; None: do not check
+    compared_with: tuple[int | None] | None = None, # Champion when compared, (None,) if none; None: do not check
 ) -> tuple[int | None, int | None] | None: # Version of the champion before and after
     """Move the alias `champion` to the candidate if all gates passed.
 

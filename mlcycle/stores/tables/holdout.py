@@ -143,8 +143,8 @@ def format_holdout_bias_warning(
     "Describe the risk of bias that follows from the number of holdout accesses, in Markdown."
     if count <= 1:
         return "The holdout is read for the first time: no model was selected by its scores."
-    words = (f"The holdout has now been read {count} times. Each access biases the score a little, "
-             "because later models may be selected by it.")
+    words = (f"{count} accesses to the holdout, this one included, may bias its scores a little, because models may be "
+             "selected by them.")
     return words if count <= MAX_HOLDOUT_ACCESSES else (
         f"{words} **That is more than {MAX_HOLDOUT_ACCESSES}: the score may be too optimistic, beyond its confidence "
         "interval. Hold out new rows before an important decision.**")
