@@ -35,10 +35,17 @@ def format_interval(
 def same_decimals(
     *columns: Iterable[float], # Scores of a table, on one scale
 ) -> Callable[[float], str]: # Formats one score
-    "The format of scores in a table: as many decimals for each as the largest deserves, at least four below 10."
+    "The format of scores in a table: as many decimals for each as the largest deserves; one that rounds to zero says so."
     sizes = [abs(value) for column in columns for value in column if math.isfinite(value) and value]
     decimals = max(0, 3 - math.floor(math.log10(max(sizes)))) if sizes else 4
-    return lambda value: f"{value:,.{decimals}f}".replace("-0." + "0" * decimals, "0." + "0" * decimals)
+    least = 10.0**-decimals
+
+    def formatted(value: float) -> str:
+        if 0 < abs(value) < least / 2:
+            return f"< {least:.{decimals}f}" if value > 0 else f"> -{least:.{decimals}f}"
+        return f"{value + 0.0:,.{decimals}f}"
+
+    return formatted
 
 # %% ../nbs/score_format.ipynb #a7946d9b
 def format_time(

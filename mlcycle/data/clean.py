@@ -149,9 +149,12 @@ def separate_unusable_rows(
     reason = pd.Series(None, index=rows.index, dtype="str")
     for name in required:
         reason[rows[name].isna() & reason.isna()] = f"'{name}' is missing"
-    _, duplicated = drop_duplicates(rows[reason.isna()], key=key, newest_by=newest_by, steps=steps)
+    _, duplicated, repeats = drop_duplicates(rows[reason.isna()], key=key, newest_by=newest_by, steps=steps)
     reason[duplicated.index] = duplicated
     aside = rows[reason.notna()].assign(reason=reason.dropna())
     ledger = [LedgerEntry(step="set aside", rows=int(count), share=count / len(rows), note=why)
               for why, count in aside.reason.value_counts().items()]
+    if repeats:
+        why = f"{repeats:,} rows equal an earlier row, which chance explains with these columns: they are kept"
+        ledger.append(LedgerEntry(step="duplicates", rows=0, note=why))
     return (rows[reason.isna()] if len(aside) else rows), aside, ledger

@@ -136,7 +136,7 @@ def _save_plan(problem: Problem, rows: pd.DataFrame, selection: FeatureSelection
         leakage_suspects=suspects, feature_set_scores=selection.feature_set_scores,
         user_functions=save_functions(functions, workspace.root / "functions") if functions else None,
         pipeline=FileRef(path=name, sha256=save_model(preprocessor, workspace.root / name)),
-        decision=f"{len(columns)} input columns become {len(outputs)} encoded features; "
+        decision=f"{len(columns)} input columns are used ({len(outputs)} features if encoded for trees); "
                  f"{sum(each.selected for each in created)} of {len(created)} created features are selected; "
                  f"{len(dropped)} columns are dropped"
                  + (f", of which {len(leaking)} for suspected target leakage ({', '.join(leaking)})." if leaking else "."))

@@ -40,5 +40,5 @@ class CandidateModel:
         if task not in self.tasks:
             return f"does not support a {task} task"
         if self.max_rows and rows > self.max_rows:
-            return f"not compared: its limit is {self.max_rows:,} training rows"
+            return f"too slow for the final fit on {rows:,} rows: its limit is {self.max_rows:,}"
         return "" if not self.package or find_spec(self.package) else f"needs the package {self.package}"

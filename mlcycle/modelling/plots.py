@@ -234,7 +234,7 @@ def plot_calibration_curve(
             shares, means = calibration_curve(*concat_fold_targets_and_scores(cv, trial), n_bins=10, strategy="quantile")
             axes.plot(means, shares, mark, label=label, markersize=4)
     axes.set(xlabel="predicted probability", ylabel=f"observed frequency of '{cv.problem.positive}'")
-    axes.legend(frameon=False)
+    axes.legend()
     return axes
 
 # %% ../../nbs/modelling/plots.ipynb #e5d5ba69

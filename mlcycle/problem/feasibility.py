@@ -68,6 +68,7 @@ def feasibility_verdict(
 ) -> tuple[Literal["feasible", "doubtful", "infeasible"], str]: # Verdict; reason in a sentence
     "Derive the verdict from the permutation test and the state of each criterion."
     worst = {state: line for line, state in reversed(criteria.items())}
+    estimate = "the estimate for a quick model trained on all rows"
     if "the permutation test" in skipped:
         return "doubtful", "The time limit was reached before the permutation test."
     if test.p_value > 0.05:
@@ -77,11 +78,11 @@ def feasibility_verdict(
             line = worst[state]
             bound = required[line]
             assert bound is not None # Else the criterion would not have been estimated
-            return verdict, f"'{line}' {words}: the estimate for all rows is {_range(reachable[bound[0]])}."
+            return verdict, f"'{line}' {words}: {estimate} is {_range(reachable[bound[0]])}."
     if skipped:
         return "doubtful", f"The time limit was reached before {' and '.join(skipped)}."
     primary = next(iter(reachable.values()))
-    return "feasible", f"There is signal (p = {test.p_value:.2g}); the estimate for all rows is {_range(primary)}."
+    return "feasible", (f"There is signal (p = {test.p_value:.2g}); {estimate} is {_range(primary)}.")
 
 # %% ../../nbs/problem/feasibility.ipynb #4978469d
 def _range(score: Score) -> str:

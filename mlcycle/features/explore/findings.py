@@ -111,7 +111,7 @@ def check_target_association(
             sure, weight = ("possible target leakage", 0.97) if value >= 0.95 else ("nearly determines the target", 0.7)
             yield weight, name, sure, f"Association {value:.2f} with {found.target}: is it known at prediction time?"
         elif value >= 0.1 and (n_reported := n_reported + 1) <= 3:
-            yield 0.25 + value / 4, name, "strong association with the target", \
+            yield 0.25 + value / 4, name, "among the strongest associations with the target", \
                 f"Association {value:.2f} with {found.target}, rank {place} of all columns."
 
 # %% ../../../nbs/features/explore/findings.ipynb #991b90e6

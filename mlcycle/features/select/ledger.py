@@ -7,7 +7,6 @@ __all__ = ['sort_features', 'features_table', 'write_features_csv', 'shorten_tex
            'choose_plotted_features', 'compute_column_y_positions', 'plot_feature_graph']
 
 # %% ../../../nbs/features/select/ledger.ipynb #63905a62
-import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -126,12 +125,6 @@ def _curve(axes, left: float, start: float, right: float, end: float, **style) -
     way = np.linspace(0, 1, 40)
     axes.plot(left + (right - left) * way, start + (end - start) * (3 * way**2 - 2 * way**3), solid_capstyle="round", **style)
 
-# %% ../../../nbs/features/select/ledger.ipynb #aeedead5
-def _in_two_lines(words: str, width: int = 46) -> str:
-    "A text in at most two lines."
-    first, *rest = textwrap.wrap(words, width) or [""]
-    return "\n".join([first, *([shorten_text(" ".join(rest), width)] if rest else [])])
-
 # %% ../../../nbs/features/select/ledger.ipynb #cb7aa6bd
 def plot_feature_graph(
     features: Sequence[Feature], # Features of a ledger
@@ -154,8 +147,8 @@ def plot_feature_graph(
             _curve(axes, 0, columns[column], 1 if made else 2.1, place, **style)
         if made:
             axes.plot([1, 2.1], [place, place], **style)
-            axes.text(1.55, place, _in_two_lines(each.transformation), ha="center", va="center", fontsize=6, color=ink, zorder=3,
-                      linespacing=1,
+            axes.text(1.55, place, shorten_text(each.transformation, 44), ha="center", va="center", fontsize=7.5, color="0.3",
+                      zorder=3,
                       bbox={"boxstyle": "round,pad=0.2", "facecolor": "white", "edgecolor": style["color"], "linewidth": 0.6})
         label = f"  {round(each.importance.value, 4) + 0.0:.4f}" if each.importance else ""
         axes.text(2.13, place, shorten_text(each.name, 42) + label, va="center", fontsize=8, color=ink)

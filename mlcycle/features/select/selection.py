@@ -207,8 +207,9 @@ def _select_by_measuring(scorer: FeatureSetScorer, features: Sequence[Feature], 
     dropped, weak, final = find_unimportant_columns(scorer, raw, [*always[len(raw):], *forward.selected])
     reasons = reasons | forward.reasons | weak
     selected = {*always, *forward.selected} - set(dropped)
+    why_kept = "importance above zero, or above the shadow features in a repeat"
     return [_record(each, final, screen, each.name in selected,
-                    reasons.get(each.name) or ("always kept" if each.name not in raw else "importance or frequency > 0"))
+                    reasons.get(each.name) or (why_kept if each.name in raw else "always kept"))
             for each in features]
 
 # %% ../../../nbs/features/select/selection.ipynb #1b73188a
