@@ -137,6 +137,8 @@ class Problem(Outcome):
     source_sha256: str # Hash of the rows as they were read
     target: str
     task: Task
+    rare_classes: Literal["auto", "set aside", "merge", "refuse"] = "auto" # Treatment of classes with too few rows
+    target_values: dict[str, str | None] = {} # Replacements in the target: other spellings, rare classes; None: set aside
     classes: list[Label] = [] # Classes of a classification, sorted
     positive: Label | None = None # Positive class of a binary task
     metric: str # Primary metric

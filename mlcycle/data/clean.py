@@ -141,14 +141,15 @@ def separate_unusable_rows(
     key: str | list[str] = "", # Columns that identify a row; empty: no key
     newest_by: str = "", # Column by which the newest of rows with the same key is kept; empty: the last one
     steps: tuple[str, ...] = DEFAULT_STEPS, # Steps that may be applied; steps on cells are ignored
+    reasons: dict[str, pd.Series] | None = None, # Further rows to set aside: booleans by reason
 ) -> tuple[pd.DataFrame, pd.DataFrame, list[LedgerEntry]]: # Clean rows; rows set aside, with a `reason`; ledger
     """Separate duplicate rows and rows without required values from clean rows.
 
     Both tables keep the index `row_id`. The ledger has one entry for each reason, with the number and share of rows.
     """
     reason = pd.Series(None, index=rows.index, dtype="str")
-    for name in required:
-        reason[rows[name].isna() & reason.isna()] = f"'{name}' is missing"
+    for why, flags in ({f"'{name}' is missing": rows[name].isna() for name in required} | (reasons or {})).items():
+        reason[flags & reason.isna()] = why
     _, duplicated, repeats = drop_duplicates(rows[reason.isna()], key=key, newest_by=newest_by, steps=steps)
     reason[duplicated.index] = duplicated
     aside = rows[reason.notna()].assign(reason=reason.dropna())

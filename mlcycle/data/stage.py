@@ -26,8 +26,9 @@ from .split import SplitMethod, SplitParts, split_rows
 from ..errors import SourceError
 from ..core.files import write_text
 from ..core.workspace import Workspace
-from ..outcomes import Dataset, FileRef, Ingestion, LedgerEntry, Problem, TableRef
+from ..outcomes import CellChange, Dataset, FileRef, Ingestion, LedgerEntry, Problem, TableRef
 from ..ml.outliers import OutlierMethod, separate_outliers
+from ..ml.target_values import apply_target_values
 from ..stores.sources.addresses import split_address_fragment
 from ..stores.tables.datasets import delta_commit_metadata, write_table
 from ..stores.models.model_files import hash_file
@@ -49,6 +50,17 @@ def read_source_and_verify_hash(
                           remedy="Run stage 1 again.")
     return rows, malformed, readings
 
+# %% ../../nbs/02_data.ipynb #2e13ff6b
+def _ledger_of_target(rows: pd.DataFrame, renamed: pd.DataFrame, problem: Problem) -> list[LedgerEntry]:
+    "A line of the ledger for values of the target that were replaced; empty if there are none."
+    if renamed is rows:
+        return []
+    before, after = rows[problem.target], renamed[problem.target]
+    changed = before.index[before.notna() & (before.map(str, na_action="ignore") != after)]
+    examples = [CellChange(row_id=row, before=str(before[row]), after=str(after[row])) for row in changed[:3]]
+    return [LedgerEntry(step="target", column=problem.target, rows=len(changed), share=len(changed) / len(rows),
+                        note="other spellings of a class, or merged classes (rare_classes)", examples=examples)]
+
 # %% ../../nbs/02_data.ipynb #dd50a8b2
 def plan_and_apply_cleaning(
     rows: pd.DataFrame, # As they were read
@@ -63,10 +75,13 @@ def plan_and_apply_cleaning(
     Returns clean rows, rows set aside with a `reason`, the cleaning plan, the changed cells, and the cleaning ledger.
     """
     plan = plan_cleaning(rows, steps, exclude=(problem.target, *problem.excluded))
-    clean, changes = apply_cleaning_plan(rows, plan)
+    renamed, rare = apply_target_values(rows, problem.target, problem.target_values)
+    clean, changes = apply_cleaning_plan(renamed, plan)
     required = [name for name in (problem.target, problem.time) if name]
-    clean, set_aside, lines = separate_unusable_rows(clean, required, key=key, newest_by=newest_by, steps=steps)
-    return clean, set_aside, plan, changes, [*summarise_cleaning(changes, len(rows)), *lines]
+    clean, set_aside, lines = separate_unusable_rows(clean, required, key=key, newest_by=newest_by, steps=steps,
+                                                     reasons={f"rare class of '{problem.target}'": rare})
+    ledger = [*_ledger_of_target(rows, renamed, problem), *summarise_cleaning(changes, len(rows)), *lines]
+    return clean, set_aside, plan, changes, ledger
 
 # %% ../../nbs/02_data.ipynb #06b8cb7b
 def describes_other_table(

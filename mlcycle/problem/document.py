@@ -22,6 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field, PrivateAttr
 from ..core.files import write_text
 from ..core.yaml_files import YamlDocument, read_yaml_file, validate_yaml
 from ..errors import InputError, ParameterError
+from ..ml.target_values import RareClasses
 from ..nb.parameters import RENAMED
 
 # %% ../../nbs/problem/document.ipynb #ff38d56b
@@ -44,6 +45,7 @@ class ProblemDocument(BaseModel):
     target: str = Field("", description="The column to predict.")
     task: Literal["auto", "binary", "multiclass", "regression"] = Field("auto", description="auto: inferred from the target.")
     positive: str = Field("", description="Of a binary task: the positive class.", json_schema_extra=_ANY_SCALAR)
+    rare_classes: RareClasses = Field("auto", description="Classes with too few rows. auto: set aside if below 1 % of the rows.")
     metric: str = Field("", description="The primary metric. Empty: the default of the task.")
     metrics: list[str] = Field([], description="Other metrics to report. Empty: the defaults of the task.")
     criteria: list[str] = Field([], description="Success criteria; each becomes a gate that a model must pass.")

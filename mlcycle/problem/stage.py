@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['merge_problem_fields', 'read_problem_rows', 'check_problem_columns', 'columns_named_besides_target', 'check_costs',
            'fill_in_default_metrics', 'resolve_metrics', 'normalise_success_criteria', 'check_metric_requirements',
-           'define_problem', 'describe_target', 'draft_problem_fields']
+           'decide_target_values', 'describe_target_values', 'define_problem', 'describe_target',
+           'draft_problem_fields']
 
 # %% ../../nbs/01_problem.ipynb #c1a81beb
 from typing import Any
@@ -18,7 +19,8 @@ from ..ml.metrics import DEFAULT_METRICS, get_metric, bind_metric_to_problem
 from ..outcomes import Feasibility, Label, Problem, Task
 from .document import ProblemDocument, override_fields
 from .feasibility import assess_feasibility
-from .task import check_target, infer_positive_class, infer_task
+from ..ml.target_values import apply_target_values, replace_rare_classes, unify_class_spellings
+from .task import MAX_CLASSES, check_target, infer_positive_class, infer_task, is_count
 from ..stores.sources.ingest import apply_bundled_settings, hash_rows, read_source
 
 # %% ../../nbs/01_problem.ipynb #78adc087
@@ -182,6 +184,37 @@ def check_metric_requirements(
     with document.at("criteria"):
         parse_problem_criteria(problem)
 
+# %% ../../nbs/01_problem.ipynb #eea83f5d
+def decide_target_values(
+    values: pd.Series, # Target without missing values
+    document: ProblemDocument, # Names task and treatment of rare classes, if they are set
+) -> tuple[Task, dict[str, str | None]]: # Task; new value by old one, None: the row is set aside
+    """Infer the task, and decide which values of the target are replaced: other spellings of a class, and rare classes.
+
+    Raises TargetError if there are rare classes that are not to be replaced.
+    """
+    spellings = unify_class_spellings(values) if document.task != "regression" else {}
+    values = values.replace(spellings) if spellings else values
+    task = infer_task(values) if document.task == "auto" else document.task
+    if task == "regression" or values.nunique() > MAX_CLASSES: # The latter is refused later
+        return task, spellings
+    rare = replace_rare_classes(values, document.rare_classes)
+    left = {str(value) for value in values.unique()} - set(rare) | {new for new in rare.values() if new}
+    task = "binary" if document.task == "auto" and len(left) == 2 else task
+    return task, {old: rare.get(str(new), new) for old, new in spellings.items()} | rare
+
+# %% ../../nbs/01_problem.ipynb #fbc2f4c8
+def describe_target_values(
+    replacements: dict[str, str | None], # New value by old one, None: the row is set aside
+    aside: int, # Number of rows that are set aside
+) -> str: # Begins with a space; empty without replacements
+    "Describe in a sentence or two which values of the target are replaced."
+    rare = [old for old, new in replacements.items() if new is None]
+    renamed = [f"'{old}' is read as '{new}'" for old, new in replacements.items() if new is not None]
+    more = f" and {len(renamed) - 3} more" if len(renamed) > 3 else ""
+    words = f" In the target, {', '.join(renamed[:3])}{more}." if renamed else ""
+    return words + (f" {aside:,} rows of rare classes ({', '.join(rare[:3])}) are set aside (rare_classes)." if rare else "")
+
 # %% ../../nbs/01_problem.ipynb #1c9c95c3
 def define_problem(
     source: str = "", # File, address or bundled source
@@ -201,28 +234,33 @@ def define_problem(
     merged = merge_problem_fields(document or ProblemDocument(), given)
     rows = read_problem_rows(merged) if rows is None else rows
     check_problem_columns(rows, merged)
-    values = rows[merged.target].dropna()
-    task = infer_task(values) if merged.task == "auto" else merged.task
     with merged.at("target"):
-        check_target(values, task)
+        task, replacements = decide_target_values(rows[merged.target].dropna(), merged)
+        renamed, aside = apply_target_values(rows, merged.target, replacements)
+        usable = renamed[~aside] if aside.any() else renamed
+        check_target(values := usable[merged.target].dropna(), task)
     with merged.at("positive"):
         positive = infer_positive_class(values, merged.positive) if task == "binary" else None
     names, classes = resolve_metrics(merged, task), _classes(values, task)
     check_costs(merged, task, classes)
     parsed = normalise_success_criteria(merged, task, names[0])
     found: dict[str, Any] = {"question": merged.question or f"What is '{merged.target}', given the other columns?", "task": task,
-             "positive": positive, "classes": classes, "metric": names[0], "metrics": names, "criteria": parsed,
-             "target_distribution": describe_target(values, task)}
+             "target_values": replacements, "positive": positive, "classes": classes, "metric": names[0], "metrics": names,
+             "criteria": parsed, "target_distribution": describe_target(values, task)}
     problem = Problem(**dict(merged) | found, rows=len(rows), source_sha256=hash_rows(rows), decision="-")
     check_metric_requirements(merged, problem)
-    probe = assess_feasibility(rows, problem, probe_seconds) if probe_seconds > 0 else None
-    return problem.model_copy(update={"feasibility": probe, "decision": _decide(problem, len(values), probe)})
+    probe = assess_feasibility(usable, problem, probe_seconds) if probe_seconds > 0 else None
+    return problem.model_copy(update={"feasibility": probe, "decision": _decide(problem, values, int(aside.sum()), probe)})
 
 # %% ../../nbs/01_problem.ipynb #4abc7bf2
-def _decide(problem: Problem, known: int, probe: Feasibility | None) -> str:
-    "Summarise the problem and its feasibility in two sentences."
-    what = (f"A {problem.task} task on {known:,} labelled rows (of {problem.rows:,}); success criteria: "
+def _decide(problem: Problem, values: pd.Series, aside: int, probe: Feasibility | None) -> str:
+    "Summarise the problem and its feasibility in a few sentences."
+    positive = f" with the positive class '{problem.positive}'" if problem.task == "binary" else ""
+    what = (f"A {problem.task} task{positive} on {len(values):,} labelled rows (of {problem.rows:,}); success criteria: "
             f"{' and '.join(problem.criteria)}.")
+    what += describe_target_values(problem.target_values, aside)
+    if problem.task == "regression" and is_count(values):
+        what += " The target is a count; task = multiclass treats its values as classes."
     return what if probe is None else f"{what} {probe.verdict.capitalize()}: {probe.reason[0].lower()}{probe.reason[1:]}"
 
 # %% ../../nbs/01_problem.ipynb #cf9146f5

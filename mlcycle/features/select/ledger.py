@@ -91,7 +91,7 @@ def plot_feature_importance(
     axes.set_xlim(1.3 * min(0.0, ends.min()), 1.3 * max(floor, ends.max()))
     axes.set_xticks([tick for tick in axes.get_xticks() if not 0 < abs(tick) < unit])
     axes.set_yticks(places, [shorten_text(each.name) for each in shown])
-    axes.set(xlabel=f"decrease in score ({scores[0].metric}) after permutation", title="Permutation importance")
+    axes.set(xlabel=f"loss in {scores[0].metric} by permutation (above 0: worse)", title="Permutation importance")
     axes.margins(y=0.5 / len(shown))
     axes.legend(loc="lower right", fontsize="small")
     return axes

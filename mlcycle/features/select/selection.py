@@ -62,7 +62,7 @@ def select_created_features(
     joint_difference = compare_feature_set_scores(scorer, [*always, *ranked], always, stop_early=True)
     if joint_difference.interval[0] <= 0:
         those = f"all {len(ranked)} features that passed the screen" if len(ranked) > 1 else "it"
-        reason = f"no significant improvement: {metric} changes by {_format_difference(joint_difference)} with {those}"
+        reason = f"no significant improvement: gain in {metric} {_format_difference(joint_difference)} with {those}"
         return ForwardSelection(reasons=result.reasons | dict.fromkeys(ranked, reason)), screen
     tries = min(len(ranked), scorer.budget.max_candidates)
     result.reasons |= dict.fromkeys(ranked[tries:], f"not tested: {tries} other features were more important in the screen")
@@ -73,7 +73,7 @@ def select_created_features(
         if better:
             result.selected.append(name)
         how = "significant" if better else "no significant"
-        result.reasons[name] = f"{how} improvement: {metric} changes by {_format_difference(difference)} with it"
+        result.reasons[name] = f"{how} improvement: gain in {metric} {_format_difference(difference)} with it"
     add_jointly_useful_features(scorer, always, ranked, result)
     return result, screen
 
@@ -100,7 +100,7 @@ def add_jointly_useful_features(
                                                   n_comparisons=2 if result.selected else 1, stop_early=True)
     if joint_difference.interval[0] > 0:
         result.selected += rest
-        words = (f"but a significant improvement with {len(rest)} such features together: {joint_difference.metric} changes by "
+        words = (f"but a significant improvement with {len(rest)} such features together: gain in {joint_difference.metric} "
                  f"{_format_difference(joint_difference)}")
         result.reasons |= {name: f"{result.reasons[name]}; {words}" for name in rest}
 
@@ -305,7 +305,7 @@ def _choose_better_set(features: list[Feature], recipes: Sequence[Recipe], score
     dropped = sum(not each.selected and each.transformation == RAW_COLUMN for each in features)
     improvement = scores.get("improvement")
     if improvement and improvement.value < 0:
-        words = f"the raw columns were better {where}: {improvement.metric} {_format_difference(improvement)}"
+        words = f"the raw columns were better {where}: gain in {improvement.metric} {_format_difference(improvement)}"
         features = [each if each.selected == plain[each.name] else each.model_copy(
             update={"selected": plain[each.name], "reason": f"{each.reason}; but {words}"}) for each in features]
         return _make_selection(features, recipes, scores, f"The raw columns are kept: {words}.")
