@@ -393,6 +393,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                       'mlcycle/data/duplicates.py'),
                                          'mlcycle.data.duplicates.expected_equal_pairs': ( 'data/duplicates.html#expected_equal_pairs',
                                                                                            'mlcycle/data/duplicates.py'),
+                                         'mlcycle.data.duplicates.find_copies': ( 'data/duplicates.html#find_copies',
+                                                                                  'mlcycle/data/duplicates.py'),
                                          'mlcycle.data.duplicates.find_duplicates': ( 'data/duplicates.html#find_duplicates',
                                                                                       'mlcycle/data/duplicates.py'),
                                          'mlcycle.data.duplicates.find_near_duplicate_texts': ( 'data/duplicates.html#find_near_duplicate_texts',

@@ -117,8 +117,8 @@ def _conclude(rows: pd.DataFrame, data: FeasibilitySample, predictions: dict[str
     "Extrapolate the learning curve of the best quick model, and derive the verdict."
     problem, primary, actual = data.problem, data.problem.metric, data.actual
 
-    def score(each: Predictions, n_resamples: int = 100) -> Score:
-        return bootstrap_intervals([primary], problem, actual, each, n_resamples=n_resamples, seed=data.seed)[0]
+    def score(each: Predictions) -> Score:
+        return bootstrap_intervals([primary], problem, actual, each, n_resamples=100, seed=data.seed)[0]
 
     scores = {name: score(each) for name, each in predictions.items()}
     sign = 1 if get_metric(primary).higher_is_better else -1
@@ -135,7 +135,7 @@ def _conclude(rows: pd.DataFrame, data: FeasibilitySample, predictions: dict[str
         line: compare_with_bound(reachable[one[0]], one[1]) if one else "not estimated" for line, one in required.items()}
     verdict, reason = feasibility_verdict(test=test, reachable=reachable, criteria=criteria, required=required,
                                           skipped=deadline.skipped)
-    curve = [LearningCurvePoint(train_size=size, score=score(each, 60)) for size, each in points]
+    curve = [LearningCurvePoint(train_size=size, score=score(each)) for size, each in points]
     return Feasibility(
         verdict=verdict, reason=reason, sampled_rows=len(data.sample), labelled_rows=len(known), scores=scores,
         p_value=test.p_value, permutation_test_score=round(test.score, 4),

@@ -119,7 +119,7 @@ def test_several_sources_are_joined_by_a_query(tmp_path):
     made = prepare_data(problem, Workspace(tmp_path))
     assert [each.rows for each in made.ingestions] == [400, 3] and "staff" in rows_of(tmp_path, made, "train")
     pd.DataFrame({"shop": ["Rome", "Oslo", "Lima"], "staff": [9, 4, 3]}).to_parquet(tmp_path / "shops.parquet")
-    with pytest.raises(SourceError, match="changed since"):
+    with pytest.raises(SourceError, match="not those that stage 1 read"):
         prepare_data(problem, Workspace(tmp_path))
 
 
