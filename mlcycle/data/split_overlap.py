@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['EVALUATION_PARTS', 'OVERLAP_CHECKS', 'MIN_NEAR_DUPLICATE_SHARE', 'RowHashes', 'hash_rows_by_cell',
-           'equal_value_probabilities', 'exceeds_chance', 'match_row_hashes', 'match_rows_except_one_column',
-           'choose_blocking_columns', 'flag_candidate_rows', 'measure_split_overlap', 'describe_split_overlap']
+           'equal_value_probabilities', 'exceeds_expected', 'exceeds_chance', 'match_row_hashes',
+           'match_rows_except_one_column', 'choose_blocking_columns', 'flag_candidate_rows', 'measure_split_overlap',
+           'describe_split_overlap']
 
 # %% ../../nbs/data/split_overlap.ipynb #e8e3362f
 from dataclasses import dataclass
@@ -65,6 +66,14 @@ def equal_value_probabilities(
     counts = [np.unique(column, return_counts=True)[1].astype(float) for column in cells]
     return np.array([max((each * (each - 1)).sum(), 1) / pairs for each in counts]) # Not 0, even if no values are equal
 
+# %% ../../nbs/data/split_overlap.ipynb #63c4da4f
+def exceeds_expected(
+    found: float, # Number that was found
+    expected: float, # Number that is expected by chance
+) -> bool:
+    "Whether a number exceeds three times the expected one by three standard deviations of a Poisson distribution."
+    return bool(found > 3 * expected + 3 * np.sqrt(expected))
+
 # %% ../../nbs/data/split_overlap.ipynb #75c64266
 def exceeds_chance(
     found: int, # Number of rows with a duplicate
@@ -72,8 +81,7 @@ def exceeds_chance(
     chance: float, # Probability that a row has a duplicate by chance
 ) -> bool:
     "Whether the number of duplicates exceeds three times the expected number by three standard deviations."
-    expected = evaluated * min(chance, 1.0)
-    return found > 3 * expected + 3 * np.sqrt(expected)
+    return exceeds_expected(found, evaluated * min(chance, 1.0))
 
 # %% ../../nbs/data/split_overlap.ipynb #330ca62f
 def match_row_hashes(

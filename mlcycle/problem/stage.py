@@ -20,7 +20,7 @@ from ..outcomes import Feasibility, Label, Problem, Task
 from .document import ProblemDocument, override_fields
 from .feasibility import assess_feasibility
 from ..ml.target_values import apply_target_values, replace_rare_classes, unify_class_spellings
-from .task import MAX_CLASSES, check_target, infer_positive_class, infer_task, is_count
+from .task import MAX_CLASSES, MIN_TARGET_ROWS, check_target, infer_positive_class, infer_task, is_count
 from ..stores.sources.ingest import apply_bundled_settings, hash_rows, read_source
 
 # %% ../../nbs/01_problem.ipynb #78adc087
@@ -196,7 +196,7 @@ def decide_target_values(
     spellings = unify_class_spellings(values) if document.task != "regression" else {}
     values = values.replace(spellings) if spellings else values
     task = infer_task(values) if document.task == "auto" else document.task
-    if task == "regression" or values.nunique() > MAX_CLASSES: # The latter is refused later
+    if task == "regression" or values.nunique() > MAX_CLASSES or len(values) < MIN_TARGET_ROWS: # The last two are refused later
         return task, spellings
     rare = replace_rare_classes(values, document.rare_classes)
     left = {str(value) for value in values.unique()} - set(rare) | {new for new in rare.values() if new}

@@ -128,7 +128,7 @@ def test_a_field_of_an_older_name_is_told_its_new_one(project):
 
 def test_command_line_checks_and_nothing_is_run(project):
     good = cli("problem", "check", cwd=project)
-    assert good.returncode == 0 and "binary task on 240" in good.stdout and "Not signed off" in good.stdout
+    assert good.returncode == 0 and "class 'yes' on 240" in good.stdout and "Not signed off" in good.stdout
     (project / "problem.yaml").write_text(GOOD.replace("target: late", "target: lat"))
     for words in (["problem", "check"], ["run", "-q", "--until", "problem"]):
         bad = cli(*words, cwd=project)

@@ -147,7 +147,7 @@ def plot_feature_graph(
             _curve(axes, 0, columns[column], 1 if made else 2.1, place, **style)
         if made:
             axes.plot([1, 2.1], [place, place], **style)
-            axes.text(1.55, place, shorten_text(each.transformation, 44), ha="center", va="center", fontsize=7.5, color="0.3",
+            axes.text(1.55, place, shorten_text(each.transformation, 38), ha="center", va="center", fontsize=7.5, color="0.3",
                       zorder=3,
                       bbox={"boxstyle": "round,pad=0.2", "facecolor": "white", "edgecolor": style["color"], "linewidth": 0.6})
         label = f"  {round(each.importance.value, 4) + 0.0:.4f}" if each.importance else ""
