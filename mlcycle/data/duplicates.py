@@ -56,7 +56,7 @@ def expected_equal_pairs(
     for first, second in combinations(widest[differ[widest] > 0], 2):
         both = _equal_pairs(hashes.exact - cells[first] - cells[second]) - equal - differ[first] - differ[second]
         dependent.append(differ[first] * differ[second] / both if both > 0 else 0.0)
-    return max(pairs * float(np.prod(shares)), float(np.median(dependent or [0.0])))
+    return max(pairs * float(np.prod(shares)), float(np.quantile(dependent or [0.0], 0.75)))
 
 # %% ../../nbs/data/duplicates.ipynb #fbb6debb
 def _equal_pairs(values: np.ndarray) -> float:
