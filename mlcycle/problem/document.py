@@ -22,8 +22,8 @@ from pydantic import BaseModel, ConfigDict, Field, PrivateAttr
 from ..core.files import write_text
 from ..core.yaml_files import YamlDocument, read_yaml_file, validate_yaml
 from ..errors import InputError, ParameterError
-from ..ml.target_values import RareClasses
 from ..nb.parameters import RENAMED
+from ..outcomes import RareClasses
 
 # %% ../../nbs/problem/document.ipynb #ff38d56b
 PROBLEM_FILE, PROBLEM_SCHEMA_FILE = "problem.yaml", "problem.schema.json"

@@ -95,7 +95,8 @@ def infer_positive_class(
     if pos_label and not named:
         raise TargetError(f"The positive class '{pos_label}' does not occur in the target '{values.name}'.",
                           f"Its classes are {', '.join(sorted(map(str, classes)))}.")
-    said = {str(label).lower(): label for label in classes}
-    affirmative = [said[name] for name in said if name in POSITIVE_LABELS] if set(said) & {*NEGATIVE_LABELS} else []
+    by_name = {str(label).lower(): label for label in classes}
+    negated = by_name.keys() & NEGATIVE_LABELS
+    affirmative = [label for name, label in by_name.items() if negated and name in POSITIVE_LABELS]
     rarer: Any = values.value_counts().idxmin()
     return (named or affirmative or [rarer.item() if hasattr(rarer, "item") else rarer])[0]

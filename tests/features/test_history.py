@@ -118,8 +118,8 @@ def test_missing_unknown_and_other_types_of_the_same_values():
         asked.when.astype("datetime64[ns]"),
         asked.when.astype(str),
     ):
-        said = recipe.compute(asked.assign(when=when))["expanding mean of x by who"]
-        np.testing.assert_array_equal(said, [2, np.nan, np.nan, np.nan, np.nan])
+        computed = recipe.compute(asked.assign(when=when))["expanding mean of x by who"]
+        np.testing.assert_array_equal(computed, [2, np.nan, np.nan, np.nan, np.nan])
     assert np.isnan(recipe.compute(asked.assign(who="1"))["expanding mean of x by who"]).all()
     nobody = recipe.fit(rows.assign(when=pd.NaT)).compute(rows)
     assert np.isnan(nobody["expanding mean of x by who"]).all()

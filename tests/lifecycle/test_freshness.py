@@ -155,9 +155,9 @@ def test_a_newer_library_makes_stale_what_uses_it(project, tmp_path):
 
 def test_why_names_old_and_new_value(project):
     assert not_fresh(project, "-p", "n_resamples=60") == STAGES[4:]
-    said = cli("why", "validation", "-p", "n_resamples=60", cwd=project).stdout
-    assert "parameter n_resamples 50 → 60" in said
-    assert ["parameter", "n_resamples", "50", "60"] in [line.split() for line in said.splitlines()]
+    printed = cli("why", "validation", "-p", "n_resamples=60", cwd=project).stdout
+    assert "parameter n_resamples 50 → 60" in printed
+    assert ["parameter", "n_resamples", "50", "60"] in [line.split() for line in printed.splitlines()]
     assert "nothing has changed" in cli("why", "data", cwd=project).stdout
     assert "validation must run first" in cli("why", "monitoring", "-p", "n_resamples=60", cwd=project).stdout
 
