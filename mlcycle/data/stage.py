@@ -43,7 +43,8 @@ def read_source_and_verify_hash(
 
     Raises `SourceError` if they have changed since stage 1.
     """
-    rows, malformed, readings = read_source_with_provenance(problem.source, problem.sources, problem.query)
+    rows, malformed, readings = read_source_with_provenance(problem.source, problem.sources, problem.query, target=problem.target,
+                                                            na_values=problem.na_values)
     known = readings[0].sha256 if len(readings) == 1 and not problem.query else hash_rows(rows)
     if known != problem.source_sha256:
         raise SourceError(f"The rows of '{readings[0].source}' are not those that stage 1 read.",
@@ -51,10 +52,18 @@ def read_source_and_verify_hash(
     return rows, malformed, readings
 
 # %% ../../nbs/02_data.ipynb #3cf42603
-def _ledger_of_infinite(readings: list[Ingestion], rows: int) -> list[LedgerEntry]:
-    "A line of the ledger for each column with infinite numbers, which are read as missing values."
-    return [LedgerEntry(step="infinite", column=name, rows=count, share=count / rows, note="infinite numbers are read as missing")
-            for each in readings for name, count in each.infinite.items()]
+def _ledger_of_reading(readings: list[Ingestion], rows: int) -> list[LedgerEntry]:
+    "A line of the ledger for each column with infinite numbers, or with words such as `NA`."
+    def lines(step: str, note: str, counts: dict[str, int]) -> list[LedgerEntry]:
+        return [LedgerEntry(step=step, column=name, rows=count, share=count / rows, note=note) for name, count in counts.items()]
+
+    infinite = {name: count for each in readings for name, count in each.infinite.items()}
+    words: dict[str, dict[str, int]] = {}
+    for each in readings:
+        for name, counts in each.na_counts.items():
+            words.setdefault("read as missing: " + ", ".join(f"'{word}'" for word in counts), {})[name] = sum(counts.values())
+    return lines("infinite", "infinite numbers are read as missing", infinite) + [
+        line for note, counts in words.items() for line in lines("na_values", note, counts)]
 
 # %% ../../nbs/02_data.ipynb #2e13ff6b
 def _ledger_of_target(rows: pd.DataFrame, renamed: pd.DataFrame, problem: Problem) -> list[LedgerEntry]:
@@ -183,7 +192,7 @@ def ingest_clean_and_check(
                           file=contract_file)
     return checked.clean, set_aside, {
         "ingestions": readings, "rows_in": len(rows), "rows_quarantined": checked.quarantined,
-        "ledger": [*_ledger_of_infinite(readings, len(rows)), *ledger],
+        "ledger": [*_ledger_of_reading(readings, len(rows)), *ledger],
         "cleaning_plan": save_text_by_hash(plan.model_dump_json(indent=1) + "\n", "cleaning/{}.json", workspace),
         "contract": kept,
         "contract_version": contract.version, "rule_failures": checked.failures, "completeness": checked.completeness,

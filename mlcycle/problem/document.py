@@ -42,6 +42,7 @@ class ProblemDocument(BaseModel):
     source: str = Field("", description="Where the rows come from: a file, an address, or a bundled source.")
     sources: dict[str, str] = Field({}, description="Other sources, by the name that the query uses for them.")
     query: str = Field("", description="SQL query over the sources. Empty: all rows of the source.")
+    na_values: list[str] = Field([], description="Words that mean a missing value. Empty: decided for each column.")
     target: str = Field("", description="The column to predict.")
     task: Literal["auto", "binary", "multiclass", "regression"] = Field("auto", description="auto: inferred from the target.")
     positive: str = Field("", description="Of a binary task: the positive class.", json_schema_extra=_ANY_SCALAR)

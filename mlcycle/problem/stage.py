@@ -46,9 +46,8 @@ def read_problem_rows(
 ) -> pd.DataFrame:
     "Read the rows of the problem's source, or the result of its query."
     with document.at("source"):
-        if document.sources or document.query:
-            return read_source(document.source, document.sources, document.query)
-        return read_source(document.source)
+        return read_source(document.source, document.sources, document.query, target=document.target,
+                           na_values=document.na_values)
 
 # %% ../../nbs/01_problem.ipynb #7bdf8d4c
 def check_problem_columns(
@@ -105,7 +104,8 @@ def _check_time(rows: pd.DataFrame, time: str) -> None:
     if time and not (pd.api.types.is_datetime64_any_dtype(rows[time]) or pd.api.types.is_numeric_dtype(rows[time])):
         example = next(iter(rows[time].dropna()), "")
         raise ParameterError(f"The time column '{time}' holds text such as '{example}'.", "Times or numbers are expected.",
-                             "Write times as in ISO 8601: 2013-01-31 12:00.")
+                             "Write times as in ISO 8601: 2013-01-31 12:00. If 03/04/2013 is in April, write "
+                             "'#dayfirst=yes' after the name of the file, else '#dayfirst=no'.")
 
 # %% ../../nbs/01_problem.ipynb #bffe9feb
 def check_costs(
