@@ -12,7 +12,7 @@ import gc
 import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from multiprocessing import connection, get_context
 from pathlib import Path
@@ -28,13 +28,13 @@ from papermill.translators import PythonTranslator
 
 from mlcycle.engine.forkserver import (
     ENVIRONMENT_LOCK,
-    INLINE_BACKEND,
     hidden_main,
     import_statements,
     start_fork_server,
     run_kernel_in_fork,
 )
 from .processes import describe_exit
+from .search_path import kernel_search_path
 
 # %% ../../nbs/engine/client.ipynb #e2920035
 gc.freeze()
@@ -43,15 +43,17 @@ gc.freeze()
 class KernelProcess:
     "The parent process's side of a forked kernel."
 
-    def __init__(self):
+    def __init__(self, arguments: Sequence[str] = ()):
         context = get_context("forkserver")
         self.session, self.shell_channel = Session(key=b"pipe"), self
         self.log = NamedTemporaryFile("r", prefix="mlcycle-", errors="replace")  # noqa: SIM115 - deleted with the kernel
         (self.pipe, pipe), (self.lifeline, lifeline) = context.Pipe(), context.Pipe()
         with ENVIRONMENT_LOCK:
-            environment = {"MPLBACKEND": INLINE_BACKEND} | os.environ
-        arguments = (pipe, lifeline, self.log.name, environment, os.getcwd())
-        self.process = context.Process(target=run_kernel_in_fork, args=arguments)
+            environment = os.environ | {"JPY_PARENT_PID": str(os.getpid())} # By which libraries recognize a notebook
+        self.connection_file = Path(f"{self.log.name}.json")
+        given = (["-f", str(self.connection_file), *arguments], kernel_search_path())
+        self.process = context.Process(target=run_kernel_in_fork,
+                                       args=(pipe, lifeline, self.log.name, environment, os.getcwd(), *given))
         with hidden_main():
             self.process.start()
         for end in (pipe, lifeline):
@@ -65,7 +67,8 @@ class KernelProcess:
     def execute(self, code: str, store_history: bool = True, stop_on_error: bool = True) -> str:
         "Send code for execution; return the id of the request."
         message = self.session.msg("execute_request", {
-            "code": code, "silent": False, "store_history": store_history, "allow_stdin": False, "stop_on_error": stop_on_error})
+            "code": code, "silent": False, "store_history": store_history, "user_expressions": {}, "allow_stdin": False,
+            "stop_on_error": stop_on_error})
         self.send(message)
         return message["header"]["msg_id"]
 
@@ -108,6 +111,7 @@ def stop_kernel(
     kernel.process.join() # The process has ended when this function returns
     for end in (kernel.pipe, kernel.lifeline):
         end.close()
+    kernel.connection_file.unlink(missing_ok=True) # A kernel that was killed has left it
 
 # %% ../../nbs/engine/client.ipynb #db1000a7
 def wait_until_closed(
@@ -161,7 +165,7 @@ class WarmNotebookClient(PipeNotebookClient):
 
     def execute(self, **_):
         self.reset_execution_trackers()
-        self.kc = KernelProcess()
+        self.kc = KernelProcess([*self.extra_arguments, f"--HistoryManager.hist_file={self.ipython_hist_file}"])
         try:
             self.nb.metadata["language_info"] = wait_for_kernel(self.kc, self.startup_timeout)
             self.papermill_execute_cells()
