@@ -714,6 +714,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                              'mlcycle/engine/patches.py')},
             'mlcycle.engine.preload': { 'mlcycle.engine.preload.is_local_module': ( 'engine/preload.html#is_local_module',
                                                                                     'mlcycle/engine/preload.py'),
+                                        'mlcycle.engine.preload.notebook_recognized': ( 'engine/preload.html#notebook_recognized',
+                                                                                        'mlcycle/engine/preload.py'),
                                         'mlcycle.engine.preload.preload': ('engine/preload.html#preload', 'mlcycle/engine/preload.py')},
             'mlcycle.engine.processes': { 'mlcycle.engine.processes.describe_exit': ( 'engine/processes.html#describe_exit',
                                                                                       'mlcycle/engine/processes.py'),

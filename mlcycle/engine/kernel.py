@@ -235,6 +235,9 @@ class ForkedKernelApp(IPKernelApp):
             shell_stream=PipeStream(self.pipe), shell_channel_thread=thread, profile_dir=self.profile_dir, user_ns=self.user_ns)
         self.displayhook.get_execution_count = lambda: self.kernel.execution_count
 
+
+ForkedKernelApp.__name__ = "IPKernelApp" # By which `%config` lists it
+
 # %% ../../nbs/engine/kernel.ipynb #617a2310
 def run_kernel(
     pipe: Connection, # Receives requests, sends messages
@@ -285,7 +288,7 @@ MAIN_PROCESS = multiprocessing.current_process() # Where the server has imported
 def _become_main_process() -> None:
     "Make this process the main process of `multiprocessing`, with the start method of the platform."
     multiprocessing.set_start_method(None, force=True)
-    MAIN_PROCESS.authkey = multiprocessing.current_process().authkey
+    MAIN_PROCESS.name, MAIN_PROCESS.authkey = "MainProcess", multiprocessing.current_process().authkey
     process._current_process, process._parent_process = MAIN_PROCESS, None
 
 # %% ../../nbs/engine/kernel.ipynb #b63013fe
