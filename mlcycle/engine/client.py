@@ -4,15 +4,15 @@
 
 # %% auto #0
 __all__ = ['KernelProcess', 'receive_message', 'stop_kernel', 'wait_until_closed', 'PipeNotebookClient', 'WarmNotebookClient',
-           'wait_for_kernel', 'wait_for_reply', 'notebook_name', 'last_kernel_log', 'ForkingEngine', 'throttle',
-           'notebook_language', 'KeyPreservingTranslator']
+           'wait_for_kernel', 'wait_for_reply', 'notebook_name', 'last_kernel_log', 'ForkingEngine', 'ThrottledSave',
+           'KeyPreservingTranslator']
 
 # %% ../../nbs/engine/client.ipynb #b6f6fad3
 import gc
 import os
 import signal
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from multiprocessing import connection, get_context
 from pathlib import Path
@@ -22,7 +22,7 @@ from typing import Any
 from jupyter_client.session import Session
 from nbclient.exceptions import CellExecutionComplete, CellTimeoutError, DeadKernelError
 from papermill.clientwrap import PapermillNotebookClient
-from papermill.engines import Engine
+from papermill.engines import Engine, NotebookExecutionManager
 from papermill.log import logger
 from papermill.translators import PythonTranslator
 
@@ -35,6 +35,7 @@ from mlcycle.engine.forkserver import (
 )
 from .processes import describe_exit
 from .search_path import kernel_search_path
+from ..nb.notebook import notebook_language
 
 # %% ../../nbs/engine/client.ipynb #e2920035
 gc.freeze()
@@ -133,14 +134,19 @@ class PipeNotebookClient(PapermillNotebookClient):
         "Collect the outputs of a cell; return its reply, or None after the deadline."
         reply, idle = None, False
         while not (reply and idle):
-            message = self.kc.receive(None if until == float("inf") else max(0, until - time.monotonic()))
+            wait = min(self.nb_man.save.seconds_to_wait(), max(0, until - time.monotonic()))
+            message = self.kc.receive(None if wait == float("inf") else wait)
+            self.nb_man.save.save_if_due()
             if message is None:
-                return None
+                if time.monotonic() >= until:
+                    return None
+                continue
             if message["parent_header"].get("msg_id") != request: # From a thread of an earlier cell; ignored, as in nbclient
                 continue
             if message["msg_type"] == "execute_reply":
                 reply = message
                 continue
+            self.nb_man.save.changed = True
             try:
                 self.process_message(message, cell, index)
             except CellExecutionComplete:
@@ -258,10 +264,11 @@ class ForkingEngine(Engine):
                                  start_timeout=60, execution_timeout=None, notebook_timeout=None, **options):
         "Execute a notebook in a forked kernel; errors are recorded in its cells. Raises ValueError for other languages."
         language = notebook_language(nb_man.nb)
-        if language != "python":
-            raise ValueError(f"The engine 'warm' executes Python notebooks; the language of this one is {language}.")
+        if language.lower() not in ("python", "ipython"):
+            raise ValueError(f"The engine 'warm' executes Python notebooks; the language of this one is {language}. "
+                             f"papermill's own engine, 'nbclient', executes it if its kernel '{kernel_name}' is installed.")
         start_fork_server(import_statements([cell.source for cell in nb_man.nb.cells if cell.cell_type == "code"]))
-        nb_man.save = throttle(1.0, nb_man.save) # papermill writes the notebook twice per cell
+        nb_man.save = ThrottledSave(nb_man, 1.0) # papermill writes the notebook twice per cell
         known = {name: value for name, value in options.items() if WarmNotebookClient.class_traits().get(name) is not None}
         given = {"log": logger, "log_output": log_output, "stdout_file": stdout_file, "stderr_file": stderr_file,
                  "startup_timeout": start_timeout, "timeout": execution_timeout or options.get("timeout")}
@@ -271,28 +278,32 @@ class ForkingEngine(Engine):
             del nb_man.save # papermill writes the complete notebook at the end
 
 # %% ../../nbs/engine/client.ipynb #2eccd770
-def throttle(
-    seconds: float, # Minimum interval between two calls
-    function: Callable, # Its return value is ignored
-) -> Callable:
-    "Limit a function to one call in an interval; calls in between do nothing."
-    last = float("-inf")
+class ThrottledSave:
+    "Limits the saves of a notebook to one in an interval. A save that comes too early is postponed, see `seconds_to_wait`."
 
-    def call(*arguments, **options):
-        nonlocal last
-        if time.monotonic() - last >= seconds:
-            function(*arguments, **options)
-            last = time.monotonic()
+    def __init__(self, manager: NotebookExecutionManager, seconds: float):
+        self.manager, self.save, self.seconds = manager, manager.save, seconds
+        self.earliest, self.postponed, self.changed = 0.0, False, False
 
-    return call
+    def __call__(self, **options):
+        self.postponed = True
+        self.save_if_due()
 
-# %% ../../nbs/engine/client.ipynb #519a6fbc
-def notebook_language(
-    notebook, # Notebook as an nbformat node
-) -> str: # `python` if the metadata name none
-    "The programming language in the metadata of a notebook."
-    about = notebook.metadata
-    return about.get("language_info", {}).get("name") or about.get("kernelspec", {}).get("language") or "python"
+    def save_if_due(self) -> None:
+        "Make up a postponed save whose time has come, or save outputs as often as papermill does."
+        if self.postponed and time.monotonic() >= self.earliest:
+            start = time.monotonic()
+            self.save()
+            self.postponed, self.changed, now = False, False, time.monotonic()
+            self.earliest = now + max(self.seconds, 5 * (now - start)) # Not always busy with a large notebook
+        elif self.changed and not self.postponed:
+            self.manager.autosave_cell()
+
+    def seconds_to_wait(self) -> float:
+        "Seconds until `save_if_due` must be called again."
+        if self.postponed:
+            return max(0.0, self.earliest - time.monotonic())
+        return self.seconds if self.changed else float("inf")
 
 # %% ../../nbs/engine/client.ipynb #21eb723a
 class KeyPreservingTranslator(PythonTranslator):

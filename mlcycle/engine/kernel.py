@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['KERNEL_PACKAGES', 'MAIN_PROCESS', 'LOOP_TURNS', 'interruption_deferred', 'PipeSession',
            'print_stream_message_from_fork', 'LoggedStream', 'PipeStream', 'ForkedKernel', 'ForkedKernelApp',
-           'run_kernel']
+           'run_kernel', 'WakingLoop']
 
 # %% ../../nbs/engine/kernel.ipynb #ed2190c6
 import asyncio
@@ -23,8 +23,9 @@ import threading
 import time
 import json
 from collections import defaultdict
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
+from functools import partial
 from importlib import import_module
 from multiprocessing import process
 from multiprocessing.connection import Connection
@@ -35,7 +36,7 @@ import ipykernel
 from ipykernel.inprocess.socket import DummySocket
 from ipykernel.iostream import IOPubThread, OutStream
 from jupyter_client.session import Session
-from tornado.ioloop import IOLoop
+from tornado.platform.asyncio import AsyncIOMainLoop
 from traitlets import Any
 from traitlets.config.loader import Config, DeferredConfigString
 
@@ -291,6 +292,13 @@ def _become_main_process() -> None:
     MAIN_PROCESS.name, MAIN_PROCESS.authkey = "MainProcess", multiprocessing.current_process().authkey
     process._current_process, process._parent_process = MAIN_PROCESS, None
 
+# %% ../../nbs/engine/kernel.ipynb #f1486b04
+class WakingLoop(AsyncIOMainLoop):
+    "Tornado's event loop, woken by each callback, since the handler of a signal may add it."
+
+    def add_callback(self, callback: Callable, *args, **kwargs):
+        self.asyncio_loop.call_soon_threadsafe(self._run_callback, partial(callback, *args, **kwargs))
+
 # %% ../../nbs/engine/kernel.ipynb #b63013fe
 LOOP_TURNS = 4 # Turns of the event loop between two messages
 
@@ -298,7 +306,7 @@ LOOP_TURNS = 4 # Turns of the event loop between two messages
 async def _serve(app: ForkedKernelApp, pipe: Connection) -> None:
     "Handle messages until the notebook ends or calls `exit`; run tasks of the notebook between them."
     kernel, shell = app.kernel, app.kernel.shell
-    kernel.io_loop = app.io_loop = IOLoop.current()
+    kernel.io_loop = app.io_loop = WakingLoop()
     shell.exit_now = False
     kernel.session.send(None, "kernel_info", kernel.language_info)
     while not shell.exit_now and (message := await _receive(pipe)) is not None:

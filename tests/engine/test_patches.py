@@ -81,6 +81,8 @@ def test_every_private_name_that_the_engine_uses_is_in_the_table():
         "_exit",
         "_lib",
         "_is_debugpy_available",
+        "_stderr",
+        "_stdout",
     }
     for path in Path(client.__file__).parent.glob("*.py"):
         if path.name != "patches.py":
