@@ -74,7 +74,7 @@ KERNEL_PATCHES = (
     Patch("Python", "multiprocessing.process:_parent_process", "set",
           "As above."),
     Patch("IPython", "IPython.core.interactiveshell:InteractiveShell._instance", "set",
-          "While the server imports, libraries find a stand-in for the shell of a notebook, by which they choose their defaults."),
+          "While the server imports, libraries find a stand-in for a notebook's shell, by which they choose their defaults."),
     Patch("ipykernel", "ipykernel.kernelbase:Kernel._supports_kernel_subshells", "overridden",
           "Subshells need sockets."),
     Patch("ipykernel", "ipykernel.kernelbase:Kernel._publish_status", "called",
