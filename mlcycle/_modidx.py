@@ -708,6 +708,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                        'mlcycle.engine.kernel._serve': ('engine/kernel.html#_serve', 'mlcycle/engine/kernel.py'),
                                        'mlcycle.engine.kernel._take_environment': ( 'engine/kernel.html#_take_environment',
                                                                                     'mlcycle/engine/kernel.py'),
+                                       'mlcycle.engine.kernel.ignore_breakpoint': ( 'engine/kernel.html#ignore_breakpoint',
+                                                                                    'mlcycle/engine/kernel.py'),
                                        'mlcycle.engine.kernel.interruption_deferred': ( 'engine/kernel.html#interruption_deferred',
                                                                                         'mlcycle/engine/kernel.py'),
                                        'mlcycle.engine.kernel.print_stream_message_from_fork': ( 'engine/kernel.html#print_stream_message_from_fork',

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['KERNEL_PACKAGES', 'MAIN_PROCESS', 'LOOP_TURNS', 'interruption_deferred', 'PipeSession',
-           'print_stream_message_from_fork', 'LoggedStream', 'PipeStream', 'ForkedKernel', 'ForkedKernelApp',
-           'run_kernel', 'WakingLoop']
+           'print_stream_message_from_fork', 'LoggedStream', 'ignore_breakpoint', 'PipeStream', 'ForkedKernel',
+           'ForkedKernelApp', 'run_kernel', 'WakingLoop']
 
 # %% ../../nbs/engine/kernel.ipynb #ed2190c6
 import asyncio
@@ -140,6 +140,10 @@ if "ipykernel.debugger" not in sys.modules:
 from ipykernel.ipkernel import IPythonKernel # Looks for a debugger at import
 from ipykernel.kernelapp import IPKernelApp
 
+# %% ../../nbs/engine/kernel.ipynb #521799d8
+def ignore_breakpoint(*_, **__) -> None:
+    "Do nothing where a cell calls `breakpoint`."
+
 # %% ../../nbs/engine/kernel.ipynb #ae4e872a
 class PipeStream:
     "What an event loop needs of ipykernel's stream of incoming messages."
@@ -257,6 +261,7 @@ def run_kernel(
     _take_environment(log, environment, folder)
     _become_main_process()
     sys.path[:], sys.argv = path, [str(Path(ipykernel.__file__).parent.with_name("ipykernel_launcher.py")), *arguments]
+    sys.breakpointhook = ignore_breakpoint
     loop = asyncio.new_event_loop()
     asyncio.set_event_loop(loop)
     app = ForkedKernelApp.instance(pipe=pipe)

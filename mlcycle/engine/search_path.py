@@ -16,9 +16,12 @@ from pathlib import Path
 # %% ../../nbs/engine/search_path.ipynb #0c86bc8d
 def kernel_search_path() -> list[str]:
     "The search path of this process, without the entry that Python has added for the script."
-    main = getattr(sys.modules["__main__"], "__file__", None)
-    script = ["", process.ORIGINAL_DIR] + ([str(Path(main).resolve().parent)] if main else [])
-    return sys.path[1:] if sys.path and sys.path[0] in script else list(sys.path)
+    main, path = sys.modules["__main__"], list(sys.path)
+    file, is_module = getattr(main, "__file__", None), getattr(main, "__spec__", None) is not None
+    added = process.ORIGINAL_DIR if is_module else str(Path(file).resolve().parent) if file else ""
+    if added in path and not sys.flags.safe_path:
+        path.remove(added)
+    return path
 
 # %% ../../nbs/engine/search_path.ipynb #7bb32417
 def forget_shadowed_modules(
