@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['KERNEL_PACKAGES', 'MAIN_PROCESS', 'LOOP_TURNS', 'interruption_deferred', 'PipeSession',
-           'print_stream_message_from_fork', 'LoggedStream', 'ignore_breakpoint', 'PipeStream', 'ForkedKernel',
+           'print_stream_message_from_fork', 'LoggedStream', 'PipeStream', 'ForkedKernel', 'SocketlessApp',
            'ForkedKernelApp', 'run_kernel', 'WakingLoop']
 
 # %% ../../nbs/engine/kernel.ipynb #ed2190c6
@@ -141,7 +141,7 @@ from ipykernel.ipkernel import IPythonKernel # Looks for a debugger at import
 from ipykernel.kernelapp import IPKernelApp
 
 # %% ../../nbs/engine/kernel.ipynb #521799d8
-def ignore_breakpoint(*_, **__) -> None:
+def _ignore_breakpoint(*_, **__) -> None:
     "Do nothing where a cell calls `breakpoint`."
 
 # %% ../../nbs/engine/kernel.ipynb #ae4e872a
@@ -187,20 +187,10 @@ class ForkedKernel(IPythonKernel):
         "Do nothing: the next request is sent after the reply to this one."
 
 # %% ../../nbs/engine/kernel.ipynb #48f31b31
-class ForkedKernelApp(IPKernelApp):
-    "ipykernel's application, for a kernel that communicates through a pipe instead of sockets."
+class SocketlessApp(IPKernelApp):
+    "ipykernel's application with a pipe instead of sockets."
 
     pipe = Any()
-
-    def parse_command_line(self, argv=None):
-        "Read `-f FILE --HistoryManager.hist_file=FILE`; a parser of all options is built for other arguments only."
-        match argv:
-            case ["-f", path, history] if history.startswith("--HistoryManager.hist_file="):
-                file = DeferredConfigString(history.partition("=")[2])
-                self.cli_config = Config({"IPKernelApp": {"connection_file": path}, "HistoryManager": {"hist_file": file}})
-                self.update_config(self.cli_config)
-            case _:
-                super().parse_command_line(argv)
 
     def init_poller(self):
         "Do nothing: the kernel ends when its pipe is closed."
@@ -225,6 +215,20 @@ class ForkedKernelApp(IPKernelApp):
     def log_connection_info(self):
         "Do nothing: there are no ports."
 
+# %% ../../nbs/engine/kernel.ipynb #93eaa527
+class ForkedKernelApp(SocketlessApp):
+    "ipykernel's application for a forked kernel."
+
+    def parse_command_line(self, argv=None):
+        "Read `-f FILE --HistoryManager.hist_file=FILE`; a parser of all options is built for other arguments only."
+        match argv:
+            case ["-f", path, history] if history.startswith("--HistoryManager.hist_file="):
+                file = DeferredConfigString(history.partition("=")[2])
+                self.cli_config = Config({"IPKernelApp": {"connection_file": path}, "HistoryManager": {"hist_file": file}})
+                self.update_config(self.cli_config)
+            case _:
+                super().parse_command_line(argv)
+
     def init_path(self):
         super().init_path()
         forget_shadowed_modules(KERNEL_PACKAGES)
@@ -241,7 +245,8 @@ class ForkedKernelApp(IPKernelApp):
         self.displayhook.get_execution_count = lambda: self.kernel.execution_count
 
 
-ForkedKernelApp.__name__ = "IPKernelApp" # By which `%config` lists it
+# %% ../../nbs/engine/kernel.ipynb #278bd743
+ForkedKernelApp.__name__ = IPKernelApp.__name__
 
 # %% ../../nbs/engine/kernel.ipynb #617a2310
 def run_kernel(
@@ -261,7 +266,7 @@ def run_kernel(
     _take_environment(log, environment, folder)
     _become_main_process()
     sys.path[:], sys.argv = path, [str(Path(ipykernel.__file__).parent.with_name("ipykernel_launcher.py")), *arguments]
-    sys.breakpointhook = ignore_breakpoint
+    sys.breakpointhook = _ignore_breakpoint
     loop = asyncio.new_event_loop()
     asyncio.set_event_loop(loop)
     app = ForkedKernelApp.instance(pipe=pipe)
