@@ -105,7 +105,7 @@ class LoggedStream(OutStream):
 
     def __init__(self, session: Session, pub_thread, name: str, pipe=None, echo=None, *, watchfd: bool = True):
         self.reading = threading.Lock()
-        log = os.dup(sys.__stderr__.fileno()) # The file to which the kernel process writes
+        log = os.dup(2) # The log, to which the kernel process writes
         echo = io.TextIOWrapper(io.FileIO(log, "a"), encoding="utf-8", errors="replace", write_through=True)
         super().__init__(session, pub_thread, name, watchfd="force" if watchfd else False, echo=echo)
         os.register_at_fork(after_in_child=self._forked)
@@ -180,7 +180,8 @@ class ForkedKernel(IPythonKernel):
         finally:
             self.post_handler_hook()
             for stream in (self._stdout, self._stderr):
-                stream.drain()
+                if isinstance(stream, LoggedStream):
+                    stream.drain()
             self._publish_status("idle", "shell")
 
     def _abort_queues(self, subshell_id=None):
@@ -266,7 +267,7 @@ def run_kernel(
     _take_environment(log, environment, folder)
     _become_main_process()
     sys.path[:], sys.argv = path, [str(Path(ipykernel.__file__).parent.with_name("ipykernel_launcher.py")), *arguments]
-    sys.breakpointhook = _ignore_breakpoint
+    sys.breakpointhook = _ignore_breakpoint  # ty: ignore[invalid-assignment] - any arguments are accepted
     loop = asyncio.new_event_loop()
     asyncio.set_event_loop(loop)
     app = ForkedKernelApp.instance(pipe=pipe)
@@ -300,7 +301,7 @@ def _become_main_process() -> None:
     "Make this process the main process of `multiprocessing`, with the start method of the platform."
     multiprocessing.set_start_method(None, force=True)
     MAIN_PROCESS.name, MAIN_PROCESS.authkey = "MainProcess", multiprocessing.current_process().authkey
-    process._current_process, process._parent_process = MAIN_PROCESS, None
+    vars(process).update(_current_process=MAIN_PROCESS, _parent_process=None)
 
 # %% ../../nbs/engine/kernel.ipynb #f1486b04
 class WakingLoop(AsyncIOMainLoop):

@@ -18,7 +18,7 @@ def kernel_search_path() -> list[str]:
     "The search path of this process, without the entry that Python has added for the script."
     main, path = sys.modules["__main__"], list(sys.path)
     file, is_module = getattr(main, "__file__", None), getattr(main, "__spec__", None) is not None
-    added = process.ORIGINAL_DIR if is_module else str(Path(file).resolve().parent) if file else ""
+    added = vars(process)["ORIGINAL_DIR"] if is_module else str(Path(file).resolve().parent) if file else ""
     if added in path and not sys.flags.safe_path:
         path.remove(added)
     return path

@@ -320,7 +320,7 @@ def _untyped_parameter(name: str, node: ast.stmt, help: str) -> Parameter:
     try:
         default = ast.literal_eval(value) if value else None
     except (ValueError, TypeError):
-        return Parameter(name, "", ast.unparse(value), help)
+        return Parameter(name, "", ast.unparse(value or node), help)
     if written:
         options = [ast.unparse(written), f"{ast.unparse(written)} | None"]
         for parameter in (Parameter(name, annotation, default, help) for annotation in options):

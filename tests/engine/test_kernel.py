@@ -25,7 +25,7 @@ THEMES = {
         "%pfile f", "f??", "%precision 3", "3.14159", "%pprint", "list(range(30))", "%psearch f*",
         "%reset_selective -f zzz", "%save kept.py 1", "%sx echo 1",
         "%system echo 2", "%store", "kept = [1]\n%store kept", "%store", "%reset -f", "%store -r\nkept", "%store -d kept",
-        "%store kept >> kept.txt", "%tb", "1 / 0", "%tb Plain", "%time 1", "%who", "%whos", "%xmode Verbose",
+        "%store kept >> kept.txt", "%tb", "1 / 0", "%tb Plain", "%time 1", "%who", "%xmode Verbose",
         "def g(z):\n    return z / 0\ng(3)", "%xmode Minimal", "1 / 0", "%xmode Context",
         "%%bash --out out\necho 1", "out", "%%capture c\nprint(1)", "c.show()", "%%html --isolated\na", "%%javascript\n1",
         "%%latex\n$x$", "%%markdown\n*a*", "%%python\nimport sys; print(sys.argv)", "%%script sh -s a b\necho $1",

@@ -98,7 +98,7 @@ def test_what_cannot_run_is_said_before_anything_runs(words, said, tmp_path):
 
 @pytest.mark.parametrize("engine", ["warm", "nbclient"])
 def test_a_notebook_runs_beside_its_files_and_untyped_parameters_have_types(tmp_path, engine):
-    folder = tmp_path / "mon projet"
+    folder = tmp_path / "mes cahiers"
     folder.mkdir()
     (tmp_path / "settings.ini").write_text(f"[engine]\nname = {engine}\n")
     (folder / "helper.py").write_text("def twice(x):\n    return 2 * x")
@@ -108,10 +108,10 @@ def test_a_notebook_runs_beside_its_files_and_untyped_parameters_have_types(tmp_
     )
     write(folder / "mon cahier.ipynb", UNTYPED, code)
     words = ["-p", "alpha=1", "-p", "names=c, d", "-p", "until=[2.5, null]", "-p", "limit=7"]
-    done = cli("nb", "mon projet/mon cahier.ipynb", *words, cwd=tmp_path)
+    done = cli("nb", "mes cahiers/mon cahier.ipynb", *words, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert printed_by(page_in(done.stdout)) == "2.0 ['c', 'd'] [2.5, None] 7 ['a', '1'] True\n"
-    done = cli("nb", "mon projet/mon cahier.ipynb", "--cwd", ".", cwd=tmp_path)
+    done = cli("nb", "mes cahiers/mon cahier.ipynb", "--cwd", ".", cwd=tmp_path)
     assert done.returncode == 1
     assert "No module named 'helper'" in done.stderr
 
