@@ -48,7 +48,7 @@ THEMES = {
         "input()", "input('name? ')", "import getpass; getpass.getpass('p')", "import sys; sys.stdin.readline()",
         "1 / 0", "%debug", "breakpoint()", "import pdb; pdb.set_trace()", "%pdb on", "1 / 0", "%pdb off",
         "import code; code.interact()", "get_ipython().ask_yes_no('sure?')", "%reset", "get_ipython().kernel.raw_input('x')",
-        "from IPython import embed; embed()", "import time; time.sleep(0.5)",
+        "import time; time.sleep(0.5)",
     ],
     "processes": [
         "import asyncio, multiprocessing, os, subprocess, sys, time",
@@ -83,7 +83,7 @@ THEMES = {
         "handle = display('first', display_id='here')", "handle.update('second')", "update_display('third', display_id='here')",
         "sys.stdout.write('x\\r10 %\\r100 %')", "from IPython.display import *\nProgressBar(3)",
         "for i in range(3):\n    clear_output(wait=True)\n    print(i)",
-        "sys.stdout = sys.__stdout__\nprint('to the descriptor')",
+        "sys.stdout = sys.__stdout__\nprint('to the descriptor', flush=True)",
         "import time; time.sleep(0.5)",
     ],
 }  # fmt: skip
