@@ -83,8 +83,6 @@ THEMES = {
         "handle = display('first', display_id='here')", "handle.update('second')", "update_display('third', display_id='here')",
         "sys.stdout.write('x\\r10 %\\r100 %')", "from IPython.display import *\nProgressBar(3)",
         "for i in range(3):\n    clear_output(wait=True)\n    print(i)",
-        "sys.stdout = sys.__stdout__\nprint('to the descriptor', flush=True)",
-        "import time; time.sleep(0.5)",
     ],
 }  # fmt: skip
 
