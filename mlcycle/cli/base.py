@@ -46,7 +46,7 @@ class GroupedCommands(TyperGroup):
 app = typer.Typer(cls=GroupedCommands, no_args_is_help=True, invoke_without_command=True, add_completion=False,
                   rich_markup_mode=None,
                   help="Machine-learning lifecycle for tabular data: from the problem to a monitored service.")
-console, errors = Console(), Console(stderr=True)
+console, errors = Console(force_jupyter=False), Console(stderr=True, force_jupyter=False) # The server imports for notebooks too
 
 # %% ../../nbs/cli/base.ipynb #ca765e3a
 @contextmanager

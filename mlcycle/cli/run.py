@@ -10,6 +10,7 @@ __all__ = ['plan_from_options', 'progress_lines', 'StageProgress', 'run', 'print
 import textwrap
 import time as clock
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -262,13 +263,17 @@ def batch(
 @app.command()
 def nb(
     notebook: Annotated[Path, typer.Argument(help="Notebook; may have a cell tagged 'parameters'.")],
-    parameter: PARAMETER = None, project: PROJECT = None, quiet: QUIET = False,
+    parameter: PARAMETER = None, project: PROJECT = None,
+    cwd: Annotated[Path | None, typer.Option(metavar="FOLDER", help="Working directory; by default the notebook's.")] = None,
+    quiet: QUIET = False,
 ):
-    "Execute any notebook with typed parameters, and write its page."
+    "Execute any notebook with parameters in its own folder, and write its page."
     from mlcycle.lifecycle.any_notebook import run_notebook
 
     with exit_on_error():
         bars = StageProgress(quiet)
         with bars.progress:
-            page = run_notebook(notebook, parse_assignments(parameter or []), project, bars.notebook(notebook.stem))
+            values = parse_assignments(parameter or [])
+            follow = cache(lambda: bars.notebook(notebook.stem)) # From the first cell on, not before the checks
+            page = run_notebook(notebook, values, project, lambda cell, cells: follow()(cell, cells), cwd)
         console.print(f"Page: {page}", highlight=False, soft_wrap=True)

@@ -25,6 +25,7 @@ def execute_notebook(
     parameters: dict[str, Any], # Values by name, as JSON types
     engine: dict[str, str], # Section `[engine]` of the settings
     on_cell: Callable[[int, int], None] = lambda cell, cells: None, # Called at the start of a cell: index, number of cells
+    folder: Path | None = None, # Working directory of the kernel; that of this process if not given
 ) -> None:
     """Execute a notebook with papermill; raise errors of cells as mlcycle errors.
 
@@ -40,13 +41,13 @@ def execute_notebook(
 
     logging.getLogger("papermill").setLevel(logging.ERROR)
     papermill_translators.register("python", KeyPreservingTranslator)
-    path = str(notebook).replace("{", "{{").replace("}", "}}") # papermill treats braces as placeholders
+    path = str(notebook.resolve()).replace("{", "{{").replace("}", "}}") # papermill treats braces as placeholders
     cells = len(json.loads(notebook.read_text())["cells"])
     try:
         with papermill_engine_arguments(engine, notebook) as options:
             papermill.execute_notebook(
                 path, path, parameters, progress_bar=False, execution_timeout=int(engine["cell_timeout"]),
-                on_cell_start=lambda cell, cell_index: on_cell(cell_index, cells), **options)
+                on_cell_start=lambda cell, cell_index: on_cell(cell_index, cells), cwd=folder and str(folder), **options)
     except papermill.PapermillExecutionError as error:
         raise _cell_error(notebook, error) from error
     except (CellTimeoutError, DeadKernelError) as error:
