@@ -154,7 +154,7 @@ def separate_unusable_rows(
     _, duplicated, repeats = drop_duplicates(rows[reason.isna()], key=key, newest_by=newest_by, steps=steps)
     reason[duplicated.index] = duplicated
     aside = rows[reason.notna()].assign(**{unused_column_name("reason", rows): reason.dropna()})
-    ledger = [LedgerEntry(step="set aside", rows=int(count), share=count / len(rows), note=why)
+    ledger = [LedgerEntry(step="set aside", rows=int(count), share=count / len(rows), note=str(why))
               for why, count in reason.value_counts().items()]
     if repeats:
         why = f"{repeats:,} rows equal an earlier row, which chance explains with these columns: they are kept"

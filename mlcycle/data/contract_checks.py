@@ -60,9 +60,9 @@ def pandera_column(
     rules = column.rules
     checks = [_pandera_check(rule, column.logicalType) for rule in rules.values()
               if rule.metric == "invalidValues" and rule.arguments != type(rule.arguments)()]
-    metrics = {rule.metric for rule in rules.values()}
-    return pa.Column(None, checks, nullable="nullValues" not in metrics, unique=unique and "duplicateValues" in metrics,
-                     name=column.name)
+    metrics = {rule.metric for rule in rules.values() if rule.metric != "missingValues" or rule.level == "error"}
+    return pa.Column(None, checks, nullable=not metrics & {"nullValues", "missingValues"},
+                     unique=unique and "duplicateValues" in metrics, name=column.name)
 
 # %% ../../nbs/data/contract_checks.ipynb #80d646fc
 def pandera_schema(
@@ -111,7 +111,8 @@ def find_invalid_values(
     "Positions of invalid and missing values, by rule; empty if the column is valid."
     from pandera.errors import SchemaErrors
 
-    checks, limits = column.checks or [], ("in_range", "greater_than_or_equal_to", "less_than_or_equal_to", "greater_than", "less_than")
+    checks = column.checks or []
+    limits = ("in_range", "greater_than", "greater_than_or_equal_to", "less_than", "less_than_or_equal_to")
     ranges = all(check.name in limits for check in checks)
     distinct = None if ranges else pd.Series(values.unique(), dtype=values.dtype).dropna()
     try:

@@ -14,7 +14,7 @@ from typing import Any
 
 import pandas as pd
 
-from .contract import Contract, parse_contract, contract_to_yaml
+from .contract import Contract
 from .contract_rules import QUARANTINE_LIMIT, rule_as_sql
 from ..outcomes import NA_VALUES
 

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['QUARANTINE_LIMIT', 'CHECKED_TYPES', 'LogicalType', 'Metric', 'WARNING_SEVERITIES', 'OPERATORS', 'DEFAULT_RULE_NAMES',
-           'check_regex_compiles', 'RuleArguments', 'ContractRule', 'rule_limits', 'exceeds_limit', 'describe_rule',
-           'sql_literal_of', 'rule_query', 'rule_as_sql', 'as_library_rule']
+           'check_regex_compiles', 'RuleArguments', 'CheckedRuleFields', 'ContractRule', 'rule_limits', 'exceeds_limit',
+           'describe_rule', 'sql_literal_of', 'rule_query', 'rule_as_sql', 'as_library_rule']
 
 # %% ../../nbs/data/contract_rules.ipynb #a61f82dc
 import re
@@ -81,8 +81,8 @@ OPERATORS: dict[str, Callable[[Any, Any], bool]] = {
     "mustNotBeBetween": lambda value, limit: not limit[0] <= value <= limit[1]}
 
 # %% ../../nbs/data/contract_rules.ipynb #cadde960
-class ContractRule(Record):
-    "A quality rule: metric, arguments, severity, and the limit of rows that may break it."
+class CheckedRuleFields(Record):
+    "Fields of a quality rule that mlcycle checks."
 
     name: str = ""
     description: str | None = None
@@ -101,6 +101,11 @@ class ContractRule(Record):
     unit: str = "rows" # Or `percent`
     severity: str = "error"
     customProperties: Any = None # Of a rule of type `sql`: its metric and arguments
+
+# %% ../../nbs/data/contract_rules.ipynb #cbbe98b4
+class ContractRule(CheckedRuleFields):
+    "A quality rule: metric, arguments, severity, and the limit of rows that may break it."
+
     id: Any = None # This and the following fields of the standard are kept, not checked
     rule: Any = None # Name of the metric in versions before 3.1
     engine: Any = None

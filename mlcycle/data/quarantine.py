@@ -52,7 +52,7 @@ def summarise_violations(
     "Count the rows that violate each rule, with up to five examples."
     failures = []
     for each in violations:
-        shown = each.values.tolist() if each.positions is None else each.values.drop_duplicates().dropna().head(MAX_EXAMPLES).astype(str).tolist()
+        shown = each.values.drop_duplicates().dropna().head(MAX_EXAMPLES).astype(str).tolist()
         shown = shown or ([] if each.positions is None
                           else [f"row {row_ids[positions]}" for positions in each.positions[:MAX_EXAMPLES]])
         failures.append(RuleFailure(column=each.column, rule=each.rule, severity=each.severity, examples=shown,
