@@ -192,6 +192,8 @@ def describe_rule(
     known = [value for value in given.validValues or [] if value is not None and value not in NA_VALUES]
     marks = ", ".join(repr(value) for value in given.missingValues or [] if value is not None)
     limits = ", ".join(f"{operator} {limit}" for operator, limit in rule_limits(rule).items())
+    if name == "missing values" and rule.level == "error" and rule_limits(rule) in ({}, {"mustBe": 0}):
+        name = "required"
     words = {"required": "Never missing.", "unique": f"Unique values{of_columns}.", "range": _describe_ends(rule),
              "length": _describe_ends(rule), "categories": f"One of {len(known)} known values.",
              "pattern": f"Matches {given.pattern}.", "type": f"Of type {kind}.", "row count": f"Number of rows: {limits}.",

@@ -19,7 +19,6 @@ from mlcycle.data.contract_inference import infer_contract
 from mlcycle.data.quarantine import (
     apply_contract,
     check_contract_limits,
-    check_contract_rules,
     quarantine_for_file,
     recheck_quarantine,
 )
