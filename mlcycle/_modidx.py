@@ -337,6 +337,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                    'mlcycle/data/contract_changes.py'),
                                                'mlcycle.data.contract_changes._compare_rules': ( 'data/contract_changes.html#_compare_rules',
                                                                                                  'mlcycle/data/contract_changes.py'),
+                                               'mlcycle.data.contract_changes._content': ( 'data/contract_changes.html#_content',
+                                                                                           'mlcycle/data/contract_changes.py'),
                                                'mlcycle.data.contract_changes._in_words': ( 'data/contract_changes.html#_in_words',
                                                                                             'mlcycle/data/contract_changes.py'),
                                                'mlcycle.data.contract_changes._limit': ( 'data/contract_changes.html#_limit',

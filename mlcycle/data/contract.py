@@ -44,6 +44,12 @@ class LogicalTypeOptions(Record):
     minProperties: Any = None
     maxProperties: Any = None
     required: Any = None
+    dimensions: Any = None # This and the following options came with version 3.2
+    elementType: Any = None
+    embeddingModel: Any = None
+    embeddingModelVersion: Any = None
+    distanceMetric: Any = None
+    normalized: Any = None
 
 # %% ../../nbs/data/contract.ipynb #8ee84410
 class CheckedColumnFields(Record):
@@ -77,6 +83,13 @@ class ContractColumn(CheckedColumnFields):
     transformDescription: Any = None
     criticalDataElement: Any = None
     relationships: Any = None
+    deprecated: Any = None # This and the following fields came with version 3.2
+    synonyms: Any = None
+    semanticType: Any = None
+    enum: list[Any] | None = None
+    map: Any = None
+    key: Any = None
+    value: Any = None
     items: Any = None # Of an array
     properties: Any = None # Of an object
     tags: Any = None
@@ -216,6 +229,9 @@ class ContractTable(Record):
     id: Any = None # This and the following fields of the standard are kept, not checked
     businessName: Any = None
     dataGranularityDescription: Any = None
+    deprecated: Any = None
+    synonyms: Any = None
+    context: Any = None
     relationships: Any = None
     tags: Any = None
     customProperties: Any = None
@@ -405,6 +421,7 @@ def list_unchecked_rules(
         if column.logicalType in ("integer", "number", "date", "timestamp"):
             options.pop("format", None) # How values are stored or written
         lines += [(column.name, name, "logicalTypeOptions", str(value)) for name, value in options.items()]
+        lines += [(column.name, "enum", "enum", str(column.enum))] if column.enum else []
         lines += [(column.name, *_describe_unchecked(rule)) for rule in column.quality
                   if (library := as_library_rule(rule)) is None or library.metric == "rowCount"]
         lines += [(column.name, "relationship", "relationships", str(one)) for one in column.relationships or []]

@@ -12,6 +12,7 @@ import pandas as pd
 
 from .contract import Contract, ContractColumn
 from .contract_rules import ContractRule, describe_rule, rule_limits
+from ..outcomes import NA_VALUES
 
 # %% ../../nbs/data/contract_changes.ipynb #50a70e9c
 VERSION_BUMPS = ("none", "patch", "minor", "major")
@@ -29,15 +30,23 @@ def _in_words(rule: ContractRule | None, logical_type: str) -> str:
     plain = describe_rule(rule.model_copy(update={"description": None}), logical_type)
     return f"{rule.level}: {plain}" + (f" {rule.arguments.validValues}" if rule.arguments.validValues else "")
 
+# %% ../../nbs/data/contract_changes.ipynb #94ad130b
+def _content(rule: ContractRule) -> dict:
+    "Arguments of a rule; texts that mean a missing value do not count as categories."
+    given = rule.arguments.model_dump(exclude_none=True)
+    return given | {name: [one for one in given[name] if one is not None and one not in NA_VALUES]
+                    for name in ("validValues",) if name in given}
+
 # %% ../../nbs/data/contract_changes.ipynb #cb2f7e4c
 def _compare_rules(where: str, old: dict[str, ContractRule], new: dict[str, ContractRule],
                    logical_type: str = "") -> Iterator[tuple]:
     "Differences between two sets of rules of a column or of the table."
     for name in dict.fromkeys([*old, *new]):
         before, after = old.get(name), new.get(name)
-        if before == after:
+        if before == after or before and after and before.model_copy(update={"arguments": after.arguments}) == after and (
+                _content(before) == _content(after)):
             continue
-        same = before and after and (before.metric, before.arguments) == (after.metric, after.arguments)
+        same = before and after and (before.metric, _content(before)) == (after.metric, _content(after))
         if before and after and same and before.level == after.level:
             yield where, f"{name}: limit or description", _limit(before), _limit(after), "patch"
         else:
