@@ -211,6 +211,7 @@ class RuleFailure(Record):
     rows: int
     examples: list[str] # At most five invalid values
     expected: str = "" # The rule in words
+    over_limit: bool = False # Whether the contract allows fewer rows
 
 # %% ../nbs/outcomes.ipynb #26bf3713
 class Dataset(Outcome):

@@ -111,6 +111,7 @@ def show(
 ):
     "Show the rows of a version, or write them to a CSV file."
     from mlcycle.cli.base import exit_on_error, console
+    from mlcycle.core.column_names import unused_column_name
     from mlcycle.core.files import atomic_write
     from mlcycle.core.workspace import Workspace
 
@@ -119,7 +120,7 @@ def show(
         found = found[parse_column_names(found, columns)]
         if csv:
             with atomic_write(csv) as draft:
-                found.to_csv(draft)
+                found.to_csv(draft, index_label=unused_column_name(found.index.name or "row_id", found))
             console.print(f"{len(found):,} rows: {csv}", highlight=False, soft_wrap=True)
         else:
             print_rows(f"{version.address}, {min(rows, len(found)):,} of {len(found):,} rows", found.head(rows))

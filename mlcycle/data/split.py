@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SplitMethod', 'SplitParts', 'parse_split_cutoff', 'split_by_time', 'split_at_random', 'class_codes', 'split_by_group',
-           'entity_codes', 'split_by_column', 'split_rows', 'check_split']
+           'split_by_column', 'split_rows', 'check_split']
 
 # %% ../../nbs/data/split.ipynb #72d44de9
 from typing import Literal
@@ -14,6 +14,7 @@ import pandas as pd
 from sklearn.model_selection import ShuffleSplit
 
 from ..errors import ParameterError, suggest_name
+from ..ml.folds import entity_codes
 from ..outcomes import Problem
 
 SplitMethod = Literal["auto", "time", "group", "stratified", "predefined"]
@@ -126,16 +127,6 @@ def split_by_group(
     parts = _split_by_mask(rows, np.flatnonzero(chosen[groups]))
     return parts, (f"By group: {len(drawn):,} of {len(counts):,} values of '{problem.entity}' are in the holdout, with "
                    f"{len(parts['holdout']) / len(rows):.1%} of the rows.")
-
-# %% ../../nbs/data/split.ipynb #e7a0741f
-def entity_codes(
-    entity: pd.Series, # Entity of each row
-) -> np.ndarray: # (rows,) integers from 0 on
-    "Entities as integer codes; each row with a missing entity gets a code of its own."
-    codes, known = pd.factorize(entity)
-    unknown = codes < 0
-    codes[unknown] = len(known) + np.arange(unknown.sum())
-    return codes
 
 # %% ../../nbs/data/split.ipynb #7914f5fd
 def _draw_groups(counts: np.ndarray, share: float, seed: int) -> np.ndarray:

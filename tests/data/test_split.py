@@ -182,3 +182,15 @@ def test_shared_entities_and_overlap_in_time_are_found():
     assert "earlier than the last training row" in told[1]
     parts, _ = split_rows(rows, asked(entity="patient"))
     assert describe_split_overlap(parts, asked(entity="patient")) == []
+
+
+def test_a_row_with_a_missing_entity_is_an_entity_of_its_own():
+    rows, problem = visits(), asked(entity="patient")
+    rows.loc[np.arange(0, 600, 2), "patient"] = None
+    parts, _ = split_rows(rows, problem)
+    unknown = {name: part.patient.isna().mean() for name, part in parts.items()}
+    assert all(0.3 < share < 0.7 for share in unknown.values()), "rows without an entity are not one big entity"
+    assert not set(parts["train"].patient.dropna()) & set(parts["holdout"].patient.dropna())
+    assert not describe_split_overlap(parts, problem)
+    alone = rows.assign(patient=None)
+    assert 100 <= len(split_rows(alone, problem)[0]["holdout"]) <= 140
