@@ -20,7 +20,8 @@ from mlcycle.ml.cleaning import apply_cleaning_plan, clean_records, summarise_cl
 from mlcycle.ml.cleaning_plan import CleaningPlan
 from mlcycle.ml.predictions import predict
 from mlcycle.ml.value_parsing import format_value
-from mlcycle.service.local import running_service, to_json_rows
+from mlcycle.service.local import running_service
+from mlcycle.service.rows import to_json_rows
 from mlcycle.stores.models.model_files import load_model, save_model
 from mlcycle.stores.sources.ingest import normalise_dtypes, read_source
 

@@ -11,8 +11,7 @@ from hypothesis import strategies as st
 from mlcycle.data.clean import separate_unusable_rows
 from mlcycle.nb.notebook import Parameter, parse_parameters, parse_value
 from mlcycle.outcomes import Score
-from mlcycle.service.bundle import rows_to_frame
-from mlcycle.service.local import to_json_rows
+from mlcycle.service.rows import prepare_rows, to_json_rows
 from mlcycle.stores.sources.ingest import hash_rows, normalise_dtypes
 
 WORDS = st.text(st.characters(codec="utf-8", exclude_characters="\x00"), max_size=20)
