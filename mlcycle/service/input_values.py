@@ -28,16 +28,18 @@ BOOLEAN_WORDS = {"true": True, "yes": True, "y": True, "t": True, "on": True, "1
 MAX_LISTED_TEXTS = 200
 TEXT_DTYPES = ("str", "object", "string", "category")
 
-# %% ../../nbs/service/input_values.ipynb #c8914d77
+# %% ../../nbs/service/input_values.ipynb #647a5f01
 class TrainingValues(Record):
     "What the training rows have in a column."
 
     texts: tuple[str, ...] = () # All texts, if they are few and repeat; otherwise empty
+    kept: tuple[str, ...] = () # Texts that usually stand for a missing value, and here do not
     digits: int | None = None # Length of all texts, if each consists of digits
     booleans: tuple[Label, Label] | None = None # The false and the true value of a column with two opposite values
     largest: float | None = None # Largest absolute value of the numbers
+    whole: bool = False # Whether all numbers are whole
 
-# %% ../../nbs/service/input_values.ipynb #531f57ed
+# %% ../../nbs/service/input_values.ipynb #495920a1
 def describe_training_values(
     values: pd.Series, # Column of the clean training rows
 ) -> TrainingValues:
@@ -47,12 +49,13 @@ def describe_training_values(
         return TrainingValues()
     if pd.api.types.is_numeric_dtype(values):
         booleans = (0, 1) if known.isin((0, 1)).all() and known.nunique() == 2 else None
-        return TrainingValues(largest=float(known.abs().max()), booleans=booleans)
+        return TrainingValues(largest=float(known.abs().max()), booleans=booleans, whole=bool((known % 1 == 0).all()))
     texts = sorted(known.astype("str").unique())
     means = [BOOLEAN_WORDS.get(fold_case(text)) for text in texts]
     opposite = len(texts) == 2 and set(means) == {True, False}
     lengths = {len(text) if text.isascii() and text.isdigit() else 0 for text in texts}
     return TrainingValues(texts=tuple(texts) if len(texts) <= min(MAX_LISTED_TEXTS, len(known) / 2) else (),
+                          kept=tuple(text for text in NA_VALUES if text in texts),
                           digits=lengths.pop() or None if len(lengths) == 1 else None,
                           booleans=(texts[means.index(False)], texts[means.index(True)]) if opposite else None)
 
@@ -118,15 +121,18 @@ def read_number(
         raise UnreadableValueError("it is not a whole number", "a whole number, as in the training rows")
     return int(value) if whole else value
 
-# %% ../../nbs/service/input_values.ipynb #18c77792
+# %% ../../nbs/service/input_values.ipynb #54940086
 def _number_from_text(text: str, known: TrainingValues, plan: ColumnCleaningPlan, kind: str) -> int | float | bool:
     "A number, or a boolean where the training rows have 0 and 1."
     if known.booleans and fold_case(text) in BOOLEAN_WORDS:
         return BOOLEAN_WORDS[fold_case(text)]
     if re.fullmatch(r"[+-]?\d{1,300}", text, re.ASCII):
         return int(text) # Exact beyond 2^53
-    if plan.number_format is None and "," in text and "." not in text:
+    plain = plan.number_format is None
+    if plain and "," in text and "." not in text:
         raise UnreadableValueError("the comma may be a decimal mark or separate thousands", f"{kind}, such as 1957 or 1.957")
+    if plain and known.whole and re.fullmatch(r"[+-]?\d{1,3}(\.\d{3})+", text, re.ASCII):
+        raise UnreadableValueError("the point may be a decimal mark or separate thousands", f"{kind}, without separators")
     number = parse_number(text, plan.number_format or NumberFormat())
     if number is None:
         raise UnreadableValueError("it is not a number", kind)
@@ -150,15 +156,15 @@ def read_boolean(
         return bool(value)
     raise UnreadableValueError("it is neither true nor false", "true or false, 1 or 0, yes or no")
 
-# %% ../../nbs/service/input_values.ipynb #7e136d63
+# %% ../../nbs/service/input_values.ipynb #71fa585e
 MONTHS = {name: number for number, name in enumerate((
     "january", "february", "march", "april", "may", "june", "july", "august", "september", "october", "november", "december"), 1)}
 MONTHS |= {name[:3]: number for name, number in MONTHS.items()} | {"sept": 9}
 DATE_NOTATIONS = tuple(map(re.compile, (
     r"(?P<year>\d{4})[-/.](?P<month>\d\d?)[-/.](?P<day>\d\d?)",
     r"(?P<day>\d\d?)\.(?P<month>\d\d?)\.(?P<year>\d{4})",
-    r"(?P<day>\d\d?)(?:st|nd|rd|th)?[- /.]?(?P<month>[a-z]{3,9})[- /.]*(?P<year>\d{4})",
-    r"(?P<month>[a-z]{3,9})[- .]*(?P<day>\d\d?)(?:st|nd|rd|th)?[- ]*(?P<year>\d{4})",
+    r"(?P<day>\d\d?)(?:st|[nr]d|th)?[- /.]?(?P<month>[a-z]{3,9})[- /.]*(?P<year>\d{4})",
+    r"(?P<month>[a-z]{3,9})[- .]*(?P<day>\d\d?)(?:st|[nr]d|th)?[- ]*(?P<year>\d{4})",
     r"(?P<day>\d\d?)([-/])(?P<month>\d\d?)\2(?P<year>\d{4})",
     r"(?P<month>\d\d?)([-/])(?P<day>\d\d?)\2(?P<year>\d{4})")))
 CLOCK = re.compile(r"(?P<date>.+?)(?:(?:t| )(?P<hour>\d\d?):(?P<minute>\d\d)(?::(?P<second>\d\d)(?:[.](?P<part>\d{1,9}))?)?"
@@ -197,7 +203,7 @@ def _moment_of(day: re.Match, clock: re.Match) -> datetime:
         return moment
     return moment - int(f"{zone[0]}1") * timedelta(hours=int(zone[1:3]), minutes=int(zone[3:]))
 
-# %% ../../nbs/service/input_values.ipynb #aa0d7171
+# %% ../../nbs/service/input_values.ipynb #e29357a6
 def read_date(
     value: Any, # Date or text
     plan: ColumnCleaningPlan, # Has the date formats, if some were learnt
@@ -206,8 +212,13 @@ def read_date(
     expected = "a date in ISO 8601, such as 2024-03-31T19:15:00"
     if isinstance(value, date) and not isinstance(value, datetime):
         return datetime(value.year, value.month, value.day)
+    if isinstance(value, datetime) and value.tzinfo:
+        try:
+            return value.astimezone(UTC).replace(tzinfo=None)
+        except (OverflowError, ValueError) as error: # In the first or last hours of the calendar
+            raise UnreadableValueError("it is outside the calendar", expected) from error
     if isinstance(value, datetime):
-        return value.astimezone(UTC).replace(tzinfo=None) if value.tzinfo else value
+        return value
     if not isinstance(value, str):
         raise UnreadableValueError(f"{_with_article(value)} is not a date", expected)
     text = normalise_whitespace(value)
@@ -223,7 +234,7 @@ def read_date(
         raise UnreadableValueError("it is not a date that can be read without doubt", expected)
     return readings.pop()
 
-# %% ../../nbs/service/input_values.ipynb #2a7043a4
+# %% ../../nbs/service/input_values.ipynb #ff1de82b
 def read_text(
     value: Any, # Text, number, boolean or date
     known: TrainingValues, # What the training rows have
@@ -234,7 +245,7 @@ def read_text(
     if isinstance(value, int) and abs(value) > 10**300:
         raise UnreadableValueError("it is too large", "a text")
     text = value if isinstance(value, str) else format_value(float(value) if isinstance(value, Decimal) else value)
-    if text in known.texts:
+    if text in known.texts or text in known.kept:
         return text
     if text in NA_VALUES:
         return None

@@ -245,7 +245,7 @@ def find_unseen_categories(
                   for row, value in enumerate(frame[name].tolist()) if isinstance(value, str) and value not in known]
     return found
 
-# %% ../../nbs/service/rows.ipynb #b90fad78
+# %% ../../nbs/service/rows.ipynb #2a1d58c6
 def count_notes(
     prepared: PreparedRows, # Rows with changes and warnings
 ) -> list[str]: # One sentence for each column with changes by a rule, or with unseen categories
@@ -262,8 +262,8 @@ def count_notes(
         unseen.setdefault(warning["column"], []).append(warning["value"])
     for column, values in unseen.items():
         count = len(set(values))
-        lines.append(f"The column '{column}' has {count} categor{'ies' if count > 1 else 'y'} that the training rows do not "
-                     f"have, such as {show_value(values[0])}.")
+        lines.append(f"The column '{column}' has {count} {'category' if count == 1 else 'categories'} that the training rows do "
+                     f"not have, such as {show_value(values[0])}.")
     return lines
 
 # %% ../../nbs/service/rows.ipynb #e0c4f2ee

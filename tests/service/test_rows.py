@@ -101,6 +101,7 @@ def test_values_that_mean_the_same_get_the_same_score_everywhere(doors, change, 
         ({"spend": 1e308}, ["'spend'", "1e+308", "too large"]),
         ({"spend": "1e308"}, ["'spend'", "too large"]),
         ({"spend": "three"}, ["'spend'", "'three'", "not a number"]),
+        ({"zip": "30.219"}, ["'zip'", "'30.219'", "decimal mark or separate thousands"]),
         ({"spend": "1,957"}, ["'spend'", "'1,957'", "decimal mark or separate thousands"]),
         ({"spend": True}, ["'spend'", "boolean"]),
         ({"spend": float("inf")}, ["'spend'", "infinity"]),
@@ -195,6 +196,20 @@ def test_feedback_is_read_as_classes_of_the_target(doors):
     client.post("/feedback", json={"actuals": ["No"], "row_ids": ids[-1:]})  # Waits for the log of the one before
     events, _ = read_events(open_event_database(url), "test")
     assert events.set_index("row_id").actual[ids].tolist() == ["Yes"] * 3 + ["No", "Yes", "No"]
+
+
+def test_a_log_that_cannot_be_read_is_a_clear_status(doors, tmp_path):
+    run, _, _ = doors
+    file = tmp_path / "events.db"
+    app = create_app(run.workspace.root / run.release.bundle, f"sqlite:///{file}", "test")
+    with TestClient(app, raise_server_exceptions=False) as client:
+        with sqlite3.connect(file) as connection:
+            connection.execute("DROP TABLE predictions")
+        connection.close()
+        assert client.post("/predict", json={"rows": [ROW], "row_ids": ["a"]}).is_success
+        response = client.post("/feedback", json={"actuals": ["Yes"], "row_ids": ["a"]})
+    assert response.status_code == 503
+    assert "prediction log" in response.json()["detail"]
 
 
 def test_row_ids_are_unique_within_a_request(doors):
