@@ -2719,6 +2719,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                           'mlcycle/service/app.py'),
                                      'mlcycle.service.app.FeedbackRequest': ('service/app.html#feedbackrequest', 'mlcycle/service/app.py'),
                                      'mlcycle.service.app.PredictRequest': ('service/app.html#predictrequest', 'mlcycle/service/app.py'),
+                                     'mlcycle.service.app.RejectedRequest': ('service/app.html#rejectedrequest', 'mlcycle/service/app.py'),
                                      'mlcycle.service.app._add_routes': ('service/app.html#_add_routes', 'mlcycle/service/app.py'),
                                      'mlcycle.service.app.bind_socket': ('service/app.html#bind_socket', 'mlcycle/service/app.py'),
                                      'mlcycle.service.app.body_problem': ('service/app.html#body_problem', 'mlcycle/service/app.py'),
