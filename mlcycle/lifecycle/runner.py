@@ -23,6 +23,7 @@ from .callbacks import RunCallback
 from .choice import StageChoice
 from .execute import is_disk_full
 from .freshness import StageState, freshness_by_stage, check_stage_freshness
+from .last_options import save_last_options
 from .locks import run_lock, stage_lock
 from .plan import Plan
 from .run_folders import (find_finished_run, find_unfinished_run, finish_run, move_run_into_workspace,
@@ -56,6 +57,7 @@ def run_plan(
                              "The stages before it must be fresh.", f"Leave out --only, or run --until {choice.only}.")
     if not stale and (done := find_finished_run(plan, states)):
         rewrite_outdated_pages(done, plan, states, callback)
+        save_last_options(plan, done.id)
         callback.on_nothing_to_do(done)
         return done
     if stale:
@@ -63,6 +65,7 @@ def run_plan(
     with ExitStack() as stack, remove_on_full_disk(plan.workspace):
         run, pages = resume_or_start_run(plan, states[STAGES[0]], callback, stack, facts)
         with remove_on_full_disk(plan.workspace, run.folder, pages):
+            save_last_options(plan, run.id)
             return _run_stages(plan, run, pages, choice, callback, modules.summaries)
 
 # %% ../../nbs/lifecycle/runner.ipynb #2e592131
