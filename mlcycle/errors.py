@@ -110,10 +110,10 @@ class StorageError(MlcycleError):
     @classmethod
     def from_os_error(cls, error: OSError) -> "MlcycleError | None":
         "The exception for an error of the operating system; None if that is not about a file, a folder or a disk."
-        path = Path(os.fsdecode(error.filename2 or error.filename or os.getcwd()))
+        path = Path(os.path.abspath(os.fsdecode(error.filename2 or error.filename or ".")))
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             return DiskFullError.at(path.parent)
-        if error.filename is None or isinstance(error.filename, int):
+        if error.filename is None:
             return None
         places = [path, *path.parents]
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS): # Of a new file, name the folder

@@ -21,6 +21,7 @@ from .choice import StageChoice
 from .freshness import freshness_by_stage
 from .parameter_sets import format_parameter_set
 from .plan import Plan
+from .run_folders import check_folders_are_writable
 
 # %% ../../nbs/lifecycle/batch.ipynb #651c0e7a
 def run_batch(
@@ -78,6 +79,7 @@ def start_batch_fork_server(
     stale = any(state.status != "fresh" for plan in plans for state in freshness_by_stage(plan, choice.forced).values()
                 if state.stage in choice.stages)
     if stale:
+        check_folders_are_writable(plans[0].workspace)
         from mlcycle.lifecycle.batch_workers import WORKER_IMPORTS
         from mlcycle.lifecycle.runner import preload_statements
 

@@ -26,8 +26,8 @@ from .freshness import StageState, freshness_by_stage, check_stage_freshness
 from .last_options import save_last_options
 from .locks import run_lock, stage_lock
 from .plan import Plan
-from .run_folders import (find_finished_run, find_unfinished_run, finish_run, move_run_into_workspace,
-                                           remove_on_full_disk, start_run)
+from .run_folders import (check_folders_are_writable, find_finished_run, find_unfinished_run, finish_run,
+                                           move_run_into_workspace, remove_on_full_disk, start_run)
 from .execute_stage import restore_stage, execute_stage
 from .stage_cache import outcome_content_hash
 from .stage_pages import is_page_outdated
@@ -61,6 +61,7 @@ def run_plan(
         callback.on_nothing_to_do(done)
         return done
     if stale:
+        check_folders_are_writable(plan.workspace)
         start_fork_server(preload_statements(plan, stale))
     with ExitStack() as stack, remove_on_full_disk(plan.workspace):
         run, pages = resume_or_start_run(plan, states[STAGES[0]], callback, stack, facts)
