@@ -19,7 +19,7 @@ from ..core.workspace import Workspace
 from ..errors import TargetError
 from .create.propose import propose_history_recipes, propose_recipes
 from .create.recipes import Recipe
-from .create.user_functions import make_function_recipes
+from .create.user_functions import check_feature_function, make_function_recipes
 from .encode.column_types import infer_column_types
 from .encode.pipeline import build_preprocessor, map_outputs_to_features
 from .leakage.leaks import mark_trusted_columns, find_target_leakage
@@ -101,6 +101,8 @@ def plan_features(
     """
     workspace, settings = workspace or Workspace.from_project(), settings or FeatureSettings()
     rows = read_table(workspace.tables, dataset.tables["train"])
+    for function in functions: # Before the slow steps
+        check_feature_function(function, rows.drop(columns=problem.target))
     report_progress("target leakage")
     suspects = find_leakage_suspects(problem, dataset, rows, workspace, settings)
     out = problem.excluded | {each.column: f"may leak the target: {each.reason}" for each in suspects

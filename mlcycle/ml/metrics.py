@@ -57,7 +57,8 @@ def get_metric(
     if metric is None:
         fitting = [m.name for m in METRICS.values() if not task or task in m.tasks]
         near = suggest_name(name, [*METRICS, *METRIC_ALIASES])
-        known = f"Known{f' for a {task} task' if task else ''} are: {', '.join(sorted(fitting))}; or your own, as module:function."
+        which = f" for a {task} task" if task else ""
+        known = f"Known{which} are: {', '.join(sorted(fitting))}; or your own, as module:function."
         raise MetricError(f"The metric '{name}' is not known.", remedy=near if near.startswith("Did") else known)
     if task and task not in metric.tasks:
         fitting = ", ".join(m.name for m in METRICS.values() if task in m.tasks)
