@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['NUMBER_LIMITS', 'TRACKING_SCHEMES', 'check_numbers', 'check_store_addresses', 'merged_problem',
-           'check_problem_values', 'check_data_values', 'check_modelling_values', 'needs_rows', 'check_columns',
+           'check_problem_values', 'check_data_values', 'check_modelling_values', 'needs_rows', 'check_named_columns',
            'try_user_functions', 'check_plan', 'read_rows_once', 'first_plan_error']
 
 # %% ../../nbs/lifecycle/value_checks.ipynb #33a5e259
@@ -166,7 +166,7 @@ def needs_rows(
     return any(columns) or bool(own)
 
 # %% ../../nbs/lifecycle/value_checks.ipynb #620467ae
-def check_columns(
+def check_named_columns(
     plan: Plan, # Plan of a run
     stages: Sequence[str], # Stages that will run
     rows: pd.DataFrame, # Of the source
@@ -233,7 +233,7 @@ def check_plan(
     if shipped and (with_rows or needs_rows(plan, stages)) and source_kind(document.source) != "web":
         rows = read_rows_once(document.source, json.dumps(document.sources), document.query)
         problem = define_problem(rows=rows, document=document, probe_seconds=0)
-        check_columns(plan, stages, rows, problem)
+        check_named_columns(plan, stages, rows, problem)
         try_user_functions(plan, stages, rows, problem, own)
 
 # %% ../../nbs/lifecycle/value_checks.ipynb #fcbc89b6
