@@ -71,7 +71,8 @@ def progress_lines(
         nonlocal printed, finished
         done, now = min(cell + 1, cells), clock.monotonic()
         if now - printed >= every or done == cells and not finished:
-            console.print(f"{name}: {format_cell_progress(cell, cells)}, {now - start:.0f} s", highlight=False, markup=False)
+            where = f"cell {done} of {cells}" if done == cells else format_cell_progress(cell, cells)
+            console.print(f"{name}: {where}, {now - start:.0f} s", highlight=False, markup=False)
             printed, finished = now, done == cells
 
     return on_cell
@@ -257,7 +258,7 @@ def print_parameter(
     "Print a parameter as it is assigned, where the value comes from, and on a second line what it means."
     given = "" if origin == "notebook" else f"  # from {origin}"
     console.print(f"  {parameter.name}: {parameter.annotation} = {value!r}{given}", markup=False, highlight=False, soft_wrap=True)
-    about = textwrap.fill(parameter.help, min(console.width, 100), initial_indent=" " * 6, subsequent_indent=" " * 6)
+    about = textwrap.fill(parameter.help, min(console.width, 80), initial_indent=" " * 6, subsequent_indent=" " * 6)
     console.print(about, markup=False, highlight=False, soft_wrap=True)
 
 # %% ../../nbs/cli/run.ipynb #64afd84c

@@ -7,6 +7,7 @@ __all__ = ['MistakeCollector', 'collect_column_mistakes', 'collect_metric_mistak
 
 # %% ../../nbs/problem/mistakes.ipynb #a6aab38c
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -44,13 +45,12 @@ class MistakeCollector:
         *arguments: Any, # Its arguments
         document: ProblemDocument | None = None, # Adds the line of a field to an error
         place: tuple = (), # Place of the field in the document
-        **options: Any, # Further arguments
     ) -> Any: # Its result; None if it raised
         try:
             if document is None:
-                return function(*arguments, **options)
+                return function(*arguments)
             with document.at(*place):
-                return function(*arguments, **options)
+                return function(*arguments)
         except MlcycleError as error:
             if str(error) not in map(str, self.errors):
                 self.errors.append(error)
@@ -110,4 +110,4 @@ def find_problem_mistakes(
     collect_metric_mistakes(document, task, mistakes)
     if mistakes.errors or rows is None:
         return None, mistakes.errors
-    return mistakes.attempt(define_problem, rows=rows, document=document, probe_seconds=0), mistakes.errors
+    return mistakes.attempt(partial(define_problem, rows=rows, document=document, probe_seconds=0)), mistakes.errors
