@@ -52,7 +52,7 @@ def history(
 ):
     "List the versions of a table, newest first."
 
-    from mlcycle.cli.base import exit_on_error, console, make_table
+    from mlcycle.cli.base import exit_on_error, console, join_lines, make_table
     from mlcycle.core.workspace import Workspace
     from mlcycle.stores.tables.datasets import table_versions
 
@@ -62,7 +62,7 @@ def history(
             keys = ("run", "source", "contract_version", "contract")
             metadata = {key: each.metadata.get(key, "") for key in keys}
             contract = " ".join(part for part in (metadata["contract_version"], metadata["contract"][:8]) if part)
-            table.add_row(f"{each.address}\n{each.table.sha256[:8]}", each.written_at[:16].replace(" ", "\n"),
+            table.add_row(join_lines([each.address, each.table.sha256[:8]]), join_lines(each.written_at[:16].split()),
                           f"{each.table.rows:,}", metadata["run"], metadata["source"][:8], contract)
         console.print(table)
 

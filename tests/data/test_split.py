@@ -102,8 +102,8 @@ def test_time_cuts_and_keeps_apart_whom_it_knows():
 @pytest.mark.parametrize(
     ("change", "options", "message"),
     [
-        pytest.param({}, {"method": "time"}, "needs a column", id="no time"),
-        pytest.param({}, {"method": "group"}, "needs a column", id="no entity"),
+        pytest.param({}, {"method": "time"}, "which is empty", id="no time"),
+        pytest.param({}, {"method": "group"}, "which is empty", id="no entity"),
         pytest.param({}, {"method": "by chance"}, "not known", id="unknown way"),
         pytest.param({}, {"split_column": "parts"}, "no column 'parts'", id="no such column"),
         pytest.param({"part": "test"}, {"split_column": "part"}, "holds 'test'", id="unknown part"),
