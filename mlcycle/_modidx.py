@@ -272,6 +272,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                            'mlcycle/data/cleaning_rules.py'),
                                              'mlcycle.data.cleaning_rules._repeated_spellings': ( 'data/cleaning_rules.html#_repeated_spellings',
                                                                                                   'mlcycle/data/cleaning_rules.py'),
+                                             'mlcycle.data.cleaning_rules._rows_of_correct': ( 'data/cleaning_rules.html#_rows_of_correct',
+                                                                                               'mlcycle/data/cleaning_rules.py'),
                                              'mlcycle.data.cleaning_rules._rules_of_date_limits': ( 'data/cleaning_rules.html#_rules_of_date_limits',
                                                                                                     'mlcycle/data/cleaning_rules.py'),
                                              'mlcycle.data.cleaning_rules._rules_of_limits': ( 'data/cleaning_rules.html#_rules_of_limits',
