@@ -284,6 +284,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                   'mlcycle/data/cleaning_rules.py'),
                                              'mlcycle.data.cleaning_rules._rules_of_spelling': ( 'data/cleaning_rules.html#_rules_of_spelling',
                                                                                                  'mlcycle/data/cleaning_rules.py'),
+                                             'mlcycle.data.cleaning_rules._rules_of_step': ( 'data/cleaning_rules.html#_rules_of_step',
+                                                                                             'mlcycle/data/cleaning_rules.py'),
                                              'mlcycle.data.cleaning_rules._split_target': ( 'data/cleaning_rules.html#_split_target',
                                                                                             'mlcycle/data/cleaning_rules.py'),
                                              'mlcycle.data.cleaning_rules._with_examples': ( 'data/cleaning_rules.html#_with_examples',

@@ -199,14 +199,18 @@ def ledger(
         changed = f"{dataset.changed_cells:,} cell{'' if dataset.changed_cells == 1 else 's'}"
         console.print(f"Run {run.id}, {dataset.rows_in:,} rows, {changed} changed by cleaning", highlight=False)
         for title, lines, last in (("Applied", dataset.ledger, "undone by"), ("Not applied", dataset.not_applied, "applied by")):
-            table = make_table("step", "column", "rows", "share", "note", "examples", last, title=title)
+            table = make_table("step", "column", "rows", "share", "examples", "note", title=title)
             for line in sorted(lines, key=lambda line: -line.rows):
                 examples = [f"{one.before} → {one.after or 'missing'}" if title == "Applied" else one.before
                             for one in line.examples[:3]]
                 note = line.note.split(". To change them")[0]
-                table.add_row(*map(escape, (line.step, line.column, f"{line.rows:,}", f"{line.share:.2%}", note,
-                                            "\n".join(examples), line.setting)))
+                cells = (line.step, line.column, f"{line.rows:,}", f"{line.share:.2%}", "\n".join(examples), note)
+                table.add_row(*map(escape, cells))
             if lines:
                 console.print(table)
+            for line in lines: # Beside the table, since they must not be folded
+                if line.setting:
+                    console.print(f"{line.step} of '{line.column}': {last} {line.setting}", markup=False, highlight=False,
+                                  soft_wrap=True)
         if not dataset.ledger and not dataset.not_applied:
             console.print("No cell was changed, no row was set aside, and all rules that were found are applied.")

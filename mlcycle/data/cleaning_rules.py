@@ -144,8 +144,9 @@ def grade_negative_values(
     return "doubtful", "their amounts differ from those of the positive values, so that no sign was lost"
 
 # %% ../../nbs/data/cleaning_rules.ipynb #e50893b8
-def _rules_of_sentinels(column: str, made: pd.DataFrame, clean: pd.Series, plan: ColumnCleaningPlan) -> list[CleaningRule]:
+def _rules_of_sentinels(made: pd.DataFrame, clean: pd.Series, plan: ColumnCleaningPlan) -> list[CleaningRule]:
     "Rules about numbers and words that stand for a missing value."
+    column = str(clean.name)
     if plan.value_type == "text":
         folded = made.before.map(fold_case)
         return [CleaningRule("sentinels", (column,), (word,), pd.Index(made.row_id[folded == word]), *_grade_word(word))
@@ -172,8 +173,9 @@ def _grade_word(word: str) -> tuple[Grade, str, str]:
     return ("word", words, "") if word in UNCLEAR_WORDS else ("doubtful", words, "the word may be a category")
 
 # %% ../../nbs/data/cleaning_rules.ipynb #c8cb0e2e
-def _rules_of_limits(column: str, made: pd.DataFrame, clean: pd.Series, plan: ColumnCleaningPlan) -> list[CleaningRule]:
+def _rules_of_limits(made: pd.DataFrame, clean: pd.Series, plan: ColumnCleaningPlan) -> list[CleaningRule]:
     "Rules about numbers, and dates, beyond the limits of a column."
+    column = str(clean.name)
     if plan.value_type == "date":
         return _rules_of_date_limits(column, made)
     bulk = describe_bulk(clean.to_numpy(dtype=float, na_value=np.nan))
@@ -226,7 +228,7 @@ def _rules_of_date_limits(column: str, made: pd.DataFrame) -> list[CleaningRule]
     return rules
 
 # %% ../../nbs/data/cleaning_rules.ipynb #70580afe
-PREFIXES = re.compile("un|in|im|il|ir|non|dis|de|re|pre|post|anti|mis|bi|sub|a")
+PREFIXES = re.compile("un|in|im|il|ir|non|dis|de|re|pre|post|anti|bi|sub|a")
 SUFFIXES = re.compile("s|es|ed|er|en|ly|al|ic")
 
 # %% ../../nbs/data/cleaning_rules.ipynb #ec003b4f
@@ -248,18 +250,18 @@ def are_two_words(
                 or long.endswith(short) and PREFIXES.fullmatch(long.removesuffix(short)))
 
 # %% ../../nbs/data/cleaning_rules.ipynb #e666ff97
-def _rules_of_spelling(column: str, made: pd.DataFrame, clean: pd.Series, step: str) -> list[CleaningRule]:
+def _rules_of_spelling(made: pd.DataFrame, clean: pd.Series, step: str) -> list[CleaningRule]:
     "Rules about spellings that differ by case, look-alike letters or a typing error from a frequent one."
     counts = made.before.value_counts()
     after = made.drop_duplicates("before").set_index("before").after
     alike = [value for value in counts.index if str(value).translate(HOMOGLYPHS) == after[value]]
     own = [value for value in counts.index if step == "categories" and value not in alike and are_two_words(value, after[value])]
-    words = (own, "doubtful", "they may be words of their own")
-    often = _repeated_spellings(counts.drop([*alike, *words[0]]), after, step)[:50]
-    rest = [value for value in counts.index if value not in {*alike, *often, *words[0]}]
-    rules = []
-    for values, grade, doubt in [(alike, "certain", ""), words, *(([value], *_grade_spelling(value, step)) for value in often),
-                                 (rest, *_grade_rest(rest, clean, step))]:
+    often = _repeated_spellings(counts.drop([*alike, *own]), after, step)[:50]
+    rest = [value for value in counts.index if value not in {*alike, *own, *often}]
+    graded: list[tuple[list[str], Grade, str]] = [(alike, "certain", ""), (own, "doubtful", "they may be words of their own"),
+                                                  (rest, *_grade_rest(rest, clean, step))]
+    rules, column = [], str(clean.name)
+    for values, grade, doubt in [*graded, *(([value], *_grade_spelling(value, step)) for value in often)]:
         if not values:
             continue
         rows = pd.Index(made.row_id[made.before.isin(values)])
@@ -311,15 +313,19 @@ def find_cleaning_rules(
     "Find the rules of a plan that change cells in a way that may be wrong, and grade each of them."
     rules = []
     for (step, column), made in changes[changes.step != "pairs"].groupby(["step", "column"], sort=False):
-        after, planned, changed = clean[column], plan.columns[column], pd.Index(made.row_id)
-        found = {"sentinels": lambda: _rules_of_sentinels(column, made, after, planned),
-                 "limits": lambda: _rules_of_limits(column, made, after, planned),
-                 "units": lambda: [CleaningRule("units", (column,), (), changed, "likely", "values in another unit")],
-                 "case": lambda: _rules_of_spelling(column, made, after, "case"),
-                 "categories": lambda: _rules_of_spelling(column, made, after, "categories")}
-        for rule in found[step]() if step in found else []:
-            rules.append(_with_examples(rule, made, max(int(rows[column].notna().sum()), 1)))
+        known = max(int(rows[column].notna().sum()), 1)
+        rules += [_with_examples(rule, made, known) for rule in _rules_of_step(step, made, clean[column], plan.columns[column])]
     return _regrade_far(rules) + _rules_of_pairs(rows, plan, clean)
+
+# %% ../../nbs/data/cleaning_rules.ipynb #1b4e2aae
+def _rules_of_step(step: str, made: pd.DataFrame, clean: pd.Series, plan: ColumnCleaningPlan) -> list[CleaningRule]:
+    "Rules of a step in a column; none of steps that do not change what a value means."
+    if step == "units":
+        return [CleaningRule("units", (str(clean.name),), (), pd.Index(made.row_id), "likely", "values in another unit")]
+    if step in ("case", "categories"):
+        return _rules_of_spelling(made, clean, step)
+    find = {"sentinels": _rules_of_sentinels, "limits": _rules_of_limits}.get(step)
+    return find(made, clean, plan) if find else []
 
 # %% ../../nbs/data/cleaning_rules.ipynb #1acdf850
 def _regrade_far(rules: list[CleaningRule]) -> list[CleaningRule]:
@@ -341,7 +347,7 @@ def _with_examples(rule: CleaningRule, made: pd.DataFrame, known: int) -> Cleani
 # %% ../../nbs/data/cleaning_rules.ipynb #a90abeaf
 def _rules_of_pairs(rows: pd.DataFrame, plan: CleaningPlan, clean: pd.DataFrame) -> list[CleaningRule]:
     "Rules about pairs of columns."
-    rules = []
+    rules: list[tuple[Any, np.ndarray, Grade, str, str]] = []
     for swap in plan.swap_rules:
         rules.append((swap, find_swapped_rows(rows, swap), "likely", f"swapped values of '{swap.first}' and '{swap.second}'", ""))
     for order in plan.order_rules:
