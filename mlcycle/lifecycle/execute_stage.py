@@ -52,6 +52,8 @@ def execute_stage(
         raise
     _record_stage(run, stage, output, start)
     _save_to_cache(run, plan, state, output, callback)
+    for notice in run.outcome(stage).notices:
+        callback.on_notice(notice)
     callback.on_stage_end(stage)
 
 # %% ../../nbs/lifecycle/execute_stage.ipynb #f5cd82cf

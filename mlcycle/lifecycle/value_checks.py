@@ -22,7 +22,7 @@ import pandas as pd
 
 from ..data.clean import validate_and_order_cleaning_steps
 from ..data.split import check_split_parameters, split_by_column
-from ..data.stage import plan_and_apply_cleaning
+from ..data.stage import CleaningChoices, plan_and_apply_cleaning
 from ..errors import MlcycleError, ParameterError, suggest_name
 from .plan import Plan
 from mlcycle.lifecycle.user_code_checks import (
@@ -202,8 +202,11 @@ def try_user_functions(
     @cache
     def cleaned() -> pd.DataFrame:
         some = rows.iloc[:: max(1, len(rows) // 5000)]
-        steps = validate_and_order_cleaning_steps(plan.parameters["data"]["cleaning_steps"])
-        return plan_and_apply_cleaning(some, problem, steps=steps, key=[], newest_by="")[0].drop(columns=problem.target)
+        data = plan.parameters["data"]
+        choices = CleaningChoices(
+            steps=validate_and_order_cleaning_steps(data["cleaning_steps"]), skip=data["skip_cleaning"],
+            force=data["apply_cleaning"], key=[], newest_by="", train_index=lambda clean: clean.index)
+        return plan_and_apply_cleaning(some, problem, choices)[0].drop(columns=problem.target)
 
     for function in find_feature_functions(features) if "features" in stages else ():
         try_feature_function(function, [partial(rows.drop, columns=problem.target), cleaned], features)
