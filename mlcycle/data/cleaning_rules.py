@@ -484,6 +484,16 @@ def describe_kept_rule(
     return LedgerEntry(step=rule.step, column=", ".join(rule.columns), rows=len(rule.rows), share=rule.share, note=note,
                        setting=setting, examples=some)
 
+# %% ../../nbs/data/cleaning_rules.ipynb #1df6720a
+def _clean_columns(rows: pd.DataFrame, plan: CleaningPlan, names: set[str]) -> tuple[pd.DataFrame, pd.DataFrame]:
+    "Some columns, and those that may be swapped with them, after cleaning without order rules; and the changes."
+    pairs = [{swap.first, swap.second} for swap in plan.swap_rules]
+    while more := {name for pair in pairs for name in pair if pair & names} - names:
+        names = names | more
+    columns = {name: column for name, column in plan.columns.items() if name in names}
+    part = plan.model_copy(update={"columns": columns, "order_rules": ()})
+    return apply_cleaning_plan(rows[[name for name in rows if name in names]], part)
+
 # %% ../../nbs/data/cleaning_rules.ipynb #3716bd85
 class PlanUnderTest:
     "A cleaning plan that is applied to a table, and from which rules are dropped that fail."
@@ -516,14 +526,10 @@ class PlanUnderTest:
 
     def _clean_again(self, names: set[str]) -> None:
         "Clean some columns again, and those that may be swapped with them."
-        swaps = self.plan.swap_rules
-        while more := {name for swap in swaps for name in (swap.first, swap.second) if {swap.first, swap.second} & names} - names:
-            names = names | more
-        part = self.plan.model_copy(update={
-            "columns": {name: column for name, column in self.plan.columns.items() if name in names}, "order_rules": ()})
-        again, changes = apply_cleaning_plan(self.rows[[name for name in self.rows if name in names]], part)
+        again, changes = _clean_columns(self.rows, self.plan, names)
         self._cells = self._cells.copy(deep=False)
         for name in again:
             self._cells[name] = again[name]
-        self._cell_changes = pd.concat([self._cell_changes[~self._cell_changes.column.isin(names)], changes], ignore_index=True)
+        others = self._cell_changes[~self._cell_changes.column.isin(list(again))]
+        self._cell_changes = pd.concat([others, changes], ignore_index=True)
         self._apply_order_rules()
