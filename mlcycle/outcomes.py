@@ -140,6 +140,7 @@ class Problem(Outcome):
     source: str # File, address, or name of a bundled source
     sources: dict[str, str] = {} # Other sources of the query, by their name in it
     query: str = "" # SQL over the sources; empty: all rows of `source`
+    na_values: list[str] = [] # Words that mean a missing value in all columns; empty: decided for each column
     source_sha256: str # Hash of the rows as they were read
     target: str
     task: Task
@@ -178,6 +179,9 @@ class Ingestion(Record):
     bytes: int = 0 # Bytes read, if known
     malformed_lines: int = 0 # Lines that could not be parsed
     infinite: dict[str, int] = {} # Infinite numbers by column, which are read as missing values
+    na_counts: dict[str, dict[str, int]] = {} # Cells with a word such as `NA` that are read as missing, by column and word
+    kept_words: dict[str, dict[str, int]] = {} # Cells with such a word that is a value, by column and word
+    notes: list[str] = [] # Formats of numbers and dates, and decisions that an option changes
     sha256: str # Hash of the rows, or of the files if a query reads them directly
     description: str = "" # Format, separator and encoding of a file; version of a table
     ingested_at: str = "" # UTC, ISO 8601
@@ -220,6 +224,7 @@ class RuleFailure(Record):
     rows: int
     examples: list[str] # At most five invalid values
     expected: str = "" # The rule in words
+    over_limit: bool = False # Whether the contract allows fewer rows
 
 # %% ../nbs/outcomes.ipynb #26bf3713
 class Dataset(Outcome):

@@ -53,7 +53,7 @@ def history(
 ):
     "List the versions of a table, newest first."
 
-    from mlcycle.cli.base import exit_on_error, console, make_table
+    from mlcycle.cli.base import exit_on_error, console, join_lines, make_table
     from mlcycle.core.workspace import Workspace
     from mlcycle.stores.tables.datasets import table_versions
 
@@ -63,7 +63,7 @@ def history(
             keys = ("run", "source", "contract_version", "contract")
             metadata = {key: each.metadata.get(key, "") for key in keys}
             contract = " ".join(part for part in (metadata["contract_version"], metadata["contract"][:8]) if part)
-            table.add_row(f"{each.address}\n{each.table.sha256[:8]}", each.written_at[:16].replace(" ", "\n"),
+            table.add_row(join_lines([each.address, each.table.sha256[:8]]), join_lines(each.written_at[:16].split()),
                           f"{each.table.rows:,}", metadata["run"], metadata["source"][:8], contract)
         console.print(table)
 
@@ -112,6 +112,7 @@ def show(
 ):
     "Show the rows of a version, or write them to a CSV file."
     from mlcycle.cli.base import exit_on_error, console
+    from mlcycle.core.column_names import unused_column_name
     from mlcycle.core.files import atomic_write
     from mlcycle.core.workspace import Workspace
 
@@ -120,7 +121,7 @@ def show(
         found = found[parse_column_names(found, columns)]
         if csv:
             with atomic_write(csv) as draft:
-                found.to_csv(draft)
+                found.to_csv(draft, index_label=unused_column_name(found.index.name or "row_id", found))
             console.print(f"{len(found):,} rows: {csv}", highlight=False, soft_wrap=True)
         else:
             print_rows(f"{version.address}, {min(rows, len(found)):,} of {len(found):,} rows", found.head(rows))

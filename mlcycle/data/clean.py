@@ -10,6 +10,7 @@ __all__ = ['CELL_STEPS', 'ROW_STEPS', 'STEPS', 'DEFAULT_STEPS', 'SAMPLE_ROWS', '
 import numpy as np
 import pandas as pd
 
+from ..core.column_names import unused_column_name
 from ..ml.cleaning import apply_cleaning_plan
 from ..ml.cleaning_plan import CleaningPlan, ColumnCleaningPlan
 from ..ml.column_cleaning import clean_column
@@ -161,7 +162,7 @@ def separate_unusable_rows(
     newest_by: str = "", # Column by which the newest of rows with the same key is kept; empty: the last one
     steps: tuple[str, ...] = DEFAULT_STEPS, # Steps that may be applied; steps on cells are ignored
     reasons: dict[str, pd.Series] | None = None, # Further rows to set aside: booleans by reason
-) -> tuple[pd.DataFrame, pd.DataFrame, list[LedgerEntry]]: # Clean rows; rows set aside, with a `reason`; ledger
+) -> tuple[pd.DataFrame, pd.DataFrame, list[LedgerEntry]]: # Clean rows; rows set aside, with a last column `reason`; ledger
     """Separate duplicate rows and rows without required values from clean rows.
 
     Both tables keep the index `row_id`. The ledger has one entry for each reason, with the number and share of rows.
@@ -171,9 +172,9 @@ def separate_unusable_rows(
         reason[flags & reason.isna()] = why
     _, duplicated, repeats = drop_duplicates(rows[reason.isna()], key=key, newest_by=newest_by, steps=steps)
     reason[duplicated.index] = duplicated
-    aside = rows[reason.notna()].assign(reason=reason.dropna())
-    ledger = [LedgerEntry(step="set aside", rows=int(count), share=count / len(rows), note=why)
-              for why, count in aside.reason.value_counts().items()]
+    aside = rows[reason.notna()].assign(**{unused_column_name("reason", rows): reason.dropna()})
+    ledger = [LedgerEntry(step="set aside", rows=int(count), share=count / len(rows), note=str(why))
+              for why, count in reason.value_counts().items()]
     if repeats:
         why = f"{repeats:,} rows equal an earlier row, which chance explains with these columns: they are kept"
         ledger.append(LedgerEntry(step="duplicates", rows=0, note=why))

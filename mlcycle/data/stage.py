@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['read_source_and_verify_hash', 'CleaningChoices', 'find_training_rows', 'plan_and_apply_cleaning',
-           'describes_other_table', 'load_contract', 'save_text_by_hash', 'write_tables', 'separate_training_outliers',
-           'ingest_clean_and_check', 'prepare_data', 'describe_row_counts', 'describe_changed_cells']
+           'describes_other_table', 'find_table_of_rows', 'load_contract', 'save_text_by_hash', 'write_tables',
+           'separate_training_outliers', 'CheckedSource', 'read_clean_and_check', 'store_tables', 'check_source_limits',
+           'store_dataset', 'write_contract_file', 'prepare_data', 'describe_row_counts', 'describe_changed_cells']
 
 # %% ../../nbs/02_data.ipynb #07bed2e2
 import re
@@ -14,20 +15,22 @@ from dataclasses import dataclass
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import pandas as pd
 
+from ..core.column_names import unused_column_name
 from ..ml.cleaning import summarise_cleaning
+from ..ml.cleaning_plan import CleaningPlan
 from .clean import (check_cleaning_settings, plan_cleaning, separate_unusable_rows,
                                 validate_and_order_cleaning_steps)
 from .cleaning_rules import PlanUnderTest, setting_text
-from .contract import Contract, contract_to_yaml
-from .contract_inference import read_or_infer_contract, infer_contract
+from .contract import Contract, contract_of_table, contract_to_yaml, parse_contract
+from .contract_inference import infer_contract
 from .split_overlap import describe_split_overlap
-from .quarantine import apply_contract, check_contract_limits
+from .quarantine import ContractResult, apply_contract, check_contract_columns, check_contract_limits
 from .split import SplitMethod, SplitParts, split_rows
-from ..errors import SourceError
+from ..errors import ContractError, ContractFileError, SourceError
 from ..core.files import write_text
 from ..core.workspace import Workspace
 from ..outcomes import CellChange, Dataset, FileRef, Ingestion, LedgerEntry, Problem, TableRef
@@ -47,7 +50,8 @@ def read_source_and_verify_hash(
 
     Raises `SourceError` if they have changed since stage 1.
     """
-    rows, malformed, readings = read_source_with_provenance(problem.source, problem.sources, problem.query)
+    rows, malformed, readings = read_source_with_provenance(problem.source, problem.sources, problem.query, target=problem.target,
+                                                            na_values=problem.na_values)
     known = readings[0].sha256 if len(readings) == 1 and not problem.query else hash_rows(rows)
     if known != problem.source_sha256:
         raise SourceError(f"The rows of '{readings[0].source}' are not those that stage 1 read.",
@@ -55,10 +59,18 @@ def read_source_and_verify_hash(
     return rows, malformed, readings
 
 # %% ../../nbs/02_data.ipynb #3cf42603
-def _ledger_of_infinite(readings: list[Ingestion], rows: int) -> list[LedgerEntry]:
-    "A line of the ledger for each column with infinite numbers, which are read as missing values."
-    return [LedgerEntry(step="infinite", column=name, rows=count, share=count / rows, note="infinite numbers are read as missing")
-            for each in readings for name, count in each.infinite.items()]
+def _ledger_of_reading(readings: list[Ingestion], rows: int) -> list[LedgerEntry]:
+    "A line of the ledger for each column with infinite numbers, or with words such as `NA`."
+    def lines(step: str, note: str, counts: dict[str, int]) -> list[LedgerEntry]:
+        return [LedgerEntry(step=step, column=name, rows=count, share=count / rows, note=note) for name, count in counts.items()]
+
+    infinite = {name: count for each in readings for name, count in each.infinite.items()}
+    words: dict[str, dict[str, int]] = {}
+    for each in readings:
+        for name, counts in each.na_counts.items():
+            words.setdefault("read as missing: " + ", ".join(f"'{word}'" for word in counts), {})[name] = sum(counts.values())
+    return lines("infinite", "infinite numbers are read as missing", infinite) + [
+        line for note, counts in words.items() for line in lines("na_values", note, counts)]
 
 # %% ../../nbs/02_data.ipynb #2e13ff6b
 def _ledger_of_target(rows: pd.DataFrame, renamed: pd.DataFrame, problem: Problem) -> list[LedgerEntry]:
@@ -133,22 +145,43 @@ def describes_other_table(
     contract_columns = set(contract.columns)
     return target not in contract_columns or len(contract_columns & set(rows)) < len(contract_columns) / 2
 
+# %% ../../nbs/02_data.ipynb #125b9a72
+def find_table_of_rows(
+    contract: Contract, # With any number of tables
+    rows: pd.DataFrame, # Clean rows
+    target: str, # Name of the target column
+    table: str = "", # Name of the table; empty: the one that fits the rows
+    file: str = "contract.yaml", # Name of the contract file, for the message
+) -> Contract | None: # Of one table; None if none describes the rows
+    "Find the table of a contract that describes the rows; raise ContractFileError if several do and none is named."
+    if table:
+        return contract_of_table(contract, table, rows.columns, file)
+    described = [each.name for each in contract.tables if each.properties]
+    fitting = [each for each in (contract_of_table(contract, name, rows.columns, file) for name in described)
+               if not describes_other_table(each, rows, target)]
+    if len(fitting) > 1:
+        names = ", ".join(each.tables[0].name for each in fitting)
+        raise ContractFileError(f"Several tables of the contract {file} have the columns of the rows: {names}.",
+                                remedy="Choose one: contract_table in [data] of settings.ini.")
+    return fitting[0] if fitting else None
+
 # %% ../../nbs/02_data.ipynb #2220b5fb
 def load_contract(
     rows: pd.DataFrame, # Clean rows
     problem: Problem, # Names source, target and owner
     file: str, # Contract file, relative to the project; empty: none
     project: Path, # Folder of the project
-) -> tuple[Contract, list[str]]: # Contract; a list with its file, empty if none is used
+    table: str = "", # Table of the contract, if it describes several; empty: the one that fits the rows
+) -> tuple[Contract, list[str]]: # Contract of one table; a list with its file, empty if none is used
     """Load the data contract of the project, or infer one from the rows.
 
-    It is inferred if no file is named, the file is missing (it is then written) or describes another table, or the source
-    is bundled.
+    It is inferred if no file is named, the file is missing or describes another table, or the source is bundled.
     """
     path, name = Path(project) / file, re.sub(r"\W+", "_", Path(split_address_fragment(problem.source)[0]).stem) or "rows"
     if file and problem.source not in BUNDLED_SOURCES:
-        contract, _ = read_or_infer_contract(rows, path, name, problem.owner)
-        if not describes_other_table(contract, rows, problem.target):
+        if not path.is_file():
+            return infer_contract(rows, name, problem.owner), [file]
+        if contract := find_table_of_rows(parse_contract(path.read_text(), str(path)), rows, problem.target, table, file):
             return contract, [file]
     return infer_contract(rows, name, problem.owner), []
 
@@ -178,49 +211,117 @@ def separate_training_outliers(
     parts: SplitParts, # Parts of the split
     problem: Problem, # Target, time and excluded columns are not searched for outliers
     method: OutlierMethod | Literal[""], # `robust z`, `iqr` or `isolation forest`; empty: outliers are kept
-) -> tuple[SplitParts, pd.DataFrame]: # The parts, and the rows set aside with a `reason`
+) -> tuple[SplitParts, pd.DataFrame]: # The parts, and the rows set aside with a last column `reason`
     "Set aside the outliers among the training rows, and collect the rows that the split has set aside."
     aside = parts.get("set_aside", parts["train"].iloc[:0])
     rest, odd = parts["train"], parts["train"].iloc[:0]
     if method:
         numbers = rest.select_dtypes("number").columns.difference([problem.target, problem.time, *problem.excluded])
         rest, odd = separate_outliers(rest, list(numbers), method)
-    aside = pd.concat([aside.assign(reason="its entity is in the training rows"), odd] if len(aside) else [odd])
+    added = unused_column_name("reason", aside)
+    aside = pd.concat([aside.assign(**{added: "its entity is in the training rows"}), odd] if len(aside) else [odd])
     return {name: part for name, part in parts.items() if name != "set_aside"} | {"train": rest}, aside
 
 # %% ../../nbs/02_data.ipynb #861713be
-def ingest_clean_and_check(
+class CheckedSource(NamedTuple):
+    "Rows of a source after cleaning and contract check, with all that is to be stored about them."
+
+    checked: ContractResult # Clean and quarantined rows, violated rules
+    set_aside: pd.DataFrame # Duplicates and rows without target or time, with a last column `reason`
+    contract: Contract # Of the table
+    plan: CleaningPlan # Also for the service
+    facts: dict # Fields of the outcome
+    tables: dict[str, pd.DataFrame] # Quarantine, changed cells, malformed lines
+
+# %% ../../nbs/02_data.ipynb #5b7602f2
+def read_clean_and_check(
+    problem: Problem, # Of stage 1
+    project: Path, # Folder of the project
+    *,
+    contract_file: str, # Relative to the project; empty: none
+    contract_table: str, # Table of the contract, if it describes several; empty: the one that fits the rows
+    cleaning: CleaningChoices, # Settings of the cleaning
+) -> CheckedSource:
+    """Read, clean and check the rows of a problem; nothing is written.
+
+    Raises `SourceError` if the source has changed, `ContractError` if a column of the contract is missing.
+    """
+    rows, malformed, readings = read_source_and_verify_hash(problem)
+    clean, set_aside, trial, ledger = plan_and_apply_cleaning(rows, problem, cleaning)
+    contract, files = load_contract(clean, problem, contract_file, project, contract_table)
+    checked = apply_contract(clean, contract)
+    check_contract_columns(checked, contract, contract_file)
+    facts = {"ingestions": readings, "rows_in": len(rows), "rows_quarantined": checked.quarantined,
+             "ledger": [*_ledger_of_reading(readings, len(rows)), *ledger], "contract_version": contract.version,
+             "rule_failures": checked.failures, "completeness": checked.completeness, "project_files": files,
+             "not_applied": trial.not_applied, "changed_cells": len(trial.changes.drop_duplicates(["row_id", "column"]))}
+    tables = {"quarantine": checked.quarantine, "ledger": trial.changes.set_index("row_id"), "malformed": malformed}
+    return CheckedSource(checked, set_aside, contract, trial.plan, facts, tables)
+
+# %% ../../nbs/02_data.ipynb #fe0d2d75
+def store_tables(
+    tables: dict[str, pd.DataFrame], # By table name
+    source: CheckedSource, # Its contract and sources are recorded with each table
+    problem: Problem, # Of stage 1
+    workspace: Workspace, # Holds the tables
+    run: str, # Id of the run, for the commits
+) -> tuple[dict[str, TableRef], FileRef]: # Tables; the contract as a file of the workspace
+    "Save the contract in the workspace, and write tables that refer to it."
+    workspace.prepare()
+    kept = save_text_by_hash(contract_to_yaml(source.contract), "contracts/{}.yaml", workspace)
+    commits = delta_commit_metadata(run, problem, contract=kept, contract_version=source.contract.version,
+                                    ingestions=source.facts["ingestions"])
+    return write_tables(tables, workspace, commits), kept
+
+# %% ../../nbs/02_data.ipynb #001f5412
+def check_source_limits(
+    source: CheckedSource, # Cleaned and checked rows
+    problem: Problem, # Of stage 1
+    workspace: Workspace, # Holds the quarantine
+    contract_file: str, # For the message
+    run: str, # Id of the run, for the commit
+) -> None:
+    "Raise `ContractError` if more rows break the contract than it allows; the quarantine is stored before."
+    try:
+        check_contract_limits(source.checked, source.contract, file=contract_file,
+                              quarantine="the table 'quarantine' (mlcycle data show quarantine --csv bad.csv)")
+    except ContractError:
+        store_tables({"quarantine": source.checked.quarantine}, source, problem, workspace, run)
+        raise
+
+# %% ../../nbs/02_data.ipynb #4f2441d1
+def store_dataset(
+    parts: SplitParts, # Parts of the split
+    how: str, # Description of the split
+    source: CheckedSource, # Cleaned and checked rows
     problem: Problem, # Of stage 1
     workspace: Workspace, # Holds the tables
     *,
-    contract_file: str, # Relative to the project; empty: none
-    cleaning: CleaningChoices, # Settings of the cleaning
+    outlier_method: OutlierMethod | Literal[""], # How outliers among the training rows are found; empty: they are kept
     run: str, # Id of the run, for the commits
-) -> tuple[pd.DataFrame, pd.DataFrame, dict, dict]: # Rows, set aside, outcome fields, commit metadata
-    """Read, clean and check the rows of a problem; store quarantined rows, changed cells and malformed lines.
+) -> Dataset:
+    "Set aside outliers, store all tables and the cleaning plan, and describe them as the outcome."
+    parts, odd = separate_training_outliers(parts, problem, outlier_method)
+    aside = pd.concat([source.set_aside, odd]) if len(odd) else source.set_aside
+    overlap = describe_split_overlap(parts, problem)
+    tables, contract = store_tables(source.tables | parts | {"set_aside": aside}, source, problem, workspace, run)
+    plan = save_text_by_hash(source.plan.model_dump_json(indent=1) + "\n", "cleaning/{}.json", workspace)
+    counts = {name: len(part) for name, part in parts.items()} | {
+        "set_aside": len(aside), "quarantine": source.checked.quarantined}
+    changed = describe_changed_cells(source.facts["changed_cells"], len(source.facts["not_applied"]))
+    return Dataset(**source.facts, tables=tables, contract=contract, cleaning_plan=plan, rows_clean=sum(map(len, parts.values())),
+                   rows_set_aside=len(aside), split_description=how, split_overlap=overlap,
+                   decision=describe_row_counts(counts) + changed)
 
-    Returns checked rows, rows set aside, fields of the outcome, and commit metadata.
-    Raises `SourceError` if the source has changed, `ContractError` if more rows break the contract than it allows.
-    """
-    rows, malformed, readings = read_source_and_verify_hash(problem)
-    workspace.prepare()
-    clean, set_aside, trial, ledger = plan_and_apply_cleaning(rows, problem, cleaning)
-    contract, agreed = load_contract(clean, problem, contract_file, workspace.project)
-    kept = save_text_by_hash(contract_to_yaml(contract), "contracts/{}.yaml", workspace)
-    checked = apply_contract(clean, contract, problem.source_sha256)
-    commits = delta_commit_metadata(run, problem, contract=kept, contract_version=contract.version, ingestions=readings)
-    tables = write_tables({"quarantine": checked.quarantine.set_index("row_id"), "ledger": trial.changes.set_index("row_id"),
-                           "malformed": malformed}, workspace, commits)
-    check_contract_limits(checked, contract, quarantine="the table 'quarantine' (mlcycle data show quarantine)",
-                          file=contract_file)
-    return checked.clean, set_aside, {
-        "ingestions": readings, "rows_in": len(rows), "rows_quarantined": checked.quarantined,
-        "ledger": [*_ledger_of_infinite(readings, len(rows)), *ledger], "not_applied": trial.not_applied,
-        "changed_cells": len(trial.changes.drop_duplicates(["row_id", "column"])),
-        "cleaning_plan": save_text_by_hash(trial.plan.model_dump_json(indent=1) + "\n", "cleaning/{}.json", workspace),
-        "contract": kept,
-        "contract_version": contract.version, "rule_failures": checked.failures, "completeness": checked.completeness,
-        "project_files": agreed, "tables": tables}, commits
+# %% ../../nbs/02_data.ipynb #606f60b4
+def write_contract_file(
+    dataset: Dataset, # Outcome of `prepare_data`
+    workspace: Workspace, # Holds the contract, and names the project
+) -> None:
+    "Write the contract of a dataset into the project, if it was inferred for a file that does not exist."
+    for name in dataset.project_files:
+        if not (file := workspace.project / name).exists():
+            write_text(file, (workspace.root / dataset.contract.path).read_text())
 
 # %% ../../nbs/02_data.ipynb #82aedc8e
 def prepare_data(
@@ -228,6 +329,8 @@ def prepare_data(
     workspace: Workspace | None = None, # Holds the tables; that of the working directory if not given
     *,
     contract_file: str = "contract.yaml", # Relative to the project; inferred and written if missing; empty: inferred only
+    contract_table: str = "", # Table of the contract, if it describes several; empty: the one that fits the rows
+    write_contract: bool = True, # Whether to write an inferred contract into the project; else see `write_contract_file`
     cleaning_steps: list[str] | None = None, # All but `near_duplicates` if not given
     skip_cleaning: list[str] | None = None, # Steps (`limits`), or steps of a column (`limits:price`), that are left out
     apply_cleaning: list[str] | None = None, # The same, for rules that are applied whatever their test says
@@ -249,18 +352,14 @@ def prepare_data(
     find = partial(find_training_rows, problem=problem, split=split, **choices)
     cleaning = CleaningChoices(steps=steps, skip=skip_cleaning or [], force=apply_cleaning or [], key=key or [],
                                newest_by=newest_by, train_index=find)
-    rows, aside, facts, commits = ingest_clean_and_check(
-        problem, workspace, contract_file=contract_file, cleaning=cleaning, run=run)
-    parts, how = split_rows(rows, problem, split, **choices)
-    del rows # Free memory: the parts hold all rows
-    parts, odd = separate_training_outliers(parts, problem, outlier_method)
-    aside = pd.concat([aside, odd]) if len(odd) else aside
-    facts["tables"] |= write_tables(parts | {"set_aside": aside}, workspace, commits)
-    return Dataset(**facts, rows_clean=sum(map(len, parts.values())), rows_set_aside=len(aside), split_description=how,
-                   split_overlap=describe_split_overlap(parts, problem),
-                   decision=describe_row_counts({name: len(part) for name, part in parts.items()} | {
-                       "set_aside": len(aside), "quarantine": facts["rows_quarantined"]})
-                   + describe_changed_cells(facts["changed_cells"], len(facts["not_applied"])))
+    source = read_clean_and_check(problem, workspace.project, contract_file=contract_file, contract_table=contract_table,
+                                  cleaning=cleaning)
+    check_source_limits(source, problem, workspace, contract_file, run)
+    parts, how = split_rows(source.checked.clean, problem, split, **choices)
+    dataset = store_dataset(parts, how, source, problem, workspace, outlier_method=outlier_method, run=run)
+    if write_contract:
+        write_contract_file(dataset, workspace)
+    return dataset
 
 # %% ../../nbs/02_data.ipynb #9bcbc142
 def describe_row_counts(

@@ -4,19 +4,17 @@
 
 # %% auto #0
 __all__ = ['STEP_NOTES', 'fix_value_pair_order', 'is_swapped_pair', 'find_swapped_rows', 'apply_cleaning_plan',
-           'summarise_cleaning', 'undo_changes', 'clean_records']
+           'summarise_cleaning', 'undo_changes']
 
 # %% ../../nbs/ml/cleaning.ipynb #f40c559d
-from datetime import datetime
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from .cell_cleaning import clean_value
 from .cleaning_plan import CleaningPlan, ColumnOrderRule, ColumnSwapRule
 from .column_cleaning import clean_column, restore_integers, to_python
-from .value_parsing import format_value, parse_date
+from .value_parsing import format_value
 from ..outcomes import CellChange, LedgerEntry
 
 # %% ../../nbs/ml/cleaning.ipynb #124dff26
@@ -142,43 +140,3 @@ def undo_changes(
         values.iloc[places] = new.mask(old == "").astype(values.dtype).to_numpy()
         rows[name] = values
     return rows
-
-# %% ../../nbs/ml/cleaning.ipynb #81e89e73
-def clean_records(
-    rows: list[dict], # One dictionary for each row, with JSON values
-    plan: CleaningPlan, # Cleaning plan of the table
-) -> list[dict]:
-    "Clean the rows of an HTTP request by the cleaning plan of the table."
-    return rows if plan.is_empty else [_clean_record(dict(row), plan) for row in rows]
-
-# %% ../../nbs/ml/cleaning.ipynb #89ceb044
-def _clean_record(row: dict, plan: CleaningPlan) -> dict:
-    "Clean a row in place."
-    for rule in plan.swap_rules:
-        if is_swapped_pair(row.get(rule.first), row.get(rule.second), rule):
-            row[rule.first], row[rule.second] = row[rule.second], row[rule.first]
-    for name, column in plan.columns.items():
-        value = row.get(name)
-        if value is None:
-            continue
-        if column.value_type == "date" and isinstance(value, str):
-            value = (None if column.date_formats else parse_date(value, ("ISO8601",))) or value
-        if (steps := clean_value(value, column)):
-            row[name] = _for_json(steps[-1][1])
-    for rule in plan.order_rules:
-        first, second = (_moment(row.get(name)) for name in (rule.first, rule.second))
-        if first is not None and second is not None and type(first) is type(second) and first > second:
-            row[rule.first], row[rule.second] = (_for_json(value) for value in fix_value_pair_order(first, second, rule))
-    return row
-
-# %% ../../nbs/ml/cleaning.ipynb #cc0e03ef
-def _for_json(value: Any) -> Any:
-    "A value as JSON value: datetimes as ISO 8601 text."
-    return value.isoformat() if isinstance(value, datetime) else value
-
-# %% ../../nbs/ml/cleaning.ipynb #cbe6a3ce
-def _moment(value: Any) -> Any:
-    "A value that can be compared: a float or a datetime."
-    if isinstance(value, str):
-        return parse_date(value, ("ISO8601",))
-    return None if value is None else float(value)
