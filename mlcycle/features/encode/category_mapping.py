@@ -101,6 +101,7 @@ class CategoryMapping(_FittedMapping):
         if self.method not in METHODS:
             raise ParameterError(f"The encoding method '{self.method}' does not exist.", f"Known are {', '.join(METHODS)}.")
         remember_columns(self, X)
+        vars(self).pop("_places", None) # Of an earlier fit
         values = X.iloc[:, 0]
         codes, labels = factorize_as_text(values)
         known = sorted({label for label in labels if label is not None})
@@ -108,9 +109,16 @@ class CategoryMapping(_FittedMapping):
             _learn_codes(self, np.array(labels, dtype=object)[codes])
             return self.encode(X)
         steps = _category_steps(self, values.dtype, None if y is None else np.asarray(y))
-        steps, made, self.outputs_ = fit_encoder_chain(steps, np.array(labels, dtype=object)[codes][:, None], y, [X.columns[0]])
-        self.categories_, self.values_ = np.array(known, dtype=str), _tabulate(known, steps)
-        return made
+        self.categories_ = np.array(known, dtype=str)
+        each_row = np.array(labels, dtype=object)[codes][:, None]
+        if self.method == "target":
+            steps, made, self.outputs_ = fit_encoder_chain(steps, each_row, y, [X.columns[0]])
+            self.values_ = _tabulate(known, steps)
+            return made
+        name, step = X.columns[0], steps[0].fit(each_row) # Training rows are encoded like later ones, by the table
+        outputs = step.get_feature_names_out(["\x000\x00"])
+        self.outputs_, self.values_ = [_name_and_origin(output, [name]) for output in outputs], _tabulate(known, [step])
+        return self.encode(X)
 
     def __sklearn_tags__(self):
         tags = super().__sklearn_tags__()

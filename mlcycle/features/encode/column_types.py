@@ -54,8 +54,8 @@ def find_duplicate_columns(
     """
     first, repeated = {}, {}
     for name, column_type in column_types.items():
-        codes, distinct = pd.factorize(rows[name])
-        key = len(distinct), int((codes < 0).sum())
+        codes, _ = pd.factorize(rows[name])
+        key = codes.tobytes() # Columns with the same information have the same codes
         same = [kept for kept in first.get(key, []) if _repeats(rows, kept, name, codes, {column_types[kept], column_type})]
         if same:
             equal = "equal to" if rows[same[0]].equals(rows[name]) else "has the same information as"

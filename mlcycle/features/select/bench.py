@@ -179,7 +179,7 @@ def make_feature_set_scorer(
     """
     classify = problem.task != "regression"
     n_classes = len(problem.classes) if problem.task == "multiclass" else 1
-    budget = plan_selection_budget(len(rows), n_classes=n_classes, n_repeats=n_repeats)
+    budget = plan_selection_budget(len(rows), n_classes=n_classes, n_repeats=n_repeats, n_columns=len(features))
     folds = make_repeated_folds(problem, rows, n_splits=n_splits or budget.n_splits, repeats=range(budget.n_repeats), seed=seed)
     column_types = {each.name: each.column_type for each in features}
     preprocessor = build_preprocessor(column_types, recipes, classification=classify, seed=seed, holidays=holidays)
