@@ -83,4 +83,5 @@ if __name__ == "__main__":
         found = measure(*map(int, size.split("x")), TABLES.get(size, ""))
         parts = {name: [round(float(value), 1) for value in both] for name, both in found.items()}
         total = [round(sum(both[place] for both in found.values()), 1) for place in (0, 1)]
-        print(size, "wall and processor seconds:", *(f"{name} {a} {b}" for name, (a, b) in parts.items()), f"all {total}", sep="\n  ")
+        lines = (f"{name} {wall} {cpu}" for name, (wall, cpu) in parts.items())
+        print(size, "wall and processor seconds:", *lines, f"all {total}", sep="\n  ")

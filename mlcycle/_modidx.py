@@ -1048,7 +1048,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                                        'mlcycle/features/encode/category_mapping.py'),
                                                           'mlcycle.features.encode.category_mapping._name_and_origin': ( 'features/encode/category_mapping.html#_name_and_origin',
                                                                                                                          'mlcycle/features/encode/category_mapping.py'),
-                                                          'mlcycle.features.encode.category_mapping._name_category': ( 'features/encode/category_mapping.html#_name_category',
+                                                          'mlcycle.features.encode.category_mapping._one_hot_table': ( 'features/encode/category_mapping.html#_one_hot_table',
                                                                                                                        'mlcycle/features/encode/category_mapping.py'),
                                                           'mlcycle.features.encode.category_mapping._tabulate': ( 'features/encode/category_mapping.html#_tabulate',
                                                                                                                   'mlcycle/features/encode/category_mapping.py'),
