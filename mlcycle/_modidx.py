@@ -258,6 +258,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                          'mlcycle/data/column_order.py'),
                                            'mlcycle.data.column_order._ordered': ( 'data/column_order.html#_ordered',
                                                                                    'mlcycle/data/column_order.py'),
+                                           'mlcycle.data.column_order._pairs_with_ordered_names': ( 'data/column_order.html#_pairs_with_ordered_names',
+                                                                                                    'mlcycle/data/column_order.py'),
                                            'mlcycle.data.column_order._swap_of_numbers': ( 'data/column_order.html#_swap_of_numbers',
                                                                                            'mlcycle/data/column_order.py'),
                                            'mlcycle.data.column_order._swap_of_text': ( 'data/column_order.html#_swap_of_text',

@@ -100,7 +100,8 @@ def parse_yaml(
     "Parse YAML source; raise `error` with the line if it cannot be parsed."
     lines = {}
     try:
-        if not aliases and any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, Loader=yaml.SafeLoader)):
+        events = yaml.parse(text, Loader=yaml.SafeLoader) if "*" in text and not aliases else ()
+        if any(isinstance(event, yaml.AliasEvent) for event in events):
             raise error(f"The file {name} uses an alias (*name).", "Write the value out at each place.")
         reader = loader(text)
         if (node := reader.get_single_node()) is None:

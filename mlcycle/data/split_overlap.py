@@ -89,6 +89,8 @@ def match_row_hashes(
     known: np.ndarray, # Hashes of training rows
 ) -> np.ndarray: # (evaluation rows,) booleans
     "Flag evaluation rows that equal a training row."
+    if len(evaluated) + len(known) < 5000: # pandas' hash tables are faster for many rows only
+        return np.isin(evaluated, known)
     return pd.Series(evaluated).isin(known[pd.Series(known).isin(evaluated)]).to_numpy()
 
 # %% ../../nbs/data/split_overlap.ipynb #750e485c
@@ -171,7 +173,9 @@ def _measure_duplicates(parts: dict[str, pd.DataFrame], later: list[str], column
     by_selectivity = match_probabilities.iloc[np.lexsort((match_probabilities.to_numpy(), is_text))]
     blocks = [tuple(block) for block in choose_blocking_columns(by_selectivity, len(train))]
     known = {block: hash_rows_by_cell(train[list(block)], spread).rounded for block in blocks}
-    all_but_one = sum(match_probabilities.drop(name).prod() for name in columns)
+    odds = match_probabilities.to_numpy()
+    before, after = np.cumprod(np.r_[1.0, odds[:-1]]), np.cumprod(np.r_[1.0, odds[:0:-1]])[::-1]
+    all_but_one = (before * after).sum() # The sum of the products of all but one
     by_chance = 1 - np.exp(-len(train) * match_probabilities.prod()), 1 - np.exp(-len(train) * all_but_one)
     for name in later:
         evaluated = parts[name][columns]
