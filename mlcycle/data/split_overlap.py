@@ -53,8 +53,9 @@ def _hash_cells(values: pd.Series, spread: float | None) -> tuple[np.ndarray, np
     if not pd.api.types.is_string_dtype(values):
         return hashed(values), None
     codes, known = pd.factorize(values)
-    known = pd.Series(known).astype("str")
-    both = [np.append(hashed(each.to_numpy(object)), np.uint64(0))[codes] for each in (known, known.str.strip().str.lower())]
+    texts = [str(each) for each in known]
+    both = [np.append(hashed(np.array(each, dtype=object)), np.uint64(0))[codes]
+            for each in (texts, [text.strip().lower() for text in texts])]
     return both[0], both[1]
 
 # %% ../../nbs/data/split_overlap.ipynb #29a5ee13
@@ -195,6 +196,8 @@ def _count_duplicates(evaluated: pd.DataFrame, train: pd.DataFrame, known: dict,
     if known:
         flags = flag_candidate_rows(evaluated, known, spread)
         evaluated, train = evaluated[flags[0]], train[flags[1]]
+        if not (len(evaluated) and len(train)):
+            return 0
     ours, theirs = hash_rows_by_cell(evaluated, spread), hash_rows_by_cell(train, spread)
     duplicates = match_row_hashes(ours.exact, theirs.exact)
     return int((match_rows_except_one_column(ours, theirs) & ~duplicates).sum() if near else duplicates.sum())

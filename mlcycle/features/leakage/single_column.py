@@ -71,6 +71,8 @@ def encode_single_column(
     if pd.api.types.is_numeric_dtype(values):
         numbers = values.to_numpy(float, na_value=np.nan)
         return np.where(np.isfinite(numbers), np.clip(numbers, -1e30, 1e30), np.nan), False
+    if isinstance(values.dtype, pd.StringDtype):
+        return pd.factorize(values)[0], True
     return pd.factorize(values.astype(object).where(values.notna(), None).map(str, na_action="ignore"))[0], True
 
 # %% ../../../nbs/features/leakage/single_column.ipynb #09ffa42f

@@ -9,7 +9,7 @@ __all__ = ['detect_target_mean_encoding', 'detect_approximate_target_means', 'is
 # %% ../../../nbs/features/leakage/target_encoded.ipynb #45dcae72
 import numpy as np
 import pandas as pd
-from scipy import sparse, stats
+from scipy import stats
 
 # %% ../../../nbs/features/leakage/target_encoded.ipynb #574803ba
 def _groups(codes: np.ndarray, target: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -91,27 +91,27 @@ def is_leave_one_out_encoding(
 
 # %% ../../../nbs/features/leakage/target_encoded.ipynb #b2ade100
 def may_be_leave_one_out_encodings(
-    matrix: np.ndarray, # Values of numeric columns, shape (n, m)
+    matrix: np.ndarray, # Values of numeric columns, shape (n, m), with a mean near zero
     codes: np.ndarray, # Codes of a category; -1 where missing
-    target: np.ndarray, # Target as numbers without NaN
-) -> np.ndarray: # Boolean, shape (m,)
+    targets: np.ndarray, # Shape (n, targets), without NaN
+) -> np.ndarray: # Boolean, shape (targets, m)
     "Which columns `is_leave_one_out_encoding` may confirm: the same test for all columns at once, with a wider tolerance."
-    known, matrix, target, codes = codes >= 0, matrix[codes >= 0], target[codes >= 0, None], codes[codes >= 0]
-    here = np.isfinite(matrix)
-    if not known.any():
-        return np.zeros(matrix.shape[1], dtype=bool)
-    member = sparse.csr_matrix((np.ones(len(codes)), (codes, np.arange(len(codes)))))
-    fine, centre = here.astype(float), np.nan_to_num(np.where(here, matrix, 0.0).sum(axis=0) / here.sum(axis=0))
-    count = member @ fine
+    matrix, targets, codes = matrix[codes >= 0], targets[codes >= 0], codes[codes >= 0]
+    if not len(codes):
+        return np.zeros((targets.shape[1], matrix.shape[1]), dtype=bool)
+    here, member = np.isfinite(matrix), np.eye(codes.max() + 1)[:, codes]
+    count = member @ here.astype(float)
     several = count >= 3
 
     def spread(values): # Sum of squares around the means of the categories, in those with at least three rows
         inside = member @ (values * values) - (member @ values)**2 / np.maximum(count, 1)
         return np.where(several, inside, 0.0).sum(axis=0)
 
-    whole = spread(fine * (target - target.mean()))
-    left = spread(np.where(here, (count[codes] - 1) * (matrix - centre) + target - target.mean(), 0.0))
-    return (several.sum(axis=0) >= 3) & (whole > 0) & (left < 0.01 * whole)
+    others, found = (count[codes] - 1) * np.where(here, matrix, 0.0), []
+    for target in (targets - targets.mean(axis=0)).T[:, :, None]:
+        whole = spread(here * target)
+        found.append((whole > 0) & (spread(np.where(here, others + target, 0.0)) < 0.01 * whole))
+    return np.array(found) & (several.sum(axis=0) >= 3)
 
 # %% ../../../nbs/features/leakage/target_encoded.ipynb #381c088d
 def find_target_encodings(
@@ -125,13 +125,14 @@ def find_target_encodings(
           and not pd.api.types.is_datetime64_any_dtype(rows[name])
           and 2 < (codes := pd.factorize(rows[name])[0]).max() < len(rows) / 3}
     matrix = rows[numbers].to_numpy(float) if numbers else np.empty((len(rows), 0))
-    screened = {(other, place): may_be_leave_one_out_encodings(matrix, codes, column)
-                for other, codes in by.items() for place, column in enumerate(targets.T)}
+    finite = np.isfinite(matrix)
+    centred = np.where(finite, matrix - np.where(finite, matrix, 0.0).sum(axis=0) / np.maximum(finite.sum(axis=0), 1), np.nan)
+    screened = {other: may_be_leave_one_out_encodings(centred, codes, targets) for other, codes in by.items()}
     for number, name in enumerate(numbers):
         values = matrix[:, number]
         for place, column in enumerate(targets.T):
             why = detect_target_mean_encoding(values, column) or detect_approximate_target_means(values, column)
-            beside = "" if why else next((other for other, codes in by.items() if screened[other, place][number]
+            beside = "" if why else next((other for other, codes in by.items() if screened[other][place, number]
                                           and is_leave_one_out_encoding(values, codes, column)), "")
             if beside:
                 why = f"it is the mean of the target over the other rows of the same '{beside}'"
