@@ -16,6 +16,7 @@ from sklearn.tree import DecisionTreeRegressor
 
 from ...ml.folds import make_folds, subsample_rows_evenly
 from ...outcomes import Problem
+from ...stores.sources.progress import ProgressBar
 
 # %% ../../../nbs/features/leakage/single_column.ipynb #fb11fa84
 @dataclass(frozen=True)
@@ -149,5 +150,10 @@ def score_single_columns(
     if len(numbers) > MAX_TREE_COLUMNS:
         quick = {name: explained_share(columns[name][0], sample, quick=True) for name in numbers}
         scores = {name: quick[name] for name in sorted(numbers, key=lambda name: -quick[name])[MAX_TREE_COLUMNS:]}
-    return {name: scores[name] if name in scores else explained_share(values, sample, codes)
-            for name, (values, codes) in columns.items()}
+    bar = ProgressBar("single-column scores", unit=" columns")
+    for done, (name, (values, codes)) in enumerate(columns.items()):
+        bar(0, done, len(columns))
+        if name not in scores:
+            scores[name] = explained_share(values, sample, codes)
+    bar.close()
+    return {name: scores[name] for name in columns}
