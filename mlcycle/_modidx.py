@@ -1048,6 +1048,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                                         'mlcycle/features/encode/category_mapping.py'),
                                                           'mlcycle.features.encode.category_mapping._learn_codes': ( 'features/encode/category_mapping.html#_learn_codes',
                                                                                                                      'mlcycle/features/encode/category_mapping.py'),
+                                                          'mlcycle.features.encode.category_mapping._learn_one_hot': ( 'features/encode/category_mapping.html#_learn_one_hot',
+                                                                                                                       'mlcycle/features/encode/category_mapping.py'),
                                                           'mlcycle.features.encode.category_mapping._make_splitter': ( 'features/encode/category_mapping.html#_make_splitter',
                                                                                                                        'mlcycle/features/encode/category_mapping.py'),
                                                           'mlcycle.features.encode.category_mapping._name_and_origin': ( 'features/encode/category_mapping.html#_name_and_origin',

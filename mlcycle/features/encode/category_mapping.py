@@ -113,11 +113,7 @@ class CategoryMapping(_FittedMapping):
             return self.encode(X)
         self.categories_ = np.array(known, dtype=str)
         if self.method == "one_hot":
-            place = {label: number for number, label in enumerate([*known, None])}
-            places = np.array([place[label] for label in labels])[codes]
-            self.values_, names = _one_hot_table([*known, None], np.bincount(places, minlength=len(place)))
-            self.outputs_ = [(f"{X.columns[0]}_{name}", X.columns[0]) for name in names]
-            return self.values_[places]
+            return _learn_one_hot(self, codes, labels, [*known, None])
         steps = _category_steps(self, values.dtype, None if y is None else np.asarray(y))
         steps, made, self.outputs_ = fit_encoder_chain(steps, np.array(labels, dtype=object)[codes][:, None], y, [X.columns[0]])
         self.values_ = _tabulate(known, steps)
@@ -148,6 +144,15 @@ def _category_steps(mapping: CategoryMapping, dtype, target: np.ndarray | None) 
     scale = [SCALERS[mapping.scaling]()] if mapping.scaling else []
     return [TargetEncoder(target_type="auto" if mapping.classification else "continuous", cv=_make_splitter(mapping, target)),
             *scale]
+
+# %% ../../../nbs/features/encode/category_mapping.ipynb #61f1d542
+def _learn_one_hot(mapping: CategoryMapping, codes: np.ndarray, labels: list[str | None], known: list[str | None]) -> np.ndarray:
+    "Set the table and the outputs of a one-hot encoding; returns the encoded training rows."
+    place, name = {label: number for number, label in enumerate(known)}, mapping.feature_names_in_[0]
+    places = np.array([place[label] for label in labels])[codes]
+    mapping.values_, categories = _one_hot_table(known, np.bincount(places, minlength=len(place)))
+    mapping.outputs_ = [(f"{name}_{category}", name) for category in categories]
+    return mapping.values_[places]
 
 # %% ../../../nbs/features/encode/category_mapping.ipynb #3602bbd7
 def _one_hot_table(labels: list[str | None], counts: np.ndarray) -> tuple[np.ndarray, list[str]]:
