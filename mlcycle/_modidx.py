@@ -1050,6 +1050,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                                      'mlcycle/features/encode/category_mapping.py'),
                                                           'mlcycle.features.encode.category_mapping._learn_one_hot': ( 'features/encode/category_mapping.html#_learn_one_hot',
                                                                                                                        'mlcycle/features/encode/category_mapping.py'),
+                                                          'mlcycle.features.encode.category_mapping._learn_with_encoders': ( 'features/encode/category_mapping.html#_learn_with_encoders',
+                                                                                                                             'mlcycle/features/encode/category_mapping.py'),
                                                           'mlcycle.features.encode.category_mapping._make_splitter': ( 'features/encode/category_mapping.html#_make_splitter',
                                                                                                                        'mlcycle/features/encode/category_mapping.py'),
                                                           'mlcycle.features.encode.category_mapping._name_and_origin': ( 'features/encode/category_mapping.html#_name_and_origin',

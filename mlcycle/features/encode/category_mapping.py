@@ -103,10 +103,9 @@ class CategoryMapping(_FittedMapping):
         "Fit the table, and return the encoded training rows, shape (n, outputs)."
         if self.method not in METHODS:
             raise ParameterError(f"The encoding method '{self.method}' does not exist.", f"Known are {', '.join(METHODS)}.")
-        remember_columns(self, X)
         vars(self).pop("_places", None) # Of an earlier fit
-        values = X.iloc[:, 0]
-        codes, labels = factorize_as_text(values)
+        remember_columns(self, X)
+        codes, labels = factorize_as_text(X.iloc[:, 0])
         known = sorted({label for label in labels if label is not None})
         if self.method == "native":
             _learn_codes(self, np.array(labels, dtype=object)[codes])
@@ -114,10 +113,7 @@ class CategoryMapping(_FittedMapping):
         self.categories_ = np.array(known, dtype=str)
         if self.method == "one_hot":
             return _learn_one_hot(self, codes, labels, [*known, None])
-        steps = _category_steps(self, values.dtype, None if y is None else np.asarray(y))
-        steps, made, self.outputs_ = fit_encoder_chain(steps, np.array(labels, dtype=object)[codes][:, None], y, [X.columns[0]])
-        self.values_ = _tabulate(known, steps)
-        return made
+        return _learn_with_encoders(self, X.iloc[:, 0].dtype, np.array(labels, dtype=object)[codes], y)
 
     def __sklearn_tags__(self):
         tags = super().__sklearn_tags__()
@@ -144,6 +140,14 @@ def _category_steps(mapping: CategoryMapping, dtype, target: np.ndarray | None) 
     scale = [SCALERS[mapping.scaling]()] if mapping.scaling else []
     return [TargetEncoder(target_type="auto" if mapping.classification else "continuous", cv=_make_splitter(mapping, target)),
             *scale]
+
+# %% ../../../nbs/features/encode/category_mapping.ipynb #6fb9ad07
+def _learn_with_encoders(mapping: CategoryMapping, dtype, labels: np.ndarray, y) -> np.ndarray:
+    "Set the table and the outputs from fitted scikit-learn encoders; returns the encoded training rows."
+    steps = _category_steps(mapping, dtype, None if y is None else np.asarray(y))
+    steps, made, mapping.outputs_ = fit_encoder_chain(steps, labels[:, None], y, [mapping.feature_names_in_[0]])
+    mapping.values_ = _tabulate(mapping.categories_.tolist(), steps)
+    return made
 
 # %% ../../../nbs/features/encode/category_mapping.ipynb #61f1d542
 def _learn_one_hot(mapping: CategoryMapping, codes: np.ndarray, labels: list[str | None], known: list[str | None]) -> np.ndarray:
