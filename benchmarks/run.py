@@ -8,6 +8,7 @@ from tempfile import TemporaryDirectory
 from typing import Annotated
 
 import batch
+import cleaning
 import data
 import engine
 import explore
@@ -32,6 +33,7 @@ from mlcycle.lifecycle.runner import run_plan
 BENCHMARKS = {"service": service.compare, "model": model.compare}  # Of a release
 ALONE = {
     "data": data.compare,
+    "cleaning": cleaning.compare,
     "explore": explore.compare,
     "features": features.compare,
     "engine": engine.compare,

@@ -6,40 +6,47 @@
 __all__ = ['predict_with_run', 'LifecycleRun', 'run_lifecycle', 'load_run']
 
 # %% ../nbs/api.ipynb #d2bbfa87
+import warnings
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from .core.runs import Run, get_run
+from .deployment.stage import describe_release
 from .lifecycle.choice import StageChoice
 from .lifecycle.plan import make_plan_from_parameters
 from .lifecycle.runner import run_plan
-from .ml.cleaning import apply_cleaning_plan
-from .ml.predictions import predict
+from .service.rows import count_notes, predict_rows
 from .stores.models.registry import load_registered_model, open_experiment
-from .stores.outcome_files import load_cleaning_plan
 from .stores.sources.ingest import save_frame_as_source
 
 # %% ../nbs/api.ipynb #7e25c755
 def predict_with_run(
     run: Run, # A run with the outcomes of stages 1 to 4
-    rows: pd.DataFrame, # With the columns of the source; other columns are ignored
-) -> pd.DataFrame: # `prediction`, and `score` or one score per class; same index
-    """Predict rows with the model of a run.
+    rows: Any, # Data frame, mapping of column names to values, or list of mappings; other columns are ignored
+) -> pd.DataFrame: # `prediction`, and `score` or one score per class; index of `rows`
+    """Predict rows with the model of a run, as the service of its release does.
 
     The score of a binary task is the probability of the positive class, in the column `score`. For several classes,
-    `score_<class>` holds the probability of each. A regression has no score.
+    `score_<class>` holds the probability of each. A regression has no score. A Python warning counts the cells that cleaning
+    has changed, and the categories that the training rows do not have; `attrs["notes"]` holds the same sentences.
+    Raises InputError for rows that cannot be used.
     """
     problem, candidate = run.problem, run.candidate
-    rows, _ = apply_cleaning_plan(rows[run.plan.input_columns], load_cleaning_plan(run.dataset, run.workspace))
+    bundle = describe_release(problem, run.dataset, run.plan, candidate, run.workspace)
     with run.workspace.lock("registry"):
         open_experiment(run.workspace.tracking_uri, run.workspace.artifacts, candidate.model.name)
-    predicted = predict(load_registered_model(candidate.model, run.workspace), rows, problem, candidate.threshold)
-    table = pd.DataFrame({"prediction": predicted.labels}, index=rows.index)
+    predicted, prepared = predict_rows(bundle, load_registered_model(candidate.model, run.workspace), rows)
+    table = pd.DataFrame({"prediction": predicted.labels}, index=prepared.index)
     if problem.task == "multiclass":
-        return table.join(pd.DataFrame(predicted.scores, index=rows.index, columns=[f"score_{c}" for c in problem.classes]))
-    return table if predicted.scores is None else table.assign(score=predicted.scores)
+        table = table.join(pd.DataFrame(predicted.scores, prepared.index, columns=[f"score_{c}" for c in problem.classes]))
+    elif predicted.scores is not None:
+        table = table.assign(score=predicted.scores)
+    table.attrs["notes"] = count_notes(prepared)
+    for line in table.attrs["notes"]:
+        warnings.warn(line, stacklevel=3)
+    return table
 
 # %% ../nbs/api.ipynb #7fe82ef2
 class LifecycleRun(Run):
@@ -47,8 +54,8 @@ class LifecycleRun(Run):
 
     def predict(
         self,
-        rows: pd.DataFrame, # With the columns of the source
-    ) -> pd.DataFrame: # `prediction`, and `score` or one score per class; same index
+        rows: Any, # Data frame, mapping of column names to values, or list of mappings
+    ) -> pd.DataFrame: # `prediction`, and `score` or one score per class; index of `rows`
         "Predict rows with the model of this run."
         return predict_with_run(self, rows)
 

@@ -46,6 +46,11 @@ class Outcome(Record):
     decision: str # What was decided, in one sentence
     project_files: list[str] = [] # Files of the project that the stage reads, and writes if they are missing
 
+    @property
+    def notices(self) -> list[str]:
+        "What is printed when the stage has ended, beside the decision."
+        return []
+
     def content(self) -> dict:
         "The fields as a dictionary, without volatile fields and names of project files."
         return {name: value for name, value in super().content().items() if name != "project_files"}
@@ -135,6 +140,7 @@ class Problem(Outcome):
     source: str # File, address, or name of a bundled source
     sources: dict[str, str] = {} # Other sources of the query, by their name in it
     query: str = "" # SQL over the sources; empty: all rows of `source`
+    na_values: list[str] = [] # Words that mean a missing value in all columns; empty: decided for each column
     source_sha256: str # Hash of the rows as they were read
     target: str
     task: Task
@@ -173,6 +179,9 @@ class Ingestion(Record):
     bytes: int = 0 # Bytes read, if known
     malformed_lines: int = 0 # Lines that could not be parsed
     infinite: dict[str, int] = {} # Infinite numbers by column, which are read as missing values
+    na_counts: dict[str, dict[str, int]] = {} # Cells with a word such as `NA` that are read as missing, by column and word
+    kept_words: dict[str, dict[str, int]] = {} # Cells with such a word that is a value, by column and word
+    notes: list[str] = [] # Formats of numbers and dates, and decisions that an option changes
     sha256: str # Hash of the rows, or of the files if a query reads them directly
     description: str = "" # Format, separator and encoding of a file; version of a table
     ingested_at: str = "" # UTC, ISO 8601
@@ -195,7 +204,15 @@ class LedgerEntry(Record):
     rows: int # Number of changed rows
     share: float = 0.0 # Share of all rows
     note: str
+    setting: str = "" # Setting that undoes the step in the column, or that applies a rule that is not applied
     examples: list[CellChange] = []
+
+    @property
+    def summary(self) -> str:
+        "Step, column, number of rows and an example, in a phrase."
+        first = self.examples[0] if self.examples else None
+        change = f" ('{first.before}' → {repr(first.after) if first.after else 'missing'})" if first else ""
+        return f"{self.step} of '{self.column}' in {self.rows:,} row{'' if self.rows == 1 else 's'}{change}"
 
 # %% ../nbs/outcomes.ipynb #9d0a2410
 class RuleFailure(Record):
@@ -207,6 +224,7 @@ class RuleFailure(Record):
     rows: int
     examples: list[str] # At most five invalid values
     expected: str = "" # The rule in words
+    over_limit: bool = False # Whether the contract allows fewer rows
 
 # %% ../nbs/outcomes.ipynb #26bf3713
 class Dataset(Outcome):
@@ -219,6 +237,8 @@ class Dataset(Outcome):
     rows_set_aside: int
     rows_quarantined: int = 0
     ledger: list[LedgerEntry]
+    not_applied: list[LedgerEntry] = [] # Cleaning rules that are not applied, with the reason and the setting that applies them
+    changed_cells: int = 0 # Cells that cleaning changed
     cleaning_plan: FileRef | None = None # Cleaning of each row, the same for training and in the service
     contract: FileRef
     contract_version: str = ""
@@ -227,6 +247,18 @@ class Dataset(Outcome):
     split_description: str # How rows were assigned to training, holdout and future rows
     split_overlap: list[str] = [] # Findings: rows or entities in more than one part of the split
     tables: dict[str, TableRef] # `train`, `holdout`; optional `future`, `set_aside`, `quarantine`, `ledger`, `malformed`
+
+    @property
+    def notices(self) -> list[str]:
+        "The three largest changes by cleaning, and the three largest rules that are not applied."
+        changes = sorted((line for line in self.ledger if line.column and line.rows), key=lambda line: -line.rows)
+        kept = sorted(self.not_applied, key=lambda line: -line.rows)
+        more = [f" and {len(lines) - 3} more" if len(lines) > 3 else "" for lines in (changes, kept)]
+        settings = [line.setting for line in changes[:3] if line.setting]
+        undo = f" Undo a step with a setting such as {settings[0]}." if settings else ""
+        text = [f"Cleaning changed {'; '.join(line.summary for line in changes[:3])}{more[0]}.{undo}"] if changes else []
+        text += [f"{line.column}: {line.note}." for line in kept[:3]]
+        return text + ([f"All changes and rules{more[1]}: mlcycle data ledger"] if text else [])
 
 # %% ../nbs/outcomes.ipynb #509c6aff
 class LeakageSuspect(Record):

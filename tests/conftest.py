@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import numpy as np
 import pandas as pd
 import pytest
 import sqlalchemy as sa
@@ -66,7 +67,27 @@ def diabetes() -> pd.DataFrame:
     return load_diabetes(as_frame=True).frame[["age", "bmi", "bp", "s5", "target"]]
 
 
+def orders() -> pd.DataFrame:
+    "Orders of 600 customers, some of whom spent -999, and whether each is late: in several spellings."
+    rng = np.random.default_rng(0)
+    spend = rng.normal(60, 15, 600).round(2)
+    table = pd.DataFrame(
+        {
+            "placed": pd.date_range("2023-03-01", periods=600, freq="9h").strftime("%Y-%m-%d %H:%M:%S"),
+            "town": rng.choice(["Lima", "Oslo", "Rome"], 600),
+            "zip": rng.integers(10_000, 99_999, 600),
+            "spend": np.where(rng.random(600) < 0.03, -999, spend),
+            "vip": rng.choice(["True", "False"], 600),
+            "paid": rng.integers(0, 2, 600),
+        }
+    )
+    worth = (table.town == "Lima") * 1.5 + (table.vip == "True") + table.paid + spend / 15 + rng.normal(size=600)
+    spelt = np.where(worth > worth.median(), rng.choice(["Yes", "Yes", "Yes", "yes", "YES "], 600), "No")
+    return table.assign(late=spelt)
+
+
 TABLES = {
+    "orders": (orders, "late"),
     "cancer": (cancer, "target"),
     "wine": (wine, "target"),
     "diabetes": (diabetes, "target"),

@@ -17,6 +17,7 @@ from .contract import contract_app
 from .data import data_app
 from .models import model_app
 from .project import problem_app
+from ..core.cache_folders import choose_cache_folders
 
 # %% ../../nbs/cli/app.ipynb #1d6776aa
 COMMANDS = (project, doctor, run, runs, serve) # Importing a module adds its commands
@@ -29,6 +30,7 @@ def main(
     version: Annotated[bool, typer.Option("--version", help="Print the version.", is_eager=True)] = False,
 ):
     "Machine-learning lifecycle for tabular data."
+    choose_cache_folders()
     if version:
         print(f"mlcycle {__version__}")
         raise typer.Exit

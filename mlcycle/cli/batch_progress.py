@@ -6,6 +6,7 @@
 __all__ = ['BatchProgressTable', 'BatchProgressLines', 'show_batch_progress']
 
 # %% ../../nbs/cli/batch_progress.ipynb #07c88e8c
+import time
 from collections.abc import Generator
 from contextlib import contextmanager
 
@@ -50,19 +51,29 @@ class BatchProgressTable(BatchCallbackFactory):
 
 # %% ../../nbs/cli/batch_progress.ipynb #fb035bff
 class BatchProgressLines(BatchCallbackFactory):
-    "Prints a line for each run that has ended, for output that is not a terminal."
+    "Prints a line for each run that has ended and, every `every` seconds, one for the running ones; where there is no terminal."
 
-    def __init__(self, runs: int, console: "Console"):
-        self.runs, self.console, self.over = runs, console, 0
+    def __init__(self, runs: int, console: "Console", every: float = 30):
+        self.runs, self.console, self.over, self.every = runs, console, 0, every
+        self.running, self.printed = {}, time.monotonic()
 
     def callback_for(self, number: int, parameters: str, stages: int) -> BatchRunCallback:
+        def show(done: int, text: str) -> None:
+            self.running[number] = text
+            if time.monotonic() - self.printed >= self.every:
+                self.print("; ".join(f"set {each}: {what}" for each, what in sorted(self.running.items())))
+
         def end(error: str) -> None:
             self.over += 1
-            how = f"failed: {error}" if error else "done"
-            self.console.print(f"{self.over} of {self.runs}: set {number} ({parameters}) {how}", markup=False, highlight=False,
-                               soft_wrap=True)
+            self.running.pop(number, None)
+            self.print(f"set {number} ({parameters}) {f'failed: {error}' if error else 'done'}")
 
-        return BatchRunCallback(end=end)
+        return BatchRunCallback(show, end)
+
+    def print(self, text: str) -> None:
+        "Print a line that begins with the number of runs that have ended."
+        self.printed = time.monotonic()
+        self.console.print(f"{self.over} of {self.runs}: {text}", markup=False, highlight=False, soft_wrap=True)
 
 # %% ../../nbs/cli/batch_progress.ipynb #7878999f
 @contextmanager

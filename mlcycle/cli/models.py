@@ -53,14 +53,15 @@ def print_versions(
     from rich.filesize import decimal
     from rich.markup import escape
 
-    from mlcycle.cli.base import console, make_table
+    from mlcycle.cli.base import console, join_lines, make_table
 
     table = make_table("version", "aliases", "score", "registered", "run", "size")
     for line in found.itertuples():
         score = "" if line.score != line.score or line.score is None else f"{line.metric} {format_score(line.score)}"
-        interval = format_interval(line.low, line.high).replace(" [", "\n[")
-        table.add_row(escape(f"{line.name}@{line.version}"), escape("\n".join(line.aliases)), escape(score + interval),
-                      line.registered[:16].replace("T", "\n"), escape(line.run), decimal(line.bytes))
+        interval = format_interval(line.low, line.high).strip()
+        table.add_row(escape(f"{line.name}@{line.version}"), escape(join_lines(line.aliases)),
+                      escape(join_lines([score, interval])), join_lines(line.registered[:16].split("T")), escape(line.run),
+                      decimal(line.bytes))
     console.print(table if table.rows else "There are no models yet. Create one: mlcycle run --until modelling")
 
 # %% ../../nbs/cli/models.ipynb #b2531390

@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from .base import PROJECT, SOURCE, TARGET, app, exit_on_error, console
+from .base import PROJECT, SOURCE, TARGET, app, console, errors, exit_on_error, print_error
 
 # %% ../../nbs/cli/project.ipynb #a4daf03a
 @app.command()
@@ -77,23 +77,27 @@ def check_problem(
     file: Annotated[Path | None, typer.Argument(help="File; problem.yaml of the project by default.")] = None,
     project: PROJECT = None,
 ):
-    """Check a problem.yaml and its source.
+    """Check a problem.yaml and its source, and list all mistakes.
 
     No stage is run, and no model is fitted.
     """
     from mlcycle.core.settings import find_project
-    from mlcycle.problem.document import PROBLEM_FILE, load_problem_document
+    from mlcycle.problem.document import PROBLEM_FILE
 
     with exit_on_error():
+        from mlcycle.problem.mistakes import find_problem_mistakes
+
         path = file or find_project(project) / PROBLEM_FILE
-        document = load_problem_document(path)
-        if not document.source:
+        problem, mistakes = find_problem_mistakes(path)
+        for mistake in mistakes:
+            print_error(mistake)
+        if mistakes:
+            errors.print(f"{path}: {len(mistakes)} mistakes." if len(mistakes) > 1 else f"{path}: one mistake.", soft_wrap=True)
+            raise typer.Exit(2)
+        if problem is None:
             console.print(f"{path}: all fields are valid. No source is given, so columns were not checked.",
                           highlight=False, soft_wrap=True)
             return
-        from mlcycle.problem.stage import define_problem
-
-        problem = define_problem(document=document, probe_seconds=0)
         signed = "" if problem.sign_off else " Not signed off."
         console.print(f"{path}: {escape(problem.decision)}{signed}", highlight=False, soft_wrap=True)
 

@@ -14,7 +14,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from .base import PROJECT, app, exit_on_error, console, make_table
+from .base import PROJECT, app, exit_on_error, console, join_lines, make_table
 from ..score_format import format_interval, format_score
 
 # %% ../../nbs/cli/runs.ipynb #5fe9c0c7
@@ -32,7 +32,7 @@ def runs(project: PROJECT = None):
             stages, status = run.info["stages"], run.info["status"]
             last = list(stages.values())[-1]["decision"] if stages else ""
             status = "killed" if status == "running" and not is_run_in_progress(run) else status
-            table.add_row(run.id, status, str(len(stages)), escape("\n".join(winning_model(run) or ())), escape(last))
+            table.add_row(run.id, status, str(len(stages)), escape(join_lines([*(winning_model(run) or ())])), escape(last))
         console.print(table)
 
 # %% ../../nbs/cli/runs.ipynb #615a62a2

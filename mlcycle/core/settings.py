@@ -38,8 +38,14 @@ SECTION_DEFAULTS = {"stores": STORE_DEFAULTS, "engine": ENGINE_DEFAULTS, "hooks"
 def find_project(
     start: Path | None = None, # Where the search begins; the working directory if not given
 ) -> Path: # `start` if there is no settings file
-    "Find the nearest folder upwards that has a settings file."
+    """Find the nearest folder upwards that has a settings file.
+
+    Raises ParameterError if `start` is not a folder.
+    """
     here = Path(start or ".").resolve()
+    if not here.is_dir():
+        raise ParameterError(f"The project folder {here} {'is a file' if here.exists() else 'does not exist'}.",
+                             "An existing folder is expected.", f"Create a project there: mlcycle init {here}")
     return next((folder for folder in (here, *here.parents) if (folder / SETTINGS_FILE).is_file()), here)
 
 # %% ../../nbs/core/settings.ipynb #040b6840

@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['CELL_STEPS', 'ROW_STEPS', 'STEPS', 'DEFAULT_STEPS', 'SAMPLE_ROWS', 'validate_and_order_cleaning_steps',
-           'plan_cleaning', 'plan_column_cleaning', 'separate_unusable_rows']
+           'check_cleaning_settings', 'plan_cleaning', 'plan_column_cleaning', 'separate_unusable_rows']
 
 # %% ../../nbs/data/clean.ipynb #2daa0901
 import numpy as np
 import pandas as pd
 
+from ..core.column_names import unused_column_name
 from ..ml.cleaning import apply_cleaning_plan
 from ..ml.cleaning_plan import CleaningPlan, ColumnCleaningPlan
 from ..ml.column_cleaning import clean_column
@@ -40,6 +41,22 @@ def validate_and_order_cleaning_steps(
                                  remedy=suggest_name(step, list(STEPS)))
     return tuple(step for step in STEPS if step in (steps or DEFAULT_STEPS))
 
+# %% ../../nbs/data/clean.ipynb #5e523ee4
+def check_cleaning_settings(
+    name: str, # Name of the setting
+    entries: list[str], # Such as `limits` or `limits:price`
+    columns: list[str], # Columns of the table
+) -> list[str]: # The entries
+    "Check that entries name a cleaning step and, after a colon, a column; raise ParameterError if not."
+    for entry in entries:
+        step, colon, column = entry.partition(":")
+        if step not in STEPS or colon and step not in CELL_STEPS:
+            raise ParameterError(f"'{entry}' in {name} is no cleaning step.", "Expected is a step such as limits, or a step of a "
+                                 "column such as limits:price.", suggest_name(step, list(CELL_STEPS if colon else STEPS)))
+        if colon and column not in columns:
+            raise ParameterError(f"The column '{column}' in {name} does not exist.", remedy=suggest_name(column, columns))
+    return entries
+
 # %% ../../nbs/data/clean.ipynb #b2d585a3
 SAMPLE_ROWS = 50_000 # Rows from which a plan is inferred
 
@@ -48,6 +65,7 @@ def plan_cleaning(
     rows: pd.DataFrame, # Raw rows, indexed by `row_id`
     steps: tuple[str, ...] = CELL_STEPS, # Steps that may be planned; steps on rows are ignored
     exclude: tuple[str, ...] = (), # Columns to leave unchanged
+    skip: tuple[str, ...] = (), # Steps of columns that are left out, such as `limits:price`
 ) -> CleaningPlan:
     """Infer a cleaning plan from the rows of a table.
 
@@ -56,23 +74,25 @@ def plan_cleaning(
     steps = tuple(step for step in steps if step in CELL_STEPS)
     rows = rows[[name for name in rows if name not in exclude]]
     some = rows.iloc[::max(1, len(rows) // SAMPLE_ROWS)]
-    planned = _plan_columns(rows, some, list(rows), steps)
+    planned = _plan_columns(rows, some, list(rows), steps, skip)
     if "pairs" not in steps:
         return CleaningPlan(steps=steps, columns=planned)
-    if (swaps := _find_swaps(some, planned)): # Swapped values would hide implausible ones
+    paired = [name for name in rows if f"pairs:{name}" not in skip]
+    if (swaps := _find_swaps(some[paired], planned)): # Swapped values would hide implausible ones
         put_back, _ = apply_cleaning_plan(rows, CleaningPlan(swap_rules=swaps))
         names = {name for rule in swaps for name in (rule.first, rule.second)}
         planned = {name: column for name, column in planned.items() if name not in names}
-        planned |= _plan_columns(put_back, put_back.iloc[::max(1, len(rows) // SAMPLE_ROWS)], sorted(names), steps)
+        planned |= _plan_columns(put_back, put_back.iloc[::max(1, len(rows) // SAMPLE_ROWS)], sorted(names), steps, skip)
     plan = CleaningPlan(steps=steps, columns=planned, swap_rules=swaps)
     clean, _ = apply_cleaning_plan(some.iloc[::max(1, len(some) // 20_000)], plan)
-    return plan.model_copy(update={"order_rules": infer_order_rules(clean)})
+    return plan.model_copy(update={"order_rules": infer_order_rules(clean[paired])})
 
 # %% ../../nbs/data/clean.ipynb #e157df22
-def _plan_columns(rows: pd.DataFrame, spread: pd.DataFrame, names: list[str],
-                  steps: tuple[str, ...]) -> dict[str, ColumnCleaningPlan]:
+def _plan_columns(rows: pd.DataFrame, spread: pd.DataFrame, names: list[str], steps: tuple[str, ...],
+                  skip: tuple[str, ...]) -> dict[str, ColumnCleaningPlan]:
     "Cleaning plans of some columns, without those in which nothing is to be cleaned."
-    planned = {name: plan_column_cleaning(rows[name], spread[name], steps) for name in names}
+    planned = {name: plan_column_cleaning(rows[name], spread[name], tuple(step for step in steps if f"{step}:{name}" not in skip))
+               for name in names}
     return {name: column for name, column in planned.items() if column is not None}
 
 # %% ../../nbs/data/clean.ipynb #2cc76db2
@@ -130,7 +150,7 @@ def _limit_dates(values: pd.Series, column: ColumnCleaningPlan, steps: tuple[str
 def _find_swaps(rows: pd.DataFrame, planned: dict[str, ColumnCleaningPlan]) -> tuple:
     "Rules for swapped columns, inferred after numbers written as text have been parsed."
     numbers = {name: pd.to_numeric(rows[name], errors="coerce") for name, column in planned.items()
-               if column.number_format and not pd.api.types.is_numeric_dtype(rows[name])}
+               if name in rows and column.number_format and not pd.api.types.is_numeric_dtype(rows[name])}
     return infer_swapped_column_pairs(rows.assign(**numbers))
 
 # %% ../../nbs/data/clean.ipynb #d3d4c1cd
@@ -142,7 +162,7 @@ def separate_unusable_rows(
     newest_by: str = "", # Column by which the newest of rows with the same key is kept; empty: the last one
     steps: tuple[str, ...] = DEFAULT_STEPS, # Steps that may be applied; steps on cells are ignored
     reasons: dict[str, pd.Series] | None = None, # Further rows to set aside: booleans by reason
-) -> tuple[pd.DataFrame, pd.DataFrame, list[LedgerEntry]]: # Clean rows; rows set aside, with a `reason`; ledger
+) -> tuple[pd.DataFrame, pd.DataFrame, list[LedgerEntry]]: # Clean rows; rows set aside, with a last column `reason`; ledger
     """Separate duplicate rows and rows without required values from clean rows.
 
     Both tables keep the index `row_id`. The ledger has one entry for each reason, with the number and share of rows.
@@ -152,9 +172,9 @@ def separate_unusable_rows(
         reason[flags & reason.isna()] = why
     _, duplicated, repeats = drop_duplicates(rows[reason.isna()], key=key, newest_by=newest_by, steps=steps)
     reason[duplicated.index] = duplicated
-    aside = rows[reason.notna()].assign(reason=reason.dropna())
-    ledger = [LedgerEntry(step="set aside", rows=int(count), share=count / len(rows), note=why)
-              for why, count in aside.reason.value_counts().items()]
+    aside = rows[reason.notna()].assign(**{unused_column_name("reason", rows): reason.dropna()})
+    ledger = [LedgerEntry(step="set aside", rows=int(count), share=count / len(rows), note=str(why))
+              for why, count in reason.value_counts().items()]
     if repeats:
         why = f"{repeats:,} rows equal an earlier row, which chance explains with these columns: they are kept"
         ledger.append(LedgerEntry(step="duplicates", rows=0, note=why))

@@ -123,7 +123,7 @@ def coerce_to_contract(
     _check_unique_names(rows)
     typed, losses, declared = {}, [], contract.columns
     for name, column in declared.items():
-        if name in rows and column.logicalType and rows[name].dtype != PLAIN_DTYPES[column.logicalType]:
+        if name in rows and column.logicalType in COERCERS and rows[name].dtype != PLAIN_DTYPES[column.logicalType]:
             before = rows[name]
             typed[name] = COERCERS[column.logicalType](before)
             not_coerced = (typed[name].isna() & before.notna()).to_numpy()

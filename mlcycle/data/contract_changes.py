@@ -11,7 +11,8 @@ from collections.abc import Iterator
 import pandas as pd
 
 from .contract import Contract, ContractColumn
-from .contract_rules import ContractRule, describe_rule
+from .contract_rules import ContractRule, describe_rule, rule_limits
+from ..outcomes import NA_VALUES
 
 # %% ../../nbs/data/contract_changes.ipynb #50a70e9c
 VERSION_BUMPS = ("none", "patch", "minor", "major")
@@ -19,7 +20,7 @@ VERSION_BUMPS = ("none", "patch", "minor", "major")
 # %% ../../nbs/data/contract_changes.ipynb #0ccd7f05
 def _rules_of(contract: Contract) -> dict[str, ContractRule]:
     "Rules of the table, which are about several columns, by name."
-    return {rule.rule_name: rule for rule in contract.tables[0].quality if rule.type == "library"}
+    return contract.tables[0].rules
 
 # %% ../../nbs/data/contract_changes.ipynb #33c983b3
 def _in_words(rule: ContractRule | None, logical_type: str) -> str:
@@ -27,7 +28,14 @@ def _in_words(rule: ContractRule | None, logical_type: str) -> str:
     if rule is None:
         return ""
     plain = describe_rule(rule.model_copy(update={"description": None}), logical_type)
-    return f"{rule.severity}: {plain}" + (f" {rule.arguments.validValues}" if rule.arguments.validValues else "")
+    return f"{rule.level}: {plain}" + (f" {rule.arguments.validValues}" if rule.arguments.validValues else "")
+
+# %% ../../nbs/data/contract_changes.ipynb #94ad130b
+def _content(rule: ContractRule) -> dict:
+    "Arguments of a rule; texts that mean a missing value do not count as categories."
+    given = rule.arguments.model_dump(exclude_none=True)
+    return given | {name: [one for one in given[name] if one is not None and one not in NA_VALUES]
+                    for name in ("validValues",) if name in given}
 
 # %% ../../nbs/data/contract_changes.ipynb #cb2f7e4c
 def _compare_rules(where: str, old: dict[str, ContractRule], new: dict[str, ContractRule],
@@ -35,21 +43,21 @@ def _compare_rules(where: str, old: dict[str, ContractRule], new: dict[str, Cont
     "Differences between two sets of rules of a column or of the table."
     for name in dict.fromkeys([*old, *new]):
         before, after = old.get(name), new.get(name)
-        if before == after:
+        if before == after or before and after and before.model_copy(update={"arguments": after.arguments}) == after and (
+                _content(before) == _content(after)):
             continue
-        same = before and after and (before.metric, before.arguments) == (after.metric, after.arguments)
-        if before and after and same and before.severity == after.severity:
+        same = before and after and (before.metric, _content(before)) == (after.metric, _content(after))
+        if before and after and same and before.level == after.level:
             yield where, f"{name}: limit or description", _limit(before), _limit(after), "patch"
         else:
-            stricter = same and after is not None and after.severity == "error"
-            broken = before is not None and before.severity == "error" and not stricter
+            stricter = same and after is not None and after.level == "error"
+            broken = before is not None and before.level == "error" and not stricter
             yield where, name, _in_words(before, logical_type), _in_words(after, logical_type), "major" if broken else "minor"
 
 # %% ../../nbs/data/contract_changes.ipynb #8b196de4
 def _limit(rule: ContractRule) -> str:
     "Limit and description of a rule, as text."
-    shown = {"mustBe", "mustBeLessThan", "mustBeLessOrEqualTo", "unit", "description"}
-    given = rule.model_dump(exclude_unset=True, include=shown)
+    given = rule_limits(rule) | rule.model_dump(exclude_unset=True, include={"unit", "description"})
     return ", ".join(f"{name}: {value}" for name, value in given.items())
 
 # %% ../../nbs/data/contract_changes.ipynb #48044741
@@ -84,7 +92,7 @@ def diff_contracts(
         elif after:
             lines.append((name, "column added", "", after.logicalType or "", "minor"))
     lines += _compare_rules("", _rules_of(old), _rules_of(new))
-    for what, before, after in [("owner", old.team.name, new.team.name), ("status", old.status, new.status),
+    for what, before, after in [("owner", old.owner, new.owner), ("status", old.status, new.status),
                                 ("quarantineLimit", old.quarantine_limit, new.quarantine_limit)]:
         if before != after:
             lines.append(("", what, str(before or ""), str(after or ""), "patch"))

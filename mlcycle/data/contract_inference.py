@@ -5,19 +5,18 @@
 # %% auto #0
 __all__ = ['MAX_LISTED_CATEGORIES', 'MAX_UNSEEN_SHARE', 'MIN_VALUES', 'N_FIRST_VALUES', 'MAX_WARNING_PERCENT',
            'infer_logical_type', 'infer_number_range', 'infer_date_range', 'infer_categories', 'infer_pattern',
-           'all_unique', 'looks_like_key', 'infer_rules', 'infer_column', 'infer_contract', 'read_or_infer_contract']
+           'all_unique', 'looks_like_key', 'infer_rules', 'missing_values_rule', 'infer_column', 'infer_contract']
 
 # %% ../../nbs/data/contract_inference.ipynb #e1cde834
 import math
 import re
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from .contract import Contract, parse_contract, contract_to_yaml
-from .contract_rules import QUARANTINE_LIMIT
-from ..core.files import write_text
+from .contract import Contract
+from .contract_rules import QUARANTINE_LIMIT, rule_as_sql
+from ..outcomes import NA_VALUES
 
 # %% ../../nbs/data/contract_inference.ipynb #4caec14f
 MAX_LISTED_CATEGORIES = 30 # Of text with more distinct values, no categories are listed
@@ -132,6 +131,7 @@ def _warning_rule(name: str, metric: str, limit: float = MAX_WARNING_PERCENT, **
 def infer_rules(
     values: pd.Series, # A column; its name is used
     logical_type: str | None, # Logical type of the column
+    marks: list[str] | None = None, # Texts that mean a missing value; they are valid categories
 ) -> list[dict]: # Quality rules, as fields of the file
     """Infer the quality rules of a column from its values.
 
@@ -139,31 +139,43 @@ def infer_rules(
     """
     known = values.dropna()
     if looks_like_key(values, logical_type):
-        return [_warning_rule("unique", "duplicateValues")]
+        return [rule_as_sql(_warning_rule("unique", "duplicateValues"), logical_type)]
     if logical_type in ("number", "integer") and (ends := infer_number_range(known)):
-        return [_warning_rule("range", "invalidValues", **ends)]
+        return [rule_as_sql(_warning_rule("range", "invalidValues", **ends), logical_type)]
     if logical_type in ("date", "timestamp") and (ends := infer_date_range(known)):
-        return [_warning_rule("range", "invalidValues", 100, **ends)]
+        return [rule_as_sql(_warning_rule("range", "invalidValues", 100, **ends), logical_type)]
     if logical_type == "string":
         first = known.head(N_FIRST_VALUES).unique() # Counting all values is slow for long columns
         if len(first) <= MAX_LISTED_CATEGORIES and (found := infer_categories(known.value_counts())):
-            return [_warning_rule("categories", "invalidValues", validValues=found)]
+            return [_warning_rule("categories", "invalidValues", validValues=[*found, *(marks or [])])]
         distinct = pd.Index(known.unique() if len(first) <= MAX_LISTED_CATEGORIES or infer_pattern(pd.Index(first)) else [])
         if len(distinct) > MAX_LISTED_CATEGORIES and (form := infer_pattern(distinct)):
             return [_warning_rule("pattern", "invalidValues", pattern=form)]
     return []
+
+# %% ../../nbs/data/contract_inference.ipynb #9941b631
+def missing_values_rule(
+    required: bool, # Whether a missing value is an error
+    marks: list[str], # Texts that mean a missing value
+) -> dict: # Fields of the file
+    "The rule that says which texts mean a missing value."
+    name, limit = ("required", {"mustBe": 0}) if required else ("missing values", {"mustBeLessOrEqualTo": 100, "unit": "percent"})
+    return ({"name": name, "metric": "missingValues", "arguments": {"missingValues": marks}} | limit
+            | {"severity": "error" if required else "info"})
 
 # %% ../../nbs/data/contract_inference.ipynb #aea7b72b
 def infer_column(
     values: pd.Series, # A column of plain type; its name is used
 ) -> dict: # Fields of the file
     "Infer the contract entry of a column: type, examples, whether it is required, quality rules."
-    logical_type = infer_logical_type(values)
+    logical_type, required = infer_logical_type(values), bool(len(values) and values.notna().all())
     examples = values.dropna().head(N_FIRST_VALUES).drop_duplicates().head(3).tolist()
     texts = [f"{one:%Y-%m-%d %H:%M:%S}".removesuffix(" 00:00:00") if isinstance(one, pd.Timestamp) else one for one in examples]
-    rules = infer_rules(values, logical_type)
+    marks = [mark for mark in NA_VALUES if not (values == mark).any()] if logical_type == "string" else []
+    rules = [missing_values_rule(required, marks)] if marks else []
+    rules += infer_rules(values, logical_type, marks)
     fields = {"name": str(values.name), "logicalType": logical_type, "physicalType": str(values.dtype),
-              "required": bool(logical_type and values.notna().all()), "examples": texts, "quality": rules}
+              "required": required, "examples": texts, "quality": rules}
     return {name: value for name, value in fields.items() if value not in (None, [], False)}
 
 # %% ../../nbs/data/contract_inference.ipynb #6c7824d6
@@ -176,33 +188,17 @@ def infer_contract(
     "Infer a data contract from rows."
     limit = {"property": "quarantineLimit", "value": QUARANTINE_LIMIT,
              "description": "Percent of the rows in quarantine above which a run stops."}
+    marks = {"property": "missingValues", "value": list(NA_VALUES),
+             "description": "Texts that mean a missing value in every column, unless they are values of it."}
     fields = {
         "apiVersion": "v3.1.0", "kind": "DataContract", "id": name, "name": name, "version": version, "status": "draft",
         "description": {"purpose": f"Requirements for rows of {name}, inferred from {len(rows):,} rows.",
                         "usage": "Logical type, required and unique are errors: rows that violate them go to quarantine. "
-                        "Rules under quality have a severity: error, or warning (rows are kept and counted). "
+                        "Rules under quality have a severity: error, or warning and info (rows are kept and counted). "
                         "Ranges are widened by half their width; categories and patterns are those of the rows."},
         "team": {"name": owner or "not assigned"},
         "schema": [{"name": name, "logicalType": "object", "physicalType": "table",
                     "properties": [infer_column(rows[column]) for column in rows]}],
-        "customProperties": [limit],
+        "customProperties": [limit, marks],
     }
     return Contract.model_validate(fields)
-
-# %% ../../nbs/data/contract_inference.ipynb #37d1c9fe
-def read_or_infer_contract(
-    rows: pd.DataFrame, # Rows of this ingestion
-    file: Path, # Contract file of the project
-    name: str = "rows", # Name of the table, if the contract is inferred
-    owner: str = "", # Owner of the data, if the contract is inferred
-) -> tuple[Contract, bool]: # The contract; whether it was inferred
-    """Read the contract from a file; if there is none, infer it from the rows and write it.
-
-    Raises ContractFileError if the file is no valid contract.
-    """
-    file = Path(file)
-    if file.is_file():
-        return parse_contract(file.read_text(), str(file)), False
-    contract = infer_contract(rows, name, owner)
-    write_text(file, contract_to_yaml(contract))
-    return contract, True

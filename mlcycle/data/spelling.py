@@ -54,11 +54,20 @@ def infer_number_format(
     """
     known = _without_words(counts)
     named = pd.Series([bool(re.match(r"[+-]?0\d", value.strip())) for value in known.index], known.index, dtype=bool)
-    if not len(known) or known[named].sum() > 0.02 * known.sum():
+    if not len(known) or known[named].sum() > 0.02 * known.sum() or _are_codes(list(known.index)):
         return None
     form = NumberFormat(**_find_marks(known), units=_find_units(known))
     read = known[[parse_number(value, form) is not None for value in known.index]]
     return form if read.sum() >= min_share * known.sum() and len(read) > 1 else None
+
+# %% ../../nbs/data/spelling.ipynb #591befcd
+def _are_codes(values: list[str]) -> bool:
+    "Whether texts of digits are codes: all of one width with a leading zero, such as 04711; beyond 2^53; or such as 12E2."
+    digits = [value.strip() for value in values]
+    if not digits or not all(re.fullmatch(r"\d+([eE]\d+)?", value) for value in digits):
+        return False
+    padded = any(re.match(r"0\d", value) for value in digits) and len({len(value) for value in digits}) == 1
+    return padded or any(re.search("[eE]", value) for value in digits) or max(len(value) for value in digits) > 15
 
 # %% ../../nbs/data/spelling.ipynb #cc62521e
 def _without_words(counts: pd.Series) -> pd.Series:

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SplitMethod', 'SplitParts', 'parse_split_cutoff', 'split_by_time', 'split_at_random', 'class_codes', 'split_by_group',
-           'entity_codes', 'split_by_column', 'split_rows', 'check_split']
+           'split_by_column', 'check_split_parameters', 'split_rows', 'check_split']
 
 # %% ../../nbs/data/split.ipynb #72d44de9
 from typing import Literal
@@ -14,6 +14,7 @@ import pandas as pd
 from sklearn.model_selection import ShuffleSplit
 
 from ..errors import ParameterError, suggest_name
+from ..ml.folds import entity_codes
 from ..outcomes import Problem
 
 SplitMethod = Literal["auto", "time", "group", "stratified", "predefined"]
@@ -127,16 +128,6 @@ def split_by_group(
     return parts, (f"By group: {len(drawn):,} of {len(counts):,} values of '{problem.entity}' are in the holdout, with "
                    f"{len(parts['holdout']) / len(rows):.1%} of the rows.")
 
-# %% ../../nbs/data/split.ipynb #e7a0741f
-def entity_codes(
-    entity: pd.Series, # Entity of each row
-) -> np.ndarray: # (rows,) integers from 0 on
-    "Entities as integer codes; each row with a missing entity gets a code of its own."
-    codes, known = pd.factorize(entity)
-    unknown = codes < 0
-    codes[unknown] = len(known) + np.arange(unknown.sum())
-    return codes
-
 # %% ../../nbs/data/split.ipynb #7914f5fd
 def _draw_groups(counts: np.ndarray, share: float, seed: int) -> np.ndarray:
     "Entities in the best draw, given the number of rows of each entity and class."
@@ -172,6 +163,30 @@ def split_by_column(
              for part in ("train", "holdout", "future")}
     return parts, f"Predefined by the column '{split_column}'."
 
+# %% ../../nbs/data/split.ipynb #1927911b
+def check_split_parameters(
+    method: str, # Split method, such as `group`
+    *,
+    time: str = "", # Time column of the problem; empty: none
+    entity: str = "", # Entity column of the problem; empty: none
+    split_column: str = "", # Column with the part of each row; empty: none
+    holdout_share: float = 0.2, # Share of the rows
+    future_share: float = 0.1, # Share of the rows
+) -> None:
+    "Raise ParameterError if a split lacks its column, or if shares are not between 0 and 1."
+    needed = {"time": ("time", time), "group": ("entity", entity), "predefined": ("split_column", split_column)}
+    name, column = needed.get(method, ("", "-"))
+    if not column:
+        raise ParameterError(f"A split '{method}' needs the parameter '{name}', which is empty.",
+                             f"'{name}' names a column of the table.", f"Set {name}, or choose another split.")
+    if not 0 < holdout_share < 1:
+        raise ParameterError(f"holdout_share cannot be {holdout_share:g}.", "A share between 0 and 1 is expected, such as 0.2.")
+    if not 0 <= future_share < 1:
+        raise ParameterError(f"future_share cannot be {future_share:g}.", "A share of 0 to 1 is expected, such as 0.1.")
+    if method == "time" and holdout_share + future_share >= 1:
+        raise ParameterError(f"holdout_share and future_share are {holdout_share + future_share:g} together.",
+                             "Together they are below 1, so that training rows are left.")
+
 # %% ../../nbs/data/split.ipynb #412bcbba
 def split_rows(
     rows: pd.DataFrame, # Clean rows
@@ -189,10 +204,8 @@ def split_rows(
     "Split rows into training rows, holdout and future rows; raise ParameterError if that is impossible."
     if method == "auto":
         method = "predefined" if split_column else "time" if problem.time else "group" if problem.entity else "stratified"
-    for needed, name in (("time", problem.time), ("group", problem.entity), ("predefined", split_column)):
-        if method == needed and not name:
-            raise ParameterError(f"A split '{method}' needs a column.", "None is given.",
-                                 "Name the column, or choose another split.")
+    check_split_parameters(method, time=problem.time, entity=problem.entity, split_column=split_column,
+                           holdout_share=holdout_share, future_share=future_share)
     ways = {"time": lambda: split_by_time(
                 rows, problem.time, holdout_from=holdout_from, future_from=future_from, holdout_share=holdout_share,
                 future_share=future_share),

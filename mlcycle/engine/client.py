@@ -4,15 +4,15 @@
 
 # %% auto #0
 __all__ = ['KernelProcess', 'receive_message', 'stop_kernel', 'wait_until_closed', 'PipeNotebookClient', 'WarmNotebookClient',
-           'wait_for_kernel', 'wait_for_reply', 'notebook_name', 'last_kernel_log', 'ForkingEngine', 'throttle',
-           'notebook_language', 'KeyPreservingTranslator']
+           'wait_for_kernel', 'wait_for_reply', 'notebook_name', 'last_kernel_log', 'ForkingEngine', 'ThrottledSave',
+           'KeyPreservingTranslator']
 
 # %% ../../nbs/engine/client.ipynb #b6f6fad3
 import gc
 import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Sequence
 from contextlib import suppress
 from multiprocessing import connection, get_context
 from pathlib import Path
@@ -22,19 +22,20 @@ from typing import Any
 from jupyter_client.session import Session
 from nbclient.exceptions import CellExecutionComplete, CellTimeoutError, DeadKernelError
 from papermill.clientwrap import PapermillNotebookClient
-from papermill.engines import Engine
+from papermill.engines import Engine, NotebookExecutionManager
 from papermill.log import logger
 from papermill.translators import PythonTranslator
 
 from mlcycle.engine.forkserver import (
     ENVIRONMENT_LOCK,
-    INLINE_BACKEND,
     hidden_main,
     import_statements,
     start_fork_server,
     run_kernel_in_fork,
 )
 from .processes import describe_exit
+from .search_path import kernel_search_path
+from ..nb.notebook import notebook_language
 
 # %% ../../nbs/engine/client.ipynb #e2920035
 gc.freeze()
@@ -43,15 +44,17 @@ gc.freeze()
 class KernelProcess:
     "The parent process's side of a forked kernel."
 
-    def __init__(self):
+    def __init__(self, arguments: Sequence[str] = ()):
         context = get_context("forkserver")
         self.session, self.shell_channel = Session(key=b"pipe"), self
         self.log = NamedTemporaryFile("r", prefix="mlcycle-", errors="replace")  # noqa: SIM115 - deleted with the kernel
         (self.pipe, pipe), (self.lifeline, lifeline) = context.Pipe(), context.Pipe()
         with ENVIRONMENT_LOCK:
-            environment = {"MPLBACKEND": INLINE_BACKEND} | os.environ
-        arguments = (pipe, lifeline, self.log.name, environment, os.getcwd())
-        self.process = context.Process(target=run_kernel_in_fork, args=arguments)
+            environment = os.environ | {"JPY_PARENT_PID": str(os.getpid())} # By which libraries recognize a notebook
+        self.connection_file = Path(f"{self.log.name}.json")
+        given = (["-f", str(self.connection_file), *arguments], kernel_search_path())
+        self.process = context.Process(target=run_kernel_in_fork,
+                                       args=(pipe, lifeline, self.log.name, environment, os.getcwd(), *given))
         with hidden_main():
             self.process.start()
         for end in (pipe, lifeline):
@@ -65,7 +68,8 @@ class KernelProcess:
     def execute(self, code: str, store_history: bool = True, stop_on_error: bool = True) -> str:
         "Send code for execution; return the id of the request."
         message = self.session.msg("execute_request", {
-            "code": code, "silent": False, "store_history": store_history, "allow_stdin": False, "stop_on_error": stop_on_error})
+            "code": code, "silent": False, "store_history": store_history, "user_expressions": {}, "allow_stdin": False,
+            "stop_on_error": stop_on_error})
         self.send(message)
         return message["header"]["msg_id"]
 
@@ -108,6 +112,7 @@ def stop_kernel(
     kernel.process.join() # The process has ended when this function returns
     for end in (kernel.pipe, kernel.lifeline):
         end.close()
+    kernel.connection_file.unlink(missing_ok=True) # A kernel that was killed has left it
 
 # %% ../../nbs/engine/client.ipynb #db1000a7
 def wait_until_closed(
@@ -129,14 +134,19 @@ class PipeNotebookClient(PapermillNotebookClient):
         "Collect the outputs of a cell; return its reply, or None after the deadline."
         reply, idle = None, False
         while not (reply and idle):
-            message = self.kc.receive(None if until == float("inf") else max(0, until - time.monotonic()))
+            wait = min(self.nb_man.save.seconds_to_wait(), max(0, until - time.monotonic()))
+            message = self.kc.receive(None if wait == float("inf") else wait)
+            self.nb_man.save.save_if_due()
             if message is None:
-                return None
+                if time.monotonic() >= until:
+                    return None
+                continue
             if message["parent_header"].get("msg_id") != request: # From a thread of an earlier cell; ignored, as in nbclient
                 continue
             if message["msg_type"] == "execute_reply":
                 reply = message
                 continue
+            self.nb_man.save.changed = True
             try:
                 self.process_message(message, cell, index)
             except CellExecutionComplete:
@@ -161,7 +171,7 @@ class WarmNotebookClient(PipeNotebookClient):
 
     def execute(self, **_):
         self.reset_execution_trackers()
-        self.kc = KernelProcess()
+        self.kc = KernelProcess([*self.extra_arguments, f"--HistoryManager.hist_file={self.ipython_hist_file}"])
         try:
             self.nb.metadata["language_info"] = wait_for_kernel(self.kc, self.startup_timeout)
             self.papermill_execute_cells()
@@ -254,10 +264,11 @@ class ForkingEngine(Engine):
                                  start_timeout=60, execution_timeout=None, notebook_timeout=None, **options):
         "Execute a notebook in a forked kernel; errors are recorded in its cells. Raises ValueError for other languages."
         language = notebook_language(nb_man.nb)
-        if language != "python":
-            raise ValueError(f"The engine 'warm' executes Python notebooks; the language of this one is {language}.")
+        if language.lower() not in ("python", "ipython"):
+            raise ValueError(f"The engine 'warm' executes Python notebooks; the language of this one is {language}. "
+                             f"papermill's own engine, 'nbclient', executes it if its kernel '{kernel_name}' is installed.")
         start_fork_server(import_statements([cell.source for cell in nb_man.nb.cells if cell.cell_type == "code"]))
-        nb_man.save = throttle(1.0, nb_man.save) # papermill writes the notebook twice per cell
+        nb_man.save = ThrottledSave(nb_man, 1.0) # papermill writes the notebook twice per cell
         known = {name: value for name, value in options.items() if WarmNotebookClient.class_traits().get(name) is not None}
         given = {"log": logger, "log_output": log_output, "stdout_file": stdout_file, "stderr_file": stderr_file,
                  "startup_timeout": start_timeout, "timeout": execution_timeout or options.get("timeout")}
@@ -267,28 +278,32 @@ class ForkingEngine(Engine):
             del nb_man.save # papermill writes the complete notebook at the end
 
 # %% ../../nbs/engine/client.ipynb #2eccd770
-def throttle(
-    seconds: float, # Minimum interval between two calls
-    function: Callable, # Its return value is ignored
-) -> Callable:
-    "Limit a function to one call in an interval; calls in between do nothing."
-    last = float("-inf")
+class ThrottledSave:
+    "Limits the saves of a notebook to one in an interval. A save that comes too early is postponed, see `seconds_to_wait`."
 
-    def call(*arguments, **options):
-        nonlocal last
-        if time.monotonic() - last >= seconds:
-            function(*arguments, **options)
-            last = time.monotonic()
+    def __init__(self, manager: NotebookExecutionManager, seconds: float):
+        self.manager, self.save, self.seconds = manager, manager.save, seconds
+        self.earliest, self.postponed, self.changed = 0.0, False, False
 
-    return call
+    def __call__(self, **options):
+        self.postponed = True
+        self.save_if_due()
 
-# %% ../../nbs/engine/client.ipynb #519a6fbc
-def notebook_language(
-    notebook, # Notebook as an nbformat node
-) -> str: # `python` if the metadata name none
-    "The programming language in the metadata of a notebook."
-    about = notebook.metadata
-    return about.get("language_info", {}).get("name") or about.get("kernelspec", {}).get("language") or "python"
+    def save_if_due(self) -> None:
+        "Make up a postponed save whose time has come, or save outputs as often as papermill does."
+        if self.postponed and time.monotonic() >= self.earliest:
+            start = time.monotonic()
+            self.save()
+            self.postponed, self.changed, now = False, False, time.monotonic()
+            self.earliest = now + max(self.seconds, 5 * (now - start)) # Not always busy with a large notebook
+        elif self.changed and not self.postponed:
+            self.manager.autosave_cell()
+
+    def seconds_to_wait(self) -> float:
+        "Seconds until `save_if_due` must be called again."
+        if self.postponed:
+            return max(0.0, self.earliest - time.monotonic())
+        return self.seconds if self.changed else float("inf")
 
 # %% ../../nbs/engine/client.ipynb #21eb723a
 class KeyPreservingTranslator(PythonTranslator):

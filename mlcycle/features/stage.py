@@ -14,11 +14,12 @@ from typing import Literal
 import pandas as pd
 from sklearn.base import clone
 
+from ..core.progress import report_progress
 from ..core.workspace import Workspace
 from ..errors import TargetError
 from .create.propose import propose_history_recipes, propose_recipes
 from .create.recipes import Recipe
-from .create.user_functions import make_function_recipes
+from .create.user_functions import check_feature_function, make_function_recipes
 from .encode.column_types import infer_column_types
 from .encode.pipeline import build_preprocessor, map_outputs_to_features
 from .leakage.leaks import mark_trusted_columns, find_target_leakage
@@ -103,6 +104,9 @@ def plan_features(
     """
     workspace, settings = workspace or Workspace.from_project(), settings or FeatureSettings()
     rows = read_table(workspace.tables, dataset.tables["train"])
+    for function in functions: # Before the slow steps
+        check_feature_function(function, rows.drop(columns=problem.target))
+    report_progress("target leakage")
     suspects, scores = find_leakage_suspects(problem, dataset, rows, workspace, settings)
     out = problem.excluded | {each.column: f"may leak the target: {each.reason}" for each in suspects
                               if each.column and each.excluded}
@@ -112,8 +116,10 @@ def plan_features(
                           remedy="; ".join(f"{name}: {why}" for name, why in (out | dropped).items()))
     unusable = out | {problem.target: "it is the target"}
     user_recipes = make_function_recipes(functions, rows.drop(columns=problem.target), unusable)
+    report_progress("proposing features")
     recipes = propose_all_recipes(problem, rows[[*column_types, problem.target]], column_types, settings, user_recipes)
     made = {name: column_type for recipe in recipes for name, column_type in recipe.output_types().items()}
+    report_progress(f"selecting from {len(column_types) + len(made)} features")
     selection = select_features(
         column_types | made, recipes, rows, problem, select=settings.select, max_rows=settings.selection_rows, seed=settings.seed,
         jobs=settings.jobs, holidays=settings.holidays,

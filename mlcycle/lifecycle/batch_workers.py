@@ -9,6 +9,7 @@ __all__ = ['WORKER_IMPORTS', 'execute_batch_run', 'find_run_in_batch', 'run_work
 # %% ../../nbs/lifecycle/batch_workers.ipynb #066159fb
 import os
 import signal
+import threading
 import time
 from collections import deque
 from contextlib import suppress
@@ -75,7 +76,13 @@ def run_worker(
     signal.signal(signal.SIGINT, signal.default_int_handler)
     with suppress(KeyboardInterrupt): # The run has been finished as interrupted
         pipe.send(("ready",))
-        callback = BatchRunCallback(lambda done, text: pipe.send(("progress", done, text)))
+        lock = threading.Lock() # Progress of a long cell comes from a thread
+
+        def show(done: int, text: str) -> None:
+            with lock:
+                pipe.send(("progress", done, text))
+
+        callback = BatchRunCallback(show)
         run, error = execute_batch_run(plan, choice, callback, batch)
         pipe.send(("result", run and str(run.folder), error))
 

@@ -7,6 +7,7 @@ __all__ = ['execute_stage', 'error_text', 'restore_stage']
 
 # %% ../../nbs/lifecycle/execute_stage.ipynb #9cd58e9d
 import json
+import re
 import time
 from pathlib import Path
 
@@ -51,6 +52,8 @@ def execute_stage(
         raise
     _record_stage(run, stage, output, start)
     _save_to_cache(run, plan, state, output, callback)
+    for notice in run.outcome(stage).notices:
+        callback.on_notice(notice)
     callback.on_stage_end(stage)
 
 # %% ../../nbs/lifecycle/execute_stage.ipynb #f5cd82cf
@@ -110,6 +113,9 @@ def restore_stage(
         if name in entry.info["hashes"]:
             for path in (run.folder / f"{stage}{ending}", output.with_suffix(ending)):
                 copy_file(entry.folder / name, path)
+    for name in entry.info["hashes"]:
+        if re.match(r"(table|output)-\d", name):
+            copy_file(entry.folder / name, output.with_name(f"{output.stem}.{name}"))
     write_text(run.folder / f"{stage}.body.html", body)
     from_run = entry.info["run"] if entry.info["run"] != run.id else ""
     facts = {"seconds": entry.info["seconds"], "decision": run.outcome(stage).decision, "failed": False, "reused": from_run}

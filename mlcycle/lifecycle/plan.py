@@ -34,6 +34,14 @@ class Plan:
         return {stage: {p.name: self.parameters[stage][p.name] for p in parameters if self.parameters[stage][p.name] != p.default}
                 for stage, parameters in self.definitions.items()}
 
+    @property
+    def given_parameters(self) -> dict[str, dict[str, Any]]:
+        "By stage, the parameters that were given to this run, and not by the notebook or the settings of the project."
+        project = ("notebook", "default", SETTINGS_FILE)
+        found = {stage: {name: self.parameters[stage][name] for name, origin in origins.items() if origin not in project}
+                 for stage, origins in self.origins.items()}
+        return {stage: values for stage, values in found.items() if values}
+
 # %% ../../nbs/lifecycle/plan.ipynb #2cfc8d61
 DEFAULT_SOURCE = "flights" # Bundled flights, if no source is given
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from ..core.files import hash_file, read_checksummed_json, atomic_folder, short_json_hash, write_checksummed_json
 from ..core.runs import Run
 from ..core.workspace import Workspace
+from ..nb.html import long_output_files
 from ..outcomes import OUTCOME_TYPES
 
 # %% ../../nbs/lifecycle/stage_cache.ipynb #685f5560
@@ -72,6 +73,7 @@ def save_cache_entry(
     folder = cache_entry_folder(run.workspace, stage, key)
     files = {"outcome.json": run.folder / f"{stage}.json", "files.json": run.folder / f"{stage}.files.json",
              "notebook.ipynb": notebook, "body.html": run.folder / f"{stage}.body.html"}
+    files |= {path.name.removeprefix(f"{notebook.stem}."): path for path in long_output_files(notebook)}
     files |= {"table.csv": table} if (table := run.folder / f"{stage}.csv").is_file() else {}
     run.workspace.prepare() # The workspace may not exist yet
     with atomic_folder(folder) as draft:

@@ -55,7 +55,11 @@ def get_metric(
     """
     metric = load_user_metric(name) if ":" in name else METRICS.get(_known_name(name))
     if metric is None:
-        raise MetricError(f"The metric '{name}' is not known.", remedy=suggest_name(name, [*METRICS, *METRIC_ALIASES]))
+        fitting = [m.name for m in METRICS.values() if not task or task in m.tasks]
+        near = suggest_name(name, [*METRICS, *METRIC_ALIASES])
+        which = f" for a {task} task" if task else ""
+        known = f"Known{which} are: {', '.join(sorted(fitting))}; or your own, as module:function."
+        raise MetricError(f"The metric '{name}' is not known.", remedy=near if near.startswith("Did") else known)
     if task and task not in metric.tasks:
         fitting = ", ".join(m.name for m in METRICS.values() if task in m.tasks)
         raise MetricError(f"The metric '{name}' does not fit a {task} task.", f"It is for: {', '.join(metric.tasks)}.",

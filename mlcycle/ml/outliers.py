@@ -17,6 +17,7 @@ from sklearn.impute import SimpleImputer
 from sklearn.pipeline import make_pipeline
 from sklearn.utils.validation import check_is_fitted, validate_data
 
+from ..core.column_names import unused_column_name
 from ..errors import ParameterError
 
 # %% ../../nbs/ml/outliers.ipynb #5f2df76a
@@ -161,17 +162,17 @@ def separate_outliers(
     columns: list[str] | None = None, # Columns that are checked; None: all numeric columns
     method: OutlierMethod = "robust z", # How outliers are detected
     threshold: float | None = None, # In deviations, interquartile ranges, or as anomaly score; None: `DEFAULT_THRESHOLDS`
-) -> tuple[pd.DataFrame, pd.DataFrame]: # Rows without outliers; rows with outliers and a column `reason`
+) -> tuple[pd.DataFrame, pd.DataFrame]: # Rows without outliers; rows with outliers and a last column `reason`
     "Split training rows into those without outliers and those with."
-    numbers = train[columns] if columns else train.select_dtypes("number")
+    numbers, added = train[columns] if columns else train.select_dtypes("number"), unused_column_name("reason", train)
     if not numbers.shape[1] or not len(train):
-        return train, train.iloc[:0].assign(reason=pd.Series(dtype="str"))
+        return train, train.iloc[:0].assign(**{added: pd.Series(dtype="str")})
     limits = make_outlier_transformer(method, "flag", threshold=threshold).fit(numbers)
     beyond = limits.is_outlier(numbers)
     names = list(limits.get_feature_names_out()[numbers.shape[1]:])
     odd = beyond.any(axis=1)
     reason = [", ".join(names[place].removesuffix("_outlier") for place in np.flatnonzero(row)) for row in beyond[odd]]
-    return train[~odd], train[odd].assign(reason=pd.array([f"outlier: {why}" for why in reason], dtype="str"))
+    return train[~odd], train[odd].assign(**{added: pd.array([f"outlier: {why}" for why in reason], dtype="str")})
 
 # %% ../../nbs/ml/outliers.ipynb #dd60f821
 def plot_outliers(

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from ..core.progress import report_progress
 from ..ml.folds import make_folds
 from .calibration import threshold_metric
 from .candidates import CANDIDATES, check_candidate_types, choose_candidates
@@ -86,6 +87,7 @@ def repeat_cross_validation(
             return cv, finalists, True
         began = time.monotonic()
         wider = replace(cv, folds=[*cv.folds, *make_folds(problem, rows, count, cv.seed + 1000 * repeat)])
+        report_progress(f"repeat {repeat + 1} of the cross-validation, {len(finalists)} finalists")
         extended = [extend_trial(wider, CANDIDATES[trial.model], trial) for trial in finalists]
         if not (complete := [trial for trial in extended if trial.status == "complete"]):
             break

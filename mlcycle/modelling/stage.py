@@ -21,6 +21,7 @@ import pandas as pd
 from sklearn.base import BaseEstimator
 from threadpoolctl import threadpool_limits
 
+from ..core.progress import report_progress
 from ..core.workspace import Workspace
 from ..engine.forkserver import IN_FORK
 from ..errors import StageError
@@ -137,9 +138,11 @@ def find_model(
         cv = prepare_cross_validation_data(problem, preprocessor, plan.input_columns, rows, settings, Path(folder))
         selection = compare_models(cv, settings, study, subsample_rows_evenly(rows, settings.search_rows), len(rows))
         sample_weight = sample_weights(problem, rows, settings.weights)
+        report_progress(f"fitting the selected model on {len(rows):,} rows")
         with threadpool_limits(1 if len(cv.rows) < MIN_ROWS_PARALLEL else None): # Threads cost more than they save
             model, latency_ms = fit_first_acceptable_model(
                 selection, rows[[*plan.input_columns, problem.target]], sample_weight, settings.calibrate)
+        report_progress("learning curve")
         curve = measure_learning_curve(selection, rows, plan.input_columns, sample_weight) if settings.learning_curve else []
     candidate = build_candidate_outcome(
         problem, dataset, cv, selection, latency_ms=latency_ms, learning_curve=curve,

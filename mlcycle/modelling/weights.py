@@ -56,7 +56,10 @@ def _column_weights(rows: pd.DataFrame, column: str) -> np.ndarray:
         raise ParameterError(f"weights = {column}: there is no such column.", "Expected balanced, cost or the name of a column.",
                              suggest_name(column, ["balanced", "cost", *rows.columns]))
     weights = pd.to_numeric(rows[column], errors="coerce").to_numpy(float, na_value=np.nan)
-    if not (weights >= 0).all() or not weights.sum():
-        raise ParameterError(f"weights = {column}: weights must be numbers of 0 or more, not all 0.",
-                             remedy=f"{int((~(weights >= 0)).sum())} of {len(weights)} are not.")
+    if wrong := int((~(weights >= 0)).sum()):
+        raise ParameterError(f"weights = {column}: {wrong:,} of {len(weights):,} values are missing, negative or no numbers.",
+                             "Weights are numbers of 0 or more.", "Correct the column, or leave `weights` empty.")
+    if not weights.sum():
+        raise ParameterError(f"weights = {column}: all {len(weights):,} values are 0.", "At least one weight is above 0.",
+                             "Name another column, or leave `weights` empty.")
     return weights

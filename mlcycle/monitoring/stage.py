@@ -17,7 +17,8 @@ from .decision import decide_action
 from .drift import detect_drift
 from .quality import latency_percentiles, score_by_window, score_events
 from ..outcomes import Dataset, FeaturePlan, Health, Problem, Release, Verdict
-from ..service.local import running_service, to_json_rows
+from ..service.local import running_service
+from ..service.rows import to_json_rows
 from ..stores.events import delete_events_of_run, open_event_database, read_events
 from ..stores.models.function_files import workspace_functions_file
 from ..stores.tables.datasets import read_table

@@ -15,6 +15,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from threadpoolctl import threadpool_limits
 
+from ..core.progress import report_progress
+
 # %% ../../nbs/problem/probe_budget.ipynb #1d37f099
 @dataclass(frozen=True, kw_only=True)
 class FeasibilityBudget:
@@ -56,6 +58,7 @@ class Deadline:
     def allows(self, step: str) -> bool:
         "Whether there is time for a step; otherwise it is recorded as skipped."
         if self.elapsed < self.seconds:
+            report_progress(step.removeprefix("the "))
             return True
         if step not in self.skipped:
             self.skipped.append(step)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MAX_CLASSES', 'MAX_INTEGER_CLASSES', 'MIN_TARGET_ROWS', 'POSITIVE_LABELS', 'NEGATIVE_LABELS', 'is_count',
-           'infer_task', 'check_target', 'infer_positive_class']
+           'infer_task', 'check_target', 'infer_positive_class', 'choose_positive_class']
 
 # %% ../../nbs/problem/task.ipynb #24471025
 from typing import Any
@@ -100,3 +100,19 @@ def infer_positive_class(
     affirmative = [label for name, label in by_name.items() if negated and name in POSITIVE_LABELS]
     rarer: Any = values.value_counts().idxmin()
     return (named or affirmative or [rarer.item() if hasattr(rarer, "item") else rarer])[0]
+
+# %% ../../nbs/problem/task.ipynb #a912c4f7
+def choose_positive_class(
+    values: pd.Series, # Target without missing values
+    pos_label: str, # Positive class as text; empty: inferred
+    task: Task, # Of the target
+) -> Label | None: # None if the task is not binary
+    "The positive class of a binary task; raise TargetError if one is given that does not occur, or for another task."
+    if task == "binary":
+        return infer_positive_class(values, pos_label)
+    if pos_label:
+        kind = "numbers" if task == "regression" else f"{values.nunique()} classes"
+        raise TargetError(f"The positive class '{pos_label}' is given, but the target '{values.name}' has {kind}: the task is "
+                          f"{task}.", "Only a binary task has a positive class.",
+                          "Leave `positive` empty, or choose a target with two classes.")
+    return None

@@ -194,7 +194,9 @@ def run_index_entry(
         first = next((stage for stage, done in known["stages"].items() if done.get("failed")), first)
     page = os.path.relpath(run.workspace.reports / run.id / page_name(first), folder)
     verdict = {None: "", True: "approved", False: "rejected"}[known["approved"]]
-    return known | {"page": Path(page).as_posix(), "verdict": verdict}
+    tables = read_stage_results(run)["data"].get("tables", {})
+    rows = {name: tables.get(name, {}).get("sha256", "") for name in ("train", "holdout")} # Scores on other rows do not compare
+    return known | {"page": Path(page).as_posix(), "verdict": verdict, "rows_of": rows}
 
 # %% ../../nbs/reports/pages.ipynb #7969fb44
 def write_notebook_page(

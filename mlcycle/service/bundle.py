@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SERVICE_PACKAGES', 'HOLIDAYS_SETTING', 'Bundle', 'service_requirements', 'bundle_file_contents',
-           'describe_bundle_file', 'build_bundle', 'hash_bundle_files', 'load_bundle', 'rows_to_frame']
+           'describe_bundle_file', 'build_bundle', 'hash_bundle_files', 'load_bundle']
 
 # %% ../../nbs/service/bundle.ipynb #0af72397
 import re
@@ -13,29 +13,29 @@ from hashlib import sha256
 from pathlib import Path
 from zipfile import ZipFile
 
-import numpy as np
-import pandas as pd
 from pydantic import ValidationError
 from sklearn.base import BaseEstimator
 
 from ..core.files import atomic_folder, hash_file
 from ..core.own_wheel import own_requirement, pack_own_wheel
 from ..core.versions import distribution_version
-from ..errors import ArtifactError, InputError
+from ..errors import ArtifactError
 from ..ml.cleaning_plan import CleaningPlan
-from ..outcomes import NA_VALUES, ModelRef, Problem, Record
+from ..outcomes import ModelRef, Problem, Record
+from .input_values import TrainingValues
 from ..stores.models.library_versions import PREDICTING_PACKAGES, read_versions
 from ..stores.models.model_files import load_model
 
 # %% ../../nbs/service/bundle.ipynb #7e33aaca
 class Bundle(Record):
-    "Description of a release: model, columns, threshold, cleaning plan."
+    "Description of a release: model, columns, threshold, cleaning plan, training values."
 
     problem: Problem
     columns: dict[str, str] # pandas type of each column that the model reads, in order
     threshold: float | None # Decision threshold of a binary task
     model: ModelRef
-    cleaning: CleaningPlan = CleaningPlan() # Applied to each row before its values are converted
+    cleaning: CleaningPlan = CleaningPlan() # Applied to each row
+    training_values: dict[str, TrainingValues] = {} # What the training rows have in each column
 
 # %% ../../nbs/service/bundle.ipynb #ffaadd8f
 SERVICE_PACKAGES = ("fastapi", "numpy", "pandas", "pydantic", "rapidfuzz", "scikit-learn", "skops", "sqlalchemy", "uvicorn")
@@ -118,39 +118,3 @@ def load_bundle(
     except (OSError, ValidationError) as error:
         raise ArtifactError(f"There is no release bundle in {folder}.", remedy=str(error)) from error
     return bundle, load_model(Path(folder) / "model.skops", bundle.model.sha256)
-
-# %% ../../nbs/service/bundle.ipynb #fb937dba
-def rows_to_frame(
-    rows: list[dict], # Rows of a request, with JSON values
-    columns: dict[str, str], # pandas type of each column
-) -> pd.DataFrame: # The columns in order, with their types; other keys are ignored
-    """Convert rows of a request to a data frame with the column types of the training rows.
-
-    Times with an offset are converted to UTC. Raises InputError if a column is missing or a value has the wrong type.
-    """
-    missing = [name for name in columns if any(name not in row for row in rows)]
-    if missing:
-        raise InputError(f"The column '{missing[0]}' is missing.", f"Expected columns: {', '.join(columns)}.",
-                         "Send null for a missing value.")
-    cast = {name: _cast_column(name, kind, [row[name] for row in rows]) for name, kind in columns.items()}
-    return pd.DataFrame(cast, copy=False)
-
-# %% ../../nbs/service/bundle.ipynb #8eb8cffc
-def _cast_column(name: str, kind: str, values: list):
-    "Convert values to the type of their column."
-    try:
-        if kind == "str":
-            return pd.array([None if value is None or value in NA_VALUES else str(value) for value in values], dtype="str")
-        if kind.startswith("datetime"):
-            return pd.to_datetime(values, format="ISO8601", utc=True).tz_localize(None).astype(kind)
-        if (invalid := [value for value in values if isinstance(value, str) or isinstance(value, bool) != (kind == "bool")
-                        and value is not None]):
-            raise ValueError(f"{invalid[0]!r} is not a number" if kind != "bool" else f"{invalid[0]!r} is neither true nor false")
-        if any(isinstance(value, float) and np.isinf(value) for value in values):
-            raise ValueError("infinity is not a number; null is a missing value")
-        if None in values:
-            return np.array(values, dtype=float)
-        return pd.Series(values, dtype=kind).to_numpy() # Decimals are rejected, not cut off, in a column of integers
-    except (ValueError, TypeError) as error:
-        reason = str(error).split(". ")[0] # pandas adds hints for programmers
-        raise InputError(f"The column '{name}' cannot be read: {reason}.", f"Its type is {kind}.") from error

@@ -9,9 +9,11 @@ from commands import cli
 from sklearn.datasets import load_wine
 
 from mlcycle.core.workspace import Workspace
+from mlcycle.data.contract import contract_to_yaml, parse_contract
+from mlcycle.data.contract_inference import infer_contract
 from mlcycle.data.error_injection import inject_malformed_lines
 from mlcycle.data.stage import prepare_data
-from mlcycle.errors import ContractError, SourceError
+from mlcycle.errors import ContractError, ParameterError, SourceError
 from mlcycle.problem.stage import define_problem
 from mlcycle.stores.sources.ingest import read_source_with_provenance
 from mlcycle.stores.tables.datasets import read_table
@@ -56,9 +58,8 @@ def test_a_first_ingestion_writes_the_contract_and_a_later_one_is_held_to_it(pre
     assert second.contract_version == "1.0.0" and second.rows_quarantined == 4
     assert second.rows_in == second.rows_clean + second.rows_quarantined + second.rows_set_aside
     kept = rows_of(tmp_path, second, "quarantine")
-    assert set(kept.index) == {3, 9, 50, 70} and set(kept.column) == {"price"} and set(kept.severity) == {"error"}
-    assert set(kept) >= {"rule", "value", "contract_version", "source_sha256", "row"}
-    assert json.loads(kept.row.loc[9])["shop"] in ("Rome", "Oslo", "Lima")
+    assert set(kept.index) == {3, 9, 50, 70} and kept.quarantine_reason.str.startswith("price: ").all()
+    assert list(kept) == [*bad, "quarantine_reason"] and kept.loc[9, "shop"] in ("Rome", "Oslo", "Lima")
     failure = second.rule_failures[0]
     assert failure.column == "price" and len(failure.examples) <= 5 and 0.98 < second.completeness["price"] < 1
 
@@ -71,6 +72,63 @@ def test_above_the_threshold_the_stage_stops_and_says_where_the_rows_are(prepare
         prepared(bad)
     assert "contract.yaml" in str(stopped.value) and "'price'" in str(stopped.value)
     assert (tmp_path / ".mlcycle" / "tables" / "quarantine").is_dir()
+
+
+def test_a_stage_that_fails_leaves_nothing_behind(prepared, tmp_path):
+    before = set(tmp_path.rglob("*")) | {tmp_path / "orders.csv"}
+    with pytest.raises(ParameterError, match="holdout"):
+        prepared(orders(), holdout_from="2050-01-01")
+    assert set(tmp_path.rglob("*")) == before
+    contract = contract_to_yaml(infer_contract(orders().assign(weight=1.0), "orders"))
+    (tmp_path / "contract.yaml").write_text(contract)
+    with pytest.raises(ContractError, match="no column 'weight'"):
+        prepared(orders())
+    assert set(tmp_path.rglob("*")) == before | {tmp_path / "contract.yaml"}
+
+
+def test_a_cell_that_fails_after_the_data_leaves_no_contract(tmp_path):
+    cli("init", ".", cwd=tmp_path)
+    orders(200).to_csv(tmp_path / "orders.csv", index=False)
+    notebook = json.loads((tmp_path / "nbs" / "02_data.ipynb").read_text())
+    notebook["cells"].insert(-1, {"cell_type": "code", "id": "failing", "metadata": {}, "outputs": [], "execution_count": None,
+                                  "source": ["1 / 0"]})  # fmt: skip
+    (tmp_path / "nbs" / "02_data.ipynb").write_text(json.dumps(notebook))
+    done = cli(
+        "run", "-q", "--source", "orders.csv", "--target", "late", "--until", "data", "-p", "probe_seconds=0", cwd=tmp_path
+    )
+    assert done.returncode and "division by zero" in done.stdout + done.stderr
+    assert not (tmp_path / "contract.yaml").exists()
+
+
+def test_columns_of_the_user_are_kept_beside_those_that_are_added(prepared, tmp_path):
+    rows = orders().assign(reason="gift", quarantine_reason="none", row_id=7)
+    first = prepared(pd.concat([rows, rows.iloc[:3]]).assign(late=lambda all_rows: all_rows.late.mask(all_rows.id == "A000030")))
+    aside = rows_of(tmp_path, first, "set_aside")
+    assert set(aside.reason) == {"gift"} and "'late' is missing" in set(aside.reason_)
+    rows.loc[5, "price"] = None
+    kept = rows_of(tmp_path, prepared(rows), "quarantine")
+    assert kept[["quarantine_reason", "quarantine_reason_"]].values.tolist() == [["none", "price: Never missing."]]
+    done = cli("data", "show", "quarantine", "--csv", "bad.csv", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    bad = pd.read_csv(tmp_path / "bad.csv")
+    assert bad.row_id_.tolist() == [5] and bad.row_id.tolist() == [7]
+    bad.assign(price=20.5).to_csv(tmp_path / "bad.csv", index=False)
+    done = cli("contract", "recheck", "bad.csv", "--out", "clean.csv", cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert list(pd.read_csv(tmp_path / "clean.csv")) == list(rows)
+
+
+def test_a_contract_of_several_tables(prepared, tmp_path):
+    shops = infer_contract(pd.DataFrame({"shop": ["Rome", "Oslo"]}), "shops")
+    both = infer_contract(orders(), "orders")
+    both = both.model_copy(update={"tables": [*shops.tables, *both.tables]})
+    (tmp_path / "contract.yaml").write_text(contract_to_yaml(both))
+    made = prepared(orders(seed=1))
+    assert made.project_files == ["contract.yaml"]
+    kept = parse_contract((tmp_path / ".mlcycle" / made.contract.path).read_text())
+    assert [table.name for table in kept.tables] == ["orders"]
+    with pytest.raises(ContractError, match="no column"):
+        prepared(orders().drop(columns="shop"), contract_table="shops")
 
 
 def test_a_contract_for_another_table_does_not_count(prepared, tmp_path):
@@ -141,6 +199,10 @@ def test_the_contract_that_a_run_wrote_does_not_make_it_stale(tmp_path):
     assert first.returncode == 0, first.stderr
     assert "Nothing to do" in second.stdout + second.stderr
     file = tmp_path / "contract.yaml"
-    file.write_text(file.read_text().replace("minimum: 1.0", "minimum: 2.0").replace("version: 1.0.0", "version: 1.1.0"))
+    file.write_text(
+        file.read_text()
+        .replace("quarantineLimit\n  value: 20", "quarantineLimit\n  value: 5")
+        .replace("version: 1.0.0", "version: 1.1.0")
+    )
     status = cli("status", "--source", "orders.csv", "--target", "late", cwd=tmp_path)
     assert "contract.yaml" in status.stdout, status.stdout + status.stderr

@@ -102,8 +102,8 @@ def test_time_cuts_and_keeps_apart_whom_it_knows():
 @pytest.mark.parametrize(
     ("change", "options", "message"),
     [
-        pytest.param({}, {"method": "time"}, "needs a column", id="no time"),
-        pytest.param({}, {"method": "group"}, "needs a column", id="no entity"),
+        pytest.param({}, {"method": "time"}, "which is empty", id="no time"),
+        pytest.param({}, {"method": "group"}, "which is empty", id="no entity"),
         pytest.param({}, {"method": "by chance"}, "not known", id="unknown way"),
         pytest.param({}, {"split_column": "parts"}, "no column 'parts'", id="no such column"),
         pytest.param({"part": "test"}, {"split_column": "part"}, "holds 'test'", id="unknown part"),
@@ -182,3 +182,15 @@ def test_shared_entities_and_overlap_in_time_are_found():
     assert "earlier than the last training row" in told[1]
     parts, _ = split_rows(rows, asked(entity="patient"))
     assert describe_split_overlap(parts, asked(entity="patient")) == []
+
+
+def test_a_row_with_a_missing_entity_is_an_entity_of_its_own():
+    rows, problem = visits(), asked(entity="patient")
+    rows.loc[np.arange(0, 600, 2), "patient"] = None
+    parts, _ = split_rows(rows, problem)
+    unknown = {name: part.patient.isna().mean() for name, part in parts.items()}
+    assert all(0.3 < share < 0.7 for share in unknown.values()), "rows without an entity are not one big entity"
+    assert not set(parts["train"].patient.dropna()) & set(parts["holdout"].patient.dropna())
+    assert not describe_split_overlap(parts, problem)
+    alone = rows.assign(patient=None)
+    assert 100 <= len(split_rows(alone, problem)[0]["holdout"]) <= 140

@@ -29,7 +29,8 @@ from mlcycle.features.create.user_functions import (
     feature,
     make_function_recipes,
 )
-from mlcycle.service.local import running_service, to_json_rows
+from mlcycle.service.local import running_service
+from mlcycle.service.rows import to_json_rows
 from mlcycle.stores.models.function_files import (
     KNOWN_FUNCTIONS,
     find_estimators_calling_functions,

@@ -34,6 +34,15 @@ def test_an_entity_is_never_on_both_sides(task, stratified):
         assert not set(rows.owner.iloc[train]) & set(rows.owner.iloc[valid])
 
 
+def test_rows_with_a_missing_entity_are_in_every_fold():
+    rows, problem = visits(20), problem_of()
+    rows.loc[rows.index % 3 == 0, "owner"] = None
+    folds = make_folds(problem, rows)
+    assert all(rows.owner.iloc[valid].isna().any() for _, valid in folds)
+    assert sorted(np.concatenate([valid for _, valid in folds])) == list(range(60))
+    assert not describe_too_few_entities(problem, rows.assign(owner=None))
+
+
 @pytest.mark.parametrize("owners", [1, 4])
 def test_fewer_entities_than_folds_are_an_error_unless_asked_for_and_then_a_warning(owners):
     rows, problem = visits(owners), problem_of()

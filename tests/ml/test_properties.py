@@ -10,11 +10,13 @@ from hypothesis import strategies as st
 
 from mlcycle.data.clean import separate_unusable_rows
 from mlcycle.nb.notebook import Parameter, parse_parameters, parse_value
-from mlcycle.outcomes import Score
-from mlcycle.service.bundle import rows_to_frame
-from mlcycle.service.local import to_json_rows
+from mlcycle.outcomes import ModelRef, Problem, Score
+from mlcycle.service.bundle import Bundle
+from mlcycle.service.rows import prepare_rows, to_json_rows
 from mlcycle.stores.sources.ingest import hash_rows, normalise_dtypes
 
+ABOUT = dict.fromkeys(["decision", "question", "owner", "source", "source_sha256", "target"], "-")
+PROBLEM = Problem(**ABOUT, task="regression", metric="r2", metrics=["r2"], criteria=[], rows=1)
 WORDS = st.text(st.characters(codec="utf-8", exclude_characters="\x00"), max_size=20)
 MOMENTS = st.datetimes(min_value=pd.Timestamp("1900-01-01").to_pydatetime(), max_value=pd.Timestamp("2200-01-01").to_pydatetime())
 
@@ -60,7 +62,9 @@ def test_rows_come_over_the_wire_as_they_were(decimals, words, moments, whole):
     )
     columns = {name: str(kind) for name, kind in rows.dtypes.items()}
     wire = json.loads(json.dumps(to_json_rows(rows), allow_nan=False))
-    pd.testing.assert_frame_equal(rows_to_frame(wire, columns), rows.rename_axis(None))
+    bundle = Bundle(problem=PROBLEM, columns=columns, threshold=None, model=ModelRef(name="m", version=1, run_id="", sha256=""))
+    for came in (wire, rows):
+        pd.testing.assert_frame_equal(prepare_rows(came, bundle).frame, rows.rename_axis(None))
 
 
 @given(st.lists(st.tuples(st.integers(0, 3), st.sampled_from(["a", "b", None])), max_size=30))

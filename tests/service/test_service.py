@@ -11,7 +11,8 @@ from commands import cli
 from conftest import stored_rows
 
 from mlcycle.errors import StageError
-from mlcycle.service.local import running_service, to_json_rows
+from mlcycle.service.local import running_service
+from mlcycle.service.rows import to_json_rows
 from mlcycle.stores.events import open_event_database, read_events
 
 

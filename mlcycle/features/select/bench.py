@@ -20,7 +20,7 @@ from sklearn.base import clone
 from ..create.recipes import Recipe
 from ..encode.pipeline import build_preprocessor, map_outputs_to_features
 from .quick_model import QuickBoosting, SelectionBudget, plan_selection_budget
-from ...ml.folds import make_folds
+from ...ml.folds import entity_codes, make_folds
 from ...ml.metrics import compute_score
 from ...ml.predictions import predict
 from ...outcomes import Feature, Problem
@@ -48,7 +48,7 @@ def make_repeated_folds(
 
     Empty if there are fewer than 40 rows or fewer than two entities.
     """
-    n_splits = min(n_splits, rows[problem.entity].nunique()) if problem.entity else n_splits
+    n_splits = min(n_splits, len(np.unique(entity_codes(rows[problem.entity])))) if problem.entity else n_splits
     if len(rows) < 40 or n_splits < 2:
         return []
     classes = np.zeros(len(rows)) if problem.task == "regression" else pd.factorize(rows[problem.target])[0]

@@ -17,9 +17,8 @@ from ...core.versions import mlcycle_install_command
 from ...errors import SourceError, suggest_name
 from ...core.secrets import mask_secrets
 from .addresses import expand_variables, split_address_fragment
-from .number_and_date_formats import parse_numbers_and_dates
 from .progress import ProgressCallback
-from .rows import SourceRows, normalise_dtypes
+from .rows import SourceRows
 
 # %% ../../../nbs/stores/sources/databases.ipynb #9ed2e369
 WRITE_KEYWORDS = (r"\b(insert|update|delete|merge|replace\s+into|into|drop|alter|create|truncate|grant|revoke|attach|pragma|copy"
@@ -126,7 +125,6 @@ def read_database(
         rows = _fetch(connection, _sql_text(check_read_only_sql(selected)) if is_query else _select_table(connection, rest, url),
                       progress)
         name = connection.dialect.name
-    rows = parse_numbers_and_dates(normalise_dtypes(rows), numbers=False)[0] if name == "sqlite" else rows # No date type
     return SourceRows(rows, f"{name}, {'a query' if is_query else f'table {rest}'}")
 
 # %% ../../../nbs/stores/sources/databases.ipynb #76583f4e
@@ -155,13 +153,11 @@ def _select_table(connection, name: str, url: str):
 # %% ../../../nbs/stores/sources/databases.ipynb #4349dbbf
 def _fetch(connection, statement, progress: ProgressCallback | None) -> pd.DataFrame:
     "Fetch the rows of a query in batches."
-    pieces, count = [], 0
-    for piece in pd.read_sql(statement, connection, chunksize=FETCH_SIZE):
-        pieces.append(piece)
-        count += len(piece)
+    result = connection.execute(statement)
+    names, pieces, count = list(result.keys()), [], 0
+    for records in result.partitions(FETCH_SIZE):
+        pieces.append(pd.DataFrame(records, columns=names, dtype=object)) # Integers stay exact beside missing values
+        count += len(records)
         if progress:
             progress(count, 0, 0)
-    kinds = {tuple(map(str, piece.dtypes)) for piece in pieces}
-    if len(kinds) > 1: # A column without values in one batch has another dtype there
-        pieces = [piece.astype(object) for piece in pieces]
-    return pd.concat(pieces, ignore_index=True) if pieces else pd.DataFrame()
+    return pd.concat(pieces, ignore_index=True) if pieces else pd.DataFrame(columns=names)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['FILE_KINDS', 'EXPECTED_SOURCES', 'list_files', 'file_kind', 'connect_duckdb', 'sql_literal', 'read_parquet_sql',
            'read_json_lines_sql', 'fetch_rows', 'read_parquet', 'find_records', 'records_to_frame', 'read_json',
-           'read_json_lines', 'read_excel', 'open_delta', 'is_delta', 'read_delta', 'read_file']
+           'read_json_lines', 'read_excel', 'find_table_in_cells', 'open_delta', 'is_delta', 'read_delta', 'read_file']
 
 # %% ../../../nbs/stores/sources/files.ipynb #5fc4e7d4
 import glob
@@ -20,13 +20,14 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from ...errors import SourceError, suggest_name
-from ...outcomes import NA_VALUES
-from .addresses import split_address_fragment
-from .number_and_date_formats import parse_numbers_and_dates
-from .progress import ProgressCallback
-from .rows import SourceRows, arrow_to_pandas, normalise_dtypes
+from .addresses import parse_options, split_address_fragment
 from .compressed_files import COMPRESSED_ENDINGS, TEXT_ENDINGS, open_decompressed
-from .csv_files import read_csv_file
+from .csv_dialect import TEXT_OPTIONS, fill_names, parse_count, parse_header, parse_read_options
+from .csv_files import drop_unnamed_empty_columns, leave_out_footer, read_csv_file
+from .number_formats import EXACT_INTEGERS
+from .progress import ProgressCallback
+from .rows import SourceRows, arrow_to_pandas, cell_to_text, normalise_dtypes
+from .table_layout import detect_layout
 
 if TYPE_CHECKING:
     import duckdb
@@ -192,8 +193,21 @@ def find_records(
 def records_to_frame(
     records: list[dict], # Parsed JSON objects
 ) -> pd.DataFrame: # Normalised dtypes
-    "Convert records to a data frame: one level of nesting is flattened, text dates are parsed."
-    return parse_numbers_and_dates(normalise_dtypes(pd.json_normalize(records, max_level=1)), numbers=False)[0]
+    "Convert records to a data frame: one level of nesting is flattened, and large integers stay exact."
+    rows = pd.json_normalize(records, max_level=1)
+    large = [name for name, column in rows.items() if column.dtype == "float64" and column.abs().max() > EXACT_INTEGERS]
+    exact = {str(name): pd.Series([_get_field(record, str(name)) for record in records], rows.index, dtype=object)
+             for name in large}
+    return normalise_dtypes(rows.assign(**exact) if exact else rows)
+
+# %% ../../../nbs/stores/sources/files.ipynb #398b5ba5
+def _get_field(record: dict, name: str) -> Any:
+    "A value of a record, by the name of its column."
+    if name in record:
+        return record[name]
+    outer, _, inner = name.partition(".")
+    nested = record.get(outer)
+    return nested.get(inner) if isinstance(nested, dict) else None
 
 # %% ../../../nbs/stores/sources/files.ipynb #4ff955e4
 def read_json(
@@ -231,7 +245,6 @@ def read_json_lines(
         except duckdb.Error:
             rows = None
         if rows is not None and rows.columns.tolist() != ["json"]: # DuckDB names the column "json" if lines are not records
-            rows = parse_numbers_and_dates(normalise_dtypes(rows), numbers=False)[0]
             return SourceRows(rows, "JSON Lines" + _file_count(files), total)
     records, malformed = [], []
     for file in files:
@@ -259,26 +272,47 @@ def _parse_json_lines(file: Path) -> Iterator[tuple[int, str, dict | str]]:
 # %% ../../../nbs/stores/sources/files.ipynb #97ce9871
 def read_excel(
     path: Path, # Of a workbook
-    sheet: str = "", # Name of the sheet; empty: the first with rows
+    options: str = "", # Name of the sheet, empty: the first with rows; and options, such as `Sheet1&skip=2&header=2`
 ) -> SourceRows:
-    """Read a sheet of a workbook (xlsx, xls, xlsb, xlsm, ods).
+    """Read a sheet of a workbook (xlsx, xls, xlsb, xlsm, ods); the header is detected as in a CSV file.
 
-    Raises SourceError if the file is not a workbook or has no such sheet.
+    Raises SourceError if the file is not a workbook, has no such sheet, or an option is unknown.
     """
+    first, _, rest = options.partition("&")
+    given = parse_options(rest if first and "=" not in first else options, ("sheet", *TEXT_OPTIONS), f"{path}#{options}")
+    sheet = given.get("sheet", first if "=" not in first else "")
     try:
         book = pd.ExcelFile(path, engine="calamine")
-        options: dict[str, Any] = {"keep_default_na": False, "na_values": list(NA_VALUES)}
         wanted = [sheet] if sheet in book.sheet_names else book.sheet_names
-        sheets = {name: pd.read_excel(book, sheet_name=name, **options) for name in wanted}
+        sheets = {name: pd.read_excel(book, sheet_name=name, header=None, dtype=object, na_filter=False) for name in wanted}
     except Exception as error: # calamine raises many types
         raise SourceError(f"The file '{path}' is not a table that can be read.", "A workbook is expected.", str(error)) from error
     if sheet and sheet not in sheets:
         raise SourceError(f"The file '{path}' has no sheet '{sheet}'.", remedy=suggest_name(sheet, list(sheets)))
     name = sheet or next((name for name, rows in sheets.items() if len(rows)), next(iter(sheets)))
-    rows = sheets[name].dropna(how="all")
-    unnamed = [column for column in rows.columns if str(column).startswith("Unnamed: ") and rows[column].isna().all()]
+    rows, notes = find_table_in_cells(sheets[name], path, given)
     others = f" of {len(book.sheet_names)}" if len(book.sheet_names) > 1 else ""
-    return SourceRows(rows.drop(columns=unnamed), f"Excel, sheet '{name}'{others}", Path(path).stat().st_size)
+    description = ", ".join([f"Excel, sheet '{name}'{others}", *notes])
+    return SourceRows(rows, description, Path(path).stat().st_size, options=parse_read_options(given))
+
+# %% ../../../nbs/stores/sources/files.ipynb #946b1a0f
+def find_table_in_cells(
+    cells: pd.DataFrame, # All cells of a sheet, an empty cell is an empty text
+    path: Path, # Of the workbook, for error messages
+    given: dict[str, str], # Options by name
+) -> tuple[pd.DataFrame, list[str]]: # Rows with named columns, and what was detected
+    "Find the table in the cells of a sheet, below titles and header rows."
+    cells = cells.mask(cells.isna() | (cells == ""), None)
+    skip = parse_count(given, "skip") or 0
+    texts = [[("" if value is None else cell_to_text(value)).strip() for value in record]
+             for record in cells.iloc[skip:skip + 300].itertuples(index=False)]
+    records = [record if any(record) else [] for record in texts]
+    layout = detect_layout(records, skip=0 if "skip" in given else None, header_rows=parse_header(given))
+    rows = cells.iloc[skip + layout.first:].dropna(how="all")
+    rows = rows.iloc[:, :len(layout.names)].set_axis(list(fill_names(path, layout.names)), axis=1)
+    rows, totals = leave_out_footer(rows, parse_count(given, "footer") or 0)
+    rows, empty = drop_unnamed_empty_columns(rows)
+    return rows.reset_index(drop=True), [*layout.notes, *totals, *empty]
 
 # %% ../../../nbs/stores/sources/files.ipynb #4c049168
 def open_delta(
@@ -348,8 +382,7 @@ def read_file(
 def _read_one(kind: str, file: Path, options: str, progress: ProgressCallback | None) -> SourceRows:
     "Read one file by its format."
     if kind == "text":
-        rows, malformed, description = read_csv_file(file, options, progress)
-        return SourceRows(rows, description, file.stat().st_size, malformed)
+        return read_csv_file(file, options, progress)
     return read_excel(file, options) if kind == "excel" else read_json(file, options, progress)
 
 # %% ../../../nbs/stores/sources/files.ipynb #f269de03
@@ -367,4 +400,4 @@ def _concat_files(readings: list[SourceRows], files: list[Path]) -> SourceRows:
                  for line, text, reason in reading.malformed_lines]
     return SourceRows(pd.concat([reading.rows for reading in readings], ignore_index=True),
                       first.description + _file_count(files),
-                      sum(reading.bytes for reading in readings), malformed)
+                      sum(reading.bytes for reading in readings), malformed, first.options)

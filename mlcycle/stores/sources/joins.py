@@ -32,9 +32,10 @@ from mlcycle.stores.sources.files import (
     sql_literal,
 )
 from .progress import ProgressCallback
-from .rows import SourceRows, hash_rows, normalise_dtypes
+from .rows import SourceRows, hash_rows
 from .compressed_files import TEXT_ENDINGS
 from .csv_dialect import CsvDialect, fill_unnamed_columns, detect_dialect
+from .csv_files import FAST_PARSE_BYTES
 from .malformed_lines import separate_malformed_lines
 
 if TYPE_CHECKING:
@@ -60,8 +61,8 @@ def read_csv_sql(
 ) -> str:
     "Make the DuckDB table expression for a CSV file."
     return (f"read_csv({sql_literal(path)}, delim={sql_literal(dialect.separator)}, quote='\"', escape='\"', sample_size=-1, "
-            f"header={str(dialect.header).lower()}, names={sql_literal(dialect.names)}, nullstr={sql_literal(NA_VALUES)}, "
-            f"auto_type_candidates={SQL_TYPES}, decimal_separator={sql_literal(dialect.decimal)},"
+            f"header=false, skip={dialect.skip}, names={sql_literal(dialect.names)}, nullstr={sql_literal(NA_VALUES)}, "
+            f"auto_type_candidates={SQL_TYPES}, decimal_separator={sql_literal(dialect.options.decimal or '.')},"
             " strict_mode=false, auto_detect=true)")
 
 # %% ../../../nbs/stores/sources/joins.ipynb #2e117668
@@ -80,6 +81,7 @@ def create_csv_view(
     if malformed or not readable:
         place = Path(stack.enter_context(_folder())) / "clean.csv"
         separate_malformed_lines(path, dialect, place)
+        dialect = replace(dialect, skip=0)
     connection.execute(f"CREATE VIEW {_name(name)} AS SELECT * FROM {read_csv_sql(place, dialect)}")
     return NamedSource(good, hash_files([path]), SourceRows(pd.DataFrame(), str(dialect), path.stat().st_size, malformed))
 
@@ -111,10 +113,10 @@ def register_source(
     connection: "duckdb.DuckDBPyConnection", # In which the view or table is created
     name: str, # Of the view or table
     address: str, # Address of the source
-    read: Callable[[str], SourceRows], # Reads sources that cannot be a view
+    read: Callable[[str], SourceRows], # Reads sources that are no view, and converts their types
     stack: ExitStack, # Removes temporary files after the query
 ) -> NamedSource:
-    "Register a source under a name, as a view if possible."
+    "Register a source under a name: Delta tables, Parquet, JSON Lines and large CSV files as views, others as tables in memory."
     place, options = split_address_fragment(address)
     if is_delta(place):
         table = open_delta(place)
@@ -123,7 +125,7 @@ def register_source(
         return NamedSource(_count(connection, name), versions, SourceRows(pd.DataFrame(), f"Delta, version {table.version()}"))
     files = list_files(place) if Path(place).exists() or "*" in place else []
     kind = file_kind(files) if files else ""
-    if kind == "text" and len(files) == 1:
+    if kind == "text" and len(files) == 1 and files[0].stat().st_size >= FAST_PARSE_BYTES:
         return create_csv_view(connection, name, files[0], options, stack)
     if kind in ("parquet", "lines"):
         sql = read_parquet_sql(files) if kind == "parquet" else read_json_lines_sql(files)
@@ -132,9 +134,8 @@ def register_source(
         reading = SourceRows(pd.DataFrame(), "Parquet" if kind == "parquet" else "JSON Lines", size)
         return NamedSource(_count(connection, name), hash_files(files), reading)
     reading = read(address)
-    rows = normalise_dtypes(reading.rows)
-    connection.register(name, rows)
-    return NamedSource(len(rows), hash_rows(rows), replace(reading, rows=pd.DataFrame()))
+    connection.register(name, reading.rows)
+    return NamedSource(len(reading.rows), hash_rows(reading.rows), replace(reading, rows=pd.DataFrame()))
 
 # %% ../../../nbs/stores/sources/joins.ipynb #1418ff7b
 def _count(connection: "duckdb.DuckDBPyConnection", name: str) -> int:
@@ -145,7 +146,7 @@ def _count(connection: "duckdb.DuckDBPyConnection", name: str) -> int:
 def run_query(
     query: str, # A single SELECT
     sources: dict[str, str], # Addresses by name
-    read: Callable[[str], SourceRows], # Reads sources that cannot be a view
+    read: Callable[[str], SourceRows], # Reads sources that are no view, and converts their types
     progress: ProgressCallback | None = None, # Called with the number of rows
 ) -> tuple[pd.DataFrame, dict[str, NamedSource]]: # Rows before normalisation; sources by name
     """Run a query over several sources; return its rows and a description of each source.

@@ -10,7 +10,7 @@ import csv
 import io
 import os
 import re
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -28,14 +28,19 @@ def iterate_records_with_errors(
     lines: Iterator[str], # Lines of a text file, with line ends
     separator: str, # Between fields
     width: int, # Expected number of fields
+    *,
+    skip: int = 0, # Number of lines before the first record
+    comment: str = "", # Mark at the start of lines that are left out
 ) -> Iterator[tuple[int, str, str]]: # Line number, text, reason
     """Iterate over the records of a CSV file, good and malformed.
 
     Yields the number of the first line, from 1, the text, and the reason why it is malformed, empty for a good record.
     """
-    lines, waiting, number = iter(lines), deque(), 0
+    lines, waiting, number = islice(lines, skip, None), deque(), skip
     while (line := waiting.popleft() if waiting else next(lines, None)) is not None:
         number, taken = number + 1, 0
+        if comment and line.startswith(comment):
+            continue
         if '"' in line:
             taken, reason = _read_quoted_record(line, waiting, lines, separator, width)
         elif (fields := line.count(separator) + 1) == width:
@@ -107,25 +112,40 @@ def separate_malformed_lines(
 
     A malformed line is a tuple of line number, text and reason. Raises SourceError if most lines are malformed.
     """
-    malformed, good = [], -1 if dialect.header else 0
+    malformed, good = [], 0
     errors = "surrogateescape" if dialect.encoding.startswith("utf-8") else "replace"
     with (io.TextIOWrapper(open_decompressed(path, progress), dialect.encoding, errors, newline="") as lines,
           open(clean or os.devnull, "w", encoding="utf-8", newline="") as output):
-        for number, text, reason in iterate_records_with_errors(lines, dialect.separator, len(dialect.names)):
+        for number, text, reason in iterate_records_with_errors(lines, dialect.separator, len(dialect.names), skip=dialect.skip,
+                                                                comment=dialect.comment):
             if reason:
                 readable = text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
                 malformed.append((number, readable.rstrip("\r\n"), reason))
             else:
                 output.write(text)
                 good += 1
-    _check_malformed_share(path, malformed, good)
+    _check_malformed_share(path, malformed, good, dialect)
     return good, malformed
 
 # %% ../../../nbs/stores/sources/malformed_lines.ipynb #cc2f7292
-def _check_malformed_share(path: Path, malformed: list[tuple[int, str, str]], good: int) -> None:
+def _check_malformed_share(path: Path, malformed: list[tuple[int, str, str]], good: int, dialect: CsvDialect) -> None:
     "Raise if more lines are malformed than good."
     if len(malformed) > max(good, 0):
         number, text, reason = malformed[0]
         raise SourceError(f"The file '{path}' is not a table that can be read: {len(malformed):,} of {len(malformed) + good:,} "
                           "lines are malformed.", f"Line {number} has {reason}: {text[:80]}",
-                          "Check the separator and the header; '#separator=;' after the name of the file sets the separator.")
+                          _suggest_option([text for _, text, _ in malformed], dialect))
+
+# %% ../../../nbs/stores/sources/malformed_lines.ipynb #d0f6b19a
+def _suggest_option(lines: list[str], dialect: CsvDialect) -> str:
+    "The option of the address that would help most of the malformed lines."
+    for separator in (",", ";", "\t", "|", " "):
+        widths = Counter(len(next(csv.reader([line], delimiter=separator), [])) for line in lines[:200])
+        width, count = widths.most_common(1)[0]
+        if width > 1 and count >= 0.8 * sum(widths.values()):
+            if separator != dialect.separator:
+                name = {"\t": "tab", " ": "space"}.get(separator, separator)
+                return f"'#separator={name}' after the name of the file sets the separator."
+            return (f"Most lines have {width} fields. If there are lines above the header, '#skip=N' after the name of the file "
+                    "skips the first N lines; '#comment=#' leaves out lines that start with '#'.")
+    return "Check the separator and the header; '#separator=;' after the name of the file sets the separator."

@@ -11,6 +11,8 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+from ...core.progress import report_progress
+
 # %% ../../../nbs/stores/sources/progress.ipynb #6eb89a12
 ProgressCallback = Callable[[int, int, int], None] # Called with rows, bytes, total bytes
 BAR_DELAY = 2.0 # Seconds until the bar appears
@@ -45,6 +47,8 @@ class ProgressBar:
         self.bar.total = total or None
         self.bar.set_postfix_str(f"{rows:,} rows" if rows else "", refresh=False)
         self.bar.update(read - self.bar.n)
+        done = f"{read / total:.0%}" if total else f"{read:,}{self.unit}"
+        report_progress(f"{self.name[-40:]}, {f'{rows:,} rows, ' if rows else ''}{done}")
 
     def close(self) -> None:
         "Remove the bar."

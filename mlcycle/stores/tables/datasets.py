@@ -20,6 +20,7 @@ from deltalake import ColumnProperties, CommitProperties, DeltaTable, PostCommit
 from filelock import FileLock
 
 from ... import __version__
+from ...core.column_names import unused_column_name
 from ...errors import ArtifactError, ParameterError, HoldoutError, suggest_name
 from ...outcomes import FileRef, Ingestion, Problem, TableRef
 from ..sources.ingest import hash_rows
@@ -50,10 +51,7 @@ NO_STATISTICS = ColumnProperties(statistics_enabled="NONE")
 # %% ../../../nbs/stores/tables/datasets.ipynb #c0d6f2fe
 def _index_column(rows: pd.DataFrame) -> str:
     "Name of the first stored column, which holds the index: `row_id`, with underscores if a column of the table has this name."
-    name = "row_id"
-    while name in rows.columns:
-        name += "_"
-    return name
+    return unused_column_name("row_id", rows.columns)
 
 # %% ../../../nbs/stores/tables/datasets.ipynb #755df54a
 def write_table(

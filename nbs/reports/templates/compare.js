@@ -39,12 +39,20 @@ function compareFacts(runs) {
     for (const { name, values, stages } of rows.values()) {
       const texts = new Set(values.map((value) => JSON.stringify(value)));
       lines.push({
-        group, values, differs: texts.size > 1, best: group === "scores" ? findBest(values) : [],
+        group, values, differs: texts.size > 1,
+        best: group === "scores" && !differingRows(runs, name) ? findBest(values) : [],
         name: stages.length ? `${name} (${stages.join(", ")})` : name,
       });
     }
   }
   return lines;
+}
+
+// Whether scores were computed on different rows, so that the best of them may only be the luckiest.
+function differingRows(runs, name) {
+  const table = name.endsWith(", cross-validated") ? "train" : "holdout";
+  const hashes = runs.map((run) => run.rows_of?.[table] ?? "").filter(Boolean);
+  return new Set(hashes).size > 1 ? table : "";
 }
 
 function findBest(scores) {
@@ -117,7 +125,7 @@ function lineByLine(runs, lines) {
   table.append(body);
   const first = columns.findIndex((line) => line.group === "scores");
   makeSortable(table);
-  if (first >= 0) sortBy(table, first + 1, columns[first].values.find(Boolean).better === "lower" ? 1 : -1);
+  if (first >= 0 && !differingRows(runs, columns[first].name)) sortBy(table, first + 1, columns[first].values.find(Boolean).better === "lower" ? 1 : -1);
   const same = lines.filter((line) => !line.differs);
   const items = same.flatMap((line) => [make("dt", {}, line.name), make("dd", {}, ...valueOf(line, 0))]);
   return [
@@ -134,7 +142,8 @@ function showComparison(runs, place, title) {
   place.classList.remove("only-differing");
   place.replaceChildren(
     make("h1", { id: "comparison-title", tabIndex: -1 }, title),
-    make("p", { className: "soft" }, `${count} of ${lines.length} facts differ. ★ marks the best score.`),
+    make("p", { className: "soft" }, `${count} of ${lines.length} facts differ. ★ marks the best score on the same rows.`),
+    differingRows(runs, "") ? make("p", { className: "warning" }, make("strong", {}, "The runs have different holdouts."), " Their holdout scores cannot be compared, and none is marked as the best: a high one may be due to easy rows.") : "",
     make("p", { className: "choice" }, only, make("label", { htmlFor: "only" }, "Show only differences")),
     ...(runs.length > 4 ? lineByLine(runs, lines) : sideBySide(runs, lines)),
   );
