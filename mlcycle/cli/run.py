@@ -19,23 +19,8 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Column
 
-from mlcycle.cli.base import (
-    FILE,
-    METRIC,
-    PARAMETER,
-    PROJECT,
-    QUIET,
-    SOURCE,
-    TARGET,
-    TIME,
-    UNTIL,
-    app,
-    exit_on_error,
-    console,
-    errors,
-    make_table,
-    parse_assignments,
-)
+from .base import (FILE, METRIC, PARAMETER, PROJECT, QUIET, SOURCE, TARGET, TIME, UNTIL, app, console, errors,
+                              exit_on_error, make_table, parse_assignments)
 from ..core.progress import current_step
 from ..core.runs import Run
 from ..errors import ParameterError
