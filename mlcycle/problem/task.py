@@ -81,8 +81,8 @@ def _check_classes(values: pd.Series, task: Task, name: str) -> None:
                           f"Each class needs at least {MIN_ROWS_PER_CLASS} rows.", "Set rare_classes, or collect more rows.")
 
 # %% ../../nbs/problem/task.ipynb #22dd6322
-POSITIVE_LABELS = ("yes", "true", "1", "1.0", "y", "t", "positive") # In lower case
-NEGATIVE_LABELS = ("no", "false", "0", "0.0", "n", "f", "negative", "-1", "-1.0")
+POSITIVE_LABELS = ("yes", "true", "1", "1.0", "y", "t", "positive", "ja", "oui", "si", "sí", "sim", "tak") # In lower case
+NEGATIVE_LABELS = ("no", "false", "0", "0.0", "n", "f", "negative", "-1", "-1.0", "nein", "nee", "nej", "non", "não", "nie")
 
 # %% ../../nbs/problem/task.ipynb #6b50413d
 def infer_positive_class(
