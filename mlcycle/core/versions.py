@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['DISTRIBUTION', 'DISTRIBUTION_OF_MODULE', 'RECORDED_PACKAGES', 'RUN_PACKAGES', 'mlcycle_install_command',
-           'distribution_version', 'package_version', 'installed_versions', 'direct_dependencies']
+           'distribution_version', 'package_version', 'installed_versions', 'entry_point_names', 'direct_dependencies']
 
 # %% ../../nbs/core/versions.ipynb #a0449762
 import platform
@@ -66,6 +66,15 @@ def installed_versions(
         except PackageNotFoundError:
             continue
     return dict(sorted(found.items()))
+
+# %% ../../nbs/core/versions.ipynb #a103a9b3
+def entry_point_names(
+    group: str, # Such as `mlflow.tracking_store`
+) -> list[str]:
+    "Names of the entry points that installed packages register in a group."
+    from importlib.metadata import entry_points
+
+    return [each.name for each in entry_points(group=group)]
 
 # %% ../../nbs/core/versions.ipynb #5f0c2d1a
 def direct_dependencies() -> list[str]: # Names of distributions, sorted

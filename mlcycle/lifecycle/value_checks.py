@@ -5,21 +5,22 @@
 # %% auto #0
 __all__ = ['NUMBER_LIMITS', 'TRACKING_SCHEMES', 'check_numbers', 'check_store_addresses', 'merged_problem',
            'check_problem_values', 'check_data_values', 'check_modelling_values', 'needs_rows', 'check_named_columns',
-           'try_user_functions', 'check_plan', 'read_rows_once', 'first_plan_error']
+           'try_user_functions', 'unchanged_candidates', 'check_plan', 'read_rows_once', 'first_plan_error']
 
 # %% ../../nbs/lifecycle/value_checks.ipynb #33a5e259
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
 from dataclasses import fields as dataclass_fields
 from functools import cache, partial
-from importlib.metadata import entry_points
 from importlib.util import find_spec
 from typing import Any
 
 import pandas as pd
 
+from ..core.versions import entry_point_names
 from ..data.clean import validate_and_order_cleaning_steps
 from ..data.split import check_split_parameters, split_by_column
 from ..data.stage import CleaningChoices, plan_and_apply_cleaning
@@ -77,7 +78,7 @@ def check_store_addresses(
     for name in ("tracking_uri", "events_url"):
         address = os.path.expandvars(stores.get(name, ""))
         scheme, separator, rest = address.partition("://")
-        plugins = [each.name for each in entry_points(group="mlflow.tracking_store")]
+        plugins = entry_point_names("mlflow.tracking_store")
         known = scheme.partition("+")[0] in (*TRACKING_SCHEMES, *plugins) if name == "tracking_uri" else bool(separator)
         wrong = bool(separator) and (not known or not rest and scheme not in ("databricks", "databricks-uc", "uc"))
         if not wrong and separator and scheme.partition("+")[0] in ("sqlite", "postgresql", "mysql", "mssql"):
@@ -213,6 +214,32 @@ def try_user_functions(
     for name, function in candidates.items():
         try_candidate(CANDIDATES[name], function, rows, problem, modelling)
 
+# %% ../../nbs/lifecycle/value_checks.ipynb #8cc4d667
+@contextmanager
+def unchanged_candidates() -> Generator[None]:
+    "Context manager: user candidates that are registered inside are removed afterwards."
+    before = dict(CANDIDATES)
+    try:
+        yield
+    finally:
+        CANDIDATES.clear()
+        CANDIDATES.update(before)
+
+# %% ../../nbs/lifecycle/value_checks.ipynb #4ce9954c
+def _check_with_candidates(plan: Plan, stages: Sequence[str], document: ProblemDocument | None, with_rows: bool) -> None:
+    "Check the values of stage 4, named columns and user functions; user candidates are registered meanwhile."
+    own = load_candidates(plan.notebooks["modelling"]) if "modelling" in stages else {}
+    if "modelling" in stages:
+        hidden = not own and not is_shipped_notebook(plan.notebooks["modelling"]) # Its cells may add candidates
+        check_modelling_values(plan.parameters["modelling"], document, None if hidden else list(own))
+    shipped = document and is_shipped_notebook(plan.notebooks["data"]) # Otherwise its cells may change the rows
+    if shipped and (with_rows or needs_rows(plan, stages)) and source_kind(document.source) != "web":
+        rows = read_rows_once(document.source, json.dumps(document.sources), document.query, document.target,
+                              tuple(document.na_values))
+        problem = define_problem(rows=rows, document=document, probe_seconds=0)
+        check_named_columns(plan, stages, rows, problem)
+        try_user_functions(plan, stages, rows, problem, own)
+
 # %% ../../nbs/lifecycle/value_checks.ipynb #70861d59
 def check_plan(
     plan: Plan, # Plan of a run
@@ -228,16 +255,8 @@ def check_plan(
         check_problem_values(document)
     if "data" in stages:
         check_data_values(plan.parameters["data"], document)
-    own = load_candidates(plan.notebooks["modelling"]) if "modelling" in stages else {}
-    if "modelling" in stages:
-        hidden = not own and not is_shipped_notebook(plan.notebooks["modelling"]) # Its cells may add candidates
-        check_modelling_values(plan.parameters["modelling"], document, None if hidden else list(own))
-    shipped = document and is_shipped_notebook(plan.notebooks["data"]) # Otherwise its cells may change the rows
-    if shipped and (with_rows or needs_rows(plan, stages)) and source_kind(document.source) != "web":
-        rows = read_rows_once(document.source, json.dumps(document.sources), document.query)
-        problem = define_problem(rows=rows, document=document, probe_seconds=0)
-        check_named_columns(plan, stages, rows, problem)
-        try_user_functions(plan, stages, rows, problem, own)
+    with unchanged_candidates():
+        _check_with_candidates(plan, stages, document, with_rows)
 
 # %% ../../nbs/lifecycle/value_checks.ipynb #fcbc89b6
 @cache
@@ -245,9 +264,12 @@ def read_rows_once(
     source: str, # File, address or bundled source
     sources: str, # Further sources, as JSON
     query: str, # SQL over the sources; empty: all rows
+    target: str, # Name of the target
+    na_values: tuple[str, ...], # Words that mean a missing value
 ) -> pd.DataFrame:
     "Read the rows of a problem; several runs of a batch share them."
-    return read_problem_rows(ProblemDocument(source=source, sources=json.loads(sources), query=query))
+    return read_problem_rows(ProblemDocument(source=source, sources=json.loads(sources), query=query, target=target,
+                                             na_values=list(na_values)))
 
 # %% ../../nbs/lifecycle/value_checks.ipynb #740510d9
 def first_plan_error(

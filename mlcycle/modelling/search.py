@@ -144,7 +144,7 @@ def update_progress(
     best = f"best {format_score(float(np.mean(ranked[0].scores)))} ({ranked[0].name}), " if ranked else ""
     bar.set_postfix_str(f"{best}{budget.seconds_left():.0f} s left", refresh=False)
     bar.update()
-    report_progress(f"{bar.desc}, {bar.n or len(done)} of {bar.total}")
+    report_progress(f"trial {len(done)} of {bar.total}")
 
 # %% ../../nbs/modelling/search.ipynb #7e2170c5
 MAX_TUNED_MODELS = 3

@@ -22,7 +22,7 @@ from ..ml.cleaning import apply_cleaning_plan, is_swapped_pair
 from ..ml.cleaning_plan import CleaningPlan, ColumnCleaningPlan
 from ..ml.column_cleaning import to_python
 from ..ml.predictions import Predictions, predict
-from ..ml.value_parsing import format_value
+from ..ml.value_parsing import format_value, timedelta_to_microseconds
 from .bundle import Bundle
 from .input_values import TEXT_DTYPES, TrainingValues, UnreadableValueError, number_limit, read_value, show_value
 
@@ -62,7 +62,8 @@ def _columns_of_frame(rows: pd.DataFrame, names: list[str]) -> dict[str, pd.Seri
     twice = [name for name in names if len(places[name]) > 1]
     if twice:
         raise InputError(f"The rows have two columns named '{twice[0]}'.", remedy="Rename one of them.")
-    return {name: rows.iloc[:, places[name][0]] for name in names}
+    columns = {name: rows.iloc[:, places[name][0]] for name in names}
+    return {name: timedelta_to_microseconds(column) for name, column in columns.items()}
 
 # %% ../../nbs/service/rows.ipynb #54e793dd
 def _columns_of_records(records: list | tuple, names: list[str]) -> dict[str, list]:

@@ -15,7 +15,7 @@ from mlcycle.outcomes import STAGES
 from mlcycle.reports.pages import page_name
 from mlcycle.stores.events import open_event_database, read_events
 
-TASKS = {"cancer": "binary", "wine": "multiclass", "diabetes": "regression", "penguins": "multiclass"}
+TASKS = {"cancer": "binary", "wine": "multiclass", "diabetes": "regression", "penguins": "multiclass", "orders": "binary"}
 
 
 @pytest.fixture(params=TABLES)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
+from ...ml.value_parsing import timedelta_to_microseconds
 from .number_formats import EXACT_INTEGERS, pc
 from .text_columns import ReadFindings, ReadOptions, parse_text_columns
 
@@ -35,6 +36,8 @@ def _to_plain_dtype(column: pd.Series) -> pd.Series:
     "Convert a column to a normalised dtype; infinite numbers become missing."
     column = _infer_object_dtype(column) if column.dtype == object else column
     kind = column.dtype
+    if pd.api.types.is_timedelta64_dtype(kind):
+        return _to_plain_number(timedelta_to_microseconds(column))
     if isinstance(kind, pd.DatetimeTZDtype):
         column = column.dt.tz_convert("UTC").dt.tz_localize(None)
     if pd.api.types.is_datetime64_any_dtype(column):
