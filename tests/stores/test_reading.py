@@ -184,7 +184,7 @@ def test_the_error_names_the_option_that_helps(tmp_path, text, option):
     assert option in str(caught.value)
 
 
-@pytest.mark.parametrize("option", ["skip=x", "decimal=;", "dayfirst=perhaps", "encoding=utf-99", "heder=2"])
+@pytest.mark.parametrize("option", ["skip=x", "decimal=;", "dayfirst=perhaps", "encoding=utf-99", "seperator=;"])
 def test_options_are_checked(tmp_path, option):
     with pytest.raises(SourceError, match=option.split("=")[0]):
         read_text(tmp_path, "a,b\n1,2\n", f"#{option}")
