@@ -41,8 +41,10 @@ def choose_na_words(
     if not counts.keys() & set(AMBIGUOUS_NA_VALUES):
         return set(counts)
     others = pc.unique(text.drop_null())
+    digits = pc.sum(pc.match_substring_regex(others, r"^\s*[-+$€£(]?\d")).as_py() or 0
+    words = digits < 0.5 * len(others) # Else a column of numbers with some other texts
     codes = len(others) >= 5 and pc.all(pc.match_substring_regex(others, "^[A-Z]{2}$")).as_py()
     kept = {word for word, count in counts.items() if word in AMBIGUOUS_NA_VALUES and (
-        (word == "NA" and codes) or (word not in elsewhere and 0 < len(others) <= MAX_CATEGORIES
+        (word == "NA" and codes) or (word not in elsewhere and words and len(others) <= MAX_CATEGORIES
                                      and count >= MIN_VALUE_SHARE * len(text)))}
     return set(counts) - kept
