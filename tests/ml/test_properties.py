@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from mlcycle.data.clean import separate_unusable_rows
 from mlcycle.nb.notebook import Parameter, parse_parameters, parse_value
-from mlcycle.outcomes import ModelRef, Problem, Score
+from mlcycle.outcomes import NA_VALUES, ModelRef, Problem, Score
 from mlcycle.service.bundle import Bundle
 from mlcycle.service.rows import prepare_rows, to_json_rows
 from mlcycle.stores.sources.ingest import hash_rows, normalise_dtypes
@@ -45,7 +45,7 @@ def column(values):
 @settings(max_examples=60)
 @given(
     column(st.floats(allow_nan=False, allow_infinity=False)),
-    column(WORDS.filter(bool)),
+    column(WORDS.filter(lambda word: word not in NA_VALUES)),
     column(MOMENTS),
     st.lists(st.integers(-(2**50), 2**50), min_size=3, max_size=3),
 )
