@@ -253,12 +253,12 @@ class Dataset(Outcome):
         "How text was read, the three largest changes by cleaning, and the three largest rules that are not applied."
         read = [f"Reading: {note}." for each in self.ingestions for note in each.notes]
         read = read[:5] + [f"Reading: {len(read) - 5} more notes on the page of stage 2."] * (len(read) > 5)
-        changes = sorted((line for line in self.ledger if line.column and line.rows), key=lambda line: -line.rows)
+        cleaned = [line for line in self.ledger if line.setting and line.column and line.rows]
+        changes = sorted(cleaned, key=lambda line: -line.rows)
         kept = sorted(self.not_applied, key=lambda line: -line.rows)
         more = [f" and {len(lines) - 3} more" if len(lines) > 3 else "" for lines in (changes, kept)]
-        settings = [line.setting for line in changes[:3] if line.setting]
-        undo = f" Undo a step with a setting such as {settings[0]}." if settings else ""
-        text = [f"Cleaning changed {'; '.join(line.summary for line in changes[:3])}{more[0]}.{undo}"] if changes else []
+        text = [f"Cleaning changed {'; '.join(line.summary for line in changes[:3])}{more[0]}. "
+                f"Undo a step with a setting such as {changes[0].setting}."] if changes else []
         text += [f"{line.column}: {line.note}." for line in kept[:3]]
         return read + text + ([f"All changes and rules{more[1]}: mlcycle data ledger"] if text else [])
 

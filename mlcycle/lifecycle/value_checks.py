@@ -34,9 +34,9 @@ from mlcycle.lifecycle.user_code_checks import (
     try_feature_function,
 )
 from ..ml.metrics import get_metric
-from ..modelling.candidates import CANDIDATES, choose_candidates
+from ..modelling.candidates import CANDIDATES, check_candidate_names, choose_candidates
 from ..modelling.settings import ModellingSettings
-from ..modelling.weights import sample_weights
+from ..modelling.weights import check_weights_scheme, sample_weights
 from ..outcomes import STAGES, Problem
 from ..problem.document import PROBLEM_FILE, ProblemDocument, load_project_problem
 from ..problem.stage import define_problem, merge_problem_fields, named_metrics, read_problem_rows
@@ -75,10 +75,10 @@ def check_store_addresses(
     from sqlalchemy import make_url
     from sqlalchemy.exc import ArgumentError, NoSuchModuleError
 
+    plugins = entry_point_names("mlflow.tracking_store")
     for name in ("tracking_uri", "events_url"):
         address = os.path.expandvars(stores.get(name, ""))
         scheme, separator, rest = address.partition("://")
-        plugins = entry_point_names("mlflow.tracking_store")
         known = scheme.partition("+")[0] in (*TRACKING_SCHEMES, *plugins) if name == "tracking_uri" else bool(separator)
         wrong = bool(separator) and (not known or not rest and scheme not in ("databricks", "databricks-uc", "uc"))
         if not wrong and separator and scheme.partition("+")[0] in ("sqlite", "postgresql", "mysql", "mssql"):
@@ -136,23 +136,14 @@ def check_modelling_values(
     "Raise ParameterError if a candidate is unknown or not installed, a number is too small, or weights do not fit the problem."
     ModellingSettings(**{field.name: parameters[field.name] for field in dataclass_fields(ModellingSettings)
                          if field.name in parameters})
-    models, known = parameters.get("models", []), [*CANDIDATES, *(own or ())]
-    for name in models if own is not None else ():
-        if name not in known:
-            raise ParameterError(f"There is no candidate '{name}'.", f"Candidates: {', '.join(known)}.",
-                                 suggest_name(name, known))
+    models = parameters.get("models", [])
+    check_candidate_names(models, [*CANDIDATES, *(own or ())], complete=own is not None)
     for name in models:
         if (model := CANDIDATES.get(name)) and model.package and not find_spec(model.package):
             raise ParameterError(f"The candidate '{name}' needs the package {model.package}, which is not installed.",
                                  remedy="Install it: pip install '.[boosters]', or leave it out of 'models'.")
-    if models and set(models) <= {"dummy"}:
-        raise ParameterError("The dummy cannot be the only candidate.", f"Add one or more of {', '.join(known[1:])}.")
-    weights = parameters.get("weights", "")
-    if document and weights == "cost" and not document.costs:
-        raise ParameterError("weights = cost needs costs, and the problem names none.", "Name costs in problem.yaml.")
-    if document and document.task == "regression" and weights in ("balanced", "cost"):
-        raise ParameterError(f"weights = {weights} needs classes, but the task is a regression.",
-                             "Leave `weights` empty, or name a column of weights.")
+    if document:
+        check_weights_scheme(parameters.get("weights", ""), document.task, document.costs)
 
 # %% ../../nbs/lifecycle/value_checks.ipynb #7d0a2007
 def needs_rows(

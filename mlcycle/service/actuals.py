@@ -11,9 +11,9 @@ from typing import Any
 from ..errors import InputError
 from ..ml.cleaning_plan import ColumnCleaningPlan
 from ..ml.text_matching import fold_case
-from ..ml.value_parsing import format_value
+from ..ml.value_parsing import BOOLEAN_WORDS, format_value
 from ..outcomes import Label, Problem
-from .input_values import BOOLEAN_WORDS, TrainingValues, UnreadableValueError, read_value, show_value
+from .input_values import TrainingValues, UnreadableValueError, read_value, show_value
 
 # %% ../../nbs/service/actuals.ipynb #f9ce8d5c
 MAX_ROW_ID_LENGTH = 80 # As long as the column of the prediction log

@@ -12,6 +12,7 @@ from mlcycle.data.clean import separate_unusable_rows
 from mlcycle.nb.notebook import Parameter, parse_parameters, parse_value
 from mlcycle.outcomes import NA_VALUES, ModelRef, Problem, Score
 from mlcycle.service.bundle import Bundle
+from mlcycle.service.input_values import describe_training_values
 from mlcycle.service.rows import prepare_rows, to_json_rows
 from mlcycle.stores.sources.ingest import hash_rows, normalise_dtypes
 
@@ -45,7 +46,7 @@ def column(values):
 @settings(max_examples=60)
 @given(
     column(st.floats(allow_nan=False, allow_infinity=False)),
-    column(WORDS.filter(lambda word: word not in NA_VALUES)),
+    column(WORDS.filter(bool)),
     column(MOMENTS),
     st.lists(st.integers(-(2**50), 2**50), min_size=3, max_size=3),
 )
@@ -62,9 +63,12 @@ def test_rows_come_over_the_wire_as_they_were(decimals, words, moments, whole):
     )
     columns = {name: str(kind) for name, kind in rows.dtypes.items()}
     wire = json.loads(json.dumps(to_json_rows(rows), allow_nan=False))
-    bundle = Bundle(problem=PROBLEM, columns=columns, threshold=None, model=ModelRef(name="m", version=1, run_id="", sha256=""))
-    for came in (wire, rows):
-        pd.testing.assert_frame_equal(prepare_rows(came, bundle).frame, rows.rename_axis(None))
+    plain = Bundle(problem=PROBLEM, columns=columns, threshold=None, model=ModelRef(name="m", version=1, run_id="", sha256=""))
+    trained = plain.model_copy(update={"training_values": {name: describe_training_values(rows[name]) for name in rows}})
+    for came in (wire, rows):  # A word such as "null" is a value where the training rows have it
+        pd.testing.assert_frame_equal(prepare_rows(came, trained).frame, rows.rename_axis(None))
+        missing = rows.rename_axis(None).assign(s=rows.s.mask(rows.s.isin(NA_VALUES)))
+        pd.testing.assert_frame_equal(prepare_rows(came, plain).frame, missing)
 
 
 @given(st.lists(st.tuples(st.integers(0, 3), st.sampled_from(["a", "b", None])), max_size=30))
