@@ -299,6 +299,7 @@ class FeaturePlan(Outcome):
     output_features: dict[str, str] = {} # Source feature of each column of the encoded matrix
     dropped_columns: dict[str, str] # Columns that are not used, with the reason
     leakage_suspects: list[LeakageSuspect] = [] # Columns with signs of target leakage
+    single_column_scores: dict[str, float] = {} # Share of the target that each column explains by itself, 0 to 1
     feature_set_scores: dict[str, Score] = {} # Scores of `raw`, `all`, `selected` features; `improvement`: selected over raw
     user_functions: FileRef | None = None # Source of the user's feature functions
     pipeline: FileRef # An unfitted scikit-learn pipeline

@@ -121,8 +121,8 @@ def coerce_to_contract(
     Raises ContractFileError if row ids or column names are not unique.
     """
     _check_unique_names(rows)
-    typed, losses = {}, []
-    for name, column in contract.columns.items():
+    typed, losses, declared = {}, [], contract.columns
+    for name, column in declared.items():
         if name in rows and column.logicalType in COERCERS and rows[name].dtype != PLAIN_DTYPES[column.logicalType]:
             before = rows[name]
             typed[name] = COERCERS[column.logicalType](before)
@@ -130,8 +130,8 @@ def coerce_to_contract(
             if not_coerced.any():
                 cells = {"row_id": rows.index[not_coerced], "column": name, "value": before[not_coerced].astype("str").array}
                 losses.append(pd.DataFrame(cells))
-    order = [name for name in contract.columns if name in rows]
-    order += [name for name in rows if name not in contract.columns]
+    order = [name for name in declared if name in rows]
+    order += [name for name in rows if name not in declared]
     coerced = rows.assign(**typed) if typed else rows
     coerced = coerced if order == list(rows) else coerced[order]
     none = pd.DataFrame({"row_id": rows.index[:0], "column": pd.Series(dtype="str"), "value": pd.Series(dtype="str")})

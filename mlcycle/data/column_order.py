@@ -29,7 +29,7 @@ def infer_order_rules(
     A pair needs 50 rows in which both values are known. Of date columns, only the first twelve are compared.
     """
     dates = [name for name in rows if pd.api.types.is_datetime64_any_dtype(rows[name])]
-    named = [pair for pair in combinations(rows.select_dtypes("number"), 2) if _ordered(*pair)]
+    named = _pairs_with_ordered_names(list(rows.select_dtypes("number")))
     rules = []
     for one, other in [*combinations(dates[:12], 2), *named]:
         for first, second in ((one, other), (other, one)):
@@ -41,6 +41,17 @@ def infer_order_rules(
                 usual = usual.total_seconds() if hasattr(usual, "total_seconds") else float(usual)
                 rules.append(ColumnOrderRule(first=first, second=second, max_gap=usual))
     return tuple(rules)
+
+# %% ../../nbs/data/column_order.ipynb #c65d1b02
+def _pairs_with_ordered_names(names: list[str]) -> list[tuple[str, str]]:
+    "Pairs that `_ordered` accepts, without comparing each name with each other one."
+    words, alike = {word for pair in ORDERED_NAMES for word in pair}, {}
+    for place, name in enumerate(names):
+        parts = re.findall(r"[a-z]+|\d+", name.lower())
+        if words & set(parts): # Both names are equal but for such words
+            alike.setdefault(tuple("" if part in words else part for part in parts), []).append(place)
+    pairs = sorted(pair for places in alike.values() for pair in combinations(places, 2))
+    return [(names[one], names[other]) for one, other in pairs if _ordered(names[one], names[other])]
 
 # %% ../../nbs/data/column_order.ipynb #093a7388
 def _ordered(one: str, other: str) -> bool:

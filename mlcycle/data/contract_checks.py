@@ -109,22 +109,19 @@ def find_invalid_values(
     column: "pa.Column", # Rules of the column
 ) -> dict[str, np.ndarray]: # Positions by name of the rule; `required` for missing values
     "Positions of invalid and missing values, by rule; empty if the column is valid."
-    from pandera.errors import SchemaErrors
-
     checks = column.checks or []
     limits = ("in_range", "greater_than", "greater_than_or_equal_to", "less_than", "less_than_or_equal_to")
     ranges = all(check.name in limits for check in checks)
     distinct = None if ranges else pd.Series(values.unique(), dtype=values.dtype).dropna()
-    try:
-        column.validate(_representatives(values, checks, distinct).to_frame(column.name), lazy=True)
-        return {}
-    except SchemaErrors:
-        bad: dict[str, np.ndarray] = {} if column.nullable else {"required": np.flatnonzero(values.isna())}
-        checked = values.dropna() if distinct is None else distinct
-        for check in checks:
-            wrong = ~check(checked).check_output.to_numpy(dtype=bool)
-            bad[str(check.error)] = np.flatnonzero(values.notna())[wrong] if distinct is None else np.flatnonzero(
-                values.isin(distinct[wrong]))
+    chosen = _representatives(values, checks, distinct)
+    if (column.nullable or not chosen.hasnans) and all(bool(check(chosen.dropna()).check_passed) for check in checks):
+        return {} # Without `column.validate`, which takes four times as long for a small column
+    bad: dict[str, np.ndarray] = {} if column.nullable else {"required": np.flatnonzero(values.isna())}
+    checked = values.dropna() if distinct is None else distinct
+    for check in checks:
+        wrong = ~check(checked).check_output.to_numpy(dtype=bool)
+        bad[str(check.error)] = np.flatnonzero(values.notna())[wrong] if distinct is None else np.flatnonzero(
+            values.isin(distinct[wrong]))
     return {name: positions for name, positions in bad.items() if len(positions)}
 
 # %% ../../nbs/data/contract_checks.ipynb #58c1a836
@@ -211,7 +208,7 @@ def check_rows_against_contract(
     found = list(_structure_violations(list(rows), list(contract.columns)))
     for name, column in contract.columns.items():
         if name in rows:
-            found += _column_violations(coerced[name], column, losses[losses.column == name])
+            found += _column_violations(coerced[name], column, losses if losses.empty else losses[losses.column == name])
     for name, rule in contract.tables[0].rules.items():
         found += _table_violations(coerced, name, rule)
     return coerced, found

@@ -142,7 +142,10 @@ def find_case_variants(
     counts: pd.Series, # Frequency of each text, white space normalised
 ) -> dict[str, str]: # Variant: most frequent spelling
     "Map values to the more frequent one from which they differ only in upper and lower case."
-    table = pd.DataFrame({"count": counts, "key": [fold_case(value) for value in counts.index]})
+    keys = [fold_case(value) for value in counts.index]
+    if len(set(keys)) == len(keys):
+        return {}
+    table = pd.DataFrame({"count": counts, "key": keys})
     table = table[table.duplicated("key", keep=False) & (table.key.str.len() > 1)].sort_values("count", ascending=False)
     usual = table.groupby("key", sort=False).head(1).reset_index().set_index("key").iloc[:, 0]
     return {value: usual[key] for value, key in table.key.items() if value != usual[key]}

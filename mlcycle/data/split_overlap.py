@@ -53,8 +53,9 @@ def _hash_cells(values: pd.Series, spread: float | None) -> tuple[np.ndarray, np
     if not pd.api.types.is_string_dtype(values):
         return hashed(values), None
     codes, known = pd.factorize(values)
-    known = pd.Series(known).astype("str")
-    both = [np.append(hashed(each.to_numpy(object)), np.uint64(0))[codes] for each in (known, known.str.strip().str.lower())]
+    texts = [str(each) for each in known]
+    both = [np.append(hashed(np.array(each, dtype=object)), np.uint64(0))[codes]
+            for each in (texts, [text.strip().lower() for text in texts])]
     return both[0], both[1]
 
 # %% ../../nbs/data/split_overlap.ipynb #29a5ee13
@@ -89,6 +90,8 @@ def match_row_hashes(
     known: np.ndarray, # Hashes of training rows
 ) -> np.ndarray: # (evaluation rows,) booleans
     "Flag evaluation rows that equal a training row."
+    if len(evaluated) + len(known) < 5000: # pandas' hash tables are faster for many rows only
+        return np.isin(evaluated, known)
     return pd.Series(evaluated).isin(known[pd.Series(known).isin(evaluated)]).to_numpy()
 
 # %% ../../nbs/data/split_overlap.ipynb #750e485c
@@ -171,7 +174,9 @@ def _measure_duplicates(parts: dict[str, pd.DataFrame], later: list[str], column
     by_selectivity = match_probabilities.iloc[np.lexsort((match_probabilities.to_numpy(), is_text))]
     blocks = [tuple(block) for block in choose_blocking_columns(by_selectivity, len(train))]
     known = {block: hash_rows_by_cell(train[list(block)], spread).rounded for block in blocks}
-    all_but_one = sum(match_probabilities.drop(name).prod() for name in columns)
+    odds = match_probabilities.to_numpy()
+    before, after = np.cumprod(np.r_[1.0, odds[:-1]]), np.cumprod(np.r_[1.0, odds[:0:-1]])[::-1]
+    all_but_one = (before * after).sum() # The sum of the products of all but one
     by_chance = 1 - np.exp(-len(train) * match_probabilities.prod()), 1 - np.exp(-len(train) * all_but_one)
     for name in later:
         evaluated = parts[name][columns]
@@ -191,6 +196,8 @@ def _count_duplicates(evaluated: pd.DataFrame, train: pd.DataFrame, known: dict,
     if known:
         flags = flag_candidate_rows(evaluated, known, spread)
         evaluated, train = evaluated[flags[0]], train[flags[1]]
+        if not (len(evaluated) and len(train)):
+            return 0
     ours, theirs = hash_rows_by_cell(evaluated, spread), hash_rows_by_cell(train, spread)
     duplicates = match_row_hashes(ours.exact, theirs.exact)
     return int((match_rows_except_one_column(ours, theirs) & ~duplicates).sum() if near else duplicates.sum())

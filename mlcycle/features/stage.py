@@ -23,6 +23,7 @@ from .create.user_functions import check_feature_function, make_function_recipes
 from .encode.column_types import infer_column_types
 from .encode.pipeline import build_preprocessor, map_outputs_to_features
 from .leakage.leaks import mark_trusted_columns, find_target_leakage
+from .leakage.single_column import prepare_labelled_sample, score_single_columns
 from .select.selection import FeatureSelection, select_features
 from ..ml.folds import subsample_rows_evenly
 from ..outcomes import Dataset, FeaturePlan, FileRef, LeakageSuspect, Problem
@@ -55,7 +56,7 @@ def find_leakage_suspects(
     rows: pd.DataFrame, # Training rows
     workspace: Workspace, # Holds the tables
     settings: FeatureSettings, # Has the trusted columns and the seed
-) -> list[LeakageSuspect]:
+) -> tuple[list[LeakageSuspect], dict[str, float]]: # Suspects; share of the target that each column explains by itself
     "Find columns suspected of target leakage; those that are trusted are listed and not excluded."
     tested = rows
     if "set_aside" in dataset.tables:
@@ -64,9 +65,11 @@ def find_leakage_suspects(
         if problem.time and problem.time in aside:
             aside = aside[aside[problem.time] <= rows[problem.time].max()]
         tested = pd.concat([rows, aside[aside.columns.intersection(rows.columns)]]) if len(aside) else rows
-    suspects = find_target_leakage(tested.drop(columns=problem.target), tested[problem.target], problem,
+    sample = prepare_labelled_sample(tested.drop(columns=problem.target), tested[problem.target], problem, seed=settings.seed)
+    scores = score_single_columns(sample)
+    suspects = find_target_leakage(tested.drop(columns=problem.target), tested[problem.target], problem, single_scores=scores,
                                    split_overlap=dataset.split_overlap, seed=settings.seed)
-    return mark_trusted_columns(suspects, settings.trusted, list(rows))
+    return mark_trusted_columns(suspects, settings.trusted, list(rows)), scores
 
 # %% ../../nbs/03_features.ipynb #f084467d
 def propose_all_recipes(
@@ -104,7 +107,7 @@ def plan_features(
     for function in functions: # Before the slow steps
         check_feature_function(function, rows.drop(columns=problem.target))
     report_progress("target leakage")
-    suspects = find_leakage_suspects(problem, dataset, rows, workspace, settings)
+    suspects, scores = find_leakage_suspects(problem, dataset, rows, workspace, settings)
     out = problem.excluded | {each.column: f"may leak the target: {each.reason}" for each in suspects
                               if each.column and each.excluded}
     column_types, dropped = infer_column_types(rows.drop(columns=[problem.target, *out]), settings.max_missing)
@@ -121,7 +124,8 @@ def plan_features(
         column_types | made, recipes, rows, problem, select=settings.select, max_rows=settings.selection_rows, seed=settings.seed,
         jobs=settings.jobs, holidays=settings.holidays,
         always_keep=[name for recipe in user_recipes for name in recipe.describe()])
-    return _save_plan(problem, rows, selection, workspace, settings, suspects, out | dropped, functions)
+    plan = _save_plan(problem, rows, selection, workspace, settings, suspects, out | dropped, functions)
+    return plan.model_copy(update={"single_column_scores": scores})
 
 # %% ../../nbs/03_features.ipynb #825f9aaf
 def _save_plan(problem: Problem, rows: pd.DataFrame, selection: FeatureSelection, workspace: Workspace,

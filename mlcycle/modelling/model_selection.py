@@ -19,7 +19,13 @@ from .candidates import CANDIDATES, check_candidate_types, choose_candidates
 from .choice import build_leaderboard, order_by_selection_rule, trial_record
 from .cross_validation import CrossValidation
 from .ensemble import build_ensemble_trial, select_finalists
-from .search import SearchBudget, SearchResult, rank_trials, search_models_and_hyperparameters
+from mlcycle.modelling.search import (
+    SMALL_TABLE,
+    SearchBudget,
+    SearchResult,
+    rank_trials,
+    search_models_and_hyperparameters,
+)
 from .settings import ModellingSettings
 from .trials import Trial, extend_trial
 from ..outcomes import Calibration, LeaderboardEntry
@@ -101,16 +107,17 @@ def compare_models(
     An interrupted search in the same folder is resumed. Raises `StageError` if no candidate can be fitted, and
     `ParameterError` if a named candidate does not fit.
     """
-    full, repeats = SearchBudget(settings.trials, settings.search_seconds), settings.repeats > 1 and not cv.problem.time
+    settings, repeats = settings.for_rows(train_rows), settings.repeats > 1 and not cv.problem.time
+    full, most = SearchBudget(settings.trials or 1, settings.search_seconds), 6 if train_rows < SMALL_TABLE else 10
     models, excluded = choose_candidates(cv.problem.task, train_rows, settings.models)
     check_candidate_types(models, cv.problem.task)
     first = replace(full, timeout=full.timeout * (2 / 3 if repeats else 1))
     search = search_models_and_hyperparameters(cv, models, first, folder)
-    finalists = select_finalists(cv, search.complete_trials())
+    finalists = select_finalists(cv, search.complete_trials(), most)
     wider, finalists, timed_out = repeat_cross_validation(cv, finalists, settings.repeats, full, rows)
     if timed_out and search.timed_out and wider is cv:
         search = search_models_and_hyperparameters(cv, models, full, folder, search)
-        finalists = select_finalists(cv, search.complete_trials())
+        finalists = select_finalists(cv, search.complete_trials(), most)
     search.timed_out |= timed_out
     if settings.ensemble and len(finalists) > 1:
         finalists.append(build_ensemble_trial(wider, finalists))

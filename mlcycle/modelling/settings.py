@@ -7,11 +7,11 @@ __all__ = ['ModellingSettings']
 
 # %% ../../nbs/modelling/settings.ipynb #4a0f1be6
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from ..errors import ParameterError
-from .search import SearchBudget
+from .search import SMALL_TABLE, SearchBudget
 
 # %% ../../nbs/modelling/settings.ipynb #31375d00
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +24,7 @@ class ModellingSettings:
     models: Sequence[str] = () # Names of candidates; empty: all that are installed
     folds: int = 5 # Number of cross-validation folds
     repeats: int = 2 # Repeats of the cross-validation for the finalists; always 1 with a time column
-    trials: int = 12 # Largest number of trials of the hyperparameter search
+    trials: int | None = None # Largest number of trials of the hyperparameter search; None: by the number of rows
     search_seconds: float = 60 # Time limit of search and repeats, in seconds; no trial starts later
     search_rows: int = 20_000 # Largest number of rows that candidates are compared on
     ensemble: bool = True # Consider a weighted average of the finalists
@@ -39,4 +39,8 @@ class ModellingSettings:
         for name, least in (("folds", 2), ("repeats", 1), ("search_rows", 50), ("jobs", 1)):
             if getattr(self, name) < least:
                 raise ParameterError(f"{name} = {getattr(self, name)} is too small.", f"Expected {least} or more.")
-        SearchBudget(self.trials, self.search_seconds)
+        SearchBudget(1 if self.trials is None else self.trials, self.search_seconds)
+
+    def for_rows(self, rows: int) -> "ModellingSettings":
+        "The settings with a number of trials for a number of training rows, if it is not set."
+        return self if self.trials is not None else replace(self, trials=6 if rows < SMALL_TABLE else 10)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FOLDS_BEFORE_PRUNING', 'FoldResult', 'check_predictions', 'fit_and_score_fold', 'Trial', 'run_trial',
-           'record_duration', 'evaluate_folds', 'extend_trial', 'shutdown_workers_on_exit']
+           'record_duration', 'worker_processes', 'evaluate_folds', 'extend_trial', 'shutdown_workers_on_exit']
 
 # %% ../../nbs/modelling/trials.ipynb #857107f0
 import pickle
@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ import numpy as np
 import pandas as pd
 from threadpoolctl import threadpool_limits
 
+from ..engine.forkserver import IN_FORK, hidden_main
 from ..ml.meta_estimators import fit_with_sample_weight
 from ..ml.metrics import compute_score
 from ..ml.predictions import Predictions, predict
@@ -174,6 +176,23 @@ def _evaluate_in_batches(trial: Trial, cv: CrossValidation, model: CandidateMode
         trial.status, trial.reason = "failed", f"the score of fold {1 + np.isfinite(trial.scores).argmin()} is not finite"
     return trial
 
+# %% ../../nbs/modelling/trials.ipynb #d4088037
+_FORKS: list[joblib.Parallel] = [] # Forks of the fork server, kept until `shutdown_workers_on_exit` ends
+
+# %% ../../nbs/modelling/trials.ipynb #16f0aca6
+def worker_processes(
+    jobs: int, # Number of processes, at least
+    model: CandidateModel, # Candidate that they fit
+) -> joblib.Parallel:
+    "Processes that fit folds: forks of the fork server if this process is one of them, else new interpreters."
+    if jobs < 2 or not IN_FORK or model.user_code:
+        return joblib.Parallel(n_jobs=max(1, jobs), max_nbytes=None)
+    if not _FORKS:
+        forks = joblib.Parallel(n_jobs=jobs, max_nbytes=None, backend=get_context("forkserver"))
+        with hidden_main():
+            _FORKS.append(forks.__enter__())
+    return _FORKS[0]
+
 # %% ../../nbs/modelling/trials.ipynb #c05b9141
 def evaluate_folds(
     cv: CrossValidation, # Rows and folds
@@ -183,7 +202,7 @@ def evaluate_folds(
     places: np.ndarray, # Positions of the folds
 ) -> list[FoldResult]:
     "Fit and score a candidate on some folds, in parallel."
-    parallel = joblib.Parallel(n_jobs=min(cv.jobs, len(places)) if cv.jobs > 1 else 1, max_nbytes=None)
+    parallel = worker_processes(min(cv.jobs, len(places)), model)
     assert cv.cache_folder is not None # Needed to encode a fold
     missing = [place for place in places if not Path(cv.cache_folder, f"{encoding}-{place}.joblib").exists()]
     if missing:
@@ -235,5 +254,7 @@ def shutdown_workers_on_exit(
         yield
     finally:
         _load_encoded_fold.cache_clear()
+        while _FORKS:
+            _FORKS.pop().__exit__(None, None, None)
         if jobs > 1:
             get_reusable_executor().shutdown(wait=True)

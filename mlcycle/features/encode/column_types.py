@@ -43,6 +43,25 @@ def _is_text(known: pd.Series, distinct: int) -> bool:
     some = known.iloc[:: max(1, len(known) // 2000)].astype(str)
     return bool(some.str.split().str.len().mean() >= MIN_TEXT_WORDS)
 
+# %% ../../../nbs/features/encode/column_types.ipynb #7880d511
+def _linearly_equal_numbers(rows: pd.DataFrame, column_types: dict[str, str]) -> dict[str, list[str]]:
+    """Of numeric columns that hardly repeat a value: the earlier ones with a correlation of almost 1 or -1.
+
+    Such columns are compared by one product of matrices, since all of them have the same codes.
+    """
+    numbers = [name for name, column_type in column_types.items() if column_type == "number" and len(rows) >= 20]
+    many = [name for name in numbers if rows[name].nunique() > 0.5 * len(rows) + 1]
+    values = np.column_stack([np.empty((len(rows), 0)), *(rows[name].to_numpy(float, na_value=np.nan) for name in many)])
+    known = np.isfinite(values)
+    values = np.where(known, values - np.where(known, values, 0.0).sum(axis=0) / np.maximum(known.sum(axis=0), 1), 0.0)
+    values /= np.abs(values).max(axis=0, initial=1e-300) # The squares of large numbers are infinite
+    values /= np.linalg.norm(values, axis=0) + 1e-300
+    found = {}
+    for place, name in enumerate(many): # Line by line: a table of 10,000 columns has 50 million pairs
+        near = np.flatnonzero(np.abs(values[:, :place].T @ values[:, place]) > 1 - 1e-9)
+        found[name] = [many[other] for other in near if (known[:, other] == known[:, place]).all()]
+    return found
+
 # %% ../../../nbs/features/encode/column_types.ipynb #aad15d8e
 def find_duplicate_columns(
     rows: pd.DataFrame, # Training rows without the target
@@ -52,11 +71,13 @@ def find_duplicate_columns(
 
     Two categorical columns have the same information if they divide the rows into the same groups.
     """
-    first, repeated = {}, {}
+    first, repeated, linear = {}, {}, _linearly_equal_numbers(rows, column_types)
     for name, column_type in column_types.items():
-        codes, distinct = pd.factorize(rows[name])
-        key = len(distinct), int((codes < 0).sum())
-        same = [kept for kept in first.get(key, []) if _repeats(rows, kept, name, codes, {column_types[kept], column_type})]
+        codes, _ = pd.factorize(rows[name])
+        key = codes.tobytes() # Columns with the same information have the same codes
+        likely = linear[name] if name in linear else first.get(key, [])
+        same = [kept for kept in likely if kept not in repeated
+                and _repeats(rows, kept, name, codes, {column_types[kept], column_type})]
         if same:
             equal = "equal to" if rows[same[0]].equals(rows[name]) else "has the same information as"
             repeated[name] = f"{equal} '{same[0]}'"

@@ -104,7 +104,7 @@ class FeatureEncoder(_FittedEncoder):
         self.encoders_, blocks = [], []
         for column_type, names in group_only_numeric_columns(self.column_types):
             encoder = make_encoder_for_type(self, column_type, X[names[0]].dtype)
-            blocks.append(encoder.fit_transform(X[names], target))
+            blocks.append(encoder.fit_transform(X[names] if len(names) > 1 else X[names[0]].to_frame(), target)) # Lists are slow
             self.encoders_.append(encoder)
         outputs = [output for encoder in self.encoders_ for output in encoder.outputs_]
         self.features_ = _make_names_unique([name for name, _ in outputs], self.encoding)

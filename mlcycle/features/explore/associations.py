@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['is_ordered', 'column_to_floats', 'column_to_codes', 'merge_rare_codes', 'bin_ranks', 'rank_values',
-           'pearson_matrix_of_ranks', 'correlation_ratios', 'group_indicators', 'cramer_v_from_counts',
-           'pairwise_cramer_v', 'measure_associations']
+           'pearson_matrix_of_ranks', 'correlation_ratios', 'group_indicators', 'pairwise_cramer_v',
+           'measure_associations', 'associations_with_column']
 
 # %% ../../../nbs/features/explore/associations.ipynb #0c10f92c
 import numpy as np
@@ -136,33 +136,26 @@ def _sum_blocks(lines: np.ndarray, starts: np.ndarray, widths: np.ndarray) -> np
     sums = np.vstack([np.zeros((1, lines.shape[1])), np.cumsum(lines, axis=0)])
     return sums[starts + widths] - sums[starts]
 
-# %% ../../../nbs/features/explore/associations.ipynb #f9d3a03a
-def cramer_v_from_counts(
-    table: np.ndarray, # Counts, shape (r, k)
-) -> float: # From 0 to 1; NaN where a column is constant
-    "Cramér's V of a contingency table, bias-corrected (Bergsma 2013, Journal of the Korean Statistical Society 42)."
-    table = table[table.sum(axis=1) > 0][:, table.sum(axis=0) > 0]
-    n, (r, k) = table.sum(), table.shape
-    if min(r, k) < 2:
-        return np.nan
-    expected = table.sum(axis=1, keepdims=True) * table.sum(axis=0) / n
-    phi2 = max(0.0, ((table - expected) ** 2 / expected).sum() / n - (r - 1) * (k - 1) / (n - 1))
-    sides = r - (r - 1) ** 2 / (n - 1), k - (k - 1) ** 2 / (n - 1)
-    return float(np.sqrt(min(1.0, phi2 / (min(sides) - 1)))) if min(sides) > 1 else np.nan
-
 # %% ../../../nbs/features/explore/associations.ipynb #af2adca4
 def pairwise_cramer_v(
     groups: np.ndarray, # Shape (n, g), category codes; -1 where missing
     first: int = 0, # Pairs in which both positions are less than this are not computed
-) -> np.ndarray: # Shape (g, g); NaN where not computed
-    "Cramér's V of every pair of categorical columns."
+) -> np.ndarray: # Shape (g, g), from 0 to 1; NaN where a column is constant or the pair was not computed
+    "Cramér's V of every pair of columns, bias-corrected (Bergsma 2013, Journal of the Korean Statistical Society 42)."
     found = np.full((groups.shape[1], groups.shape[1]), np.nan)
-    member = group_indicators(groups)
-    tables = (member.T @ member).toarray()
-    ends = np.r_[0, np.cumsum(groups.max(axis=0, initial=-1) + 1)]
+    member, widths = group_indicators(groups), groups.max(axis=0, initial=-1) + 1
+    starts, block = np.r_[0, np.cumsum(widths)][:-1], np.repeat(np.arange(len(widths)), widths)
     for a in range(first, len(found)):
-        for b in range(a):
-            found[a, b] = found[b, a] = cramer_v_from_counts(tables[ends[a]:ends[a + 1], ends[b]:ends[b + 1]])
+        table = (member[:, starts[a]:starts[a] + widths[a]].T @ member).toarray() # The tables of all columns, side by side
+        ours, theirs = _sum_blocks(table.T, starts, widths).T, table.sum(axis=0) # Row sums of each table; column sums
+        n, r, k = ours.sum(axis=0), (ours > 0).sum(axis=0), _sum_blocks((theirs > 0).astype(float)[:, None], starts, widths)[:, 0]
+        with np.errstate(all="ignore"):
+            parts = np.nan_to_num(table**2 / (ours[:, block] * theirs)).sum(axis=0)
+            phi2 = _sum_blocks(parts[:, None], starts, widths)[:, 0] - 1 - (r - 1) * (k - 1) / (n - 1)
+            side = np.minimum(r - (r - 1)**2 / (n - 1), k - (k - 1)**2 / (n - 1)) - 1
+            values = np.sqrt(np.clip(phi2 / side, 0, 1))
+        values[(np.minimum(r, k) < 2) | ~(side > 0)] = np.nan
+        found[a, :a] = found[:a, a] = values[:a]
     return found
 
 # %% ../../../nbs/features/explore/associations.ipynb #989ff8d4
@@ -194,3 +187,19 @@ def measure_associations(
     names = [*ordered, *others]
     strength = pd.DataFrame(found, names, names).loc[list(rows), list(rows)]
     return strength, pd.DataFrame(spearman, ordered, ordered)
+
+# %% ../../../nbs/features/explore/associations.ipynb #62d7605f
+def associations_with_column(
+    rows: pd.DataFrame, # Table; a sample of some thousand rows is enough
+    column: str, # Name of one of its columns
+    at_once: int = 50, # Number of columns that are measured together
+) -> pd.DataFrame: # `association`, 0 to 1, and `rank_correlation`, -1 to 1 or NaN, by name of each other column
+    "Association of each column with one column: a line of the tables that `measure_associations` returns."
+    others = [name for name in rows if name != column]
+    lines = [pd.DataFrame({"association": [], "rank_correlation": []})]
+    for start in range(0, len(others), at_once):
+        some = others[start:start + at_once]
+        strength, signed = measure_associations(rows[[*some, column]])
+        signed = signed[column] if column in signed else pd.Series(dtype=float)
+        lines.append(pd.DataFrame({"association": strength[column].drop(column), "rank_correlation": signed.reindex(some)}))
+    return pd.concat(lines) if len(lines) > 1 else lines[0]

@@ -248,6 +248,7 @@ def find_target_leakage(
     split_overlap: Sequence[str] | None = None, # Findings of stage 2 about rows shared by training and holdout, passed on
     max_score: float = 0.98, # Explained share from which a single column counts as a copy of the target, 0 to 1
     seed: int = 0, # Random seed of the folds
+    single_scores: dict[str, float] | None = None, # Result of `score_single_columns`, if it is known
 ) -> list[LeakageSuspect]: # Suspects in the order of the columns, then the findings of stage 2 without a column
     """Find columns with target leakage: information that is not available at prediction time.
 
@@ -260,7 +261,7 @@ def find_target_leakage(
         return passed_on
     with threadpool_limits(1), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        evidence = _gather(rows, target, problem, seed)
+        evidence = _gather(rows, target, problem, seed, single_scores)
         _check_single_columns(evidence, max_score)
         unsuspected = replace(evidence.sample, rows=evidence.sample.rows[evidence.unsuspected()])
         pairs = find_leaking_pairs(unsuspected, evidence.single_scores, MIN_PAIR_SCORE[unsuspected.regression])
@@ -271,12 +272,13 @@ def find_target_leakage(
             for name in rows if name in evidence.reasons and name not in problem.excluded] + passed_on
 
 # %% ../../../nbs/features/leakage/leaks.ipynb #c8965b7b
-def _gather(rows: pd.DataFrame, target: pd.Series, problem: Problem, seed: int) -> LeakageEvidence:
+def _gather(rows: pd.DataFrame, target: pd.Series, problem: Problem, seed: int,
+            scores: dict[str, float] | None) -> LeakageEvidence:
     "Scores of single columns, and the results of the tests of single columns."
     sample = prepare_labelled_sample(rows, target, problem, seed=seed)
     regression, known = sample.regression, target.notna()
     what = f"the variance of the ranks of '{problem.target}'" if regression else f"the entropy of '{problem.target}'"
-    evidence = LeakageEvidence(sample, score_single_columns(sample), f"{what} on validation rows")
+    evidence = LeakageEvidence(sample, scores or score_single_columns(sample), f"{what} on validation rows")
     reasons = [find_missingness_shared_with_target(rows, target),
                find_class_specific_gaps(rows[known], target[known], regression),
                find_future_dates(sample.rows, problem.time)]

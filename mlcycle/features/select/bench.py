@@ -179,9 +179,15 @@ def make_feature_set_scorer(
     """
     classify = problem.task != "regression"
     n_classes = len(problem.classes) if problem.task == "multiclass" else 1
-    budget = plan_selection_budget(len(rows), n_classes=n_classes, n_repeats=n_repeats)
+    budget = plan_selection_budget(len(rows), n_classes=n_classes, n_repeats=n_repeats, n_columns=len(features))
     folds = make_repeated_folds(problem, rows, n_splits=n_splits or budget.n_splits, repeats=range(budget.n_repeats), seed=seed)
     column_types = {each.name: each.column_type for each in features}
     preprocessor = build_preprocessor(column_types, recipes, classification=classify, seed=seed, holidays=holidays)
-    todo = (joblib.delayed(encode_feature_fold)(preprocessor, rows, problem, fold) for fold in folds)
-    return FeatureSetScorer(problem, budget, joblib.Parallel(jobs, prefer="threads")(todo), seed, jobs)
+    todo, bar = (joblib.delayed(encode_feature_fold)(preprocessor, rows, problem, fold) for fold in folds), ProgressBar(
+        "encoding of the features", unit=" folds")
+    encoded = []
+    for fold in joblib.Parallel(jobs, prefer="threads", return_as="generator")(todo):
+        encoded.append(fold)
+        bar(0, len(encoded), len(folds))
+    bar.close()
+    return FeatureSetScorer(problem, budget, encoded, seed, jobs)

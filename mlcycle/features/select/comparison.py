@@ -33,7 +33,8 @@ def cross_validate_feature_sets(
 
     Empty if there are fewer than two folds. Equal sets are scored once.
     """
-    budget = plan_selection_budget(len(rows), n_classes=len(problem.classes) if problem.task == "multiclass" else 1)
+    budget = plan_selection_budget(len(rows), n_classes=len(problem.classes) if problem.task == "multiclass" else 1,
+                                   n_columns=rows.shape[1] - 1)
     folds = make_repeated_folds(problem, rows, n_splits=n_splits, repeats=repeats, seed=seed)
     if len(folds) < 2:
         return {}

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['make_shadow_features', 'permute_features_in_fold', 'PermutationImportance', 'permutation_importance_on_folds',
-           'compare_feature_set_scores', 'find_redundant_features', 'quantile_groups',
+           'compare_feature_set_scores', 'find_redundant_features', 'quantile_groups', 'chi_squared_p_value',
            'find_target_associated_features']
 
 # %% ../../../nbs/features/select/importance.ipynb #ea9ca567
@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 from scipy import stats
+from scipy.special import chdtrc
 
 from .bench import EncodedFeatureFold, FeatureSetScorer, fit_quick_model_on_fold
 from .quick_model import SelectionBudget
@@ -169,10 +170,29 @@ def quantile_groups(
 ) -> np.ndarray: # Group codes from 0
     "Discretize numbers by quantiles; few distinct values are kept as they are."
     missing = np.isnan(values)
-    edges = np.unique(np.nanquantile(values, np.linspace(0, 1, max_groups + 1))) if not missing.all() else np.zeros(1)
     distinct = np.unique(values[~missing])
-    edges = distinct if len(distinct) <= max_groups else edges[1:-1]
+    edges = distinct
+    if len(distinct) > max_groups:
+        edges = np.unique(np.quantile(values[~missing], np.linspace(0, 1, max_groups + 1)))[1:-1]
     return np.unique(np.where(missing, len(edges) + 1, np.searchsorted(edges, values)), return_inverse=True)[1]
+
+# %% ../../../nbs/features/select/importance.ipynb #0ff618c9
+def chi_squared_p_value(
+    groups: np.ndarray, # Codes from 0, each of which occurs
+    classes: np.ndarray, # Codes from 0 of the same rows, each of which occurs
+) -> float: # 1 if one of them is constant
+    """p-value of the chi-squared test of independence; two groups and two classes get Yates' correction.
+
+    The same as `scipy.stats.chi2_contingency`, whose checks take longer than the computation for small tables.
+    """
+    n_groups, n_classes = groups.max() + 1, classes.max() + 1
+    if min(n_groups, n_classes) < 2:
+        return 1.0
+    counts = np.bincount(groups * n_classes + classes, minlength=n_groups * n_classes).reshape(n_groups, n_classes).astype(float)
+    expected = counts.sum(axis=1, keepdims=True) * counts.sum(axis=0) / len(groups)
+    away = np.abs(counts - expected)
+    away -= np.minimum(0.5, away) if counts.shape == (2, 2) else 0.0
+    return float(chdtrc((n_groups - 1) * (n_classes - 1), (away**2 / expected).sum()))
 
 # %% ../../../nbs/features/select/importance.ipynb #321240a5
 def find_target_associated_features(
@@ -191,8 +211,7 @@ def find_target_associated_features(
     def depends(name):
         outputs = list(zip(*(encoded.outputs.get(name, []) for encoded in folds), strict=False))
         values = (np.concatenate([encoded.X_valid[:, k] for encoded, k in zip(folds, places, strict=True)]) for places in outputs)
-        tables = (pd.crosstab(quantile_groups(each.astype(float)), classes).to_numpy() for each in values)
         level = significance_level / max(1, len(outputs))
-        return any(min(one.shape) > 1 and stats.chi2_contingency(one).pvalue < level for one in tables)
+        return any(chi_squared_p_value(quantile_groups(each.astype(float)), classes) < level for each in values)
 
     return [name for name in names if depends(name)]

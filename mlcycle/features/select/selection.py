@@ -262,9 +262,9 @@ def select_features(
         return _make_selection(features, recipes, {}, f"The raw columns are kept: {features[0].reason}.")
     sets = {name: _preprocessor_of(some, recipes, problem, seed, holidays)
             for name, some in _sets_to_compare(features).items()}
-    compared, fresh = choose_comparison_rows(rows, max_rows)
-    other = plan_selection_budget(min(len(rows), max_rows), n_repeats=n_repeats).n_repeats # After the repeats of the selection
-    scores = cross_validate_feature_sets(sets, compared, problem, repeats=[other], seed=seed, jobs=jobs)
+    compared, fresh = choose_comparison_rows(rows, max_rows) # The repeat after those of the selection
+    budget = plan_selection_budget(min(len(rows), max_rows), n_repeats=n_repeats, n_columns=len(features))
+    scores = cross_validate_feature_sets(sets, compared, problem, repeats=[budget.n_repeats], seed=seed, jobs=jobs)
     where = "on rows that the selection did not use" if fresh else "on other folds of the same rows"
     return _choose_better_set(features, recipes, scores, where, always_keep)
 
