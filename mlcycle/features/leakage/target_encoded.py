@@ -10,6 +10,7 @@ __all__ = ['detect_target_mean_encoding', 'detect_approximate_target_means', 'is
 import numpy as np
 import pandas as pd
 from scipy import stats
+from scipy.sparse import csr_matrix
 
 # %% ../../../nbs/features/leakage/target_encoded.ipynb #574803ba
 def _groups(codes: np.ndarray, target: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -99,7 +100,7 @@ def may_be_leave_one_out_encodings(
     matrix, targets, codes = matrix[codes >= 0], targets[codes >= 0], codes[codes >= 0]
     if not len(codes):
         return np.zeros((targets.shape[1], matrix.shape[1]), dtype=bool)
-    here, member = np.isfinite(matrix), np.eye(codes.max() + 1)[:, codes]
+    here, member = np.isfinite(matrix), csr_matrix((np.ones(len(codes)), (codes, np.arange(len(codes)))))
     count = member @ here.astype(float)
     several = count >= 3
 
