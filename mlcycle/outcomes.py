@@ -182,6 +182,8 @@ class Ingestion(Record):
     na_counts: dict[str, dict[str, int]] = {} # Cells with a word such as `NA` that are read as missing, by column and word
     kept_words: dict[str, dict[str, int]] = {} # Cells with such a word that is a value, by column and word
     notes: list[str] = [] # Formats of numbers and dates, and decisions that an option changes
+    number_formats: dict[str, dict] = {} # Fields of `NumberFormat` by column, for columns with other than plain numbers
+    date_formats: dict[str, str] = {} # `strptime` format by column, for columns with other dates than those of ISO 8601
     sha256: str # Hash of the rows, or of the files if a query reads them directly
     description: str = "" # Format, separator and encoding of a file; version of a table
     ingested_at: str = "" # UTC, ISO 8601

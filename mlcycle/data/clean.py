@@ -4,22 +4,25 @@
 
 # %% auto #0
 __all__ = ['CELL_STEPS', 'ROW_STEPS', 'STEPS', 'DEFAULT_STEPS', 'SAMPLE_ROWS', 'validate_and_order_cleaning_steps',
-           'check_cleaning_settings', 'plan_cleaning', 'plan_column_cleaning', 'separate_unusable_rows']
+           'check_cleaning_settings', 'plan_cleaning', 'plan_column_cleaning', 'add_source_formats',
+           'separate_unusable_rows']
 
 # %% ../../nbs/data/clean.ipynb #2daa0901
+from collections.abc import Iterable
+
 import numpy as np
 import pandas as pd
 
 from ..core.column_names import unused_column_name
 from ..ml.cleaning import apply_cleaning_plan
-from ..ml.cleaning_plan import CleaningPlan, ColumnCleaningPlan
+from ..ml.cleaning_plan import CleaningPlan, ColumnCleaningPlan, NumberFormat
 from ..ml.column_cleaning import clean_column
 from .duplicates import drop_duplicates
 from .limits import find_number_anomalies
 from .column_order import infer_order_rules, infer_swapped_column_pairs
 from .spelling import plan_text_column_cleaning
 from ..errors import ParameterError, suggest_name
-from ..outcomes import LedgerEntry
+from ..outcomes import Ingestion, LedgerEntry
 
 # %% ../../nbs/data/clean.ipynb #a312ca7a
 CELL_STEPS = ("strip", "case", "categories", "numbers", "dates", "units", "sentinels", "limits", "pairs")
@@ -152,6 +155,25 @@ def _find_swaps(rows: pd.DataFrame, planned: dict[str, ColumnCleaningPlan]) -> t
     numbers = {name: pd.to_numeric(rows[name], errors="coerce") for name, column in planned.items()
                if name in rows and column.number_format and not pd.api.types.is_numeric_dtype(rows[name])}
     return infer_swapped_column_pairs(rows.assign(**numbers))
+
+# %% ../../nbs/data/clean.ipynb #f0d160fc
+def add_source_formats(
+    plan: CleaningPlan, # Of the rows
+    readings: Iterable[Ingestion], # Formats of numbers and dates in the sources
+    rows: pd.DataFrame, # Rows with numbers and dates
+) -> CleaningPlan: # For rows of prediction requests, whose values may be text
+    "Add the formats in which the sources had numbers and dates to a cleaning plan."
+    columns = dict(plan.columns)
+    for reading in readings:
+        for name, form in reading.number_formats.items():
+            if name in rows and pd.api.types.is_numeric_dtype(rows[name]):
+                columns[name] = columns.get(name, ColumnCleaningPlan(value_type="number")).model_copy(
+                    update={"number_format": NumberFormat(**form)})
+        for name, form in reading.date_formats.items():
+            if name in rows and pd.api.types.is_datetime64_any_dtype(rows[name]):
+                columns[name] = columns.get(name, ColumnCleaningPlan(value_type="date")).model_copy(
+                    update={"date_formats": (form,)})
+    return plan.model_copy(update={"columns": columns})
 
 # %% ../../nbs/data/clean.ipynb #d3d4c1cd
 def separate_unusable_rows(

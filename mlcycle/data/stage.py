@@ -22,7 +22,7 @@ import pandas as pd
 from ..core.column_names import unused_column_name
 from ..ml.cleaning import summarise_cleaning
 from ..ml.cleaning_plan import CleaningPlan
-from .clean import (check_cleaning_settings, plan_cleaning, separate_unusable_rows,
+from .clean import (add_source_formats, check_cleaning_settings, plan_cleaning, separate_unusable_rows,
                                 validate_and_order_cleaning_steps)
 from .cleaning_rules import PlanUnderTest, setting_text
 from .contract import Contract, contract_of_table, contract_to_yaml, parse_contract
@@ -256,7 +256,8 @@ def read_clean_and_check(
              "rule_failures": checked.failures, "completeness": checked.completeness, "project_files": files,
              "not_applied": trial.not_applied, "changed_cells": len(trial.changes.drop_duplicates(["row_id", "column"]))}
     tables = {"quarantine": checked.quarantine, "ledger": trial.changes.set_index("row_id"), "malformed": malformed}
-    return CheckedSource(checked, set_aside, contract, trial.plan, facts, tables)
+    plan = add_source_formats(trial.plan, readings, clean)
+    return CheckedSource(checked, set_aside, contract, plan, facts, tables)
 
 # %% ../../nbs/02_data.ipynb #fe0d2d75
 def store_tables(

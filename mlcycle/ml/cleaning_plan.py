@@ -17,6 +17,8 @@ class NumberFormat(Record):
     comma: Literal["decimal", "thousands"] = "thousands" # Meaning of a comma in a number without a point
     point: Literal["decimal", "thousands"] = "decimal" # Meaning of a point in a number without a comma
     units: dict[str, float] = {} # Factor by unit; units in lower case
+    accounting: bool = False # Whether parentheses, or a minus before the currency or at the end, make a number negative
+    bounds: bool = False # Whether a number may have `<` or `>` before it, which is left out
 
 # %% ../../nbs/ml/cleaning_plan.ipynb #d04a01d7
 class UnitConversion(Record):

@@ -32,8 +32,10 @@ def parse_number(
 
     Thousands must be in groups of three digits. The value is multiplied by the factor of its unit.
     """
-    parts = _NUMBER.fullmatch(" ".join(text.translate(INVISIBLE_CHARACTERS).replace("−", "-").lower().split()))
-    if not parts:
+    text = " ".join(text.translate(INVISIBLE_CHARACTERS).replace("−", "-").lower().split())
+    factor, text = _split_sign(re.sub("^[<>≤≥]=? ?", "", text) if form.bounds else text) if form.accounting else (1, text)
+    parts = _NUMBER.fullmatch(text)
+    if not parts or (factor < 0 and "-" in text):
         return None
     before, sign, digits, power, after = (part or "" for part in parts.groups())
     before, after, digits = before.strip(), after.strip(), digits.rstrip()
@@ -45,7 +47,16 @@ def parse_number(
     if not re.fullmatch(rf"\d*|\d{{1,3}}({group})\d{{3}}(\1\d{{3}})*", whole) or not rest.isdecimal() and rest:
         return None
     value = float(f"{sign}{re.sub(group, '', whole) or 0}.{rest or 0}{power}")
-    return value * form.units.get(before or after, 1.0) if math.isfinite(value) else None
+    return factor * value * form.units.get(before or after, 1.0) if math.isfinite(value) else None
+
+# %% ../../nbs/ml/value_parsing.ipynb #23e373d2
+def _split_sign(text: str) -> tuple[int, str]:
+    "Sign and rest of a number with parentheses, or with a minus at its end or before a currency."
+    if text.startswith("(") and text.endswith(")"):
+        return -1, text[1:-1].strip()
+    if text.endswith("-"):
+        return -1, text[:-1].rstrip()
+    return (-1, text[1:].lstrip()) if re.match(r"- ?[^\d.,]", text) else (1, text)
 
 # %% ../../nbs/ml/value_parsing.ipynb #da4edfb5
 def _decimal_mark(digits: str, form: NumberFormat) -> str:

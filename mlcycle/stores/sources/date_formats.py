@@ -27,6 +27,7 @@ class ParsedDates:
     values: pd.Series # `datetime64[us]` in UTC or without zone; the text if day and month cannot be told apart
     day_first: bool | None = None # Whether the day comes before the month; None for formats in which it is no question
     doubtful: bool = False # Whether day and month cannot be told apart
+    format: str = "" # Of `strptime`; empty for ISO 8601
 
 # %% ../../../nbs/stores/sources/date_formats.ipynb #e1ce32fc
 def parse_dates(
@@ -54,14 +55,14 @@ def _choose_order(column: pd.Series, read: dict[str, pd.Series], day_first: bool
     if len(read) == 1:
         form = next(iter(read))
         ordered = form.startswith(("%d/%m", "%m/%d", "%d-%m", "%m-%d"))
-        return ParsedDates(read[form], form.startswith("%d") if ordered else None)
+        return ParsedDates(read[form], form.startswith("%d") if ordered else None, format=form)
     if day_first is None:
         sorted_ones = [form for form, dates in read.items() if _is_sorted(dates.dropna())]
         if len(sorted_ones) == 1:
-            return ParsedDates(read[sorted_ones[0]], sorted_ones[0].startswith("%d"))
+            return ParsedDates(read[sorted_ones[0]], sorted_ones[0].startswith("%d"), format=sorted_ones[0])
         return ParsedDates(column, None, doubtful=True)
     form = next(form for form in read if form.startswith("%d") == day_first)
-    return ParsedDates(read[form], day_first)
+    return ParsedDates(read[form], day_first, format=form)
 
 # %% ../../../nbs/stores/sources/date_formats.ipynb #9b0b330f
 def _is_sorted(dates: pd.Series) -> bool:

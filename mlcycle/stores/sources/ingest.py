@@ -202,7 +202,8 @@ def read_source_with_provenance(
     records = [Ingestion(source=mask_secrets(address), query=query, rows=count, bytes=part.bytes, sha256=digest,
                          malformed_lines=len(part.malformed_lines), description=part.description, ingested_at=when,
                          seconds=seconds, infinite=part.infinite, notes=part.findings.notes, na_counts=part.findings.na_counts,
-                         kept_words=part.findings.kept_words)
+                         kept_words=part.findings.kept_words, date_formats=part.findings.date_formats,
+                         number_formats={name: form.model_dump() for name, form in part.findings.number_formats.items()})
                for address, count, digest, part in parts.values()]
     records[0] = records[0].model_copy(update={"infinite": records[0].infinite | result.infinite})
     lines = [(mask_secrets(address), *line) for address, _, _, part in parts.values() for line in part.malformed_lines]

@@ -16,6 +16,8 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute
 
+from ...ml.cleaning_plan import NumberFormat
+
 pc: Any = pyarrow.compute # Its functions are made when it is imported, so type checkers do not know them
 
 # %% ../../../nbs/stores/sources/number_formats.ipynb #2c856693
@@ -139,6 +141,7 @@ class ParsedNumbers:
     format: str # The notation in words; empty for plain numbers
     bounds: int = 0 # Number of values with `<` or `>`
     doubtful: bool = False # Whether the values alone do not settle the notation
+    notation: NumberFormat = NumberFormat() # For values that come later
 
 # %% ../../../nbs/stores/sources/number_formats.ipynb #ab753926
 def parse_numbers(
@@ -162,8 +165,10 @@ def parse_numbers(
         return None
     words = [name if name != "plain" else "", *sorted(set(parts.unit)),
              "parentheses for negative numbers" if parts.paired.any() else "", "minus at the end" if parts.trailing.any() else ""]
+    notation = NumberFormat(comma="decimal" if mark == "," else "thousands", point="thousands" if mark == "," else "decimal",
+                            units={unit.lower(): 1.0 for unit in parts.unit if unit}, accounting=True, bounds=True)
     return ParsedNumbers(values.astype("int64" if whole else "float64"), ", ".join(filter(None, words)),
-                         int(column.isin(known[parts.bound != ""]).sum()), doubtful)
+                         int(column.isin(known[parts.bound != ""]).sum()), doubtful, notation)
 
 # %% ../../../nbs/stores/sources/number_formats.ipynb #db15498e
 def _bounds_are_rare(column: pd.Series, known: pd.Series, parts: pd.DataFrame) -> bool:

@@ -14,6 +14,7 @@ import pandas as pd
 import pyarrow as pa
 
 from ...outcomes import NA_VALUES
+from ...ml.cleaning_plan import NumberFormat
 from .date_formats import parse_dates
 from .na_values import choose_na_words, clear_na_words
 from .number_formats import parse_numbers, parse_plain_numbers, pc
@@ -37,6 +38,8 @@ class ReadFindings:
     notes: list[str] = field(default_factory=list) # Formats, and decisions that a person may want to change
     na_counts: dict[str, dict[str, int]] = field(default_factory=dict) # Cells read as missing, by column and word
     kept_words: dict[str, dict[str, int]] = field(default_factory=dict) # Cells with such a word that is a value, by column
+    number_formats: dict[str, NumberFormat] = field(default_factory=dict) # Of columns with other than plain numbers
+    date_formats: dict[str, str] = field(default_factory=dict) # Of columns with other dates than those of ISO 8601
 
 # %% ../../../nbs/stores/sources/text_columns.ipynb #946183d3
 @dataclass(frozen=True)
@@ -50,6 +53,8 @@ class ParsedColumn:
     bounds: int = 0 # Number of values with `<` or `>`
     decimal: str = "" # Decimal mark that the values show
     day_first: bool | None = None # Order of day and month that the values show
+    notation: NumberFormat | None = None # Of numbers, if it is not plain
+    date_format: str = "" # Of dates, if it is not ISO 8601
 
 # %% ../../../nbs/stores/sources/text_columns.ipynb #92b0d8f0
 def parse_column(
@@ -68,13 +73,14 @@ def parse_column(
         return ParsedColumn()
     column = pd.Series(text.to_pandas(), dtype="str")
     if dates := parse_dates(column, options.day_first):
-        return ParsedColumn(doubtful="date") if dates.doubtful else ParsedColumn(dates.values, day_first=dates.day_first)
+        return ParsedColumn(doubtful="date") if dates.doubtful else ParsedColumn(
+            dates.values, day_first=dates.day_first, date_format=dates.format)
     parsed = parse_numbers(column, options.decimal)
     if not parsed or (options.has_types and not parsed.format and not parsed.bounds):
         return ParsedColumn()
     mark = "" if parsed.doubtful else "," if "decimal comma" in parsed.format else "." if _has_fractions(parsed.values) else ""
     return ParsedColumn(parsed.values, parsed.format, doubtful="number" if parsed.doubtful else "", bounds=parsed.bounds,
-                        decimal=mark)
+                        decimal=mark, notation=parsed.notation if parsed.format or parsed.bounds else None)
 
 # %% ../../../nbs/stores/sources/text_columns.ipynb #0ef791fb
 def _has_fractions(numbers: np.ndarray | pd.Series) -> bool:
@@ -117,6 +123,8 @@ def parse_text_columns(
         findings.na_counts[name] = {word: count for word, count in counts.items() if word in missing}
     findings.kept_words, findings.na_counts = ({name: words for name, words in each.items() if words}
                                                for each in (findings.kept_words, findings.na_counts))
+    findings.number_formats = {name: each.notation for name, each in parsed.items() if each.notation}
+    findings.date_formats = {name: each.date_format for name, each in parsed.items() if each.date_format}
     findings.notes = describe_findings(parsed, findings, options)
     return _replace_columns(rows, changed), findings
 
