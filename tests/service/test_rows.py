@@ -12,17 +12,18 @@ from fastapi.testclient import TestClient
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from mlcycle.data.clean import plan_cleaning
+from mlcycle.data.clean import add_source_formats, plan_cleaning
 from mlcycle.data.error_injection import inject_errors
 from mlcycle.errors import InputError
 from mlcycle.ml.cleaning import apply_cleaning_plan
+from mlcycle.ml.cleaning_plan import CleaningPlan
 from mlcycle.outcomes import ModelRef, Problem
 from mlcycle.service.app import create_app
 from mlcycle.service.bundle import Bundle, load_bundle
-from mlcycle.service.input_values import describe_training_values
+from mlcycle.service.input_values import UnreadableValueError, describe_training_values, read_value
 from mlcycle.service.rows import plan_for_prediction, prepare_rows, to_json_rows
 from mlcycle.stores.events import add_events, open_event_database, read_events
-from mlcycle.stores.sources.ingest import normalise_dtypes
+from mlcycle.stores.sources.ingest import normalise_dtypes, read_source_with_provenance
 
 ROW = {"placed": "2024-03-05T10:00:00", "town": "Lima", "zip": 30219, "spend": 55.5, "vip": "False", "paid": 1}
 
@@ -318,6 +319,24 @@ def test_rows_are_cleaned_as_the_training_rows_are():
     singles = pd.concat([prepare_rows(record, bundle).frame for record in records], ignore_index=True)
     for frame in (whole.frame, prepare_rows(dirty, bundle).frame, singles):
         pd.testing.assert_frame_equal(frame, clean.rename_axis(None).reset_index(drop=True), check_dtype=False)
+
+
+def test_values_are_read_in_the_notation_of_the_source(tmp_path):
+    "Currency, parentheses, thousands with points, bounds and the order of day and month hold for later rows too."
+    days = pd.date_range("2024-01-01", periods=60)
+    table = pd.DataFrame({
+        "amount": [f"${n}.50" if n % 3 else f"(${n}.25)" for n in range(60)], "level": ["<0.5", *[f"{n}.5" for n in range(59)]],
+        "price": [f"{n + 1}.{n * 10:03}" if n else "1.957.000" for n in range(60)], "day": days.strftime("%m/%d/%Y"),
+    })  # fmt: skip
+    table.to_csv(tmp_path / "table.csv", index=False)
+    rows, _, readings = read_source_with_provenance(str(tmp_path / "table.csv"))
+    plan = add_source_formats(CleaningPlan(), readings, rows)
+    for name, text, value in (("amount", "($7.25)", -7.25), ("amount", "$3", 3), ("level", "<0.5", 0.5), ("price", "2.460", 2460),
+                              ("day", "03/04/2024", datetime(2024, 3, 4)), ("amount", 3.5, 3.5)):  # fmt: skip
+        known = describe_training_values(rows[name])
+        assert read_value(text, str(rows[name].dtype), known, plan.columns[name]) == value, (name, text)
+    with pytest.raises(UnreadableValueError):
+        read_value("€3", "float64", describe_training_values(rows.amount), plan.columns["amount"])
 
 
 def test_a_log_of_an_earlier_version_gets_the_new_columns(tmp_path):
