@@ -40,7 +40,7 @@ def test_finds_the_task_and_loses_no_row(run):
     assert run.problem.task == TASKS[name]
     dataset, frame = run.dataset, TABLES[name][0]()
     assert dataset.rows_in == len(frame) == dataset.rows_clean + dataset.rows_set_aside
-    tables = {name: stored_rows(run, name) for name in dataset.tables}
+    tables = {name: stored_rows(run, name) for name in dataset.tables if name not in ("ledger", "malformed")}
     ids = pd.concat([pd.Series(rows.index) for rows in tables.values()])
     assert sorted(ids) == list(range(len(frame))), "every row is in exactly one table"
 
