@@ -1994,6 +1994,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                      'mlcycle/lifecycle/runner.py'),
                                           'mlcycle.lifecycle.runner.find_plan_error': ( 'lifecycle/runner.html#find_plan_error',
                                                                                         'mlcycle/lifecycle/runner.py'),
+                                          'mlcycle.lifecycle.runner.imported_packages': ( 'lifecycle/runner.html#imported_packages',
+                                                                                          'mlcycle/lifecycle/runner.py'),
                                           'mlcycle.lifecycle.runner.preload_in_two_steps': ( 'lifecycle/runner.html#preload_in_two_steps',
                                                                                              'mlcycle/lifecycle/runner.py'),
                                           'mlcycle.lifecycle.runner.preload_statements': ( 'lifecycle/runner.html#preload_statements',

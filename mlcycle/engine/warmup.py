@@ -67,11 +67,12 @@ def warm_up_libraries() -> None:
 
 # %% ../../nbs/engine/warmup.ipynb #3c5da8b8
 def warmup_statements(
-    packages: set[str], # Packages that the notebooks import, directly or indirectly
+    packages: set[str] | None, # Packages that the notebooks import, directly or indirectly; None: all
 ) -> list[str]: # Statements for `preload`
     "Statements that the server executes after the notebooks' imports: late imports, a rendered page, a plot."
     roots = {name: name.split(".")[0] for name in LATE_IMPORTS}
-    used = [name for name, root in roots.items() if IMPORTED_BY.get(root, root) in packages]
+    used = [name for name, root in roots.items() if packages is None or IMPORTED_BY.get(root, root) in packages]
     warm = ["from mlcycle.engine.warmup import warm_up_libraries; warm_up_libraries()"]
     pages = ["from mlcycle.engine.warmup import warm_up_html_rendering; warm_up_html_rendering()"]
-    return [f"import {name}" for name in used] + pages + (warm if {"pandas", "seaborn", "mlflow"} <= packages else [])
+    plots = packages is None or {"pandas", "seaborn", "mlflow"} <= packages
+    return [f"import {name}" for name in used] + pages + (warm if plots else [])

@@ -93,8 +93,8 @@ def start_batch_fork_server(
     if stale:
         check_folders_are_writable(plans[0].workspace)
         from mlcycle.lifecycle.batch_workers import WORKER_IMPORTS
-        from mlcycle.lifecycle.runner import preload_statements
+        from mlcycle.lifecycle.runner import imported_packages, preload_statements
 
-        states = freshness_by_stage(plans[0], choice.forced)
-        start_fork_server([*preload_statements(plans[0], [states[stage] for stage in choice.stages]), *WORKER_IMPORTS])
+        packages = imported_packages(freshness_by_stage(plans[0], choice.forced).values())
+        start_fork_server([*preload_statements(plans[0], choice.stages, packages), *WORKER_IMPORTS])
     return stale
