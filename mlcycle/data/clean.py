@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['CELL_STEPS', 'ROW_STEPS', 'STEPS', 'DEFAULT_STEPS', 'SAMPLE_ROWS', 'validate_and_order_cleaning_steps',
            'check_cleaning_settings', 'plan_cleaning', 'plan_column_cleaning', 'add_source_formats',
-           'separate_unusable_rows']
+           'keep_values_of_source', 'separate_unusable_rows']
 
 # %% ../../nbs/data/clean.ipynb #2daa0901
 from collections.abc import Iterable
@@ -17,6 +17,7 @@ from ..core.column_names import unused_column_name
 from ..ml.cleaning import apply_cleaning_plan
 from ..ml.cleaning_plan import CleaningPlan, ColumnCleaningPlan, NumberFormat
 from ..ml.column_cleaning import clean_column
+from ..ml.text_matching import fold_case
 from .duplicates import drop_duplicates
 from .limits import find_number_anomalies
 from .column_order import infer_order_rules, infer_swapped_column_pairs
@@ -173,6 +174,21 @@ def add_source_formats(
             if name in rows and pd.api.types.is_datetime64_any_dtype(rows[name]):
                 columns[name] = columns.get(name, ColumnCleaningPlan(value_type="date")).model_copy(
                     update={"date_formats": (form,)})
+    return plan.model_copy(update={"columns": columns})
+
+# %% ../../nbs/data/clean.ipynb #54b5edfb
+def keep_values_of_source(
+    plan: CleaningPlan, # Of the rows
+    readings: Iterable[Ingestion], # Words that are values, by column
+) -> CleaningPlan:
+    "Leave the words that the reading of a source has kept as values out of those that mean a missing value."
+    columns = dict(plan.columns)
+    for reading in readings:
+        for name, words in reading.kept_words.items():
+            if column := columns.get(name):
+                kept = {fold_case(word) for word in words}
+                rest = tuple(word for word in column.na_values if word not in kept)
+                columns[name] = column.model_copy(update={"na_values": rest})
     return plan.model_copy(update={"columns": columns})
 
 # %% ../../nbs/data/clean.ipynb #d3d4c1cd

@@ -10,7 +10,7 @@ __all__ = ['read_source_and_verify_hash', 'CleaningChoices', 'find_training_rows
 
 # %% ../../nbs/02_data.ipynb #07bed2e2
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from hashlib import sha256
@@ -22,8 +22,8 @@ import pandas as pd
 from ..core.column_names import unused_column_name
 from ..ml.cleaning import summarise_cleaning
 from ..ml.cleaning_plan import CleaningPlan
-from .clean import (add_source_formats, check_cleaning_settings, plan_cleaning, separate_unusable_rows,
-                                validate_and_order_cleaning_steps)
+from .clean import (add_source_formats, check_cleaning_settings, keep_values_of_source, plan_cleaning,
+                                separate_unusable_rows, validate_and_order_cleaning_steps)
 from .cleaning_rules import PlanUnderTest, setting_text
 from .contract import Contract, contract_of_table, contract_to_yaml, parse_contract
 from .contract_inference import infer_contract
@@ -111,6 +111,7 @@ def plan_and_apply_cleaning(
     rows: pd.DataFrame, # As they were read
     problem: Problem, # Names target and time, which no row may lack
     choices: CleaningChoices, # Settings of the cleaning
+    readings: Sequence[Ingestion] = (), # How the rows were read
 ) -> tuple[pd.DataFrame, pd.DataFrame, PlanUnderTest, list[LedgerEntry]]: # Clean, set aside, applied plan, ledger
     """Clean the cells, and set aside duplicate rows and rows without target or time.
 
@@ -121,6 +122,7 @@ def plan_and_apply_cleaning(
         check_cleaning_settings(name, entries, list(rows.columns))
     steps = tuple(step for step in choices.steps if step not in choices.skip)
     plan = plan_cleaning(rows, steps, exclude=(problem.target, *problem.excluded), skip=tuple(choices.skip))
+    plan = keep_values_of_source(plan, readings)
     renamed, rare = apply_target_values(rows, problem.target, problem.target_values)
     trial = PlanUnderTest(renamed, plan, choices.force)
     required = [name for name in (problem.target, problem.time) if name]
@@ -247,7 +249,7 @@ def read_clean_and_check(
     Raises `SourceError` if the source has changed, `ContractError` if a column of the contract is missing.
     """
     rows, malformed, readings = read_source_and_verify_hash(problem)
-    clean, set_aside, trial, ledger = plan_and_apply_cleaning(rows, problem, cleaning)
+    clean, set_aside, trial, ledger = plan_and_apply_cleaning(rows, problem, cleaning, readings)
     contract, files = load_contract(clean, problem, contract_file, project, contract_table)
     checked = apply_contract(clean, contract)
     check_contract_columns(checked, contract, contract_file)

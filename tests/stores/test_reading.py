@@ -8,7 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mlcycle.data.clean import keep_values_of_source, plan_cleaning
 from mlcycle.errors import SourceError
+from mlcycle.ml.cleaning import apply_cleaning_plan
 from mlcycle.stores.sources.ingest import read_source, read_source_with_provenance
 
 
@@ -228,3 +230,16 @@ def test_large_integers_of_sources_with_types(tmp_path):
     assert read_source(f"sqlite:///{tmp_path}/t.db#t").id[0] == str(2**60 + 1)
     joined = read_source(str(tmp_path / "t.csv"), query="SELECT id, y FROM source WHERE y > 3")
     assert joined.id.tolist() == [str(2**60 + 3)], "a query sees what a file read alone gives"
+
+
+def test_a_word_that_the_reader_keeps_is_no_missing_value_for_the_cleaning(tmp_path):
+    smoker = ["N", "Y", "NA"] * 20
+    rows, _, readings = read_text(tmp_path, "\n".join(["x,y", *[f"{word},{n}" for n, word in enumerate(smoker)]]) + "\n")
+    assert readings[0].kept_words == {"x": {"NA": 20}}
+    plan = keep_values_of_source(plan_cleaning(rows), readings)
+    assert apply_cleaning_plan(rows, plan)[0].x.tolist() == smoker
+
+
+def test_totals_in_the_notation_of_the_column_are_no_row(tmp_path):
+    rows = read_text(tmp_path, "k;v\n" + "".join(f"a{n};1.{n:03},50\n" for n in range(20)) + "Summe;20.200,00\n")[0]
+    assert len(rows) == 20 and rows.v.sum() == 20200

@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 
 from ...outcomes import NA_VALUES
+from .number_formats import parse_numbers
 
 # %% ../../../nbs/stores/sources/table_layout.ipynb #cfb2aa8f
 MAX_LINES_ABOVE = 30 # Largest number of title and comment lines that are detected
@@ -164,7 +165,14 @@ def is_total_row(
     if not words or not TOTAL_WORDS.fullmatch(words[0].strip()):
         return False
     for name in range(rows.shape[1]):
-        numbers = pd.to_numeric(rows.iloc[:, name], errors="coerce").to_numpy(dtype=float)
+        numbers = _to_numbers(rows.iloc[:, name])
         if not np.isnan(numbers[-1]) and np.isclose(np.nansum(numbers[:-1]), numbers[-1], rtol=1e-6, atol=0.006):
             return True
     return False
+
+# %% ../../../nbs/stores/sources/table_layout.ipynb #0f294263
+def _to_numbers(column: pd.Series) -> np.ndarray:
+    "Texts as numbers, in any notation; NaN for other texts."
+    numbers = pd.to_numeric(column, errors="coerce")
+    parsed = None if numbers.notna().any() else parse_numbers(column.astype("str").replace("", np.nan))
+    return (numbers if parsed is None else parsed.values).to_numpy(dtype=float)
