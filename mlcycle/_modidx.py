@@ -3565,6 +3565,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                             'mlcycle/stores/sources/files.py')},
             'mlcycle.stores.sources.ingest': { 'mlcycle.stores.sources.ingest._join': ( 'stores/sources/ingest.html#_join',
                                                                                         'mlcycle/stores/sources/ingest.py'),
+                                               'mlcycle.stores.sources.ingest._record_reading': ( 'stores/sources/ingest.html#_record_reading',
+                                                                                                  'mlcycle/stores/sources/ingest.py'),
                                                'mlcycle.stores.sources.ingest.apply_bundled_settings': ( 'stores/sources/ingest.html#apply_bundled_settings',
                                                                                                          'mlcycle/stores/sources/ingest.py'),
                                                'mlcycle.stores.sources.ingest.call_loader': ( 'stores/sources/ingest.html#call_loader',

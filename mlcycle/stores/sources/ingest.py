@@ -199,15 +199,20 @@ def read_source_with_provenance(
         if isinstance(bar, ProgressBar):
             bar.close()
     seconds = round(time.perf_counter() - start, 3)
-    records = [Ingestion(source=mask_secrets(address), query=query, rows=count, bytes=part.bytes, sha256=digest,
-                         malformed_lines=len(part.malformed_lines), description=part.description, ingested_at=when,
-                         seconds=seconds, infinite=part.infinite, notes=part.findings.notes, na_counts=part.findings.na_counts,
-                         kept_words=part.findings.kept_words, date_formats=part.findings.date_formats,
-                         number_formats={name: form.model_dump() for name, form in part.findings.number_formats.items()})
-               for address, count, digest, part in parts.values()]
+    records = [_record_reading(part, source=mask_secrets(address), query=query, rows=count, sha256=digest, ingested_at=when,
+                               seconds=seconds) for address, count, digest, part in parts.values()]
     records[0] = records[0].model_copy(update={"infinite": records[0].infinite | result.infinite})
     lines = [(mask_secrets(address), *line) for address, _, _, part in parts.values() for line in part.malformed_lines]
     return validate_source_table(result.rows, source), pd.DataFrame(lines, columns=["source", "line", "text", "reason"]), records
+
+# %% ../../../nbs/stores/sources/ingest.ipynb #80ac9625
+def _record_reading(part: SourceRows, **facts: Any) -> Ingestion:
+    "The record of reading a source."
+    findings = part.findings
+    return Ingestion(bytes=part.bytes, malformed_lines=len(part.malformed_lines), description=part.description,
+                     infinite=part.infinite, notes=findings.notes, na_counts=findings.na_counts, kept_words=findings.kept_words,
+                     date_formats=findings.date_formats,
+                     number_formats={name: form.model_dump() for name, form in findings.number_formats.items()}, **facts)
 
 # %% ../../../nbs/stores/sources/ingest.ipynb #9390cecb
 def _join(query: str, sources: dict[str, str], convert: Callable[[SourceRows], SourceRows],
