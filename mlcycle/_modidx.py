@@ -639,6 +639,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                          'mlcycle.data.quarantine.whole_numbers_as_integers': ( 'data/quarantine.html#whole_numbers_as_integers',
                                                                                                 'mlcycle/data/quarantine.py')},
             'mlcycle.data.spelling': { 'mlcycle.data.spelling._are_codes': ('data/spelling.html#_are_codes', 'mlcycle/data/spelling.py'),
+                                       'mlcycle.data.spelling._are_magnitudes': ( 'data/spelling.html#_are_magnitudes',
+                                                                                  'mlcycle/data/spelling.py'),
                                        'mlcycle.data.spelling._find_marks': ('data/spelling.html#_find_marks', 'mlcycle/data/spelling.py'),
                                        'mlcycle.data.spelling._find_units': ('data/spelling.html#_find_units', 'mlcycle/data/spelling.py'),
                                        'mlcycle.data.spelling._other_order': ( 'data/spelling.html#_other_order',

@@ -9,6 +9,7 @@ __all__ = ['MISSING_WORDS', 'POSSIBLE_MISSING_WORDS', 'UNIT_FAMILIES', 'MAGNITUD
 
 # %% ../../nbs/data/spelling.ipynb #0417b172
 import re
+from collections.abc import Iterable
 from typing import Literal
 
 import pandas as pd
@@ -41,7 +42,7 @@ UNIT_FAMILIES = ({"mg": 1e-6, "g": 1e-3, "kg": 1.0, "t": 1e3, "lb": 0.45359237, 
                   "mile": 1609.344, "miles": 1609.344, "yd": 0.9144},
                  {"ms": 1e-3, "s": 1.0, "sec": 1.0, "min": 60.0, "h": 3600.0, "hrs": 3600.0, "d": 86400.0, "days": 86400.0},
                  {"ml": 1e-3, "cl": 1e-2, "l": 1.0, "gal": 3.785411784}, {"%": 1.0}, {"€": 1.0}, {"$": 1.0}, {"£": 1.0},
-                 {"eur": 1.0}, {"usd": 1.0}, {"gbp": 1.0})
+                 {"eur": 1.0}, {"usd": 1.0}, {"gbp": 1.0}, {"k": 1.0})
 MAGNITUDES = {"k": 1e3, "m": 1e6, "b": 1e9, "bn": 1e9} # Factors of a suffix; a number without one is not scaled
 
 # %% ../../nbs/data/spelling.ipynb #9e04feb0
@@ -104,14 +105,21 @@ def _find_units(known: pd.Series) -> dict[str, float] | None:
     often = often[[unit != "" for unit in often.index]].sort_values(ascending=False)
     if not len(often) or often.iloc[0] < 0.01 * known.sum():
         return {}
-    if "k" in often.index and set(often.index) <= set(MAGNITUDES):
-        return {unit: factor for unit, factor in MAGNITUDES.items() if unit in often.index}
-    if list(often.index) == ["m"] and often.sum() < known.sum(): # Some are metres, or millions
-        return None
+    suffixes = set(often.index) <= set(MAGNITUDES)
+    if suffixes and (len(often) > 1 or often.sum() < known.sum()): # Else a constant unit, such as kelvin or metres
+        return {unit: MAGNITUDES[unit] for unit in often.index} if _are_magnitudes(known.index, found) else None
     family = max((units for units in UNIT_FAMILIES if often.index[0] in units),
                  key=lambda units: sum(often.get(u, 0) for u in units),
                  default={})
     return {unit: factor / family[often.index[0]] for unit, factor in family.items() if unit in often.index}
+
+# %% ../../nbs/data/spelling.ipynb #14c21b38
+def _are_magnitudes(texts: Iterable[str], suffixes: list[str]) -> bool:
+    "Whether suffixes multiply: K occurs beside M or B, or numbers without a suffix are much larger than those with the only one."
+    if len({*suffixes} - {""}) > 1:
+        return "k" in suffixes
+    numbers = pd.Series([float(re.sub(r"[^\d.]", "", text).strip(".") or "nan") for text in texts], list(suffixes))
+    return bool(numbers[numbers.index == ""].median() > 30 * numbers[numbers.index != ""].median())
 
 # %% ../../nbs/data/spelling.ipynb #cf37007a
 DATE_FORMATS = ("ISO8601", "%d.%m.%Y", "%d/%m/%Y", "%m/%d/%Y", "%d-%m-%Y", "%m-%d-%Y", "%Y/%m/%d", "%d %b %Y", "%d %B %Y",

@@ -173,6 +173,7 @@ def is_total_row(
 # %% ../../../nbs/stores/sources/table_layout.ipynb #0f294263
 def _to_numbers(column: pd.Series) -> np.ndarray:
     "Texts as numbers, in any notation; NaN for other texts."
-    numbers = pd.to_numeric(column, errors="coerce")
-    parsed = None if numbers.notna().any() else parse_numbers(column.astype("str").replace("", np.nan))
+    text = column.astype("str").replace("", np.nan)
+    numbers = pd.to_numeric(text, errors="coerce")
+    parsed = parse_numbers(text) if numbers.count() < text.count() else None
     return (numbers if parsed is None else parsed.values).to_numpy(dtype=float)
