@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['INLINE_BACKEND', 'ENVIRONMENT_LOCK', 'IN_FORK', 'import_statements', 'start_fork_server', 'preload_rest',
-           'hidden_main', 'run_kernel_in_fork', 'reuse_forkserver_for_multiprocessing', 'call_in_fork']
+           'hidden_main', 'run_kernel_in_fork', 'reuse_forkserver_for_multiprocessing', 'exit_with_parent',
+           'call_in_fork']
 
 # %% ../../nbs/engine/forkserver.ipynb #fbff5797
 import ast
@@ -15,7 +16,7 @@ import threading
 import traceback
 from collections.abc import Callable, Generator
 from contextlib import contextmanager, suppress
-from multiprocessing import forkserver, get_context
+from multiprocessing import forkserver, get_context, parent_process
 from multiprocessing.connection import Connection
 from types import ModuleType
 from typing import Any
@@ -108,6 +109,14 @@ def reuse_forkserver_for_multiprocessing() -> None:
 
 # %% ../../nbs/engine/forkserver.ipynb #6accfb9d
 IN_FORK: list[int] = [] # Process id, if this process is a fork of the server; else empty
+
+# %% ../../nbs/engine/forkserver.ipynb #aac19615
+def exit_with_parent() -> None:
+    "End this process when the process that started it ends."
+    parent = parent_process()
+    assert parent is not None # This process was started by `multiprocessing`
+    wait = parent.join
+    threading.Thread(target=lambda: wait() or os._exit(1), daemon=True).start()
 
 # %% ../../nbs/engine/forkserver.ipynb #6d4b9631
 def call_in_fork(

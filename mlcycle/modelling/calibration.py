@@ -90,7 +90,7 @@ def threshold_metric(
 def tune_threshold(
     cv: CrossValidation, # Rows and folds of a binary task
     trial: Trial, # Complete
-    max_thresholds: int = 200, # Number of quantiles of the scores that are tried
+    max_thresholds: int = 100, # Number of quantiles of the scores that are tried
 ) -> float: # In [0, 1]
     "The decision threshold with the best score on the validation rows of all folds."
     problem = cv.problem

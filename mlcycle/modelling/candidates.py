@@ -19,7 +19,7 @@ from ..stores.models.model_files import untrusted_types
 
 # %% ../../nbs/modelling/candidates.ipynb #f63c8cbf
 CANDIDATES: dict[str, CandidateModel] = {model.name: model for model in (*SIMPLE_MODELS, *BOOSTERS)} # And user candidates
-DEFAULT_ORDER = ("dummy", "linear", "lightgbm", "boosting", "xgboost", "catboost", "neighbours") # Best first, if time is short
+DEFAULT_ORDER = ("dummy", "linear", "lightgbm", "xgboost", "catboost", "neighbours") # Best first, if time is short
 
 # %% ../../nbs/modelling/candidates.ipynb #30c73fd9
 def candidate_model(
@@ -91,14 +91,15 @@ def check_candidate_names(
 def choose_candidates(
     task: Task, # `binary`, `multiclass` or `regression`
     rows: int, # Number of training rows
-    names: Sequence[str] = (), # Names of candidates; empty: all that are installed
+    names: Sequence[str] = (), # Names of candidates; empty: all that are installed, but for `boosting`
 ) -> tuple[list[CandidateModel], dict[str, str]]: # Candidates that are compared; reason by excluded candidate
     """The candidates that are compared, and the reasons why others are excluded; the dummy is always included.
 
     Raises `ParameterError` if a named candidate is unknown or does not fit, or if the dummy is the only one.
     """
     check_candidate_names(names, list(CANDIDATES))
-    order = dict.fromkeys(["dummy", *(names or [*DEFAULT_ORDER, *CANDIDATES])])
+    default = [name for name in (*DEFAULT_ORDER, *CANDIDATES) if name != "boosting"] # Slower than LightGBM, the same method
+    order = dict.fromkeys(["dummy", *(names or default)])
     chosen = [CANDIDATES[name] for name in order]
     reasons = {each.name: each.reason_excluded(task, rows) for each in chosen}
     refused = [f"{name}: {reasons[name]}" for name in names if reasons[name]]

@@ -26,7 +26,7 @@ from .calibration import calibrate_trial, tune_threshold
 from .candidates import CANDIDATES
 from .choice import build_pipeline, refit_parameters
 from .model_selection import ModelSelection
-from .trials import Trial, extend_trial
+from .trials import Trial, evaluate_trials
 from ..outcomes import LearningCurvePoint, Problem, Score
 from ..stores.models.model_files import untrusted_types
 
@@ -113,13 +113,13 @@ def measure_learning_curve(
     single = next(trial for trial in [selection.chosen, *selection.ranking] if trial.model != "ensemble")
     folds, points = make_folds(problem, rows, 3, cv.seed)[-2 if problem.time else 0:], []
     for share in train_shares:
+        fewer = [(train[np.unique(np.linspace(0, len(train) - 1, max(2, int(share * len(train)))).astype(int))], valid)
+                 for train, valid in folds]
         with TemporaryDirectory() as folder:
-            fewer = [(train[np.unique(np.linspace(0, len(train) - 1, max(2, int(share * len(train)))).astype(int))], valid)
-                     for train, valid in folds]
             smaller = replace(cv, rows=rows[[*columns, problem.target]], folds=fewer, cache_folder=Path(folder),
                               sample_weight=sample_weight, groups=entity_groups(problem, rows))
             unscored = Trial(single.number, single.model, single.encoding, refit_parameters(single))
-            trial = extend_trial(smaller, CANDIDATES[single.model], unscored)
+            trial = next(evaluate_trials(smaller, [unscored], CANDIDATES))
         if trial.status == "complete":
             points.append(LearningCurvePoint(train_size=int(np.mean([len(train) for train, _ in fewer])),
                                              score=_score_over_folds(problem.metric, trial.scores, fewer)))

@@ -27,7 +27,7 @@ from mlcycle.modelling.search import (
     search_models_and_hyperparameters,
 )
 from .settings import ModellingSettings
-from .trials import Trial, extend_trial
+from .trials import Trial, copy_trial, evaluate_trials
 from ..outcomes import Calibration, LeaderboardEntry
 from ..stores.models.trial_tracking import TrialRecord
 
@@ -88,7 +88,7 @@ def repeat_cross_validation(
         began = time.monotonic()
         wider = replace(cv, folds=[*cv.folds, *make_folds(problem, rows, count, cv.seed + 1000 * repeat)])
         report_progress(f"repeat {repeat + 1} of the cross-validation, {len(finalists)} finalists")
-        extended = [extend_trial(wider, CANDIDATES[trial.model], trial) for trial in finalists]
+        extended = evaluate_trials(wider, [copy_trial(trial) for trial in finalists], CANDIDATES)
         if not (complete := [trial for trial in extended if trial.status == "complete"]):
             break
         cv, finalists, taken = wider, complete, max(taken, time.monotonic() - began)

@@ -21,7 +21,7 @@ class ModellingSettings:
     Raises `ParameterError` if a number is too small.
     """
 
-    models: Sequence[str] = () # Names of candidates; empty: all that are installed
+    models: Sequence[str] = () # Names of candidates; empty: all that are installed, but for `boosting`
     folds: int = 5 # Number of cross-validation folds
     repeats: int = 2 # Repeats of the cross-validation for the finalists; always 1 with a time column
     trials: int | None = None # Largest number of trials of the hyperparameter search; None: by the number of rows

@@ -9,12 +9,11 @@ __all__ = ['ServiceProcess', 'SERVICE_MAIN', 'ServiceClient', 'running_service',
 import os
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from multiprocessing import get_context, parent_process
+from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from multiprocessing.reduction import DupFd
 from pathlib import Path
@@ -26,7 +25,7 @@ import pandas as pd
 
 from ..errors import StageError
 from .rows import to_json_rows
-from ..engine.forkserver import IN_FORK, hidden_main
+from ..engine.forkserver import IN_FORK, exit_with_parent, hidden_main
 
 # %% ../../nbs/service/local.ipynb #70c94209
 @dataclass(frozen=True)
@@ -122,10 +121,7 @@ def forked_service(
 # %% ../../nbs/service/local.ipynb #508d355a
 def _run_service(printed: Connection, log, words: list[str], environment: dict[str, str]) -> None:
     "Run a service until the parent process ends; the target function of a fork."
-    parent = parent_process()
-    assert parent is not None # This process is a fork
-    wait = parent.join
-    threading.Thread(target=lambda: wait() or os._exit(1), daemon=True).start()
+    exit_with_parent()
     os.dup2(printed.fileno(), 1)
     os.dup2(log.detach(), 2)
     sys.stdout, sys.stderr = open(1, "w", buffering=1, closefd=False), open(2, "w", buffering=1, closefd=False)  # noqa: SIM115

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['HTTP_RETRIES', 'ARTIFACT_FOLDERS', 'DOWNLOADS', 'CHAMPION', 'CHALLENGER', 'ALIAS_HISTORY_TAG', 'registry_errors',
-           'is_registry_error', 'short_reason', 'connect_registry', 'open_experiment', 'download_model_artifact',
-           'registered_model_file', 'load_registered_model', 'get_alias_version', 'functions_ref', 'get_model_ref',
-           'set_alias', 'remove_alias', 'alias_history']
+           'is_registry_error', 'short_reason', 'connect_registry', 'database_created_meanwhile', 'open_experiment',
+           'download_model_artifact', 'registered_model_file', 'load_registered_model', 'get_alias_version',
+           'functions_ref', 'get_model_ref', 'set_alias', 'remove_alias', 'alias_history']
 
 # %% ../../../nbs/stores/models/registry.ipynb #2447325b
 import json
@@ -15,6 +15,7 @@ import os
 import re
 import tempfile
 from collections.abc import Generator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -114,6 +115,23 @@ def connect_registry(
         mlflow.set_tracking_uri(tracking_uri)
         ARTIFACT_FOLDERS[tracking_uri] = artifacts
         return mlflow.MlflowClient()
+
+# %% ../../../nbs/stores/models/registry.ipynb #d502325d
+@contextmanager
+def database_created_meanwhile(
+    workspace: Workspace, # Has the registry
+) -> Generator[None]:
+    "Context manager: create the SQLite database of a new registry in a thread; errors are left to the registration."
+    def create() -> None:
+        with workspace.lock("registry"):
+            connect_registry(workspace.tracking_uri, workspace.artifacts)
+
+    if not workspace.tracking_uri.startswith("sqlite:///"):
+        yield
+        return
+    with ThreadPoolExecutor(1) as thread:
+        thread.submit(create)
+        yield
 
 # %% ../../../nbs/stores/models/registry.ipynb #b60362e1
 def open_experiment(
