@@ -30,7 +30,7 @@ from mlcycle.engine.forkserver import (
     ENVIRONMENT_LOCK,
     hidden_main,
     import_statements,
-    preload_rest,
+    preload_next,
     start_fork_server,
     run_kernel_in_fork,
 )
@@ -58,7 +58,7 @@ class KernelProcess:
                                        args=(pipe, lifeline, self.log.name, environment, os.getcwd(), *given))
         with hidden_main():
             self.process.start()
-        preload_rest()
+        preload_next()
         for end in (pipe, lifeline):
             end.close()
 

@@ -69,14 +69,10 @@ def preload(
 
 # %% ../../nbs/engine/preload.ipynb #aab635d1
 def preload_on_signal(
-    statements: list[str], # Import statements
+    file: Path, # Import statements, one per line
 ) -> None:
-    "Execute import statements when this process receives SIGUSR1 for the first time."
-    def preload_once(*_):
-        signal.signal(signal.SIGUSR1, signal.SIG_IGN)
-        preload(statements)
-
-    signal.signal(signal.SIGUSR1, preload_once)
+    "Execute the import statements that a file contains whenever this process receives SIGUSR1."
+    signal.signal(signal.SIGUSR1, lambda *_: preload(file.read_text().splitlines()))
     os.register_at_fork(after_in_child=lambda: signal.signal(signal.SIGUSR1, signal.SIG_DFL))
 
 # %% ../../nbs/engine/preload.ipynb #fad25895
@@ -84,4 +80,4 @@ if "MLCYCLE_PRELOAD" in os.environ:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     atexit.register(os._exit, 0) # Called last: suppresses messages of libraries at exit
     preload(os.environ["MLCYCLE_PRELOAD"].splitlines())
-    preload_on_signal(os.environ.get("MLCYCLE_PRELOAD_LATER", "").splitlines())
+    preload_on_signal(Path(os.environ["MLCYCLE_PRELOAD_FILE"]))

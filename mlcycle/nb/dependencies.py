@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['Reference', 'RESULT_NEUTRAL_MODULES', 'ON_IMPORT', 'MODULE_CACHE', 'NOTEBOOK_MODULE', 'ParsedModule',
-           'imported_names', 'parse_module', 'find_source_file', 'find_references', 'summarise_module', 'ModuleIndex',
-           'ReachableCode', 'find_reachable_code', 'strip_magics']
+           'walk_statements', 'imported_names', 'parse_module', 'find_source_file', 'find_references',
+           'summarise_module', 'ModuleIndex', 'ReachableCode', 'find_reachable_code', 'strip_magics']
 
 # %% ../../nbs/nb/dependencies.ipynb #683a92be
 import ast
 import os
+from collections.abc import Generator
 from dataclasses import dataclass, field
 from functools import cache
 from hashlib import sha256
@@ -28,8 +29,8 @@ class ParsedModule:
 
     def add(self, node: ast.stmt, name: str) -> None:
         "Add a statement at the top level of the module `name`."
-        imports = [each for each in ast.walk(node) if isinstance(each, (ast.Import, ast.ImportFrom))]
         if not isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)): # Also imports in a `try` or `if`
+            imports = [each for each in walk_statements(node) if isinstance(each, (ast.Import, ast.ImportFrom))]
             self.imports |= {key: target for each in imports for key, target in imported_names(each, name).items()}
         if isinstance(node, (ast.Import, ast.ImportFrom)):
             self.on_import += [node] if "*" in imported_names(node, name) else []
@@ -49,6 +50,17 @@ def _assigned_names(node: ast.Assign | ast.AnnAssign | ast.AugAssign) -> list[st
     targets = node.targets if isinstance(node, ast.Assign) else [node.target]
     names = [target.id for target in targets if isinstance(target, ast.Name)]
     return names if len(names) == len(targets) else []
+
+# %% ../../nbs/nb/dependencies.ipynb #1bde5034
+def walk_statements(
+    node: ast.AST, # A module or a statement
+) -> Generator[ast.AST]: # Statements, and the branches of `try` and `match`
+    "A node and all statements in it; expressions, which are most of a tree, are not visited."
+    waiting = [node]
+    while waiting:
+        yield (each := waiting.pop())
+        for name in ("body", "handlers", "orelse", "finalbody", "cases"):
+            waiting.extend(getattr(each, name, ()))
 
 # %% ../../nbs/nb/dependencies.ipynb #a48ff10c
 def _registers_nothing(decorator: ast.expr) -> bool:
@@ -77,8 +89,8 @@ def parse_module(
 ) -> ParsedModule:
     "Parse a source file into its parts, without docstrings and imports for type checking."
     module, tree = ParsedModule(), ast.parse(source)
-    for node in ast.walk(tree):
-        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)) and ast.get_docstring(node) is not None:
+    for node in walk_statements(tree):
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)) and ast.get_docstring(node, False) is not None:
             node.body = node.body[1:] or [ast.Pass()]
     for node in tree.body:
         if not (isinstance(node, ast.If) and ast.unparse(node.test).endswith("TYPE_CHECKING")):
