@@ -2733,6 +2733,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                          'mlcycle.nb.fingerprints.used_library_versions': ( 'nb/fingerprints.html#used_library_versions',
                                                                                             'mlcycle/nb/fingerprints.py')},
             'mlcycle.nb.html': { 'mlcycle.nb.html._describe': ('nb/html.html#_describe', 'mlcycle/nb/html.py'),
+                                 'mlcycle.nb.html._html_exporter': ('nb/html.html#_html_exporter', 'mlcycle/nb/html.py'),
                                  'mlcycle.nb.html._without_empty_sections': ('nb/html.html#_without_empty_sections', 'mlcycle/nb/html.py'),
                                  'mlcycle.nb.html.add_heading_ids': ('nb/html.html#add_heading_ids', 'mlcycle/nb/html.py'),
                                  'mlcycle.nb.html.find_failed_cell': ('nb/html.html#find_failed_cell', 'mlcycle/nb/html.py'),

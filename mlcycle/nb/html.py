@@ -10,6 +10,7 @@ __all__ = ['TASK_TAGS', 'find_failed_cell', 'shown_cells', 'png_size', 'add_head
 import re
 import struct
 from base64 import b64decode
+from functools import cache
 from glob import escape
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,6 +19,7 @@ from .long_outputs import shorten_outputs
 from .notebook import package_file
 
 if TYPE_CHECKING:
+    from nbconvert import HTMLExporter
     from nbformat import NotebookNode
 
 # %% ../../nbs/nb/html.ipynb #6a621586
@@ -134,6 +136,18 @@ def write_long_outputs(
     for name, text in files.items():
         notebook.with_name(name).write_text(text)
 
+# %% ../../nbs/nb/html.ipynb #c85644d9
+@cache
+def _html_exporter() -> "HTMLExporter":
+    "nbconvert's exporter with the template of pages; its templates are compiled once."
+    from nbconvert import HTMLExporter
+    from nbconvert.filters import Highlight2HTML
+
+    exporter = HTMLExporter(template_name="basic", template_file=str(package_file("reports/templates/cells.html.j2")),
+                            exclude_anchor_links=True)
+    exporter.register_filter("highlight_code", Highlight2HTML(pygments_lexer="ipython3", parent=exporter))
+    return exporter
+
 # %% ../../nbs/nb/html.ipynb #d8d86f1c
 def render_notebook_body(
     notebook: Path, # Path of an executed notebook
@@ -141,11 +155,14 @@ def render_notebook_body(
 ) -> str: # HTML of the cells; a failed cell has the id `failed-cell`
     "Render the text, outputs and folded code of a notebook to HTML; whole long outputs are written beside the notebook."
     import nbformat
-    from nbconvert import HTMLExporter
+    from nbconvert import TemplateExporter
+    from nbconvert.filters.widgetsdatatypefilter import WidgetsDataTypeFilter
 
     content = nbformat.read(notebook, as_version=4)
     content.cells = shown_cells(content.cells, task)
     write_long_outputs(content.cells, Path(notebook))
-    exporter = HTMLExporter(template_name="basic", template_file=str(package_file("reports/templates/cells.html.j2")),
-                            exclude_anchor_links=True)
-    return add_heading_ids(exporter.from_notebook_node(content)[0]).strip() + "\n"
+    exporter = _html_exporter()
+    exporter.register_filter("filter_data_type", WidgetsDataTypeFilter({"": content.metadata}, parent=exporter))
+    # HTMLExporter would parse the page once more, to describe images, which have a description
+    html, _ = TemplateExporter.from_notebook_node(exporter, content)
+    return add_heading_ids(html).strip() + "\n"
