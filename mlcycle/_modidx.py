@@ -739,6 +739,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                          'mlcycle/deployment/stage.py'),
                                           'mlcycle.deployment.stage.make_rejected_release': ( 'deployment.html#make_rejected_release',
                                                                                               'mlcycle/deployment/stage.py'),
+                                          'mlcycle.deployment.stage.predict_one_by_one': ( 'deployment.html#predict_one_by_one',
+                                                                                           'mlcycle/deployment/stage.py'),
                                           'mlcycle.deployment.stage.release_model': ( 'deployment.html#release_model',
                                                                                       'mlcycle/deployment/stage.py')},
             'mlcycle.engine.client': { 'mlcycle.engine.client.ForkingEngine': ( 'engine/client.html#forkingengine',
