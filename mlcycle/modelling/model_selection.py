@@ -18,7 +18,7 @@ from .calibration import threshold_metric
 from .candidates import CANDIDATES, check_candidate_types, choose_candidates
 from .choice import build_leaderboard, order_by_selection_rule, trial_record
 from .cross_validation import CrossValidation
-from .ensemble import build_ensemble_trial, select_finalists
+from .ensemble import build_ensemble_trial, drop_clearly_worse, select_finalists
 from mlcycle.modelling.search import (
     SMALL_TABLE,
     SearchBudget,
@@ -114,6 +114,8 @@ def compare_models(
     first = replace(full, timeout=full.timeout * (2 / 3 if repeats else 1))
     search = search_models_and_hyperparameters(cv, models, first, folder)
     finalists = select_finalists(cv, search.complete_trials(), most)
+    if repeats and train_rows < SMALL_TABLE:
+        finalists = drop_clearly_worse(cv, finalists)
     wider, finalists, timed_out = repeat_cross_validation(cv, finalists, settings.repeats, full, rows)
     if timed_out and search.timed_out and wider is cv:
         search = search_models_and_hyperparameters(cv, models, full, folder, search)

@@ -15,13 +15,14 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import BrokenExecutor, Executor, Future, ProcessPoolExecutor
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
+from functools import cache
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from threadpoolctl import threadpool_limits
+from threadpoolctl import ThreadpoolController
 
 from ..engine.forkserver import IN_FORK, exit_with_parent, hidden_main
 from ..ml.meta_estimators import fit_with_sample_weight
@@ -72,6 +73,12 @@ def check_predictions(
         raise ValueError(f"{missing} of {rows} predictions are not numbers")
     return predictions
 
+# %% ../../nbs/modelling/trials.ipynb #4fe82a0c
+@cache
+def _thread_pools() -> ThreadpoolController:
+    "The thread pools of the loaded libraries; each process looks for them once."
+    return ThreadpoolController()
+
 # %% ../../nbs/modelling/trials.ipynb #d9165935
 def fit_and_score_fold(
     model: CandidateModel, # Candidate
@@ -84,7 +91,7 @@ def fit_and_score_fold(
     fold = _load_encoded_fold(path)
     estimator = model.make_estimator(cv.problem.task, cv.seed, parameters)
     start = time.perf_counter()
-    with threadpool_limits(1), warnings.catch_warnings():
+    with _thread_pools().limit(limits=1), warnings.catch_warnings():
         warnings.simplefilter("ignore") # Such as of convergence: the score shows whether it matters
         early = model.iterations_parameter in parameters and fold.early_stopping is not None
         best = _fit_early_stopping(model, estimator, fold) if early else 0
