@@ -829,7 +829,7 @@ def test_whatever_can_win_is_saved_and_answers_alike_in_another_process(tmp_path
     for task in CLASSES:
         table, problem, singles = make_table(task, 150), make_problem(task), []
         cv = cv_of(tmp_path / task, problem, table)
-        for model in candidates.choose_candidates(task, 150)[0]:
+        for model in [*candidates.choose_candidates(task, 150)[0], CANDIDATES["boosting"]]:
             few = model.iterations_parameter or "n_estimators" * model.name.endswith(("forest", "trees"))
             parameters = {few: 5} if few else {}
             for encoding in model.encodings:
