@@ -80,7 +80,7 @@ def _later_statements():
 # %% ../../nbs/engine/forkserver.ipynb #bb34009a
 def preload_next() -> None:
     "Let the server execute the next list of `PRELOAD_LATER`, if there is one."
-    if PRELOAD_LATER:
+    if PRELOAD_LATER and not IN_FORK: # A fork's server has imported all
         Path(_later_statements().name).write_text("\n".join(PRELOAD_LATER.pop(0)))
         with suppress(ProcessLookupError): # It has ended; `multiprocessing` starts another one
             os.kill(vars(forkserver._forkserver)["_forkserver_pid"], signal.SIGUSR1)

@@ -9,6 +9,8 @@ __all__ = ['merge_problem_fields', 'read_problem_rows', 'check_problem_columns',
            'describe_target_values', 'define_problem', 'describe_target', 'draft_problem_fields']
 
 # %% ../../nbs/01_problem.ipynb #c1a81beb
+import re
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -21,6 +23,7 @@ from .document import ProblemDocument, override_fields
 from .feasibility import assess_feasibility
 from ..ml.target_values import apply_target_values, replace_rare_classes, unify_class_spellings
 from .task import MAX_CLASSES, MIN_TARGET_ROWS, check_target, choose_positive_class, infer_task, is_count
+from ..stores.sources.compressed_files import open_decompressed
 from ..stores.sources.ingest import apply_bundled_settings, hash_rows, read_source
 
 # %% ../../nbs/01_problem.ipynb #78adc087
@@ -49,6 +52,19 @@ def read_problem_rows(
         return read_source(document.source, document.sources, document.query, target=document.target,
                            na_values=document.na_values)
 
+# %% ../../nbs/01_problem.ipynb #c188455f
+def _header_below(source: str, target: str, lines: int = 50) -> str:
+    "The option with which a text file is read whose header, with the target, is not the first line; empty if it is not found."
+    path = Path(source.partition("#")[0])
+    if not source or not path.is_file():
+        return ""
+    with open_decompressed(path) as file:
+        for number, line in zip(range(lines), file, strict=False):
+            fields = re.split(r"[,;|\t]", line.decode(errors="replace"))
+            if number and target in [field.strip().strip("\"'") for field in fields]:
+                return f"It is in line {number + 1} of the file. If that is the header: {path}#skip={number}"
+    return ""
+
 # %% ../../nbs/01_problem.ipynb #7bdf8d4c
 def check_problem_columns(
     rows: pd.DataFrame, # Of the source
@@ -63,7 +79,8 @@ def check_problem_columns(
         raise TargetError("No target is named.", "The target is the column to predict.", f"Columns are: {', '.join(columns)}.")
     with document.at("target"):
         if target not in columns:
-            raise TargetError(f"The target '{target}' is not a column of the source.", remedy=suggest_name(target, columns, 40))
+            raise TargetError(f"The target '{target}' is not a column of the source.",
+                              remedy=_header_below(document.source, target) or suggest_name(target, columns, 40))
     for place, name in columns_named_besides_target(document):
         with document.at(*place):
             check_column_role(columns, name, place[0], document)

@@ -3,6 +3,7 @@
 import sqlite3
 
 import numpy as np
+import openpyxl
 import pandas as pd
 import pytest
 from hypothesis import given, settings
@@ -165,6 +166,75 @@ def test_a_row_of_totals(tmp_path):
     assert rows.town.tolist() == ["Rome", "Oslo"]
     assert "totals" in record.description
     assert len(read_text(tmp_path, text.format("9"))[0]) == 3, "no sum of the others"
+
+
+@pytest.mark.parametrize(
+    ("lines", "kind"),
+    [
+        (["Total,55,"], "totals"),
+        (["Average,5.5,x"], "averages"),
+        (["Total,55,", "Printed on the 3rd of March,,"], "note below"),
+        (["* provisional,,"], "note below"),
+        (["town,sales,kind"], "repeated header"),
+        (["Grand total,55,", "Mean,5.5,", "Source: the towns,,"], "2 lines"),
+    ],
+)
+def test_lines_that_are_no_records(tmp_path, lines, kind):
+    records = [f"t{n},{n},{'xy'[n % 2]}" for n in range(1, 11)]
+    rows, malformed, [record] = read_text(tmp_path, "\n".join(["town,sales,kind", *records, *lines]) + "\n")
+    assert rows.sales.tolist() == list(range(1, 11)) and len(malformed) == 0
+    assert kind in record.description
+
+
+def test_subtotals_of_groups(tmp_path):
+    text = "town,sales\nRome,1\nBari,2\nItaly total,3\nOslo,4\nBergen,5\nNorway total,9\nTotal,12\n"
+    rows, _, [record] = read_text(tmp_path, text)
+    assert rows.town.tolist() == ["Rome", "Bari", "Oslo", "Bergen"]
+    assert "3 lines" in record.description
+
+
+def test_records_that_only_look_like_other_lines(tmp_path):
+    names = ["Shell", "Total", "Aral", "Total Wallonie", "Min", "Average Joe"]
+    text = "\n".join(["brand,price,town", *[f"{name},{1.5 + n},Rome" for n, name in enumerate(names * 5)]]) + "\n"
+    assert len(read_text(tmp_path, text)[0]) == 30, "brands whose prices sum nothing"
+    text = "id,note,price\n" + "".join(f"{n},a word {n},{n * n}\n" for n in range(30)) + "30,,\n"
+    assert len(read_text(tmp_path, text)[0]) == 31, "a record of which only the number is known"
+    text = (
+        "remark,price,town\n" + "".join(f"a remark of some words {n},{n},Rome\n" for n in range(30)) + "a remark of some more,,\n"
+    )
+    assert len(read_text(tmp_path, text)[0]) == 31
+
+
+def test_units_below_the_header(tmp_path):
+    rows = read_text(tmp_path, "name,mass,height\n,kg,cm\n" + "".join(f"n{n},{n},{2 * n}\n" for n in range(9)))[0]
+    assert rows.mass.tolist() == list(range(9)) and rows.columns.tolist() == ["name", "mass", "height"]
+    rows = read_text(tmp_path, "name,mass\nn,[kg]\n" + "".join(f"n{n},{n}\n" for n in range(9)))[0]
+    assert rows.mass.tolist() == list(range(9))
+
+
+def test_keys_and_values_above_the_header(tmp_path):
+    table = "id,a,b,c\n" + "".join(f"{n},{n},{n},x\n" for n in range(9))
+    for above in ("report,sales\ndate,2024-01-31\n\n", "report,sales,,\ndate,2024-01-31,,\n,,,\n"):
+        assert read_text(tmp_path, above + table)[0].columns.tolist() == ["id", "a", "b", "c"]
+
+
+def test_merged_cells_of_a_workbook(tmp_path):
+    book = openpyxl.Workbook()
+    sheet = book.active
+    sheet.append(["Sales by region"])
+    sheet.append(["Region", "Sales", None, "Kind"])
+    sheet.append([None, 2023, 2024, None])
+    for number in range(8):
+        sheet.append([f"r{number // 2}" if number % 2 == 0 else None, number, number + 1, "x"])
+        if number % 2:
+            sheet.merge_cells(start_row=number + 3, end_row=number + 4, start_column=1, end_column=1)
+    for area in ("A1:D1", "A2:A3", "B2:C2", "D2:D3"):
+        sheet.merge_cells(area)
+    book.save(tmp_path / "t.xlsx")
+    rows, _, [reading] = read_source_with_provenance(f"{tmp_path}/t.xlsx")
+    assert rows.columns.tolist() == ["Region", "2023", "2024", "Kind"]
+    assert rows.Region.tolist() == [f"r{number // 2}" for number in range(8)]
+    assert "merged cells of several rows" in reading.description
 
 
 def test_names_that_are_years(tmp_path):

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FAST_PARSE_BYTES', 'BLOCK_BYTES', 'read_csv_text', 'needs_line_check', 'has_quotes', 'read_csv_file',
-           'leave_out_footer', 'drop_unnamed_empty_columns']
+           'drop_unnamed_empty_columns']
 
 # %% ../../../nbs/stores/sources/csv_files.ipynb #82f3e202
 from dataclasses import replace
@@ -20,7 +20,7 @@ from .encodings import SAMPLE_BYTES, detect_utf8_or_code_page
 from .malformed_lines import separate_malformed_lines
 from .progress import ProgressCallback
 from .rows import SourceRows
-from .table_layout import is_total_row
+from .other_lines import leave_out_other_lines
 
 # %% ../../../nbs/stores/sources/csv_files.ipynb #0838c144
 FAST_PARSE_BYTES = 1 << 28 # Smaller files are read without a progress report
@@ -106,7 +106,7 @@ def read_csv_file(
             if malformed or comments or isinstance(rows, Exception):
                 rows = read_csv_text(clean, replace(dialect, encoding="utf-8", skip=0))
     assert isinstance(rows, pd.DataFrame)
-    rows, notes = leave_out_footer(rows, dialect.footer)
+    rows, notes = leave_out_other_lines(rows, dialect.footer)
     rows, more = drop_unnamed_empty_columns(rows)
     dialect = replace(dialect, notes=(*dialect.notes, *notes, *more))
     return SourceRows(rows, str(dialect), Path(path).stat().st_size, malformed, dialect.options)
@@ -118,18 +118,6 @@ def _read_or_error(path: Path, dialect: CsvDialect, progress: ProgressCallback |
         return read_csv_text(path, dialect, progress, quotes=quotes)
     except (pa.ArrowInvalid, UnicodeDecodeError) as error:
         return error if isinstance(error, pa.ArrowInvalid) else pa.ArrowInvalid(f"not UTF8: {error}")
-
-# %% ../../../nbs/stores/sources/csv_files.ipynb #f78e38f3
-def leave_out_footer(
-    rows: pd.DataFrame, # All records, as text
-    footer: int, # Number of records to leave out at the end
-) -> tuple[pd.DataFrame, list[str]]: # Rows, and a note if records are left out
-    "Leave out records at the end: as many as an option says, or a row of totals."
-    if footer:
-        return rows.iloc[:-footer], [f"{footer} line{'s' if footer > 1 else ''} at the end left out"]
-    if is_total_row(rows):
-        return rows.iloc[:-1], ["row of totals at the end left out"]
-    return rows, []
 
 # %% ../../../nbs/stores/sources/csv_files.ipynb #8e92578a
 def drop_unnamed_empty_columns(

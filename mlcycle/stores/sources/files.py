@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['FILE_KINDS', 'EXPECTED_SOURCES', 'list_files', 'file_kind', 'connect_duckdb', 'sql_literal', 'read_parquet_sql',
            'read_json_lines_sql', 'fetch_rows', 'read_parquet', 'find_records', 'records_to_frame', 'read_json',
-           'read_json_lines', 'read_excel', 'find_table_in_cells', 'open_delta', 'is_delta', 'read_delta', 'read_file']
+           'read_json_lines', 'read_excel', 'fill_merged_cells', 'find_table_in_cells', 'open_delta', 'is_delta',
+           'read_delta', 'read_file']
 
 # %% ../../../nbs/stores/sources/files.ipynb #5fc4e7d4
 import glob
@@ -23,8 +24,9 @@ from ...errors import SourceError, suggest_name
 from .addresses import parse_options, split_address_fragment
 from .compressed_files import COMPRESSED_ENDINGS, TEXT_ENDINGS, open_decompressed
 from .csv_dialect import TEXT_OPTIONS, fill_names, parse_count, parse_header, parse_read_options
-from .csv_files import drop_unnamed_empty_columns, leave_out_footer, read_csv_file
+from .csv_files import drop_unnamed_empty_columns, read_csv_file
 from .number_formats import EXACT_INTEGERS
+from .other_lines import leave_out_other_lines
 from .progress import ProgressCallback
 from .rows import SourceRows, arrow_to_pandas, cell_to_text, normalise_dtypes
 from .table_layout import detect_layout
@@ -285,15 +287,33 @@ def read_excel(
         book = pd.ExcelFile(path, engine="calamine")
         wanted = [sheet] if sheet in book.sheet_names else book.sheet_names
         sheets = {name: pd.read_excel(book, sheet_name=name, header=None, dtype=object, na_filter=False) for name in wanted}
+        merged = {name: book.book.get_sheet_by_name(name).merged_cell_ranges or [] for name in wanted}
     except Exception as error: # calamine raises many types
         raise SourceError(f"The file '{path}' is not a table that can be read.", "A workbook is expected.", str(error)) from error
     if sheet and sheet not in sheets:
         raise SourceError(f"The file '{path}' has no sheet '{sheet}'.", remedy=suggest_name(sheet, list(sheets)))
     name = sheet or next((name for name, rows in sheets.items() if len(rows)), next(iter(sheets)))
-    rows, notes = find_table_in_cells(sheets[name], path, given)
+    cells, filled = fill_merged_cells(sheets[name], merged[name])
+    rows, notes = find_table_in_cells(cells, path, given)
     others = f" of {len(book.sheet_names)}" if len(book.sheet_names) > 1 else ""
-    description = ", ".join([f"Excel, sheet '{name}'{others}", *notes])
+    description = ", ".join([f"Excel, sheet '{name}'{others}", *notes, *filled])
     return SourceRows(rows, description, Path(path).stat().st_size, options=parse_read_options(given))
+
+# %% ../../../nbs/stores/sources/files.ipynb #7eb7e4f1
+def fill_merged_cells(
+    cells: pd.DataFrame, # All cells of a sheet, an empty cell is an empty text
+    ranges: list[tuple[tuple[int, int], tuple[int, int]]], # Row and column of the first and the last cell of each range
+) -> tuple[pd.DataFrame, list[str]]: # Cells; a note if records had merged cells
+    "Copy the value of merged cells to all of them, unless it is the only value of its row and in the first column."
+    cells, down = cells.copy(), 0
+    for (top, left), (bottom, right) in ranges:
+        if top >= len(cells) or left >= cells.shape[1]:
+            continue
+        others = [value for column, value in enumerate(cells.iloc[top]) if column != left and value != "" and not pd.isna(value)]
+        if others or left:
+            cells.iloc[top:bottom + 1, left:right + 1] = cells.iloc[top, left]
+            down += bottom > top
+    return cells, [f"{down} merged cell{'s' if down > 1 else ''} of several rows filled"] if down else []
 
 # %% ../../../nbs/stores/sources/files.ipynb #946b1a0f
 def find_table_in_cells(
@@ -310,9 +330,9 @@ def find_table_in_cells(
     layout = detect_layout(records, skip=0 if "skip" in given else None, header_rows=parse_header(given))
     rows = cells.iloc[skip + layout.first:].dropna(how="all")
     rows = rows.iloc[:, :len(layout.names)].set_axis(list(fill_names(path, layout.names)), axis=1)
-    rows, totals = leave_out_footer(rows, parse_count(given, "footer") or 0)
+    rows, other = leave_out_other_lines(rows, parse_count(given, "footer") or 0)
     rows, empty = drop_unnamed_empty_columns(rows)
-    return rows.reset_index(drop=True), [*layout.notes, *totals, *empty]
+    return rows.reset_index(drop=True), [*layout.notes, *other, *empty]
 
 # %% ../../../nbs/stores/sources/files.ipynb #4c049168
 def open_delta(
