@@ -336,7 +336,7 @@ class Contract(CheckedContractFields):
         return (limits or [QUARANTINE_LIMIT])[0]
 
 # %% ../../nbs/data/contract.ipynb #9f4954d9
-class _Dumper(yaml.SafeDumper):
+class _Dumper(getattr(yaml, "CSafeDumper", yaml.SafeDumper)):
     "YAML dumper that writes a list of scalars on one line."
 
     def represent_sequence(self, tag, sequence, flow_style=None):

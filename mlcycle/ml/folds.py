@@ -9,6 +9,7 @@ __all__ = ['entity_codes', 'entity_groups', 'describe_too_few_entities', 'make_f
 
 # %% ../../nbs/ml/folds.ipynb #e7fc2d16
 import warnings
+from functools import cache
 from typing import Literal
 
 import numpy as np
@@ -105,7 +106,13 @@ def interval_half_width(
     "Half of the corrected 95 % confidence interval of a mean over folds (Nadeau and Bengio 2003)."
     ratio = np.mean([len(valid) / len(train) for train, valid in folds])
     error = np.std(values, ddof=1) * np.sqrt(1 / len(values) + ratio)
-    return float(stats.t.ppf(0.975, len(values) - 1) * error)
+    return _t_quantile(len(values) - 1) * float(error)
+
+# %% ../../nbs/ml/folds.ipynb #9283d1ee
+@cache
+def _t_quantile(degrees_of_freedom: int) -> float:
+    "The 97.5 % quantile of Student's t distribution."
+    return float(stats.t.ppf(0.975, degrees_of_freedom))
 
 # %% ../../nbs/ml/folds.ipynb #f068ce8c
 def mean_score(
