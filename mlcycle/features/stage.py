@@ -140,6 +140,7 @@ def _save_plan(problem: Problem, rows: pd.DataFrame, selection: FeatureSelection
     outputs = map_outputs_to_features(clone(preprocessor).fit(some[columns], some[problem.target]))
     created = [each for each in selection.features if each.source_columns != [each.name]]
     leaking = [each.column for each in suspects if each.column and each.excluded]
+    others = len({*rows.columns} - {problem.target, *columns, *dropped})
     name = f"plans/{hashlib.sha256(model_to_skops_bytes(preprocessor)).hexdigest()[:12]}.skops"
     return FeaturePlan(
         input_columns=columns, features=selection.features, output_features=outputs, dropped_columns=dropped,
@@ -149,7 +150,8 @@ def _save_plan(problem: Problem, rows: pd.DataFrame, selection: FeatureSelection
         decision=f"{len(columns)} input columns are used ({len(outputs)} features if encoded for trees); "
                  f"{sum(each.selected for each in created)} of {len(created)} created features are selected; "
                  f"{len(dropped)} columns are dropped"
-                 + (f", of which {len(leaking)} for suspected target leakage ({', '.join(leaking)})." if leaking else "."))
+                 + (f", of which {len(leaking)} for suspected target leakage ({', '.join(leaking)})" if leaking else "")
+                 + (f"; {others:,} columns are not selected." if others else "."))
 
 # %% ../../nbs/03_features.ipynb #77e32b6a
 def required_input_columns(
