@@ -164,7 +164,7 @@ def test_a_row_of_totals(tmp_path):
     text = "town,sales\nRome,1.5\nOslo,2\nTotal,{}\n"
     rows, _, [record] = read_text(tmp_path, text.format("3.5"))
     assert rows.town.tolist() == ["Rome", "Oslo"]
-    assert "totals" in record.description
+    assert "totals" in record.notes[0]
     assert len(read_text(tmp_path, text.format("9"))[0]) == 3, "no sum of the others"
 
 
@@ -174,23 +174,25 @@ def test_a_row_of_totals(tmp_path):
         (["Total,55,"], "totals"),
         (["Average,5.5,x"], "averages"),
         (["Total,55,", "Printed on the 3rd of March,,"], "note below"),
-        (["* provisional,,"], "note below"),
-        (["town,sales,kind"], "repeated header"),
-        (["Grand total,55,", "Mean,5.5,", "Source: the towns,,"], "2 lines"),
+        (["* provisional,,", "Page 1 of 2,,"], "note below"),
+        (["town,SALES , kind"], "repeated header"),
+        (["Grand total,55,", "Mean,5.5,", "Source: the towns,,"], "2 rows"),
     ],
 )
 def test_lines_that_are_no_records(tmp_path, lines, kind):
-    records = [f"t{n},{n},{'xy'[n % 2]}" for n in range(1, 11)]
+    sales = [2, 3, 5, 7, 1, 9, 8, 4, 6, 10]
+    records = [f"t{n},{n},{'xy'[n % 2]}" for n in sales]
     rows, malformed, [record] = read_text(tmp_path, "\n".join(["town,sales,kind", *records, *lines]) + "\n")
-    assert rows.sales.tolist() == list(range(1, 11)) and len(malformed) == 0
-    assert kind in record.description
+    assert rows.sales.tolist() == sales and len(malformed) == 0
+    assert kind in " ".join(record.notes)
+    assert len(read_text(tmp_path, "\n".join(["town,sales,kind", *records, *lines]) + "\n", "#footer=0")[0]) == 10 + len(lines)
 
 
 def test_subtotals_of_groups(tmp_path):
     text = "town,sales\nRome,1\nBari,2\nItaly total,3\nOslo,4\nBergen,5\nNorway total,9\nTotal,12\n"
     rows, _, [record] = read_text(tmp_path, text)
     assert rows.town.tolist() == ["Rome", "Bari", "Oslo", "Bergen"]
-    assert "3 lines" in record.description
+    assert "3 rows" in record.notes[0]
 
 
 def test_records_that_only_look_like_other_lines(tmp_path):
@@ -205,10 +207,32 @@ def test_records_that_only_look_like_other_lines(tmp_path):
     assert len(read_text(tmp_path, text)[0]) == 31
 
 
+@pytest.mark.parametrize(
+    ("header", "records"),
+    [
+        ("id,name,points", [f"{n},{name},{n * n % 7}" for n, name in enumerate(["Ann", "Max", "Ben", "Kim", "Tom", "Lea"])]),
+        ("year,name,points", [f"2023,{name},{n * n % 7}" for n, name in enumerate(["Ann", "Max", "Ben", "Kim", "Sum 41"])]),
+        ("name,age,town", ["Ann,31,Bonn", "Ben,25,Bonn", "Kim,28,Bonn", "Max,42,Bonn"]),
+        ("patient,test,value", [f"{n // 3},{('Albumin', 'Total protein', 'CRP')[n % 3]},{n * n % 11}" for n in range(30)]),
+        ("brand,price,shop", [f"{('Shell', 'Total', 'Aral')[n % 3]},{1 + n * n % 5},{n}" for n in range(30)]),
+        ("site,kind,value", [f"{n // 3},{('mean', 'median', 'sd')[n % 3]},{n * n % 11}" for n in range(30)]),
+        ("answer,score,more", [*[f"it was fine on the whole {n},{n * n},yes" for n in range(9)], "I had to wait two hours,,"]),
+        ("title,price,more", [*[f"book{n},{n * n},yes" for n in range(9)], "Notes from Underground,,"]),
+        ("name,grade,level", ["Al,C,F", *[f"n{n},{n * n},{n}" for n in range(25)]]),
+        ("time,a,b", ["00:00,ERR,ERR", *[f"{n:02}:00,{n * n},{2 * n}" for n in range(1, 24)]]),
+        ("sample,a,b", ["S1,trace,trace", *[f"S{n},{n * n},{2 * n}" for n in range(2, 24)]]),
+    ],
+)
+def test_records_that_look_like_no_records(tmp_path, header, records):
+    rows, malformed, [record] = read_text(tmp_path, "\n".join([header, *records]) + "\n")
+    assert len(rows) == len(records) and not len(malformed), record.notes
+    assert rows.columns.tolist() == header.split(",")
+
+
 def test_units_below_the_header(tmp_path):
     rows = read_text(tmp_path, "name,mass,height\n,kg,cm\n" + "".join(f"n{n},{n},{2 * n}\n" for n in range(9)))[0]
     assert rows.mass.tolist() == list(range(9)) and rows.columns.tolist() == ["name", "mass", "height"]
-    rows = read_text(tmp_path, "name,mass\nn,[kg]\n" + "".join(f"n{n},{n}\n" for n in range(9)))[0]
+    rows = read_text(tmp_path, "name,mass\n-,[kg]\n" + "".join(f"n{n},{n}\n" for n in range(9)))[0]
     assert rows.mass.tolist() == list(range(9))
 
 
@@ -216,6 +240,17 @@ def test_keys_and_values_above_the_header(tmp_path):
     table = "id,a,b,c\n" + "".join(f"{n},{n},{n},x\n" for n in range(9))
     for above in ("report,sales\ndate,2024-01-31\n\n", "report,sales,,\ndate,2024-01-31,,\n,,,\n"):
         assert read_text(tmp_path, above + table)[0].columns.tolist() == ["id", "a", "b", "c"]
+
+
+def test_groups_of_columns(tmp_path):
+    records = "".join(f"EU,{n},{n + 1},{n + 2},{n + 3}\n" for n in range(9))
+    both = ["region", "2023 plan", "2023 actual", "2024 plan", "2024 actual"]
+    assert read_text(tmp_path, ",2023,,2024,\nregion,plan,actual,plan,actual\n" + records)[0].columns.tolist() == both
+    names = ["Region", "Q1 Plan", "Q1 Actual", "Q2 Plan", "Q2 Actual"]
+    assert read_text(tmp_path, "Region,Q1,Q1,Q2,Q2\n,Plan,Actual,Plan,Actual\n" + records)[0].columns.tolist() == names
+    assert len(read_text(tmp_path, ",a,b\nr0,low,high\n" + "".join(f"r{n},{n},{n}\n" for n in range(1, 25)))[0]) == 25
+    with pytest.raises(SourceError, match="two columns named 'score'"):
+        read_text(tmp_path, "name,score,score\nAl,x,y\nBo,1,2\nCy,3,4\nDi,5,6\n")
 
 
 def test_merged_cells_of_a_workbook(tmp_path):
@@ -234,7 +269,7 @@ def test_merged_cells_of_a_workbook(tmp_path):
     rows, _, [reading] = read_source_with_provenance(f"{tmp_path}/t.xlsx")
     assert rows.columns.tolist() == ["Region", "2023", "2024", "Kind"]
     assert rows.Region.tolist() == [f"r{number // 2}" for number in range(8)]
-    assert "merged cells of several rows" in reading.description
+    assert "merged cells filled down: r0 (rows 4 to 5)" in reading.notes[0]
 
 
 def test_names_that_are_years(tmp_path):

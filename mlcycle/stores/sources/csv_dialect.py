@@ -33,7 +33,7 @@ class CsvDialect:
     skip: int = 0 # Number of lines before the first record, with the header
     header_rows: int = 1 # Number of header rows; 0: none
     comment: str = "" # Mark at the start of lines that are left out
-    footer: int = 0 # Number of lines to leave out at the end
+    footer: int | None = None # Number of lines to leave out at the end; None: those that are found to be no records
     options: ReadOptions = field(default_factory=ReadOptions) # How text is to be read
     notes: tuple[str, ...] = () # Further findings, for the description
 
@@ -70,7 +70,7 @@ def detect_dialect(
     layout = detect_layout(records[first:], skip=0 if skip is not None else None, header_rows=parse_header(given))
     first += layout.first
     return CsvDialect(encoding, separator, layout.names, ends[first - 1] if first else 0, layout.header_rows, comment,
-                      parse_count(given, "footer") or 0, parse_read_options(given), layout.notes)
+                      parse_count(given, "footer"), parse_read_options(given), layout.notes)
 
 # %% ../../../nbs/stores/sources/csv_dialect.ipynb #165ebd44
 def _read_first_lines(path: Path, encoding: str) -> tuple[str, list[str]]:

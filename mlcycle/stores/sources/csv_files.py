@@ -108,8 +108,8 @@ def read_csv_file(
     assert isinstance(rows, pd.DataFrame)
     rows, notes = leave_out_other_lines(rows, dialect.footer)
     rows, more = drop_unnamed_empty_columns(rows)
-    dialect = replace(dialect, notes=(*dialect.notes, *notes, *more))
-    return SourceRows(rows, str(dialect), Path(path).stat().st_size, malformed, dialect.options)
+    dialect = replace(dialect, notes=(*dialect.notes, *more))
+    return SourceRows(rows, str(dialect), Path(path).stat().st_size, malformed, dialect.options, notes=notes)
 
 # %% ../../../nbs/stores/sources/csv_files.ipynb #bd83435c
 def _read_or_error(path: Path, dialect: CsvDialect, progress: ProgressCallback | None, quotes: bool) -> pd.DataFrame | Exception:

@@ -29,7 +29,7 @@ from .number_formats import EXACT_INTEGERS
 from .other_lines import leave_out_other_lines
 from .progress import ProgressCallback
 from .rows import SourceRows, arrow_to_pandas, cell_to_text, normalise_dtypes
-from .table_layout import detect_layout
+from .table_layout import NUMBER_OR_DATE, YEAR, detect_layout
 
 if TYPE_CHECKING:
     import duckdb
@@ -294,33 +294,34 @@ def read_excel(
         raise SourceError(f"The file '{path}' has no sheet '{sheet}'.", remedy=suggest_name(sheet, list(sheets)))
     name = sheet or next((name for name, rows in sheets.items() if len(rows)), next(iter(sheets)))
     cells, filled = fill_merged_cells(sheets[name], merged[name])
-    rows, notes = find_table_in_cells(cells, path, given)
+    rows, layout, notes = find_table_in_cells(cells, path, given)
     others = f" of {len(book.sheet_names)}" if len(book.sheet_names) > 1 else ""
-    description = ", ".join([f"Excel, sheet '{name}'{others}", *notes, *filled])
-    return SourceRows(rows, description, Path(path).stat().st_size, options=parse_read_options(given))
+    description = ", ".join([f"Excel, sheet '{name}'{others}", *layout])
+    return SourceRows(rows, description, Path(path).stat().st_size, options=parse_read_options(given), notes=[*filled, *notes])
 
 # %% ../../../nbs/stores/sources/files.ipynb #7eb7e4f1
 def fill_merged_cells(
     cells: pd.DataFrame, # All cells of a sheet, an empty cell is an empty text
     ranges: list[tuple[tuple[int, int], tuple[int, int]]], # Row and column of the first and the last cell of each range
 ) -> tuple[pd.DataFrame, list[str]]: # Cells; a note if records had merged cells
-    "Copy the value of merged cells to all of them, unless it is the only value of its row and in the first column."
-    cells, down = cells.copy(), 0
-    for (top, left), (bottom, right) in ranges:
+    "Copy the value of merged cells to all of them; beside a number, only down; not if it is a title."
+    cells, filled = cells.copy(), []
+    for (top, left), (bottom, right) in sorted(ranges):
         if top >= len(cells) or left >= cells.shape[1]:
             continue
-        others = [value for column, value in enumerate(cells.iloc[top]) if column != left and value != "" and not pd.isna(value)]
-        if others or left:
-            cells.iloc[top:bottom + 1, left:right + 1] = cells.iloc[top, left]
-            down += bottom > top
-    return cells, [f"{down} merged cell{'s' if down > 1 else ''} of several rows filled"] if down else []
+        value, texts = cells.iloc[top, left], [str(each) for each in cells.iloc[top] if each != "" and not pd.isna(each)]
+        header = not any(NUMBER_OR_DATE.fullmatch(text) and not YEAR.fullmatch(text) for text in texts)
+        if len(texts) > 1 or left:
+            cells.iloc[top:bottom + 1, left:right + 1 if header else left + 1] = value
+            filled += [f"{value} (rows {top + 1} to {bottom + 1})"] if bottom > top and not header else []
+    return cells, [f"merged cells filled down: {', '.join(filled[:3])}{', …' * (len(filled) > 3)}"] if filled else []
 
 # %% ../../../nbs/stores/sources/files.ipynb #946b1a0f
 def find_table_in_cells(
     cells: pd.DataFrame, # All cells of a sheet, an empty cell is an empty text
     path: Path, # Of the workbook, for error messages
     given: dict[str, str], # Options by name
-) -> tuple[pd.DataFrame, list[str]]: # Rows with named columns, and what was detected
+) -> tuple[pd.DataFrame, list[str], list[str]]: # Rows with named columns; what was detected; lines that were left out
     "Find the table in the cells of a sheet, below titles and header rows."
     cells = cells.mask(cells.isna() | (cells == ""), None)
     skip = parse_count(given, "skip") or 0
@@ -330,9 +331,9 @@ def find_table_in_cells(
     layout = detect_layout(records, skip=0 if "skip" in given else None, header_rows=parse_header(given))
     rows = cells.iloc[skip + layout.first:].dropna(how="all")
     rows = rows.iloc[:, :len(layout.names)].set_axis(list(fill_names(path, layout.names)), axis=1)
-    rows, other = leave_out_other_lines(rows, parse_count(given, "footer") or 0)
+    rows, other = leave_out_other_lines(rows, parse_count(given, "footer"))
     rows, empty = drop_unnamed_empty_columns(rows)
-    return rows.reset_index(drop=True), [*layout.notes, *other, *empty]
+    return rows.reset_index(drop=True), [*layout.notes, *empty], other
 
 # %% ../../../nbs/stores/sources/files.ipynb #4c049168
 def open_delta(
@@ -418,6 +419,7 @@ def _concat_files(readings: list[SourceRows], files: list[Path]) -> SourceRows:
                               "Files of one source have the same columns.")
     malformed = [(line, f"{file.name}: {text}", reason) for reading, file in zip(readings, files, strict=True)
                  for line, text, reason in reading.malformed_lines]
+    notes = [f"{file.name}: {note}" for reading, file in zip(readings, files, strict=True) for note in reading.notes]
     return SourceRows(pd.concat([reading.rows for reading in readings], ignore_index=True),
                       first.description + _file_count(files),
-                      sum(reading.bytes for reading in readings), malformed, first.options)
+                      sum(reading.bytes for reading in readings), malformed, first.options, notes=notes)

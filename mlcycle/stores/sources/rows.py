@@ -112,6 +112,7 @@ class SourceRows:
     options: ReadOptions = field(default_factory=lambda: ReadOptions(has_types=True)) # How the text columns are to be read
     findings: ReadFindings = field(default_factory=ReadFindings) # What was found in the text columns
     infinite: dict[str, int] = field(default_factory=dict) # Number of infinite values by column, which are read as missing
+    notes: list[str] = field(default_factory=list) # Lines that were left out, merged cells that were filled
 
 # %% ../../../nbs/stores/sources/rows.ipynb #8bec0d1f
 def convert_types(
@@ -123,6 +124,7 @@ def convert_types(
     given = reading.options.na_values if reading.options.na_values is not None else na_values or None
     options = replace(reading.options, target=target, na_values=given)
     rows, findings = parse_text_columns(normalise_dtypes(reading.rows), options)
+    findings.notes[:0] = reading.notes
     infinite = count_infinite(reading.rows) | (written := count_infinite(rows))
     rows = rows.assign(**{name: rows[name].mask(np.isinf(rows[name])) for name in written}) if written else rows
     return replace(reading, rows=rows, findings=findings, infinite=infinite)

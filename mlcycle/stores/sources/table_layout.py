@@ -117,10 +117,11 @@ def detect_layout(
         return TableLayout(start, ())
     units = False
     if header_rows is None:
-        header_rows, units = (_count_header_rows(table) if has_header(table) else (0, False))
+        header_rows, units = _count_header_rows(table)
+        header_rows = 0 if header_rows == 1 and not has_header(table) else header_rows
     names = _make_names(table[:header_rows], units) if header_rows else ("",) * len(table[0])
     if header_rows > 1:
-        notes.append("two header rows, names from the " + ("first" if units else "second"))
+        notes.append(f"second row left out as units: {', '.join(filter(None, table[1]))[:60]}" if units else "two header rows")
     positions = [number for number in range(start, len(records)) if records[number]][:header_rows + 1]
     first = positions[header_rows] if len(positions) > header_rows else len(records)
     return TableLayout(first, _fit_names(names, table[header_rows:]), header_rows, tuple(notes))
@@ -133,18 +134,17 @@ def _count_header_rows(table: list[list[str]]) -> tuple[int, bool]:
     if not second or len(second) != len(first) or not others:
         return 1, False
     typed = [number for number in range(len(first)) if _is_typed([record[number] for record in others])]
-    if not typed or any(NUMBER_OR_DATE.fullmatch(field) for field in first if field.strip()):
-        return 1, False
-    if _are_units([second[number].strip() for number in typed], [field for field in second if field.strip()]):
-        return 2, True
-    groups = any(not field.strip() for field in first) or len(set(first)) < len(first) # Merged cells
+    first, second = [field.strip() for field in first], [field.strip() for field in second]
+    groups = _are_groups(first, second)
     years = groups and not any(YEAR.fullmatch(record[number].strip()) for record in others for number in typed)
-    if any(second[number].strip() in NA_VALUES or NUMBER_OR_DATE.fullmatch(second[number])
-           and not (years and YEAR.fullmatch(second[number].strip())) for number in typed):
+    values = [field for field in first if NUMBER_OR_DATE.fullmatch(field) and not (years and YEAR.fullmatch(field))]
+    if not typed or values:
         return 1, False
-    if groups:
-        return (2, False) if all(field.strip() for field in second) else (1, False)
-    return (2, True) if len(typed) > 1 else (1, False)
+    if _are_units([second[number] for number in typed], [second[number] for number in range(len(first)) if number not in typed]):
+        return 2, True
+    words = all((second[number] not in NA_VALUES or first[number]) and not (NUMBER_OR_DATE.fullmatch(second[number])
+                and not (years and YEAR.fullmatch(second[number]))) for number in typed)
+    return (2, False) if groups and words else (1, False)
 
 # %% ../../../nbs/stores/sources/table_layout.ipynb #b7b9e65a
 _UNIT = r"""[µumckMG]?(g|m|l|L|s|W|Wh|V|A|Hz|Pa|J|N|mol|B|b)|%|°?[CFK]|t|lbs?|oz|ft|in|inch|mi|yd|min|h|hrs?|hours?|d|days?|weeks?
@@ -152,11 +152,22 @@ _UNIT = r"""[µumckMG]?(g|m|l|L|s|W|Wh|V|A|Hz|Pa|J|N|mol|B|b)|%|°?[CFK]|t|lbs?|
 UNIT = re.compile(rf"({_UNIT})([²³23]|[/·*]({_UNIT})[²³23]?)*|[\[(].{{1,15}}[\])]".replace("\n", ""))
 
 # %% ../../../nbs/stores/sources/table_layout.ipynb #ad6c2398
-def _are_units(typed: list[str], filled: list[str]) -> bool:
-    "Whether a row holds units above columns of numbers: at least two, or one that stands alone or in brackets."
+def _are_units(typed: list[str], others: list[str]) -> bool:
+    "Whether a row holds units above columns of numbers, and nothing, a mark or the word unit in the other columns."
     units = [field for field in typed if field]
-    return bool(units) and all(UNIT.fullmatch(unit) for unit in units) and (
-        len(units) > 1 or len(filled) == 1 or units[0][0] in "[(")
+    plain = all(re.fullmatch(r"units?|einheit(en)?|[-–]+|[\[(].*[\])]|", field, re.IGNORECASE) for field in others)
+    return bool(units) and plain and all(UNIT.fullmatch(unit) and unit[1:-1].lower() not in ("n/a", "na") for unit in units)
+
+# %% ../../../nbs/stores/sources/table_layout.ipynb #e4491588
+def _are_groups(first: list[str], second: list[str]) -> bool:
+    "Whether the first row names groups of columns, of which the second row names the columns."
+    counts = Counter(field for field in first if field)
+    gap = any(not field and any(first[:number]) for number, field in enumerate(first))
+    if not gap and max(counts.values(), default=0) < 2:
+        return False
+    alone = [number for number, field in enumerate(first) if counts[field] == 1 and first[number + 1:number + 2] != [""]]
+    named = all(second[number] for number in range(len(first)) if number not in alone)
+    return named and (gap or all(second[number] in ("", first[number]) for number in alone))
 
 # %% ../../../nbs/stores/sources/table_layout.ipynb #b389015f
 def _make_names(header: list[list[str]], units: bool) -> tuple[str, ...]:
