@@ -3686,6 +3686,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                         'mlcycle/stores/sources/other_lines.py'),
                                                     'mlcycle.stores.sources.other_lines._without': ( 'stores/sources/other_lines.html#_without',
                                                                                                      'mlcycle/stores/sources/other_lines.py'),
+                                                    'mlcycle.stores.sources.other_lines.find_empty_lines': ( 'stores/sources/other_lines.html#find_empty_lines',
+                                                                                                             'mlcycle/stores/sources/other_lines.py'),
                                                     'mlcycle.stores.sources.other_lines.find_notes_below': ( 'stores/sources/other_lines.html#find_notes_below',
                                                                                                              'mlcycle/stores/sources/other_lines.py'),
                                                     'mlcycle.stores.sources.other_lines.find_repeated_headers': ( 'stores/sources/other_lines.html#find_repeated_headers',

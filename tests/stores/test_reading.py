@@ -176,6 +176,7 @@ def test_a_row_of_totals(tmp_path):
         (["Total,55,", "Printed on the 3rd of March,,"], "note below"),
         (["* provisional,,", "Page 1 of 2,,"], "note below"),
         (["town,SALES , kind"], "repeated header"),
+        ([",,", "Total,55,", "Mean,5.5,", "SD,3.03,"], "3 rows"),
         (["Grand total,55,", "Mean,5.5,", "Source: the towns,,"], "2 rows"),
     ],
 )
@@ -217,6 +218,7 @@ def test_records_that_only_look_like_other_lines(tmp_path):
         ("brand,price,shop", [f"{('Shell', 'Total', 'Aral')[n % 3]},{1 + n * n % 5},{n}" for n in range(30)]),
         ("site,kind,value", [f"{n // 3},{('mean', 'median', 'sd')[n % 3]},{n * n % 11}" for n in range(30)]),
         ("answer,score,more", [*[f"it was fine on the whole {n},{n * n},yes" for n in range(9)], "I had to wait two hours,,"]),
+        ("place,height,more", [*[f"Rome{n},{n * n},yes" for n in range(9)], "San Pedro de la Sierra,,"]),
         ("title,price,more", [*[f"book{n},{n * n},yes" for n in range(9)], "Notes from Underground,,"]),
         ("name,grade,level", ["Al,C,F", *[f"n{n},{n * n},{n}" for n in range(25)]]),
         ("time,a,b", ["00:00,ERR,ERR", *[f"{n:02}:00,{n * n},{2 * n}" for n in range(1, 24)]]),

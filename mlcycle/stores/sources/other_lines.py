@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MAX_ROWS_EXAMINED', 'LAST_ROWS', 'MAX_SUMMARIES', 'STATISTICS', 'SUMMARY_WORDS', 'NOTE', 'find_summary_lines',
-           'find_repeated_headers', 'find_notes_below', 'leave_out_other_lines']
+           'find_repeated_headers', 'find_empty_lines', 'find_notes_below', 'leave_out_other_lines']
 
 # %% ../../../nbs/stores/sources/other_lines.ipynb #691310d0
 import re
@@ -72,13 +72,14 @@ def _is_summary(place: int, kind: str, numbers: list[np.ndarray], records: np.nd
 
 # %% ../../../nbs/stores/sources/other_lines.ipynb #ac6a1157
 def _is_statistic(value: float, kind: str, numbers: np.ndarray) -> bool:
-    "Whether a number is the statistic of others; that of a mean or a deviation may be rounded."
+    "Whether a number is the statistic of others; a mean or a deviation may be rounded to one decimal or more."
     known = numbers[~np.isnan(numbers)]
     if len(known) < 2 or (kind == "sum" and np.count_nonzero(known) < 2):
         return False
     found = {"sum": [known.sum()], "mean": [known.mean()], "median": [np.median(known)], "min": [known.min()],
              "max": [known.max()], "count": [len(known)], "std": [known.std(), known.std(ddof=1)]}[kind]
-    return bool(np.isclose(found, value, rtol=1e-6 if kind in ("sum", "min", "max", "count") else 2e-3, atol=0.006).any())
+    decimals = 2 if value == int(value) or kind in ("sum", "min", "max", "count") else len(str(value).partition(".")[2])
+    return bool(np.isclose(found, value, rtol=1e-6, atol=0.51 * 0.1**decimals).any())
 
 # %% ../../../nbs/stores/sources/other_lines.ipynb #ba94344e
 def _is_below(place: int, proven: set[int], n_rows: int) -> bool:
@@ -105,6 +106,18 @@ def find_repeated_headers(
     return [int(place) for place in np.flatnonzero(same.fillna(False).to_numpy(bool))
             if [str(value).strip().casefold() for value in rows.iloc[place]] == names]
 
+# %% ../../../nbs/stores/sources/other_lines.ipynb #955d6e90
+def find_empty_lines(
+    rows: pd.DataFrame, # Table of text, at least two columns
+) -> list[int]: # Positions
+    "The positions of lines without any value."
+    if rows.shape[1] < 2:
+        return []
+    first = rows.iloc[:, 0].astype("str")
+    places = np.flatnonzero((first.isna() | (first == "")).to_numpy(bool))
+    others = rows.iloc[places].astype("str").fillna("")
+    return [int(place) for place in places[(others == "").all(axis=1).to_numpy(bool)]]
+
 # %% ../../../nbs/stores/sources/other_lines.ipynb #5805cf83
 NOTE = re.compile(r"(\*+|[†‡§]+|\(?[1-9a-c]\))\s|(sources?|notes?|remarks?|quelle|anmerkung|hinweis|stand|nota|fuente)\s*:|"
                   r"page \d+ of \d+$", re.IGNORECASE)
@@ -121,7 +134,9 @@ def find_notes_below(
     words = rows.iloc[:max(0, len(rows) - len(last) + start), 0].astype("str").dropna().str.count(r"\S+")
     longest, found = int(words.max()) if len(words) else 0, []
     for place in range(len(texts) - 1, start - 1, -1):
-        if not NOTE.match(texts[place][0]) and len(texts[place][0].split()) < max(5, 3 * longest):
+        above = next((text for text in texts[place - 1] if text), "") if place else ""
+        ends = not above or any(pattern.fullmatch(above) for pattern in SUMMARY_WORDS.values())
+        if not NOTE.match(texts[place][0]) and not (ends and len(texts[place][0].split()) >= max(5, 2 * longest)):
             break
         found.append(len(rows) - len(last) + place)
     return sorted(found)
@@ -137,6 +152,7 @@ def leave_out_other_lines(
     kept, notes = _without(rows, find_repeated_headers(rows), "a repeated header")
     kept, more = _without(kept, find_notes_below(kept), "a note below the table")
     notes += more
+    kept = kept.drop(index=kept.index[find_empty_lines(kept)])
     kept, more = _without(kept, find_summary_lines(kept), "totals or averages")
     return kept, notes + more
 

@@ -147,8 +147,9 @@ def _count_header_rows(table: list[list[str]]) -> tuple[int, bool]:
     return (2, False) if groups and words else (1, False)
 
 # %% ../../../nbs/stores/sources/table_layout.ipynb #b7b9e65a
-_UNIT = r"""[µumckMG]?(g|m|l|L|s|W|Wh|V|A|Hz|Pa|J|N|mol|B|b)|%|°?[CFK]|t|lbs?|oz|ft|in|inch|mi|yd|min|h|hrs?|hours?|d|days?|weeks?
-|months?|y|yrs?|years?|EUR|USD|GBP|CHF|JPY|[€$£¥]|pcs|pieces?|items?|mmHg|bpm|ppm|mph|rpm|deg|degrees?|seconds?|minutes?"""
+_UNIT = r"""[µumckMGdnph]?(g|m|l|L|s|W|Wh|V|A|Hz|Pa|J|N|mol|B|b)|%|°?[CFK]|t|lbs?|oz|ft|in|inch|mi|yd|min|h|hrs?|hours?|d
+|days?|weeks?|months?|y|yrs?|years?|EUR|USD|GBP|CHF|JPY|[€$£¥]|pcs|pieces?|items?|mmHg|bpm|ppm|mph|rpm|deg ?[CFK]?|degrees?
+|seconds?|minutes?"""
 UNIT = re.compile(rf"({_UNIT})([²³23]|[/·*]({_UNIT})[²³23]?)*|[\[(].{{1,15}}[\])]".replace("\n", ""))
 
 # %% ../../../nbs/stores/sources/table_layout.ipynb #ad6c2398
