@@ -92,7 +92,8 @@ def _to_numbers(column: pd.Series) -> np.ndarray:
     text = column.astype("str").replace("", np.nan)
     numbers = pd.to_numeric(text, errors="coerce")
     parsed = parse_numbers(text) if numbers.count() < text.count() else None
-    return (numbers if parsed is None else parsed.values).to_numpy(dtype=float)
+    values = (numbers if parsed is None else parsed.values).to_numpy(dtype=float)
+    return np.where(np.isfinite(values), values, np.nan)
 
 # %% ../../../nbs/stores/sources/other_lines.ipynb #6da6b755
 def find_repeated_headers(
