@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import BrokenExecutor, Executor, Future
 from dataclasses import replace
 from pathlib import Path
 
@@ -42,6 +43,7 @@ from mlcycle.modelling import (
 from mlcycle.modelling.candidates import CANDIDATES, candidate_model, check_candidate_types
 from mlcycle.modelling.choice import build_pipeline, order_by_selection_rule
 from mlcycle.modelling.cross_validation import CrossValidation, _load_encoded_fold, early_stopping_split
+from mlcycle.modelling.ensemble import drop_clearly_worse
 from mlcycle.modelling.final_model import (
     fit_final_model,
     fit_first_acceptable_model,
@@ -496,6 +498,36 @@ def test_other_candidates_in_the_comparison_are_another_search(tmp_path, own):
 def test_two_folds_are_asked_once(tmp_path):
     trial = run_trial(cv_of(tmp_path, folds=2), CANDIDATES["linear"], {}, prune=lambda scores: "never reached")
     assert trial.status == "complete" and len(trial.scores) == 2 and trial.fit_seconds > 0
+
+
+class Killed(Executor):
+    "Processes of which the first ones are killed."
+
+    def __init__(self, kills: int):
+        self.kills = kills
+
+    def submit(self, function, *arguments):
+        self.kills -= 1
+        done = Future()
+        done.set_exception(BrokenExecutor("killed")) if self.kills >= 0 else done.set_result(function(*arguments))
+        return done
+
+
+def test_a_killed_process_is_replaced_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(trials, "worker_processes", lambda jobs, model: processes)
+    processes = Killed(1)
+    assert run_trial(cv_of(tmp_path / "one", folds=2), CANDIDATES["linear"], {}).status == "complete"
+    processes = Killed(10_000)
+    again = run_trial(cv_of(tmp_path / "all", folds=2), CANDIDATES["linear"], {})
+    assert again.status == "failed" and "BrokenExecutor: killed" in again.reason
+
+
+def test_finalists_that_are_clearly_worse_are_not_repeated(tmp_path):
+    cv, finalists = cv_of(tmp_path), [CANDIDATES[name] for name in ("linear", "lightgbm", "neighbours", "dummy")]
+    tried = [run_trial(cv, model, {}) for model in finalists]
+    kept = drop_clearly_worse(cv, sorted(tried, key=lambda trial: -np.mean(trial.scores)))
+    assert [trial.model for trial in kept].count("dummy") == 0 and len(kept) == 3
+    assert len(drop_clearly_worse(cv, [tried[0], *[tried[0]] * 4])) == 5, "equally good"
 
 
 def test_a_poor_trial_is_pruned_and_stays_off_the_leaderboard(tmp_path, own):
