@@ -153,7 +153,7 @@ BOOSTING_STARTING_POINT = {"learning_rate": 0.1, "max_leaf_nodes": 31, "min_samp
 BOOSTERS = (
     CandidateModel("boosting", _make_boosting, encodings=("native", "trees"), search_space=_boosting_space,
                    starting_points=(BOOSTING_STARTING_POINT,), iterations_parameter="max_iter",
-                   fit_early_stopping=_boosting_early_stopping),
+                   fit_early_stopping=_boosting_early_stopping, by_default=False), # Slower than LightGBM, the same method
     CandidateModel("lightgbm", _make_lightgbm, encodings=("native", "trees"), search_space=_lightgbm_space,
                    starting_points=LIGHTGBM_STARTING_POINTS, iterations_parameter="n_estimators",
                    fit_early_stopping=_lightgbm_early_stopping),

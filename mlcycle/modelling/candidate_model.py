@@ -33,6 +33,7 @@ class CandidateModel:
     package: str = "" # Optional package that must be installed
     iterations_parameter: str = "" # Name of the parameter for the number of trees, which early stopping sets
     fit_early_stopping: Callable | None = None # (estimator, X, y, sample_weight, X_valid, y_valid) -> best number of trees
+    by_default: bool = True # Compared if no candidates are named
     user_code: str = "" # Bytecode of a user's model
 
     def reason_excluded(self, task: Task, rows: int) -> str:

@@ -98,7 +98,7 @@ def choose_candidates(
     Raises `ParameterError` if a named candidate is unknown or does not fit, or if the dummy is the only one.
     """
     check_candidate_names(names, list(CANDIDATES))
-    default = [name for name in (*DEFAULT_ORDER, *CANDIDATES) if name != "boosting"] # Slower than LightGBM, the same method
+    default = [name for name in (*DEFAULT_ORDER, *CANDIDATES) if CANDIDATES[name].by_default]
     order = dict.fromkeys(["dummy", *(names or default)])
     chosen = [CANDIDATES[name] for name in order]
     reasons = {each.name: each.reason_excluded(task, rows) for each in chosen}

@@ -190,8 +190,7 @@ def start_in_worker(
     *arguments: Any, # Its arguments
 ) -> Callable[[], Any]: # Waits for the result, and returns it or raises what the function raised
     "Start a call in a worker process; if the process is killed, the call is repeated once, alone."
-    def submit() -> Future:
-        executor = worker_processes(jobs, model)
+    def submit(executor: Executor | None) -> Future:
         if executor is None:
             return _finished(function, *arguments)
         with hidden_main() if executor in _FORKS else nullcontext():
@@ -200,11 +199,12 @@ def start_in_worker(
     def wait() -> Any:
         try:
             return started.result()
-        except BrokenExecutor: # Perhaps killed by another call
-            _FORKS.clear()
-            return submit().result()
+        except BrokenExecutor: # Perhaps by another call
+            _FORKS[:] = [each for each in _FORKS if each is not processes]
+            return submit(worker_processes(jobs, model)).result()
 
-    started = submit()
+    processes = worker_processes(jobs, model)
+    started = submit(processes)
     return wait
 
 # %% ../../nbs/modelling/trials.ipynb #b03a693f

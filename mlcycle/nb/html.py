@@ -141,12 +141,9 @@ def write_long_outputs(
 def _html_exporter() -> "HTMLExporter":
     "nbconvert's exporter with the template of pages; its templates are compiled once."
     from nbconvert import HTMLExporter
-    from nbconvert.filters import Highlight2HTML
 
-    exporter = HTMLExporter(template_name="basic", template_file=str(package_file("reports/templates/cells.html.j2")),
-                            exclude_anchor_links=True)
-    exporter.register_filter("highlight_code", Highlight2HTML(pygments_lexer="ipython3", parent=exporter))
-    return exporter
+    return HTMLExporter(template_name="basic", template_file=str(package_file("reports/templates/cells.html.j2")),
+                        exclude_anchor_links=True)
 
 # %% ../../nbs/nb/html.ipynb #d8d86f1c
 def render_notebook_body(
@@ -156,12 +153,15 @@ def render_notebook_body(
     "Render the text, outputs and folded code of a notebook to HTML; whole long outputs are written beside the notebook."
     import nbformat
     from nbconvert import TemplateExporter
+    from nbconvert.filters import Highlight2HTML
     from nbconvert.filters.widgetsdatatypefilter import WidgetsDataTypeFilter
 
     content = nbformat.read(notebook, as_version=4)
     content.cells = shown_cells(content.cells, task)
     write_long_outputs(content.cells, Path(notebook))
-    exporter = _html_exporter()
+    exporter, language = _html_exporter(), content.metadata.get("language_info", {})
+    lexer = language.get("pygments_lexer", language.get("name"))
+    exporter.register_filter("highlight_code", Highlight2HTML(pygments_lexer=lexer, parent=exporter))
     exporter.register_filter("filter_data_type", WidgetsDataTypeFilter({"": content.metadata}, parent=exporter))
     # HTMLExporter would parse the page once more, to describe images, which have a description
     html, _ = TemplateExporter.from_notebook_node(exporter, content)

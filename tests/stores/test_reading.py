@@ -216,6 +216,7 @@ def test_records_that_only_look_like_other_lines(tmp_path):
         ("name,age,town", ["Ann,31,Bonn", "Ben,25,Bonn", "Kim,28,Bonn", "Max,42,Bonn"]),
         ("patient,test,value", [f"{n // 3},{('Albumin', 'Total protein', 'CRP')[n % 3]},{n * n % 11}" for n in range(30)]),
         ("brand,price,shop", [f"{('Shell', 'Total', 'Aral')[n % 3]},{1 + n * n % 5},{n}" for n in range(30)]),
+        ("brand,stars", ["Shell,1", "Aral,2", "Total,3", "Jet,4", "Esso,3"]),
         ("site,kind,value", [f"{n // 3},{('mean', 'median', 'sd')[n % 3]},{n * n % 11}" for n in range(30)]),
         ("answer,score,more", [*[f"it was fine on the whole {n},{n * n},yes" for n in range(9)], "I had to wait two hours,,"]),
         ("place,height,more", [*[f"Rome{n},{n * n},yes" for n in range(9)], "San Pedro de la Sierra,,"]),

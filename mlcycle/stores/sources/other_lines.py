@@ -47,6 +47,8 @@ def find_summary_lines(
     text = {place: words.iloc[place - first] for place in kinds}
     doubtful = {text[place] for place in kinds if place not in proven}
     proven = {place for place in proven if text[place] not in doubtful}
+    if proven and records[0] < min(proven) and records[-1] > max(proven): # Summaries begin or end a table
+        return []
     return sorted(place for place in proven if kinds[place].startswith("sum") or _is_below(place, proven, len(rows)))
 
 # %% ../../../nbs/stores/sources/other_lines.ipynb #b1630d2c
