@@ -92,7 +92,7 @@ def early_stopping_split(
         stratify = y_train if problem.task != "regression" and min(np.unique(y_train, return_counts=True)[1]) > 1 else None
         stop = np.isin(places, train_test_split(places, test_size=0.1, random_state=seed, stratify=stratify)[1])
     if problem.task != "regression":
-        stop &= pd.Series(y_train).isin(y_train[~stop]).to_numpy() # Hash-based, unlike `np.isin` for objects
+        stop &= pd.Series(y_train).isin(pd.unique(y_train[~stop])).to_numpy() # Hash-based, unlike `np.isin` for objects
     return places[~stop], places[stop]
 
 # %% ../../nbs/modelling/cross_validation.ipynb #1eae6760
