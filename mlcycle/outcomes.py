@@ -297,6 +297,7 @@ class FeaturePlan(Outcome):
 
     stage: ClassVar[str] = "features"
     input_columns: list[str] # Columns that the pipeline reads, in order
+    candidate_columns: list[str] = [] # Columns from which features are chosen, with time and entity
     features: list[Feature] # Feature ledger: all considered features, selected or not
     output_features: dict[str, str] = {} # Source feature of each column of the encoded matrix
     dropped_columns: dict[str, str] # Columns that are not used, with the reason
@@ -305,6 +306,7 @@ class FeaturePlan(Outcome):
     feature_set_scores: dict[str, Score] = {} # Scores of `raw`, `all`, `selected` features; `improvement`: selected over raw
     user_functions: FileRef | None = None # Source of the user's feature functions
     pipeline: FileRef # An unfitted scikit-learn pipeline
+    selector: FileRef | None = None # Repeats the choice of features on other rows; None if nothing depends on the target
 
 # %% ../nbs/outcomes.ipynb #fe4cbdf9
 class LeaderboardEntry(Record):
@@ -352,6 +354,7 @@ class Candidate(Outcome):
     stage: ClassVar[str] = "modelling"
     model: ModelRef
     winner: str
+    score: Score | None = None # Cross-validated score of the selection: each fold by the trial selected without it
     leaderboard: list[LeaderboardEntry] # Best first
     n_trials: int # Trials of the hyperparameter search
     search_rows: int # Rows used for cross-validation

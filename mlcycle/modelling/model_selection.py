@@ -26,9 +26,10 @@ from mlcycle.modelling.search import (
     rank_trials,
     search_models_and_hyperparameters,
 )
+from .selection_score import score_selection
 from .settings import ModellingSettings
-from .trials import Trial, copy_trial, evaluate_trials
-from ..outcomes import Calibration, LeaderboardEntry
+from .trials import Trial, copy_trial, evaluate_trials, select_features_of_folds
+from ..outcomes import Calibration, LeaderboardEntry, Score
 from ..stores.models.trial_tracking import TrialRecord
 
 # %% ../../nbs/modelling/model_selection.ipynb #05e86031
@@ -44,6 +45,7 @@ class ModelSelection:
     winner: Trial | None = None # Selected trial, with calibrated predictions if calibration is applied
     calibration: Calibration | None = None # Of a classification
     threshold: float | None = None # Decision threshold of a binary task
+    score: Score | None = None # Of the selection, without its optimism; None with too few folds
 
     @property
     def chosen(self) -> Trial:
@@ -66,8 +68,9 @@ class ModelSelection:
     def candidate_fields(self) -> dict:
         "Fields of the outcome `Candidate`."
         search, problem = self.search, self.cv.problem
-        return {"winner": self.chosen.name, "leaderboard": self.leaderboard(), "n_trials": len(search.trials),
-                "tuned_models": search.tuned_models, "resumed_trials": search.resumed_trials, "timed_out": search.timed_out,
+        return {"winner": self.chosen.name, "score": self.score, "leaderboard": self.leaderboard(),
+                "n_trials": len(search.trials), "tuned_models": search.tuned_models, "resumed_trials": search.resumed_trials,
+                "timed_out": search.timed_out,
                 "threshold": self.threshold, "threshold_metric": threshold_metric(problem) if problem.task == "binary" else "",
                 "calibration": self.calibration, "excluded": self.excluded}
 
@@ -107,7 +110,9 @@ def compare_models(
     An interrupted search in the same folder is resumed. Raises `StageError` if no candidate can be fitted, and
     `ParameterError` if a named candidate does not fit.
     """
-    settings, repeats = settings.for_rows(train_rows), settings.repeats > 1 and not cv.problem.time
+    settings = settings.for_rows(train_rows)
+    repeats = (settings.repeats or 1) > 1 and not cv.problem.time
+    select_features_of_folds(cv) # Before the clock of the search starts
     full, most = SearchBudget(settings.trials or 1, settings.search_seconds), 6 if train_rows < SMALL_TABLE else 10
     models, excluded = choose_candidates(cv.problem.task, train_rows, settings.models)
     check_candidate_types(models, cv.problem.task)
@@ -116,7 +121,7 @@ def compare_models(
     finalists = select_finalists(cv, search.complete_trials(), most)
     if repeats and train_rows < SMALL_TABLE:
         finalists = drop_clearly_worse(cv, finalists)
-    wider, finalists, timed_out = repeat_cross_validation(cv, finalists, settings.repeats, full, rows)
+    wider, finalists, timed_out = repeat_cross_validation(cv, finalists, settings.repeats or 1, full, rows)
     if timed_out and search.timed_out and wider is cv:
         search = search_models_and_hyperparameters(cv, models, full, folder, search)
         finalists = select_finalists(cv, search.complete_trials(), most)
@@ -125,5 +130,7 @@ def compare_models(
         finalists.append(build_ensemble_trial(wider, finalists))
     failed = [trial for trial in [*search.baseline_trials, *search.trials] if trial.reason]
     excluded |= {trial.name: f"{trial.status}: {trial.reason}" for trial in failed}
-    return ModelSelection(cv=wider, search=search, finalists=finalists, excluded=excluded,
+    complete = [trial for trial in [*search.complete_trials(), *finalists[-1:]] if trial.model != "dummy"]
+    score, _ = score_selection(cv, list({trial.name: trial for trial in complete}.values()), settings.selection_rule)
+    return ModelSelection(cv=wider, search=search, finalists=finalists, excluded=excluded, score=score,
                           ranking=order_by_selection_rule(wider, finalists, settings.selection_rule))

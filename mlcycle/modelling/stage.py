@@ -51,10 +51,11 @@ MIN_ROWS_PARALLEL = 3000 # With fewer rows, new interpreters cost more time than
 def prepare_cross_validation_data(
     problem: Problem, # Task, metric, time and entity
     preprocessor: Any, # The unfitted pipeline of stage 3
-    columns: Sequence[str], # Columns that it reads
+    columns: Sequence[str], # Columns that preprocessor and selector read
     rows: pd.DataFrame, # Training rows, with target, entity and weights
     settings: ModellingSettings, # Number of folds, rows and processes, weights, seed
     folder: Path, # Cache for encoded folds
+    selector: Any = None, # The unfitted `FeatureSelector` of stage 3; None: the features are those of the preprocessor
 ) -> CrossValidation:
     """Make the rows and folds on which candidates are compared.
 
@@ -62,7 +63,8 @@ def prepare_cross_validation_data(
     """
     few = subsample_rows_evenly(rows, settings.search_rows)
     cv = CrossValidation(
-        problem, preprocessor=preprocessor, rows=few[[*columns, problem.target]], cache_folder=folder, seed=settings.seed,
+        problem, preprocessor=preprocessor, selector=selector, rows=few[[*columns, problem.target]], cache_folder=folder,
+        seed=settings.seed,
         folds=make_folds(problem, few, settings.folds, settings.seed), groups=entity_groups(problem, few),
         sample_weight=sample_weights(problem, few, settings.weights),
         jobs=settings.jobs if IN_FORK or len(few) >= MIN_ROWS_PARALLEL else 1)
@@ -130,13 +132,15 @@ def find_model(
     workspace, settings = workspace or Workspace.from_project(), settings or ModellingSettings()
     settings = settings.for_rows(dataset.tables["train"].rows)
     load_workspace_functions(plan.user_functions, workspace)
-    preprocessor = load_model(workspace.root / plan.pipeline.path, plan.pipeline.sha256)
+    preprocessor, selector = (load_model(workspace.root / file.path, file.sha256) if file else None
+                              for file in (plan.pipeline, plan.selector))
     rows = read_table(workspace.tables, dataset.tables["train"])
     check_columns_vary(rows, plan.input_columns)
     study = workspace.root / "studies" / name_study(problem, dataset, plan, settings)
     with (TemporaryDirectory() as folder, shutdown_workers_on_exit(settings.jobs), workspace.lock(f"study-{study.name}"),
           database_created_meanwhile(workspace)):
-        cv = prepare_cross_validation_data(problem, preprocessor, plan.input_columns, rows, settings, Path(folder))
+        columns = list(dict.fromkeys([*plan.input_columns, *plan.candidate_columns]))
+        cv = prepare_cross_validation_data(problem, preprocessor, columns, rows, settings, Path(folder), selector)
         selection = compare_models(cv, settings, study, subsample_rows_evenly(rows, settings.search_rows), len(rows))
         sample_weight = sample_weights(problem, rows, settings.weights)
         report_progress(f"fitting the selected model on {len(rows):,} rows")
@@ -144,7 +148,7 @@ def find_model(
             model, latency_ms = fit_first_acceptable_model(
                 selection, rows[[*plan.input_columns, problem.target]], sample_weight, settings.calibrate)
         report_progress("learning curve")
-        curve = measure_learning_curve(selection, rows, plan.input_columns, sample_weight) if settings.learning_curve else []
+        curve = measure_learning_curve(selection, rows, columns, sample_weight) if settings.learning_curve else []
     candidate = build_candidate_outcome(
         problem, dataset, cv, selection, latency_ms=latency_ms, learning_curve=curve,
         study=selection.search.folder.relative_to(workspace.root).as_posix(), train_rows=len(rows))
@@ -162,9 +166,10 @@ def build_candidate_outcome(
 ) -> Candidate: # Not registered yet: version 0
     "Build the outcome of stage 4 from the model selection."
     chosen = selection.candidate_fields()
+    score = chosen["score"] or chosen["leaderboard"][0].score
     return Candidate(
         model=ModelRef(name=registered_model_name(problem), version=0, run_id="", sha256=""), search_rows=len(cv.rows),
-        decision=f"{chosen['winner']} is selected with a cross-validated {chosen['leaderboard'][0].score}", **chosen,
+        decision=f"{chosen['winner']} is selected with a cross-validated {score}", **chosen,
         **fingerprint_folds(problem, dataset, cv), **fields)
 
 # %% ../../nbs/04_modelling.ipynb #c4b3ff04
@@ -182,4 +187,5 @@ def name_study(
     used = {name: getattr(settings, name) for name in ("models", "folds", "search_rows", "weights", "seed")}
     own = {model.name: model.user_code for model in CANDIDATES.values()
            if model.user_code and model.name in (settings.models or CANDIDATES)}
-    return hash_study(rows=dataset.tables["train"].sha256, plan=plan.pipeline.sha256, own=own, **fields, **used)
+    plans = [file.sha256 for file in (plan.pipeline, plan.selector) if file]
+    return hash_study(rows=dataset.tables["train"].sha256, plan=plans, own=own, **fields, **used)

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['FOLDS_BEFORE_PRUNING', 'FoldResult', 'check_predictions', 'fit_and_score_fold', 'Trial', 'copy_trial', 'run_trial',
-           'worker_processes', 'start_in_worker', 'shutdown_workers_on_exit', 'evaluate_trials', 'encode_folds']
+           'worker_processes', 'start_in_worker', 'shutdown_workers_on_exit', 'evaluate_trials', 'encode_folds',
+           'select_features_of_folds']
 
 # %% ../../nbs/modelling/trials.ipynb #857107f0
 import pickle
@@ -24,12 +25,19 @@ import numpy as np
 import pandas as pd
 from threadpoolctl import ThreadpoolController
 
+from ..core.progress import report_progress
 from ..engine.forkserver import IN_FORK, exit_with_parent, hidden_main
 from ..ml.meta_estimators import fit_with_sample_weight
 from ..ml.metrics import compute_score
 from ..ml.predictions import Predictions, predict
 from .candidate_model import CandidateModel
-from .cross_validation import CrossValidation, EncodedFold, _load_encoded_fold, cache_encoded_fold
+from mlcycle.modelling.cross_validation import (
+    CrossValidation,
+    EncodedFold,
+    _load_encoded_fold,
+    cache_encoded_fold,
+    select_features_of_fold,
+)
 
 # %% ../../nbs/modelling/trials.ipynb #c0734745
 @dataclass(frozen=True)
@@ -169,14 +177,14 @@ _FORKS: list[ProcessPoolExecutor] = [] # Forks of the fork server, kept until `s
 # %% ../../nbs/modelling/trials.ipynb #29b0eabd
 def worker_processes(
     jobs: int, # Number of processes; 1: this process
-    model: CandidateModel, # Candidate that they fit
+    model: CandidateModel | None, # Candidate that they fit, if they fit one
 ) -> Executor | None: # None: this process
     "Processes that fit folds: forks of the fork server if this process is one of them, else new interpreters."
     from joblib.externals.loky import get_reusable_executor
 
     if jobs < 2:
         return None
-    if not IN_FORK or model.user_code:
+    if not IN_FORK or model and model.user_code:
         return get_reusable_executor(max_workers=jobs)
     if not _FORKS:
         _FORKS.append(ProcessPoolExecutor(jobs, mp_context=get_context("forkserver"), initializer=exit_with_parent))
@@ -185,7 +193,7 @@ def worker_processes(
 # %% ../../nbs/modelling/trials.ipynb #500019e1
 def start_in_worker(
     jobs: int, # Number of processes; 1: this process
-    model: CandidateModel, # Candidate that is fitted
+    model: CandidateModel | None, # Candidate that is fitted, if one is
     function: Callable, # A function of a module
     *arguments: Any, # Its arguments
 ) -> Callable[[], Any]: # Waits for the result, and returns it or raises what the function raised
@@ -255,7 +263,7 @@ def evaluate_trials(
 # %% ../../nbs/modelling/trials.ipynb #a1ff6005
 def _start_folds(trial: Trial, cv: CrossValidation, model: CandidateModel, out_of_time: Callable) -> Generator[Callable]:
     "Start the evaluation of each fold that a trial lacks, until it fails or time is up."
-    bare = replace(cv, preprocessor=None, rows=None, sample_weight=None, groups=None, folds=[])
+    bare = replace(cv, preprocessor=None, selector=None, rows=None, sample_weight=None, groups=None, folds=[])
     for place in range(len(trial.scores), len(cv.folds)):
         if trial.status == "complete" and out_of_time(trial, place):
             trial.status, trial.reason = "timed_out", "time limit reached"
@@ -283,6 +291,17 @@ def encode_folds(
     for wait in started:
         wait()
     return files
+
+# %% ../../nbs/modelling/trials.ipynb #17edfce5
+def select_features_of_folds(
+    cv: CrossValidation, # Rows, folds and selector
+) -> None:
+    "Choose the features of all folds in parallel; nothing is done without a selector."
+    if cv.selector is None:
+        return
+    report_progress(f"creating and selecting features in {len(cv.folds)} folds")
+    for wait in [start_in_worker(cv.jobs, None, select_features_of_fold, cv, place) for place in range(len(cv.folds))]:
+        wait()
 
 # %% ../../nbs/modelling/trials.ipynb #b69346e0
 def _take_result(waiting: deque) -> list[Trial]:

@@ -53,7 +53,7 @@ def scores_on_each_split(
     sample = train.sample(min(len(train), max_rows), random_state=0)
     predictions = predict(model, sample, problem, candidate.threshold)
     score = bootstrap_intervals([problem.metric], problem, sample[problem.target], predictions, n_resamples=100)[0]
-    return {"train": score, "validation": candidate.leaderboard[0].score, "holdout": holdout}
+    return {"train": score, "validation": candidate.score or candidate.leaderboard[0].score, "holdout": holdout}
 
 # %% ../../nbs/05_validation.ipynb #5b79b7f5
 def predict_with_champion(

@@ -286,6 +286,7 @@ def propose_recipes(
     problem: Problem, # Task, and name of the timestamp column
     *,
     max_recipes: int = 40, # Maximum number of proposals in addition to `extra`
+    max_rows: int = 20_000, # A larger table is subsampled evenly
     seed: int = 0, # Random seed
     extra: Sequence[Recipe] = (), # Recipes that are always included, and first: user functions and histories
 ) -> list[Recipe]: # Unfitted, best first
@@ -294,8 +295,8 @@ def propose_recipes(
     Rows whose target is missing are ignored. With fewer than 100 rows, only `extra` is returned.
     """
     known = target.notna().to_numpy()
-    rows = subsample_rows_evenly(rows.loc[known, list(column_types)], MAX_SCREENED_ROWS).reset_index(drop=True)
-    labels = subsample_rows_evenly(target[known].to_frame(), MAX_SCREENED_ROWS).iloc[:, 0]
+    rows = subsample_rows_evenly(rows.loc[known, list(column_types)], max_rows).reset_index(drop=True)
+    labels = subsample_rows_evenly(target[known].to_frame(), max_rows).iloc[:, 0]
     targets = _standardized_targets(labels, problem)
     column_types = _most_associated_columns(rows, column_types, targets, seed)
     view, owners, few, many = _numeric_matrix(rows, column_types)
