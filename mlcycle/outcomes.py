@@ -362,7 +362,7 @@ class Candidate(Outcome):
     fold_sizes: list[list[int]] = [] # Training and validation rows of each fold, first repeat
     train_rows: int # Rows on which the registered model was fitted
     threshold: float | None = None # Decision threshold of a binary task: the positive class from this score on
-    threshold_metric: str = "" # Metric for which the threshold was optimized
+    threshold_metric: str = "" # Metric or operating points for which the threshold was chosen
     calibration: Calibration | None = None # Of a classification; None for a regression
     excluded: dict[str, str] = {} # Models and trials that are not on the leaderboard, with the reason
     tuned_models: list[str] = [] # Model types whose hyperparameters were searched

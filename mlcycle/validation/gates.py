@@ -4,9 +4,8 @@
 
 # %% auto #0
 __all__ = ['MIN_GROUP_ROWS', 'MIN_ROWS_PER_CLASS', 'baseline_predictions', 'GateInputs', 'evaluate_metric_gate',
-           'operating_point_metric', 'evaluate_operating_point_gate', 'evaluate_baseline_gate',
-           'evaluate_champion_gate', 'evaluate_latency_gate', 'group_labels', 'ratio_between_groups',
-           'evaluate_group_ratio_gate', 'evaluate_gates', 'plot_gates']
+           'evaluate_operating_point_gate', 'evaluate_baseline_gate', 'evaluate_champion_gate', 'evaluate_latency_gate',
+           'group_labels', 'ratio_between_groups', 'evaluate_group_ratio_gate', 'evaluate_gates', 'plot_gates']
 
 # %% ../../nbs/validation/gates.ipynb #ca432bd1
 from dataclasses import dataclass, field
@@ -82,53 +81,19 @@ def evaluate_metric_gate(
     passed = low >= criterion.bound if criterion.operator == ">=" else high <= criterion.bound
     return _make_gate(criterion, score, criterion.bound, passed)
 
-# %% ../../nbs/validation/gates.ipynb #5d466ca3
-def operating_point_metric(
-    criterion: Criterion, # Such as `recall >= 0.6 at precision >= 0.5`
-) -> Metric:
-    """A metric: the highest recall at a precision, or precision at a recall, over all thresholds.
-
-    It is computed from labels (booleans) and scores; `batch_function` takes one resample a row.
-    """
-    def function(actual, scores):
-        return batch_function(actual[None], scores[None])[0]
-
-    def batch_function(actual, scores):
-        order = np.argsort(-scores, axis=1, kind="stable")
-        actual, scores = (np.take_along_axis(each, order, axis=1) for each in (actual, scores))
-        positives = actual.cumsum(axis=1)
-        ends = np.append(scores[:, 1:] != scores[:, :-1], np.ones((len(scores), 1), dtype=bool), axis=1) # Last of equal scores
-        shares = {"precision": positives / np.arange(1, actual.shape[1] + 1),
-                  "recall": positives / np.maximum(positives[:, -1:], 1)}
-        allowed = ends & (shares[criterion.constraint_metric] >= criterion.constraint_bound)
-        return np.where(allowed, shares[criterion.metric], 0.0).max(axis=1)
-
-    name = f"{criterion.metric} at {criterion.constraint_metric}"
-    return Metric(name, function, tasks=("binary",), response_method="predict_proba", higher_is_better=True,
-                  description="The highest value over all thresholds.", batch_function=batch_function)
-
 # %% ../../nbs/validation/gates.ipynb #198ff5e9
 def evaluate_operating_point_gate(
     criterion: Criterion, # Such as `recall >= 0.6 at precision >= 0.5`
     problem: Problem, # Of a binary classification
-    evaluation: GateInputs, # Predictions on the holdout
+    evaluation: GateInputs, # Predictions on the holdout, with the decision threshold of the model
 ) -> Gate:
-    """Gate: a threshold exists at which both metrics reach their bounds.
-
-    The note names such a threshold, chosen from 200 quantiles of the scores.
-    """
-    score = bootstrap_intervals([operating_point_metric(criterion)], problem, evaluation.actual, evaluation.predictions,
-                                n_resamples=evaluation.n_resamples, seed=evaluation.seed)[0]
-    actual, scores = encode_target(evaluation.actual, problem), evaluation.predictions.values
-    metrics = bind_metric_to_problem(criterion.metric, problem), bind_metric_to_problem(criterion.constraint_metric, problem)
-    thresholds = np.quantile(scores, np.linspace(0, 1, 200), method="nearest") # Precise enough for the note
-    pairs = [(float(t), *(metric.function(actual, scores >= t) for metric in metrics)) for t in np.unique(thresholds)]
-    allowed = [pair for pair in pairs if pair[2] >= criterion.constraint_bound]
-    best = max(allowed, key=lambda pair: pair[1:], default=None)
-    note = (f"A threshold of {best[0]:.3g} gives {criterion.metric} {best[1]:.3f} "
-            f"and {criterion.constraint_metric} {best[2]:.3f}." if best
-            else f"No threshold reaches {criterion.constraint_metric} {criterion.constraint_bound:g}.")
-    return _make_gate(criterion, score, criterion.bound, score.interval[0] >= criterion.bound, note)
+    "Gate: with the decision threshold of the model, the 95 % intervals of both metrics reach their bounds."
+    score, constraint = bootstrap_intervals([criterion.metric, criterion.constraint_metric], problem, evaluation.actual,
+                                            evaluation.predictions, n_resamples=evaluation.n_resamples, seed=evaluation.seed)
+    reached = constraint.interval[0] >= criterion.constraint_bound
+    note = f"With the decision threshold of the model: {constraint}, " + (
+        "which reaches its bound." if reached else "which does not reach its bound.")
+    return _make_gate(criterion, score, criterion.bound, reached and score.interval[0] >= criterion.bound, note)
 
 # %% ../../nbs/validation/gates.ipynb #49fbb4b2
 def _margin(criterion: Criterion, problem: Problem, evaluation: GateInputs, other: Predictions) -> float:

@@ -3,19 +3,19 @@
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import QUICK, cancer
-from sklearn.metrics import precision_recall_curve
+from conftest import QUICK, cancer, stored_rows
+from sklearn.metrics import accuracy_score, f1_score, precision_score, recall_score, roc_auc_score
 
 import mlcycle as mc
-from mlcycle.ml.criteria import parse_criterion
 from mlcycle.ml.predictions import Predictions
 from mlcycle.outcomes import Gate, Problem
+from mlcycle.service.bundle import load_bundle
+from mlcycle.service.rows import predict_rows
 from mlcycle.validation.gates import (
     GateInputs,
     baseline_predictions,
     evaluate_gates,
     group_labels,
-    operating_point_metric,
     plot_gates,
 )
 
@@ -52,30 +52,30 @@ def decide(
     return evaluate_gates(problem, evaluation)
 
 
-def test_an_operating_point_is_the_best_of_the_curve():
-    actual, predictions = answers(300)
-    predictions = Predictions(predictions.labels, predictions.scores.round(1))  # Ties
-    precision, recall, _ = precision_recall_curve(actual == "yes", predictions.scores)
-    for line, mine, other in (
-        ("recall >= 0.1 at precision >= ", recall, precision),
-        ("precision >= 0.1 at recall >= ", precision, recall),
-    ):
-        for bound in (0.3, 0.6, 0.8):
-            metric = operating_point_metric(parse_criterion(f"{line}{bound}", "binary", "f1"))
-            allowed = (other >= bound) & (np.arange(len(other)) < len(other) - 1)  # The last point has no threshold
-            assert metric.function((actual == "yes").to_numpy(), predictions.scores) == pytest.approx(
-                mine[allowed].max(initial=0)
-            )
-
-
-def test_an_operating_point_names_its_threshold():
+def test_an_operating_point_is_checked_with_the_threshold_of_the_model():
     actual, predictions = answers()
-    good, bad = decide(
-        "recall >= 0.6 at precision >= 0.6", "recall >= 0.9 at precision >= 0.99", actual=actual, predictions=predictions
+    positive = actual == "yes"
+    cautious, bold = (
+        Predictions(np.where(predictions.scores >= threshold, "yes", "no"), predictions.scores) for threshold in (0.95, 0.5)
     )
-    assert (good.passed, bad.passed) == (True, False)
-    assert good.low < good.value < good.high
-    assert "A threshold of" in good.note
+    line = "recall >= 0.6 at precision >= 0.6"
+    (missed,), (reached,) = (decide(line, actual=actual, predictions=each) for each in (cautious, bold))
+    assert (missed.passed, reached.passed) == (False, True), "both have the same scores, and other thresholds"
+    for gate, labels in ((missed, cautious.labels), (reached, bold.labels)):
+        assert gate.value == pytest.approx(recall_score(positive, labels == "yes"))
+    (strict,) = decide("recall >= 0.1 at precision >= 0.99", actual=actual, predictions=bold)
+    assert not strict.passed
+    assert "which does not reach its bound" in strict.note
+
+
+def test_few_rows_without_an_error_leave_room_for_errors():
+    actual, positive = pd.Series(["no", "yes"] * 6), np.array([0.1, 0.9] * 6)
+    perfect = Predictions(actual.to_numpy(), positive)
+    for line in ("recall >= 0.9", "accuracy >= 0.9", "roc_auc >= 0.9"):
+        (gate,) = decide(line, actual=actual, predictions=perfect)
+        assert gate.value == gate.high == 1
+        assert gate.low < 0.8
+        assert not gate.passed
 
 
 def test_the_champion_is_met_on_the_same_rows():
@@ -162,3 +162,25 @@ def test_all_kinds_in_a_run(tmp_path):
     assert second.previous_champion == first.current_champion == 1
     assert "version 1" in second.gates[1].note
     assert second.gates[1].value is not None
+
+
+def test_what_is_gated_is_what_is_deployed(tmp_path):
+    lines = ["recall >= 0.5 at precision >= 0.5", "f1 >= 0.5", "accuracy >= 0.5", "roc_auc >= 0.5", "beats baseline"]
+    run = mc.run(cancer(), "target", tmp_path, until="deployment", **QUICK | {"criteria": lines, "positive": "1"})
+    rows = stored_rows(run, "holdout")
+    predicted, _ = predict_rows(*load_bundle(run.workspace.root / run.release.bundle), rows.drop(columns="target"))
+    actual, positive = rows.target == run.problem.positive, predicted.labels == run.problem.positive
+    expected = {
+        "recall": recall_score(actual, positive),
+        "f1": f1_score(actual, positive),
+        "accuracy": accuracy_score(actual, positive),
+        "roc_auc": roc_auc_score(actual, predicted.scores),
+    }
+    assert run.verdict.approved
+    for gate in run.verdict.gates:
+        name = gate.criterion.split()[0]
+        if name in expected:
+            assert gate.value == pytest.approx(expected[name]), gate.criterion
+    point = next(gate for gate in run.verdict.gates if " at " in gate.criterion)
+    assert f"precision {precision_score(actual, positive):.3f}"[:12] in point.note
+    assert run.candidate.threshold_metric == "recall >= 0.5 at precision >= 0.5"
