@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['load_candidate_model', 'scores_on_each_split', 'predict_with_champion', 'promote_candidate',
-           'evaluate_gates_and_promote', 'predict_on_holdout', 'validate_model']
+           'evaluate_gates_and_promote', 'predict_on_holdout', 'describe_worse_than_baseline', 'validate_model']
 
 # %% ../../nbs/05_validation.ipynb #505bbae5
 from dataclasses import replace
@@ -15,9 +15,10 @@ from ..core.workspace import Workspace
 from ..ml.bootstrap import bootstrap_intervals
 from ..ml.criteria import parse_problem_criteria
 from ..ml.latency import time_single_predictions
-from ..ml.metrics import compute_score
+from ..ml.metrics import compute_score, get_metric
 from ..ml.predictions import Predictions, predict
 from ..outcomes import Candidate, Dataset, Gate, Problem, Score, Verdict
+from ..score_format import format_score
 from ..stores.models.registry import get_alias_version, get_model_ref, load_registered_model, open_experiment, set_alias
 from ..stores.tables.datasets import read_table
 from ..stores.tables.holdout import count_biasing_accesses, read_holdout
@@ -145,6 +146,17 @@ def predict_on_holdout(
         baseline=baseline_predictions(problem, y_train, len(holdout)), latency_ms=latency_ms, rows=holdout,
         n_resamples=n_resamples, seed=seed)
 
+# %% ../../nbs/05_validation.ipynb #ef1beb92
+def describe_worse_than_baseline(
+    scores: list[Score], # Of the candidate on the holdout
+    baseline: list[Score], # Of the best constant prediction for each metric, on the same rows
+) -> str: # Empty if the candidate is at least as good for every metric
+    "A warning that names each metric for which a constant prediction is better than the candidate."
+    worse = [f"{score.metric} ({format_score(constant.value)} instead of {format_score(score.value)})"
+             for score, constant in zip(scores, baseline, strict=True)
+             if get_metric(score.metric).sign * (constant.value - score.value) > 1e-12]
+    return f" Warning: a constant prediction has a better {' and a better '.join(worse)}." if worse else ""
+
 # %% ../../nbs/05_validation.ipynb #99fb34f2
 def validate_model(
     problem: Problem, # Outcome of stage 1
@@ -169,14 +181,17 @@ def validate_model(
                                     seed=seed)
     actual, predictions = evaluation.actual, evaluation.predictions
     scores = bootstrap_intervals(problem.metrics, problem, actual, predictions, n_resamples=n_resamples, seed=seed)
-    baseline = [Score(metric=name, value=compute_score(name, problem, actual, evaluation.baseline)) for name in problem.metrics]
+    baseline = [Score(metric=name, lower_is_better=get_metric(name).higher_is_better is False, value=compute_score(
+        name, problem, actual, baseline_predictions(problem, train[problem.target], len(holdout), name)))
+                for name in problem.metrics]
     gates, (before, after) = evaluate_gates_and_promote(problem, candidate, holdout, evaluation, workspace, promote)
     failed = [gate.criterion for gate in gates if not gate.passed]
+    decision = f"Rejected: {version} does not pass {' and '.join(failed)}." if failed else (
+        f"Approved: {version} passes {len(gates)} of {len(gates)} gates{' and is now champion' if promote else ''}.")
     verdict = Verdict(
         approved=not failed, gates=gates, scores=scores, baseline_scores=baseline, holdout_rows=len(holdout),
         holdout_accesses=count_biasing_accesses(workspace, dataset.tables["holdout"].sha256),
         generalization_gap=scores_on_each_split(problem, candidate, model, train, scores[0]),
         previous_champion=before, current_champion=after,
-        decision=f"Rejected: {version} does not pass {' and '.join(failed)}." if failed
-        else f"Approved: {version} passes {len(gates)} of {len(gates)} gates{' and is now champion' if promote else ''}.")
+        decision=decision + describe_worse_than_baseline(scores, baseline))
     return verdict, predictions
