@@ -1313,6 +1313,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                                           'mlcycle/features/encode/category_mapping.py')},
             'mlcycle.features.encode.column_types': { 'mlcycle.features.encode.column_types._column_type': ( 'features/encode/column_types.html#_column_type',
                                                                                                              'mlcycle/features/encode/column_types.py'),
+                                                      'mlcycle.features.encode.column_types._identifying_integers': ( 'features/encode/column_types.html#_identifying_integers',
+                                                                                                                      'mlcycle/features/encode/column_types.py'),
                                                       'mlcycle.features.encode.column_types._is_text': ( 'features/encode/column_types.html#_is_text',
                                                                                                          'mlcycle/features/encode/column_types.py'),
                                                       'mlcycle.features.encode.column_types._linearly_equal_numbers': ( 'features/encode/column_types.html#_linearly_equal_numbers',

@@ -37,7 +37,7 @@ class FeatureSettings:
     "Parameters of stage 3: exclusion, creation, selection and encoding of features."
 
     max_missing: float = 0.95 # Columns with a larger share of missing values are dropped, 0 to 1
-    trusted: Sequence[str] = () # Columns that are kept although they are suspected of target leakage
+    trusted: Sequence[str] = () # Columns that are kept although they are suspected of target leakage, or look like identifiers
     outliers: Literal["keep", "flag", "clip"] = "keep" # Outliers are kept, flagged in a column of their own, or clipped
     outlier_method: str = "robust z" # `robust z`, `iqr`, or `isolation forest`, which can only flag
     create: bool = True # Whether features are created
@@ -91,7 +91,8 @@ def plan_features(
     suspects, scores = find_leakage_suspects(problem, dataset, rows, workspace, settings)
     out = problem.excluded | {each.column: f"may leak the target: {each.reason}" for each in suspects
                               if each.column and each.excluded}
-    column_types, dropped = infer_column_types(rows.drop(columns=[problem.target, *out]), settings.max_missing)
+    column_types, dropped = infer_column_types(rows.drop(columns=[problem.target, *out]), settings.max_missing,
+                                               settings.trusted)
     if not column_types:
         raise TargetError("No column is left as a feature.",
                           remedy="; ".join(f"{name}: {why}" for name, why in (out | dropped).items()))
