@@ -7,7 +7,7 @@ __all__ = ['FeatureSettings', 'find_leakage_suspects', 'plan_features', 'list_ca
 
 # %% ../../nbs/03_features.ipynb #f886f87a
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -118,24 +118,29 @@ def _save_plan(problem: Problem, rows: pd.DataFrame, selector: FeatureSelector, 
     outputs = map_outputs_to_features(clone(preprocessor).fit(some[columns], some[problem.target]))
     created = [each for each in selection.features if each.source_columns != [each.name]]
     leaking = [each.column for each in suspects if each.column and each.excluded]
-    others = len({*rows.columns} - {problem.target, *columns, *dropped})
+    others = {*rows.columns} - {problem.target, *columns, *dropped}
     return FeaturePlan(
         input_columns=columns, features=selection.features, output_features=outputs, dropped_columns=dropped,
         leakage_suspects=suspects, feature_set_scores=selection.feature_set_scores,
         user_functions=save_functions(functions, workspace.root / "functions") if functions else None,
         pipeline=_save_estimator(preprocessor, workspace),
         selector=_save_estimator(selector, workspace) if selector.create or selector.select != "off" else None,
-        decision=f"{len(columns)} input columns are used ({len(outputs)} features if encoded for trees); "
+        decision=f"{_count(columns, 'input column')} used ({len(outputs)} features if encoded for trees); "
                  f"{sum(each.selected for each in created)} of {len(created)} created features are selected; "
-                 f"{len(dropped)} columns are dropped"
+                 f"{_count(dropped, 'column')} dropped"
                  + (f", of which {len(leaking)} for suspected target leakage ({', '.join(leaking)})" if leaking else "")
-                 + (f"; {others:,} columns are not selected." if others else "."))
+                 + (f"; {_count(others, 'column')} not selected." if others else "."))
 
 # %% ../../nbs/03_features.ipynb #4ee7a4a3
 def _save_estimator(estimator: BaseEstimator, workspace: Workspace) -> FileRef:
     "Save an unfitted estimator under the hash of its content."
     name = f"plans/{hashlib.sha256(model_to_skops_bytes(estimator)).hexdigest()[:12]}.skops"
     return FileRef(path=name, sha256=save_model(estimator, workspace.root / name))
+
+# %% ../../nbs/03_features.ipynb #115e62bf
+def _count(names: Collection[str], noun: str) -> str:
+    "A number of things, with the verb that fits it."
+    return f"{len(names):,} {noun} is" if len(names) == 1 else f"{len(names):,} {noun}s are"
 
 # %% ../../nbs/03_features.ipynb #4efa44e3
 def list_candidate_columns(

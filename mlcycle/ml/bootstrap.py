@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['bootstrap_statistic', 'score_resamples', 'count_share', 'wilson_interval', 'rule_of_three', 'bootstrap_distribution',
-           'bootstrap_intervals', 'bootstrap_difference']
+           'bootstrap_intervals', 'bootstrap_difference', 'fold_standard_error']
 
 # %% ../../nbs/ml/bootstrap.ipynb #511a0665
 import warnings
@@ -184,3 +184,23 @@ def bootstrap_difference(
     low, high = np.percentile(differences, [2.5, 97.5])
     value = metric.sign * (score_encoded(metric, encoded, given[0]) - score_encoded(metric, encoded, given[1]))
     return Score(metric=metric.name, value=value, low=low, high=high)
+
+# %% ../../nbs/ml/bootstrap.ipynb #1f9904ba
+def fold_standard_error(
+    name: str, # Metric
+    problem: Problem, # Task and classes
+    actual: Sequence[pd.Series], # Target of the validation rows of each fold
+    predictions: Sequence[Predictions], # For the same rows
+    other_predictions: Sequence[Predictions] = (), # Of a second model for the same rows; empty: of none
+    *,
+    repeats: int = 1, # Number of repeats of the cross-validation that the folds belong to
+    n_resamples: int = 60, # Number of resamples
+    seed: int = 0, # Random seed
+) -> float: # In units of the metric
+    "Standard error of a mean score over folds, or of the mean difference of two models, from resampled validation rows."
+    variances = []
+    for fold, rows in enumerate(actual):
+        drawn = [bootstrap_distribution(name, problem, rows, model[fold], n_resamples=n_resamples, seed=seed + fold)
+                 for model in (predictions, other_predictions) if len(model)]
+        variances.append(np.var(drawn[0] if len(drawn) == 1 else drawn[0] - drawn[1], ddof=1))
+    return float(np.sqrt(np.sum(variances) * repeats)) / len(actual)

@@ -52,6 +52,9 @@ def replace_rare_classes(
         raise TargetError(f"{name}{others}.", f"Each class needs at least {MIN_ROWS_PER_CLASS} rows.",
                           "Set rare_classes = set aside, or rare_classes = merge; if the classes are counts, task = regression.")
     merged = policy == "merge"
+    if merged and rare.sum() < MIN_ROWS_PER_CLASS and len(counts) - len(rare) > 1:
+        raise TargetError(f"{name}, and the rare classes have {rare.sum()} rows together.",
+                          f"Merged, they need at least {MIN_ROWS_PER_CLASS} rows.", "Set rare_classes = set aside.")
     if len(counts) - len(rare) + merged < 2 or (merged and rare.sum() < MIN_ROWS_PER_CLASS):
         raise TargetError(f"{name}.", f"Two classes with at least {MIN_ROWS_PER_CLASS} rows are needed.",
                           "Collect more rows, or choose another target.")

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['model_complexity', 'within_one_standard_error', 'order_by_selection_rule', 'refit_parameters', 'build_pipeline',
-           'build_leaderboard', 'trial_record']
+           'score_trial', 'build_leaderboard', 'trial_record']
 
 # %% ../../nbs/modelling/choice.ipynb #387412cf
 from collections.abc import Sequence
@@ -15,7 +15,9 @@ from sklearn.base import BaseEstimator
 from sklearn.ensemble import VotingClassifier, VotingRegressor
 from sklearn.pipeline import Pipeline
 
-from ..ml.folds import mean_difference, mean_score, standard_error_from_interval
+from ..ml.bootstrap import fold_standard_error
+from ..ml.folds import mean_difference, standard_error_from_interval
+from ..ml.metrics import get_metric
 from .candidates import CANDIDATES
 from .search import rank_trials
 from .cross_validation import CrossValidation, set_encoding
@@ -94,23 +96,39 @@ def build_pipeline(
     model = CANDIDATES[trial.model].make_estimator(cv.problem.task, cv.seed, refit_parameters(trial))
     return Pipeline([*set_encoding(cv.preprocessor, trial.encoding).steps, ("model", model)])
 
+# %% ../../nbs/modelling/choice.ipynb #99338bdd
+def score_trial(
+    cv: CrossValidation, # Metric and folds of all repeats
+    trial: Trial, # Complete
+    other: Trial | None = None, # The trial to compare it with, paired by row; None: none
+) -> Score: # Of a difference: positive where the first trial is better
+    "The mean score over folds, or its difference to another trial, with a 95 % interval from resampled validation rows."
+    metric, one, single = get_metric(cv.problem.metric), trial.scores, len(trial.scores)
+    if other is not None:
+        single = min(len(one), len(other.scores))
+        one = [metric.sign * (ours - theirs) for ours, theirs in zip(one[:single], other.scores[:single], strict=True)]
+    rows = {place for _, valid in cv.folds[:single] for place in valid.tolist()}
+    repeats = sum(len(valid) for _, valid in cv.folds[:single]) / len(rows)
+    half, value = 1.96 * fold_standard_error(
+        metric.name, cv.problem, [cv.actual(fold) for fold in range(single)], trial.predictions[:single],
+        other.predictions[:single] if other else (), repeats=round(repeats), seed=cv.seed), float(np.mean(one))
+    if other is not None:
+        return Score(metric=metric.name, value=value, low=value - half, high=value + half)
+    return Score(metric=metric.name, value=value, low=max(value - half, metric.low), high=min(value + half, metric.high),
+                 lower_is_better=metric.higher_is_better is False)
+
 # %% ../../nbs/modelling/choice.ipynb #bfea8cc9
 def build_leaderboard(
     cv: CrossValidation, # Metric and folds
     order: Sequence[Trial], # Trials in the order of the leaderboard
 ) -> list[LeaderboardEntry]: # Selected candidate first
     "Build the leaderboard: score with interval and difference to the best of each candidate."
-    metric, best = cv.problem.metric, rank_trials(cv, order)[0]
-
-    def behind(trial: Trial) -> Score:
-        both = min(len(trial.scores), len(best.scores))
-        return mean_difference(metric, trial.scores[:both], best.scores[:both], cv.folds)
-
+    best = rank_trials(cv, order)[0]
     return [LeaderboardEntry(
-        model=trial.name, model_type=trial.model, encoding=trial.encoding, score=mean_score(metric, trial.scores, cv.folds),
+        model=trial.name, model_type=trial.model, encoding=trial.encoding, score=score_trial(cv, trial),
         fold_scores=trial.scores, parameters=refit_parameters(trial), fit_seconds=trial.fit_seconds,
         predict_seconds=trial.predict_seconds, model_bytes=trial.model_bytes,
-        difference_to_best=None if trial is best else behind(trial))
+        difference_to_best=None if trial is best else score_trial(cv, trial, best))
             for trial in order]
 
 # %% ../../nbs/modelling/choice.ipynb #d90d7360

@@ -11,7 +11,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from ..ml.bootstrap import bootstrap_distribution
+from ..ml.bootstrap import fold_standard_error
 from ..ml.folds import find_folds_disjoint_from
 from ..ml.metrics import get_metric
 from .choice import order_by_selection_rule
@@ -39,7 +39,6 @@ def score_selection(
     cv: CrossValidation, # Folds of the first repeat
     trials: Sequence[Trial], # All complete trials, without the dummy
     selection_rule: str = "one standard error", # `one standard error` or `best`
-    n_resamples: int = 200, # Number of resamples of the bootstrap
 ) -> tuple[Score | None, dict[int, str]]: # Score, None with fewer than two scored folds; name of the selected trial by fold
     "The mean over folds of the score of the trial that was selected without the fold, with a 95 % confidence interval."
     metric, chosen = get_metric(cv.problem.metric), {}
@@ -50,8 +49,7 @@ def score_selection(
     if len(chosen) < 2:
         return None, names
     value = float(np.mean([trial.scores[fold] for fold, trial in chosen.items()]))
-    spread = [bootstrap_distribution(metric.name, cv.problem, cv.actual(fold), trial.predictions[fold],
-                                     n_resamples=n_resamples, seed=cv.seed + fold).std(ddof=1) for fold, trial in chosen.items()]
-    half = 1.96 * float(np.sqrt(np.sum(np.square(spread)))) / len(chosen)
+    half = 1.96 * fold_standard_error(metric.name, cv.problem, [cv.actual(fold) for fold in chosen],
+                                      [trial.predictions[fold] for fold, trial in chosen.items()], seed=cv.seed)
     return Score(metric=metric.name, value=value, low=max(value - half, metric.low), high=min(value + half, metric.high),
                  lower_is_better=metric.higher_is_better is False), names

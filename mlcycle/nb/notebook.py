@@ -238,8 +238,19 @@ def _read_text(kind: Any, text: str) -> Any:
         return None if text.strip().lower() in ("none", "null") else _read_text(inner, text)
     if origin in (list, dict):
         json_like = text.lstrip()[:1] in ("[", "{")
-        return _read_nested(kind, json.loads(text)) if json_like else _read_lines(kind, text)
+        return _read_nested(kind, _read_literal(text)) if json_like else _read_lines(kind, text)
     return TypeAdapter(kind).validate_strings(text.strip())
+
+# %% ../../nbs/nb/notebook.ipynb #6e6b0093
+def _read_literal(text: str) -> Any:
+    "A list or mapping as in JSON, or as in Python; raises `ValueError` for another text."
+    try:
+        return json.loads(text)
+    except ValueError:
+        try:
+            return ast.literal_eval(text)
+        except SyntaxError as error:
+            raise ValueError(f"neither JSON nor Python: {text}") from error
 
 # %% ../../nbs/nb/notebook.ipynb #b62d074c
 def _guess_value(text: str) -> Any:

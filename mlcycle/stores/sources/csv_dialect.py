@@ -172,5 +172,6 @@ def fill_names(
     filled = tuple(name or f"column{number}" for number, name in enumerate(names))
     duplicate = next((name for name, times in Counter(filled).items() if times > 1), "")
     if duplicate:
-        raise SourceError(f"The source '{path}' has two columns named '{duplicate}'.", remedy="Rename one of them.")
+        raise SourceError(f"The source '{path}' has two columns named '{duplicate}'.",
+                          remedy="Rename one of them. If the header has two rows, add #header=2 to the name of the file.")
     return filled

@@ -240,7 +240,8 @@ def validate_source_table(
                           "Check the separator and the header.")
     if rows.columns.has_duplicates:
         name = rows.columns[rows.columns.duplicated()][0]
-        raise SourceError(f"The source '{mask_secrets(source)}' has two columns named '{name}'.", remedy="Rename one of them.")
+        raise SourceError(f"The source '{mask_secrets(source)}' has two columns named '{name}'.",
+                          remedy="Rename one of them. If the header has two rows, add #header=2 to the name of the file.")
     return rows
 
 # %% ../../../nbs/stores/sources/ingest.ipynb #f060b1a1
