@@ -198,9 +198,10 @@ def fold_standard_error(
     seed: int = 0, # Random seed
 ) -> float: # In units of the metric
     "Standard error of a mean score over folds, or of the mean difference of two models, from resampled validation rows."
-    variances = []
+    variances, metric = [], bind_metric_to_problem(name, problem)
+    stratified = metric.response_method == "predict_proba" and metric.name not in ("log_loss", "brier")
     for fold, rows in enumerate(actual):
-        drawn = [bootstrap_distribution(name, problem, rows, model[fold], n_resamples=n_resamples, seed=seed + fold)
-                 for model in (predictions, other_predictions) if len(model)]
+        drawn = [bootstrap_distribution(name, problem, rows, model[fold], n_resamples=n_resamples, seed=seed + fold,
+                                        stratified=stratified) for model in (predictions, other_predictions) if len(model)]
         variances.append(np.var(drawn[0] if len(drawn) == 1 else drawn[0] - drawn[1], ddof=1))
     return float(np.sqrt(np.sum(variances) * repeats)) / len(actual)

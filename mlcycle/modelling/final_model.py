@@ -6,7 +6,8 @@
 __all__ = ['make_unfitted_final_model', 'fit_first_acceptable_model', 'fit_final_model', 'measure_learning_curve']
 
 # %% ../../nbs/modelling/final_model.ipynb #0ef51ebe
-from collections.abc import Sequence
+import shutil
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -26,7 +27,8 @@ from .calibration import calibrate_trial, tune_threshold
 from .candidates import CANDIDATES
 from .choice import build_pipeline, refit_parameters
 from .model_selection import ModelSelection
-from .trials import Trial, evaluate_trials
+from .cross_validation import CrossValidation
+from .trials import Trial, evaluate_trials, select_features_of_folds
 from ..outcomes import LearningCurvePoint, Problem, Score
 from ..stores.models.model_files import untrusted_types
 
@@ -100,6 +102,16 @@ def _score_over_folds(metric: str, scores: list[float], folds: list) -> Score:
         return mean_score(metric, scores, folds)
     return Score(metric=metric, value=float(np.mean(scores)), lower_is_better=get_metric(metric).higher_is_better is False)
 
+# %% ../../nbs/modelling/final_model.ipynb #8b74ae0f
+def _folders_with_features(whole: CrossValidation, train_shares: Sequence[float]) -> Iterator[tuple[float, Path]]:
+    "A temporary folder for each share, with the features that are chosen on all training rows of each fold, once for all shares."
+    with TemporaryDirectory() as once:
+        select_features_of_folds(replace(whole, cache_folder=Path(once)))
+        for share in train_shares:
+            with TemporaryDirectory() as folder:
+                shutil.copytree(once, folder, dirs_exist_ok=True)
+                yield share, Path(folder)
+
 # %% ../../nbs/modelling/final_model.ipynb #8c4d18bf
 def measure_learning_curve(
     selection: ModelSelection, # Its selected trial is used
@@ -112,14 +124,14 @@ def measure_learning_curve(
     cv, problem = selection.cv, selection.cv.problem
     single = next(trial for trial in [selection.chosen, *selection.ranking] if trial.model != "ensemble")
     folds, points = make_folds(problem, rows, 3, cv.seed)[-2 if problem.time else 0:], []
-    for share in train_shares:
+    whole = replace(cv, rows=rows[[*columns, problem.target]], folds=folds, sample_weight=sample_weight,
+                    groups=entity_groups(problem, rows))
+    for share, folder in _folders_with_features(whole, train_shares):
         fewer = [(train[np.unique(np.linspace(0, len(train) - 1, max(2, int(share * len(train)))).astype(int))], valid)
                  for train, valid in folds]
-        with TemporaryDirectory() as folder:
-            smaller = replace(cv, rows=rows[[*columns, problem.target]], folds=fewer, cache_folder=Path(folder),
-                              sample_weight=sample_weight, groups=entity_groups(problem, rows))
-            unscored = Trial(single.number, single.model, single.encoding, refit_parameters(single))
-            trial = next(evaluate_trials(smaller, [unscored], CANDIDATES))
+        smaller = replace(whole, folds=fewer, cache_folder=folder)
+        unscored = Trial(single.number, single.model, single.encoding, refit_parameters(single))
+        trial = next(evaluate_trials(smaller, [unscored], CANDIDATES))
         if trial.status == "complete":
             points.append(LearningCurvePoint(train_size=int(np.mean([len(train) for train, _ in fewer])),
                                              score=_score_over_folds(problem.metric, trial.scores, fewer)))
