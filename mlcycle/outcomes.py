@@ -308,6 +308,11 @@ class FeaturePlan(Outcome):
     pipeline: FileRef # An unfitted scikit-learn pipeline
     selector: FileRef | None = None # Repeats the choice of features on other rows; None if nothing depends on the target
 
+    @property
+    def columns_read(self) -> list[str]:
+        "Columns that pipeline and selector read, without duplicates."
+        return list(dict.fromkeys([*self.input_columns, *self.candidate_columns]))
+
 # %% ../nbs/outcomes.ipynb #fe4cbdf9
 class LeaderboardEntry(Record):
     "A model with its cross-validated score."

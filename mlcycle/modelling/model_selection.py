@@ -54,8 +54,7 @@ class ModelSelection:
 
     def leaderboard(self) -> list[LeaderboardEntry]:
         "The leaderboard, the selected trial first."
-        ranked = {trial.name for trial in self.ranking}
-        others = [trial for trial in self.search.complete_trials() if trial.name not in ranked]
+        others = [trial for trial in self.search.complete_trials() if trial.name not in {one.name for one in self.ranking}]
         return build_leaderboard(self.cv, [*self.ranking, *rank_trials(self.cv, others)])
 
     def trial_records(self) -> list[TrialRecord]:
@@ -67,12 +66,11 @@ class ModelSelection:
 
     def candidate_fields(self) -> dict:
         "Fields of the outcome `Candidate`."
-        search, problem = self.search, self.cv.problem
-        return {"winner": self.chosen.name, "score": self.score, "leaderboard": self.leaderboard(),
-                "n_trials": len(search.trials), "tuned_models": search.tuned_models, "resumed_trials": search.resumed_trials,
-                "timed_out": search.timed_out,
-                "threshold": self.threshold, "threshold_metric": threshold_metric(problem) if problem.task == "binary" else "",
-                "calibration": self.calibration, "excluded": self.excluded}
+        done, tuned_for = self.search, threshold_metric(self.cv.problem) if self.cv.problem.task == "binary" else ""
+        return {"winner": self.chosen.name, "score": self.score, "leaderboard": self.leaderboard(), "timed_out": done.timed_out,
+                "n_trials": len(done.trials), "tuned_models": done.tuned_models, "resumed_trials": done.resumed_trials,
+                "threshold": self.threshold, "threshold_metric": tuned_for, "calibration": self.calibration,
+                "excluded": self.excluded}
 
 # %% ../../nbs/modelling/model_selection.ipynb #69969569
 def repeat_cross_validation(

@@ -132,15 +132,14 @@ def find_model(
     workspace, settings = workspace or Workspace.from_project(), settings or ModellingSettings()
     settings = settings.for_rows(dataset.tables["train"].rows)
     load_workspace_functions(plan.user_functions, workspace)
-    preprocessor, selector = (load_model(workspace.root / file.path, file.sha256) if file else None
-                              for file in (plan.pipeline, plan.selector))
+    files = (plan.pipeline, plan.selector)
+    preprocessor, selector = (file and load_model(workspace.root / file.path, file.sha256) for file in files)
     rows = read_table(workspace.tables, dataset.tables["train"])
     check_columns_vary(rows, plan.input_columns)
     study = workspace.root / "studies" / name_study(problem, dataset, plan, settings)
     with (TemporaryDirectory() as folder, shutdown_workers_on_exit(settings.jobs), workspace.lock(f"study-{study.name}"),
           database_created_meanwhile(workspace)):
-        columns = list(dict.fromkeys([*plan.input_columns, *plan.candidate_columns]))
-        cv = prepare_cross_validation_data(problem, preprocessor, columns, rows, settings, Path(folder), selector)
+        cv = prepare_cross_validation_data(problem, preprocessor, plan.columns_read, rows, settings, Path(folder), selector)
         selection = compare_models(cv, settings, study, subsample_rows_evenly(rows, settings.search_rows), len(rows))
         sample_weight = sample_weights(problem, rows, settings.weights)
         report_progress(f"fitting the selected model on {len(rows):,} rows")
@@ -148,7 +147,7 @@ def find_model(
             model, latency_ms = fit_first_acceptable_model(
                 selection, rows[[*plan.input_columns, problem.target]], sample_weight, settings.calibrate)
         report_progress("learning curve")
-        curve = measure_learning_curve(selection, rows, columns, sample_weight) if settings.learning_curve else []
+        curve = measure_learning_curve(selection, rows, plan.columns_read, sample_weight) if settings.learning_curve else []
     candidate = build_candidate_outcome(
         problem, dataset, cv, selection, latency_ms=latency_ms, learning_curve=curve,
         study=selection.search.folder.relative_to(workspace.root).as_posix(), train_rows=len(rows))

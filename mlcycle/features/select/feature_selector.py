@@ -11,11 +11,12 @@ from typing import Any, Literal
 
 import pandas as pd
 from sklearn.base import BaseEstimator
+from sklearn.pipeline import Pipeline
 
 from ..create.propose import propose_history_recipes, propose_recipes
 from ..create.recipes import Recipe
 from ..encode.pipeline import build_preprocessor
-from .selection import select_features
+from .selection import FeatureSelection, select_features
 from ...outcomes import Problem
 
 # %% ../../../nbs/features/select/feature_selector.ipynb #00978d29
@@ -45,6 +46,25 @@ def propose_all_recipes(
     usable = {name: column_type for name, column_type in column_types.items() if column_type != "text"}
     return propose_recipes(rows, rows[problem.target], usable, problem, max_recipes=max_created, max_rows=max_rows, seed=seed,
                            extra=[*user_recipes, *past])
+
+# %% ../../../nbs/features/select/feature_selector.ipynb #54e95bc4
+def _select(selector: "FeatureSelector", X: pd.DataFrame, y: pd.Series) -> tuple[FeatureSelection, Pipeline]:
+    "The selection on some rows, and the unfitted pipeline of the selected features."
+    problem, types = Problem.model_construct(**selector.problem or {}), dict(selector.column_types or {})
+    own = [*selector.user_recipes]
+    rows = pd.concat([X, pd.Series(y, X.index, name=problem.target)], axis=1)
+    recipes = propose_all_recipes(
+        problem, rows[[*types, problem.target]], types, max_created=selector.max_created, max_rows=selector.max_rows,
+        label_delay=selector.label_delay, seed=selector.seed, user_recipes=own) if selector.create else own
+    made = {name: column_type for recipe in recipes for name, column_type in recipe.output_types().items()}
+    selection = select_features(
+        types | made, recipes, rows, problem, select=selector.select, max_rows=selector.max_rows, n_repeats=selector.n_repeats,
+        seed=selector.seed, jobs=selector.jobs, holidays=selector.holidays,
+        always_keep=[name for one in own for name in one.describe()])
+    preprocessor = build_preprocessor(
+        selection.column_types, selection.recipes, classification=problem.task != "regression", seed=selector.seed,
+        outliers=selector.outliers, outlier_method=selector.outlier_method, holidays=selector.holidays)
+    return selection, preprocessor
 
 # %% ../../../nbs/features/select/feature_selector.ipynb #0d448cee
 class FeatureSelector(BaseEstimator):
@@ -79,16 +99,5 @@ class FeatureSelector(BaseEstimator):
         y: pd.Series, # Target of the same rows
     ) -> "FeatureSelector":
         "Propose, measure and select features."
-        problem, types, own = Problem.model_construct(**self.problem or {}), dict(self.column_types or {}), [*self.user_recipes]
-        rows = pd.concat([X, pd.Series(y, X.index, name=problem.target)], axis=1)
-        recipes = propose_all_recipes(
-            problem, rows[[*types, problem.target]], types, max_created=self.max_created, max_rows=self.max_rows,
-            label_delay=self.label_delay, seed=self.seed, user_recipes=own) if self.create else own
-        made = {name: column_type for recipe in recipes for name, column_type in recipe.output_types().items()}
-        self.selection_ = select_features(
-            types | made, recipes, rows, problem, select=self.select, max_rows=self.max_rows, n_repeats=self.n_repeats,
-            seed=self.seed, jobs=self.jobs, holidays=self.holidays, always_keep=[name for one in own for name in one.describe()])
-        self.preprocessor_ = build_preprocessor(
-            self.selection_.column_types, self.selection_.recipes, classification=problem.task != "regression", seed=self.seed,
-            outliers=self.outliers, outlier_method=self.outlier_method, holidays=self.holidays)
+        self.selection_, self.preprocessor_ = _select(self, X, y)
         return self
