@@ -151,10 +151,15 @@ def describe_worse_than_baseline(
     scores: list[Score], # Of the candidate on the holdout
     baseline: list[Score], # Of the best constant prediction for each metric, on the same rows
 ) -> str: # Empty if the candidate is at least as good for every metric
-    "A warning that names each metric for which a constant prediction is better than the candidate."
+    """A warning that names each metric for which a constant prediction is better than the candidate.
+
+    Metrics of which a constant reaches the best value are left out, such as recall, which is 1 if every row is positive.
+    """
+    metrics = {score.metric: get_metric(score.metric) for score in scores}
     worse = [f"{score.metric} ({format_score(constant.value)} instead of {format_score(score.value)})"
              for score, constant in zip(scores, baseline, strict=True)
-             if get_metric(score.metric).sign * (constant.value - score.value) > 1e-12]
+             if metrics[score.metric].sign * (constant.value - score.value) > 1e-12
+             and constant.value not in (metrics[score.metric].low, metrics[score.metric].high)]
     return f" Warning: a constant prediction has a better {' and a better '.join(worse)}." if worse else ""
 
 # %% ../../nbs/05_validation.ipynb #99fb34f2
