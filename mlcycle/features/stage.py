@@ -123,8 +123,8 @@ def _save_plan(problem: Problem, rows: pd.DataFrame, selector: FeatureSelector, 
         input_columns=columns, features=selection.features, output_features=outputs, dropped_columns=dropped,
         leakage_suspects=suspects, feature_set_scores=selection.feature_set_scores,
         user_functions=save_functions(functions, workspace.root / "functions") if functions else None,
-        pipeline=_save_estimator(preprocessor, workspace),
-        selector=_save_estimator(selector, workspace) if selector.create or selector.select != "off" else None,
+        pipeline=_save_estimator(preprocessor, workspace, "plans"),
+        selector=_save_estimator(selector, workspace, "selectors") if selector.create or selector.select != "off" else None,
         decision=f"{_count(columns, 'input column')} used ({len(outputs)} features if encoded for trees); "
                  f"{sum(each.selected for each in created)} of {len(created)} created features are selected; "
                  f"{_count(dropped, 'column')} dropped"
@@ -132,9 +132,9 @@ def _save_plan(problem: Problem, rows: pd.DataFrame, selector: FeatureSelector, 
                  + (f"; {_count(others, 'column')} not selected." if others else "."))
 
 # %% ../../nbs/03_features.ipynb #4ee7a4a3
-def _save_estimator(estimator: BaseEstimator, workspace: Workspace) -> FileRef:
+def _save_estimator(estimator: BaseEstimator, workspace: Workspace, folder: str) -> FileRef:
     "Save an unfitted estimator under the hash of its content."
-    name = f"plans/{hashlib.sha256(model_to_skops_bytes(estimator)).hexdigest()[:12]}.skops"
+    name = f"{folder}/{hashlib.sha256(model_to_skops_bytes(estimator)).hexdigest()[:12]}.skops"
     return FileRef(path=name, sha256=save_model(estimator, workspace.root / name))
 
 # %% ../../nbs/03_features.ipynb #115e62bf

@@ -202,6 +202,7 @@ def damage(path: Path, how: str) -> None:
 LIGHT = {
     "contracts/*.yaml": ("edited", "data"),
     "plans/*.skops": ("edited", "features"),
+    "selectors/*.skops": ("edited", "features"),
     "releases/*/bundle.json": ("edited", "deployment"),
     "cache/features/*/outcome.json": ("edited", "features"),
     "cache/deployment/*/entry.json": ("cut", "deployment"),
