@@ -2533,6 +2533,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                                      'mlcycle/modelling/model_selection.py'),
                                                    'mlcycle.modelling.model_selection.ModelSelection.trial_records': ( 'modelling/model_selection.html#modelselection.trial_records',
                                                                                                                        'mlcycle/modelling/model_selection.py'),
+                                                   'mlcycle.modelling.model_selection._score_of_selection': ( 'modelling/model_selection.html#_score_of_selection',
+                                                                                                              'mlcycle/modelling/model_selection.py'),
                                                    'mlcycle.modelling.model_selection.compare_models': ( 'modelling/model_selection.html#compare_models',
                                                                                                          'mlcycle/modelling/model_selection.py'),
                                                    'mlcycle.modelling.model_selection.repeat_cross_validation': ( 'modelling/model_selection.html#repeat_cross_validation',

@@ -32,6 +32,14 @@ from .trials import Trial, copy_trial, evaluate_trials, select_features_of_folds
 from ..outcomes import Calibration, LeaderboardEntry, Score
 from ..stores.models.trial_tracking import TrialRecord
 
+# %% ../../nbs/modelling/model_selection.ipynb #c1ff09ec
+def _score_of_selection(selection: "ModelSelection") -> Score | None:
+    "The score of the selection among the trials that may be selected: without the dummy and those over the latency budget."
+    done = [*selection.search.complete_trials(), *(trial for trial in selection.finalists if trial.model == "ensemble")]
+    usable = [trial for trial in done if trial.model != "dummy" and trial.name not in selection.excluded]
+    first = min(len(trial.scores) for trial in done) # Number of folds of the first repeat
+    return score_selection(replace(selection.cv, folds=selection.cv.folds[:first]), usable, selection.selection_rule)[0]
+
 # %% ../../nbs/modelling/model_selection.ipynb #05e86031
 @dataclass
 class ModelSelection:
@@ -45,7 +53,7 @@ class ModelSelection:
     winner: Trial | None = None # Selected trial, with calibrated predictions if calibration is applied
     calibration: Calibration | None = None # Of a classification
     threshold: float | None = None # Decision threshold of a binary task
-    score: Score | None = None # Of the selection, without its optimism; None with too few folds
+    selection_rule: str = "one standard error" # Rule of the ranking
 
     @property
     def chosen(self) -> Trial:
@@ -67,10 +75,10 @@ class ModelSelection:
     def candidate_fields(self) -> dict:
         "Fields of the outcome `Candidate`."
         done, tuned_for = self.search, threshold_metric(self.cv.problem) if self.cv.problem.task == "binary" else ""
-        return {"winner": self.chosen.name, "score": self.score, "leaderboard": self.leaderboard(), "timed_out": done.timed_out,
+        return {"winner": self.chosen.name, "score": _score_of_selection(self), "leaderboard": self.leaderboard(),
                 "n_trials": len(done.trials), "tuned_models": done.tuned_models, "resumed_trials": done.resumed_trials,
                 "threshold": self.threshold, "threshold_metric": tuned_for, "calibration": self.calibration,
-                "excluded": self.excluded}
+                "excluded": self.excluded, "timed_out": done.timed_out}
 
 # %% ../../nbs/modelling/model_selection.ipynb #69969569
 def repeat_cross_validation(
@@ -128,7 +136,6 @@ def compare_models(
         finalists.append(build_ensemble_trial(wider, finalists))
     failed = [trial for trial in [*search.baseline_trials, *search.trials] if trial.reason]
     excluded |= {trial.name: f"{trial.status}: {trial.reason}" for trial in failed}
-    complete = [trial for trial in [*search.complete_trials(), *finalists[-1:]] if trial.model != "dummy"]
-    score, _ = score_selection(cv, list({trial.name: trial for trial in complete}.values()), settings.selection_rule)
-    return ModelSelection(cv=wider, search=search, finalists=finalists, excluded=excluded, score=score,
+    return ModelSelection(cv=wider, search=search, finalists=finalists, excluded=excluded,
+                          selection_rule=settings.selection_rule,
                           ranking=order_by_selection_rule(wider, finalists, settings.selection_rule))

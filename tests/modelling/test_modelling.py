@@ -710,9 +710,11 @@ def test_the_latency_budget_refuses_who_is_slow(tmp_path, own, reviewed, monkeyp
     table["y"] = np.where(table.a.abs() > 0.7, "yes", "no")
     selection = hold(tmp_path, table, make_problem(latency_budget_ms=490.0), models=["slow", "linear"], ensemble=False)
     assert selection.ranking[0].model == "slow"
+    before = selection.candidate_fields()["score"]
     fit_first_acceptable_model(selection, table[[*KINDS, "y"]], None)
     assert selection.chosen.model.startswith("linear")
     assert selection.leaderboard()[0].model_type == "linear"
+    assert selection.candidate_fields()["score"].value < before.value - 0.1, "the score is that of the models that remain"
     assert "the budget is 490 ms" in selection.excluded["slow"]
     only = replace(selection, ranking=[trial for trial in selection.ranking if trial.model == "slow"])
     with pytest.raises(StageError, match=r"within the latency budget of 490 ms. slow takes \d+"):

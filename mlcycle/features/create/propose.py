@@ -286,7 +286,7 @@ def propose_recipes(
     problem: Problem, # Task, and name of the timestamp column
     *,
     max_recipes: int = 40, # Maximum number of proposals in addition to `extra`
-    max_rows: int = 20_000, # A larger table is subsampled evenly
+    max_rows: int = MAX_SCREENED_ROWS, # A larger table is subsampled evenly
     seed: int = 0, # Random seed
     extra: Sequence[Recipe] = (), # Recipes that are always included, and first: user functions and histories
 ) -> list[Recipe]: # Unfitted, best first
