@@ -98,7 +98,7 @@ def early_stopping_split(
     return places[~stop], places[stop]
 
 # %% ../../nbs/modelling/cross_validation.ipynb #8a02deff
-MAX_SELECTION_ROWS = 4_000
+MAX_SELECTION_ROWS = 2_500
 
 # %% ../../nbs/modelling/cross_validation.ipynb #97a43237
 def select_features_of_fold(

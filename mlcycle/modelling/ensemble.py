@@ -12,8 +12,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from ..ml.folds import find_folds_disjoint_from, mean_difference
-from ..ml.metrics import compute_score, get_metric, score_many_predictions
+from ..ml.metrics import bind_metric_to_problem, compute_score, encode_target, get_metric, score_many_predictions
 from ..ml.predictions import predictions_from_values
+from ..ml.thresholds import best_threshold, depends_on_threshold, label_at_tuned_thresholds, score_thresholds
 from .cross_validation import CrossValidation
 from .search import rank_trials
 from .trials import Trial
@@ -53,10 +54,23 @@ def score_blends(
     blends: Sequence[Sequence[np.ndarray]], # For each average, one array of values for each fold
 ) -> np.ndarray: # Shape (blends,); higher is better
     "The mean score of each weighted average over some folds; higher is better for every metric."
+    if depends_on_threshold(problem):
+        return _score_blends_at_best_threshold(problem, [actual[fold] for fold in folds], blends)
     predictions = [[predictions_from_values(blend[place], problem) for blend in blends] for place in range(len(folds))]
     scores = [score_many_predictions(problem.metric, problem, actual[fold], each) for fold,
               each in zip(folds, predictions, strict=True)]
     return get_metric(problem.metric).sign * np.mean(scores, axis=0)
+
+# %% ../../nbs/modelling/ensemble.ipynb #069de880
+def _score_blends_at_best_threshold(problem: Problem, actual: Sequence, blends: Sequence[Sequence[np.ndarray]]) -> np.ndarray:
+    "The primary metric of each weighted average over all rows, at its best threshold; higher is better."
+    metric = bind_metric_to_problem(problem.metric, problem)
+    encoded, found = np.concatenate([encode_target(each, problem) for each in actual]), []
+    for blend in blends:
+        scores = np.concatenate(blend)
+        threshold = np.array([best_threshold(problem, encoded, scores)])
+        found.append(metric.sign * score_thresholds(metric, encoded, scores, threshold)[0])
+    return np.array(found)
 
 # %% ../../nbs/modelling/ensemble.ipynb #0d4aefcb
 def ensemble_selection_weights(
@@ -97,7 +111,9 @@ def build_ensemble_trial(
             len(finalists), 1 / len(finalists))
         blend = sum(weight * trial.predictions[fold].values for weight, trial in zip(weights, finalists, strict=True))
         made.predictions.append(predictions_from_values(blend, cv.problem))
-        made.scores.append(compute_score(cv.problem.metric, cv.problem, actual[fold], made.predictions[-1]))
+    if depends_on_threshold(cv.problem):
+        made.predictions = label_at_tuned_thresholds(cv.problem, cv.folds, actual, made.predictions)
+    made.scores = [compute_score(cv.problem.metric, cv.problem, *each) for each in zip(actual, made.predictions, strict=True)]
     weights = ensemble_selection_weights(cv.problem, finalists, actual, range(len(actual)), max_steps)
     members = [(weight, trial) for weight, trial in zip(weights, finalists, strict=True) if weight]
     made.parameters = {trial.name: float(weight) for weight, trial in members}

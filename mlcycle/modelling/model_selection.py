@@ -14,8 +14,8 @@ import pandas as pd
 
 from ..core.progress import report_progress
 from ..ml.folds import make_folds
-from .calibration import threshold_metric
 from .candidates import CANDIDATES, check_candidate_types, choose_candidates
+from ..ml.thresholds import threshold_metric
 from .choice import build_leaderboard, order_by_selection_rule, trial_record
 from .cross_validation import CrossValidation
 from .ensemble import build_ensemble_trial, drop_clearly_worse, select_finalists

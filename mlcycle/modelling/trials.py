@@ -30,6 +30,7 @@ from ..engine.forkserver import IN_FORK, exit_with_parent, hidden_main
 from ..ml.meta_estimators import fit_with_sample_weight
 from ..ml.metrics import compute_score
 from ..ml.predictions import Predictions, predict
+from ..ml.thresholds import depends_on_threshold, label_at_tuned_thresholds
 from .candidate_model import CandidateModel
 from mlcycle.modelling.cross_validation import (
     CrossValidation,
@@ -255,10 +256,10 @@ def evaluate_trials(
         for wait in _start_folds(trial, cv, models[trial.model], out_of_time):
             waiting.append((trial, wait))
             while len(waiting) > ahead:
-                yield from _take_result(waiting)
+                yield from _take_result(cv, waiting)
         waiting.append((trial, None))
     while waiting:
-        yield from _take_result(waiting)
+        yield from _take_result(cv, waiting)
 
 # %% ../../nbs/modelling/trials.ipynb #a1ff6005
 def _start_folds(trial: Trial, cv: CrossValidation, model: CandidateModel, out_of_time: Callable) -> Generator[Callable]:
@@ -304,10 +305,11 @@ def select_features_of_folds(
         wait()
 
 # %% ../../nbs/modelling/trials.ipynb #b69346e0
-def _take_result(waiting: deque) -> list[Trial]:
+def _take_result(cv: CrossValidation, waiting: deque) -> list[Trial]:
     "Add the first of the waiting results to its trial; return the trial if it has ended."
     trial, wait = waiting.popleft()
     if wait is None:
+        _tune_thresholds(cv, trial)
         if trial.status == "complete" and not np.isfinite(trial.scores).all():
             trial.status, trial.reason = "failed", f"the score of fold {1 + np.isfinite(trial.scores).argmin()} is not finite"
         return [trial]
@@ -317,6 +319,19 @@ def _take_result(waiting: deque) -> list[Trial]:
         except Exception as error: # A candidate that raises is excluded; the others go on
             trial.status, trial.reason = "failed", f"{type(error).__name__}: {error}"
     return []
+
+# %% ../../nbs/modelling/trials.ipynb #4093596c
+def _tune_thresholds(cv: CrossValidation, trial: Trial) -> None:
+    "Score the folds of a trial at the thresholds that other folds choose, if the primary metric depends on a threshold."
+    if trial.status != "complete" or not trial.predictions or not depends_on_threshold(cv.problem):
+        return
+    actual = [cv.actual(fold) for fold in range(len(trial.predictions))]
+    try:
+        trial.predictions = label_at_tuned_thresholds(cv.problem, cv.folds, actual, trial.predictions)
+        trial.scores = [compute_score(cv.problem.metric, cv.problem, *each)
+                        for each in zip(actual, trial.predictions, strict=True)]
+    except Exception as error: # Such as of a user's metric; as for a fit that raises
+        trial.status, trial.reason = "failed", f"{type(error).__name__}: {error}"
 
 # %% ../../nbs/modelling/trials.ipynb #7d68c851
 def _add_result(trial: Trial, result: FoldResult) -> None:
