@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from .score_format import format_interval, format_score
+from .score_format import format_estimate
 
 # %% ../nbs/outcomes.ipynb #86f2c56b
 class Record(BaseModel):
@@ -95,7 +95,7 @@ class Score(Record):
         return self.low, self.high
 
     def __str__(self):
-        return f"{self.metric} {format_score(self.value)}{format_interval(self.low, self.high)}"
+        return f"{self.metric} {format_estimate(self.value, self.low, self.high)}"
 
 # %% ../nbs/outcomes.ipynb #be6c297f
 class LearningCurvePoint(Record):
@@ -323,7 +323,8 @@ class LeaderboardEntry(Record):
     encoding: str = "" # Encoding of its features
     score: Score
     fold_scores: list[float]
-    difference_to_best: Score | None = None # Paired by fold, negative if worse than the best; None for the best
+    difference_to_best: Score | None = None # Paired by row, negative if worse than the best; None for the best
+    standard_errors_behind: float | None = None # Behind the best single model, by the selection rule; None for the dummy
     fit_seconds: float # Mean seconds to fit one fold
     predict_seconds: float = 0.0 # Seconds to predict 1,000 encoded rows
     model_bytes: int = 0 # Size of the fitted model
@@ -360,6 +361,7 @@ class Candidate(Outcome):
     model: ModelRef
     winner: str
     score: Score | None = None # Cross-validated score of the selection: each fold by the trial selected without it
+    selection_reason: str = "" # Why the selection rule takes the selected model
     leaderboard: list[LeaderboardEntry] # Best first
     n_trials: int # Trials of the hyperparameter search
     search_rows: int # Rows used for cross-validation

@@ -15,7 +15,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from .base import PROJECT, app, exit_on_error, console, join_lines, make_table
-from ..score_format import format_interval, format_score
+from ..score_format import format_estimate, format_score
 
 # %% ../../nbs/cli/runs.ipynb #5fe9c0c7
 @app.command()
@@ -148,7 +148,7 @@ def _format_score(score: dict[str, Any] | None) -> str:
     "Format a score with its 95 % interval."
     if not score:
         return "–"
-    return format_score(score["value"]) + format_interval(score.get("low"), score.get("high"))
+    return format_estimate(score["value"], score.get("low"), score.get("high"))
 
 # %% ../../nbs/cli/runs.ipynb #c9a35af4
 def run_comparison_table(

@@ -4,14 +4,16 @@
 
 # %% auto #0
 __all__ = ['threshold_metric', 'operating_point_margin', 'score_thresholds', 'best_threshold', 'depends_on_threshold',
-           'label_at_tuned_thresholds']
+           'label_at_tuned_thresholds', 'recall_at_precisions']
 
 # %% ../../nbs/ml/thresholds.ipynb #6c6109c0
 from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
+from sklearn.metrics import precision_recall_curve
 
+from .bootstrap import wilson_interval
 from .criteria import Criterion, operating_points
 from .folds import find_folds_disjoint_from
 from .metric_definitions import Metric
@@ -101,3 +103,22 @@ def label_at_tuned_thresholds(
                                    np.concatenate([predictions[other].values for other in others])) if others else None
         made.append(predictions_from_values(given.values, problem, threshold))
     return made
+
+# %% ../../nbs/ml/thresholds.ipynb #88d496d0
+def recall_at_precisions(
+    actual: np.ndarray, # Booleans, true for the positive class
+    scores: np.ndarray, # Of the same rows
+    precisions: Sequence[float] = (0.1, 0.25, 0.5, 0.75, 0.9), # Lower bounds of the precision
+) -> pd.DataFrame: # `precision at least`, `recall`, `low`, `high`, `threshold`, `predicted positive`; one line for each bound
+    "The highest recall at which each precision is reached, with Wilson's 95 % interval; empty values where none is."
+    precision, recall, thresholds = precision_recall_curve(actual, scores)
+    lines = []
+    for bound in precisions:
+        reached = np.flatnonzero(precision[:-1] >= bound) # The last point has no threshold
+        line = {"precision at least": bound, "recall": np.nan, "low": np.nan, "high": np.nan, "threshold": np.nan}
+        if len(reached):
+            place = reached[recall[reached].argmax()]
+            low, high = wilson_interval(round(recall[place] * actual.sum()), int(actual.sum()))
+            line |= {"recall": recall[place], "low": low, "high": high, "threshold": thresholds[place]}
+        lines.append(line | {"predicted positive": int((scores >= line["threshold"]).sum())})
+    return pd.DataFrame(lines)

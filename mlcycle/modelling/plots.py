@@ -50,6 +50,7 @@ def leaderboard_table(
         "model": entry.model, entry.score.metric: entry.score.value, "low": entry.score.low, "high": entry.score.high,
         "difference to best": None if entry.difference_to_best is None else entry.difference_to_best.value,
         "95 % interval of difference": None if entry.difference_to_best is None else interval(entry.difference_to_best),
+        "standard errors behind best single model": entry.standard_errors_behind,
         "encoding": entry.encoding, "fit, s": entry.fit_seconds, "predict 1,000 rows, ms": 1000 * entry.predict_seconds,
         "size, kB": entry.model_bytes / 1000} for entry in sort_leaderboard(entries)])
 

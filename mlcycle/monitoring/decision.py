@@ -16,11 +16,13 @@ def has_degraded(
     current: Score, # On the monitored rows, with its 95 % interval
     holdout: Score, # On the holdout, from stage 5
 ) -> bool:
-    """Whether the current score is significantly worse than that on the holdout.
+    """Whether the current score is significantly worse than that on the holdout; false if one of them has no interval.
 
     It is if the two 95 % intervals do not overlap. This is stricter than a test of the difference at the 5 % level
     (Schenker and Gentleman 2001), and so raises fewer false alarms.
     """
+    if current.low is None or holdout.low is None: # Too few rows
+        return False
     if get_metric(current.metric).higher_is_better:
         return current.interval[1] < holdout.interval[0]
     return current.interval[0] > holdout.interval[1]

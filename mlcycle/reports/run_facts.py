@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..core.runs import Run, read_stage_results
-from ..score_format import format_interval, format_score
+from ..score_format import format_estimate
 
 # %% ../../nbs/reports/run_facts.ipynb #6fa749b0
 FACT_GROUPS = ("parameters", "scores", "outcomes", "versions")
@@ -104,7 +104,7 @@ def format_fact(
 ) -> str:
     "Format a fact for display."
     if isinstance(value, dict) and "better" in value:
-        return format_score(value["value"]) + format_interval(value["low"], value["high"])
+        return format_estimate(value["value"], value["low"], value["high"])
     if isinstance(value, dict):
         return "; ".join(f"{key}: {format_fact(inner)}" for key, inner in value.items())
     if isinstance(value, list):

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['MAX_BASELINE_ROWS', 'MIN_GROUP_ROWS', 'MIN_ROWS_PER_CLASS', 'list_constants', 'repeat_prediction',
-           'baseline_predictions', 'GateInputs', 'evaluate_metric_gate', 'evaluate_operating_point_gate',
-           'evaluate_baseline_gate', 'evaluate_champion_gate', 'evaluate_latency_gate', 'group_labels',
-           'ratio_between_groups', 'evaluate_group_ratio_gate', 'evaluate_gates', 'plot_gates']
+           'baseline_predictions', 'GateInputs', 'is_within_bound', 'evaluate_metric_gate',
+           'evaluate_operating_point_gate', 'evaluate_baseline_gate', 'evaluate_champion_gate', 'evaluate_latency_gate',
+           'group_labels', 'ratio_between_groups', 'evaluate_group_ratio_gate', 'evaluate_gates', 'plot_gates']
 
 # %% ../../nbs/validation/gates.ipynb #ca432bd1
 from dataclasses import dataclass, field
@@ -99,13 +99,25 @@ class GateInputs:
 # %% ../../nbs/validation/gates.ipynb #0462ccc0
 def _make_gate(criterion: Criterion, score: Score, bound: float, passed: bool, note: str = "", is_timing: bool = False) -> Gate:
     "A gate from a score and its bound."
+    few = "" if score.low is not None else "Too few rows for an interval."
     return Gate(criterion=criterion.text, value=score.value, low=score.low, high=score.high, bound=bound, passed=bool(passed),
-                note=note, is_timing=is_timing)
+                note=f"{note} {few}".strip(), is_timing=is_timing)
 
 # %% ../../nbs/validation/gates.ipynb #d3aeae60
 def _gate_without_value(criterion: Criterion, passed: bool, note: str) -> Gate:
     "A gate without a value, such as a comparison where there is no champion."
     return Gate(criterion=criterion.text, value=None, low=None, high=None, bound=criterion.bound, passed=passed, note=note)
+
+# %% ../../nbs/validation/gates.ipynb #b8db1f34
+def is_within_bound(
+    score: Score, # With an interval, unless there are too few rows
+    bound: float, # In units of the metric
+    operator: str = ">=", # `>=`, `>` or `<=`
+) -> bool:
+    "Whether the whole 95 % interval of a score is on the required side of a bound; false without an interval."
+    if score.low is None or score.high is None:
+        return False
+    return {">=": score.low >= bound, ">": score.low > bound, "<=": score.high <= bound}[operator]
 
 # %% ../../nbs/validation/gates.ipynb #c18510f2
 def evaluate_metric_gate(
@@ -116,9 +128,7 @@ def evaluate_metric_gate(
     "Gate: the 95 % interval of a metric is on the required side of its bound."
     score = bootstrap_intervals([criterion.metric], problem, evaluation.actual, evaluation.predictions,
                                 n_resamples=evaluation.n_resamples, seed=evaluation.seed)[0]
-    low, high = score.interval
-    passed = low >= criterion.bound if criterion.operator == ">=" else high <= criterion.bound
-    return _make_gate(criterion, score, criterion.bound, passed)
+    return _make_gate(criterion, score, criterion.bound, is_within_bound(score, criterion.bound, criterion.operator))
 
 # %% ../../nbs/validation/gates.ipynb #198ff5e9
 def evaluate_operating_point_gate(
@@ -129,10 +139,10 @@ def evaluate_operating_point_gate(
     "Gate: with the decision threshold of the model, the 95 % intervals of both metrics reach their bounds."
     score, constraint = bootstrap_intervals([criterion.metric, criterion.constraint_metric], problem, evaluation.actual,
                                             evaluation.predictions, n_resamples=evaluation.n_resamples, seed=evaluation.seed)
-    reached = constraint.interval[0] >= criterion.constraint_bound
+    reached = is_within_bound(constraint, criterion.constraint_bound)
     note = f"With the decision threshold of the model: {constraint}, " + (
         "which reaches its bound." if reached else "which does not reach its bound.")
-    return _make_gate(criterion, score, criterion.bound, reached and score.interval[0] >= criterion.bound, note)
+    return _make_gate(criterion, score, criterion.bound, reached and is_within_bound(score, criterion.bound), note)
 
 # %% ../../nbs/validation/gates.ipynb #49fbb4b2
 def _margin(criterion: Criterion, problem: Problem, evaluation: GateInputs, other: Predictions) -> float:
@@ -150,8 +160,8 @@ def evaluate_baseline_gate(
     "Gate: the candidate is better than the baseline by at least the margin; by any amount without one."
     score = bootstrap_difference(criterion.metric, problem, evaluation.actual, evaluation.predictions, evaluation.baseline,
                                  n_resamples=evaluation.n_resamples, seed=evaluation.seed)
-    bound, (low, _) = _margin(criterion, problem, evaluation, evaluation.baseline), score.interval
-    return _make_gate(criterion, score, bound, low >= bound if bound > 0 else low > 0)
+    bound = _margin(criterion, problem, evaluation, evaluation.baseline)
+    return _make_gate(criterion, score, bound, is_within_bound(score, bound, ">=" if bound > 0 else ">"))
 
 # %% ../../nbs/validation/gates.ipynb #f115988d
 def evaluate_champion_gate(
@@ -169,7 +179,7 @@ def evaluate_champion_gate(
     score = bootstrap_difference(criterion.metric, problem, evaluation.actual, evaluation.predictions, evaluation.champion,
                                  n_resamples=evaluation.n_resamples, seed=evaluation.seed)
     bound = 0.0 - _margin(criterion, problem, evaluation, evaluation.champion)
-    return _make_gate(criterion, score, bound, score.interval[0] >= bound, evaluation.champion_note)
+    return _make_gate(criterion, score, bound, is_within_bound(score, bound), evaluation.champion_note)
 
 # %% ../../nbs/validation/gates.ipynb #e1e76944
 def evaluate_latency_gate(
@@ -291,7 +301,8 @@ def plot_gates(
     figure, panels = plt.subplots(max(len(shown), 1), 1, figsize=(8, 0.35 + 0.72 * max(len(shown), 1)), squeeze=False)
     for gate, axes in zip(shown, panels[:, 0], strict=False):
         color, value, low, high, bound = "#1b7340" if gate.passed else "#b02a1c", gate.value, gate.low, gate.high, gate.bound
-        assert value is not None and low is not None and high is not None and bound is not None # Known together
+        assert value is not None and bound is not None # Known together
+        low, high = (value if end is None else end for end in (low, high)) # No interval with too few rows
         ends = (low, high, value, bound)
         room = 0.15 * (max(ends) - min(ends)) or 0.1 * abs(bound) or 0.1
         axes.set(xlim=(min(ends) - room, max(ends) + room), ylim=(-1, 1), yticks=[])

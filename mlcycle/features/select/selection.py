@@ -32,7 +32,7 @@ from mlcycle.features.select.importance import (
 from .quick_model import plan_selection_budget
 from ...ml.folds import standard_error_from_interval, subsample_rows_evenly
 from ...outcomes import ColumnType, Feature, Problem, Score
-from ...score_format import format_interval, format_score
+from ...score_format import format_estimate
 
 # %% ../../../nbs/features/select/selection.ipynb #8ab62c3c
 @dataclass
@@ -46,7 +46,7 @@ class ForwardSelection:
 def _format_difference(difference: Score) -> str:
     "A difference with its interval, as text."
     sign = "+" if difference.value > 0 else ""
-    return f"{sign}{format_score(difference.value)}{format_interval(difference.low, difference.high)}"
+    return f"{sign}{format_estimate(difference.value, difference.low, difference.high)}"
 
 # %% ../../../nbs/features/select/selection.ipynb #7933adab
 def select_created_features(
