@@ -1319,6 +1319,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                          'mlcycle/features/encode/column_types.py'),
                                                       'mlcycle.features.encode.column_types._linearly_equal_numbers': ( 'features/encode/column_types.html#_linearly_equal_numbers',
                                                                                                                         'mlcycle/features/encode/column_types.py'),
+                                                      'mlcycle.features.encode.column_types._names_quantity': ( 'features/encode/column_types.html#_names_quantity',
+                                                                                                                'mlcycle/features/encode/column_types.py'),
                                                       'mlcycle.features.encode.column_types._repeats': ( 'features/encode/column_types.html#_repeats',
                                                                                                          'mlcycle/features/encode/column_types.py'),
                                                       'mlcycle.features.encode.column_types.find_duplicate_columns': ( 'features/encode/column_types.html#find_duplicate_columns',

@@ -409,6 +409,7 @@ class Verdict(Outcome):
     baseline_scores: list[Score] # Of the baseline on the same rows
     generalization_gap: dict[str, Score] # Primary metric by rows: `train`, `validation` (cross-validation), `holdout`
     holdout_rows: int
+    holdout_positives: int | None = None # Rows of the positive class; None unless the task is binary
     holdout_accesses: int = 0 # Accesses that can bias scores of these rows, including this one
     previous_champion: int | None = None # Version that was champion before; None: none
     current_champion: int | None = None # Version that is champion now

@@ -32,7 +32,7 @@ def interval_decimals(
     high: float | None, # Upper end
 ) -> int | None: # None without an interval, or for one without width
     "The number of decimals that shows half the width of an interval with two significant digits, at most six."
-    if low is None or high is None or not math.isfinite(high - low) or high <= low:
+    if low is None or high is None or not math.isfinite(high - low) or high - low <= 1e-9 * abs(high):
         return None
     return min(6, max(0, 1 - math.floor(math.log10((high - low) / 2))))
 

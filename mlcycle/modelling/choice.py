@@ -155,7 +155,8 @@ def build_leaderboard(
     order: Sequence[Trial], # Trials in the order of the leaderboard
 ) -> list[LeaderboardEntry]: # Selected candidate first
     "Build the leaderboard: score with interval and difference to the best of each candidate."
-    best, single = rank_trials(cv, order)[0], rank_trials(cv, [trial for trial in order if trial.model != "ensemble"])[0]
+    most = [trial for trial in order if len(trial.scores) == len(order[0].scores)] # Those scored on all repeats
+    best, single = rank_trials(cv, most)[0], rank_trials(cv, [trial for trial in most if trial.model != "ensemble"])[0]
     return [LeaderboardEntry(
         model=trial.name, model_type=trial.model, encoding=trial.encoding, score=score_trial(cv, trial),
         fold_scores=trial.scores, parameters=refit_parameters(trial), fit_seconds=trial.fit_seconds,

@@ -32,9 +32,10 @@ if TYPE_CHECKING:
 def sort_leaderboard(
     entries: Sequence[LeaderboardEntry], # Selected candidate first, as in the outcome
 ) -> list[LeaderboardEntry]: # Best score first; the selected candidate is marked in its name
-    "The leaderboard in the order of its scores, for display."
+    "The leaderboard in the order of its scores, for display; the models that are scored on all repeats come first."
     marked = [entries[0].model_copy(update={"model": f"{entries[0].model} (selected)"}), *entries[1:]]
-    return sorted(marked, key=lambda entry: entry.score.value, reverse=not entries[0].score.lower_is_better)
+    sign = 1 if entries[0].score.lower_is_better else -1
+    return sorted(marked, key=lambda entry: (-len(entry.fold_scores), sign * entry.score.value))
 
 # %% ../../nbs/modelling/plots.ipynb #efe84384
 def leaderboard_table(

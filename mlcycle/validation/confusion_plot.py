@@ -32,7 +32,7 @@ def plot_confusion_matrix(
     shares, few = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1), len(names) <= 12
     texts = [[f"{count:,}\n{share:.2f}" if few else f"{share:.2f}" for count, share in zip(*pair, strict=True)]
              for pair in zip(counts, shares, strict=True)]
-    size = 2.4 + (0.75 if few else 0.4) * len(names)
+    size = 1.2 + (0.7 if few else 0.4) * len(names)
     _, axes = plt.subplots(figsize=(size + 1, size))
     sns.heatmap(pd.DataFrame(shares, names, names), annot=np.array(texts), fmt="", cmap="Blues", vmin=0, vmax=1, square=True,
                 cbar_kws={"label": "share of the actual class"}, annot_kws={"fontsize": 9 if few else 7}, ax=axes)

@@ -195,6 +195,7 @@ def validate_model(
         f"Approved: {version} passes {len(gates)} of {len(gates)} gates{' and is now champion' if promote else ''}.")
     verdict = Verdict(
         approved=not failed, gates=gates, scores=scores, baseline_scores=baseline, holdout_rows=len(holdout),
+        holdout_positives=int((actual == problem.positive).sum()) if problem.task == "binary" else None,
         holdout_accesses=count_biasing_accesses(workspace, dataset.tables["holdout"].sha256),
         generalization_gap=scores_on_each_split(problem, candidate, model, train, scores[0]),
         previous_champion=before, current_champion=after,

@@ -17,8 +17,19 @@ MAX_ONE_HOT_CATEGORIES = 30 # Columns with more categories are target-encoded
 MIN_TEXT_WORDS = 3 # Mean number of words from which a column is text
 
 # %% ../../../nbs/features/encode/column_types.ipynb #97d92a57
-MIN_IDENTIFIER_ROWS = 50 # Rows from which distinct integers that fill a third of their range are an identifier
-_IDENTIFIER_NAME = re.compile(r"(^|[_\W])(id|uuid|guid|key|no|nr|number|ticket)$|[a-z]I[Dd]$", re.IGNORECASE)
+MIN_IDENTIFIER_ROWS = 50 # Rows from which increasing integers that fill a third of their range are an identifier
+_IDENTIFIER_NAME = re.compile(r"(^|[_\W])(id|uuid|guid|key|no|nr|case|index|invoice|obs|order|ticket)$|[a-z]I[Dd]$|.[_\W]number$",
+                              re.IGNORECASE)
+_QUANTITY_WORDS = {
+    *("t", "x", "time", "date", "year", "yr", "quarter", "month", "week", "day", "hour", "minute", "second", "period", "season"),
+    *("age", "rank", "score", "count", "amount", "size", "length", "distance", "dist", "width", "height", "weight", "price"),
+    *("temperature", "level", "value", "start", "end")}
+
+# %% ../../../nbs/features/encode/column_types.ipynb #f513cfae
+def _names_quantity(name: str) -> bool:
+    "Whether a word of a column's name, in the singular or plural, is that of a time or another quantity."
+    words = re.findall(r"[a-z]+", re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name).lower())
+    return any(word in _QUANTITY_WORDS or word.removesuffix("s") in _QUANTITY_WORDS for word in words)
 
 # %% ../../../nbs/features/encode/column_types.ipynb #16ee204e
 def _identifying_integers(known: pd.Series, distinct: int) -> str:
@@ -26,12 +37,14 @@ def _identifying_integers(known: pd.Series, distinct: int) -> str:
     whole = not pd.api.types.is_bool_dtype(known) and bool((known % 1 == 0).all())
     if len(known) <= 20 or distinct < len(known) or not whole:
         return ""
+    if re.search(_IDENTIFIER_NAME, str(known.name)):
+        return "identifier: every integer occurs once, and so the name says"
+    if _names_quantity(str(known.name)) or not known.is_monotonic_increasing:
+        return ""
     if (known.diff().dropna() == 1).all():
         return "row counter: consecutive integers"
     if len(known) >= MIN_IDENTIFIER_ROWS and float(known.max()) - float(known.min()) < 3 * len(known):
-        return "identifier: every integer occurs once, and they fill a third of their range or more"
-    if re.search(_IDENTIFIER_NAME, str(known.name)):
-        return "identifier: every integer occurs once, and so the name says"
+        return "identifier: every integer occurs once, they increase, and they fill a third of their range or more"
     return ""
 
 # %% ../../../nbs/features/encode/column_types.ipynb #a0f975be
