@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['make_shadow_features', 'permute_features_in_fold', 'PermutationImportance', 'permutation_importance_on_folds',
            'compare_feature_set_scores', 'find_redundant_features', 'quantile_groups', 'chi_squared_p_value',
-           'find_target_associated_features']
+           'association_p_values', 'find_target_associated_features']
 
 # %% ../../../nbs/features/select/importance.ipynb #ea9ca567
 from collections.abc import Collection, Mapping, Sequence
@@ -187,24 +187,43 @@ def chi_squared_p_value(
     counts = np.bincount(groups * n_classes + classes, minlength=n_groups * n_classes).reshape(n_groups, n_classes)
     return float(stats.chi2_contingency(counts).pvalue)
 
+# %% ../../../nbs/features/select/importance.ipynb #24eb4bd3
+def _association_p_value(values: np.ndarray, classes: np.ndarray, order: np.ndarray | None) -> float:
+    "Twice the smaller p-value of the chi-squared test and, with the ranks of the target in `order`, of the rank correlation."
+    chi_squared = chi_squared_p_value(quantile_groups(values), classes)
+    known = np.isfinite(values)
+    if order is None or known.sum() < 4 or np.ptp(values[known]) == 0 or np.ptp(order[known]) == 0:
+        return chi_squared
+    return min(1.0, 2 * min(chi_squared, stats.spearmanr(values[known], order[known]).pvalue))
+
 # %% ../../../nbs/features/select/importance.ipynb #321240a5
+def association_p_values(
+    scorer: FeatureSetScorer, # Encoded folds, of which the first repeat is used
+    names: Sequence[str], # Features to test
+) -> np.ndarray: # One for each feature, 0 to 1
+    "p-value of the association of each feature with the target; the smallest of its encoded columns, times their number."
+    folds = [encoded for encoded in scorer.folds if encoded.fold.repeat == scorer.repeats[0]]
+    y = np.concatenate([encoded.y_valid for encoded in folds])
+    numeric = scorer.problem.task == "regression"
+    classes = quantile_groups(y.astype(float)) if numeric else pd.factorize(y)[0]
+    order = None if scorer.problem.task == "multiclass" else stats.rankdata(y.astype(float) if numeric else classes)
+
+    def p_value(name):
+        outputs = list(zip(*(encoded.outputs.get(name, []) for encoded in folds), strict=False))
+        values = (np.concatenate([encoded.X_valid[:, k] for encoded, k in zip(folds, places, strict=True)]) for places in outputs)
+        return min((_association_p_value(each.astype(float), classes, order) for each in values), default=1.0) * len(outputs)
+
+    return np.minimum(1.0, [p_value(name) for name in names])
+
+# %% ../../../nbs/features/select/importance.ipynb #60e1b43a
 def find_target_associated_features(
     scorer: FeatureSetScorer, # Encoded folds, of which the first repeat is used
     names: Sequence[str], # Features to test
-    significance_level: float = 0.05, # Share of features without association that are found by chance
+    significance_level: float = 0.05, # For at most 30 features
+    false_discovery_rate: float = 0.25, # For more features
 ) -> list[str]: # Features with an association
-    """Features with a significant univariate association with the target (chi-squared tests).
-
-    The level is divided by the number of encoded columns of a feature (Bonferroni).
-    """
-    folds = [encoded for encoded in scorer.folds if encoded.fold.repeat == scorer.repeats[0]]
-    y = np.concatenate([encoded.y_valid for encoded in folds])
-    classes = quantile_groups(y.astype(float)) if scorer.problem.task == "regression" else pd.factorize(y)[0]
-
-    def depends(name):
-        outputs = list(zip(*(encoded.outputs.get(name, []) for encoded in folds), strict=False))
-        values = (np.concatenate([encoded.X_valid[:, k] for encoded, k in zip(folds, places, strict=True)]) for places in outputs)
-        level = significance_level / max(1, len(outputs))
-        return any(chi_squared_p_value(quantile_groups(each.astype(float)), classes) < level for each in values)
-
-    return [name for name in names if depends(name)]
+    "Features with a significant univariate association with the target."
+    p_values, level = association_p_values(scorer, names), significance_level
+    if len(names) > 30:
+        p_values, level = stats.false_discovery_control(p_values), false_discovery_rate
+    return [name for name, p_value in zip(names, p_values, strict=True) if p_value < level]
