@@ -137,7 +137,8 @@ def find_unimportant_columns(
     without = compare_feature_set_scores(scorer, stay, [*raw, *created])
     dropped = weak if without.value >= -standard_error_from_interval(without, len(scorer.folds)) else []
     those = "it" if len(weak) == 1 else f"{len(weak)} such columns"
-    words = "not more important than shadow features in any repeat" if len(raw) <= MAX_RAW_COLUMNS else "not significantly important"
+    many = len(raw) > MAX_RAW_COLUMNS
+    words = "not significantly important" if many else "not more important than shadow features in any repeat"
     words += f"; without {those}, {without.metric} is {'not worse' if dropped else 'worse'} by more than one standard error: "
     words += _format_difference(without)
     return dropped, reasons | dict.fromkeys(weak, words), measured
