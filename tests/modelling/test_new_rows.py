@@ -1,7 +1,10 @@
 """What stage 4 promises on tables without a signal, and on a table with a known one."""
 
+import os
+
 import numpy as np
 import pandas as pd
+import pytest
 from sklearn.metrics import roc_auc_score
 
 from mlcycle.core.workspace import Workspace
@@ -53,6 +56,16 @@ def test_noise_is_not_promised_to_be_signal(tmp_path):
     covered = [score.low <= 0.5 <= score.high for score in promised]
     assert sum(covered) >= 3, promised
     assert abs(np.mean([score.value for score in promised]) - 0.5) < 0.08
+
+
+@pytest.mark.skipif(not os.environ.get("MLCYCLE_SLOW_TESTS"), reason="takes ten minutes; run with `make honesty`")
+def test_fifty_tables_of_noise(tmp_path):
+    sizes = [(100, 20), (200, 20), (300, 50), (100, 200), (150, 300)] * 10
+    promised = [modelled(drawn(*size, seed), tmp_path / str(seed))[0].score for seed, size in enumerate(sizes)]
+    covered = [score.low <= 0.5 <= score.high for score in promised]
+    error = np.array([score.value for score in promised]) - 0.5
+    assert np.mean(covered) >= 0.9, promised
+    assert abs(error.mean()) < 2 * error.std(ddof=1) / np.sqrt(len(error))
 
 
 def test_a_signal_is_promised_as_it_is_on_new_rows(tmp_path):
