@@ -52,16 +52,16 @@ def test_finding_nothing_to_do_imports_nothing_heavy(project):
     ("file", "old", "new", "first"),
     [
         pytest.param(
-            "features/encode/column_types.py",
-            "def infer_column_types(\n",
-            "def infer_column_types(\n    *_,\n",
+            "features/encode/encode.py",
+            "def make_encoder_for_type(\n",
+            "def make_encoder_for_type(\n    *_,\n",
             "features",
             id="stage 3's",
         ),
         pytest.param(
-            "features/encode/column_types.py",
-            "def infer_column_types(\n",
-            "# A remark\ndef infer_column_types(\n",
+            "features/encode/encode.py",
+            "def make_encoder_for_type(\n",
+            "# A remark\ndef make_encoder_for_type(\n",
             "",
             id="a comment",
         ),
