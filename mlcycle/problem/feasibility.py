@@ -22,7 +22,7 @@ from .label_noise import estimate_label_noise_from_duplicates
 from .learning_curve import extrapolate_score, perfect_score, probe_learning_curve
 from .permutation_test import PermutationTest, permutation_signal_test
 from .probe_budget import Deadline, single_threaded
-from .probe_data import FeasibilitySample, prepare_feasibility_sample
+from .probe_data import LEAKAGE_STEP, FeasibilitySample, prepare_feasibility_sample
 from .quick_models import cross_val_predictions, dummy_predictions
 from .search_gain import CriterionState, ReachableScore, allow_for_search, compare_with_bound
 from ..score_format import format_score
@@ -54,8 +54,9 @@ def criterion_state(
     if required is None:
         return "not estimated"
     state = compare_with_bound(reachable[required[0]], required[1])
-    incomplete = {"gradient boosting", "the learning curve"} & set(skipped)
-    return "not estimated" if incomplete and state != "within reach" else state
+    if LEAKAGE_STEP in skipped or ({"gradient boosting", "the learning curve"} & set(skipped) and state != "within reach"):
+        return "not estimated"
+    return state
 
 # %% ../../nbs/problem/feasibility.ipynb #f8880331
 def describe_too_few_test_rows(
@@ -202,7 +203,8 @@ def _conclude(rows: pd.DataFrame, data: FeasibilitySample, predictions: dict[str
     evidence = Evidence(test=test, exceeds_dummy=exceeds_dummy(scores), too_few_rows=describe_too_few_test_rows(data),
                         reachable=reachable, criteria=states, required=required, skipped=deadline.skipped,
                         leaks=[name for name, reason in data.left_out.items() if reason.startswith("may leak")])
-    curve = [LearningCurvePoint(train_size=size, score=score(each)) for size, each in points]
+    curve = [LearningCurvePoint(train_size=size, score=scores[best] if each is predictions[best] else score(each))
+             for size, each in points]
     return _outcome(data, evidence, scores=scores, learning_curve=curve, labelled_rows=labelled, label_noise=share,
                     noise_ceiling=ceiling, seconds=round(deadline.elapsed, 2))
 

@@ -30,7 +30,7 @@ def similarity_kernels(
 ) -> list[np.ndarray]: # Each (rows, rows), centred, with a mean of 1 on the diagonal
     "Three kernels of the rows: linear, of binned features, and of the leaves of random trees."
     linear, numbered = data.features["linear"][places], data.features["boosting"][places]
-    numbered = numbered[:, ::max(1, -(-numbered.shape[1] // data.budget.max_binned_columns))] # Evenly spaced columns of a wide table
+    numbered = numbered[:, ::max(1, -(-numbered.shape[1] // data.budget.max_binned_columns))] # Evenly spaced columns
     bins = KBinsDiscretizer(5, encode="onehot-dense", strategy="quantile", quantile_method="averaged_inverted_cdf")
     leaves = RandomTreesEmbedding(60, max_depth=4, sparse_output=False, random_state=data.seed)
     kernels = []

@@ -73,16 +73,16 @@ def simplify_columns(
     column_types: dict[str, str], # Type of each column
 ) -> pd.DataFrame: # Numbers as `float`, other columns as text
     "Convert features to numbers and categories as text; texts and constant columns are left out."
-    made, dates = {}, [name for name, column_type in column_types.items() if column_type == "date"]
-    for name, column_type in column_types.items():
-        column = rows[name]
-        if column_type == "number":
-            numbers = pd.to_numeric(column, errors="coerce").astype(float)
-            made[name] = numbers.replace([np.inf, -np.inf], np.nan).clip(-1e15, 1e15)
-        elif column_type in ("category", "many categories"):
-            made[name] = column.astype(object).where(column.notna(), "").astype(str)
-    plain = pd.DataFrame(made | date_numbers(rows[dates]), index=rows.index)
-    return plain[[name for name in plain if plain[name].nunique(dropna=False) > 1]]
+    named = {kind: [name for name in column_types if column_types[name] == kind] for kind in set(column_types.values())}
+    words = [*named.get("category", []), *named.get("many categories", [])]
+    texts = pd.DataFrame({name: rows[name].astype(object).where(rows[name].notna(), "").astype(str) for name in words})
+    numbers = rows[named.get("number", [])].to_numpy(float, na_value=np.nan)
+    dates = pd.DataFrame(date_numbers(rows[named.get("date", [])]), index=rows.index)
+    values = np.hstack([numbers, dates.to_numpy(float, na_value=np.nan)])
+    values = np.clip(np.where(np.isfinite(values), values, np.nan), -1e15, 1e15)
+    varies = (values[1:] != values[:-1]) & ~(np.isnan(values[1:]) & np.isnan(values[:-1]))
+    plain = pd.DataFrame(values, index=rows.index, columns=[*named.get("number", []), *dates]).loc[:, varies.any(axis=0)]
+    return pd.concat([texts.loc[:, texts.nunique() > 1], plain], axis=1) if words else plain
 
 # %% ../../nbs/problem/probe_encoding.ipynb #cb19acc3
 def encode_for_quick_models(
