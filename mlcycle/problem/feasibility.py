@@ -113,7 +113,7 @@ def feasibility_verdict(
     late = f"the time limit was reached before {' and '.join(skipped)}"
     significant = bool(test) and test.p_value <= 0.05
     if not significant and (test is None or "the second permutation test" in skipped) and not evidence.exceeds_dummy:
-        return "not assessed", f"Nothing can be concluded: {late}. Raise probe_seconds."
+        return "not assessed", f"{late[0].upper()}{late[1:]}, so that nothing can be concluded; raise probe_seconds."
     if test and not significant and not skipped:
         chance = f"no signal beyond chance was detected (permutation test, p = {test.p_value:.2g})"
         if evidence.too_few_rows:
