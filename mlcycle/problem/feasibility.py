@@ -110,7 +110,7 @@ def feasibility_verdict(
 ) -> tuple[FeasibilityVerdict, str]: # Verdict; reason in a sentence
     "Derive the verdict from the permutation test and the state of each criterion."
     test, skipped = evidence.test, evidence.skipped
-    late = f"the time limit was reached before {' and '.join(skipped)}"
+    late = f"the time limit was reached before {', '.join(skipped)}"
     significant = bool(test) and test.p_value <= 0.05
     if not significant and (test is None or "the second permutation test" in skipped) and not evidence.exceeds_dummy:
         return "not assessed", f"{late[0].upper()}{late[1:]}, so that nothing can be concluded; raise probe_seconds."
@@ -220,7 +220,7 @@ def _outcome(data: FeasibilitySample, evidence: Evidence, **fields) -> Feasibili
         extrapolated_score=next(iter(evidence.reachable.values())).score, criteria=evidence.criteria,
         criteria_estimates={line: evidence.reachable[one[0]].score for line, one in estimated.items()},
         criteria_bounds={line: one[1] for line, one in estimated.items()}, left_out=data.left_out,
-        warnings=list(data.warnings), skipped=" and ".join(evidence.skipped), **fields)
+        warnings=list(data.warnings), skipped=", ".join(evidence.skipped), **fields)
 
 # %% ../../nbs/problem/feasibility.ipynb #011861ae
 def criteria_table(
