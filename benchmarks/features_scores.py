@@ -21,9 +21,9 @@ from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import FunctionTransformer
 
 from mlcycle.core.workspace import Workspace
-from mlcycle.features.encode.column_types import infer_column_types
 from mlcycle.features.encode.pipeline import build_preprocessor
 from mlcycle.features.stage import plan_features
+from mlcycle.ml.column_types import infer_column_types
 from mlcycle.ml.folds import make_folds, mean_difference, mean_score, subsample_rows_evenly
 from mlcycle.ml.metrics import compute_score
 from mlcycle.ml.predictions import predict

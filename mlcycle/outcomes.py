@@ -109,21 +109,22 @@ class Feasibility(Record):
     "Estimate of whether the criteria can be met, from quick models on a sample."
 
     volatile: ClassVar[tuple[str, ...]] = ("seconds",)
-    verdict: Literal["feasible", "doubtful", "infeasible"]
+    verdict: Literal["feasible", "doubtful", "infeasible", "not assessed"]
     reason: str # One sentence
     sampled_rows: int # Number of rows in the sample
     labelled_rows: int = 0 # Rows of the table with a known target: the size for the extrapolation
     scores: dict[str, Score] # Of the quick models `dummy`, `linear`, `boosting`
-    p_value: float # Of the permutation test of whether features and target are related
+    p_value: float | None # Of the permutation test of whether features and target are related; None if it was skipped
     permutation_test_score: float = 0.0 # Test statistic: correlation of predicted and actual values
     permutation_scores: list[float] = [] # The test statistic for permuted targets
     learning_curve: list[LearningCurvePoint] = [] # Of the best quick model, by increasing training size
-    extrapolated_score: Score # With all labelled rows, extrapolated from the learning curve
+    extrapolated_score: Score # With all labelled rows, extrapolated from the learning curve; its interval allows for stage 4
     criteria: dict[str, Literal["within reach", "doubtful", "out of reach", "not estimated"]] # Result for each criterion
     criteria_estimates: dict[str, Score] = {} # Estimate for all rows of the metric of each criterion
     criteria_bounds: dict[str, float] = {} # Score that each criterion requires, relative criteria included
     label_noise: float | None = None # Share of duplicate rows whose labels differ; None without duplicates
     noise_ceiling: float | None = None # Highest accuracy, or R², that the label noise allows
+    left_out: dict[str, str] = {} # Columns that the quick models do not use, with the reason, such as target leakage
     warnings: list[str] = [] # Reasons why the scores are less reliable
     skipped: str = "" # What was left out because of the time limit
     seconds: float

@@ -50,6 +50,7 @@ FLOORS = [
     ["engine"],
     ["service"],
     ["reports"],
+    ["leakage"],
     [*STAGES],
     ["lifecycle"],
     ["api"],

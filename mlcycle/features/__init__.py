@@ -1,1 +1,1 @@
-"""Stage 3: exploration, target leakage, feature creation, encoding, feature selection."""
+"""Stage 3: exploration, feature creation, encoding, feature selection."""

@@ -19,10 +19,10 @@ from ..core.workspace import Workspace
 from ..errors import TargetError
 from .create.recipes import Recipe
 from .create.user_functions import check_feature_function, make_function_recipes
-from .encode.column_types import infer_column_types
+from ..ml.column_types import infer_column_types
 from .encode.pipeline import map_outputs_to_features
-from .leakage.leaks import mark_trusted_columns, find_target_leakage
-from .leakage.single_column import prepare_labelled_sample, score_single_columns
+from ..leakage.leaks import mark_trusted_columns, find_target_leakage
+from ..leakage.single_column import prepare_labelled_sample, score_single_columns
 from .select.feature_selector import FeatureSelector, selection_problem_fields
 from .select.selection import FeatureSelection
 from ..ml.folds import subsample_rows_evenly

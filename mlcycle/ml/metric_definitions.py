@@ -106,6 +106,15 @@ def _batch_roc_auc(actual, scores):
     sums = (rankdata(scores, axis=1) * actual).sum(axis=1)
     return (sums - positives * (positives + 1) / 2) / (positives * (actual.shape[1] - positives))
 
+# %% ../../nbs/ml/metric_definitions.ipynb #b0dffa3f
+def _batch_average_precision(actual, scores):
+    "Average precision of each resample: the mean, over the positives, of the precision among rows with at least their score."
+    order = np.argsort(-scores, axis=1)
+    hits = np.take_along_axis(actual, order, axis=1)
+    at_least = np.take_along_axis(rankdata(-scores, method="max", axis=1).astype(int), order, axis=1) # Rows, ties included
+    precision = np.take_along_axis(hits.cumsum(axis=1), at_least - 1, axis=1) / at_least
+    return (precision * hits).sum(axis=1) / hits.sum(axis=1)
+
 # %% ../../nbs/ml/metric_definitions.ipynb #5d01c9aa
 def _batch_log_loss(actual, scores):
     "Log loss of each resample; scores are clipped as in scikit-learn."
@@ -171,7 +180,7 @@ SCORE_METRICS = [
            description="The area under the ROC curve, averaged over all pairs of classes."),
     Metric("roc_auc_ovo_weighted", partial(_one_vs_one_auc, weighted=True), **_SCORES_MULTICLASS,
            description="The area under the ROC curve, averaged over all pairs of classes, weighted by their rows."),
-    Metric("average_precision", _one_vs_rest(sk.average_precision_score), **_SCORES,
+    Metric("average_precision", _one_vs_rest(sk.average_precision_score), **_SCORES, batch_function=_batch_average_precision,
            description="The precision-recall curve in one number: precision averaged over recall."),
     Metric("top_k_accuracy", _with_labels(sk.top_k_accuracy_score), **_SCORES_MULTICLASS,
            description="The share of rows whose actual class has one of the two highest scores."),

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['similarity_kernels', 'most_frequent_classes', 'target_to_numeric_columns', 'within_fold_correlations',
-           'kernel_permutation_scores', 'boosting_permutation_scores', 'PermutationTest', 'permutation_signal_test']
+           'draw_test_rows', 'kernel_permutation_scores', 'boosting_permutation_scores', 'PermutationTest',
+           'permutation_signal_test']
 
 # %% ../../nbs/problem/permutation_test.ipynb #bab6bf06
 from collections.abc import Iterator
@@ -29,6 +30,7 @@ def similarity_kernels(
 ) -> list[np.ndarray]: # Each (rows, rows), centred, with a mean of 1 on the diagonal
     "Three kernels of the rows: linear, of binned features, and of the leaves of random trees."
     linear, numbered = data.features["linear"][places], data.features["boosting"][places]
+    numbered = numbered[:, ::max(1, -(-numbered.shape[1] // data.budget.max_binned_columns))] # Evenly spaced columns
     bins = KBinsDiscretizer(5, encode="onehot-dense", strategy="quantile", quantile_method="averaged_inverted_cdf")
     leaves = RandomTreesEmbedding(60, max_depth=4, sparse_output=False, random_state=data.seed)
     kernels = []
@@ -67,13 +69,27 @@ def within_fold_correlations(
     size = np.sqrt((x**2).sum(axis=0) * (y**2).sum(axis=0))
     return (x * y).sum(axis=0) / np.where(size > 1e-9, size, np.inf)
 
+# %% ../../nbs/problem/permutation_test.ipynb #c5495ee8
+def draw_test_rows(
+    data: FeasibilitySample, # Sample with the target
+    max_rows: int, # Number of rows, at most
+) -> np.ndarray: # Positions of rows, increasing
+    "Draw rows for a permutation test, with all rows of a rare class up to half."
+    rng, count = np.random.default_rng(data.seed), len(data.y)
+    if count <= max_rows:
+        return np.arange(count)
+    rare = np.flatnonzero(data.y == np.bincount(data.y).argmin()) if data.problem.task == "binary" else np.array([], int)
+    kept = rng.choice(rare, min(len(rare), max_rows // 2), replace=False)
+    others = np.setdiff1d(np.arange(count), rare)
+    return np.sort(np.concatenate([kept, rng.choice(others, max_rows - len(kept), replace=False)]))
+
 # %% ../../nbs/problem/permutation_test.ipynb #b94cda45
 def kernel_permutation_scores(
     data: FeasibilitySample, # Sample with features, target and budget
 ) -> np.ndarray: # (1 + n_permutations,), the actual target first
     "Best correlation of kernel ridge predictions with the actual target, and with each permuted one."
     rng, budget = np.random.default_rng(data.seed), data.budget
-    places = np.sort(rng.choice(len(data.sample), min(len(data.sample), budget.max_test_rows), replace=False))
+    places = draw_test_rows(data, budget.max_test_rows)
     actual = target_to_numeric_columns(data, data.y[places])
     orders = [np.arange(len(places)), *(rng.permutation(len(places)) for _ in range(budget.n_permutations))]
     y = actual[np.array(orders).T].reshape(len(places), -1)
@@ -112,9 +128,12 @@ def boosting_permutation_scores(
 ) -> Iterator[float]: # The actual target first, then permuted ones
     "Correlations of gradient boosting with the actual target, and with permuted ones until one is as high."
     rng, actual = np.random.default_rng(data.seed + 1), None
-    folds = make_folds(data.problem, data.sample, 3, data.seed, stratified=False, too_few_entities="warn")
+    places = draw_test_rows(data, data.budget.max_boosting_rows)
+    drawn = make_folds(data.problem, data.sample.iloc[places], 3, data.seed, stratified=False, too_few_entities="warn")
+    folds = [(places[train], places[valid]) for train, valid in drawn]
     for number in range(n_permutations + 1):
-        y = rng.permutation(data.y) if number else data.y
+        y = data.y.copy()
+        y[places] = rng.permutation(y[places]) if number else y[places]
         columns, frequent = target_to_numeric_columns(data, y), most_frequent_classes(data)
         predicted = [predict_fold(data, "boosting", train, valid, y=y, n_estimators=12).reshape(len(valid), -1)[:, frequent]
                      for train, valid in folds]

@@ -20,26 +20,35 @@ from ..core.progress import report_progress
 # %% ../../nbs/problem/probe_budget.ipynb #1d37f099
 @dataclass(frozen=True, kw_only=True)
 class FeasibilityBudget:
-    "Amount of work of the feasibility assessment: rows, trees, folds, permutations."
+    "Amount of work of the feasibility assessment: rows, columns, trees, folds, permutations."
 
     max_rows: int # Rows of the sample
+    max_rare_rows: int # Rows of the sample if one of two classes is rare
     n_estimators: int # Trees of gradient boosting, per class
     n_splits: int = 5 # Cross-validation folds
     n_train_sizes: int = 5 # Points of the learning curve
     n_permutations: int = 199 # Permutations of the target in the first permutation test
     max_test_rows: int = 1500 # Rows of the first permutation test
+    max_boosting_rows: int = 3000 # Rows of the second one, with gradient boosting
+    max_columns: int = 300 # Encoded columns of a quick model; more are screened on the training rows of each fold
+    max_binned_columns: int = 400 # Encoded columns for the kernels of bins and trees in the permutation test
 
 # %% ../../nbs/problem/probe_budget.ipynb #f02d9f22
 def plan_feasibility_budget(
     rows: int, # Number of labelled rows
-    columns: int, # Number of features
+    columns: int, # Number of features; a text column counts as the 30 that encode it
     classes: int = 1, # Number of classes; 1 for a regression or two classes
 ) -> FeasibilityBudget:
-    "Plan a budget of about one to two seconds: 1000 to 4000 rows, 5 to 30 trees, 3 or 5 folds."
+    """Plan a budget of a few seconds: 1000 to 4000 rows, 5 to 30 trees, 3 or 5 folds.
+
+    The sample of a table with a rare class may have five times as many rows, but not more than 600,000 cells.
+    """
     max_rows = int(np.clip(120_000 / max(1, columns), 1000, 4000))
+    max_rare_rows = int(np.clip(600_000 / max(1, columns), max_rows, 5 * max_rows))
     n_estimators = int(np.clip(100 / max(1, classes), 5, 30))
     n_splits = 5 if columns <= 200 and classes <= 10 else 3
-    return FeasibilityBudget(max_rows=min(rows, max_rows), n_estimators=n_estimators, n_splits=n_splits)
+    return FeasibilityBudget(max_rows=min(rows, max_rows), max_rare_rows=min(rows, max_rare_rows), n_estimators=n_estimators,
+                             n_splits=n_splits)
 
 # %% ../../nbs/problem/probe_budget.ipynb #3e42fb21
 @dataclass

@@ -52,16 +52,16 @@ def test_finding_nothing_to_do_imports_nothing_heavy(project):
     ("file", "old", "new", "first"),
     [
         pytest.param(
-            "features/encode/column_types.py",
-            "def infer_column_types(\n",
-            "def infer_column_types(\n    *_,\n",
+            "features/encode/encode.py",
+            "def make_encoder_for_type(\n",
+            "def make_encoder_for_type(\n    *_,\n",
             "features",
             id="stage 3's",
         ),
         pytest.param(
-            "features/encode/column_types.py",
-            "def infer_column_types(\n",
-            "# A remark\ndef infer_column_types(\n",
+            "features/encode/encode.py",
+            "def make_encoder_for_type(\n",
+            "# A remark\ndef make_encoder_for_type(\n",
             "",
             id="a comment",
         ),
@@ -90,7 +90,7 @@ def test_an_edited_function_makes_stale_what_uses_it_and_what_follows(project, p
 
 
 def test_an_edited_docstring_makes_nothing_stale(project, package):
-    path = package / "mlcycle" / "features" / "encode" / "column_types.py"
+    path = package / "mlcycle" / "features" / "encode" / "encode.py"
     first = next(line for line in path.read_text().splitlines() if line.startswith('    "'))
     edit(path, first, '    "Another sentence."')
     assert not_fresh(project, PYTHONPATH=str(package)) == []
@@ -98,7 +98,7 @@ def test_an_edited_docstring_makes_nothing_stale(project, package):
 
 def test_an_edited_function_runs_its_stage_and_no_other_if_it_decides_the_same(project, package):
     "Early cutoff: what follows has nothing new to learn."
-    edit(package / "mlcycle" / "features" / "encode" / "column_types.py", "if distinct < 2:", "if distinct <= 1:")
+    edit(package / "mlcycle" / "features" / "encode" / "encode.py", "if self.fill_empty:", "if self.fill_empty is True:")
     assert not_fresh(project, PYTHONPATH=str(package)) == STAGES[2:]
     run(project, PYTHONPATH=str(package))
     made = mc.open("last", project)

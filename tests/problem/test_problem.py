@@ -286,4 +286,4 @@ def test_time_that_is_up_is_told():
     frame = normalise_dtypes(load_wine(as_frame=True).frame)
     problem = define_problem("wine", "target", rows=frame, probe_seconds=0)
     hasty = assess_feasibility(frame, problem, seconds=1e-9)
-    assert hasty.verdict == "doubtful" and "gradient boosting" in hasty.skipped and "boosting" not in hasty.scores
+    assert hasty.verdict == "not assessed" and "gradient boosting" in hasty.skipped and "boosting" not in hasty.scores

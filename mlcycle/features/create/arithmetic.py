@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from .dates import column_to_times
-from .name_hints import hhmm_to_minutes
+from ...ml.name_hints import hhmm_to_minutes
 from .recipes import Recipe
 
 # %% ../../../nbs/features/create/arithmetic.ipynb #daabc46a

@@ -27,7 +27,7 @@ from mlcycle.features.create.arithmetic import (
 )
 from .dates import CyclicTime, DateParts
 from .history import EntityHistory, Rolling
-from .name_hints import central_range, have_same_unit, is_hhmm_time, ranges_overlap
+from ...ml.name_hints import central_range, have_same_unit, is_hhmm_time, ranges_overlap
 from .recipes import Recipe
 from ...ml.folds import subsample_rows_evenly
 from ...ml.metrics import encode_target

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.datasets import load_breast_cancer, load_iris, load_wine
 
-from mlcycle.features.encode.column_types import infer_column_types
+from mlcycle.ml.column_types import infer_column_types
 from mlcycle.stores.sources.ingest import normalise_dtypes
 
 ROWS = 400

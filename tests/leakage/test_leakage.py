@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from sklearn.datasets import load_breast_cancer, load_diabetes, load_iris, load_wine
 
 from mlcycle.errors import ParameterError
-from mlcycle.features.leakage.leaks import find_target_leakage, mark_trusted_columns, plot_target_leakage
+from mlcycle.leakage.leaks import find_target_leakage, mark_trusted_columns, plot_target_leakage
 from mlcycle.outcomes import LeakageSuspect, Problem
 from mlcycle.stores.sources.flights import UNAVAILABLE_AT_PREDICTION
 from mlcycle.stores.sources.ingest import normalise_dtypes, read_source

@@ -1,1 +1,0 @@
-"""Detection of target leakage."""

@@ -1,0 +1,1 @@
+"""Target leakage: columns that hold information which is not available at prediction time."""
