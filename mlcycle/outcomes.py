@@ -307,6 +307,7 @@ class FeaturePlan(Outcome):
     user_functions: FileRef | None = None # Source of the user's feature functions
     pipeline: FileRef # An unfitted scikit-learn pipeline
     selector: FileRef | None = None # Repeats the choice of features on other rows; None if nothing depends on the target
+    label_delay: str = "1 day" # Time after which the target of a row is known
 
     @property
     def columns_read(self) -> list[str]:
@@ -376,6 +377,7 @@ class Candidate(Outcome):
     timed_out: bool = False # True if the search ended by its time limit, and so is not reproducible
     latency_ms: dict[str, float] = {} # Milliseconds: `p50` and `p95` of one row, and of `1000 rows` at once
     learning_curve: list[LearningCurvePoint] = [] # Of the best model, by increasing training size
+    naive_scores: dict[str, Score] = {} # Of naive forecasts on the validation rows, by name; empty without a time column
 
 # %% ../nbs/outcomes.ipynb #fc7d62f3
 class Gate(Record):
@@ -404,7 +406,8 @@ class Verdict(Outcome):
     approved: bool
     gates: list[Gate]
     scores: list[Score] # On the holdout
-    baseline_scores: list[Score] # Of the baseline on the same rows
+    baseline_scores: list[Score] # Of the baseline of each metric on the same rows
+    baseline_names: dict[str, str] = {} # Baseline of each metric, such as `last value` or `best constant: mean`
     generalization_gap: dict[str, Score] # Primary metric by rows: `train`, `validation` (cross-validation), `holdout`
     holdout_rows: int
     holdout_accesses: int = 0 # Accesses that can bias scores of these rows, including this one
