@@ -328,16 +328,17 @@ def series_step(
     rows: pd.DataFrame, # Training rows
     time: str, # Timestamp column
     entity: list[str], # Column of the entity, or none
-) -> timedelta | None: # None if the rows are not series
+) -> tuple[timedelta | None, bool]: # None if the rows are not series; whether most steps have the same length
     "The median time between successive rows of an entity, if the rows are series."
     known = rows[[*entity, time]].dropna().sort_values([*entity, time])
     entities = known[entity[0]].nunique() if entity else 1
     if len(known) < 20 * max(entities, 1) or known.duplicated().mean() > 0.1:
-        return None
+        return None, False
     gaps = (known.groupby(entity[0], observed=True)[time] if entity else known[time]).diff()
     gaps = gaps[gaps > pd.Timedelta(0)]
     step = gaps.median().to_pytimedelta() if len(gaps) else None
-    return step if step and (entity or (abs(gaps / step - 1) < 0.5).mean() >= 0.5) else None
+    is_regular = bool(step) and (abs(gaps / step - 1) < 0.5).mean() >= 0.9
+    return (step, is_regular) if entity or is_regular else (None, False)
 
 # %% ../../../nbs/features/create/propose.ipynb #bc142039
 def _duration_text(length: timedelta) -> str:
@@ -395,12 +396,12 @@ def propose_history_recipes(
     names = [name for name, column_type in column_types.items()
              if column_type in ("category", "many categories") and name not in entity]
     names = [name for name in names if len(rows) >= 20 * rows[name].nunique()]
-    found: list[Recipe] = [
-        EntityHistory(name, problem.time, statistic=statistic) for name in entity for statistic in ("count", "since")]
-    step = series_step(rows, problem.time, entity)
+    step, is_regular = series_step(rows, problem.time, entity)
+    found: list[Recipe] = [EntityHistory(name, problem.time, statistic=statistic)
+                           for name in entity for statistic in ("count", "since") if not is_regular]
     if problem.task != "multiclass" and span >= 20 * pd.Timedelta(label_delay):
         found += _target_lags(problem, entity, step, label_delay, span)
         found += [EntityHistory(name, problem.time, min_age=label_delay, target=problem.target, pos_label=problem.positive)
                   for name in (*entity, *names)]
     found += _column_lags(rows, problem.time, entity, step, column_types)
-    return (found + _count_recipes(rows, problem.time, names, span))[:max_recipes]
+    return (found + ([] if is_regular else _count_recipes(rows, problem.time, names, span)))[:max_recipes]
