@@ -160,6 +160,12 @@ class Problem(Outcome):
     rows: int
     target_distribution: dict[str, float] = {} # Share of each class; quantiles of a numeric target
     feasibility: Feasibility | None = None
+    proposals: list[str] = [] # Proposed time and entity columns, which the problem does not name
+
+    @property
+    def notices(self) -> list[str]:
+        "Proposed time and entity columns."
+        return self.proposals
 
     @property
     def positive_index(self) -> int:
