@@ -45,11 +45,12 @@ class Outcome(Record):
     stage: ClassVar[str] = ""
     decision: str # What was decided, in one sentence
     project_files: list[str] = [] # Files of the project that the stage reads, and writes if they are missing
+    notes: list[str] = [] # Proposals that the stage does not carry out by itself, such as a time column
 
     @property
     def notices(self) -> list[str]:
         "What is printed when the stage has ended, beside the decision."
-        return []
+        return self.notes
 
     def content(self) -> dict:
         "The fields as a dictionary, without volatile fields and names of project files."
@@ -160,13 +161,6 @@ class Problem(Outcome):
     rows: int
     target_distribution: dict[str, float] = {} # Share of each class; quantiles of a numeric target
     feasibility: Feasibility | None = None
-    proposals: list[str] = [] # Proposed time and entity columns, which the problem does not name
-
-    @property
-    def notices(self) -> list[str]:
-        "Proposed time and entity columns."
-        return self.proposals
-
     @property
     def positive_index(self) -> int:
         "Position of the positive class in `classes`; raises `ValueError` if there is none."

@@ -171,9 +171,8 @@ def find_model(
         report_progress("learning curve")
         curve = measure_learning_curve(selection, rows, plan.columns_read, sample_weight) if settings.learning_curve else []
     candidate = build_candidate_outcome(
-        problem, dataset, cv, selection, latency_ms=latency_ms, learning_curve=curve,
-        study=selection.search.folder.relative_to(workspace.root).as_posix(), train_rows=len(rows),
-        naive_scores=score_naive_forecasts(cv, rows, plan.label_delay))
+        problem, dataset, cv, selection, latency_ms=latency_ms, learning_curve=curve, train_rows=len(rows),
+        study=study.relative_to(workspace.root).as_posix(), naive_scores=score_naive_forecasts(cv, rows, plan.label_delay))
     tags = lineage_tags(problem, dataset, run, code_tags=stage_fingerprint(workspace), **asdict(settings)) | {"study": study.name}
     tags |= {"functions": plan.user_functions.sha256} if plan.user_functions else {}
     return register_best_model(candidate, selection, model, rows[plan.input_columns].head(5), workspace, tags), selection

@@ -289,7 +289,7 @@ def define_problem(
              "target_values": replacements, "positive": positive, "classes": classes, "metric": names[0], "metrics": names,
              "criteria": parsed, "target_distribution": describe_target(values, task)}
     problem = Problem(**dict(merged) | found, rows=len(rows), source_sha256=hash_rows(rows), decision="-")
-    problem = problem.model_copy(update={"proposals": propose_time_and_entity(rows, problem)})
+    problem = problem.model_copy(update={"notes": propose_time_and_entity(rows, problem)})
     check_metric_requirements(merged, problem)
     probe = assess_feasibility(usable, problem, probe_seconds) if probe_seconds > 0 else None
     return problem.model_copy(update={"feasibility": probe, "decision": _decide(problem, values, int(aside.sum()), probe)})

@@ -197,12 +197,11 @@ class Lag(HistoryRecipe):
             return {name: np.full(len(rows), np.nan)}
         return {name: np.where(place >= start, self.values_[np.maximum(place, 0)], np.nan)}
 
-# %% ../../../nbs/features/create/history.ipynb #3e744934
+# %% ../../../nbs/features/create/history.ipynb #b5db1792
 class Rolling(CumulativeHistory):
     """A statistic of the rows within a time window before each row; the row itself is not in its window.
 
-    With `target`, the statistic is of the target instead of a column, and `min_age` is required: the window then ends at rows of
-    that age.
+    With `target`, it is of the target instead of a column, and `min_age` is required: the window ends at rows of that age.
     """
 
     min_age = target = "" # Files written before these parameters existed lack them
@@ -224,34 +223,50 @@ class Rolling(CumulativeHistory):
 
     def describe(self) -> dict[str, str]:
         "Name and description of the feature."
-        whose, of = entity_phrase(self.entity), f" {self.column or self.target}" if self.column or self.target else ""
-        age = f", of rows at least {self.min_age} old" if self.min_age else ""
-        name = f"{self.statistic if of else 'rows'}{of}{whose} in {self.window}"
-        of_same = f", of the same{whose[3:]}" if whose else ""
-        return {name: f"{STATISTICS[self.statistic]}{of} within {self.window} before{of_same}{age}"}
+        return _describe_window(self)
 
     def learn(self, rows: pd.DataFrame, target: pd.Series | None = None) -> None:
         "Store the training rows by entity and time."
-        _check_statistic(self.statistic, self.column or self.target, list(STATISTICS)[:5] + ["count"])
-        if duration_to_microseconds(self.window) <= 0:
-            raise InputError(f"The window '{self.window}' has no length.", "A positive duration is expected, such as '7 days'.")
-        if duration_to_microseconds(self.window) < duration_to_microseconds(self.min_age):
-            raise InputError(f"The window '{self.window}' has no row that is at least {self.min_age} old.",
-                             "The window must not be shorter than `min_age`.")
+        _check_window(self)
         past = self._remember(rows, _read_values(self, rows, target))
         self.values_ = past if self.statistic in ("min", "max") else self._add_up(past)
 
     def compute(self, rows: pd.DataFrame) -> dict[str, np.ndarray]:
         "The statistic over the window before each row."
-        (name,), length = self.describe(), duration_to_microseconds(self.window)
-        start, low, high = self._past(rows, length, _age_exceeded(self.min_age))
-        if self.statistic in ("min", "max"):
-            assert self.values_ is not None # Set by `learn` for these statistics
-            return {name: range_extremes(self.values_, low, high, self.statistic)}
-        some = high > start
-        if self.statistic in ("count", "sum"):
-            some &= _window_is_covered(self.ticks_, to_epoch_microseconds(rows[self.time]), length)
-        return {name: np.where(some, self._sum(start, low, high), np.nan)}
+        (name,) = self.describe()
+        return {name: _window_statistic(self, rows)}
+
+# %% ../../../nbs/features/create/history.ipynb #02f09ea0
+def _describe_window(recipe: Rolling) -> dict[str, str]:
+    "Name and description of the feature of a `Rolling`."
+    whose, of = entity_phrase(recipe.entity), recipe.column or recipe.target
+    name = f"{f'{recipe.statistic} {of}' if of else 'rows'}{whose} in {recipe.window}"
+    of_same = f", of the same{whose[3:]}" if whose else ""
+    age = f", of rows at least {recipe.min_age} old" if recipe.min_age else ""
+    return {name: f"{STATISTICS[recipe.statistic]}{of and f' {of}'} within {recipe.window} before{of_same}{age}"}
+
+# %% ../../../nbs/features/create/history.ipynb #b5adbc81
+def _check_window(recipe: Rolling) -> None:
+    "Raise InputError if the statistic or the window of a `Rolling` is invalid."
+    _check_statistic(recipe.statistic, recipe.column or recipe.target, list(STATISTICS)[:5] + ["count"])
+    if duration_to_microseconds(recipe.window) <= 0:
+        raise InputError(f"The window '{recipe.window}' has no length.", "A positive duration is expected, such as '7 days'.")
+    if duration_to_microseconds(recipe.window) < duration_to_microseconds(recipe.min_age):
+        raise InputError(f"The window '{recipe.window}' has no row that is at least {recipe.min_age} old.",
+                         "The window must not be shorter than `min_age`.")
+
+# %% ../../../nbs/features/create/history.ipynb #5737bd78
+def _window_statistic(recipe: Rolling, rows: pd.DataFrame) -> np.ndarray:
+    "The statistic of a `Rolling` for each row."
+    length = duration_to_microseconds(recipe.window)
+    start, low, high = recipe._past(rows, length, _age_exceeded(recipe.min_age))
+    if recipe.statistic in ("min", "max"):
+        assert recipe.values_ is not None # Set by `learn` for these statistics
+        return range_extremes(recipe.values_, low, high, recipe.statistic)
+    some = high > start
+    if recipe.statistic in ("count", "sum"):
+        some &= _window_is_covered(recipe.ticks_, to_epoch_microseconds(rows[recipe.time]), length)
+    return np.where(some, recipe._sum(start, low, high), np.nan)
 
 # %% ../../../nbs/features/create/history.ipynb #973016a6
 def _window_is_covered(ticks: np.ndarray, moments: np.ndarray, length: int) -> np.ndarray:
