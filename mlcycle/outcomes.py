@@ -45,11 +45,12 @@ class Outcome(Record):
     stage: ClassVar[str] = ""
     decision: str # What was decided, in one sentence
     project_files: list[str] = [] # Files of the project that the stage reads, and writes if they are missing
+    notes: list[str] = [] # Proposals that the stage does not carry out by itself, such as a time column
 
     @property
     def notices(self) -> list[str]:
         "What is printed when the stage has ended, beside the decision."
-        return []
+        return self.notes
 
     def content(self) -> dict:
         "The fields as a dictionary, without volatile fields and names of project files."
@@ -161,7 +162,6 @@ class Problem(Outcome):
     rows: int
     target_distribution: dict[str, float] = {} # Share of each class; quantiles of a numeric target
     feasibility: Feasibility | None = None
-
     @property
     def positive_index(self) -> int:
         "Position of the positive class in `classes`; raises `ValueError` if there is none."
@@ -308,6 +308,7 @@ class FeaturePlan(Outcome):
     user_functions: FileRef | None = None # Source of the user's feature functions
     pipeline: FileRef # An unfitted scikit-learn pipeline
     selector: FileRef | None = None # Repeats the choice of features on other rows; None if nothing depends on the target
+    label_delay: str = "1 day" # Time after which the target of a row is known
 
     @property
     def columns_read(self) -> list[str]:
@@ -379,6 +380,7 @@ class Candidate(Outcome):
     timed_out: bool = False # True if the search ended by its time limit, and so is not reproducible
     latency_ms: dict[str, float] = {} # Milliseconds: `p50` and `p95` of one row, and of `1000 rows` at once
     learning_curve: list[LearningCurvePoint] = [] # Of the best model, by increasing training size
+    naive_scores: dict[str, Score] = {} # Of naive forecasts on the validation rows, by name; empty without a time column
 
 # %% ../nbs/outcomes.ipynb #fc7d62f3
 class Gate(Record):
@@ -407,7 +409,8 @@ class Verdict(Outcome):
     approved: bool
     gates: list[Gate]
     scores: list[Score] # On the holdout
-    baseline_scores: list[Score] # Of the baseline on the same rows
+    baseline_scores: list[Score] # Of the baseline of each metric on the same rows
+    baseline_names: dict[str, str] = {} # Baseline of each metric, such as `last value` or `best constant: mean`
     generalization_gap: dict[str, Score] # Primary metric by rows: `train`, `validation` (cross-validation), `holdout`
     holdout_rows: int
     holdout_positives: int | None = None # Rows of the positive class; None unless the task is binary

@@ -125,6 +125,7 @@ def _save_plan(problem: Problem, rows: pd.DataFrame, selector: FeatureSelector, 
         user_functions=save_functions(functions, workspace.root / "functions") if functions else None,
         pipeline=_save_estimator(preprocessor, workspace, "plans"),
         selector=_save_estimator(selector, workspace, "selectors") if selector.create or selector.select != "off" else None,
+        label_delay=selector.label_delay,
         decision=f"{_count(columns, 'input column')} used ({len(outputs)} features if encoded for trees); "
                  f"{sum(each.selected for each in created)} of {len(created)} created features are selected; "
                  f"{_count(dropped, 'column')} dropped"

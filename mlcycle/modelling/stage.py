@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['MIN_ROWS_PARALLEL', 'prepare_cross_validation_data', 'check_columns_vary', 'fingerprint_folds',
-           'registered_model_name', 'register_best_model', 'find_model', 'build_candidate_outcome', 'name_study']
+           'score_naive_forecasts', 'registered_model_name', 'register_best_model', 'find_model',
+           'build_candidate_outcome', 'name_study']
 
 # %% ../../nbs/04_modelling.ipynb #4acbda3f
 import json
@@ -24,8 +25,10 @@ from threadpoolctl import threadpool_limits
 from ..core.progress import report_progress
 from ..core.workspace import Workspace
 from ..engine.forkserver import IN_FORK
-from ..errors import StageError
-from ..ml.folds import entity_groups, make_folds, subsample_rows_evenly
+from ..errors import MetricError, StageError
+from ..ml.folds import entity_groups, make_folds, mean_score, subsample_rows_evenly
+from ..ml.metrics import compute_score
+from ..ml.naive_forecasts import naive_forecasts
 from ..ml.predictions import predict
 from .candidates import CANDIDATES
 from .cross_validation import CrossValidation, check_classes_in_folds
@@ -36,7 +39,7 @@ from .studies import hash_study
 from .trials import shutdown_workers_on_exit
 from .weights import sample_weights
 from ..nb.fingerprints import stage_fingerprint
-from ..outcomes import Candidate, Dataset, FeaturePlan, ModelRef, Problem
+from ..outcomes import Candidate, Dataset, FeaturePlan, ModelRef, Problem, Score
 from ..stores.models.function_files import load_workspace_functions
 from ..stores.models.model_files import load_model
 from ..stores.models.offline_queue import register_candidate
@@ -94,6 +97,25 @@ def fingerprint_folds(
         hashed.update(np.asarray(places, dtype=np.int64).tobytes() + b"|")
     return {"folds_sha256": hashed.hexdigest()[:16], "fold_sizes": [[len(train), len(valid)] for train, valid in cv.folds]}
 
+# %% ../../nbs/04_modelling.ipynb #aa284c32
+def score_naive_forecasts(
+    cv: CrossValidation, # Problem, rows and folds of the first repeat
+    rows: pd.DataFrame, # All training rows, of which those of `cv` are an even subsample
+    label_delay: str = "1 day", # Time after which a target is known
+) -> dict[str, Score]: # By name of the forecast; empty without a time column
+    "The primary metric of naive forecasts on the validation rows, with an interval over folds."
+    problem, found = cv.problem, {}
+    places = subsample_rows_evenly(pd.DataFrame(index=np.arange(len(rows))), len(cv.rows)).index.to_numpy()
+    for name, predictions in naive_forecasts(problem, rows, len(rows), label_delay).items():
+        try:
+            scores = [compute_score(problem.metric, problem, rows[problem.target].iloc[places[valid]], predictions[places[valid]])
+                      for _, valid in cv.folds]
+        except MetricError: # Such as a negative number for a metric of logarithms
+            continue
+        if np.isfinite(scores).all():
+            found[name] = mean_score(problem.metric, scores, cv.folds)
+    return found
+
 # %% ../../nbs/04_modelling.ipynb #8a782ef8
 def registered_model_name(
     problem: Problem, # Has source and target
@@ -149,8 +171,8 @@ def find_model(
         report_progress("learning curve")
         curve = measure_learning_curve(selection, rows, plan.columns_read, sample_weight) if settings.learning_curve else []
     candidate = build_candidate_outcome(
-        problem, dataset, cv, selection, latency_ms=latency_ms, learning_curve=curve,
-        study=selection.search.folder.relative_to(workspace.root).as_posix(), train_rows=len(rows))
+        problem, dataset, cv, selection, latency_ms=latency_ms, learning_curve=curve, train_rows=len(rows),
+        study=study.relative_to(workspace.root).as_posix(), naive_scores=score_naive_forecasts(cv, rows, plan.label_delay))
     tags = lineage_tags(problem, dataset, run, code_tags=stage_fingerprint(workspace), **asdict(settings)) | {"study": study.name}
     tags |= {"functions": plan.user_functions.sha256} if plan.user_functions else {}
     return register_best_model(candidate, selection, model, rows[plan.input_columns].head(5), workspace, tags), selection

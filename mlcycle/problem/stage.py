@@ -24,6 +24,7 @@ from .document import ProblemDocument, override_fields
 from .feasibility import assess_feasibility
 from ..ml.target_values import apply_target_values, replace_rare_classes, unify_class_spellings
 from .task import MAX_CLASSES, MIN_TARGET_ROWS, check_target, choose_positive_class, infer_task, is_count
+from .time_and_entity import propose_time_and_entity
 from ..stores.sources.compressed_files import open_decompressed
 from ..stores.sources.ingest import apply_bundled_settings, hash_rows, read_source
 
@@ -288,6 +289,7 @@ def define_problem(
              "target_values": replacements, "positive": positive, "classes": classes, "metric": names[0], "metrics": names,
              "criteria": parsed, "target_distribution": describe_target(values, task)}
     problem = Problem(**dict(merged) | found, rows=len(rows), source_sha256=hash_rows(rows), decision="-")
+    problem = problem.model_copy(update={"notes": propose_time_and_entity(rows, problem)})
     check_metric_requirements(merged, problem)
     probe = assess_feasibility(usable, problem, probe_seconds) if probe_seconds > 0 else None
     return problem.model_copy(update={"feasibility": probe, "decision": _decide(problem, values, int(aside.sum()), probe)})

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['load_candidate_model', 'scores_on_each_split', 'predict_with_champion', 'promote_candidate',
-           'evaluate_gates_and_promote', 'predict_on_holdout', 'describe_worse_than_baseline', 'validate_model']
+           'evaluate_gates_and_promote', 'predict_on_holdout', 'describe_worse_than_baseline', 'score_baselines',
+           'reference_scores', 'validate_model']
 
 # %% ../../nbs/05_validation.ipynb #505bbae5
 from dataclasses import replace
@@ -16,13 +17,15 @@ from ..ml.bootstrap import bootstrap_intervals
 from ..ml.criteria import parse_problem_criteria
 from ..ml.latency import time_single_predictions
 from ..ml.metrics import compute_score, get_metric
+from ..ml.naive_forecasts import naive_forecasts
 from ..ml.predictions import Predictions, predict
 from ..outcomes import Candidate, Dataset, Gate, Problem, Score, Verdict
 from ..score_format import format_score
 from ..stores.models.registry import get_alias_version, get_model_ref, load_registered_model, open_experiment, set_alias
 from ..stores.tables.datasets import read_table
 from ..stores.tables.holdout import count_biasing_accesses, read_holdout
-from .gates import GateInputs, baseline_predictions, evaluate_gates
+from .baselines import choose_baseline
+from .gates import GateInputs, evaluate_gates
 
 # %% ../../nbs/05_validation.ipynb #60d89904
 def load_candidate_model(
@@ -127,9 +130,10 @@ def predict_on_holdout(
     problem: Problem, # Has the criteria
     candidate: Candidate, # Has the threshold
     model, # Fitted pipeline
-    y_train: pd.Series, # Target of the training rows, for the baseline
+    train: pd.DataFrame, # Training rows, for the baseline
     holdout: pd.DataFrame, # Rows of the holdout, with the target
     *,
+    forecasts: dict[str, Predictions] | None = None, # Naive forecasts of training rows and holdout
     n_resamples: int = 200, # Number of bootstrap resamples for intervals
     seed: int = 0, # Seed of the resampling
 ) -> GateInputs:
@@ -141,26 +145,56 @@ def predict_on_holdout(
     if any(criterion.kind == "latency" for criterion in parse_problem_criteria(problem)):
         columns = list(getattr(model, "feature_names_in_", holdout.columns))
         latency_ms = time_single_predictions(model, holdout[columns], problem, threshold=candidate.threshold)
+    name, baseline = choose_baseline(problem, train, len(holdout), forecasts or {})
     return GateInputs(
         actual=holdout[problem.target], predictions=predict(model, holdout, problem, candidate.threshold),
-        baseline=baseline_predictions(problem, y_train, len(holdout)), latency_ms=latency_ms, rows=holdout,
-        n_resamples=n_resamples, seed=seed)
+        baseline=baseline, baseline_name=name, latency_ms=latency_ms, rows=holdout, n_resamples=n_resamples, seed=seed)
 
 # %% ../../nbs/05_validation.ipynb #ef1beb92
 def describe_worse_than_baseline(
     scores: list[Score], # Of the candidate on the holdout
-    baseline: list[Score], # Of the best constant prediction for each metric, on the same rows
+    baseline: list[Score], # Of the baseline of each metric, on the same rows
+    names: dict[str, str], # Baseline of each metric, such as `last value` or `best constant: mean`
 ) -> str: # Empty if the candidate is at least as good for every metric
-    """A warning that names each metric for which a constant prediction is better than the candidate.
+    """A warning that names each metric for which the baseline is better than the candidate.
 
     Metrics of which a constant reaches the best value are left out, such as recall, which is 1 if every row is positive.
     """
     metrics = {score.metric: get_metric(score.metric) for score in scores}
-    worse = [f"{score.metric} ({format_score(constant.value)} instead of {format_score(score.value)})"
-             for score, constant in zip(scores, baseline, strict=True)
-             if metrics[score.metric].sign * (constant.value - score.value) > 1e-12
-             and constant.value not in (metrics[score.metric].low, metrics[score.metric].high)]
-    return f" Warning: a constant prediction has a better {' and a better '.join(worse)}." if worse else ""
+    worse = {score.metric: f"{score.metric} ({names[score.metric]} {format_score(other.value)}, "
+                           f"model {format_score(score.value)})"
+             for score, other in zip(scores, baseline, strict=True)
+             if metrics[score.metric].sign * (other.value - score.value) > 1e-12
+             and other.value not in (metrics[score.metric].low, metrics[score.metric].high)}
+    constant = all(names[metric].startswith("best constant") for metric in worse)
+    what = "a constant prediction" if constant else "a prediction without features"
+    return f" Warning: {what} has a better {' and a better '.join(worse.values())}." if worse else ""
+
+# %% ../../nbs/05_validation.ipynb #96b251d8
+def score_baselines(
+    problem: Problem, # Has the metrics
+    train: pd.DataFrame, # Training rows, on which the baselines are chosen
+    actual: pd.Series, # Target of the holdout rows
+    forecasts: dict[str, Predictions], # Naive forecasts of training rows and holdout; empty: none
+) -> tuple[list[Score], dict[str, str]]: # Score for each metric; name of the baseline by metric
+    "Score the baseline of each metric on the holdout."
+    scores, names = [], {}
+    for metric in problem.metrics:
+        names[metric], predictions = choose_baseline(problem, train, len(actual), forecasts, metric)
+        scores.append(Score(metric=metric, lower_is_better=get_metric(metric).higher_is_better is False,
+                            value=compute_score(metric, problem, actual, predictions)))
+    return scores, names
+
+# %% ../../nbs/05_validation.ipynb #e9fe8ecc
+def reference_scores(
+    candidate: Candidate, # Has the leaderboard and the scores of naive forecasts
+) -> dict[str, Score]: # By name, the selected model first
+    "Cross-validated scores of the selected model, the best linear model, the dummy and naive forecasts."
+    found = {candidate.winner: candidate.score or candidate.leaderboard[0].score}
+    for model_type in ("linear", "dummy"):
+        entries = [entry for entry in candidate.leaderboard if entry.model_type == model_type]
+        found |= {entry.model: entry.score for entry in entries[:1] if entry.model not in found}
+    return found | {name: score for name, score in candidate.naive_scores.items() if name not in found}
 
 # %% ../../nbs/05_validation.ipynb #99fb34f2
 def validate_model(
@@ -172,6 +206,7 @@ def validate_model(
     n_resamples: int = 200, # Number of bootstrap resamples for intervals
     seed: int = 0, # Seed of the resampling
     promote: bool = True, # Whether an approved model becomes the champion
+    label_delay: str = "1 day", # Time after which a target is known to naive forecasts
     run: str = "", # Id of the run, for the record of the access to the holdout
 ) -> tuple[Verdict, Predictions]: # Verdict; predictions on the holdout
     """Evaluate a candidate on the holdout, and approve or reject it.
@@ -182,22 +217,21 @@ def validate_model(
     model, train = load_candidate_model(candidate, workspace), read_table(workspace.tables, dataset.tables["train"])
     version = f"{candidate.model.name} version {candidate.model.version}"
     holdout = read_holdout(workspace, dataset.tables["holdout"], run=run, stage="validation", reason=f"evaluation of {version}")
-    evaluation = predict_on_holdout(problem, candidate, model, train[problem.target], holdout, n_resamples=n_resamples,
+    forecasts = naive_forecasts(problem, pd.concat([train, holdout]), len(train), label_delay)
+    evaluation = predict_on_holdout(problem, candidate, model, train, holdout, forecasts=forecasts, n_resamples=n_resamples,
                                     seed=seed)
     actual, predictions = evaluation.actual, evaluation.predictions
     scores = bootstrap_intervals(problem.metrics, problem, actual, predictions, n_resamples=n_resamples, seed=seed)
-    baseline = [Score(metric=name, lower_is_better=get_metric(name).higher_is_better is False, value=compute_score(
-        name, problem, actual, baseline_predictions(problem, train[problem.target], len(holdout), name)))
-                for name in problem.metrics]
+    baseline, names = score_baselines(problem, train, actual, forecasts)
     gates, (before, after) = evaluate_gates_and_promote(problem, candidate, holdout, evaluation, workspace, promote)
     failed = [gate.criterion for gate in gates if not gate.passed]
     decision = f"Rejected: {version} does not pass {' and '.join(failed)}." if failed else (
         f"Approved: {version} passes {len(gates)} of {len(gates)} gates{' and is now champion' if promote else ''}.")
     verdict = Verdict(
-        approved=not failed, gates=gates, scores=scores, baseline_scores=baseline, holdout_rows=len(holdout),
+        approved=not failed, gates=gates, scores=scores, baseline_scores=baseline, baseline_names=names,
+        holdout_rows=len(holdout), holdout_accesses=count_biasing_accesses(workspace, dataset.tables["holdout"].sha256),
         holdout_positives=int((actual == problem.positive).sum()) if problem.task == "binary" else None,
-        holdout_accesses=count_biasing_accesses(workspace, dataset.tables["holdout"].sha256),
         generalization_gap=scores_on_each_split(problem, candidate, model, train, scores[0]),
         previous_champion=before, current_champion=after,
-        decision=decision + describe_worse_than_baseline(scores, baseline))
+        decision=decision + describe_worse_than_baseline(scores, baseline, names))
     return verdict, predictions

@@ -20,6 +20,7 @@ STATISTICS = ("mean", "sum", "std", "min", "max", "count")
 RECIPES = [EntityHistory(e, "when", "x", s) for e in ENTITIES for s in (*STATISTICS, "last")]
 RECIPES += [EntityHistory(e, "when", statistic="since") for e in ENTITIES]
 RECIPES += [EntityHistory(e, "when", target="y", pos_label="b", min_age="90 min") for e in ENTITIES]
+RECIPES += [Rolling("", "when", e, "3 hours", min_age="90 min", target="y", pos_label="b") for e in ENTITIES]
 RECIPES += [Lag("x", "when", e, steps) for e in ENTITIES for steps in (1, 2)]
 RECIPES += [Rolling("x", "when", e, window, s) for e in ENTITIES for s in STATISTICS for window in ("1 hour", "3 hours")]
 START = pd.Timestamp("2020-03-28 20:00", tz="UTC")  # Over a night in which clocks change
@@ -141,7 +142,11 @@ def test_a_window_that_training_does_not_reach_is_missing_not_empty():
 def test_the_target_needs_a_delay_and_is_known_only_after_it():
     rows = pd.DataFrame({"who": ["a"] * 4, "when": pd.date_range("2020-01-01", periods=4), "y": [1.0, 3, 5, 7]})
     recipe = EntityHistory("who", "when", target="y", min_age="1 day", smoothing=0).fit(rows, rows.y)
-    np.testing.assert_array_equal(*recipe.compute(rows).values(), [np.nan, np.nan, 1, 2])
+    np.testing.assert_array_equal(*recipe.compute(rows).values(), [np.nan, 1, 2, 3])  # Exactly one day old counts
+    later = EntityHistory("who", "when", target="y", min_age="25 hours", smoothing=0).fit(rows, rows.y)
+    np.testing.assert_array_equal(*later.compute(rows).values(), [np.nan, np.nan, 1, 2])
+    window = Rolling("", "when", "who", "2 days", min_age="1 day", target="y").fit(rows, rows.y)
+    np.testing.assert_array_equal(*window.compute(rows).values(), [np.nan, 1, 2, 4])
     assert recipe.input_columns() == ["who", "when"]
     for wrong in (
         EntityHistory("who", "when", target="y"),
@@ -151,6 +156,8 @@ def test_the_target_needs_a_delay_and_is_known_only_after_it():
         EntityHistory("who", "when", "who"),
         EntityHistory("who", "when", target="y", min_age="soon"),
         Rolling("y", "when", window="0 days"),
+        Rolling("", "when", target="y"),
+        Rolling("", "when", target="y", window="1 hour", min_age="1 day"),
         Lag("y", "when", periods=0),
     ):
         with pytest.raises(InputError):
@@ -184,7 +191,7 @@ def test_proposals_need_times_and_are_few():
     column_types = {"who": "category", "id": "many categories", "when": "date"}
     found = propose_history_recipes(rows, asked, column_types)
     names = [name for recipe in found for name in recipe.describe()]
-    assert len(found) <= 12 and len(set(names)) == len(names)
+    assert len(found) <= 16 and len(set(names)) == len(names)
     assert {
         "earlier rows of plane",
         "expanding mean of y by plane",

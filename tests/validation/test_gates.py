@@ -11,9 +11,9 @@ from mlcycle.ml.predictions import Predictions
 from mlcycle.outcomes import Gate, Problem
 from mlcycle.service.bundle import load_bundle
 from mlcycle.service.rows import predict_rows
+from mlcycle.validation.baselines import baseline_predictions
 from mlcycle.validation.gates import (
     GateInputs,
-    baseline_predictions,
     evaluate_gates,
     group_labels,
     plot_gates,

@@ -38,7 +38,7 @@ def _check_statistic(statistic: str, column: str, allowed: Sequence[str]) -> Non
 
 # %% ../../../nbs/features/create/history.ipynb #20083ab9
 class EntityHistory(CumulativeHistory):
-    """A statistic of all earlier rows of the same entity.
+    """A statistic of all earlier rows of the same entity; with a `min_age`, of rows that are at least as old.
 
     With `target`, the statistic is of the target instead of a column, and `min_age` is required. NaN for rows without a
     timestamp or without earlier rows. `fit` raises InputError if the statistic is unknown or lacks a column or a `min_age`.
@@ -72,7 +72,7 @@ class EntityHistory(CumulativeHistory):
     def compute(self, rows: pd.DataFrame) -> dict[str, np.ndarray]:
         "The statistic over all earlier rows of the same entity, for each row; NaN if there are none."
         name, = self.describe()
-        start, end = self._past(rows, duration_to_microseconds(self.min_age))
+        start, end = self._past(rows, _age_exceeded(self.min_age))
         return {name: _past_statistic(self, rows, start, end)}
 
 # %% ../../../nbs/features/create/history.ipynb #21de538c
@@ -91,14 +91,7 @@ def _describe_history(recipe: EntityHistory) -> dict[str, str]:
 def _learn_history(recipe: EntityHistory, rows: pd.DataFrame, target: pd.Series | None) -> None:
     "Fit an `EntityHistory`: store running statistics of the training rows."
     _check_statistic(recipe.statistic, recipe.column or recipe.target, list(STATISTICS))
-    if recipe.target and duration_to_microseconds(recipe.min_age) <= 0:
-        raise InputError(f"A history of the target '{recipe.target}' has no minimum age.",
-                         "The time after which the target of a row is known is expected, such as '1 day'.")
-    values = np.zeros(len(rows))
-    if recipe.target:
-        values = _as_numbers(target, recipe.pos_label)
-    elif recipe.column:
-        values = column_to_finite_floats(rows[recipe.column])
+    values = _read_values(recipe, rows, target)
     past = recipe._remember(rows, values)
     if recipe.statistic in ("min", "max", "last"):
         by = pd.Series(past).groupby(recipe.places_ // (len(recipe.ticks_) + 1), sort=False)
@@ -118,6 +111,21 @@ def _as_numbers(target: pd.Series | None, pos_label: Label | None) -> np.ndarray
     if pos_label is None or (isinstance(pos_label, str) and pd.api.types.is_numeric_dtype(target)):
         return column_to_finite_floats(target)
     return np.where(target.isna(), np.nan, target == pos_label)
+
+# %% ../../../nbs/features/create/history.ipynb #4a2b04e3
+def _read_values(recipe: "EntityHistory | Rolling", rows: pd.DataFrame, target: pd.Series | None) -> np.ndarray:
+    "The values of which a statistic is computed: of the target, a column, or zeros. InputError if the target has no `min_age`."
+    if recipe.target and duration_to_microseconds(recipe.min_age) <= 0:
+        raise InputError(f"A history of the target '{recipe.target}' has no minimum age.",
+                         "The time after which the target of a row is known is expected, such as '1 day'.")
+    if recipe.target:
+        return _as_numbers(target, recipe.pos_label)
+    return column_to_finite_floats(rows[recipe.column]) if recipe.column else np.zeros(len(rows))
+
+# %% ../../../nbs/features/create/history.ipynb #36f33665
+def _age_exceeded(min_age: str) -> int:
+    "The age in microseconds that usable rows exceed: one less than the minimum age; 0 without one."
+    return max(duration_to_microseconds(min_age) - 1, 0)
 
 # %% ../../../nbs/features/create/history.ipynb #6a26009a
 def _running_mean(recipe: HistoryRecipe, rows: pd.DataFrame, values: np.ndarray) -> np.ndarray:
@@ -143,7 +151,7 @@ def _past_statistic(recipe: EntityHistory, rows: pd.DataFrame, start: np.ndarray
         return np.where(some, recipe.running_[last], np.nan)
     if recipe.target and recipe.statistic == "mean":
         moments = to_epoch_microseconds(rows[recipe.time])
-        ago = np.where(some, moments, 0) - duration_to_microseconds(recipe.min_age)
+        ago = np.where(some, moments, 0) - _age_exceeded(recipe.min_age)
         so_far = recipe.so_far_[np.searchsorted(recipe.ticks_, ago)]
         counts = np.where(some, take_cumsum_before_position(recipe.counts_, start, end), 0)
         sums = take_cumsum_before_position(recipe.sums_, start, end)
@@ -189,45 +197,76 @@ class Lag(HistoryRecipe):
             return {name: np.full(len(rows), np.nan)}
         return {name: np.where(place >= start, self.values_[np.maximum(place, 0)], np.nan)}
 
-# %% ../../../nbs/features/create/history.ipynb #3e744934
+# %% ../../../nbs/features/create/history.ipynb #b5db1792
 class Rolling(CumulativeHistory):
-    "A statistic of the rows within a time window before each row; the row itself is not in its window."
+    """A statistic of the rows within a time window before each row; the row itself is not in its window.
+
+    With `target`, it is of the target instead of a column, and `min_age` is required: the window ends at rows of that age.
+    """
+
+    min_age = target = "" # Files written before these parameters existed lack them
+    pos_label: Label | None = None
 
     def __init__(
         self,
-        column: str, # Numeric column; may be empty for `count`
+        column: str, # Numeric column; may be empty for `count`, and with `target`
         time: str, # Timestamp column
         entity: str | Sequence[str] = "", # Column or columns that identify the entity; empty: all rows are one entity
         window: str = "7 days", # Length of the window, such as "7 days"
         statistic: str = "mean", # `mean`, `count`, `sum`, `std`, `min` or `max`
+        min_age: str = "", # Minimum age of the rows that are used, such as "1 day"; empty: any
+        target: str = "", # Name of the target, for a window of the target; requires `min_age`
+        pos_label: Label | None = None, # Positive class of a binary target
     ):
         self.column, self.time, self.entity, self.window, self.statistic = column, time, entity, window, statistic
+        self.min_age, self.target, self.pos_label = min_age, target, pos_label
 
     def describe(self) -> dict[str, str]:
         "Name and description of the feature."
-        whose, of = entity_phrase(self.entity), f" {self.column}" if self.column else ""
-        name = f"{self.statistic if of else 'rows'}{of}{whose} in {self.window}"
-        return {name: f"{STATISTICS[self.statistic]}{of} within {self.window} before{whose and f', of the same{whose[3:]}'}"}
+        return _describe_window(self)
 
     def learn(self, rows: pd.DataFrame, target: pd.Series | None = None) -> None:
         "Store the training rows by entity and time."
-        _check_statistic(self.statistic, self.column, list(STATISTICS)[:5] + ["count"])
-        if duration_to_microseconds(self.window) <= 0:
-            raise InputError(f"The window '{self.window}' has no length.", "A positive duration is expected, such as '7 days'.")
-        past = self._remember(rows, column_to_finite_floats(rows[self.column]) if self.column else np.zeros(len(rows)))
+        _check_window(self)
+        past = self._remember(rows, _read_values(self, rows, target))
         self.values_ = past if self.statistic in ("min", "max") else self._add_up(past)
 
     def compute(self, rows: pd.DataFrame) -> dict[str, np.ndarray]:
         "The statistic over the window before each row."
-        (name,), length = self.describe(), duration_to_microseconds(self.window)
-        start, low, high = self._past(rows, length, 0)
-        if self.statistic in ("min", "max"):
-            assert self.values_ is not None # Set by `learn` for these statistics
-            return {name: range_extremes(self.values_, low, high, self.statistic)}
-        some = high > start
-        if self.statistic in ("count", "sum"):
-            some &= _window_is_covered(self.ticks_, to_epoch_microseconds(rows[self.time]), length)
-        return {name: np.where(some, self._sum(start, low, high), np.nan)}
+        (name,) = self.describe()
+        return {name: _window_statistic(self, rows)}
+
+# %% ../../../nbs/features/create/history.ipynb #02f09ea0
+def _describe_window(recipe: Rolling) -> dict[str, str]:
+    "Name and description of the feature of a `Rolling`."
+    whose, of = entity_phrase(recipe.entity), recipe.column or recipe.target
+    name = f"{f'{recipe.statistic} {of}' if of else 'rows'}{whose} in {recipe.window}"
+    of_same = f", of the same{whose[3:]}" if whose else ""
+    age = f", of rows at least {recipe.min_age} old" if recipe.min_age else ""
+    return {name: f"{STATISTICS[recipe.statistic]}{of and f' {of}'} within {recipe.window} before{of_same}{age}"}
+
+# %% ../../../nbs/features/create/history.ipynb #b5adbc81
+def _check_window(recipe: Rolling) -> None:
+    "Raise InputError if the statistic or the window of a `Rolling` is invalid."
+    _check_statistic(recipe.statistic, recipe.column or recipe.target, list(STATISTICS)[:5] + ["count"])
+    if duration_to_microseconds(recipe.window) <= 0:
+        raise InputError(f"The window '{recipe.window}' has no length.", "A positive duration is expected, such as '7 days'.")
+    if duration_to_microseconds(recipe.window) < duration_to_microseconds(recipe.min_age):
+        raise InputError(f"The window '{recipe.window}' has no row that is at least {recipe.min_age} old.",
+                         "The window must not be shorter than `min_age`.")
+
+# %% ../../../nbs/features/create/history.ipynb #5737bd78
+def _window_statistic(recipe: Rolling, rows: pd.DataFrame) -> np.ndarray:
+    "The statistic of a `Rolling` for each row."
+    length = duration_to_microseconds(recipe.window)
+    start, low, high = recipe._past(rows, length, _age_exceeded(recipe.min_age))
+    if recipe.statistic in ("min", "max"):
+        assert recipe.values_ is not None # Set by `learn` for these statistics
+        return range_extremes(recipe.values_, low, high, recipe.statistic)
+    some = high > start
+    if recipe.statistic in ("count", "sum"):
+        some &= _window_is_covered(recipe.ticks_, to_epoch_microseconds(rows[recipe.time]), length)
+    return np.where(some, recipe._sum(start, low, high), np.nan)
 
 # %% ../../../nbs/features/create/history.ipynb #973016a6
 def _window_is_covered(ticks: np.ndarray, moments: np.ndarray, length: int) -> np.ndarray:
