@@ -2139,6 +2139,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                     'mlcycle/ml/bootstrap.py'),
                                       'mlcycle.ml.bootstrap.has_too_few_rows': ( 'ml/bootstrap.html#has_too_few_rows',
                                                                                  'mlcycle/ml/bootstrap.py'),
+                                      'mlcycle.ml.bootstrap.pool_predictions': ( 'ml/bootstrap.html#pool_predictions',
+                                                                                 'mlcycle/ml/bootstrap.py'),
                                       'mlcycle.ml.bootstrap.rule_of_three': ('ml/bootstrap.html#rule_of_three', 'mlcycle/ml/bootstrap.py'),
                                       'mlcycle.ml.bootstrap.score_resamples': ( 'ml/bootstrap.html#score_resamples',
                                                                                 'mlcycle/ml/bootstrap.py'),
