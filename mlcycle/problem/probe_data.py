@@ -76,9 +76,9 @@ def prepare_feasibility_sample(
     seed: int = 0, # Seed of sample and folds
     deadline: Deadline | None = None, # Time limit; after it, columns are not tested for target leakage
 ) -> FeasibilitySample:
-    "Draw a sample, choose and encode its features, and split it into folds; the entity is not a feature."
+    "Draw a sample, choose and encode its features, and split it into folds; the entity is a feature only with a time column."
     known = rows[rows[problem.target].notna()]
-    unused = [problem.target, *problem.excluded, *([problem.entity] if problem.entity else [])]
+    unused = [problem.target, *problem.excluded, *([problem.entity] if problem.entity and not problem.time else [])]
     column_types, left_out = infer_probe_types(known, [name for name in rows.columns if name not in unused])
     width = len(column_types) + 29 * list(column_types.values()).count("text")
     budget = plan_feasibility_budget(len(known), width, len(problem.classes) if problem.task == "multiclass" else 1)
