@@ -13,7 +13,7 @@ from ..ml.metrics import get_metric
 from ..outcomes import Score
 
 # %% ../../nbs/problem/search_gain.ipynb #5914f451
-MIN_ERROR_RATIO = 0.5 # Least error of stage 4, relative to that of the quick models
+MIN_ERROR_RATIO = 0.9 # Least error of stage 4, relative to that of the quick models
 MIN_LIMIT_RATIO = 0.5 # Error beyond which a criterion is out of reach, relative to the error at the upper end of the interval
 
 # %% ../../nbs/problem/search_gain.ipynb #4f7526f3
