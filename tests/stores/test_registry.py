@@ -246,7 +246,7 @@ def test_the_commands(tmp_path):
     assert max(map(len, listed.splitlines())) <= 80
     assert [line["version"] for line in json.loads(typed("list", NAME, "--json", cwd=tmp_path).stdout)] == [3, 2, 1]
     shown = typed("show", f"{NAME}@champion", cwd=tmp_path).stdout
-    for word in ("roc_auc 0.4000 [0.3000, 0.5000]", "depth: 40", "scikit-learn", "size (double)", "table train: version 40"):
+    for word in ("roc_auc 0.40 [0.30, 0.50]", "depth: 40", "scikit-learn", "size (double)", "table train: version 40"):
         assert word in shown
     assert json.loads(typed("show", NAME, "--json", cwd=tmp_path).stdout)["version"] == 3
     differing = typed("diff", f"{NAME}@1", f"{NAME}@2", cwd=tmp_path).stdout
