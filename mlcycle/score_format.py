@@ -63,11 +63,10 @@ def same_decimals(
     "The format of scores in a table: as many decimals for each as the largest deserves; one that rounds to zero says so."
     sizes = [abs(value) for column in columns for value in column if math.isfinite(value) and value]
     decimals = max(0, 3 - math.floor(math.log10(max(sizes)))) if sizes else 4
-    least = 10.0**-decimals
 
     def formatted(value: float) -> str:
-        if 0 < abs(value) < least / 2:
-            return f"< {least:.{decimals}f}" if value > 0 else f"> -{least:.{decimals}f}"
+        if 0 < abs(value) < 10.0**-decimals / 2:
+            return "≈ 0"
         return f"{value + 0.0:,.{decimals}f}"
 
     return formatted

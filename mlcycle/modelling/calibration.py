@@ -75,10 +75,12 @@ def calibrate_trial(
 def concat_fold_targets_and_scores(
     cv: CrossValidation, # Rows and folds of a binary task
     trial: Trial, # Complete
+    folds: int | None = None, # Number of folds that are used, such as those of the first repeat; None: all
 ) -> tuple[np.ndarray, np.ndarray]: # Booleans, true for the positive class, and scores; both of shape (validation rows,)
-    "Concatenate the actual classes and the scores of the validation rows of all folds."
-    actual = np.concatenate([encode_target(cv.actual(fold), cv.problem) for fold in range(len(cv.folds))])
-    return actual, np.concatenate([predictions.values for predictions in trial.predictions])
+    "Concatenate the actual classes and the scores of the validation rows of the folds."
+    count = len(cv.folds) if folds is None else folds
+    actual = np.concatenate([encode_target(cv.actual(fold), cv.problem) for fold in range(count)])
+    return actual, np.concatenate([predictions.values for predictions in trial.predictions[:count]])
 
 # %% ../../nbs/modelling/calibration.ipynb #d626406b
 def tune_threshold(

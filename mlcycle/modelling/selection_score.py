@@ -49,7 +49,9 @@ def score_selection(
     if len(chosen) < 2:
         return None, names
     value = float(np.mean([trial.scores[fold] for fold, trial in chosen.items()]))
-    half = 1.96 * fold_standard_error(metric.name, cv.problem, [cv.actual(fold) for fold in chosen],
-                                      [trial.predictions[fold] for fold, trial in chosen.items()], seed=cv.seed)
+    ratio = np.mean([len(valid) / len(train) for train, valid in (cv.folds[fold] for fold in chosen)])
+    half = 1.96 * np.sqrt(1 + len(chosen) * ratio) * fold_standard_error(
+        metric.name, cv.problem, [cv.actual(fold) for fold in chosen],
+        [trial.predictions[fold] for fold, trial in chosen.items()], seed=cv.seed)
     return Score(metric=metric.name, value=value, low=max(value - half, metric.low), high=min(value + half, metric.high),
                  lower_is_better=metric.higher_is_better is False), names

@@ -29,6 +29,7 @@ from ..errors import MetricError, StageError
 from ..ml.folds import entity_groups, make_folds, mean_score, subsample_rows_evenly
 from ..ml.metrics import compute_score
 from ..ml.naive_forecasts import naive_forecasts
+from ..ml.metrics import get_metric
 from ..ml.predictions import predict
 from .candidates import CANDIDATES
 from .cross_validation import CrossValidation, check_classes_in_folds
@@ -188,9 +189,13 @@ def build_candidate_outcome(
     "Build the outcome of stage 4 from the model selection."
     chosen = selection.candidate_fields()
     score = chosen["score"] or chosen["leaderboard"][0].score
+    dummy = next((entry.score for entry in chosen["leaderboard"] if entry.model_type == "dummy"), None)
+    sign = get_metric(problem.metric).sign
+    worse = dummy is not None and sign * (dummy.value - score.value) >= 0
+    warning = f" Warning: the dummy, which uses no feature, has {dummy}." if worse else ""
     return Candidate(
         model=ModelRef(name=registered_model_name(problem), version=0, run_id="", sha256=""), search_rows=len(cv.rows),
-        decision=f"{chosen['winner']} is selected with a cross-validated {score}", **chosen,
+        decision=f"{chosen['winner']} is selected with a cross-validated {score}.{warning}", **chosen,
         **fingerprint_folds(problem, dataset, cv), **fields)
 
 # %% ../../nbs/04_modelling.ipynb #c4b3ff04

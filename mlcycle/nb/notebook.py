@@ -196,6 +196,11 @@ def check_value(
     except (ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
         raise _wrong_value(parameter, value) from error
 
+# %% ../../nbs/nb/notebook.ipynb #49098c42
+def _example_of(parameter: Parameter) -> str:
+    "An example of a value: the default, or a pair for an empty dictionary."
+    return '{"name": "value"}, in JSON' if parameter.default == {} else repr(parameter.default)
+
 # %% ../../nbs/nb/notebook.ipynb #a64c81f0
 def _wrong_value(parameter: Parameter, value: Any) -> ParameterError:
     "The error for a value of the wrong type."
@@ -203,7 +208,7 @@ def _wrong_value(parameter: Parameter, value: Any) -> ParameterError:
     shown = repr(value) if len(repr(value)) < 200 else f"{repr(value)[:200]}…"
     near = suggest_name(str(value), choices)
     return ParameterError(f"The parameter '{parameter.name}' cannot be {shown}.",
-                          f"Its type is {parameter.annotation}, for instance {parameter.default!r}.",
+                          f"Its type is {parameter.annotation}, for instance {_example_of(parameter)}.",
                           near or (f"It means: {parameter.help}." if parameter.help else ""))
 
 # %% ../../nbs/nb/notebook.ipynb #0ceda021

@@ -56,7 +56,8 @@ def text_components(
         return weights.toarray() if len(some) == len(known) else vectorizer.transform(known).toarray()
     svd = TruncatedSVD(min(n_components, min(weights.shape) - 1), n_iter=3, random_state=0).fit(weights)
     components = svd.transform(vectorizer.transform(known))
-    return components / max(np.sqrt((components**2).mean()), 1e-12)
+    components = components / max(np.sqrt((components**2).mean()), 1e-12)
+    return components[:, components.std(axis=0) > 1e-6] # Few distinct words have fewer components
 
 # %% ../../nbs/problem/probe_encoding.ipynb #5f580cb4
 @dataclass(frozen=True, kw_only=True)

@@ -15,6 +15,7 @@ from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.metrics import precision_recall_curve
 from sklearn.preprocessing import StandardScaler, TargetEncoder
 
+from ..ml.baselines import baseline_predictions
 from ..ml.metrics import encode_target
 from ..ml.predictions import Predictions, predictions_from_values
 from .probe_data import FeasibilitySample
@@ -117,16 +118,8 @@ def predictions_at_best_f1(
 def dummy_predictions(
     data: FeasibilitySample, # Sample with the target
 ) -> Predictions: # For `data.valid_index`
-    "Predictions of a dummy model that uses no feature: the mean, or the class frequencies."
-    count, problem = len(data.valid_index), data.problem
-    if problem.task == "regression":
-        return Predictions(np.full(count, data.y.mean()))
-    classes = np.asarray(problem.classes)
-    shares = np.bincount(data.y, minlength=len(classes)) / len(data.y)
-    labels = np.full(count, classes[shares.argmax()])
-    if problem.task == "multiclass":
-        return Predictions(labels, np.tile(shares, (count, 1)))
-    return Predictions(labels, np.full(count, shares[problem.positive_index]))
+    "Predictions of a dummy model that uses no feature: the best constant for the primary metric, with the class frequencies."
+    return baseline_predictions(data.problem, data.sample[data.problem.target], len(data.valid_index))
 
 # %% ../../nbs/problem/quick_models.ipynb #01830ae0
 def cross_val_predictions(

@@ -24,7 +24,7 @@ from ..score_format import format_score
 from ..stores.models.registry import get_alias_version, get_model_ref, load_registered_model, open_experiment, set_alias
 from ..stores.tables.datasets import read_table
 from ..stores.tables.holdout import count_biasing_accesses, read_holdout
-from .baselines import choose_baseline
+from ..ml.baselines import choose_baseline
 from .gates import GateInputs, evaluate_gates
 
 # %% ../../nbs/05_validation.ipynb #60d89904
@@ -224,7 +224,8 @@ def validate_model(
     scores = bootstrap_intervals(problem.metrics, problem, actual, predictions, n_resamples=n_resamples, seed=seed)
     baseline, names = score_baselines(problem, train, actual, forecasts)
     gates, (before, after) = evaluate_gates_and_promote(problem, candidate, holdout, evaluation, workspace, promote)
-    failed = [gate.criterion for gate in gates if not gate.passed]
+    few = {True: " (too few rows for an interval)", False: ""}
+    failed = [gate.criterion + few["Too few rows" in gate.note] for gate in gates if not gate.passed]
     decision = f"Rejected: {version} does not pass {' and '.join(failed)}." if failed else (
         f"Approved: {version} passes {len(gates)} of {len(gates)} gates{' and is now champion' if promote else ''}.")
     verdict = Verdict(

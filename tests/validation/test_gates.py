@@ -7,11 +7,11 @@ from conftest import QUICK, cancer, stored_rows
 from sklearn.metrics import accuracy_score, f1_score, precision_score, recall_score, roc_auc_score
 
 import mlcycle as mc
+from mlcycle.ml.baselines import baseline_predictions
 from mlcycle.ml.predictions import Predictions
 from mlcycle.outcomes import Gate, Problem
 from mlcycle.service.bundle import load_bundle
 from mlcycle.service.rows import predict_rows
-from mlcycle.validation.baselines import baseline_predictions
 from mlcycle.validation.gates import (
     GateInputs,
     evaluate_gates,

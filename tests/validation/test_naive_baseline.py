@@ -7,9 +7,9 @@ from conftest import QUICK
 from sklearn.metrics import r2_score
 
 import mlcycle as mc
+from mlcycle.ml.baselines import choose_baseline
 from mlcycle.ml.naive_forecasts import naive_forecasts
 from mlcycle.outcomes import Problem, Verdict
-from mlcycle.validation.baselines import choose_baseline
 
 EMPTY = {"metrics": ["r2"], "criteria": [], "rows": 0, "task": "regression", "metric": "r2"}
 EMPTY |= dict.fromkeys(["decision", "question", "owner", "source", "source_sha256"], "-")

@@ -113,7 +113,7 @@ def _is_unimportant(measured: PermutationImportance, name: str, columns: int) ->
     importance = measured.importances[name]
     if columns > MAX_RAW_COLUMNS:
         return importance.low is None or importance.low <= 0
-    return measured.selection_frequency[name] == 0 and importance.value <= 0
+    return measured.selection_frequency[name] == 0 and importance.value <= 1e-9
 
 # %% ../../../nbs/features/select/selection.ipynb #04f260cc
 def find_unimportant_columns(
