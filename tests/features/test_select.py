@@ -226,3 +226,12 @@ def test_a_ledger_of_any_size_is_drawn_without_overlap(many, tmp_path):
     plt.close(figure)
     write_features_csv(features, tmp_path / "features.csv")
     assert len(pd.read_csv(tmp_path / "features.csv")) == many == len(features_table(features))
+
+
+def test_of_many_columns_those_with_a_signal_are_kept():
+    rng = np.random.default_rng(0)
+    wide = pd.DataFrame(rng.normal(size=(240, 300)), columns=[f"x{k}" for k in range(300)])
+    wide["y"] = wide[["x0", "x1", "x2", "x3", "x4"]].sum(axis=1) + rng.normal(size=240)
+    selection = select_features(dict.fromkeys(wide.columns[:-1], "number"), [], wide, asked(), n_repeats=1)
+    kept = set(selection.column_types)
+    assert {"x0", "x1", "x2", "x3", "x4"} <= kept and len(kept) <= 12
