@@ -192,10 +192,10 @@ def build_candidate_outcome(
     dummy = next((entry.score for entry in chosen["leaderboard"] if entry.model_type == "dummy"), None)
     sign = get_metric(problem.metric).sign
     worse = dummy is not None and sign * (dummy.value - score.value) >= 0
-    warning = f" Warning: the dummy, which uses no feature, has {dummy}." if worse else ""
+    warning = f", not better than the dummy, which uses no feature ({dummy})" if worse else ""
     return Candidate(
         model=ModelRef(name=registered_model_name(problem), version=0, run_id="", sha256=""), search_rows=len(cv.rows),
-        decision=f"{chosen['winner']} is selected with a cross-validated {score}.{warning}", **chosen,
+        decision=f"{chosen['winner']} is selected with a cross-validated {score}{warning}", **chosen,
         **fingerprint_folds(problem, dataset, cv), **fields)
 
 # %% ../../nbs/04_modelling.ipynb #c4b3ff04
