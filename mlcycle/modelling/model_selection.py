@@ -16,7 +16,7 @@ from ..core.progress import report_progress
 from ..ml.folds import make_folds
 from .candidates import CANDIDATES, check_candidate_types, choose_candidates
 from ..ml.thresholds import threshold_metric
-from .choice import build_leaderboard, describe_selection, order_by_selection_rule, trial_record
+from .choice import build_leaderboard, order_by_selection_rule, trial_record
 from .cross_validation import CrossValidation
 from .ensemble import build_ensemble_trial, drop_clearly_worse, select_finalists
 from mlcycle.modelling.search import (
@@ -76,7 +76,6 @@ class ModelSelection:
         "Fields of the outcome `Candidate`."
         done, tuned_for = self.search, threshold_metric(self.cv.problem) if self.cv.problem.task == "binary" else ""
         return {"winner": self.chosen.name, "score": _score_of_selection(self), "leaderboard": self.leaderboard(),
-                "selection_reason": describe_selection(self.cv, self.ranking, self.ranking[0], self.selection_rule),
                 "n_trials": len(done.trials), "tuned_models": done.tuned_models, "resumed_trials": done.resumed_trials,
                 "threshold": self.threshold, "threshold_metric": tuned_for, "calibration": self.calibration,
                 "excluded": self.excluded, "timed_out": done.timed_out}

@@ -32,6 +32,7 @@ from ..ml.naive_forecasts import naive_forecasts
 from ..ml.metrics import get_metric
 from ..ml.predictions import predict
 from .candidates import CANDIDATES
+from .choice import describe_selection
 from .cross_validation import CrossValidation, check_classes_in_folds
 from .final_model import fit_first_acceptable_model, measure_learning_curve
 from .model_selection import ModelSelection, compare_models
@@ -188,6 +189,7 @@ def build_candidate_outcome(
 ) -> Candidate: # Not registered yet: version 0
     "Build the outcome of stage 4 from the model selection."
     chosen = selection.candidate_fields()
+    reason = describe_selection(selection.cv, selection.ranking, selection.ranking[0], selection.selection_rule)
     score = chosen["score"] or chosen["leaderboard"][0].score
     dummy = next((entry.score for entry in chosen["leaderboard"] if entry.model_type == "dummy"), None)
     sign = get_metric(problem.metric).sign
@@ -195,7 +197,7 @@ def build_candidate_outcome(
     warning = f", not better than the dummy, which uses no feature ({dummy})" if worse else ""
     return Candidate(
         model=ModelRef(name=registered_model_name(problem), version=0, run_id="", sha256=""), search_rows=len(cv.rows),
-        decision=f"{chosen['winner']} is selected with a cross-validated {score}{warning}", **chosen,
+        decision=f"{chosen['winner']} is selected with a cross-validated {score}{warning}", selection_reason=reason, **chosen,
         **fingerprint_folds(problem, dataset, cv), **fields)
 
 # %% ../../nbs/04_modelling.ipynb #c4b3ff04

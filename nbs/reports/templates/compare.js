@@ -9,10 +9,23 @@ function make(tag, properties, ...children) {
   return node;
 }
 
+// As `interval_decimals` and `format_score` of Python: half the width of the interval with two significant digits
+function decimalsOf(low, high) {
+  if (low === null || high === null || !(high - low > 1e-9 * Math.abs(high))) return null;
+  return Math.min(6, Math.max(0, 1 - Math.floor(Math.log10((high - low) / 2))));
+}
+
+function formatScore(value, decimals) {
+  const size = Math.abs(value);
+  const digits = decimals ?? (size < 10 ? 4 : Math.max(0, 3 - Math.floor(Math.log10(size))));
+  return value.toLocaleString("en-US", { minimumFractionDigits: digits, maximumFractionDigits: digits });
+}
+
 function show(value) {
   if (value && value.better) {
-    const interval = value.low === null ? "" : ` [${value.low.toFixed(4)}, ${value.high.toFixed(4)}]`;
-    return value.value.toFixed(4) + interval;
+    const decimals = decimalsOf(value.low, value.high);
+    const [low, high] = [value.low, value.high].map((end) => (end === null ? "" : formatScore(end, decimals)));
+    return formatScore(value.value, decimals) + (value.low === null ? "" : ` [${low}, ${high}]`);
   }
   if (Array.isArray(value)) return value.map(show).join("; ");
   if (value && typeof value === "object") return Object.entries(value).map(([key, inner]) => `${key}: ${show(inner)}`).join("; ");
@@ -68,9 +81,9 @@ function valueOf(line, place) {
   if (value === null) return [make("span", { className: "soft" }, line.group === "parameters" ? "default" : "–")];
   if (!value.better) return [show(value)];
   const best = line.best.includes(place);
-  const nodes = [make("span", { className: "nowrap" }, make(best ? "b" : "span", {}, value.value.toFixed(4)), best ? " ★ best" : "")];
+  const nodes = [make("span", { className: "nowrap" }, make(best ? "b" : "span", {}, formatScore(value.value, decimalsOf(value.low, value.high))), best ? " ★ best" : "")];
   if (value.low === null) return nodes;
-  nodes.push(make("small", { className: "nowrap" }, `${value.low.toFixed(4)} to ${value.high.toFixed(4)}`));
+  nodes.push(make("small", { className: "nowrap" }, [value.low, value.high].map((end) => formatScore(end, decimalsOf(value.low, value.high))).join(" to ")));
   const known = line.values.filter(Boolean);
   const low = Math.min(...known.map((score) => score.low ?? score.value));
   const high = Math.max(...known.map((score) => score.high ?? score.value));
