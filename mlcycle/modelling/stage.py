@@ -29,7 +29,6 @@ from ..errors import MetricError, StageError
 from ..ml.folds import entity_groups, make_folds, mean_score, subsample_rows_evenly
 from ..ml.metrics import compute_score
 from ..ml.naive_forecasts import naive_forecasts
-from ..ml.metrics import get_metric
 from ..ml.predictions import predict
 from .candidates import CANDIDATES
 from .choice import describe_selection
@@ -192,7 +191,7 @@ def build_candidate_outcome(
     reason = describe_selection(selection.cv, selection.ranking, selection.ranking[0], selection.selection_rule)
     score = chosen["score"] or chosen["leaderboard"][0].score
     dummy = next((entry.score for entry in chosen["leaderboard"] if entry.model_type == "dummy"), None)
-    sign = get_metric(problem.metric).sign
+    sign = -1 if score.lower_is_better else 1
     worse = dummy is not None and sign * (dummy.value - score.value) >= 0
     warning = f", not better than the dummy, which uses no feature ({dummy})" if worse else ""
     return Candidate(
