@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['load_candidate_model', 'scores_on_each_split', 'predict_with_champion', 'promote_candidate',
            'evaluate_gates_and_promote', 'predict_on_holdout', 'describe_worse_than_baseline', 'score_baselines',
-           'reference_scores', 'validate_model']
+           'reference_scores', 'describe_gates', 'validate_model']
 
 # %% ../../nbs/05_validation.ipynb #505bbae5
 from dataclasses import replace
@@ -196,6 +196,19 @@ def reference_scores(
         found |= {entry.model: entry.score for entry in entries[:1] if entry.model not in found}
     return found | {name: score for name, score in candidate.naive_scores.items() if name not in found}
 
+# %% ../../nbs/05_validation.ipynb #3ab6764f
+def describe_gates(
+    gates: list[Gate], # Evaluated
+    version: str, # Name and version of the model
+    promote: bool = True, # Whether an approved model becomes the champion
+) -> str: # A sentence
+    "The decision: approved, or rejected with the gates that are not passed."
+    few = {True: " (too few rows for an interval)", False: ""}
+    failed = [gate.criterion + few["Too few rows" in gate.note] for gate in gates if not gate.passed]
+    if failed:
+        return f"Rejected: {version} does not pass {' and '.join(failed)}."
+    return f"Approved: {version} passes {len(gates)} of {len(gates)} gates{' and is now champion' if promote else ''}."
+
 # %% ../../nbs/05_validation.ipynb #99fb34f2
 def validate_model(
     problem: Problem, # Outcome of stage 1
@@ -224,15 +237,11 @@ def validate_model(
     scores = bootstrap_intervals(problem.metrics, problem, actual, predictions, n_resamples=n_resamples, seed=seed)
     baseline, names = score_baselines(problem, train, actual, forecasts)
     gates, (before, after) = evaluate_gates_and_promote(problem, candidate, holdout, evaluation, workspace, promote)
-    few = {True: " (too few rows for an interval)", False: ""}
-    failed = [gate.criterion + few["Too few rows" in gate.note] for gate in gates if not gate.passed]
-    decision = f"Rejected: {version} does not pass {' and '.join(failed)}." if failed else (
-        f"Approved: {version} passes {len(gates)} of {len(gates)} gates{' and is now champion' if promote else ''}.")
     verdict = Verdict(
-        approved=not failed, gates=gates, scores=scores, baseline_scores=baseline, baseline_names=names,
+        approved=all(gate.passed for gate in gates), gates=gates, scores=scores, baseline_scores=baseline, baseline_names=names,
         holdout_rows=len(holdout), holdout_accesses=count_biasing_accesses(workspace, dataset.tables["holdout"].sha256),
         holdout_positives=int((actual == problem.positive).sum()) if problem.task == "binary" else None,
         generalization_gap=scores_on_each_split(problem, candidate, model, train, scores[0]),
         previous_champion=before, current_champion=after,
-        decision=decision + describe_worse_than_baseline(scores, baseline, names))
+        decision=describe_gates(gates, version, promote) + describe_worse_than_baseline(scores, baseline, names))
     return verdict, predictions
