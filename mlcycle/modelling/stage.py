@@ -22,6 +22,7 @@ import pandas as pd
 from sklearn.base import BaseEstimator
 from threadpoolctl import threadpool_limits
 
+# %% ../../nbs/04_modelling.ipynb #4ae3f9da
 from ..core.progress import report_progress
 from ..core.workspace import Workspace
 from ..engine.forkserver import IN_FORK
