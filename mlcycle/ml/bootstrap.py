@@ -52,7 +52,8 @@ def bootstrap_statistic(
         return values if samples[0].ndim > 1 else values[..., 0]
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore") # All resamples, or all but one row, may give the same value
+        for kind in (stats.DegenerateDataWarning, RuntimeWarning): # All resamples, or all but one row, may give the same value
+            warnings.simplefilter("ignore", kind)
         found = stats.bootstrap(drawn, of_rows, n_resamples=n_resamples, batch=max(1, 1_000_000 // len(actual)), vectorized=True,
                                 method=method, rng=np.random.default_rng(seed))
     values = found.bootstrap_distribution

@@ -19,8 +19,8 @@ MIN_TEXT_WORDS = 3 # Mean number of words from which a column is text
 
 # %% ../../nbs/ml/column_types.ipynb #97d92a57
 MIN_IDENTIFIER_ROWS = 50 # Rows from which increasing integers that fill a third of their range are an identifier
-_IDENTIFIER_NAME = re.compile(r"(^|[_\W])(id|uuid|guid|key|no|nr|case|index|invoice|obs|order|ticket)$|[a-z]I[Dd]$|.[_\W]number$",
-                              re.IGNORECASE)
+_IDENTIFIER_NAME = re.compile(r"(^|[_\W])(id|uuid|guid|key|no|nr|invoice|ticket)$|[a-z]I[Dd]$|.[_\W]number$", re.IGNORECASE)
+_COUNTER_NAME = re.compile(r"(^|[_\W])(case|index|obs|order)$", re.IGNORECASE) # An index of prices is a quantity
 _QUANTITY_WORDS = {
     *("t", "x", "time", "date", "year", "yr", "quarter", "month", "week", "day", "hour", "minute", "second", "period", "season"),
     *("age", "rank", "score", "count", "amount", "size", "length", "distance", "dist", "width", "height", "weight", "price"),
@@ -40,12 +40,14 @@ def _identifying_integers(known: pd.Series, distinct: int) -> str:
         return ""
     if re.search(_IDENTIFIER_NAME, str(known.name)):
         return "identifier: every integer occurs once, and so the name says"
-    if _names_quantity(str(known.name)) or not known.is_monotonic_increasing:
+    counter = bool(re.search(_COUNTER_NAME, str(known.name)))
+    if _names_quantity(str(known.name)) or not (counter or known.is_monotonic_increasing):
         return ""
     if (known.diff().dropna() == 1).all():
         return "row counter: consecutive integers"
     if len(known) >= MIN_IDENTIFIER_ROWS and float(known.max()) - float(known.min()) < 3 * len(known):
-        return "identifier: every integer occurs once, they increase, and they fill a third of their range or more"
+        order = "the name is that of a counter" if counter else "they increase"
+        return f"identifier: every integer occurs once, {order}, and they fill a third of their range or more"
     return ""
 
 # %% ../../nbs/ml/column_types.ipynb #a0f975be

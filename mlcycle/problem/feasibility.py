@@ -14,6 +14,7 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 
+from ..errors import MetricError
 from ..ml.bootstrap import MIN_CLASS_ROWS_INTERVAL, bootstrap_intervals, count_share, wilson_interval
 from ..ml.baselines import choose_naive_forecast
 from ..ml.criteria import Criterion, operating_points, parse_criterion
@@ -66,8 +67,11 @@ def baseline_score(
     forecasts = naive_forecasts(problem, known, first, "1 day") # The default of `label_delay`
     if not forecasts or not (name := choose_naive_forecast(problem, known.iloc[:first], forecasts)):
         return constant
-    score = compute_score(problem.metric, problem, known[problem.target].iloc[first:], forecasts[name][first:])
-    return metric.sign * max(metric.sign * score, metric.sign * constant)
+    try:
+        score = compute_score(problem.metric, problem, known[problem.target].iloc[first:], forecasts[name][first:])
+    except MetricError: # Such as a single class in the last rows
+        return constant
+    return metric.sign * max(metric.sign * score, metric.sign * constant) if np.isfinite(score) else constant
 
 # %% ../../nbs/problem/feasibility.ipynb #7f108d94
 def estimate_operating_point(

@@ -32,7 +32,7 @@ def _score_group(problem: Problem, actual: pd.Series, predictions: Predictions, 
     for name in names:
         try:
             score = bootstrap_intervals([name], problem, actual, predictions, n_resamples=n_resamples)[0]
-        except (MetricError, ValueError): # Undefined in the group: the value stays empty
+        except MetricError: # Undefined in the group: the value stays empty
             continue
         line[name] = score.value
         if name == problem.metric and score.low is not None:

@@ -13,15 +13,13 @@ import pandas as pd
 
 from ...errors import InputError, suggest_name
 from mlcycle.features.create.history_index import (
-    MISSING_TIME,
     CumulativeHistory,
     HistoryRecipe,
     column_to_finite_floats,
     entity_phrase,
-    duration_to_microseconds,
     take_cumsum_before_position,
-    to_epoch_microseconds,
 )
+from ...ml.timestamps import MISSING_TIME, duration_to_microseconds, to_epoch_microseconds
 from ...outcomes import Label
 
 # %% ../../../nbs/features/create/history.ipynb #c571e697

@@ -29,11 +29,11 @@ from mlcycle.features.create.arithmetic import (
 )
 from .dates import CyclicTime, DateParts
 from .history import EntityHistory, Lag, Rolling
-from .history_index import duration_to_microseconds
 from ...ml.name_hints import central_range, have_same_unit, is_hhmm_time, ranges_overlap
 from .recipes import Recipe
 from ...ml.folds import subsample_rows_evenly
 from ...ml.metrics import encode_target
+from ...ml.timestamps import duration_to_microseconds
 from ...outcomes import ColumnType, Problem
 
 # %% ../../../nbs/features/create/propose.ipynb #1a63a237
