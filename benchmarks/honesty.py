@@ -102,7 +102,7 @@ def promises(table: Table) -> dict:
         except MlcycleError as error:
             return {"table": name, "error": str(error).splitlines()[0]}
         seen, verdict = run.problem.feasibility, run.verdict
-        stages = {"stage 1": max(seen.scores.values(), key=lambda score: score.value) if seen else None}
+        stages = {"stage 1": seen.extrapolated_score if seen else None}
         stages |= {"selection": run.candidate.score, "best trial": run.candidate.leaderboard[0].score}
         stages |= {"holdout": verdict.scores[0] if verdict.scores else None}
         for stage, score in stages.items():
