@@ -6,7 +6,8 @@
 __all__ = ['Label', 'Task', 'NA_VALUES', 'RareClasses', 'ColumnType', 'OUTCOME_TYPES', 'STAGES', 'Record', 'Outcome', 'TableRef',
            'FileRef', 'Score', 'LearningCurvePoint', 'Feasibility', 'Problem', 'Ingestion', 'CellChange', 'LedgerEntry',
            'RuleFailure', 'Dataset', 'LeakageSuspect', 'Feature', 'FeaturePlan', 'LeaderboardEntry', 'ModelRef',
-           'Calibration', 'Candidate', 'Gate', 'Verdict', 'Parity', 'Release', 'ColumnDrift', 'Window', 'Health']
+           'Calibration', 'Candidate', 'Gate', 'CheckResult', 'Verdict', 'Parity', 'Release', 'ColumnDrift', 'Window',
+           'Health']
 
 # %% ../nbs/outcomes.ipynb #d262a4f8
 from typing import Any, ClassVar, Literal
@@ -375,6 +376,7 @@ class Candidate(Outcome):
     calibration: Calibration | None = None # Of a classification; None for a regression
     excluded: dict[str, str] = {} # Models and trials that are not on the leaderboard, with the reason
     tuned_models: list[str] = [] # Model types whose hyperparameters were searched
+    search_ranges: dict[str, list[float]] = {} # Lowest and highest value of each numeric hyperparameter in the search of its type
     study: str = "" # Folder of the Optuna study in the workspace
     resumed_trials: int = 0 # Trials taken over from an interrupted search
     timed_out: bool = False # True if the search ended by its time limit, and so is not reproducible
@@ -400,6 +402,17 @@ class Gate(Record):
         return {name: value for name, value in super().content().items()
                 if not self.is_timing or name not in ("value", "low", "high", "note")}
 
+# %% ../nbs/outcomes.ipynb #708d40a5
+class CheckResult(Record):
+    "The result of a check: what it found, or why it was not run."
+
+    code: str # Such as `MLC304`
+    title: str
+    severity: Literal["error", "warning", "info"] # error: scores cannot be trusted; info: advice
+    status: Literal["found", "passed", "not applicable", "muted"]
+    message: str = "" # The finding in words; of a muted check, the reason
+    remedy: str = "" # What to do about a finding
+
 # %% ../nbs/outcomes.ipynb #1f49beaf
 class Verdict(Outcome):
     "Outcome of stage 5: gates, holdout scores, and whether the candidate is approved."
@@ -417,6 +430,7 @@ class Verdict(Outcome):
     holdout_accesses: int = 0 # Accesses that can bias scores of these rows, including this one
     previous_champion: int | None = None # Version that was champion before; None: none
     current_champion: int | None = None # Version that is champion now
+    checks: list[CheckResult] = [] # Of data, features, model and evaluation
 
 # %% ../nbs/outcomes.ipynb #32541d6a
 class Parity(Record):

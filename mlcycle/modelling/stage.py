@@ -31,6 +31,7 @@ from ..ml.folds import entity_groups, make_folds, mean_score, subsample_rows_eve
 from ..ml.metrics import compute_score
 from ..ml.naive_forecasts import naive_forecasts
 from ..ml.predictions import predict
+from .candidate_model import search_ranges
 from .candidates import CANDIDATES
 from .choice import describe_selection
 from .cross_validation import CrossValidation, check_classes_in_folds
@@ -195,8 +196,11 @@ def build_candidate_outcome(
     sign = -1 if score.lower_is_better else 1
     worse = dummy is not None and sign * (dummy.value - score.value) >= 0
     warning = f", not better than the dummy, which uses no feature ({dummy})" if worse else ""
+    chosen_type = CANDIDATES.get(next(entry.model_type for entry in chosen["leaderboard"] if entry.model == chosen["winner"]))
+    ranges = search_ranges(chosen_type, problem.task, min(len(train) for train, _ in cv.folds)) if chosen_type else {}
     return Candidate(
         model=ModelRef(name=registered_model_name(problem), version=0, run_id="", sha256=""), search_rows=len(cv.rows),
+        search_ranges=ranges,
         decision=f"{chosen['winner']} is selected with a cross-validated {score}{warning}", selection_reason=reason, **chosen,
         **fingerprint_folds(problem, dataset, cv), **fields)
 
