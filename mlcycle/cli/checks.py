@@ -48,7 +48,8 @@ def print_checks(
     "Print checks as a table, or one with its details."
     if details:
         for each in checks:
-            lines = [f"{each.code} {each.title} ({each.severity}, {each.stage})", f"Finding: {each.meaning}", f"What to do: {each.remedy}",
+            lines = [f"{each.code} {each.title} ({each.severity}, {each.stage})", f"Finding: {each.meaning}",
+                     f"What to do: {each.remedy}",
                      f"Mute it: [validation] muted_checks in settings.ini, a line '{each.code}: reason'"]
             console.print("\n".join(lines), markup=False, highlight=False, soft_wrap=True)
         return

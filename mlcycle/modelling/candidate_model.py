@@ -58,5 +58,6 @@ def search_ranges(
     trial = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0)).ask()
     parameters = model.search_space(trial, task, rows)
     numeric = (optuna.distributions.FloatDistribution, optuna.distributions.IntDistribution)
-    ranges = {trial.params[name]: [each.low, each.high] for name, each in trial.distributions.items() if isinstance(each, numeric)}
+    ranges = {trial.params[name]: [each.low, each.high] for name, each in trial.distributions.items()
+              if isinstance(each, numeric)}
     return {name: ranges[value] for name, value in parameters.items() if not isinstance(value, bool) and value in ranges}
