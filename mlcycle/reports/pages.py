@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['TITLES', 'page_name', 'format_duration', 'script_hash', 'skrub_table_script', 'render_template', 'stage_body',
-           'extract_title_and_toc', 'write_page', 'outcome_severity', 'rewrite_run_pages', 'run_index_entry',
-           'write_notebook_page', 'write_index', 'write_glossary', 'write_comparison']
+           'extract_title_and_toc', 'write_page', 'outcome_severity', 'write_summary', 'rewrite_run_pages',
+           'run_index_entry', 'write_notebook_page', 'write_index', 'write_glossary', 'write_comparison']
 
 # %% ../../nbs/reports/pages.ipynb #9ce471b2
 import json
@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from filelock import FileLock
 
 from ..core.runs import read_stage_results
+from .run_summary import summarise_run
 from .run_facts import format_fact, run_summary, run_task
 from ..nb.html import render_notebook_body
 from ..nb.notebook import package_file
@@ -136,7 +137,7 @@ def write_page(
     notebook: Path, # Path of the executed notebook; the page is written beside it
     body: str | None = None, # HTML of the notebook, if it is rendered already
 ) -> Path: # Path of the page
-    "Write the page of a stage."
+    "Write the page of a stage, and the summary of its run."
     notebook = Path(notebook)
     page, outcomes = notebook.with_suffix(".html"), read_stage_results(run)
     done = {"decision": "", "seconds": 0} | run.info.get("stages", {}).get(stage, {})
@@ -144,6 +145,7 @@ def write_page(
         "page.html.j2", run=run.info, stage=stage, done=done, problem=outcomes["problem"], tone=outcome_severity(outcomes[stage]),
         parameters=run.info.get("parameters", {}).get(stage, {}), **_page_links(run, stage, page, done.get("reused")),
         **extract_title_and_toc(stage_body(run, stage, notebook, body), TITLES[stage])))
+    write_summary(run, page.parent)
     return page
 
 # %% ../../nbs/reports/pages.ipynb #50b6d5a0
@@ -173,6 +175,21 @@ def outcome_severity(
         return "good" if outcome["action"] == "nothing" else "warn"
     return ""
 
+# %% ../../nbs/reports/pages.ipynb #13f0d479
+def write_summary(
+    run: Run, # A run in any state
+    folder: Path, # Folder of its pages
+) -> Path: # Path of the page
+    "Write the summary page of a run."
+    page, outcomes = Path(folder) / "index.html", read_stage_results(run)
+    stages = run.info.get("stages", {})
+    there = [stage for stage in STAGES if stage in stages and (page.parent / page_name(stage)).is_file()]
+    tone = "failed" if run.info.get("error") else outcome_severity(outcomes["validation"])
+    write_text(page, render_template(
+        "summary.html.j2", run=run.info, stages=stages, there=there, tone=tone, index="../index.html",
+        verdict=outcomes["validation"], **summarise_run(run.info, outcomes)))
+    return page
+
 # %% ../../nbs/reports/pages.ipynb #cac41d67
 def rewrite_run_pages(
     run: Run, # Run whose saved notebooks are used
@@ -187,12 +204,10 @@ def run_index_entry(
     run: Run, # A run in any state
     folder: Path, # Folder of the page with the link
 ) -> dict[str, Any]: # JSON types
-    "Summary of a run, with a link to its first page, or to that of its failed stage."
+    "Summary of a run, with a link to its summary page, or to the page of its failed stage."
     known = run_summary(run)
-    first = next((stage for stage in known["stages"]), STAGES[0])
-    if known["status"] == "failed":
-        first = next((stage for stage, done in known["stages"].items() if done.get("failed")), first)
-    page = os.path.relpath(run.workspace.reports / run.id / page_name(first), folder)
+    failed = next((stage for stage, done in known["stages"].items() if done.get("failed")), "")
+    page = os.path.relpath(run.workspace.reports / run.id / (page_name(failed) if failed else "index.html"), folder)
     verdict = {None: "", True: "approved", False: "rejected"}[known["approved"]]
     tables = read_stage_results(run)["data"].get("tables", {})
     rows = {name: tables.get(name, {}).get("sha256", "") for name in ("train", "holdout")} # Scores on other rows do not compare

@@ -22,11 +22,12 @@ def names_text(
 # %% ../../nbs/validation/feature_checks.ipynb #d8346737
 @check("MLC303", "Useless features", severity="info", remedy="Leave them out: select = auto in stage 3.")
 def useless_features(inputs: CheckInputs) -> str:
-    "Selected features have a permutation importance whose interval includes zero."
+    "Selected features are never more important than shuffled copies of features, and their importance may be zero."
     known = [feature for feature in inputs.plan.features if feature.selected and feature.importance is not None]
     if not known:
         raise CheckNotApplicable("Stage 3 measured no importance.")
-    useless = [feature.name for feature in known if feature.importance and (feature.importance.low or 0) <= 0]
+    useless = [feature.name for feature in known
+               if not feature.selection_frequency and feature.importance and feature.importance.interval[0] <= 0]
     return f"{len(useless)} of {len(known)} features: {names_text(useless)}." if useless else ""
 
 # %% ../../nbs/validation/feature_checks.ipynb #4ba1b9d1
