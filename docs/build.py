@@ -20,6 +20,8 @@ from mlcycle.lifecycle.plan import make_plan_from_parameters
 from mlcycle.lifecycle.run_folders import start_run
 from mlcycle.nb.notebook import is_parameters_cell
 from mlcycle.outcomes import STAGES
+from mlcycle.validation import run_checks  # noqa: F401 - Adds the checks
+from mlcycle.validation.checks import CHECKS
 
 ROOT = Path(__file__).resolve().parents[1]
 BUILD = ROOT / "_docs"  # Ignored by git
@@ -79,6 +81,18 @@ def run_notebooks() -> None:
         sys.exit(f"The site is not built: {failed} of {len(stages) + len(parts)} notebooks failed.")
 
 
+def describe_checks() -> str:
+    """The page of the checks: a section for each code."""
+    intro = "Stage 5 runs these checks and shows what they find; `mlcycle checks` lists them. An error means that scores "
+    intro += "cannot be trusted, a warning that they may be worse than they look; info is advice for reading the results."
+    sections = [
+        f"(check-{each.code.lower()})=\n## {each.code} {each.title}\n\nSeverity: {each.severity}. Stage: {each.stage}.\n\n"
+        f"Finding: {each.meaning}\n\nWhat to do: {each.remedy}"
+        for _, each in sorted(CHECKS.items())
+    ]
+    return "\n\n".join(["# Checks", intro, *sections]) + "\n"
+
+
 def write_source() -> None:
     """Everything that Sphinx reads."""
     shutil.rmtree(SOURCE, ignore_errors=True)
@@ -89,6 +103,7 @@ def write_source() -> None:
         write_page(notebook, SOURCE / notebook.relative_to(NOTEBOOKS), labels)
     for page in ("index.md", "guide.md", "glossary.md"):
         shutil.copy(ROOT / "docs" / page, SOURCE)
+    (SOURCE / "checks.md").write_text(describe_checks())
     pages = {name: [SOURCE / path.relative_to(NOTEBOOKS) for path in group] for name, group in groups.items()}
     of_stages = [name for stage in STAGES for name in pages if name.split("/")[0] == stage]
     stages, parts = {"In order": pages.pop("stages")}, {name: pages.pop(name) for name in of_stages}

@@ -128,6 +128,8 @@ def final_estimator(
     seen: list = []
     while model is not None and not any(model is one for one in seen):
         seen.append(model)
+        if hasattr(model, "coef_") or hasattr(model, "feature_importances_"): # A forest has an `estimator_`, too: its tree
+            break
         steps = getattr(model, "steps", None)
         names = ("estimator_", "regressor_", "model_", "estimator")
         inner = [steps[-1][1]] if steps else [getattr(model, name, None) for name in names]
