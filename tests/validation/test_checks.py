@@ -50,7 +50,8 @@ def clean_inputs() -> CheckInputs:
     folds = [0.75, 0.76, 0.74, 0.755, 0.745]
     board = [entry("lightgbm", folds, parameters={"learning_rate": 0.05}), entry("linear", [0.7] * 5), entry("dummy", [0.5] * 5)]
     candidate = {"winner": "lightgbm", "leaderboard": board, "fold_sizes": [[800, 200]] * 5, "n_trials": 6, "timed_out": False}
-    candidate |= {"search_ranges": {"learning_rate": [0.02, 0.2]}, "tuned_models": ["lightgbm"]}
+    ranges = {"learning_rate": [0.02, 0.2], "min_samples_leaf": [1, 30], "max_features": [0.1, 1.0]}
+    candidate |= {"search_ranges": ranges, "tuned_models": ["lightgbm"]}
     gap = {"train": score(0.78), "validation": score(0.75), "holdout": score(0.74)}
     verdict = {"generalization_gap": gap, "holdout_rows": 500, "holdout_positives": 250, "holdout_accesses": 1}
     verdict |= {"scores": [score(0.74)], "baseline_scores": [score(0.5, 0)]}
