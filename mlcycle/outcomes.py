@@ -12,7 +12,7 @@ __all__ = ['Label', 'Task', 'NA_VALUES', 'RareClasses', 'ColumnType', 'OUTCOME_T
 # %% ../nbs/outcomes.ipynb #d262a4f8
 from typing import Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, model_validator
 
 from .score_format import format_estimate
 
@@ -386,21 +386,35 @@ class Candidate(Outcome):
 
 # %% ../nbs/outcomes.ipynb #fc7d62f3
 class Gate(Record):
-    "A criterion with its value on the holdout, 95 % interval, bound and result."
+    """A criterion with its value on the holdout, 95 % interval, bound and result.
+
+    `undecided`: the interval contains the bound, or there is no interval. `passed` is set by `result`; records of earlier
+    versions have `passed` only.
+    """
 
     criterion: str
     value: float | None # None if there is no value, such as without a champion
     low: float | None
     high: float | None
     bound: float | None
-    passed: bool
+    result: Literal["pass", "fail", "undecided"]
+    passed: bool = False # Whether the result is `pass`
+    more_rows: int | None = None # About how many more rows decide an undecided gate; None: not known
     note: str = "" # Explanation, such as the threshold or the groups
     is_timing: bool = False # True for a latency, which differs between runs
+
+    @model_validator(mode="before")
+    @classmethod
+    def _set_passed(cls, fields):
+        if not isinstance(fields, dict):
+            return fields
+        result = fields.get("result") or ("pass" if fields.get("passed") else "fail")
+        return fields | {"result": result, "passed": result == "pass"}
 
     def content(self) -> dict:
         "The fields as a dictionary; for a latency without the measured values."
         return {name: value for name, value in super().content().items()
-                if not self.is_timing or name not in ("value", "low", "high", "note")}
+                if not self.is_timing or name not in ("value", "low", "high", "more_rows", "note")}
 
 # %% ../nbs/outcomes.ipynb #708d40a5
 class CheckResult(Record):
@@ -431,6 +445,8 @@ class Verdict(Outcome):
     previous_champion: int | None = None # Version that was champion before; None: none
     current_champion: int | None = None # Version that is champion now
     checks: list[CheckResult] = [] # Of data, features, model and evaluation
+    promotion_reason: str = "" # Why the alias `champion` moves to the candidate, or why it does not
+    champion_difference: Score | None = None # Primary metric, candidate minus champion on the same rows; positive if better
 
 # %% ../nbs/outcomes.ipynb #32541d6a
 class Parity(Record):

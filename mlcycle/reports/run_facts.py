@@ -25,6 +25,12 @@ def _scores(outcomes: dict[str, dict]) -> dict[str, dict[str, Any]]:
     return {name: {key: score.get(key) for key in ("value", "low", "high")}
             | {"better": "lower" if score.get("lower_is_better") else "higher"} for name, score in found}
 
+# %% ../../nbs/reports/run_facts.ipynb #38b1235b
+def _count_undecided(gates: list[dict[str, Any]]) -> str:
+    "The number of undecided gates, to be appended; empty if there is none."
+    undecided = sum(gate.get("result") == "undecided" for gate in gates)
+    return f", {undecided} undecided" if undecided else ""
+
 # %% ../../nbs/reports/run_facts.ipynb #93831ef1
 def _results(run: Run, outcomes: dict[str, dict]) -> dict[str, Any]:
     "Key results of the stages, then the decision of each."
@@ -36,7 +42,7 @@ def _results(run: Run, outcomes: dict[str, dict]) -> dict[str, Any]:
         **{f"{name} rows": table["rows"] for name, table in data.get("tables", {}).items()},
         "input columns": len(plan["input_columns"]) if plan else None, "model": candidate.get("winner"),
         "threshold": candidate.get("threshold"),
-        "gates passed": f"{sum(gate['passed'] for gate in gates)} of {len(gates)}" if gates else None,
+        "gates passed": f"{sum(gate['passed'] for gate in gates)} of {len(gates)}{_count_undecided(gates)}" if gates else None,
         "approved": verdict.get("approved"), "released": release.get("released"),
         "p95 latency of the service, ms": health.get("latency_ms", {}).get("p95"), "action": health.get("action"),
         "error": run.info.get("error") or None,

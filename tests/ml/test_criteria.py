@@ -29,6 +29,13 @@ READ = {
     "beats baseline by 0.02": {"kind": "baseline", "metric": "f1", "bound": 0.02},
     "not worse than champion": {"kind": "champion", "metric": "f1", "bound": 0},
     "not worse than champion by more than 0.005": {"kind": "champion", "metric": "f1", "bound": 0.005},
+    "better than champion": {"kind": "better than champion", "metric": "f1", "bound": 0},
+    "better than champion by 2 % relative": {
+        "kind": "better than champion",
+        "metric": "f1",
+        "bound": 0.02,
+        "is_relative": True,
+    },
     "not worse than champion by more than 1 %": {"kind": "champion", "metric": "f1", "bound": 0.01, "is_relative": True},
     "p95 latency <= 50 ms": {"kind": "latency", "operator": "<=", "bound": 50, "percentile": 95},
     "p99 latency <= 0.2s": {"kind": "latency", "operator": "<=", "bound": 200, "percentile": 99},
@@ -60,6 +67,8 @@ WRONG = {  # Line: column, and what is said about it
     "beats baseline by 5 percent": (21, "'%'"),
     "beats baseline by -1": (19, "a number"),
     "beats baseline by 1e999": (19, "too large"),
+    "better then champion": (8, "Did you mean 'than'"),
+    "betters than champion": (1, "Did you mean 'better'"),
     "  not worse then champion": (13, "Did you mean 'than'"),
     "not worse than champion by more 3": (33, "'than'"),
     "p95 latency <= 50": (19, "'ms' or 's'"),
@@ -115,7 +124,7 @@ def bounds(draw):
 SHARES = st.floats(0, 1)
 MARGINS = st.builds(
     lambda kind, bound, relative: Criterion(kind=kind, metric="f1", bound=bound, is_relative=relative and bound > 0),
-    st.sampled_from(["baseline", "champion"]),
+    st.sampled_from(["baseline", "champion", "better than champion"]),
     st.floats(0, 1e300, **NUMBERS),
     st.booleans(),
 )
@@ -146,7 +155,7 @@ def test_what_is_written_out_reads_back_the_same(criterion):
     assert parse_criterion(f"  {criterion} ", "binary", "f1") == criterion
 
 
-WORDS = " roc_auc recall precision f1 cost beats baseline by not worse than champion more p95 latency ms s at of"
+WORDS = " roc_auc recall precision f1 cost beats baseline by not worse better than champion more p95 latency ms s at of"
 WORDS += ' ratio between groups relative % >= <= ≥ 5 0.5 -1 1e999 . : a:b "x y" "\\'
 
 

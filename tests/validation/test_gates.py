@@ -60,11 +60,11 @@ def test_an_operating_point_is_checked_with_the_threshold_of_the_model():
     )
     line = "recall >= 0.6 at precision >= 0.6"
     (missed,), (reached,) = (decide(line, actual=actual, predictions=each) for each in (cautious, bold))
-    assert (missed.passed, reached.passed) == (False, True), "both have the same scores, and other thresholds"
+    assert (missed.result, reached.result) == ("fail", "pass"), "both have the same scores, and other thresholds"
     for gate, labels in ((missed, cautious.labels), (reached, bold.labels)):
         assert gate.value == pytest.approx(recall_score(positive, labels == "yes"))
     (strict,) = decide("recall >= 0.1 at precision >= 0.99", actual=actual, predictions=bold)
-    assert not strict.passed
+    assert strict.result == "fail"
     assert "which does not reach its bound" in strict.note
 
 
@@ -92,13 +92,51 @@ def test_the_champion_is_met_on_the_same_rows():
     (alone,) = decide(line, actual=actual, predictions=predictions)
     assert (alone.passed, alone.value) == (True, None)
     assert "no champion" in alone.note
-    assert not decide(line, actual=actual, predictions=predictions, note="It cannot answer.")[0].passed
+    (unusable,) = decide(line, actual=actual, predictions=predictions, note="It cannot answer.")
+    assert (unusable.result, unusable.passed) == ("undecided", False)
+
+
+def test_better_than_champion_needs_an_interval_above_the_margin():
+    actual, predictions = answers()
+    _, worse = answers(noise=3, seed=1)
+    lines = ["better than champion", "better than champion by 0.5", "better than champion by 1 %"]
+    plain, margin, relative = decide(*lines, actual=actual, predictions=predictions, champion=worse)
+    assert (plain.result, margin.result, relative.result) == ("pass", "fail", "pass")
+    assert (plain.bound, margin.bound) == (0, 0.5)
+    assert 0.005 < relative.bound < 0.01
+    assert decide(lines[0], actual=actual, predictions=predictions, champion=predictions)[0].result == "fail"
+    assert decide(lines[0], actual=actual, predictions=predictions)[0].result == "pass", "there is no champion"
+
+
+def test_an_undecided_gate_names_the_rows_that_decide():
+    actual, predictions = answers(400)
+    recall = recall_score(actual == "yes", predictions.labels == "yes")
+    bound = round(recall - 0.03, 2)
+    (gate,) = decide(f"recall >= {bound}", actual=actual, predictions=predictions)
+    assert gate.result == "undecided"
+    assert not gate.passed
+    assert gate.more_rows == int(float(f"{gate.more_rows:.2g}")), "two digits"
+    assert f"About {gate.more_rows:,} more holdout rows" in gate.note
+    half = (gate.value - gate.low) * np.sqrt(400 / (400 + gate.more_rows))
+    assert gate.value - half == pytest.approx(bound, abs=0.002), "the interval then ends at the bound"
+    (wrong_side,) = decide(f"recall >= {round(recall + 0.03, 2)}", actual=actual, predictions=predictions)
+    assert wrong_side.result == "undecided"
+    assert wrong_side.more_rows > 0
+
+
+def test_records_without_a_result_can_be_read():
+    old = {"criterion": "f1 >= 0.5", "value": 0.6, "low": 0.55, "high": 0.65, "bound": 0.5}
+    assert [Gate(**old, passed=passed).result for passed in (True, False)] == ["pass", "fail"]
+    gate = Gate(**old, result="undecided")
+    assert not gate.passed
+    assert Gate.model_validate_json(gate.model_dump_json()) == gate
 
 
 def test_latency_is_decided_and_means_nothing_more():
     actual, predictions = answers(100)
     first, second = decide("p50 latency <= 70 ms", actual=actual, predictions=predictions, latency_budget_ms=96.0)
-    assert (first.passed, second.passed) == (True, False), "the interval of the 95th percentile reaches above 96"
+    assert (first.result, second.result) == ("pass", "undecided"), "the interval of the 95th percentile contains 96"
+    assert "timed predictions" in second.note
     assert first.value == 50.5
     assert first.content() == first.model_copy(update={"value": 1.0, "low": 0.5, "high": 2.0, "note": "-"}).content()
     assert Gate.model_validate_json(first.model_dump_json()).content() == first.content()
@@ -116,14 +154,14 @@ def test_groups_are_compared_and_the_worst_pair_is_named():
     given = {"actual": actual, "baseline": baseline_predictions(problem, actual, len(actual)), "rows": groups}
     (good,) = evaluate_gates(problem, GateInputs(predictions=predictions, **given))
     (bad,) = evaluate_gates(problem, GateInputs(predictions=unfair, **given))
-    assert (good.passed, bad.passed) == (True, False)
+    assert (good.result, bad.result) == ("pass", "fail")
     assert "town: worst is west" in bad.note
     assert "age: worst is (" in bad.note
     assert bad.low < bad.value < bad.high < 0.5
     lower = decide('log_loss ratio between groups of "town" >= 0.5', actual=actual, predictions=predictions, groups=groups)[0]
     assert lower.passed
     few = decide("recall ratio between groups of few >= 0.8", actual=actual, predictions=predictions, groups=groups)[0]
-    assert (few.passed, few.value) == (False, None)
+    assert (few.result, few.value) == ("undecided", None)
     assert "fewer than two groups" in few.note
     gone = decide("recall ratio between groups of tawn >= 0.8", actual=actual, predictions=predictions, groups=groups)[0]
     assert "no column 'tawn'" in gone.note
@@ -141,7 +179,7 @@ def test_cost_is_a_gate():
     actual, predictions = answers()
     costs = {"yes": {"no": 10.0}, "no": {"yes": 1.0}}
     dear, cheap = decide("cost <= 100", "cost <= 1500", actual=actual, predictions=predictions, costs=costs)
-    assert (dear.passed, cheap.passed) == (False, True)
+    assert (dear.result, cheap.result) == ("fail", "pass")
     assert decide("beats baseline by 20 %", actual=actual, predictions=predictions, costs=costs, metric="cost")[0].passed
 
 
@@ -162,6 +200,10 @@ def test_all_kinds_in_a_run(tmp_path):
     assert second.previous_champion == first.current_champion == 1
     assert "version 1" in second.gates[1].note
     assert second.gates[1].value is not None
+    moved = second.current_champion != 1
+    assert moved == second.approved
+    assert ("It meets the criterion 'not worse than champion" in second.promotion_reason) == moved
+    assert first.promotion_reason == "No version was champion."
 
 
 def test_what_is_gated_is_what_is_deployed(tmp_path):
@@ -184,3 +226,21 @@ def test_what_is_gated_is_what_is_deployed(tmp_path):
     point = next(gate for gate in run.verdict.gates if " at " in gate.criterion)
     assert f"precision {precision_score(actual, positive):.3f}"[:12] in point.note
     assert run.candidate.threshold_metric == "recall >= 0.5 at precision >= 0.5"
+
+
+def test_an_approved_model_that_is_not_better_does_not_become_champion(tmp_path):
+    settings = QUICK | {"criteria": ["roc_auc >= 0.6"]}
+    first, second = (
+        mc.run(cancer(), "target", tmp_path, "deployment", **settings | {"seed": seed, "models": [model]})
+        for seed, model in ((0, "linear"), (1, "lightgbm"))
+    )
+    assert first.verdict.current_champion == first.candidate.model.version
+    verdict = second.verdict
+    assert verdict.approved
+    assert second.release.released, "the release is that of the approved candidate"
+    assert second.release.model == second.candidate.model != first.candidate.model
+    difference = verdict.champion_difference
+    assert difference.low <= 0, "the two models are about equally good"
+    assert verdict.current_champion == verdict.previous_champion == first.verdict.current_champion
+    assert "not worse than champion by more than" in verdict.decision
+    assert f"{difference.value:.2f}" in verdict.decision
