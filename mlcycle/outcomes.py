@@ -6,7 +6,8 @@
 __all__ = ['Label', 'Task', 'NA_VALUES', 'RareClasses', 'ColumnType', 'OUTCOME_TYPES', 'STAGES', 'Record', 'Outcome', 'TableRef',
            'FileRef', 'Score', 'LearningCurvePoint', 'Feasibility', 'Problem', 'Ingestion', 'CellChange', 'LedgerEntry',
            'RuleFailure', 'Dataset', 'LeakageSuspect', 'Feature', 'FeaturePlan', 'LeaderboardEntry', 'ModelRef',
-           'Calibration', 'Candidate', 'Gate', 'Verdict', 'Parity', 'Release', 'ColumnDrift', 'Window', 'Health']
+           'Calibration', 'Candidate', 'Gate', 'WeakSlice', 'Verdict', 'Parity', 'Release', 'ColumnDrift', 'Window',
+           'Health']
 
 # %% ../nbs/outcomes.ipynb #d262a4f8
 from typing import Any, ClassVar, Literal
@@ -400,6 +401,19 @@ class Gate(Record):
         return {name: value for name, value in super().content().items()
                 if not self.is_timing or name not in ("value", "low", "high", "note")}
 
+# %% ../nbs/outcomes.ipynb #7c3579fc
+class WeakSlice(Record):
+    "A segment of the holdout in which the model is clearly worse than elsewhere."
+
+    conditions: list[str] # One or two, in words, such as `origin is EWR`
+    rows: int
+    metric: str
+    value: float # In the segment
+    low: float | None = None # Ends of its 95 % interval
+    high: float | None = None
+    rest: float # The metric in all other rows
+    p_value: float # Of a higher mean loss, corrected for the number of segments tried
+
 # %% ../nbs/outcomes.ipynb #1f49beaf
 class Verdict(Outcome):
     "Outcome of stage 5: gates, holdout scores, and whether the candidate is approved."
@@ -417,6 +431,8 @@ class Verdict(Outcome):
     holdout_accesses: int = 0 # Accesses that can bias scores of these rows, including this one
     previous_champion: int | None = None # Version that was champion before; None: none
     current_champion: int | None = None # Version that is champion now
+    weak_slices: list[WeakSlice] = [] # Most significant first
+    slices_tried: int = 0 # Segments of one or two conditions; 0: no search
 
 # %% ../nbs/outcomes.ipynb #32541d6a
 class Parity(Record):
