@@ -6,8 +6,8 @@
 __all__ = ['Label', 'Task', 'NA_VALUES', 'RareClasses', 'ColumnType', 'OUTCOME_TYPES', 'STAGES', 'Record', 'Outcome', 'TableRef',
            'FileRef', 'Score', 'LearningCurvePoint', 'Feasibility', 'Problem', 'Ingestion', 'CellChange', 'LedgerEntry',
            'RuleFailure', 'Dataset', 'LeakageSuspect', 'Feature', 'FeaturePlan', 'LeaderboardEntry', 'ModelRef',
-           'Calibration', 'Candidate', 'Gate', 'CheckResult', 'Verdict', 'Parity', 'Release', 'ColumnDrift', 'Window',
-           'Health']
+           'Calibration', 'Candidate', 'Gate', 'WeakSlice', 'CheckResult', 'Verdict', 'Parity', 'Release',
+           'ColumnDrift', 'Window', 'Health']
 
 # %% ../nbs/outcomes.ipynb #d262a4f8
 from typing import Any, ClassVar, Literal
@@ -416,6 +416,19 @@ class Gate(Record):
         return {name: value for name, value in super().content().items()
                 if not self.is_timing or name not in ("value", "low", "high", "more_rows", "note")}
 
+# %% ../nbs/outcomes.ipynb #7c3579fc
+class WeakSlice(Record):
+    "A segment of the holdout in which the model is clearly worse than elsewhere."
+
+    conditions: list[str] # One or two, in words, such as `origin is EWR`
+    rows: int
+    metric: str
+    value: float # In the segment
+    low: float | None = None # Ends of its 95 % interval
+    high: float | None = None
+    rest: float # The metric in all other rows
+    p_value: float # Of a higher mean loss, corrected for the number of segments tried
+
 # %% ../nbs/outcomes.ipynb #708d40a5
 class CheckResult(Record):
     "The result of a check: what it found, or why it was not run."
@@ -447,6 +460,8 @@ class Verdict(Outcome):
     checks: list[CheckResult] = [] # Of data, features, model and evaluation
     promotion_reason: str = "" # Why the alias `champion` moves to the candidate, or why it does not
     champion_difference: Score | None = None # Primary metric, candidate minus champion on the same rows; positive if better
+    weak_slices: list[WeakSlice] = [] # Most significant first
+    slices_tried: int = 0 # Segments of one or two conditions; 0: no search
 
 # %% ../nbs/outcomes.ipynb #32541d6a
 class Parity(Record):
