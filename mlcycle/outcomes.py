@@ -417,6 +417,7 @@ class Verdict(Outcome):
     holdout_accesses: int = 0 # Accesses that can bias scores of these rows, including this one
     previous_champion: int | None = None # Version that was champion before; None: none
     current_champion: int | None = None # Version that is champion now
+    needs_approval: bool = False # True if all gates pass and a person must decide, see `mlcycle approve`
 
 # %% ../nbs/outcomes.ipynb #32541d6a
 class Parity(Record):

@@ -21,11 +21,14 @@ from ..ml.naive_forecasts import naive_forecasts
 from ..ml.predictions import Predictions, predict
 from ..outcomes import Candidate, Dataset, Gate, Problem, Score, Verdict
 from ..score_format import format_score
-from ..stores.models.registry import get_alias_version, get_model_ref, load_registered_model, open_experiment, set_alias
+from ..stores.models.decisions import promotion_hindrance
+from ..stores.models.registry import (connect_registry, get_alias_version, get_model_ref, load_registered_model,
+                                            open_experiment, set_alias)
 from ..stores.tables.datasets import read_table
 from ..stores.tables.holdout import count_biasing_accesses, read_holdout
 from ..ml.baselines import choose_baseline
 from .gates import GateInputs, evaluate_gates
+from .human_decision import apply_human_decision
 
 # %% ../../nbs/05_validation.ipynb #60d89904
 def load_candidate_model(
@@ -98,10 +101,12 @@ def promote_candidate(
     Returns None, and moves nothing, if the champion is no longer the version in `compared_with`.
     """
     with workspace.lock("registry"):
+        client = connect_registry(workspace.tracking_uri, workspace.artifacts)
         if compared_with and get_alias_version(candidate.model.name) != compared_with[0]:
             return None
-        if promote and all(gate.passed for gate in gates):
-            return set_alias(candidate.model), candidate.model.version
+        if promote and all(gate.passed for gate in gates) and not promotion_hindrance(workspace, candidate.model, client):
+            reason = f"Stage 5: passes {len(gates)} of {len(gates)} gates."
+            return set_alias(candidate.model, reason=reason, workspace=workspace, action="promote"), candidate.model.version
         current = get_alias_version(candidate.model.name)
         return current, current
 
@@ -244,4 +249,5 @@ def validate_model(
         generalization_gap=scores_on_each_split(problem, candidate, model, train, scores[0]),
         previous_champion=before, current_champion=after,
         decision=describe_gates(gates, version, promote) + describe_worse_than_baseline(scores, baseline, names))
-    return verdict, predictions
+    client = connect_registry(workspace.tracking_uri, workspace.artifacts)
+    return apply_human_decision(verdict, candidate.model, workspace, client), predictions
