@@ -160,8 +160,9 @@ def read_head_file(
     path, log_id = head_file(workspace), read_log_id(workspace)
     if path.is_file():
         return _read_kept(path)
-    others = map(_read_kept, sorted(head_folder(workspace).glob("*.json"))) if log_id else ()
-    return next((kept for kept in others if kept["head"].get("log") == log_id and not Path(kept["path"]).exists()), {})
+    every = map(_read_kept, sorted(head_folder(workspace).glob("*.json"))) if log_id else ()
+    same = [kept for kept in every if kept["head"].get("log") == log_id]
+    return same[0] if len(same) == 1 and not Path(same[0]["path"]).exists() else {} # Otherwise it is a copy
 
 # %% ../../../nbs/stores/models/audit_log.ipynb #ca73191e
 def _read_kept(path: Path) -> dict[str, Any]:
@@ -376,12 +377,13 @@ def _compare_head(lines: Sequence[AuditEntry | None], head: dict[str, Any], plac
 def alias_findings(
     entries: Sequence[AuditEntry], # Of the log, in its order
     client: "MlflowClient | None" = None, # Of the registry; None: only the log is examined
+    complete: bool = True, # Whether the log is intact, so that successive entries can be compared
 ) -> list[AuditFinding]:
     "Aliases that were changed outside mlcycle: now, or between two entries."
     found, state = [], {}
     for place, entry in enumerate(entries):
         known = state.get((entry.model, entry.alias), entry.version_before)
-        if entry.alias and entry.action not in ("adopt", "failed") and known != entry.version_before:
+        if complete and entry.alias and entry.action not in ("adopt", "failed") and known != entry.version_before:
             found.append(AuditFinding(kind="alias", entry=entry.number, model=entry.model, message=(
                 f"{entry.model}: before entry {entry.number}, alias '{entry.alias}' was {_version(entry.version_before)}, "
                 f"the log says {_version(known)}: it was changed outside mlcycle.")))
@@ -415,7 +417,9 @@ def verify_audit_log(
     "Verify the chain of the audit log, its heads, and the aliases in the registry."
     lines = read_audit_log(workspace)
     entries = [entry for entry in lines if entry]
-    found = chain_findings(lines) + head_findings(workspace, lines, client) + alias_findings(entries, client)
+    chain = chain_findings(lines)
+    found = chain + head_findings(workspace, lines, client)
+    found += alias_findings(sorted(entries, key=lambda entry: entry.number), client, complete=not chain)
     accepted = {message for entry in entries if entry.action == "accept" for message in entry.details.get("messages", [])}
     return [finding.model_copy(update={"accepted": finding.message in accepted}) for finding in found]
 
@@ -430,9 +434,9 @@ def accept_findings(
     The entry contains the messages and the aliases, so that the acceptance itself is on record.
     """
     messages = [finding.message for finding in verify_audit_log(workspace, client) if not finding.accepted]
-    models = sorted({entry.model for entry in readable_entries(workspace) if entry.model})
-    now = [[name, alias, int(version)] for name in models for alias, version in sorted(_aliases(client, name).items())]
-    gone = [[name, alias, None] for name, alias in replay_aliases(readable_entries(workspace))
-            if [name, alias] not in [each[:2] for each in now]]
-    return append_audit_entry(workspace, "accept", "", client=client, reason=reason,
-                              details={"messages": messages, "aliases": now + gone})
+    state = replay_aliases(readable_entries(workspace))
+    if client:
+        state = dict.fromkeys(state) | {(name, alias): int(version) for name in sorted({model for model, _ in state})
+                                        for alias, version in sorted(_aliases(client, name).items())}
+    return append_audit_entry(workspace, "accept", "", client=client, reason=reason, details={
+        "messages": messages, "aliases": [[name, alias, version] for (name, alias), version in state.items()]})
