@@ -462,6 +462,7 @@ class Verdict(Outcome):
     champion_difference: Score | None = None # Primary metric, candidate minus champion on the same rows; positive if better
     weak_slices: list[WeakSlice] = [] # Most significant first
     slices_tried: int = 0 # Segments of one or two conditions; 0: no search
+    needs_approval: bool = False # True if all gates pass and a person must decide, see `mlcycle approve`
 
 # %% ../nbs/outcomes.ipynb #32541d6a
 class Parity(Record):

@@ -1,9 +1,11 @@
 """Small real tables, and runs that several tests look at."""
 
+import atexit
 import json
 import os
+import shutil
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryDirectory, mkdtemp
 
 import numpy as np
 import pandas as pd
@@ -19,6 +21,11 @@ import mlcycle as mc
 from mlcycle.stores.tables.holdout import read_any_table
 
 ROOT = Path(__file__).resolve().parent.parent
+if "MLCYCLE_TEST_HOME" not in os.environ:  # Workers inherit it
+    os.environ["MLCYCLE_TEST_HOME"] = mkdtemp(prefix="mlcycle-tests-")
+    atexit.register(shutil.rmtree, os.environ["MLCYCLE_TEST_HOME"], ignore_errors=True)
+USER_FOLDERS = Path(os.environ["MLCYCLE_TEST_HOME"])
+os.environ |= {"XDG_CONFIG_HOME": str(USER_FOLDERS / "config"), "XDG_STATE_HOME": str(USER_FOLDERS / "state")}  # Audit key, heads
 QUICK = {"trials": 2, "folds": 3, "n_resamples": 50, "parity_rows": 30, "replay_rows": 60, "windows": 2}
 QUICK["latency_budget_ms"] = 60_000.0  # A busy machine is no reason to fail
 QUICK["cold_start"] = False  # Services start as forks; one of an installed wheel starts in a process of its own

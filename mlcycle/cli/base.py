@@ -28,6 +28,7 @@ COMMAND_GROUPS = {"Project": ("init", "update", "doctor", "clean"),
                   "Runs": ("run", "status", "why", "params", "batch", "nb"),
                   "Results": ("runs", "compare", "diff", "report"),
                   "Problem, data, models": ("problem", "contract", "data", "models"),
+                  "Governance": ("approve", "reject", "rollback", "history", "audit", "card", "dossier"),
                   "Service": ("serve",)} # Commands by heading
 
 # %% ../../nbs/cli/base.ipynb #0dd32346

@@ -19,6 +19,7 @@ from ..service.bundle import Bundle, build_bundle, hash_bundle_files
 from ..service.input_values import describe_training_values
 from ..service.local import running_service
 from ..service.rows import prepare_rows, to_json_rows
+from ..stores.models.decisions import is_released_by_person
 from ..stores.models.function_files import load_workspace_functions, workspace_functions_file
 from ..stores.models.model_files import load_model
 from ..stores.models.registry import open_experiment, registered_model_file
@@ -84,9 +85,10 @@ def compare_service_with_pipeline(
 def make_rejected_release(
     candidate: Candidate, # Outcome of stage 4
     verdict: Verdict, # Outcome of stage 5 that rejects it
+    by_person: str = "", # Later decision of a person; empty: that of stage 5
 ) -> Release:
-    "The outcome of stage 6 for a rejected model."
-    return Release(released=False, model=candidate.model, decision=f"No model is released. {verdict.decision}")
+    "The outcome of stage 6 for a rejected model, or one that needs a person."
+    return Release(released=False, model=candidate.model, decision=f"No model is released. {by_person or verdict.decision}")
 
 # %% ../../nbs/06_deployment.ipynb #28272033
 def release_model(
@@ -103,8 +105,9 @@ def release_model(
 ) -> tuple[Release, pd.DataFrame]: # Release; labels of service and pipeline
     "Build the bundle of an approved model, and check that its service predicts as the pipeline does."
     workspace = workspace or Workspace.from_project()
-    if not verdict.approved:
-        return make_rejected_release(candidate, verdict), pd.DataFrame()
+    approved, by_person = is_released_by_person(verdict, candidate.model, workspace)
+    if not approved:
+        return make_rejected_release(candidate, verdict, by_person), pd.DataFrame()
     holdout = read_holdout(workspace, dataset.tables["holdout"], run=run, stage="deployment",
                            reason="parity of service and pipeline")[plan.input_columns]
     bundle = describe_release(problem, dataset, plan, candidate, workspace)
@@ -121,6 +124,6 @@ def release_model(
         raise StageError(f"{different} of {parity.rows} predictions of the service differ from the pipeline's.",
                          "All labels and scores must be bitwise equal.")
     decision = (f"{candidate.model.name} version {candidate.model.version} is released: {parity.n_equal} of {parity.rows} "
-                "predictions over HTTP equal those of the pipeline.")
+                f"predictions over HTTP equal those of the pipeline.{' ' * bool(by_person)}{by_person}")
     return Release(released=True, model=candidate.model, bundle=f"releases/{folder.name}", files=hash_bundle_files(folder),
                    parity=parity, decision=decision), predictions

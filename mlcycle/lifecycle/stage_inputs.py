@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['TABLE_FILES', 'UNTRACKED_PARAMETERS', 'USER_METRIC_FUNCTION', 'input_file_hashes', 'hash_path',
-           'hash_modules_named_in_parameters', 'stage_inputs', 'changed_inputs', 'summarise_changes']
+           'hash_modules_named_in_parameters', 'governance_inputs', 'stage_inputs', 'changed_inputs',
+           'summarise_changes']
 
 # %% ../../nbs/lifecycle/stage_inputs.ipynb #4c523a14
 import glob
@@ -16,9 +17,11 @@ from pathlib import Path
 import yaml
 
 from ..core.files import hash_file, short_json_hash
+from ..core.settings import GOVERNANCE_DEFAULTS, read_settings, section_with_defaults
 from .plan import Plan
 from ..nb.dependencies import ModuleIndex, find_reachable_code
 from ..nb.fingerprints import code_cells, hash_cell, used_library_versions
+from ..stores.models.audit_log import readable_entries
 
 # %% ../../nbs/lifecycle/stage_inputs.ipynb #c3300e8c
 def input_file_hashes(
@@ -91,6 +94,19 @@ def hash_modules_named_in_parameters(
 UNTRACKED_PARAMETERS = {"run_dir", "jobs"} # They do not affect the result
 USER_METRIC_FUNCTION = "mlcycle.ml.user_metrics.load_user_metric" # Loads a user-defined metric
 
+# %% ../../nbs/lifecycle/stage_inputs.ipynb #fb04f2cb
+def governance_inputs(
+    plan: Plan, # Has the settings and the workspace
+    stage: str, # Name of the stage
+) -> dict[str, str]: # By name; empty for other stages, without decisions, and with the default settings
+    "Settings and decisions of persons on which a stage depends."
+    if stage == "validation":
+        options = section_with_defaults(read_settings(plan.workspace.project), "governance")
+        return {f"setting {name}": options[name] for name in ("approval", "four_eyes")
+                if options[name] != GOVERNANCE_DEFAULTS[name]}
+    made = [entry.hash for entry in readable_entries(plan.workspace) if entry.action in ("approve", "reject")]
+    return {"decisions of persons": short_json_hash(made)} if made and stage == "deployment" else {}
+
 # %% ../../nbs/lifecycle/stage_inputs.ipynb #082ed853
 def stage_inputs(
     plan: Plan, # Notebooks and parameters
@@ -112,7 +128,7 @@ def stage_inputs(
             | {"order of cells": short_json_hash(list(cells))}
             | {f"cell {name}": hash_cell(source, modules.summaries) for name, source in cells.items()}
             | {f"code {name}": value for name, value in reach.code.items()}
-            | used_library_versions(reach) | user_modules
+            | used_library_versions(reach) | user_modules | governance_inputs(plan, stage)
             | {f"outcome {name}": value for name, value in outcome_hashes.items()})
 
 # %% ../../nbs/lifecycle/stage_inputs.ipynb #aaf1ba7d

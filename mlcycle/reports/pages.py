@@ -168,7 +168,7 @@ def outcome_severity(
 ) -> str: # `good`, `warn`, `bad`, or empty
     "Severity of an outcome, for the colour of the decision."
     if "approved" in outcome:
-        return "good" if outcome["approved"] else "bad"
+        return "good" if outcome["approved"] else "warn" if outcome.get("needs_approval") else "bad"
     if "released" in outcome:
         return "good" if outcome["released"] else "warn"
     if "action" in outcome and outcome["monitored_table"] != "none":
@@ -209,6 +209,7 @@ def run_index_entry(
     failed = next((stage for stage, done in known["stages"].items() if done.get("failed")), "")
     page = os.path.relpath(run.workspace.reports / run.id / (page_name(failed) if failed else "index.html"), folder)
     verdict = {None: "", True: "approved", False: "rejected"}[known["approved"]]
+    verdict = "needs a person" if known["needs_approval"] else verdict
     tables = read_stage_results(run)["data"].get("tables", {})
     rows = {name: tables.get(name, {}).get("sha256", "") for name in ("train", "holdout")} # Scores on other rows do not compare
     return known | {"page": Path(page).as_posix(), "verdict": verdict, "rows_of": rows}

@@ -83,7 +83,8 @@ def run_summary(
         "source": problem.get("source", ""), "target": problem.get("target", ""), "task": problem.get("task", ""),
         "rows": problem.get("rows"), "metric": problem.get("metric", ""), "error": info.get("error", ""),
         "decision": info.get("error") or verdict.get("decision") or (decisions or [""])[-1],
-        "approved": verdict.get("approved"), "action": outcomes["monitoring"].get("action", ""),
+        "approved": verdict.get("approved"), "needs_approval": verdict.get("needs_approval", False),
+        "action": outcomes["monitoring"].get("action", ""),
         "seconds": round(sum(done.get("seconds", 0) for done in stages.values()), 1), "stages": stages,
         "facts": run_facts(run, outcomes)}
 

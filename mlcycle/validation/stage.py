@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['load_candidate_model', 'scores_on_each_split', 'predict_with_champion', 'promote_candidate',
            'evaluate_gates_and_promote', 'predict_on_holdout', 'describe_worse_than_baseline', 'score_baselines',
-           'reference_scores', 'describe_gates', 'validate_model']
+           'reference_scores', 'describe_gates']
 
 # %% ../../nbs/05_validation.ipynb #505bbae5
 from dataclasses import replace
@@ -21,12 +21,15 @@ from ..ml.naive_forecasts import naive_forecasts
 from ..ml.predictions import Predictions, predict
 from ..outcomes import Candidate, Dataset, Gate, Problem, Score, Verdict
 from ..score_format import format_score
-from ..stores.models.registry import get_alias_version, get_model_ref, load_registered_model, open_experiment, set_alias
+from ..stores.models.decisions import promotion_hindrance
+from ..stores.models.registry import (connect_registry, get_alias_version, get_model_ref, load_registered_model,
+                                            open_experiment, set_alias)
 from ..stores.tables.datasets import read_table
 from ..stores.tables.holdout import count_biasing_accesses, read_holdout
 from ..ml.baselines import choose_baseline
 from .gates import GateInputs, evaluate_gates
 from .promotion import Promotion, decide_promotion
+from .human_decision import apply_human_decision
 
 # %% ../../nbs/05_validation.ipynb #60d89904
 def load_candidate_model(
@@ -99,10 +102,14 @@ def promote_candidate(
     Returns None, and moves nothing, if the champion is no longer the version in `compared_with`.
     """
     with workspace.lock("registry"):
+        client = connect_registry(workspace.tracking_uri, workspace.artifacts)
         if compared_with and get_alias_version(candidate.model.name) != compared_with[0]:
             return None
         if promotion.moves and promotion.reason and all(gate.passed for gate in gates):
             return set_alias(candidate.model, reason=promotion.reason), candidate.model.version
+        if promote and all(gate.passed for gate in gates) and not promotion_hindrance(workspace, candidate.model, client):
+            reason = f"Stage 5: passes {len(gates)} of {len(gates)} gates."
+            return set_alias(candidate.model, reason=reason, workspace=workspace, action="promote"), candidate.model.version
         current = get_alias_version(candidate.model.name)
         return current, current
 
@@ -263,3 +270,7 @@ def validate_model(
         champion_difference=promotion.difference,
         decision=describe_gates(gates, version, promotion) + describe_worse_than_baseline(scores, baseline, names))
     return verdict, predictions
+        previous_champion=before, current_champion=after,
+        decision=describe_gates(gates, version, promote) + describe_worse_than_baseline(scores, baseline, names))
+    client = connect_registry(workspace.tracking_uri, workspace.artifacts)
+    return apply_human_decision(verdict, candidate.model, workspace, client), predictions

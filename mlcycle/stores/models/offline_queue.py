@@ -98,7 +98,8 @@ def register_queued_model(
     model, name = load_model(folder / "model.skops", queued.sha256), queued.candidate.model.name
     with workspace.lock("registry"), registry_errors(workspace.tracking_uri):
         open_experiment(workspace.tracking_uri, workspace.artifacts, name)
-        ref = register_model(name, model, example, outputs, queued.candidate.leaderboard, queued.tags, trials=queued.trials)
+        ref = register_model(name, model, example, outputs, queued.candidate.leaderboard, queued.tags, trials=queued.trials,
+                             workspace=workspace)
     shutil.rmtree(folder, ignore_errors=True)
     return add_version_to_decision_text(queued.candidate.model_copy(update={"model": ref}))
 
@@ -121,7 +122,7 @@ def register_candidate(
     try:
         with workspace.lock("registry"), registry_errors(address):
             open_experiment(address, workspace.artifacts, name)
-            ref = register_model(name, model, example, outputs, candidate.leaderboard, tags, trials=trials)
+            ref = register_model(name, model, example, outputs, candidate.leaderboard, tags, trials=trials, workspace=workspace)
     except RegistryError as error:
         folder = queue_model(workspace, candidate, model, example=example, outputs=outputs, tags=tags, trials=trials,
                              reason=error.found)

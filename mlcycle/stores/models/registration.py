@@ -24,6 +24,7 @@ from sklearn.base import BaseEstimator
 from ...core.files import hash_file
 from ...core.own_wheel import own_requirement, write_own_wheel
 from ...core.versions import installed_versions
+from ...core.workspace import Workspace
 from ...outcomes import Dataset, LeaderboardEntry, ModelRef, Problem, Score
 from .library_versions import VERSIONS_ENTRY, add_versions_to_skops, read_versions
 from .model_files import model_to_skops_bytes
@@ -46,6 +47,7 @@ def register_model(
     *,
     scores: tuple[Score, ...] = (), # Beside that of the winner in the leaderboard
     trials: Sequence[TrialRecord] = (), # All trials, complete or not
+    workspace: Workspace | None = None, # Has the audit log; None: the version is not recorded there
 ) -> ModelRef:
     """Register a fitted model as a new version, unless the same model is registered already.
 
@@ -65,7 +67,7 @@ def register_model(
             log_trials(mlflow.MlflowClient(), run, fresh, tags)
             ref = ref or _add_version(name, _log_model(model, data, example, outputs), run.info.run_id, facts)
     if get_alias_version(name) != ref.version:
-        set_alias(ref, CHALLENGER, "The newest version that was registered.")
+        set_alias(ref, CHALLENGER, "The newest version that was registered.", workspace=workspace, action="register")
     return ref
 
 # %% ../../../nbs/stores/models/registration.ipynb #9b58da85

@@ -28,6 +28,7 @@ from ...core.secrets import mask_secrets
 from ...core.workspace import Workspace
 from ...errors import RegistryError
 from ...outcomes import FileRef, ModelRef
+from .audit_log import Action, append_audit_entry
 from .function_files import load_workspace_functions
 from .model_files import load_model
 
@@ -245,7 +246,10 @@ def get_model_ref(
 def set_alias(
     ref: ModelRef, # Reference to a registered version
     alias: str = CHAMPION, # Alias to set
-    reason: str = "", # For the history
+    reason: str = "", # For the history and the audit log
+    *,
+    workspace: Workspace | None = None, # Has the audit log; None: the move is recorded in MLflow only
+    action: Action = "set alias", # Why the alias moves, for the audit log
 ) -> int | None: # Previous version; None if the alias was not set before
     """Point an alias to a version and record the move.
 
@@ -257,10 +261,10 @@ def set_alias(
     client, before = mlflow.MlflowClient(), get_alias_version(ref.name, alias)
     if before != ref.version:
         client.set_model_version_tag(ref.name, str(ref.version), f"{alias}_after", str(before or ""))
-        _write_move(client, ref.name, alias, before, ref.version, reason)
-        client.set_registered_model_alias(ref.name, alias, str(ref.version))
+        with _recorded_move(workspace, client, ref.name, alias, before, ref.version, reason, action):
+            client.set_registered_model_alias(ref.name, alias, str(ref.version))
         if alias == CHAMPION and get_alias_version(ref.name, CHALLENGER) == ref.version:
-            remove_alias(ref.name, CHALLENGER, ref.version, "It is champion now.")
+            remove_alias(ref.name, CHALLENGER, ref.version, "It is champion now.", workspace=workspace)
         return before
     followed = client.get_model_version(ref.name, str(ref.version)).tags.get(f"{alias}_after", "")
     return int(followed) if followed else None
@@ -270,14 +274,35 @@ def remove_alias(
     name: str, # Of a registered model
     alias: str, # Alias that is set
     version: int, # Version to which it points
-    reason: str, # For the history
+    reason: str, # For the history and the audit log
+    *,
+    workspace: Workspace | None = None, # Has the audit log; None: the removal is recorded in MLflow only
 ) -> None:
     "Remove an alias and record the removal."
     import mlflow
 
     client = mlflow.MlflowClient()
-    _write_move(client, name, alias, version, None, reason)
-    client.delete_registered_model_alias(name, alias)
+    with _recorded_move(workspace, client, name, alias, version, None, reason, "remove alias"):
+        client.delete_registered_model_alias(name, alias)
+
+# %% ../../../nbs/stores/models/registry.ipynb #ec6caa5c
+@contextmanager
+def _recorded_move(workspace: Workspace | None, client: "MlflowClient", name: str, alias: str, before: int | None,
+                   after: int | None, reason: str, action: Action) -> Generator[None]:
+    "Context manager: record a move in MLflow and in the audit log before it is made, and that it failed if it does."
+    version = before if after is None else after
+    run = client.get_model_version(name, str(version)).tags.get("run", "")
+    facts: dict[str, Any] = {"client": client, "alias": alias, "version": version, "run": run}
+    _write_move(client, name, alias, before, after, reason)
+    if workspace:
+        append_audit_entry(workspace, action, name, version_before=before, version_after=after, reason=reason, **facts)
+    try:
+        yield
+    except BaseException as error:
+        if workspace: # Without the client, which may be the cause
+            append_audit_entry(workspace, "failed", name, version_before=after, version_after=before,
+                               reason=f"The alias did not move: {type(error).__name__}.", **facts | {"client": None})
+        raise
 
 # %% ../../../nbs/stores/models/registry.ipynb #0ef2df0b
 def _write_move(client: "MlflowClient", name: str, alias: str, before: int | None, after: int | None,

@@ -22,6 +22,7 @@ from ...errors import ArtifactError, ParameterError, suggest_name
 from ...core.runs import read_stage_results
 from ...core.runs import list_runs
 from ...core.workspace import Workspace
+from .audit_log import DECISION_TAG, append_audit_entry
 from .registry import (ARTIFACT_FOLDERS, CHALLENGER, alias_history, connect_registry,
                                             download_model_artifact,
                                             registry_errors, remove_alias)
@@ -130,7 +131,7 @@ def is_reserved_tag(
     tag: str, # Name of the tag
 ) -> bool:
     "Whether a tag was set at registration and is read-only."
-    return tag in RESERVED_TAGS or tag.startswith(("table_", "mlflow.")) or tag.endswith("_after")
+    return tag in RESERVED_TAGS or tag.startswith(("table_", "mlflow.")) or tag.endswith("_after") or tag == DECISION_TAG
 
 # %% ../../../nbs/stores/models/registry_queries.ipynb #01191a0d
 def describe_version(
@@ -254,6 +255,8 @@ def tag_version(
                 user_tags = [tag for tag in version.tags if not is_reserved_tag(tag)]
                 raise ParameterError(f"The version has no tag '{name}'.", remedy=suggest_name(name, user_tags))
         assert client is not None # It has found a version
+        append_audit_entry(workspace, "tag", version.name, client=client, version=int(version.version),
+                           details={"set": tags, "removed": list(remove)})
         for name, value in tags.items():
             client.set_model_version_tag(version.name, str(version.version), name, value)
         for name in remove:
@@ -297,7 +300,9 @@ def delete_version(
         stored = Path(client.get_model_version_download_uri(version.name, str(version.version)).removeprefix("file://"))
         shared = [each for each in _versions(client, version.name) if each.source == version.source]
         if CHALLENGER in version.aliases:
-            remove_alias(version.name, CHALLENGER, int(version.version), "Its version was deleted.")
+            remove_alias(version.name, CHALLENGER, int(version.version), "Its version was deleted.", workspace=workspace)
+        append_audit_entry(workspace, "delete", version.name, client=client, version=int(version.version),
+                           run=version.tags.get("run", ""))
         client.delete_model_version(version.name, str(version.version))
         if artifacts and len(shared) == 1: # A server keeps its files until its owner runs `mlflow gc`
             shutil.rmtree(Path(artifacts, *stored.parts[-3:-1]), ignore_errors=True)

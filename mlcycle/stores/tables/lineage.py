@@ -49,7 +49,8 @@ def _use(run: Run, version: TableVersion) -> dict[str, Any]:
     candidate, verdict, release = (outcomes[stage] for stage in ("modelling", "validation", "deployment"))
     model = candidate.get("model", {})
     return {"run": run.id, "status": run.info["status"], "model": {key: model[key] for key in ("name", "version") if model},
-            "winner": candidate.get("winner", ""), "approved": verdict.get("approved"), "decision": verdict.get("decision", ""),
+            "winner": candidate.get("winner", ""), "approved": verdict.get("approved"),
+            "needs_approval": verdict.get("needs_approval", False), "decision": verdict.get("decision", ""),
             "champion": bool(model) and verdict.get("approved") is True and verdict.get("current_champion") == model["version"],
             "release": release.get("bundle", "") if release.get("released") else ""}
 
@@ -93,6 +94,7 @@ def _draw_use(branch: "Tree", use: dict[str, Any], role: str) -> None:
         branch.add("no model yet")
         return
     verdict = {True: "approved", False: "rejected", None: "not validated yet"}[use["approved"]]
+    verdict = "needs a person" if use["needs_approval"] else verdict
     leaf = branch.add(f"{role} {use['model']['name']} version {use['model']['version']} ({use['winner']}): {verdict}"
                       + (", became champion" if use["champion"] else ""))
     if use["release"]:
