@@ -6,7 +6,8 @@
 __all__ = ['Label', 'Task', 'NA_VALUES', 'RareClasses', 'ColumnType', 'OUTCOME_TYPES', 'STAGES', 'Record', 'Outcome', 'TableRef',
            'FileRef', 'Score', 'LearningCurvePoint', 'Feasibility', 'Problem', 'Ingestion', 'CellChange', 'LedgerEntry',
            'RuleFailure', 'Dataset', 'LeakageSuspect', 'Feature', 'FeaturePlan', 'LeaderboardEntry', 'ModelRef',
-           'Calibration', 'Candidate', 'Gate', 'WeakSlice', 'CheckResult', 'Verdict', 'Parity', 'Release',
+           'Calibration', 'Candidate', 'AdversarialValidation', 'ScorePeriod', 'SeedStability', 'SingleColumn',
+           'ReferenceModel', 'Generalization', 'Gate', 'WeakSlice', 'CheckResult', 'Verdict', 'Parity', 'Release',
            'ColumnDrift', 'Window', 'Health']
 
 # %% ../nbs/outcomes.ipynb #d262a4f8
@@ -384,6 +385,65 @@ class Candidate(Outcome):
     learning_curve: list[LearningCurvePoint] = [] # Of the best model, by increasing training size
     naive_scores: dict[str, Score] = {} # Of naive forecasts on the validation rows, by name; empty without a time column
 
+# %% ../nbs/outcomes.ipynb #aab5ddeb
+class AdversarialValidation(Record):
+    "Result of a classifier that tells training rows from holdout rows."
+
+    auc: Score # Cross-validated area under the ROC curve; 0.5: the rows cannot be told apart
+    p_value: float # One-sided: of no difference
+    rows: int # Training and holdout rows of the classifier
+    columns: dict[str, float] = {} # Decrease of the AUC if the column is permuted, largest first
+    left_out: dict[str, str] = {} # Columns that the classifier does not see, with the reason
+
+# %% ../nbs/outcomes.ipynb #510b5be8
+class ScorePeriod(Record):
+    "The primary metric in one period of the holdout."
+
+    period: str # Such as `2024-03`, or an interval of numbers
+    rows: int
+    score: Score
+
+# %% ../nbs/outcomes.ipynb #2047a961
+class SeedStability(Record):
+    "Predictions of the selected pipeline, refitted with several random seeds."
+
+    seeds: int # Number of refits; 0 if the pipeline has no random seed
+    train_rows: int # Rows of each refit
+    scores: list[float] # Primary metric of each refit on the same holdout rows
+    changed: float # Share of rows whose label differs; regression: mean spread of a prediction by the spread of the target
+
+# %% ../nbs/outcomes.ipynb #a8c10ae7
+class SingleColumn(Record):
+    "The score of a tree of one column on the holdout, as a last check for target leakage."
+
+    column: str
+    score: float # Primary metric on the holdout
+    share: float # Gain over the baseline as a share of the gain of the model
+    finding: Literal["", "copy of the target", "strong feature"] = "" # Empty: clearly below the model
+
+# %% ../nbs/outcomes.ipynb #09c09871
+class ReferenceModel(Record):
+    "A model that the candidate is compared with on the same holdout rows."
+
+    name: str
+    score: Score
+    difference: Score # Candidate minus reference, paired by row; positive where the candidate is better
+
+# %% ../nbs/outcomes.ipynb #2313a1bb
+class Generalization(Record):
+    "Whether the holdout agrees with the cross-validation, and whether scores are stable."
+
+    gap: Score # Holdout minus cross-validation, positive where the holdout is better
+    gap_p_value: float | None = None # Of no difference; None without intervals
+    adversarial: AdversarialValidation | None = None # None with too few rows or columns
+    periods: list[ScorePeriod] = [] # In the order of time; empty without a time column
+    trend: Score | None = None # Change of the score from one period to the next; None with fewer than three periods
+    trend_p_value: float | None = None
+    fold_scores: list[float] = [] # Of the selected model in the cross-validation
+    seeds: SeedStability | None = None
+    single_columns: list[SingleColumn] = [] # The highest scores first
+    references: list[ReferenceModel] = [] # A plain linear model and the baseline
+
 # %% ../nbs/outcomes.ipynb #fc7d62f3
 class Gate(Record):
     """A criterion with its value on the holdout, 95 % interval, bound and result.
@@ -463,6 +523,7 @@ class Verdict(Outcome):
     weak_slices: list[WeakSlice] = [] # Most significant first
     slices_tried: int = 0 # Segments of one or two conditions; 0: no search
     needs_approval: bool = False # True if all gates pass and a person must decide, see `mlcycle approve`
+    generalization: Generalization | None = None # Tests of the generalization; None if it is switched off
 
 # %% ../nbs/outcomes.ipynb #32541d6a
 class Parity(Record):

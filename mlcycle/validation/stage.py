@@ -30,6 +30,7 @@ from ..ml.baselines import choose_baseline
 from .gates import GateInputs, evaluate_gates
 from .promotion import Promotion, decide_promotion
 from .human_decision import apply_human_decision
+from .generalization import assess_generalization
 
 # %% ../../nbs/05_validation.ipynb #60d89904
 def load_candidate_model(
@@ -244,6 +245,7 @@ def validate_model(
     seed: int = 0, # Seed of the resampling
     promote: bool = True, # Whether an approved model becomes the champion
     label_delay: str = "1 day", # Time after which a target is known to naive forecasts
+    generalization: bool = True, # Test the generalization
     run: str = "", # Id of the run, for the record of the access to the holdout
 ) -> tuple[Verdict, Predictions]: # Verdict; predictions on the holdout
     """Evaluate a candidate on the holdout, and approve or reject it.
@@ -271,6 +273,9 @@ def validate_model(
         decision=describe_gates(gates, version, promotion) + describe_worse_than_baseline(scores, baseline, names))
     return verdict, predictions
         previous_champion=before, current_champion=after,
+        generalization=assess_generalization(
+            problem, candidate, model, train, holdout, predictions, score=scores[0], n_resamples=n_resamples, seed=seed,
+            baseline=(evaluation.baseline_name, evaluation.baseline)) if generalization else None,
         decision=describe_gates(gates, version, promote) + describe_worse_than_baseline(scores, baseline, names))
     client = connect_registry(workspace.tracking_uri, workspace.artifacts)
     return apply_human_decision(verdict, candidate.model, workspace, client), predictions
