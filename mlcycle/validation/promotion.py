@@ -64,7 +64,7 @@ def decide_promotion(
 
 # %% ../../nbs/validation/promotion.ipynb #863e1a2f
 HOW_TO_PROMOTE = ("If an equally good model may become champion, add the criterion 'not worse than champion by more than …' "
-                  "with the loss that is acceptable, or set the alias 'champion' in the model registry.")
+                  "with the loss that is acceptable, or approve it: mlcycle approve.")
 
 # %% ../../nbs/validation/promotion.ipynb #96fead46
 def _describe(difference: Score | None, champion: int) -> str:

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['load_candidate_model', 'scores_on_each_split', 'predict_with_champion', 'promote_candidate',
            'evaluate_gates_and_promote', 'predict_on_holdout', 'describe_worse_than_baseline', 'score_baselines',
-           'reference_scores', 'describe_gates']
+           'reference_scores', 'describe_gates', 'validate_model']
 
 # %% ../../nbs/05_validation.ipynb #505bbae5
 from dataclasses import replace
@@ -106,11 +106,10 @@ def promote_candidate(
         client = connect_registry(workspace.tracking_uri, workspace.artifacts)
         if compared_with and get_alias_version(candidate.model.name) != compared_with[0]:
             return None
-        if promotion.moves and promotion.reason and all(gate.passed for gate in gates):
-            return set_alias(candidate.model, reason=promotion.reason), candidate.model.version
-        if promote and all(gate.passed for gate in gates) and not promotion_hindrance(workspace, candidate.model, client):
-            reason = f"Stage 5: passes {len(gates)} of {len(gates)} gates."
-            return set_alias(candidate.model, reason=reason, workspace=workspace, action="promote"), candidate.model.version
+        hindered = promotion_hindrance(workspace, candidate.model, client)
+        if promotion.moves and promotion.reason and not hindered and all(gate.passed for gate in gates):
+            before = set_alias(candidate.model, reason=promotion.reason, workspace=workspace, action="promote")
+            return before, candidate.model.version
         current = get_alias_version(candidate.model.name)
         return current, current
 
@@ -270,12 +269,9 @@ def validate_model(
         generalization_gap=scores_on_each_split(problem, candidate, model, train, scores[0]),
         previous_champion=before, current_champion=after, promotion_reason=promotion.reason,
         champion_difference=promotion.difference,
-        decision=describe_gates(gates, version, promotion) + describe_worse_than_baseline(scores, baseline, names))
-    return verdict, predictions
-        previous_champion=before, current_champion=after,
         generalization=assess_generalization(
             problem, candidate, model, train, holdout, predictions, score=scores[0], n_resamples=n_resamples, seed=seed,
             baseline=(evaluation.baseline_name, evaluation.baseline)) if generalization else None,
-        decision=describe_gates(gates, version, promote) + describe_worse_than_baseline(scores, baseline, names))
+        decision=describe_gates(gates, version, promotion) + describe_worse_than_baseline(scores, baseline, names))
     client = connect_registry(workspace.tracking_uri, workspace.artifacts)
     return apply_human_decision(verdict, candidate.model, workspace, client), predictions
