@@ -6,8 +6,8 @@
 __all__ = ['Label', 'Task', 'NA_VALUES', 'RareClasses', 'ColumnType', 'OUTCOME_TYPES', 'STAGES', 'Record', 'Outcome', 'TableRef',
            'FileRef', 'Score', 'LearningCurvePoint', 'Feasibility', 'Problem', 'Ingestion', 'CellChange', 'LedgerEntry',
            'RuleFailure', 'Dataset', 'LeakageSuspect', 'Feature', 'FeaturePlan', 'LeaderboardEntry', 'ModelRef',
-           'Calibration', 'Candidate', 'Gate', 'WeakSlice', 'Verdict', 'Parity', 'Release', 'ColumnDrift', 'Window',
-           'Health']
+           'Calibration', 'Candidate', 'Gate', 'WeakSlice', 'Perturbation', 'Verdict', 'Parity', 'Release',
+           'ColumnDrift', 'Window', 'Health']
 
 # %% ../nbs/outcomes.ipynb #d262a4f8
 from typing import Any, ClassVar, Literal
@@ -414,6 +414,18 @@ class WeakSlice(Record):
     rest: float # The metric in all other rows
     p_value: float # Of a higher mean loss, corrected for the number of segments tried
 
+# %% ../nbs/outcomes.ipynb #c7c2240f
+class Perturbation(Record):
+    "Predictions of perturbed holdout rows, compared with those of the unchanged rows."
+
+    kind: str # Such as `missing` or `x 1,000`
+    column: str = "" # Perturbed column; empty: all columns of the type
+    rows: int
+    changed: float = 0.0 # Share of changed predictions; mean absolute change for a regression
+    score: float | None = None # Primary metric of the perturbed rows
+    drop: float | None = None # Decrease of the score, positive if worse
+    error: str = "" # Error of the model; empty: none
+
 # %% ../nbs/outcomes.ipynb #1f49beaf
 class Verdict(Outcome):
     "Outcome of stage 5: gates, holdout scores, and whether the candidate is approved."
@@ -433,6 +445,7 @@ class Verdict(Outcome):
     current_champion: int | None = None # Version that is champion now
     weak_slices: list[WeakSlice] = [] # Most significant first
     slices_tried: int = 0 # Segments of one or two conditions; 0: no search
+    robustness: list[Perturbation] = [] # By kind: all columns, the worst column, the first error
 
 # %% ../nbs/outcomes.ipynb #32541d6a
 class Parity(Record):
