@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MIN_SLICE_ROWS', 'MIN_SLICE_SHARE', 'MIN_EXCESS', 'MAX_SEARCH_ROWS', 'MAX_PARTS', 'row_losses', 'find_weak_slices',
-           'describe_weak_slice']
+           'describe_weak_slice', 'columns_of_slices', 'describe_weak_slices', 'table_of_weak_slices']
 
 # %% ../../nbs/validation/slices.ipynb #6845557b
 from collections.abc import Sequence
@@ -47,11 +47,12 @@ def _pair_sums(codes: np.ndarray, loss: np.ndarray, n_conditions: int) -> np.nda
     "Rows, sum of losses and sum of squared losses of each pair of conditions, shape (3, conditions, conditions)."
     sums = np.zeros((3, n_conditions, n_conditions))
     for start in range(0, len(loss), 10_000): # In blocks, so that the memory does not grow with the rows
-        block, weights = codes[start:start + 10_000], loss[start:start + 10_000, None].astype(np.float32)
+        block, losses = codes[start:start + 10_000], loss[start:start + 10_000, None].astype(np.float32)
         holds = np.zeros((len(block), n_conditions), dtype=np.float32)
         row, part = np.nonzero(block >= 0)
         holds[row, block[row, part]] = 1
-        sums += holds.T @ holds, holds.T @ (holds * weights), holds.T @ (holds * weights**2)
+        for total, weights in zip(sums, (1, np.sqrt(losses), losses), strict=True):
+            total += (weighted := holds * weights).T @ weighted # Symmetric, which halves the work
     return sums
 
 # %% ../../nbs/validation/slices.ipynb #2b8c8d7c
@@ -182,3 +183,36 @@ def describe_weak_slice(
     rest = format_score(weak.rest, interval_decimals(weak.low, weak.high))
     return (f"{' and '.join(weak.conditions)}: {weak.metric} {format_estimate(weak.value, weak.low, weak.high)} "
             f"against {rest} elsewhere, {weak.rows:,} rows")
+
+# %% ../../nbs/validation/slices.ipynb #b500d341
+def columns_of_slices(
+    problem: Problem, # Has the protected columns and the time column
+    rows: pd.DataFrame, # Rows of the holdout
+    model, # Fitted pipeline
+) -> list[str]: # Without the target
+    "The columns of the holdout whose values can be conditions of a weak slice."
+    read = list(getattr(model, "feature_names_in_", [name for name in rows if name not in problem.excluded]))
+    names = dict.fromkeys([*read, *problem.protected_columns, *[problem.time] * bool(problem.time)])
+    return [name for name in names if name in rows and name != problem.target]
+
+# %% ../../nbs/validation/slices.ipynb #95f9e3b3
+def describe_weak_slices(
+    slices: list[WeakSlice], # Most significant first
+    tried: int, # Number of segments
+) -> str: # One sentence, in Markdown
+    "What the search for weak slices detected."
+    if not slices:
+        return f"None of {tried:,} segments of one or two conditions is clearly worse than the other rows."
+    number = f"{len(slices)} of {tried:,} segments {'is' if len(slices) == 1 else 'are'} clearly worse than the other rows"
+    return f"**{number}.** The most significant: {describe_weak_slice(slices[0])}."
+
+# %% ../../nbs/validation/slices.ipynb #4ceb6571
+def table_of_weak_slices(
+    slices: list[WeakSlice], # Most significant first
+) -> pd.DataFrame: # One line per slice
+    "Weak slices as a table for the report."
+    return pd.DataFrame([{
+        "segment": " and ".join(weak.conditions), "rows": f"{weak.rows:,}", "metric": weak.metric,
+        "in the segment": format_estimate(weak.value, weak.low, weak.high),
+        "elsewhere": format_score(weak.rest, interval_decimals(weak.low, weak.high)),
+        "p-value": format_score(weak.p_value)} for weak in slices])
