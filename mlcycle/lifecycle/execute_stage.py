@@ -23,8 +23,9 @@ from .stage_inputs import summarise_changes
 from .stage_pages import merge_outputs_with_current_source
 from ..nb.html import render_notebook_body
 from ..nb.notebook import read_executable_part
-from ..reports.pages import write_page
+from ..reports.pages import page_name, write_page
 from ..reports.run_facts import run_task
+from ..validation.card_formats import CARD_FILES, write_model_card
 
 # %% ../../nbs/lifecycle/execute_stage.ipynb #b720afa0
 def execute_stage(
@@ -51,6 +52,7 @@ def execute_stage(
         _record_stage(run, stage, output, start, error)
         raise
     _record_stage(run, stage, output, start)
+    _copy_model_card(run, stage, output.parent)
     _save_to_cache(run, plan, state, output, callback)
     for notice in run.outcome(stage).notices:
         callback.on_notice(notice)
@@ -83,6 +85,17 @@ def _record_stage(run: Run, stage: str, output: Path, start: float, error: BaseE
         body = call_in_fork(render_notebook_body, output, run_task(run))
         write_text(run.folder / f"{stage}.body.html", body)
         write_page(run, stage, output, body)
+
+# %% ../../nbs/lifecycle/execute_stage.ipynb #d236c329
+def _copy_model_card(run: Run, stage: str, pages: Path) -> None:
+    "Copy the model card, to which the page of stage 5 links, to the folder of the pages; write it if the stage was restored."
+    if stage != "validation" or "save_model_card" not in (pages / page_name(stage)).with_suffix(".ipynb").read_text():
+        return
+    if all((run.folder / name).is_file() for name in CARD_FILES.values()):
+        for name in CARD_FILES.values():
+            copy_file(run.folder / name, pages / name)
+    else:
+        write_model_card(run, pages)
 
 # %% ../../nbs/lifecycle/execute_stage.ipynb #647689ea
 def error_text(
@@ -121,3 +134,4 @@ def restore_stage(
     facts = {"seconds": entry.info["seconds"], "decision": run.outcome(stage).decision, "failed": False, "reused": from_run}
     update_run_info(run, stages=run.info["stages"] | {stage: facts}, keys=run.info["keys"] | {stage: state.key})
     write_page(run, stage, output, body)
+    _copy_model_card(run, stage, output.parent)
