@@ -17,6 +17,7 @@ from ..engine.forkserver import call_in_fork
 from .callbacks import RunCallback
 from .execute import execute_notebook
 from .freshness import StageState, changes_during_run
+from .lineage_events import StageEvents
 from .plan import Plan
 from .stage_cache import save_cache_entry
 from .stage_inputs import summarise_changes
@@ -40,17 +41,20 @@ def execute_stage(
     Raises what the notebook raised, or ArtifactError if it has saved no outcome.
     """
     stage, source, start = state.stage, plan.notebooks[state.stage], time.perf_counter()
-    output = Path(pages) / source.name
+    output, events = Path(pages) / source.name, StageEvents(run, plan, state, callback)
     write_text(output, json.dumps(read_executable_part(source)))
     for ending in (".json", ".csv"): # Of an earlier attempt
         (run.folder / f"{stage}{ending}").unlink(missing_ok=True)
+    events.emit("START")
     try:
         parameters = plan.parameters[stage] | {"run_dir": str(run.folder)}
         execute_notebook(output, parameters, plan.settings["engine"], callback.on_stage_start(stage))
         run.outcome(stage) # Raises if there is none
     except BaseException as error: # An interrupted stage has a page too
+        events.emit("ABORT" if isinstance(error, KeyboardInterrupt) else "FAIL", error_text(error))
         _record_stage(run, stage, output, start, error)
         raise
+    events.emit("COMPLETE")
     _record_stage(run, stage, output, start)
     _copy_model_card(run, stage, output.parent)
     _save_to_cache(run, plan, state, output, callback)
