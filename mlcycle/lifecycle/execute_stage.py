@@ -17,14 +17,16 @@ from ..engine.forkserver import call_in_fork
 from .callbacks import RunCallback
 from .execute import execute_notebook
 from .freshness import StageState, changes_during_run
+from .lineage_events import StageEvents
 from .plan import Plan
 from .stage_cache import save_cache_entry
 from .stage_inputs import summarise_changes
 from .stage_pages import merge_outputs_with_current_source
 from ..nb.html import render_notebook_body
 from ..nb.notebook import read_executable_part
-from ..reports.pages import write_page
+from ..reports.pages import page_name, write_page
 from ..reports.run_facts import run_task
+from ..validation.card_formats import CARD_FILES, write_model_card
 
 # %% ../../nbs/lifecycle/execute_stage.ipynb #b720afa0
 def execute_stage(
@@ -39,18 +41,22 @@ def execute_stage(
     Raises what the notebook raised, or ArtifactError if it has saved no outcome.
     """
     stage, source, start = state.stage, plan.notebooks[state.stage], time.perf_counter()
-    output = Path(pages) / source.name
+    output, events = Path(pages) / source.name, StageEvents(run, plan, state, callback)
     write_text(output, json.dumps(read_executable_part(source)))
     for ending in (".json", ".csv"): # Of an earlier attempt
         (run.folder / f"{stage}{ending}").unlink(missing_ok=True)
+    events.emit("START")
     try:
         parameters = plan.parameters[stage] | {"run_dir": str(run.folder)}
         execute_notebook(output, parameters, plan.settings["engine"], callback.on_stage_start(stage))
         run.outcome(stage) # Raises if there is none
     except BaseException as error: # An interrupted stage has a page too
+        events.emit("ABORT" if isinstance(error, KeyboardInterrupt) else "FAIL", error_text(error))
         _record_stage(run, stage, output, start, error)
         raise
+    events.emit("COMPLETE")
     _record_stage(run, stage, output, start)
+    _copy_model_card(run, stage, output.parent)
     _save_to_cache(run, plan, state, output, callback)
     for notice in run.outcome(stage).notices:
         callback.on_notice(notice)
@@ -83,6 +89,17 @@ def _record_stage(run: Run, stage: str, output: Path, start: float, error: BaseE
         body = call_in_fork(render_notebook_body, output, run_task(run))
         write_text(run.folder / f"{stage}.body.html", body)
         write_page(run, stage, output, body)
+
+# %% ../../nbs/lifecycle/execute_stage.ipynb #d236c329
+def _copy_model_card(run: Run, stage: str, pages: Path) -> None:
+    "Copy the model card, to which the page of stage 5 links, to the folder of the pages; write it if the stage was restored."
+    if stage != "validation" or "save_model_card" not in (pages / page_name(stage)).with_suffix(".ipynb").read_text():
+        return
+    if all((run.folder / name).is_file() for name in CARD_FILES.values()):
+        for name in CARD_FILES.values():
+            copy_file(run.folder / name, pages / name)
+    else:
+        write_model_card(run, pages)
 
 # %% ../../nbs/lifecycle/execute_stage.ipynb #647689ea
 def error_text(
@@ -121,3 +138,4 @@ def restore_stage(
     facts = {"seconds": entry.info["seconds"], "decision": run.outcome(stage).decision, "failed": False, "reused": from_run}
     update_run_info(run, stages=run.info["stages"] | {stage: facts}, keys=run.info["keys"] | {stage: state.key})
     write_page(run, stage, output, body)
+    _copy_model_card(run, stage, output.parent)

@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from ..core.files import atomic_folder, hash_file, write_text
+from ..core.files import atomic_folder, hash_file, user_name, write_text
 from ..core.runs import Run, list_runs, update_run_info
 from ..core.settings import read_settings, section_with_defaults
 from ..core.versions import RUN_PACKAGES, installed_versions
@@ -56,7 +56,7 @@ def start_run(
     now = datetime.now(UTC)
     info = {
         "id": name or f"{now:%Y%m%d-%H%M%S}-{now.microsecond * 16**4 // 10**6:04x}", "status": "running",
-        "started": f"{now:%Y-%m-%d %H:%M} UTC",
+        "started": f"{now:%Y-%m-%d %H:%M} UTC", "user": user_name(),
         "project": str(plan.workspace.project), "stores": plan.workspace.stores, "parameters": plan.non_default_parameters,
         "versions": installed_versions(RUN_PACKAGES), "stages": {}, "keys": {}, "error": "", "process": os.getpid(), **facts}
     write_text(Path(folder) / "run.json", json.dumps(info, indent=2) + "\n")

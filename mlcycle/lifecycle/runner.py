@@ -25,6 +25,7 @@ from .choice import StageChoice
 from .execute import is_disk_full
 from .freshness import StageState, freshness_by_stage, check_stage_freshness
 from .last_options import save_last_options
+from .lineage_events import StageEvents
 from .locks import run_lock, stage_lock
 from .plan import Plan
 from .run_folders import (check_folders_are_writable, find_finished_run, find_unfinished_run, finish_run,
@@ -241,6 +242,9 @@ def _run_or_restore(plan: Plan, run: Run, state: StageState, pages: Path, forced
     if state.status != "fresh" or forced:
         execute_stage(run, plan, state, pages, callback)
     else:
-        restore_stage(run, plan, state, pages)
         assert state.entry is not None # A fresh stage has one
+        events = StageEvents(run, plan, state, callback, reused_from=state.entry.info["run"])
+        events.emit("START")
+        restore_stage(run, plan, state, pages)
+        events.emit("COMPLETE")
         callback.on_stage_reused(state.stage, state.entry.info["run"])
