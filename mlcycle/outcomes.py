@@ -6,9 +6,9 @@
 __all__ = ['Label', 'Task', 'NA_VALUES', 'RareClasses', 'ColumnType', 'OUTCOME_TYPES', 'STAGES', 'Record', 'Outcome', 'TableRef',
            'FileRef', 'Score', 'LearningCurvePoint', 'Feasibility', 'Problem', 'Ingestion', 'CellChange', 'LedgerEntry',
            'RuleFailure', 'Dataset', 'LeakageSuspect', 'Feature', 'FeaturePlan', 'LeaderboardEntry', 'ModelRef',
-           'Calibration', 'Candidate', 'AdversarialValidation', 'ScorePeriod', 'SeedStability', 'SingleColumn',
-           'ReferenceModel', 'Generalization', 'Gate', 'Verdict', 'Parity', 'Release', 'ColumnDrift', 'Window',
-           'Health']
+           'Calibration', 'Conformal', 'Candidate', 'AdversarialValidation', 'ScorePeriod', 'SeedStability',
+           'SingleColumn', 'ReferenceModel', 'Generalization', 'GroupCoverage', 'Uncertainty', 'Gate', 'Verdict',
+           'Parity', 'Release', 'ColumnDrift', 'Window', 'Health']
 
 # %% ../nbs/outcomes.ipynb #d262a4f8
 from typing import Any, ClassVar, Literal
@@ -356,6 +356,19 @@ class Calibration(Record):
     improvement: Score # Decrease of the log loss, with its interval
     applied: bool # True if the improvement is significant
 
+# %% ../nbs/outcomes.ipynb #af3b935f
+class Conformal(Record):
+    "Quantiles of out-of-fold errors, from which prediction intervals or sets of classes are made."
+
+    coverage: float # Nominal share of rows whose interval or set contains the actual value
+    rows: int # Out-of-fold rows from which the quantiles come
+    quantile: float # Of all rows: absolute residuals of a regression, else 1 minus the probability of the actual class
+    bin_edges: list[float] = [] # Regression: predicted values that divide the predictions into bins
+    bin_quantiles: list[float] = [] # One for each bin
+    group_by: str = "" # Column of the groups; the target: the classes; empty: no groups
+    group_quantiles: dict[str, float] = {} # By group, as text
+    minimum: float | None = None # Lower end of all intervals, for a target without negative values
+
 # %% ../nbs/outcomes.ipynb #23593cd2
 class Candidate(Outcome):
     "Outcome of stage 4: the registered model and the leaderboard."
@@ -382,6 +395,7 @@ class Candidate(Outcome):
     timed_out: bool = False # True if the search ended by its time limit, and so is not reproducible
     latency_ms: dict[str, float] = {} # Milliseconds: `p50` and `p95` of one row, and of `1000 rows` at once
     learning_curve: list[LearningCurvePoint] = [] # Of the best model, by increasing training size
+    conformal: Conformal | None = None # For prediction intervals or sets; None with too few out-of-fold rows
     naive_scores: dict[str, Score] = {} # Of naive forecasts on the validation rows, by name; empty without a time column
 
 # %% ../nbs/outcomes.ipynb #aab5ddeb
@@ -443,6 +457,25 @@ class Generalization(Record):
     single_columns: list[SingleColumn] = [] # The highest scores first
     references: list[ReferenceModel] = [] # A plain linear model and the baseline
 
+# %% ../nbs/outcomes.ipynb #39b3b8af
+class GroupCoverage(Record):
+    "The measured coverage of prediction intervals or sets in one group of the holdout."
+
+    column: str # Empty: all rows; the target: the actual classes
+    group: str = ""
+    rows: int
+    coverage: Score # Share of rows whose interval or set contains the actual value, with Wilson's interval
+    size: float # Mean width of the intervals, or mean number of classes of the sets
+
+# %% ../nbs/outcomes.ipynb #1071c0dc
+class Uncertainty(Record):
+    "The coverage of prediction intervals or sets, measured on the holdout."
+
+    nominal: float # Intended coverage
+    overall: GroupCoverage
+    groups: list[GroupCoverage] = [] # Of classes and of protected columns; only groups with enough rows
+    set_sizes: dict[str, float] = {} # Share of rows by number of classes in the set; empty for a regression
+
 # %% ../nbs/outcomes.ipynb #fc7d62f3
 class Gate(Record):
     "A criterion with its value on the holdout, 95 % interval, bound and result."
@@ -479,6 +512,7 @@ class Verdict(Outcome):
     previous_champion: int | None = None # Version that was champion before; None: none
     current_champion: int | None = None # Version that is champion now
     generalization: Generalization | None = None # Tests of the generalization; None if it is switched off
+    uncertainty: Uncertainty | None = None # Coverage of prediction intervals or sets; None if it is switched off
 
 # %% ../nbs/outcomes.ipynb #32541d6a
 class Parity(Record):

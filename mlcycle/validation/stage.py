@@ -26,6 +26,7 @@ from ..stores.tables.datasets import read_table
 from ..stores.tables.holdout import count_biasing_accesses, read_holdout
 from ..ml.baselines import choose_baseline
 from .gates import GateInputs, evaluate_gates
+from .conformal import measure_uncertainty
 from .generalization import assess_generalization
 
 # %% ../../nbs/05_validation.ipynb #60d89904
@@ -222,6 +223,7 @@ def validate_model(
     promote: bool = True, # Whether an approved model becomes the champion
     label_delay: str = "1 day", # Time after which a target is known to naive forecasts
     generalization: bool = True, # Test the generalization
+    uncertainty: bool = True, # Measure the coverage of prediction intervals, or sets of classes
     run: str = "", # Id of the run, for the record of the access to the holdout
 ) -> tuple[Verdict, Predictions]: # Verdict; predictions on the holdout
     """Evaluate a candidate on the holdout, and approve or reject it.
@@ -248,5 +250,6 @@ def validate_model(
         generalization=assess_generalization(
             problem, candidate, model, train, holdout, predictions, score=scores[0], n_resamples=n_resamples, seed=seed,
             baseline=(evaluation.baseline_name, evaluation.baseline)) if generalization else None,
+        uncertainty=measure_uncertainty(problem, candidate, holdout, predictions) if uncertainty else None,
         decision=describe_gates(gates, version, promote) + describe_worse_than_baseline(scores, baseline, names))
     return verdict, predictions
