@@ -7,8 +7,9 @@ __all__ = ['Label', 'Task', 'NA_VALUES', 'RareClasses', 'ColumnType', 'OUTCOME_T
            'FileRef', 'Score', 'LearningCurvePoint', 'Feasibility', 'Problem', 'Ingestion', 'CellChange', 'LedgerEntry',
            'RuleFailure', 'Dataset', 'LeakageSuspect', 'Feature', 'FeaturePlan', 'LeaderboardEntry', 'ModelRef',
            'Calibration', 'Conformal', 'Candidate', 'AdversarialValidation', 'ScorePeriod', 'SeedStability',
-           'SingleColumn', 'ReferenceModel', 'Generalization', 'GroupCoverage', 'Uncertainty', 'Gate', 'Verdict',
-           'Parity', 'Release', 'ColumnDrift', 'Window', 'Health']
+           'SingleColumn', 'ReferenceModel', 'Generalization', 'GroupCoverage', 'Uncertainty', 'PartialDependence',
+           'Contribution', 'RowExplanation', 'Explanations', 'Gate', 'Verdict', 'Parity', 'Release', 'ColumnDrift',
+           'Window', 'Health']
 
 # %% ../nbs/outcomes.ipynb #d262a4f8
 from typing import Any, ClassVar, Literal
@@ -476,6 +477,46 @@ class Uncertainty(Record):
     groups: list[GroupCoverage] = [] # Of classes and of protected columns; only groups with enough rows
     set_sizes: dict[str, float] = {} # Share of rows by number of classes in the set; empty for a regression
 
+# %% ../nbs/outcomes.ipynb #833146f6
+class PartialDependence(Record):
+    "The mean prediction if a column has a given value in all rows."
+
+    column: str
+    values: list[float | str] # Quantiles of a number, each with equally many rows between them; else the most frequent values
+    predictions: list[float] # Mean predicted number, or mean probability of `of_class`
+    shares: list[float] = [] # Share of rows with each value; empty for a number
+    of_class: str = "" # Class whose probability is shown; empty for a regression
+
+# %% ../nbs/outcomes.ipynb #fb8e5e55
+class Contribution(Record):
+    "How much the value of a column moves the prediction of one row, by the model alone: an association."
+
+    column: str
+    value: str
+    contribution: float
+
+# %% ../nbs/outcomes.ipynb #3f6f67a8
+class RowExplanation(Record):
+    "A row of the holdout with the largest contributions to its prediction."
+
+    row: str # Its row id
+    correct: bool # Of a regression: whether it is one of the rows with the smallest errors
+    actual: str
+    predicted: str
+    probability: float | None = None # Of the positive class, or of the predicted one of several; None for a regression
+    contributions: list[Contribution] # Largest first
+
+# %% ../nbs/outcomes.ipynb #0b5d368e
+class Explanations(Record):
+    "What the predictions on the holdout depend on."
+
+    importances: dict[str, Score] # Decrease of the primary metric if the column is permuted, largest first
+    sampled_rows: int # Holdout rows of the permutation importance
+    correlated: dict[str, float] = {} # Rank correlation of pairs of important columns, such as `a, b`
+    partial_dependence: list[PartialDependence] = [] # Of the three most important columns
+    rows: list[RowExplanation] = []
+    method: str = "" # How contributions were computed, and their unit
+
 # %% ../nbs/outcomes.ipynb #fc7d62f3
 class Gate(Record):
     "A criterion with its value on the holdout, 95 % interval, bound and result."
@@ -512,6 +553,7 @@ class Verdict(Outcome):
     previous_champion: int | None = None # Version that was champion before; None: none
     current_champion: int | None = None # Version that is champion now
     generalization: Generalization | None = None # Tests of the generalization; None if it is switched off
+    explanations: Explanations | None = None # Importances, dependences and explained rows; None if it is switched off
     uncertainty: Uncertainty | None = None # Coverage of prediction intervals or sets; None if it is switched off
 
 # %% ../nbs/outcomes.ipynb #32541d6a

@@ -28,6 +28,7 @@ from ..ml.baselines import choose_baseline
 from .gates import GateInputs, evaluate_gates
 from .conformal import measure_uncertainty
 from .generalization import assess_generalization
+from .row_explanations import explain_model
 
 # %% ../../nbs/05_validation.ipynb #60d89904
 def load_candidate_model(
@@ -224,6 +225,7 @@ def validate_model(
     label_delay: str = "1 day", # Time after which a target is known to naive forecasts
     generalization: bool = True, # Test the generalization
     uncertainty: bool = True, # Measure the coverage of prediction intervals, or sets of classes
+    explanations: bool = True, # Explain the model and some of its predictions
     run: str = "", # Id of the run, for the record of the access to the holdout
 ) -> tuple[Verdict, Predictions]: # Verdict; predictions on the holdout
     """Evaluate a candidate on the holdout, and approve or reject it.
@@ -251,5 +253,6 @@ def validate_model(
             problem, candidate, model, train, holdout, predictions, score=scores[0], n_resamples=n_resamples, seed=seed,
             baseline=(evaluation.baseline_name, evaluation.baseline)) if generalization else None,
         uncertainty=measure_uncertainty(problem, candidate, holdout, predictions) if uncertainty else None,
+        explanations=explain_model(problem, candidate, model, train, holdout, predictions, seed) if explanations else None,
         decision=describe_gates(gates, version, promote) + describe_worse_than_baseline(scores, baseline, names))
     return verdict, predictions
