@@ -17,7 +17,7 @@ from .deployment.stage import describe_release
 from .lifecycle.choice import StageChoice
 from .lifecycle.plan import make_plan_from_parameters
 from .lifecycle.runner import run_plan
-from .service.rows import count_notes, predict_rows
+from .service.rows import count_notes, intervals_of_rows, predict_rows
 from .stores.models.registry import load_registered_model, open_experiment
 from .stores.sources.ingest import save_frame_as_source
 
@@ -25,12 +25,15 @@ from .stores.sources.ingest import save_frame_as_source
 def predict_with_run(
     run: Run, # A run with the outcomes of stages 1 to 4
     rows: Any, # Data frame, mapping of column names to values, or list of mappings; other columns are ignored
-) -> pd.DataFrame: # `prediction`, and `score` or one score per class; index of `rows`
+    intervals: bool = False, # Also return prediction intervals of a regression, or sets of classes
+) -> pd.DataFrame: # `prediction`, `score` or one score per class, intervals; index of `rows`
     """Predict rows with the model of a run, as the service of its release does.
 
     The score of a binary task is the probability of the positive class, in the column `score`. For several classes,
-    `score_<class>` holds the probability of each. A regression has no score. A Python warning counts the cells that cleaning
-    has changed, and the categories that the training rows do not have; `attrs["notes"]` holds the same sentences.
+    `score_<class>` holds the probability of each. A regression has no score. Intervals are `prediction_low` and
+    `prediction_high`, sets are lists of classes in `prediction_set`; `attrs["coverage"]` is their nominal coverage. A Python
+    warning counts the cells that cleaning has changed, and the categories that the training rows do not have; `attrs["notes"]`
+    holds the same sentences.
     Raises InputError for rows that cannot be used.
     """
     problem, candidate = run.problem, run.candidate
@@ -43,6 +46,9 @@ def predict_with_run(
         table = table.join(pd.DataFrame(predicted.scores, prepared.index, columns=[f"score_{c}" for c in problem.classes]))
     elif predicted.scores is not None:
         table = table.assign(score=predicted.scores)
+    if intervals:
+        table = table.assign(**intervals_of_rows(bundle, rows, predicted, prepared))
+        table.attrs["coverage"] = bundle.conformal.coverage if bundle.conformal else None
     table.attrs["notes"] = count_notes(prepared)
     for line in table.attrs["notes"]:
         warnings.warn(line, stacklevel=3)
@@ -55,9 +61,10 @@ class LifecycleRun(Run):
     def predict(
         self,
         rows: Any, # Data frame, mapping of column names to values, or list of mappings
-    ) -> pd.DataFrame: # `prediction`, and `score` or one score per class; index of `rows`
+        intervals: bool = False, # Also return prediction intervals of a regression, or sets of classes
+    ) -> pd.DataFrame: # `prediction`, `score` or one score per class, intervals; index of `rows`
         "Predict rows with the model of this run."
-        return predict_with_run(self, rows)
+        return predict_with_run(self, rows, intervals)
 
 # %% ../nbs/api.ipynb #dfab8aef
 def run_lifecycle(

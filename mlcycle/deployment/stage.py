@@ -40,6 +40,7 @@ def describe_release(
     served = problem.model_copy(update={"feasibility": None}) # Its times would change the hash
     return Bundle(problem=served, columns={name: str(kind) for name, kind in train.dtypes.items()}, model=candidate.model,
                   threshold=candidate.threshold, cleaning=load_cleaning_plan(dataset, workspace),
+                  conformal=candidate.conformal,
                   training_values={str(name): describe_training_values(values) for name, values in train.items()})
 
 # %% ../../nbs/06_deployment.ipynb #97c4510d

@@ -35,6 +35,8 @@ class ModellingSettings:
     calibrate: bool = True # Calibrate probabilities if that is better
     weights: str = "" # Sample weights: `balanced`, `cost` or a column; empty: none
     learning_curve: bool = True # Measure the learning curve
+    coverage: float = 0.9 # Nominal coverage of prediction intervals and sets
+    coverage_by: str = "" # Column in whose groups the coverage is reached separately; the target: the classes; empty: none
     seed: int = 0 # Random seed
     jobs: int = 2 # Number of processes that fit folds
 
@@ -42,6 +44,8 @@ class ModellingSettings:
         for name, least in (("folds", 2), ("repeats", 1), ("search_rows", 50), ("jobs", 1)):
             if getattr(self, name) is not None and getattr(self, name) < least:
                 raise ParameterError(f"{name} = {getattr(self, name)} is too small.", f"Expected {least} or more.")
+        if not 0.5 <= self.coverage < 1:
+            raise ParameterError(f"coverage = {self.coverage:g} cannot be used.", "Expected is 0.5 or more, and less than 1.")
         SearchBudget(1 if self.trials is None else self.trials, self.search_seconds)
 
     def for_rows(self, rows: int) -> "ModellingSettings":

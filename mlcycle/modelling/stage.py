@@ -34,6 +34,7 @@ from ..ml.predictions import predict
 from .candidate_model import search_ranges
 from .candidates import CANDIDATES
 from .choice import describe_selection
+from .conformal_calibration import calibrate_conformal, check_coverage_groups
 from .cross_validation import CrossValidation, check_classes_in_folds
 from .final_model import fit_first_acceptable_model, measure_learning_curve
 from .model_selection import ModelSelection, compare_models
@@ -161,6 +162,7 @@ def find_model(
     preprocessor, selector = (file and load_model(workspace.root / file.path, file.sha256) for file in files)
     rows = read_table(workspace.tables, dataset.tables["train"])
     check_columns_vary(rows, plan.input_columns)
+    check_coverage_groups(rows, settings.coverage_by)
     study = workspace.root / "studies" / name_study(problem, dataset, plan, settings)
     with (TemporaryDirectory() as folder, shutdown_workers_on_exit(settings.jobs), workspace.lock(f"study-{study.name}"),
           database_created_meanwhile(workspace)):
@@ -172,10 +174,13 @@ def find_model(
             model, latency_ms = fit_first_acceptable_model(
                 selection, rows[[*plan.input_columns, problem.target]], sample_weight, settings.calibrate)
         report_progress("learning curve")
+        conformal = calibrate_conformal(selection.cv, selection.chosen, subsample_rows_evenly(rows, settings.search_rows),
+                                        coverage=settings.coverage, group_by=settings.coverage_by)
         curve = measure_learning_curve(selection, rows, plan.columns_read, sample_weight) if settings.learning_curve else []
     candidate = build_candidate_outcome(
         problem, dataset, cv, selection, latency_ms=latency_ms, learning_curve=curve, train_rows=len(rows),
-        study=study.relative_to(workspace.root).as_posix(), naive_scores=score_naive_forecasts(cv, rows, plan.label_delay))
+        study=study.relative_to(workspace.root).as_posix(), conformal=conformal,
+        naive_scores=score_naive_forecasts(cv, rows, plan.label_delay))
     tags = lineage_tags(problem, dataset, run, code_tags=stage_fingerprint(workspace), **asdict(settings)) | {"study": study.name}
     tags |= {"functions": plan.user_functions.sha256} if plan.user_functions else {}
     return register_best_model(candidate, selection, model, rows[plan.input_columns].head(5), workspace, tags), selection

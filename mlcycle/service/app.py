@@ -31,7 +31,7 @@ from pydantic import BaseModel, WithJsonSchema
 from ..errors import ArtifactError, InputError, MlcycleError
 from .actuals import check_row_ids, read_actuals
 from .bundle import Bundle, load_bundle
-from .rows import PreparedRows, predict_rows, to_json_rows
+from .rows import PreparedRows, intervals_of_rows, predict_rows, to_json_rows
 from ..stores.events import add_events, find_unknown_row_ids, open_event_database
 from ..stores.models.function_files import KNOWN_FUNCTIONS, find_estimators_calling_functions, load_functions
 
@@ -50,6 +50,7 @@ class PredictRequest(BaseModel):
 
     rows: Annotated[Any, ROWS_SCHEMA]
     row_ids: Annotated[Any, ROW_IDS_SCHEMA] = None # Ids for later feedback, one per row; default: random ids
+    intervals: Annotated[Any, WithJsonSchema({"type": "boolean"})] = False # Return prediction intervals, or sets of classes
 
 # %% ../../nbs/service/app.ipynb #cd030e30
 class FeedbackRequest(BaseModel):
@@ -132,7 +133,7 @@ def handle_predict_request(
     model, # Fitted pipeline
     request: PredictRequest, # Request body
     writer: EventWriter, # Writes the prediction log
-) -> dict: # `predictions`, `scores`, `row_ids`, `model`, `version`, `changes`, `warnings`
+) -> dict: # `predictions`, `scores`, `row_ids`, `model`, `version`, `changes`, `warnings`; intervals if requested
     """Check, clean and predict the rows of a request, and log the predictions.
 
     Raises InputError for rows or row ids that cannot be used. The logged latency, in milliseconds, is that of the whole
@@ -140,9 +141,12 @@ def handle_predict_request(
     """
     start = time.perf_counter()
     check_row_count(request.rows)
+    if not isinstance(request.intervals, bool):
+        raise InputError("The field 'intervals' is not a boolean.", "Expected is true or false.")
     count = len(request.rows) if isinstance(request.rows, list) else 1
     ids = [uuid4().hex for _ in range(count)] if request.row_ids is None else check_row_ids(request.row_ids, count)
     predictions, prepared = predict_rows(bundle, model, request.rows)
+    regions = intervals_of_rows(bundle, request.rows, predictions, prepared) if request.intervals else {}
     labels = predictions.labels.tolist()
     scores = None if predictions.scores is None else predictions.scores.tolist()
     milliseconds = (time.perf_counter() - start) * 1000
@@ -154,7 +158,8 @@ def handle_predict_request(
     named = {name: [{"row_id": ids[place], **note} for place, row in enumerate(notes) for note in row[name] or []]
              for name in ("changes", "warnings")}
     return {"predictions": labels, "scores": scores, "row_ids": ids, "model": bundle.model.name,
-            "version": bundle.model.version, **named}
+            "version": bundle.model.version, **named, **regions,
+            **({"coverage": bundle.conformal.coverage} if regions and bundle.conformal else {})}
 
 # %% ../../nbs/service/app.ipynb #f0116633
 def handle_feedback(

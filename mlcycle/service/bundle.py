@@ -21,7 +21,7 @@ from ..core.own_wheel import own_requirement, pack_own_wheel
 from ..core.versions import distribution_version
 from ..errors import ArtifactError
 from ..ml.cleaning_plan import CleaningPlan
-from ..outcomes import ModelRef, Problem, Record
+from ..outcomes import Conformal, ModelRef, Problem, Record
 from .input_values import TrainingValues
 from ..stores.models.library_versions import PREDICTING_PACKAGES, read_versions
 from ..stores.models.model_files import load_model
@@ -36,6 +36,7 @@ class Bundle(Record):
     model: ModelRef
     cleaning: CleaningPlan = CleaningPlan() # Applied to each row
     training_values: dict[str, TrainingValues] = {} # What the training rows have in each column
+    conformal: Conformal | None = None # For prediction intervals or sets; None: the service has none
 
 # %% ../../nbs/service/bundle.ipynb #ffaadd8f
 SERVICE_PACKAGES = ("fastapi", "numpy", "pandas", "pydantic", "rapidfuzz", "scikit-learn", "skops", "sqlalchemy", "uvicorn")

@@ -36,9 +36,10 @@ class ServiceClient:
     start_seconds: float # From the start of the process until the service was ready
     client: httpx.Client
 
-    def predict(self, rows: list[dict] | pd.DataFrame, row_ids: list[str]) -> dict:
-        "Response of `POST /predict`: `predictions`, `scores`, `row_ids`, `model`, `version`, `changes`, `warnings`."
-        return self._post("/predict", {"rows": rows if isinstance(rows, list) else to_json_rows(rows), "row_ids": row_ids})
+    def predict(self, rows: list[dict] | pd.DataFrame, row_ids: list[str], intervals: bool = False) -> dict:
+        "Response of `POST /predict`: `predictions`, `scores`, `row_ids`, `model`, `version`, `changes`, `warnings`, intervals."
+        body = {"rows": rows if isinstance(rows, list) else to_json_rows(rows), "row_ids": row_ids}
+        return self._post("/predict", body | ({"intervals": True} if intervals else {}))
 
     def send_feedback(self, actuals: list, row_ids: list[str]) -> dict:
         "Response of `POST /feedback`, which takes the actual values of predicted rows."

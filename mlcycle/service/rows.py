@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['EXPECTED_ROWS', 'MAX_TESTED_ROWS', 'split_into_columns', 'read_column', 'PreparedRows', 'prepare_rows',
            'plan_for_prediction', 'clean_model_input', 'find_unseen_categories', 'count_notes', 'predict_rows',
-           'overflow_error', 'to_json_rows']
+           'overflow_error', 'groups_for_intervals', 'intervals_of_rows', 'to_json_rows']
 
 # %% ../../nbs/service/rows.ipynb #0470e95e
 from collections.abc import Mapping
@@ -21,6 +21,7 @@ from ..ml.cell_cleaning import clean_value
 from ..ml.cleaning import apply_cleaning_plan, is_swapped_pair
 from ..ml.cleaning_plan import CleaningPlan, ColumnCleaningPlan
 from ..ml.column_cleaning import to_python
+from ..ml.conformal import prediction_regions
 from ..ml.predictions import Predictions, predict
 from ..ml.value_parsing import format_value, timedelta_to_microseconds
 from .bundle import Bundle
@@ -301,6 +302,40 @@ def overflow_error(
     place = numbers[column].idxmax()
     return InputError(f"The column '{column}' has the value {show_value(to_python(frame[column][place]))} in row {place + 1}: "
                       "the calculations of the model overflow.", "Expected are values like those of the training rows.")
+
+# %% ../../nbs/service/rows.ipynb #8e3d5cd6
+def groups_for_intervals(
+    bundle: Bundle, # Has the quantiles
+    rows: Any, # Rows as they were sent
+    prepared: PreparedRows, # The same rows, clean
+) -> list[str] | None: # Group of each row as text; None without groups
+    "The group of each row for which prediction intervals were calibrated."
+    name = bundle.conformal.group_by if bundle.conformal else ""
+    if not name or name == bundle.problem.target:
+        return None
+    if name in prepared.frame:
+        values = prepared.frame[name].tolist()
+    elif isinstance(rows, pd.DataFrame):
+        values = rows[name].tolist() if name in rows else [None] * len(rows)
+    else:
+        values = [each.get(name) for each in ([rows] if isinstance(rows, Mapping | pd.Series) else rows)]
+    return ["missing" if value is None or value != value else str(value).strip() for value in values]
+
+# %% ../../nbs/service/rows.ipynb #feee33df
+def intervals_of_rows(
+    bundle: Bundle, # Has the quantiles
+    rows: Any, # Rows as they were sent
+    predictions: Predictions, # For these rows
+    prepared: PreparedRows, # The same rows, clean
+) -> dict[str, list]: # `prediction_low` and `prediction_high`, or `prediction_set`
+    """Prediction intervals or sets of classes.
+
+    Raises InputError if the release has none.
+    """
+    if bundle.conformal is None:
+        raise InputError("The model has no prediction intervals.", "They need out-of-fold predictions of stage 4.",
+                         "Run stage 4 again, with more rows if there are very few.")
+    return prediction_regions(bundle.conformal, bundle.problem, predictions, groups_for_intervals(bundle, rows, prepared))
 
 # %% ../../nbs/service/rows.ipynb #a3fff46a
 def to_json_rows(
