@@ -19,7 +19,7 @@ import pandas as pd
 from ..ml.bootstrap import bootstrap_distribution
 from ..ml.folds import subsample_rows_evenly
 from ..ml.metrics import compute_score, get_metric
-from ..ml.predictions import Predictions, predict
+from ..ml.predictions import Predictions
 from ..outcomes import PartialDependence, Problem, Score
 from ..score_format import format_estimate
 from .raw_columns import encode_raw_columns

@@ -18,12 +18,8 @@ from ..ml.predictions import Predictions
 from ..outcomes import Candidate, Generalization, LearningCurvePoint, Problem, Score
 from ..score_format import format_estimate, format_score
 from .adversarial import adversarial_validation, describe_adversarial_validation
-from mlcycle.validation.plain_models import (
-    check_single_columns,
-    compare_with_references,
-    describe_single_columns,
-    predict_with_plain_model,
-)
+from .plain_models import (check_single_columns, compare_with_references, describe_single_columns,
+                                             predict_with_plain_model)
 from .raw_columns import raw_input_columns
 from .score_over_time import describe_trend, score_by_period, score_trend
 from .stability import describe_fold_spread, describe_seed_stability, measure_seed_stability
