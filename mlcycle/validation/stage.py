@@ -10,6 +10,7 @@ __all__ = ['load_candidate_model', 'scores_on_each_split', 'predict_with_champio
 # %% ../../nbs/05_validation.ipynb #505bbae5
 from collections.abc import Collection
 from dataclasses import replace
+from typing import Any
 
 import pandas as pd
 
@@ -240,7 +241,7 @@ def holdout_facts(
     dataset: Dataset, # Names the holdout
     evaluation: GateInputs, # With the actual values
     workspace: Workspace, # Has the log of accesses
-) -> dict[str, int | None]: # Fields of `Verdict`
+) -> dict[str, Any]: # Fields of `Verdict`
     "The rows, positive rows and accesses of the holdout."
     positives = int((evaluation.actual == problem.positive).sum()) if problem.task == "binary" else None
     accesses = count_biasing_accesses(workspace, dataset.tables["holdout"].sha256)
