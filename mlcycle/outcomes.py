@@ -432,6 +432,7 @@ class Verdict(Outcome):
     previous_champion: int | None = None # Version that was champion before; None: none
     current_champion: int | None = None # Version that is champion now
     promotion_reason: str = "" # Why the alias `champion` moves to the candidate, or why it does not
+    resampling: str = "" # What the intervals take as independent: rows, entities or blocks of time
     champion_difference: Score | None = None # Primary metric, candidate minus champion on the same rows; positive if better
 
 # %% ../nbs/outcomes.ipynb #32541d6a

@@ -18,7 +18,8 @@ from ..ml.criteria import parse_problem_criteria
 from ..ml.latency import time_single_predictions
 from ..ml.metrics import compute_score, get_metric
 from ..ml.naive_forecasts import naive_forecasts
-from ..ml.predictions import Predictions, predict
+from ..ml.predictions import Predictions, predict, prediction_errors
+from ..ml.resampling import choose_resampling, describe_resampling
 from ..outcomes import Candidate, Dataset, Gate, Problem, Score, Verdict
 from ..score_format import format_score
 from ..stores.models.registry import get_alias_version, get_model_ref, load_registered_model, open_experiment, set_alias
@@ -150,9 +151,11 @@ def predict_on_holdout(
         columns = list(getattr(model, "feature_names_in_", holdout.columns))
         latency_ms = time_single_predictions(model, holdout[columns], problem, threshold=candidate.threshold)
     name, baseline = choose_baseline(problem, train, len(holdout), forecasts or {})
+    predictions = predict(model, holdout, problem, candidate.threshold)
+    resampling = choose_resampling(problem, holdout, prediction_errors(problem, holdout[problem.target], predictions))
     return GateInputs(
-        actual=holdout[problem.target], predictions=predict(model, holdout, problem, candidate.threshold),
-        baseline=baseline, baseline_name=name, latency_ms=latency_ms, rows=holdout, n_resamples=n_resamples, seed=seed)
+        actual=holdout[problem.target], predictions=predictions, baseline=baseline, baseline_name=name, latency_ms=latency_ms,
+        rows=holdout, resampling=resampling, n_resamples=n_resamples, seed=seed)
 
 # %% ../../nbs/05_validation.ipynb #ef1beb92
 def describe_worse_than_baseline(
@@ -251,7 +254,7 @@ def validate_model(
     evaluation = predict_on_holdout(problem, candidate, model, train, holdout, forecasts=forecasts, n_resamples=n_resamples,
                                     seed=seed)
     actual, predictions = evaluation.actual, evaluation.predictions
-    scores = bootstrap_intervals(problem.metrics, problem, actual, predictions, n_resamples=n_resamples, seed=seed)
+    scores = bootstrap_intervals(problem.metrics, problem, actual, predictions, **evaluation.bootstrap)
     baseline, names = score_baselines(problem, train, actual, forecasts)
     gates, (before, after), promotion = evaluate_gates_and_promote(problem, candidate, holdout, evaluation, workspace, promote)
     verdict = Verdict(
@@ -260,6 +263,6 @@ def validate_model(
         holdout_positives=int((actual == problem.positive).sum()) if problem.task == "binary" else None,
         generalization_gap=scores_on_each_split(problem, candidate, model, train, scores[0]),
         previous_champion=before, current_champion=after, promotion_reason=promotion.reason,
-        champion_difference=promotion.difference,
+        champion_difference=promotion.difference, resampling=describe_resampling(evaluation.resampling, len(holdout)),
         decision=describe_gates(gates, version, promotion) + describe_worse_than_baseline(scores, baseline, names))
     return verdict, predictions
