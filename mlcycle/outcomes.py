@@ -605,6 +605,7 @@ class Verdict(Outcome):
     current_champion: int | None = None # Version that is champion now
     checks: list[CheckResult] = [] # Of data, features, model and evaluation
     promotion_reason: str = "" # Why the alias `champion` moves to the candidate, or why it does not
+    resampling: str = "" # What the intervals take as independent: rows, entities or blocks of time
     champion_difference: Score | None = None # Primary metric, candidate minus champion on the same rows; positive if better
     weak_slices: list[WeakSlice] = [] # Most significant first
     slices_tried: int = 0 # Segments of one or two conditions; 0: no search

@@ -25,6 +25,14 @@ from mlcycle.ml.confusion import (
     confusion_selection_rate,
     score_labels_via_confusion_matrix,
 )
+from mlcycle.ml.weighted_metrics import (
+    make_weighted_mean,
+    make_weighted_ranking,
+    row_brier,
+    row_log_loss,
+    weighted_median_error,
+    weighted_r2,
+)
 
 # %% ../../nbs/ml/metric_definitions.ipynb #c1b8a135
 @dataclass(frozen=True)
@@ -40,6 +48,7 @@ class Metric:
     description: str # One sentence for readers without a statistical background
     low: float = 0.0 # Lower end of the range
     high: float = 1.0 # Upper end of the range
+    weighted_function: Callable | None = None # (actual, predicted, weights of shape (resamples, n)) -> (resamples,)
     batch_function: Callable | None = None # (actual, predicted), both (resamples, n) -> (resamples,); binary and regression
     from_confusion: Callable | None = None # Confusion matrices (resamples, classes, classes) -> (resamples,)
     bind: Callable | None = None # (metric, problem) -> metric, for metrics that depend on the problem, such as costs
@@ -173,6 +182,7 @@ _SCORES_LOSS: dict[str, Any] = _SCORES | {"higher_is_better": False}
 
 SCORE_METRICS = [
     Metric("roc_auc", _one_vs_rest(sk.roc_auc_score), **_SCORES, batch_function=_batch_roc_auc,
+           weighted_function=make_weighted_ranking("roc_auc"),
            description="The probability that a positive has a higher score than a negative."),
     Metric("roc_auc_ovr_weighted", _one_vs_rest(sk.roc_auc_score, weighted=True), **_SCORES_MULTICLASS,
            description="The area under the ROC curve of each class against the rest, weighted by the rows of the class."),
@@ -181,12 +191,15 @@ SCORE_METRICS = [
     Metric("roc_auc_ovo_weighted", partial(_one_vs_one_auc, weighted=True), **_SCORES_MULTICLASS,
            description="The area under the ROC curve, averaged over all pairs of classes, weighted by their rows."),
     Metric("average_precision", _one_vs_rest(sk.average_precision_score), **_SCORES, batch_function=_batch_average_precision,
+           weighted_function=make_weighted_ranking("average_precision"),
            description="The precision-recall curve in one number: precision averaged over recall."),
     Metric("top_k_accuracy", _with_labels(sk.top_k_accuracy_score), **_SCORES_MULTICLASS,
            description="The share of rows whose actual class has one of the two highest scores."),
     Metric("log_loss", _with_labels(sk.log_loss), **_SCORES_LOSS, high=np.inf,
-           batch_function=_batch_log_loss, description="The mean negative logarithm of the probability of the actual class."),
+           batch_function=_batch_log_loss, weighted_function=make_weighted_mean(row_log_loss),
+           description="The mean negative logarithm of the probability of the actual class."),
     Metric("brier", _with_labels(sk.brier_score_loss), **_SCORES_LOSS, batch_function=_batch_brier,
+           weighted_function=make_weighted_mean(row_brier),
            bind=lambda metric, problem: replace(metric, high=2.0 if problem.task == "multiclass" else 1.0),
            description="The mean squared error of the probabilities."),
     Metric("d2_log_loss_score", _with_labels(sk.d2_log_loss_score), **_SCORES, low=-np.inf,
@@ -205,19 +218,23 @@ def _regression(name: str, function: Callable, description: str, *, share: bool 
 
 # %% ../../nbs/ml/metric_definitions.ipynb #07d98f78
 REGRESSION_METRICS = [
-    _regression("r2", sk.r2_score, "The share of the variance that is explained.", share=True),
+    _regression("r2", sk.r2_score, "The share of the variance that is explained.", share=True, weighted_function=weighted_r2),
     _regression("explained_variance", sk.explained_variance_score,
                 "The share of the variance that is explained, ignoring a constant error.", share=True),
     _regression("d2_absolute_error_score", sk.d2_absolute_error_score,
                 "The relative reduction of the mean absolute error compared with always predicting the median.", share=True),
-    _regression("mae", sk.mean_absolute_error, "The mean absolute error."),
-    _regression("rmse", sk.root_mean_squared_error, "The root mean squared error: large errors count more."),
-    _regression("median_absolute_error", sk.median_absolute_error, "The median absolute error: half of the errors are smaller."),
+    _regression("mae", sk.mean_absolute_error, "The mean absolute error.",
+                weighted_function=make_weighted_mean(lambda actual, predicted: np.abs(actual - predicted))),
+    _regression("rmse", sk.root_mean_squared_error, "The root mean squared error: large errors count more.",
+                weighted_function=make_weighted_mean(lambda actual, predicted: (actual - predicted) ** 2, root=True)),
+    _regression("median_absolute_error", sk.median_absolute_error, "The median absolute error: half of the errors are smaller.",
+                weighted_function=weighted_median_error),
     _regression("max_error", sk.max_error, "The largest absolute error.", columns=False,
                 batch_function=lambda actual, predicted: np.abs(actual - predicted).max(axis=1)),
     _regression("mean_absolute_percentage_error", sk.mean_absolute_percentage_error,
                 "The mean absolute error relative to the actual value; 0.1 is 10 %."),
-    _regression("mean_squared_error", sk.mean_squared_error, "The mean squared error."),
+    _regression("mean_squared_error", sk.mean_squared_error, "The mean squared error.",
+                weighted_function=make_weighted_mean(lambda actual, predicted: (actual - predicted) ** 2)),
     _regression("mean_squared_log_error", sk.mean_squared_log_error,
                 "The mean squared error of the logarithms: half and double the actual value are equally wrong."),
     _regression("root_mean_squared_log_error", sk.root_mean_squared_log_error,

@@ -12,17 +12,18 @@ __all__ = ['GateResult', 'MIN_GROUP_ROWS', 'MIN_ROWS_PER_CLASS', 'GATE_COLORS', 
 from dataclasses import dataclass, field
 from functools import partial
 from textwrap import fill
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pandas as pd
 from scipy import stats
 
 from ..ml.criteria import Criterion, parse_problem_criteria
-from ..ml.bootstrap import bootstrap_difference, bootstrap_distribution, bootstrap_intervals
+from ..ml.bootstrap import bootstrap_difference, bootstrap_distribution, bootstrap_intervals, needs_every_class
 from ..ml.metric_definitions import Metric
 from ..ml.metrics import encode_target, bind_metric_to_problem, compute_score
 from ..ml.predictions import Predictions
+from ..ml.resampling import Resampling
 from ..outcomes import Gate, Problem, Score
 
 if TYPE_CHECKING:
@@ -41,8 +42,14 @@ class GateInputs:
     champion_note: str = "" # Version of the champion, or why it has no predictions
     latency_ms: np.ndarray | None = None # Milliseconds of each prediction of a single row
     rows: pd.DataFrame = field(default_factory=pd.DataFrame) # Rows of the holdout, with the protected columns
+    resampling: Resampling = field(default_factory=Resampling) # Rows, entities or blocks of time
     n_resamples: int = 200 # Number of bootstrap resamples
     seed: int = 0 # Seed of the resampling
+
+    @property
+    def bootstrap(self) -> dict[str, Any]:
+        "Arguments of the bootstrap functions."
+        return {"n_resamples": self.n_resamples, "seed": self.seed, "resampling": self.resampling}
 
 # %% ../../nbs/validation/gates.ipynb #32ec08c3
 GateResult = Literal["pass", "fail", "undecided"]
@@ -96,8 +103,7 @@ def evaluate_metric_gate(
     evaluation: GateInputs, # Predictions on the holdout
 ) -> Gate:
     "Gate: the 95 % interval of a metric is on the required side of its bound."
-    score = bootstrap_intervals([criterion.metric], problem, evaluation.actual, evaluation.predictions,
-                                n_resamples=evaluation.n_resamples, seed=evaluation.seed)[0]
+    score = bootstrap_intervals([criterion.metric], problem, evaluation.actual, evaluation.predictions, **evaluation.bootstrap)[0]
     result = decide_by_interval(score, criterion.bound, criterion.operator)
     return _make_gate(criterion, score, criterion.bound, result, len(evaluation.actual))
 
@@ -109,7 +115,7 @@ def evaluate_operating_point_gate(
 ) -> Gate:
     "Gate: with the decision threshold of the model, the 95 % intervals of both metrics reach their bounds."
     score, constraint = bootstrap_intervals([criterion.metric, criterion.constraint_metric], problem, evaluation.actual,
-                                            evaluation.predictions, n_resamples=evaluation.n_resamples, seed=evaluation.seed)
+                                            evaluation.predictions, **evaluation.bootstrap)
     bounds, rows = ((score, criterion.bound), (constraint, criterion.constraint_bound)), len(evaluation.actual)
     results = [decide_by_interval(*each) for each in bounds]
     result = next((each for each in ("fail", "undecided") if each in results), "pass")
@@ -134,7 +140,7 @@ def evaluate_baseline_gate(
 ) -> Gate:
     "Gate: the candidate is better than the baseline by at least the margin; by any amount without one."
     score = bootstrap_difference(criterion.metric, problem, evaluation.actual, evaluation.predictions, evaluation.baseline,
-                                 n_resamples=evaluation.n_resamples, seed=evaluation.seed)
+                                 **evaluation.bootstrap)
     bound = _margin(criterion, problem, evaluation, evaluation.baseline)
     note = f"The baseline is '{evaluation.baseline_name}'." if evaluation.baseline_name else ""
     result = decide_by_interval(score, bound, ">=" if bound > 0 else ">")
@@ -154,7 +160,7 @@ def evaluate_champion_gate(
         note = evaluation.champion_note
         return _gate_without_value(criterion, "undecided" if note else "pass", note or "There is no champion yet.")
     score = bootstrap_difference(criterion.metric, problem, evaluation.actual, evaluation.predictions, evaluation.champion,
-                                 n_resamples=evaluation.n_resamples, seed=evaluation.seed)
+                                 **evaluation.bootstrap)
     margin = _margin(criterion, problem, evaluation, evaluation.champion)
     bound = margin if criterion.kind == "better than champion" else 0.0 - margin
     result = decide_by_interval(score, bound, ">" if criterion.kind == "better than champion" and not bound else ">=")
@@ -216,14 +222,14 @@ def ratio_between_groups(
     left = f" Too small to compare: {left_out} group{'s' * (left_out > 1)}." if left_out else ""
     if len(groups) < 2:
         return None, f"fewer than two groups have {MIN_GROUP_ROWS} rows and {MIN_ROWS_PER_CLASS} rows of each class."
-    stratified = problem.task != "regression" and metric.name != "selection_rate"
     values = {name: compute_score(metric, problem, evaluation.actual.iloc[rows], evaluation.predictions[rows])
               for name, rows in groups.items()}
     resampled = np.array([
         bootstrap_distribution(metric, problem, evaluation.actual.iloc[rows], evaluation.predictions[rows],
-                               n_resamples=evaluation.n_resamples, seed=evaluation.seed + place, stratified=stratified)
+                               n_resamples=evaluation.n_resamples, seed=evaluation.seed + place,
+                               resampling=evaluation.resampling[rows], stratified=needs_every_class(metric))
         for place, rows in enumerate(groups.values())])
-    low, high = np.percentile(_worst_over_best(resampled), [2.5, 97.5])
+    low, high = np.nanpercentile(_worst_over_best(resampled), [2.5, 97.5])
     worst, best = min(values, key=values.__getitem__), max(values, key=values.__getitem__)
     if metric.higher_is_better is False: # Of an error, the lowest value is the best
         worst, best = best, worst

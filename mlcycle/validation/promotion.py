@@ -33,7 +33,7 @@ def compare_with_champion(
     if evaluation.champion is None or get_metric(problem.metric).higher_is_better is None:
         return None
     return bootstrap_difference(problem.metric, problem, evaluation.actual, evaluation.predictions, evaluation.champion,
-                                n_resamples=evaluation.n_resamples, seed=evaluation.seed)
+                                **evaluation.bootstrap)
 
 # %% ../../nbs/validation/promotion.ipynb #efac2781
 def decide_promotion(

@@ -20,6 +20,7 @@ from mlcycle.ml.metrics import (
     get_metric,
 )
 from mlcycle.ml.predictions import Predictions
+from mlcycle.ml.resampling import Resampling, draw_weights
 from mlcycle.outcomes import Problem
 
 CLUSTERING = {"adjusted_mutual_info_score", "adjusted_rand_score", "completeness_score", "fowlkes_mallows_score"}
@@ -92,8 +93,9 @@ def test_intervals_hold_the_value_and_stay_in_range(task, toys):
 
 
 def test_the_resamples_of_a_metric_are_scored_as_one_by_one(toys):
-    rows = np.random.default_rng(0).integers(0, 200, (3, 200))
     for task, (problem, _, _, truth, said) in toys.items():
+        weights = draw_weights(np.random.default_rng(0), len(truth), 3, Resampling())
+        rows = [np.repeat(np.arange(len(truth)), each.astype(int)) for each in weights]
         for name in (name for name, metric in METRICS.items() if task in metric.tasks and name != "cost"):
             metric = METRICS[name]
             encoded = truth == 1 if task == "binary" else truth
@@ -105,7 +107,7 @@ def test_the_resamples_of_a_metric_are_scored_as_one_by_one(toys):
                 else said.labels
             )
             alone = [metric.function(encoded[drawn], given[drawn]) for drawn in rows]
-            found = score_resamples(metric, problem, encoded, given, rows)
+            found = score_resamples(metric, problem, encoded, given, weights)
             np.testing.assert_allclose(found, alone, err_msg=f"{task} {name}")
 
 
