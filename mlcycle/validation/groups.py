@@ -16,7 +16,7 @@ from ..errors import MetricError
 from ..ml.bootstrap import bootstrap_intervals
 from ..ml.predictions import Predictions
 from ..outcomes import Problem
-from .gates import group_labels
+from .group_statistics import group_labels
 
 # %% ../../nbs/validation/groups.ipynb #9dde3847
 WITHOUT_POSITIVES = {"accuracy", "brier", "cost", "log_loss", "selection_rate"} # Metrics that need no positive row
