@@ -6,8 +6,8 @@
 __all__ = ['Label', 'Task', 'NA_VALUES', 'RareClasses', 'ColumnType', 'OUTCOME_TYPES', 'STAGES', 'Record', 'Outcome', 'TableRef',
            'FileRef', 'Score', 'LearningCurvePoint', 'Feasibility', 'Problem', 'Ingestion', 'CellChange', 'LedgerEntry',
            'RuleFailure', 'Dataset', 'LeakageSuspect', 'Feature', 'FeaturePlan', 'LeaderboardEntry', 'ModelRef',
-           'Calibration', 'Candidate', 'Gate', 'WeakSlice', 'Perturbation', 'Verdict', 'Parity', 'Release',
-           'ColumnDrift', 'Window', 'Health']
+           'Calibration', 'Candidate', 'Gate', 'WeakSlice', 'GroupComparison', 'Perturbation', 'Verdict', 'Parity',
+           'Release', 'ColumnDrift', 'Window', 'Health']
 
 # %% ../nbs/outcomes.ipynb #d262a4f8
 from typing import Any, ClassVar, Literal
@@ -414,6 +414,18 @@ class WeakSlice(Record):
     rest: float # The metric in all other rows
     p_value: float # Of a higher mean loss, corrected for the number of segments tried
 
+# %% ../nbs/outcomes.ipynb #0ec4b6d0
+class GroupComparison(Record):
+    "Ratio or difference of a statistic between the groups of a protected column or of an intersection."
+
+    column: str # A protected column, or columns such as `sex x age`
+    statistic: str # A metric, `equalized_odds` or `calibration`
+    kind: Literal["ratio", "difference"] # Lowest by highest value of a group, or highest minus lowest
+    value: float | None = None # None if fewer than two groups have enough rows
+    low: float | None = None # Ends of the 95 % interval
+    high: float | None = None
+    note: str = "" # Worst and best group
+
 # %% ../nbs/outcomes.ipynb #c7c2240f
 class Perturbation(Record):
     "Predictions of perturbed holdout rows, compared with those of the unchanged rows."
@@ -443,6 +455,7 @@ class Verdict(Outcome):
     holdout_accesses: int = 0 # Accesses that can bias scores of these rows, including this one
     previous_champion: int | None = None # Version that was champion before; None: none
     current_champion: int | None = None # Version that is champion now
+    group_comparisons: list[GroupComparison] = [] # Of the protected columns and their intersections
     weak_slices: list[WeakSlice] = [] # Most significant first
     slices_tried: int = 0 # Segments of one or two conditions; 0: no search
     robustness: list[Perturbation] = [] # By kind: all columns, the worst column, the first error

@@ -247,6 +247,6 @@ def validate_model(
         generalization_gap=scores_on_each_split(problem, candidate, model, train, scores[0]),
         previous_champion=before, current_champion=after,
         **find_weaknesses(problem, model, holdout, predictions, candidate.threshold, weak_slices=weak_slices,
-                          robustness=robustness, seed=seed),
+                          robustness=robustness, n_resamples=n_resamples, seed=seed),
         decision=describe_gates(gates, version, promote) + describe_worse_than_baseline(scores, baseline, names))
     return verdict, predictions
