@@ -15,9 +15,9 @@ from mlcycle.service.rows import predict_rows
 from mlcycle.validation.gates import (
     GateInputs,
     evaluate_gates,
-    group_labels,
     plot_gates,
 )
+from mlcycle.validation.group_statistics import group_labels
 
 EMPTY = dict.fromkeys(["decision", "question", "owner", "source", "source_sha256"], "-")
 
