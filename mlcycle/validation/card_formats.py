@@ -194,8 +194,9 @@ def attach_model_card(
         for file in files:
             shutil.copyfile(file, folder / file.name)
         return
-    for file in files if version.model_id else ():
-        client.log_model_artifact(version.model_id or "", str(file), "model_card")
+    source = version.source or "" # `models:/m-…`
+    for file in files:
+        client.log_model_artifact(version.model_id or source.rpartition("/")[2], str(file), "model_card")
 
 # %% ../../nbs/validation/card_formats.ipynb #62bc6c64
 def save_model_card(

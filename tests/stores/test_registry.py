@@ -30,6 +30,7 @@ from mlcycle.core.workspace import Workspace
 from mlcycle.errors import ArtifactError, DiskFullError, ParameterError, RegistryError
 from mlcycle.nb.fingerprints import stage_fingerprint
 from mlcycle.outcomes import Candidate, LeaderboardEntry, ModelRef, Score
+from mlcycle.stores.models.audit_log import verify_audit_log
 from mlcycle.stores.models.library_versions import add_versions_to_skops, read_versions
 from mlcycle.stores.models.model_files import load_model, model_to_skops_bytes
 from mlcycle.stores.models.offline_queue import queued_models, register_candidate, register_queued_model
@@ -591,4 +592,9 @@ def test_a_run_on_a_shared_registry(server, tmp_path):
     assert not (run.workspace.root / "mlflow.db").exists()
     told = json.loads(typed("show", "wine-target@champion", "--json", cwd=tmp_path).stdout)
     assert told["used_by"][0] == f"The run {run.id} released it."
+    with open_registry_read_only(run.workspace) as client:
+        model_id = client.get_model_version("wine-target", str(run.candidate.model.version)).source.rpartition("/")[2]
+        card = [each.path for each in client.list_logged_model_artifacts(model_id, "model_card")]
+        assert verify_audit_log(run.workspace, client) == []
+    assert len(card) == 4, "the model card is attached through the server"
     assert len(run.predict(TABLES["wine"][0]())) == 178
