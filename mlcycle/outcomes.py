@@ -449,6 +449,8 @@ class Generalization(Record):
 
     gap: Score # Holdout minus cross-validation, positive where the holdout is better
     gap_p_value: float | None = None # Of no difference; None without intervals
+    training_gap: Score | None = None # Training rows minus holdout, positive where the training rows are better
+    training_gap_p_value: float | None = None # Of no difference; None without intervals
     adversarial: AdversarialValidation | None = None # None with too few rows or columns
     periods: list[ScorePeriod] = [] # In the order of time; empty without a time column
     trend: Score | None = None # Change of the score from one period to the next; None with fewer than three periods

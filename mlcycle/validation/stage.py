@@ -243,14 +243,15 @@ def validate_model(
     scores = bootstrap_intervals(problem.metrics, problem, actual, predictions, n_resamples=n_resamples, seed=seed)
     baseline, names = score_baselines(problem, train, actual, forecasts)
     gates, (before, after) = evaluate_gates_and_promote(problem, candidate, holdout, evaluation, workspace, promote)
+    splits = scores_on_each_split(problem, candidate, model, train, scores[0])
     verdict = Verdict(
         approved=all(gate.passed for gate in gates), gates=gates, scores=scores, baseline_scores=baseline, baseline_names=names,
         holdout_rows=len(holdout), holdout_accesses=count_biasing_accesses(workspace, dataset.tables["holdout"].sha256),
         holdout_positives=int((actual == problem.positive).sum()) if problem.task == "binary" else None,
-        generalization_gap=scores_on_each_split(problem, candidate, model, train, scores[0]),
+        generalization_gap=splits,
         previous_champion=before, current_champion=after,
         generalization=assess_generalization(
-            problem, candidate, model, train, holdout, predictions, score=scores[0], n_resamples=n_resamples, seed=seed,
+            problem, candidate, model, train, holdout, predictions, scores=splits, n_resamples=n_resamples, seed=seed,
             baseline=(evaluation.baseline_name, evaluation.baseline)) if generalization else None,
         uncertainty=measure_uncertainty(problem, candidate, holdout, predictions) if uncertainty else None,
         explanations=explain_model(problem, candidate, model, train, holdout, predictions, seed) if explanations else None,
