@@ -6,8 +6,10 @@
 __all__ = ['Label', 'Task', 'NA_VALUES', 'RareClasses', 'ColumnType', 'OUTCOME_TYPES', 'STAGES', 'Record', 'Outcome', 'TableRef',
            'FileRef', 'Score', 'LearningCurvePoint', 'Feasibility', 'Problem', 'Ingestion', 'CellChange', 'LedgerEntry',
            'RuleFailure', 'Dataset', 'LeakageSuspect', 'Feature', 'FeaturePlan', 'LeaderboardEntry', 'ModelRef',
-           'Calibration', 'Candidate', 'Gate', 'WeakSlice', 'GroupComparison', 'Perturbation', 'Verdict', 'Parity',
-           'Release', 'ColumnDrift', 'Window', 'Health']
+           'Calibration', 'Conformal', 'Candidate', 'AdversarialValidation', 'ScorePeriod', 'SeedStability',
+           'SingleColumn', 'ReferenceModel', 'Generalization', 'GroupCoverage', 'Uncertainty', 'PartialDependence',
+           'Contribution', 'RowExplanation', 'Explanations', 'Gate', 'Verdict', 'Parity', 'Release', 'ColumnDrift',
+           'Window', 'Health']
 
 # %% ../nbs/outcomes.ipynb #d262a4f8
 from typing import Any, ClassVar, Literal
@@ -355,6 +357,19 @@ class Calibration(Record):
     improvement: Score # Decrease of the log loss, with its interval
     applied: bool # True if the improvement is significant
 
+# %% ../nbs/outcomes.ipynb #af3b935f
+class Conformal(Record):
+    "Quantiles of out-of-fold errors, from which prediction intervals or sets of classes are made."
+
+    coverage: float # Nominal share of rows whose interval or set contains the actual value
+    rows: int # Out-of-fold rows from which the quantiles come
+    quantile: float # Of all rows: absolute residuals of a regression, else 1 minus the probability of the actual class
+    bin_edges: list[float] = [] # Regression: predicted values that divide the predictions into bins
+    bin_quantiles: list[float] = [] # One for each bin
+    group_by: str = "" # Column of the groups; the target: the classes; empty: no groups
+    group_quantiles: dict[str, float] = {} # By group, as text
+    minimum: float | None = None # Lower end of all intervals, for a target without negative values
+
 # %% ../nbs/outcomes.ipynb #23593cd2
 class Candidate(Outcome):
     "Outcome of stage 4: the registered model and the leaderboard."
@@ -381,7 +396,128 @@ class Candidate(Outcome):
     timed_out: bool = False # True if the search ended by its time limit, and so is not reproducible
     latency_ms: dict[str, float] = {} # Milliseconds: `p50` and `p95` of one row, and of `1000 rows` at once
     learning_curve: list[LearningCurvePoint] = [] # Of the best model, by increasing training size
+    conformal: Conformal | None = None # For prediction intervals or sets; None with too few out-of-fold rows
     naive_scores: dict[str, Score] = {} # Of naive forecasts on the validation rows, by name; empty without a time column
+
+# %% ../nbs/outcomes.ipynb #aab5ddeb
+class AdversarialValidation(Record):
+    "Result of a classifier that tells training rows from holdout rows."
+
+    auc: Score # Cross-validated area under the ROC curve; 0.5: the rows cannot be told apart
+    p_value: float # One-sided: of no difference
+    rows: int # Training and holdout rows of the classifier
+    columns: dict[str, float] = {} # Decrease of the AUC if the column is permuted, largest first
+    left_out: dict[str, str] = {} # Columns that the classifier does not see, with the reason
+
+# %% ../nbs/outcomes.ipynb #510b5be8
+class ScorePeriod(Record):
+    "The primary metric in one period of the holdout."
+
+    period: str # Such as `2024-03`, or an interval of numbers
+    rows: int
+    score: Score
+
+# %% ../nbs/outcomes.ipynb #2047a961
+class SeedStability(Record):
+    "Predictions of the selected pipeline, refitted with several random seeds."
+
+    seeds: int # Number of refits; 0 if the pipeline has no random seed
+    train_rows: int # Rows of each refit
+    scores: list[float] # Primary metric of each refit on the same holdout rows
+    changed: float # Share of rows whose label differs; regression: mean spread of a prediction by the spread of the target
+
+# %% ../nbs/outcomes.ipynb #a8c10ae7
+class SingleColumn(Record):
+    "The score of a tree of one column on the holdout, as a last check for target leakage."
+
+    column: str
+    score: float # Primary metric on the holdout
+    share: float # Gain over the baseline as a share of the gain of the model
+    finding: Literal["", "copy of the target", "strong feature"] = "" # Empty: clearly below the model
+
+# %% ../nbs/outcomes.ipynb #09c09871
+class ReferenceModel(Record):
+    "A model that the candidate is compared with on the same holdout rows."
+
+    name: str
+    score: Score
+    difference: Score # Candidate minus reference, paired by row; positive where the candidate is better
+
+# %% ../nbs/outcomes.ipynb #2313a1bb
+class Generalization(Record):
+    "Whether the holdout agrees with the cross-validation, and whether scores are stable."
+
+    gap: Score # Holdout minus cross-validation, positive where the holdout is better
+    gap_p_value: float | None = None # Of no difference; None without intervals
+    training_gap: Score | None = None # Training rows minus holdout, positive where the training rows are better
+    training_gap_p_value: float | None = None # Of no difference; None without intervals
+    adversarial: AdversarialValidation | None = None # None with too few rows or columns
+    periods: list[ScorePeriod] = [] # In the order of time; empty without a time column
+    trend: Score | None = None # Change of the score from one period to the next; None with fewer than three periods
+    trend_p_value: float | None = None
+    fold_scores: list[float] = [] # Of the selected model in the cross-validation
+    seeds: SeedStability | None = None
+    single_columns: list[SingleColumn] = [] # The highest scores first
+    references: list[ReferenceModel] = [] # A plain linear model and the baseline
+
+# %% ../nbs/outcomes.ipynb #39b3b8af
+class GroupCoverage(Record):
+    "The measured coverage of prediction intervals or sets in one group of the holdout."
+
+    column: str # Empty: all rows; the target: the actual classes
+    group: str = ""
+    rows: int
+    coverage: Score # Share of rows whose interval or set contains the actual value, with Wilson's interval
+    size: float # Mean width of the intervals, or mean number of classes of the sets
+
+# %% ../nbs/outcomes.ipynb #1071c0dc
+class Uncertainty(Record):
+    "The coverage of prediction intervals or sets, measured on the holdout."
+
+    nominal: float # Intended coverage
+    overall: GroupCoverage
+    groups: list[GroupCoverage] = [] # Of classes and of protected columns; only groups with enough rows
+    set_sizes: dict[str, float] = {} # Share of rows by number of classes in the set; empty for a regression
+
+# %% ../nbs/outcomes.ipynb #833146f6
+class PartialDependence(Record):
+    "The mean prediction if a column has a given value in all rows."
+
+    column: str
+    values: list[float | str] # Quantiles of a number, each with equally many rows between them; else the most frequent values
+    predictions: list[float] # Mean predicted number, or mean probability of `of_class`
+    shares: list[float] = [] # Share of rows with each value; empty for a number
+    of_class: str = "" # Class whose probability is shown; empty for a regression
+
+# %% ../nbs/outcomes.ipynb #fb8e5e55
+class Contribution(Record):
+    "How much the value of a column moves the prediction of one row, by the model alone: an association."
+
+    column: str
+    value: str
+    contribution: float
+
+# %% ../nbs/outcomes.ipynb #3f6f67a8
+class RowExplanation(Record):
+    "A row of the holdout with the largest contributions to its prediction."
+
+    row: str # Its row id
+    correct: bool # Of a regression: whether it is one of the rows with the smallest errors
+    actual: str
+    predicted: str
+    probability: float | None = None # Of the positive class, or of the predicted one of several; None for a regression
+    contributions: list[Contribution] # Largest first
+
+# %% ../nbs/outcomes.ipynb #0b5d368e
+class Explanations(Record):
+    "What the predictions on the holdout depend on."
+
+    importances: dict[str, Score] # Decrease of the primary metric if the column is permuted, largest first
+    sampled_rows: int # Holdout rows of the permutation importance
+    correlated: dict[str, float] = {} # Rank correlation of pairs of important columns, such as `a, b`
+    partial_dependence: list[PartialDependence] = [] # Of the three most important columns
+    rows: list[RowExplanation] = []
+    method: str = "" # How contributions were computed, and their unit
 
 # %% ../nbs/outcomes.ipynb #fc7d62f3
 class Gate(Record):
@@ -401,43 +537,6 @@ class Gate(Record):
         return {name: value for name, value in super().content().items()
                 if not self.is_timing or name not in ("value", "low", "high", "note")}
 
-# %% ../nbs/outcomes.ipynb #7c3579fc
-class WeakSlice(Record):
-    "A segment of the holdout in which the model is clearly worse than elsewhere."
-
-    conditions: list[str] # One or two, in words, such as `origin is EWR`
-    rows: int
-    metric: str
-    value: float # In the segment
-    low: float | None = None # Ends of its 95 % interval
-    high: float | None = None
-    rest: float # The metric in all other rows
-    p_value: float # Of a higher mean loss, corrected for the number of segments tried
-
-# %% ../nbs/outcomes.ipynb #0ec4b6d0
-class GroupComparison(Record):
-    "Ratio or difference of a statistic between the groups of a protected column or of an intersection."
-
-    column: str # A protected column, or columns such as `sex x age`
-    statistic: str # A metric, `equalized_odds` or `calibration`
-    kind: Literal["ratio", "difference"] # Lowest by highest value of a group, or highest minus lowest
-    value: float | None = None # None if fewer than two groups have enough rows
-    low: float | None = None # Ends of the 95 % interval
-    high: float | None = None
-    note: str = "" # Worst and best group
-
-# %% ../nbs/outcomes.ipynb #c7c2240f
-class Perturbation(Record):
-    "Predictions of perturbed holdout rows, compared with those of the unchanged rows."
-
-    kind: str # Such as `missing` or `x 1,000`
-    column: str = "" # Perturbed column; empty: all columns of the type
-    rows: int
-    changed: float = 0.0 # Share of changed predictions; mean absolute change for a regression
-    score: float | None = None # Primary metric of the perturbed rows
-    drop: float | None = None # Decrease of the score, positive if worse
-    error: str = "" # Error of the model; empty: none
-
 # %% ../nbs/outcomes.ipynb #1f49beaf
 class Verdict(Outcome):
     "Outcome of stage 5: gates, holdout scores, and whether the candidate is approved."
@@ -455,10 +554,9 @@ class Verdict(Outcome):
     holdout_accesses: int = 0 # Accesses that can bias scores of these rows, including this one
     previous_champion: int | None = None # Version that was champion before; None: none
     current_champion: int | None = None # Version that is champion now
-    group_comparisons: list[GroupComparison] = [] # Of the protected columns and their intersections
-    weak_slices: list[WeakSlice] = [] # Most significant first
-    slices_tried: int = 0 # Segments of one or two conditions; 0: no search
-    robustness: list[Perturbation] = [] # By kind: all columns, the worst column, the first error
+    generalization: Generalization | None = None # Tests of the generalization; None if it is switched off
+    explanations: Explanations | None = None # Importances, dependences and explained rows; None if it is switched off
+    uncertainty: Uncertainty | None = None # Coverage of prediction intervals or sets; None if it is switched off
 
 # %% ../nbs/outcomes.ipynb #32541d6a
 class Parity(Record):

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['MAX_CELLS', 'MAX_PREDICTED_ROWS', 'MAX_SAMPLED_ROWS', 'MAX_EXPLAINED_COLUMNS', 'N_PERMUTATIONS',
            'predict_changed_tables', 'screen_columns_by_effect', 'permutation_importances', 'correlated_pairs',
-           'describe_importances', 'partial_dependence_values', 'partial_dependences', 'plot_importances',
-           'plot_partial_dependences']
+           'describe_importances', 'partial_dependence_values', 'partial_dependences', 'describe_partial_dependence',
+           'plot_importances', 'plot_partial_dependences']
 
 # %% ../../nbs/validation/explanations.ipynb #9a493ae9
 from collections.abc import Callable, Sequence
@@ -18,10 +18,10 @@ import pandas as pd
 
 from ..ml.bootstrap import bootstrap_distribution
 from ..ml.folds import subsample_rows_evenly
-from ..ml.metrics import compute_score, get_metric
+from ..ml.metrics import compute_score, get_metric, score_many_predictions
 from ..ml.predictions import Predictions
 from ..outcomes import PartialDependence, Problem, Score
-from ..score_format import format_estimate
+from ..score_format import format_estimate, format_score
 from .raw_columns import encode_raw_columns
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ def permutation_importances(
     before = [resampled(base, number) for number in range(N_PERMUTATIONS)]
     for place, name in enumerate(columns):
         mine = permuted[place * N_PERMUTATIONS:(place + 1) * N_PERMUTATIONS]
-        value = float(np.mean([sign * (score - compute_score(metric, problem, actual, each)) for each in mine]))
+        value = sign * float(np.mean(score - score_many_predictions(metric, problem, actual, mine)))
         drops = [sign * (before[number] - resampled(each, number)) for number, each in enumerate(mine)]
         half = 1.96 * float(np.std(np.concatenate(drops), ddof=1))
         found[name] = Score(metric=metric, value=value, low=value - half, high=value + half)
@@ -167,6 +167,18 @@ def partial_dependences(
                   for value in grids[name]]
         found.append(PartialDependence(column=name, values=labels, predictions=means, shares=shares, of_class=shown))
     return found
+
+# %% ../../nbs/validation/explanations.ipynb #8018072f
+def describe_partial_dependence(
+    found: PartialDependence, # Of one column
+) -> str: # One sentence
+    "Which values of a column go with the lowest and the highest mean prediction."
+    low, high = int(np.argmin(found.predictions)), int(np.argmax(found.predictions))
+    what = f"mean probability of '{found.of_class}'" if found.of_class else "mean prediction"
+    named = [f"{value:,.4g}" if isinstance(value, float) else f"'{value}'" for value in (found.values[low], found.values[high])]
+    ends = [format_score(found.predictions[place], 3 if found.of_class else None) for place in (low, high)]
+    return (f"In the model, {found.column} = {named[0]} is associated with the lowest {what} ({ends[0]}) and {named[1]} with the "
+            f"highest ({ends[1]}); this is no effect of a change of {found.column}.")
 
 # %% ../../nbs/validation/explanations.ipynb #ce5eb436
 def plot_importances(

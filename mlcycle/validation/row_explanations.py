@@ -186,7 +186,9 @@ def describe_row(
     probability = "" if row.probability is None else f", probability{of_class} {row.probability:.3f}"
     parts = [f"{each.column} = {each.value} ({'+' if each.contribution > 0 else '−'}{format_score(abs(each.contribution), 3)})"
              for each in row.contributions]
-    why = f"The model associates it with {', '.join(parts)}: association only, no cause." if parts else "No column contributes."
+    why = "No column contributes."
+    if parts:
+        why = f"The model associates it with {', '.join(parts)}: association only, not a cause."
     return f"**Row {row.row}**, {kind}: actual {row.actual}, predicted {row.predicted}{probability}. {why}"
 
 # %% ../../nbs/validation/row_explanations.ipynb #f9ff4b03

@@ -26,7 +26,9 @@ from ..stores.tables.datasets import read_table
 from ..stores.tables.holdout import count_biasing_accesses, read_holdout
 from ..ml.baselines import choose_baseline
 from .gates import GateInputs, evaluate_gates
-from .weaknesses import find_weaknesses
+from .conformal import measure_uncertainty
+from .generalization import assess_generalization
+from .row_explanations import explain_model
 
 # %% ../../nbs/05_validation.ipynb #60d89904
 def load_candidate_model(
@@ -221,8 +223,9 @@ def validate_model(
     seed: int = 0, # Seed of the resampling
     promote: bool = True, # Whether an approved model becomes the champion
     label_delay: str = "1 day", # Time after which a target is known to naive forecasts
-    weak_slices: bool = True, # Search for segments in which the model is clearly worse
-    robustness: bool = True, # Measure how predictions and score change with perturbed input
+    generalization: bool = True, # Test the generalization
+    uncertainty: bool = True, # Measure the coverage of prediction intervals, or sets of classes
+    explanations: bool = True, # Explain the model and some of its predictions
     run: str = "", # Id of the run, for the record of the access to the holdout
 ) -> tuple[Verdict, Predictions]: # Verdict; predictions on the holdout
     """Evaluate a candidate on the holdout, and approve or reject it.
@@ -240,13 +243,17 @@ def validate_model(
     scores = bootstrap_intervals(problem.metrics, problem, actual, predictions, n_resamples=n_resamples, seed=seed)
     baseline, names = score_baselines(problem, train, actual, forecasts)
     gates, (before, after) = evaluate_gates_and_promote(problem, candidate, holdout, evaluation, workspace, promote)
+    splits = scores_on_each_split(problem, candidate, model, train, scores[0])
     verdict = Verdict(
         approved=all(gate.passed for gate in gates), gates=gates, scores=scores, baseline_scores=baseline, baseline_names=names,
         holdout_rows=len(holdout), holdout_accesses=count_biasing_accesses(workspace, dataset.tables["holdout"].sha256),
         holdout_positives=int((actual == problem.positive).sum()) if problem.task == "binary" else None,
-        generalization_gap=scores_on_each_split(problem, candidate, model, train, scores[0]),
+        generalization_gap=splits,
         previous_champion=before, current_champion=after,
-        **find_weaknesses(problem, model, holdout, predictions, candidate.threshold, weak_slices=weak_slices,
-                          robustness=robustness, n_resamples=n_resamples, seed=seed),
+        generalization=assess_generalization(
+            problem, candidate, model, train, holdout, predictions, scores=splits, n_resamples=n_resamples, seed=seed,
+            baseline=(evaluation.baseline_name, evaluation.baseline)) if generalization else None,
+        uncertainty=measure_uncertainty(problem, candidate, holdout, predictions) if uncertainty else None,
+        explanations=explain_model(problem, candidate, model, train, holdout, predictions, seed) if explanations else None,
         decision=describe_gates(gates, version, promote) + describe_worse_than_baseline(scores, baseline, names))
     return verdict, predictions
