@@ -8,13 +8,13 @@ __all__ = ['Label', 'Task', 'NA_VALUES', 'RareClasses', 'ColumnType', 'OUTCOME_T
            'RuleFailure', 'Dataset', 'LeakageSuspect', 'Feature', 'FeaturePlan', 'LeaderboardEntry', 'ModelRef',
            'Calibration', 'Conformal', 'Candidate', 'AdversarialValidation', 'ScorePeriod', 'SeedStability',
            'SingleColumn', 'ReferenceModel', 'Generalization', 'GroupCoverage', 'Uncertainty', 'PartialDependence',
-           'Contribution', 'RowExplanation', 'Explanations', 'Gate', 'Verdict', 'Parity', 'Release', 'ColumnDrift',
-           'Window', 'Health']
+           'Contribution', 'RowExplanation', 'Explanations', 'Gate', 'WeakSlice', 'GroupComparison', 'Perturbation',
+           'CheckResult', 'Verdict', 'Parity', 'Release', 'ColumnDrift', 'Window', 'Health']
 
 # %% ../nbs/outcomes.ipynb #d262a4f8
 from typing import Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, model_validator
 
 from .score_format import format_estimate
 
@@ -391,6 +391,7 @@ class Candidate(Outcome):
     calibration: Calibration | None = None # Of a classification; None for a regression
     excluded: dict[str, str] = {} # Models and trials that are not on the leaderboard, with the reason
     tuned_models: list[str] = [] # Model types whose hyperparameters were searched
+    search_ranges: dict[str, list[float]] = {} # Lowest and highest value of each numeric hyperparameter in the search of its type
     study: str = "" # Folder of the Optuna study in the workspace
     resumed_trials: int = 0 # Trials taken over from an interrupted search
     timed_out: bool = False # True if the search ended by its time limit, and so is not reproducible
@@ -521,21 +522,83 @@ class Explanations(Record):
 
 # %% ../nbs/outcomes.ipynb #fc7d62f3
 class Gate(Record):
-    "A criterion with its value on the holdout, 95 % interval, bound and result."
+    """A criterion with its value on the holdout, 95 % interval, bound and result.
+
+    `undecided`: the interval contains the bound, or there is no interval. `passed` is set by `result`; records of earlier
+    versions have `passed` only.
+    """
 
     criterion: str
     value: float | None # None if there is no value, such as without a champion
     low: float | None
     high: float | None
     bound: float | None
-    passed: bool
+    result: Literal["pass", "fail", "undecided"]
+    passed: bool = False # Whether the result is `pass`
+    more_rows: int | None = None # About how many more rows decide an undecided gate; None: not known
     note: str = "" # Explanation, such as the threshold or the groups
     is_timing: bool = False # True for a latency, which differs between runs
+
+    @model_validator(mode="before")
+    @classmethod
+    def _set_passed(cls, fields):
+        if not isinstance(fields, dict):
+            return fields
+        result = fields.get("result") or ("pass" if fields.get("passed") else "fail")
+        return fields | {"result": result, "passed": result == "pass"}
 
     def content(self) -> dict:
         "The fields as a dictionary; for a latency without the measured values."
         return {name: value for name, value in super().content().items()
-                if not self.is_timing or name not in ("value", "low", "high", "note")}
+                if not self.is_timing or name not in ("value", "low", "high", "more_rows", "note")}
+
+# %% ../nbs/outcomes.ipynb #7c3579fc
+class WeakSlice(Record):
+    "A segment of the holdout in which the model is clearly worse than elsewhere."
+
+    conditions: list[str] # One or two, in words, such as `origin is EWR`
+    rows: int
+    metric: str
+    value: float # In the segment
+    low: float | None = None # Ends of its 95 % interval
+    high: float | None = None
+    rest: float # The metric in all other rows
+    p_value: float # Of a higher mean loss, corrected for the number of segments tried
+
+# %% ../nbs/outcomes.ipynb #0ec4b6d0
+class GroupComparison(Record):
+    "Ratio or difference of a statistic between the groups of a protected column or of an intersection."
+
+    column: str # A protected column, or columns such as `sex x age`
+    statistic: str # A metric, `equalized_odds` or `calibration`
+    kind: Literal["ratio", "difference"] # Lowest by highest value of a group, or highest minus lowest
+    value: float | None = None # None if fewer than two groups have enough rows
+    low: float | None = None # Ends of the 95 % interval
+    high: float | None = None
+    note: str = "" # Worst and best group
+
+# %% ../nbs/outcomes.ipynb #c7c2240f
+class Perturbation(Record):
+    "Predictions of perturbed holdout rows, compared with those of the unchanged rows."
+
+    kind: str # Such as `missing` or `x 1,000`
+    column: str = "" # Perturbed column; empty: all columns of the type
+    rows: int
+    changed: float = 0.0 # Share of changed predictions; mean absolute change for a regression
+    score: float | None = None # Primary metric of the perturbed rows
+    drop: float | None = None # Decrease of the score, positive if worse
+    error: str = "" # Error of the model; empty: none
+
+# %% ../nbs/outcomes.ipynb #708d40a5
+class CheckResult(Record):
+    "The result of a check: what it found, or why it was not run."
+
+    code: str # Such as `MLC304`
+    title: str
+    severity: Literal["error", "warning", "info"] # error: scores cannot be trusted; info: advice
+    status: Literal["found", "passed", "not applicable", "muted"]
+    message: str = "" # The finding in words; of a muted check, the reason
+    remedy: str = "" # What to do about a finding
 
 # %% ../nbs/outcomes.ipynb #1f49beaf
 class Verdict(Outcome):
@@ -554,7 +617,16 @@ class Verdict(Outcome):
     holdout_accesses: int = 0 # Accesses that can bias scores of these rows, including this one
     previous_champion: int | None = None # Version that was champion before; None: none
     current_champion: int | None = None # Version that is champion now
+    checks: list[CheckResult] = [] # Of data, features, model and evaluation
+    promotion_reason: str = "" # Why the alias `champion` moves to the candidate, or why it does not
+    resampling: str = "" # What the intervals take as independent: rows, entities or blocks of time
+    champion_difference: Score | None = None # Primary metric, candidate minus champion on the same rows; positive if better
+    group_comparisons: list[GroupComparison] = [] # Of the protected columns and their intersections
+    weak_slices: list[WeakSlice] = [] # Most significant first
+    slices_tried: int = 0 # Segments of one or two conditions; 0: no search
+    needs_approval: bool = False # True if all gates pass and a person must decide, see `mlcycle approve`
     generalization: Generalization | None = None # Tests of the generalization; None if it is switched off
+    robustness: list[Perturbation] = [] # By kind: all columns, the worst column, the first error
     explanations: Explanations | None = None # Importances, dependences and explained rows; None if it is switched off
     uncertainty: Uncertainty | None = None # Coverage of prediction intervals or sets; None if it is switched off
 

@@ -32,7 +32,7 @@ def _write(number: float, shift: int = 0) -> str:
 class Criterion(Record):
     "A success criterion, parsed."
 
-    kind: Literal["bound", "operating point", "baseline", "champion", "latency", "ratio", "difference"]
+    kind: Literal["bound", "operating point", "baseline", "champion", "better than champion", "latency", "ratio", "difference"]
     metric: str = "" # Empty for latency; the primary metric for baseline and champion
     operator: Literal[">=", "<="] = ">="
     bound: float # In units of the metric, milliseconds, or a ratio; for baseline and champion the margin
@@ -51,6 +51,7 @@ class Criterion(Record):
             "operating point": f"{self.metric} >= {margin} at {self.constraint_metric} >= {_write(self.constraint_bound)}",
             "baseline": "beats baseline" + (f" by {margin}" if self.bound else ""),
             "champion": "not worse than champion" + (f" by more than {margin}" if self.bound else ""),
+            "better than champion": "better than champion" + (f" by {margin}" if self.bound else ""),
             "latency": f"p{self.percentile} latency <= {margin} ms",
             "ratio": f"{self.metric} ratio between groups{column} >= {margin}",
             "difference": f"{self.metric} difference between groups{column} <= {margin}",
@@ -65,10 +66,11 @@ class Criterion(Record):
 _COLUMN = r"[^\s\"'<>=≥≤]+"
 
 _GRAMMAR = r'''
-    ?start: bound | baseline | champion | latency | ratio | difference
+    ?start: bound | baseline | champion | better | latency | ratio | difference
     bound: METRIC (GE | LE) NUMBER ["at" METRIC (GE | LE) NUMBER]
     baseline: "beats" "baseline" ["by" AMOUNT ["%" "relative"?]]
     champion: "not" "worse" "than" "champion" ["by" "more" "than" AMOUNT ["%" "relative"?]]
+    better: "better" "than" "champion" ["by" AMOUNT ["%" "relative"?]]
     latency: PERCENTILE "latency" LE AMOUNT UNIT
     ratio: METRIC "ratio" "between" "groups" ["of" (COLUMN | QUOTED)] GE AMOUNT
     difference: METRIC "difference" "between" "groups" ["of" (COLUMN | QUOTED)] LE AMOUNT
@@ -100,8 +102,8 @@ _MAY_BE = {
 _WORDS = {"METRIC": list(METRICS), "PERCENTILE": ["p50", "p90", "p95", "p99"], "GE": [">="], "LE": ["<="], "UNIT": ["ms", "s"],
           "PERCENT": ["%"]}
 _FORMS = ("roc_auc >= 0.75", "recall >= 0.6 at precision >= 0.5", "beats baseline by 5 %",
-          "not worse than champion by more than 0.005", "p95 latency <= 50 ms", "selection_rate ratio between groups >= 0.8",
-          "recall difference between groups <= 0.1")
+          "not worse than champion by more than 0.005", "better than champion", "p95 latency <= 50 ms",
+          "selection_rate ratio between groups >= 0.8", "recall difference between groups <= 0.1")
 
 # %% ../../nbs/ml/criteria.ipynb #21cef28e
 def _reject(line: str, column: int | None, expected: str, remedy: str = "") -> NoReturn:
@@ -115,7 +117,7 @@ def _reject(line: str, column: int | None, expected: str, remedy: str = "") -> N
 def _reject_syntax(line: str, error: "UnexpectedInput") -> NoReturn:
     "Raise `CriterionError` for a line that the grammar does not accept."
     first = re.match(r"\s*([A-Za-z_][\w.:]*)", line)
-    if first and first[1] not in ("beats", "not") and not re.fullmatch("p(50|90|95|99)", first[1]):
+    if first and first[1] not in ("beats", "not", "better") and not re.fullmatch("p(50|90|95|99)", first[1]):
         _metric(line, first[1], first.start(1) + 1) # An unknown metric at the start is reported before later errors
     may = set(getattr(error, "accepts", None) or getattr(error, "allowed", None) or getattr(error, "expected", ()))
     ended = error.column < 1 or getattr(getattr(error, "token", None), "type", "") == "$END"
@@ -133,7 +135,7 @@ def _metric(line: str, name: str, column: int | None, task: str = "") -> Metric:
     try:
         return get_metric(name, task)
     except MetricError as error:
-        starts = ["beats", "not", "p50", "p90", "p95", "p99"] if column == 1 + len(line) - len(line.lstrip()) else []
+        starts = ["beats", "not", "better", "p50", "p90", "p95", "p99"] if column == 1 + len(line) - len(line.lstrip()) else []
         near = get_close_matches(name.lower(), starts, n=1) if name not in METRICS and ":" not in name else []
         _reject(line, column, error.found + (f" {error.expected}" if error.expected else ""),
                 f"Did you mean '{near[0]}'?" if near else error.remedy)
@@ -174,15 +176,16 @@ def _read_bound(line: str, tokens: list["Token"], task: str, primary_metric: str
 
 # %% ../../nbs/ml/criteria.ipynb #34a15100
 def _read_margin(line: str, tokens: list["Token"], task: str, primary_metric: str) -> Criterion:
-    "`beats baseline by 5 %`, `not worse than champion by more than 0.005`."
+    "`beats baseline by 5 %`, `not worse than champion by more than 0.005`, `better than champion by 0.01`."
     metric, amount = get_metric(primary_metric, task), next((token for token in tokens if token.type == "AMOUNT"), None)
     if metric.higher_is_better is None:
         _reject(line, tokens[0].column,
                 f"Models cannot be compared by '{primary_metric}': neither higher nor lower values are better.")
     percent = any(token.type == "PERCENT" for token in tokens)
     margin = _number(line, amount, 0, float("inf"), "", -2 if percent else 0) if amount else 0.0
-    kind = "baseline" if tokens[0].type == "BEATS" else "champion"
-    return Criterion(kind=kind, metric=metric.name, bound=margin, is_relative=percent and margin > 0)
+    kinds: dict[str, Literal["baseline", "champion", "better than champion"]] = {
+        "BEATS": "baseline", "NOT": "champion", "BETTER": "better than champion"}
+    return Criterion(kind=kinds[tokens[0].type], metric=metric.name, bound=margin, is_relative=percent and margin > 0)
 
 # %% ../../nbs/ml/criteria.ipynb #a7f9ba87
 def _read_latency(line: str, tokens: list["Token"], task: str, primary_metric: str) -> Criterion:
@@ -230,6 +233,8 @@ def _read_difference(line: str, tokens: list["Token"], task: str, primary_metric
     return _read_groups(line, tokens, "difference", name if known else _metric(line, tokens[0], tokens[0].column, task).name)
 
 # %% ../../nbs/ml/criteria.ipynb #fa47ca07
+_READ = {"bound": _read_bound, "baseline": _read_margin, "champion": _read_margin, "better": _read_margin,
+         "latency": _read_latency, "ratio": _read_ratio}
 _READ = {"bound": _read_bound, "baseline": _read_margin, "champion": _read_margin, "latency": _read_latency, "ratio": _read_ratio,
          "difference": _read_difference}
 

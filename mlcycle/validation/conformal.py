@@ -17,7 +17,7 @@ from ..ml.conformal import prediction_intervals, prediction_sets
 from ..ml.predictions import Predictions
 from ..outcomes import Candidate, Conformal, GroupCoverage, Problem, Score, Uncertainty
 from ..score_format import format_score
-from .gates import MIN_GROUP_ROWS, group_labels
+from .group_statistics import MIN_GROUP_ROWS, group_labels
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -8,6 +8,7 @@ __all__ = ['evaluate_group_gate']
 # %% ../../nbs/validation/group_gates.ipynb #1c215ffa
 from ..ml.criteria import Criterion
 from ..outcomes import Gate, Problem
+from .gate_results import decide_by_interval
 from .group_statistics import compare_groups, group_labels
 
 # %% ../../nbs/validation/group_gates.ipynb #bd629a8c
@@ -20,12 +21,13 @@ def evaluate_group_gate(
 
     The value is that of the column that is farthest from passing; the note names the worst and the best group of each column.
     """
-    def gate(score=None, passed=False, note=""):
+    def gate(score=None, note=""):
         value, low, high = (None, None, None) if score is None else (score.value, score.low, score.high)
-        return Gate(criterion=criterion.text, value=value, low=low, high=high, bound=criterion.bound, passed=bool(passed),
-                    note=note)
+        return Gate(criterion=criterion.text, value=value, low=low, high=high, bound=criterion.bound, note=note,
+                    result=decide_by_interval(score, criterion.bound, operator) if score else "undecided")
 
     assert criterion.kind in ("ratio", "difference")
+    operator = ">=" if criterion.kind == "ratio" else "<="
     scores, notes = [], []
     for column in [criterion.column] if criterion.column else problem.protected_columns:
         if column not in evaluation.rows:
@@ -39,6 +41,5 @@ def evaluate_group_gate(
         return gate(note=" ".join(notes) or "The problem has no protected columns.")
     if criterion.kind == "ratio":
         score = min(scores, key=lambda each: each.low)
-        return gate(score, score.low >= criterion.bound, " ".join(notes))
-    score = max(scores, key=lambda each: each.high)
-    return gate(score, score.high <= criterion.bound, " ".join(notes))
+        return gate(score, " ".join(notes))
+    return gate(max(scores, key=lambda each: each.high), " ".join(notes))

@@ -13,7 +13,7 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 
-from ..ml.bootstrap import bootstrap_distribution, bootstrap_statistic
+from ..ml.bootstrap import bootstrap_distribution
 from ..ml.metrics import bind_metric_to_problem, compute_score, encode_target
 from ..ml.predictions import Predictions
 from ..outcomes import Problem, Score
@@ -71,7 +71,7 @@ def _values_of_group(statistic: str, problem: Problem, actual: pd.Series, predic
     rng, encoded = np.random.default_rng(seed), encode_target(actual, problem)
     if statistic == "calibration":
         excess = predictions.scores - encoded
-        drawn, _ = bootstrap_statistic(lambda rows: excess[rows].mean(axis=1), encoded, n_resamples=n_resamples, seed=seed)
+        drawn = np.array([excess[rng.integers(0, len(excess), len(excess))].mean() for _ in range(n_resamples)])
         return np.r_[excess.mean(), drawn][None]
     if statistic in ("equalized_odds", "selection_rate"):
         positive = encode_target(predictions.labels, problem)

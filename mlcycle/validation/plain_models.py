@@ -82,9 +82,9 @@ def compare_with_references(
     seed: int = 0, # Random seed
 ) -> list[ReferenceModel]:
     "Score each reference on the holdout, and its paired difference to the candidate."
-    more = {"n_resamples": n_resamples, "seed": seed}
-    return [ReferenceModel(name=name, score=bootstrap_intervals([problem.metric], problem, actual, other, **more)[0],
-                           difference=bootstrap_difference(problem.metric, problem, actual, predictions, other, **more))
+    return [ReferenceModel(
+        name=name, score=bootstrap_intervals([problem.metric], problem, actual, other, n_resamples=n_resamples, seed=seed)[0],
+        difference=bootstrap_difference(problem.metric, problem, actual, predictions, other, n_resamples=n_resamples, seed=seed))
             for name, other in references.items()]
 
 # %% ../../nbs/validation/plain_models.ipynb #9f3973b3

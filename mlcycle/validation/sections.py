@@ -30,7 +30,7 @@ def assess_sections(
     model: Any, # Fitted pipeline
     train: pd.DataFrame, # Training rows, with the target
     evaluation: GateInputs, # Rows of the holdout, predictions of the candidate and of the baseline
-    score: Score, # Primary metric on the holdout
+    scores: dict[str, Score], # Primary metric on `train`, `validation` and `holdout` rows
 ) -> dict[str, Any]: # Fields of `Verdict`
     """Compute the sections of the validation.
 
@@ -41,10 +41,10 @@ def assess_sections(
         raise ParameterError(f"The section '{name}' of the validation is not known.", remedy=suggest_name(name, list(SECTIONS)))
     rows, predictions, seed = evaluation.rows, evaluation.predictions, evaluation.seed
     found = find_weaknesses(problem, model, rows, predictions, candidate.threshold, weak_slices="weak_slices" in sections,
-                            robustness="robustness" in sections, seed=seed)
+                            robustness="robustness" in sections, n_resamples=evaluation.n_resamples, seed=seed)
     if "generalization" in sections:
         found["generalization"] = assess_generalization(
-            problem, candidate, model, train, rows, predictions, score=score, n_resamples=evaluation.n_resamples, seed=seed,
+            problem, candidate, model, train, rows, predictions, scores=scores, n_resamples=evaluation.n_resamples, seed=seed,
             baseline=(evaluation.baseline_name, evaluation.baseline))
     if "uncertainty" in sections:
         found["uncertainty"] = measure_uncertainty(problem, candidate, rows, predictions)
