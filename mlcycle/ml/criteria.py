@@ -234,9 +234,7 @@ def _read_difference(line: str, tokens: list["Token"], task: str, primary_metric
 
 # %% ../../nbs/ml/criteria.ipynb #fa47ca07
 _READ = {"bound": _read_bound, "baseline": _read_margin, "champion": _read_margin, "better": _read_margin,
-         "latency": _read_latency, "ratio": _read_ratio}
-_READ = {"bound": _read_bound, "baseline": _read_margin, "champion": _read_margin, "latency": _read_latency, "ratio": _read_ratio,
-         "difference": _read_difference}
+         "latency": _read_latency, "ratio": _read_ratio, "difference": _read_difference}
 
 # %% ../../nbs/ml/criteria.ipynb #c656e588
 def parse_criterion(
