@@ -433,6 +433,9 @@ class Verdict(Outcome):
     current_champion: int | None = None # Version that is champion now
     promotion_reason: str = "" # Why the alias `champion` moves to the candidate, or why it does not
     resampling: str = "" # What the intervals take as independent: rows, entities or blocks of time
+    standard_scores: list[Score] = [] # Usual metrics of the task on the holdout
+    train_scores: dict[str, float] = {} # Metrics of the problem and usual ones, on a sample of the training rows
+    class_scores: dict[str, list[Score]] = {} # Precision, recall and F1 of each class on the holdout, the largest class first
     champion_difference: Score | None = None # Primary metric, candidate minus champion on the same rows; positive if better
 
 # %% ../nbs/outcomes.ipynb #32541d6a

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['load_candidate_model', 'scores_on_each_split', 'predict_with_champion', 'promote_candidate',
            'evaluate_gates_and_promote', 'predict_on_holdout', 'describe_worse_than_baseline', 'score_baselines',
-           'reference_scores', 'describe_gates', 'validate_model']
+           'reference_scores', 'score_usual_metrics', 'describe_gates', 'validate_model']
 
 # %% ../../nbs/05_validation.ipynb #505bbae5
 from dataclasses import replace
@@ -28,6 +28,8 @@ from ..stores.tables.holdout import count_biasing_accesses, read_holdout
 from ..ml.baselines import choose_baseline
 from .gates import GateInputs, evaluate_gates
 from .promotion import Promotion, decide_promotion
+from .standard_scores import (score_each_class, score_standard_metrics, score_without_interval,
+                                                standard_metrics)
 
 # %% ../../nbs/05_validation.ipynb #60d89904
 def load_candidate_model(
@@ -203,6 +205,27 @@ def reference_scores(
         found |= {entry.model: entry.score for entry in entries[:1] if entry.model not in found}
     return found | {name: score for name, score in candidate.naive_scores.items() if name not in found}
 
+# %% ../../nbs/05_validation.ipynb #f0b22583
+def score_usual_metrics(
+    problem: Problem, # Task, metrics and costs
+    candidate: Candidate, # Has the threshold
+    model, # Fitted pipeline
+    train: pd.DataFrame, # Training rows, with the target
+    evaluation: GateInputs, # Predictions on the holdout
+    more: bool = True, # Whether to compute more than the metrics of the problem on training rows
+    max_rows: int = 20_000, # Maximum number of training rows to predict
+) -> dict: # Fields of the verdict: `train_scores`, and with `more` also `standard_scores` and `class_scores`
+    "Scores of the usual metrics of the task on the holdout, and of all metrics on a sample of the training rows."
+    sample = train.sample(min(len(train), max_rows), random_state=0)
+    names = [*problem.metrics, *(standard_metrics(problem) if more else [])]
+    found = {"train_scores": score_without_interval(names, problem, sample[problem.target],
+                                                    predict(model, sample, problem, candidate.threshold))}
+    if more:
+        holdout = problem, evaluation.actual, evaluation.predictions
+        found["standard_scores"] = score_standard_metrics(*holdout, **evaluation.bootstrap)
+        found["class_scores"] = {} if problem.task == "regression" else score_each_class(*holdout, **evaluation.bootstrap)
+    return found
+
 # %% ../../nbs/05_validation.ipynb #3ab6764f
 def describe_gates(
     gates: list[Gate], # Evaluated
@@ -238,7 +261,8 @@ def validate_model(
     *,
     n_resamples: int = 200, # Number of bootstrap resamples for intervals
     seed: int = 0, # Seed of the resampling
-    promote: bool = True, # Whether an approved model becomes the champion
+    promote: bool = True, # Whether an approved model may become the champion
+    more_metrics: bool = True, # Whether to compute the usual metrics of the task too
     label_delay: str = "1 day", # Time after which a target is known to naive forecasts
     run: str = "", # Id of the run, for the record of the access to the holdout
 ) -> tuple[Verdict, Predictions]: # Verdict; predictions on the holdout
@@ -263,6 +287,8 @@ def validate_model(
         holdout_positives=int((actual == problem.positive).sum()) if problem.task == "binary" else None,
         generalization_gap=scores_on_each_split(problem, candidate, model, train, scores[0]),
         previous_champion=before, current_champion=after, promotion_reason=promotion.reason,
-        champion_difference=promotion.difference, resampling=describe_resampling(evaluation.resampling, len(holdout)),
+        champion_difference=promotion.difference,
+        resampling=describe_resampling(evaluation.resampling, len(holdout)),
+        **score_usual_metrics(problem, candidate, model, train, evaluation, more_metrics),
         decision=describe_gates(gates, version, promotion) + describe_worse_than_baseline(scores, baseline, names))
     return verdict, predictions
