@@ -620,6 +620,9 @@ class Verdict(Outcome):
     checks: list[CheckResult] = [] # Of data, features, model and evaluation
     promotion_reason: str = "" # Why the alias `champion` moves to the candidate, or why it does not
     resampling: str = "" # What the intervals take as independent: rows, entities or blocks of time
+    standard_scores: list[Score] = [] # Usual metrics of the task on the holdout
+    train_scores: dict[str, float] = {} # Metrics of the problem and usual ones, on a sample of the training rows
+    class_scores: dict[str, list[Score]] = {} # Precision, recall and F1 of each class on the holdout, the largest class first
     champion_difference: Score | None = None # Primary metric, candidate minus champion on the same rows; positive if better
     group_comparisons: list[GroupComparison] = [] # Of the protected columns and their intersections
     weak_slices: list[WeakSlice] = [] # Most significant first

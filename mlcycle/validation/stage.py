@@ -5,12 +5,10 @@
 # %% auto #0
 __all__ = ['load_candidate_model', 'scores_on_each_split', 'predict_with_champion', 'promote_candidate',
            'evaluate_gates_and_promote', 'predict_on_holdout', 'describe_worse_than_baseline', 'score_baselines',
-           'reference_scores', 'describe_gates', 'holdout_facts', 'validate_model']
+           'reference_scores', 'score_usual_metrics', 'describe_gates', 'validate_model']
 
 # %% ../../nbs/05_validation.ipynb #505bbae5
-from collections.abc import Collection
 from dataclasses import replace
-from typing import Any
 
 import pandas as pd
 
@@ -24,16 +22,14 @@ from ..ml.predictions import Predictions, predict, prediction_errors
 from ..ml.resampling import choose_resampling, describe_resampling
 from ..outcomes import Candidate, Dataset, Gate, Problem, Score, Verdict
 from ..score_format import format_score
-from ..stores.models.decisions import promotion_hindrance
-from ..stores.models.registry import (connect_registry, get_alias_version, get_model_ref, load_registered_model,
-                                            open_experiment, set_alias)
+from ..stores.models.registry import get_alias_version, get_model_ref, load_registered_model, open_experiment, set_alias
 from ..stores.tables.datasets import read_table
 from ..stores.tables.holdout import count_biasing_accesses, read_holdout
 from ..ml.baselines import choose_baseline
 from .gates import GateInputs, evaluate_gates
-from .human_decision import apply_human_decision
 from .promotion import Promotion, decide_promotion
-from .sections import SECTIONS, assess_sections
+from .standard_scores import (score_each_class, score_standard_metrics, score_without_interval,
+                                                standard_metrics)
 
 # %% ../../nbs/05_validation.ipynb #60d89904
 def load_candidate_model(
@@ -106,13 +102,10 @@ def promote_candidate(
     Returns None, and moves nothing, if the champion is no longer the version in `compared_with`.
     """
     with workspace.lock("registry"):
-        client = connect_registry(workspace.tracking_uri, workspace.artifacts)
         if compared_with and get_alias_version(candidate.model.name) != compared_with[0]:
             return None
-        hindered = promotion_hindrance(workspace, candidate.model, client)
-        if promotion.moves and promotion.reason and not hindered and all(gate.passed for gate in gates):
-            before = set_alias(candidate.model, reason=promotion.reason, workspace=workspace, action="promote")
-            return before, candidate.model.version
+        if promotion.moves and promotion.reason and all(gate.passed for gate in gates):
+            return set_alias(candidate.model, reason=promotion.reason), candidate.model.version
         current = get_alias_version(candidate.model.name)
         return current, current
 
@@ -212,6 +205,27 @@ def reference_scores(
         found |= {entry.model: entry.score for entry in entries[:1] if entry.model not in found}
     return found | {name: score for name, score in candidate.naive_scores.items() if name not in found}
 
+# %% ../../nbs/05_validation.ipynb #f0b22583
+def score_usual_metrics(
+    problem: Problem, # Task, metrics and costs
+    candidate: Candidate, # Has the threshold
+    model, # Fitted pipeline
+    train: pd.DataFrame, # Training rows, with the target
+    evaluation: GateInputs, # Predictions on the holdout
+    more: bool = True, # Whether to compute more than the metrics of the problem on training rows
+    max_rows: int = 20_000, # Maximum number of training rows to predict
+) -> dict: # Fields of the verdict: `train_scores`, and with `more` also `standard_scores` and `class_scores`
+    "Scores of the usual metrics of the task on the holdout, and of all metrics on a sample of the training rows."
+    sample = train.sample(min(len(train), max_rows), random_state=0)
+    names = [*problem.metrics, *(standard_metrics(problem) if more else [])]
+    found = {"train_scores": score_without_interval(names, problem, sample[problem.target],
+                                                    predict(model, sample, problem, candidate.threshold))}
+    if more:
+        holdout = problem, evaluation.actual, evaluation.predictions
+        found["standard_scores"] = score_standard_metrics(*holdout, **evaluation.bootstrap)
+        found["class_scores"] = {} if problem.task == "regression" else score_each_class(*holdout, **evaluation.bootstrap)
+    return found
+
 # %% ../../nbs/05_validation.ipynb #3ab6764f
 def describe_gates(
     gates: list[Gate], # Evaluated
@@ -238,19 +252,6 @@ def _describe_undecided(gate: Gate) -> str:
     why = "; ".join(filter(None, [few, more])) or (gate.note.rstrip(".") if gate.value is None else "")
     return gate.criterion + (f" ({why})" if why else "")
 
-# %% ../../nbs/05_validation.ipynb #92b0d9f1
-def holdout_facts(
-    problem: Problem, # Has the positive class
-    dataset: Dataset, # Names the holdout
-    evaluation: GateInputs, # With the actual values
-    workspace: Workspace, # Has the log of accesses
-) -> dict[str, Any]: # Fields of `Verdict`
-    "The rows, positive rows and accesses of the holdout."
-    positives = int((evaluation.actual == problem.positive).sum()) if problem.task == "binary" else None
-    accesses = count_biasing_accesses(workspace, dataset.tables["holdout"].sha256)
-    return {"holdout_rows": len(evaluation.actual), "holdout_positives": positives, "holdout_accesses": accesses,
-            "resampling": describe_resampling(evaluation.resampling, len(evaluation.actual))}
-
 # %% ../../nbs/05_validation.ipynb #99fb34f2
 def validate_model(
     problem: Problem, # Outcome of stage 1
@@ -261,8 +262,8 @@ def validate_model(
     n_resamples: int = 200, # Number of bootstrap resamples for intervals
     seed: int = 0, # Seed of the resampling
     promote: bool = True, # Whether an approved model may become the champion
+    more_metrics: bool = True, # Whether to compute the usual metrics of the task too
     label_delay: str = "1 day", # Time after which a target is known to naive forecasts
-    sections: Collection[str] = SECTIONS, # Further parts of the evaluation
     run: str = "", # Id of the run, for the record of the access to the holdout
 ) -> tuple[Verdict, Predictions]: # Verdict; predictions on the holdout
     """Evaluate a candidate on the holdout, and approve or reject it.
@@ -276,15 +277,18 @@ def validate_model(
     forecasts = naive_forecasts(problem, pd.concat([train, holdout]), len(train), label_delay)
     evaluation = predict_on_holdout(problem, candidate, model, train, holdout, forecasts=forecasts, n_resamples=n_resamples,
                                     seed=seed)
-    scores = bootstrap_intervals(problem.metrics, problem, evaluation.actual, evaluation.predictions, **evaluation.bootstrap)
-    baseline, names = score_baselines(problem, train, evaluation.actual, forecasts)
+    actual, predictions = evaluation.actual, evaluation.predictions
+    scores = bootstrap_intervals(problem.metrics, problem, actual, predictions, **evaluation.bootstrap)
+    baseline, names = score_baselines(problem, train, actual, forecasts)
     gates, (before, after), promotion = evaluate_gates_and_promote(problem, candidate, holdout, evaluation, workspace, promote)
-    splits = scores_on_each_split(problem, candidate, model, train, scores[0])
     verdict = Verdict(
         approved=all(gate.passed for gate in gates), gates=gates, scores=scores, baseline_scores=baseline, baseline_names=names,
-        generalization_gap=splits, previous_champion=before, current_champion=after, promotion_reason=promotion.reason,
-        champion_difference=promotion.difference, **holdout_facts(problem, dataset, evaluation, workspace),
-        **assess_sections(sections, problem, candidate, model, train, evaluation, splits),
+        holdout_rows=len(holdout), holdout_accesses=count_biasing_accesses(workspace, dataset.tables["holdout"].sha256),
+        holdout_positives=int((actual == problem.positive).sum()) if problem.task == "binary" else None,
+        generalization_gap=scores_on_each_split(problem, candidate, model, train, scores[0]),
+        previous_champion=before, current_champion=after, promotion_reason=promotion.reason,
+        champion_difference=promotion.difference,
+        resampling=describe_resampling(evaluation.resampling, len(holdout)),
+        **score_usual_metrics(problem, candidate, model, train, evaluation, more_metrics),
         decision=describe_gates(gates, version, promotion) + describe_worse_than_baseline(scores, baseline, names))
-    client = connect_registry(workspace.tracking_uri, workspace.artifacts)
-    return apply_human_decision(verdict, candidate.model, workspace, client), evaluation.predictions
+    return verdict, predictions
