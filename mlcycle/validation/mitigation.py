@@ -138,7 +138,8 @@ def mitigate(
     if len(known) > 1:
         for constraint in CONSTRAINTS:
             optimizer = fit_group_thresholds(scores[kept], positive[kept], groups[rows][kept], constraint)
-            found[f"group thresholds, {CONSTRAINTS[constraint]}"] = apply_group_thresholds(optimizer, problem, predictions, of_holdout, known, seed)
+            found[f"group thresholds, {CONSTRAINTS[constraint]}"] = apply_group_thresholds(
+                optimizer, problem, predictions, of_holdout, known, seed)
     X, y = train.drop(columns=problem.target), train[problem.target]
     for name, weights in (("fitted again", None), ("re-weighting", reweighing(groups, y))):
         fitted = fit_with_sample_weight(_unfitted(model), X, y, weights)
