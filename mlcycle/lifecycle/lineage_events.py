@@ -15,9 +15,6 @@ from typing import Any
 from urllib.parse import urlsplit
 from uuid import NAMESPACE_URL, uuid4, uuid5
 
-from deltalake import DeltaTable
-from deltalake.exceptions import DeltaError
-
 from .. import __version__
 from ..core.files import hash_file, short_json_hash
 from ..core.openlineage import EventType, make_facets, make_run_event
@@ -30,7 +27,6 @@ from .callbacks import RunCallback
 from .freshness import StageState
 from .plan import Plan
 from ..outcomes import ModelRef, TableRef
-from ..stores.tables.datasets import table_path
 
 # %% ../../nbs/lifecycle/lineage_events.ipynb #09bf6feb
 LINEAGE_FILE = "lineage.jsonl" # In the folder of a run
@@ -63,6 +59,11 @@ def table_dataset(
     table: TableRef, # Version of the table
 ) -> dict[str, Any]:
     "A table version as a data set, with its columns."
+    from deltalake import DeltaTable # Imported late, as all that imports pandas
+    from deltalake.exceptions import DeltaError
+
+    from mlcycle.stores.tables.datasets import table_path
+
     path = table_path(workspace.tables, table.name)
     try:
         columns = json.loads(DeltaTable(path, version=table.version).schema().to_json())["fields"]

@@ -150,9 +150,8 @@ def test_the_way_back_is_rebuilt_from_events_alone(base):
     ]
     settings = {name: value for name, value in recorded["settings"].items() if name in from_events["settings"]}
     assert {"folds", "trials", "seed", "models"} <= settings.keys()
-    assert {name: from_events["settings"][name] for name in settings if settings[name]} == {
-        name: value for name, value in settings.items() if value
-    }
+    given = {name: from_events["settings"][name] for name in settings if from_events["settings"][name] is not None}
+    assert given == {name: settings[name] for name in given}, "None: the stage chose the value"
 
 
 def test_restored_stages_have_events_that_name_the_run(toy):
