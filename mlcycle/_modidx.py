@@ -4278,6 +4278,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                             'mlcycle/validation/score_over_time.py'),
                                                     'mlcycle.validation.score_over_time.score_trend': ( 'validation/score_over_time.html#score_trend',
                                                                                                         'mlcycle/validation/score_over_time.py')},
+            'mlcycle.validation.sections': { 'mlcycle.validation.sections.examine_candidate': ( 'validation/sections.html#examine_candidate',
+                                                                                                'mlcycle/validation/sections.py')},
             'mlcycle.validation.stability': { 'mlcycle.validation.stability.describe_fold_spread': ( 'validation/stability.html#describe_fold_spread',
                                                                                                      'mlcycle/validation/stability.py'),
                                               'mlcycle.validation.stability.describe_seed_stability': ( 'validation/stability.html#describe_seed_stability',

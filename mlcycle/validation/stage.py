@@ -8,6 +8,7 @@ __all__ = ['load_candidate_model', 'scores_on_each_split', 'predict_with_champio
            'reference_scores', 'describe_gates', 'validate_model']
 
 # %% ../../nbs/05_validation.ipynb #505bbae5
+from collections.abc import Collection
 from dataclasses import replace
 
 import pandas as pd
@@ -26,9 +27,7 @@ from ..stores.tables.datasets import read_table
 from ..stores.tables.holdout import count_biasing_accesses, read_holdout
 from ..ml.baselines import choose_baseline
 from .gates import GateInputs, evaluate_gates
-from .conformal import measure_uncertainty
-from .generalization import assess_generalization
-from .row_explanations import explain_model
+from .sections import SECTIONS, examine_candidate
 
 # %% ../../nbs/05_validation.ipynb #60d89904
 def load_candidate_model(
@@ -223,9 +222,7 @@ def validate_model(
     seed: int = 0, # Seed of the resampling
     promote: bool = True, # Whether an approved model becomes the champion
     label_delay: str = "1 day", # Time after which a target is known to naive forecasts
-    generalization: bool = True, # Test the generalization
-    uncertainty: bool = True, # Measure the coverage of prediction intervals, or sets of classes
-    explanations: bool = True, # Explain the model and some of its predictions
+    sections: Collection[str] = SECTIONS, # Examinations beside the gates
     run: str = "", # Id of the run, for the record of the access to the holdout
 ) -> tuple[Verdict, Predictions]: # Verdict; predictions on the holdout
     """Evaluate a candidate on the holdout, and approve or reject it.
@@ -250,10 +247,6 @@ def validate_model(
         holdout_positives=int((actual == problem.positive).sum()) if problem.task == "binary" else None,
         generalization_gap=splits,
         previous_champion=before, current_champion=after,
-        generalization=assess_generalization(
-            problem, candidate, model, train, holdout, predictions, scores=splits, n_resamples=n_resamples, seed=seed,
-            baseline=(evaluation.baseline_name, evaluation.baseline)) if generalization else None,
-        uncertainty=measure_uncertainty(problem, candidate, holdout, predictions) if uncertainty else None,
-        explanations=explain_model(problem, candidate, model, train, holdout, predictions, seed) if explanations else None,
+        **examine_candidate(problem, candidate, model, train, evaluation, splits, sections),
         decision=describe_gates(gates, version, promote) + describe_worse_than_baseline(scores, baseline, names))
     return verdict, predictions
