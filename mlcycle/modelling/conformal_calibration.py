@@ -12,6 +12,7 @@ import pandas as pd
 from ..errors import ParameterError, suggest_name
 from ..ml.bootstrap import pool_predictions
 from ..ml.conformal import fit_conformal
+from ..ml.folds import subsample_rows_evenly
 from .cross_validation import CrossValidation
 from .trials import Trial
 from ..outcomes import Conformal
@@ -35,8 +36,7 @@ def check_coverage_groups(
 def calibrate_conformal(
     cv: CrossValidation, # Rows and folds of one or several repeats
     trial: Trial, # Selected trial, complete
-    rows: pd.DataFrame, # The rows of `cv` with all columns
-    *,
+    rows: pd.DataFrame, # Training rows with all columns, of which those of `cv` are an even subsample
     coverage: float = 0.9, # Nominal coverage
     group_by: str = "", # Column of the groups; the target: the classes; empty: no groups
 ) -> Conformal | None: # None with too few rows
@@ -45,6 +45,7 @@ def calibrate_conformal(
     A row counts once, also if the cross-validation is repeated. Raises `ParameterError` for a column that cannot be used.
     """
     check_coverage_groups(rows, group_by)
+    rows = subsample_rows_evenly(rows, len(cv.rows))
     seen, folds = set(), []
     for fold in range(len(trial.predictions)):
         if seen.isdisjoint(valid := cv.folds[fold][1].tolist()):

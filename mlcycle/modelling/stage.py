@@ -66,8 +66,10 @@ def prepare_cross_validation_data(
 ) -> CrossValidation:
     """Make the rows and folds on which candidates are compared.
 
-    Raises `TargetError` if a fold lacks a class, `ParameterError` if there are fewer entities than folds.
+    Raises `TargetError` if a fold lacks a class, `ParameterError` if there are fewer entities than folds, or no
+    groups for prediction intervals.
     """
+    check_coverage_groups(rows, settings.coverage_by)
     few = subsample_rows_evenly(rows, settings.search_rows)
     cv = CrossValidation(
         problem, preprocessor=preprocessor, selector=selector, rows=few[[*columns, problem.target]], cache_folder=folder,
@@ -152,17 +154,15 @@ def find_model(
 ) -> tuple[Candidate, ModelSelection]: # The outcome; all trials, for plots
     """Compare models by cross-validation, fit the best one on all training rows, and register it.
 
-    Raises `StageError` if no candidate can be fitted or none meets the latency budget, `ParameterError` or `TargetError` if
-    candidates, weights or folds do not suit the rows.
+    Raises `StageError` if no candidate can be used, `ParameterError` or `TargetError` if the settings do not suit the rows.
     """
-    workspace, settings = workspace or Workspace.from_project(), settings or ModellingSettings()
-    settings = settings.for_rows(dataset.tables["train"].rows)
+    workspace = workspace or Workspace.from_project()
+    settings = (settings or ModellingSettings()).for_rows(dataset.tables["train"].rows)
     load_workspace_functions(plan.user_functions, workspace)
     files = (plan.pipeline, plan.selector)
     preprocessor, selector = (file and load_model(workspace.root / file.path, file.sha256) for file in files)
     rows = read_table(workspace.tables, dataset.tables["train"])
     check_columns_vary(rows, plan.input_columns)
-    check_coverage_groups(rows, settings.coverage_by)
     study = workspace.root / "studies" / name_study(problem, dataset, plan, settings)
     with (TemporaryDirectory() as folder, shutdown_workers_on_exit(settings.jobs), workspace.lock(f"study-{study.name}"),
           database_created_meanwhile(workspace)):
@@ -170,19 +170,17 @@ def find_model(
         selection = compare_models(cv, settings, study, subsample_rows_evenly(rows, settings.search_rows), len(rows))
         sample_weight = sample_weights(problem, rows, settings.weights)
         report_progress(f"fitting the selected model on {len(rows):,} rows")
+        known = rows[[*plan.input_columns, problem.target]]
         with threadpool_limits(1 if len(cv.rows) < MIN_ROWS_PARALLEL else None): # Threads cost more than they save
-            model, latency_ms = fit_first_acceptable_model(
-                selection, rows[[*plan.input_columns, problem.target]], sample_weight, settings.calibrate)
+            model, latency_ms = fit_first_acceptable_model(selection, known, sample_weight, settings.calibrate)
         report_progress("learning curve")
-        conformal = calibrate_conformal(selection.cv, selection.chosen, subsample_rows_evenly(rows, settings.search_rows),
-                                        coverage=settings.coverage, group_by=settings.coverage_by)
         curve = measure_learning_curve(selection, rows, plan.columns_read, sample_weight) if settings.learning_curve else []
     candidate = build_candidate_outcome(
         problem, dataset, cv, selection, latency_ms=latency_ms, learning_curve=curve, train_rows=len(rows),
-        study=study.relative_to(workspace.root).as_posix(), conformal=conformal,
-        naive_scores=score_naive_forecasts(cv, rows, plan.label_delay))
-    tags = lineage_tags(problem, dataset, run, code_tags=stage_fingerprint(workspace), **asdict(settings)) | {"study": study.name}
-    tags |= {"functions": plan.user_functions.sha256} if plan.user_functions else {}
+        study=study.relative_to(workspace.root).as_posix(), naive_scores=score_naive_forecasts(cv, rows, plan.label_delay),
+        conformal=calibrate_conformal(selection.cv, selection.chosen, rows, settings.coverage, settings.coverage_by))
+    more = {"study": study.name} | ({"functions": plan.user_functions.sha256} if plan.user_functions else {})
+    tags = lineage_tags(problem, dataset, run, code_tags=stage_fingerprint(workspace), **asdict(settings)) | more
     return register_best_model(candidate, selection, model, rows[plan.input_columns].head(5), workspace, tags), selection
 
 # %% ../../nbs/04_modelling.ipynb #2d070b91

@@ -7,9 +7,10 @@ from conftest import QUICK, diabetes, stored_rows, wine
 from fastapi.testclient import TestClient
 
 import mlcycle as mc
-from mlcycle.errors import MlcycleError
+from mlcycle.errors import ParameterError
 from mlcycle.ml.conformal import conformal_quantile, fit_conformal, prediction_intervals, prediction_sets
 from mlcycle.ml.predictions import Predictions
+from mlcycle.modelling.conformal_calibration import check_coverage_groups
 from mlcycle.outcomes import Problem
 from mlcycle.service.app import create_app
 from mlcycle.service.rows import to_json_rows
@@ -73,7 +74,10 @@ def test_groups_have_their_own_quantile():
     measured = measure_coverage(NUMBER, conformal, rows, Predictions(np.zeros(2000)))
     assert all(abs(each.coverage.value - 0.9) < 0.03 for each in measured.groups if each.group != "rare")
     overall = measure_coverage(
-        NUMBER, fit_conformal(NUMBER, actual[:2000], Predictions(np.zeros(2000))), rows, Predictions(np.zeros(2000))
+        NUMBER.model_copy(update={"protected_columns": ["g"]}),
+        fit_conformal(NUMBER, actual[:2000], Predictions(np.zeros(2000))),
+        rows,
+        Predictions(np.zeros(2000)),
     )
     assert max(each.coverage.value for each in overall.groups) > 0.97
 
@@ -146,6 +150,9 @@ def test_sets_of_classes_in_a_run(tmp_path):
     assert run.candidate.conformal.group_by == "target"
 
 
-def test_a_column_of_groups_must_exist(tmp_path):
-    with pytest.raises(MlcycleError, match="not a column"):
-        mc.run(wine(), "target", tmp_path, until="modelling", **FAST | {"coverage_by": "twon"})
+def test_a_column_of_groups_must_exist_and_have_few_values():
+    rows = pd.DataFrame({"town": ["Ulm"] * 30, "id": range(30)})
+    check_coverage_groups(rows, "town")
+    for name, message in (("twon", "not a column"), ("id", "30 values")):
+        with pytest.raises(ParameterError, match=message):
+            check_coverage_groups(rows, name)

@@ -53,7 +53,7 @@ def test_adversarial_validation_of_a_random_split_detects_nothing():
         found = adversarial_validation(BINARY, table[~holdout], table[holdout], list(table), seed=seed)
         values.append((found.auc.value, found.p_value))
     assert abs(np.mean([auc for auc, _ in values]) - 0.5) < 0.05
-    assert sum(p_value < 0.05 for _, p_value in values) <= 1
+    assert min(p_value for _, p_value in values) > 0.005
 
 
 def test_categories_that_appear_later_do_not_separate_by_their_codes_alone():
