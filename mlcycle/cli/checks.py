@@ -15,7 +15,7 @@ from .base import app, console, exit_on_error, make_table
 
 if TYPE_CHECKING:
     from mlcycle.outcomes import CheckResult
-    from mlcycle.validation.checks import Check
+    from mlcycle.validation.checks import RegisteredCheck
 
 # %% ../../nbs/cli/checks.ipynb #868238cf
 @app.command("checks")
@@ -42,7 +42,7 @@ def list_checks(
 
 # %% ../../nbs/cli/checks.ipynb #4b3097f0
 def print_checks(
-    checks: list["Check"],
+    checks: list["RegisteredCheck"], # Checks to print
     details: bool = False, # Also what to do, and how to mute it
 ) -> None:
     "Print checks as a table, or one with its details."
@@ -73,7 +73,7 @@ def results_of_run(
 
 # %% ../../nbs/cli/checks.ipynb #28258bd9
 def print_results(
-    results: list["CheckResult"],
+    results: list["CheckResult"], # Of all checks
     code: str = "", # Only this check
 ) -> None:
     "Print the results of the checks of a run, findings first."

@@ -24,14 +24,14 @@ def of_hundred(
 
 # %% ../../nbs/reports/run_summary.ipynb #684400b2
 def holdout_scores(
-    outcomes: Outcomes,
+    outcomes: Outcomes, # Outcome by stage
 ) -> dict[str, dict[str, Any]]: # By metric
     "The scores on the holdout."
     return {score["metric"]: score for score in outcomes["validation"].get("scores", []) if score["value"] is not None}
 
 # %% ../../nbs/reports/run_summary.ipynb #593ab094
 def score_in_words(
-    outcomes: Outcomes,
+    outcomes: Outcomes, # Outcome by stage
 ) -> list[str]: # Sentences; empty before stage 5
     "The scores on the holdout in words."
     problem, scores = outcomes["problem"], holdout_scores(outcomes)
@@ -53,7 +53,7 @@ def score_in_words(
 
 # %% ../../nbs/reports/run_summary.ipynb #231e6f29
 def count_errors(
-    outcomes: Outcomes,
+    outcomes: Outcomes, # Outcome by stage
 ) -> tuple[float, float] | None: # False negatives and false positives in 1,000 rows; None if they are not known
     "The errors of a binary task in 1,000 rows that are like those of the holdout."
     scores, verdict = holdout_scores(outcomes), outcomes["validation"]
@@ -65,7 +65,7 @@ def count_errors(
 
 # %% ../../nbs/reports/run_summary.ipynb #1e97b11f
 def cost_of_errors(
-    outcomes: Outcomes,
+    outcomes: Outcomes, # Outcome by stage
 ) -> str: # Sentences; empty if the errors are not known
     "What the errors of the model cost."
     problem, errors, scores = outcomes["problem"], count_errors(outcomes), holdout_scores(outcomes)
@@ -82,7 +82,7 @@ def cost_of_errors(
 
 # %% ../../nbs/reports/run_summary.ipynb #68b0e933
 def left_out(
-    outcomes: Outcomes,
+    outcomes: Outcomes, # Outcome by stage
 ) -> list[str]: # One line for rows, columns and models each
     "Rows, columns and models that were left out, with the reasons."
     data, plan, candidate, lines = outcomes["data"], outcomes["features"], outcomes["modelling"], []
@@ -100,7 +100,7 @@ def left_out(
 # %% ../../nbs/reports/run_summary.ipynb #47316a02
 def next_steps(
     info: dict[str, Any], # Of the run
-    outcomes: Outcomes,
+    outcomes: Outcomes, # Outcome by stage
 ) -> Iterator[str]: # Sentences
     "What to do next."
     verdict, release, health = outcomes["validation"], outcomes["deployment"], outcomes["monitoring"]
@@ -133,7 +133,7 @@ def describe_gate(
 # %% ../../nbs/reports/run_summary.ipynb #096c3fed
 def summarise_run(
     info: dict[str, Any], # Of the run
-    outcomes: Outcomes,
+    outcomes: Outcomes, # Outcome by stage
 ) -> dict[str, Any]: # For the template of the page
     "The facts of the summary page."
     problem, verdict = outcomes["problem"], outcomes["validation"]

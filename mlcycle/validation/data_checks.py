@@ -13,7 +13,9 @@ from .checks import CheckInputs, CheckNotApplicable, check
 
 # %% ../../nbs/validation/data_checks.ipynb #edb26022
 @check("MLC201", "Broken rules of the contract", remedy="Correct the source, or change the rule with the data owner.")
-def broken_rules(inputs: CheckInputs) -> str:
+def broken_rules(
+    inputs: CheckInputs, # Outcomes and rows of a run
+) -> str: # The finding; empty if there is none
     "More rows break a rule of the data contract than it allows."
     broken = [failure for failure in inputs.dataset.rule_failures if failure.over_limit]
     return "; ".join(f"{failure.column or 'rows'}: {failure.rule} ({failure.rows:,} rows)" for failure in broken)
@@ -21,13 +23,17 @@ def broken_rules(inputs: CheckInputs) -> str:
 # %% ../../nbs/validation/data_checks.ipynb #c55bdb87
 @check("MLC202", "Overlap of training rows and holdout", severity="error",
        remedy="Remove duplicates, or name the entity column, so that all rows of an entity are in one part.")
-def split_overlap(inputs: CheckInputs) -> str:
+def split_overlap(
+    inputs: CheckInputs, # Outcomes and rows of a run
+) -> str: # The finding; empty if there is none
     "The same rows or entities are in the training rows and in the holdout, so that the holdout score is too optimistic."
     return "; ".join(inputs.dataset.split_overlap)
 
 # %% ../../nbs/validation/data_checks.ipynb #665419d1
 @check("MLC203", "Many rows set aside", remedy="See the ledger on page 02: the model is not about these rows.")
-def many_rows_set_aside(inputs: CheckInputs) -> str:
+def many_rows_set_aside(
+    inputs: CheckInputs, # Outcomes and rows of a run
+) -> str: # The finding; empty if there is none
     "More than 5 % of the rows are neither used for training nor for evaluation."
     data = inputs.dataset
     away = data.rows_set_aside + data.rows_quarantined
@@ -35,7 +41,7 @@ def many_rows_set_aside(inputs: CheckInputs) -> str:
 
 # %% ../../nbs/validation/data_checks.ipynb #8ae9ac92
 def class_shares(
-    inputs: CheckInputs,
+    inputs: CheckInputs, # Outcomes and rows of a run
 ) -> pd.Series: # Share of each class in the training rows, the largest first
     "Shares of the classes; not applicable to a regression."
     if inputs.problem.task == "regression":
@@ -45,14 +51,18 @@ def class_shares(
 # %% ../../nbs/validation/data_checks.ipynb #b13bfc86
 @check("MLC204", "Class imbalance", severity="info",
        remedy="Read average precision, recall and costs instead of accuracy.")
-def class_imbalance(inputs: CheckInputs) -> str:
+def class_imbalance(
+    inputs: CheckInputs, # Outcomes and rows of a run
+) -> str: # The finding; empty if there is none
     "One class has at least 80 % of the rows, so that accuracy hides errors in the others."
     shares = class_shares(inputs)
     return f"'{shares.index[0]}' is the class of {shares.iloc[0]:.1%} of the training rows." if shares.iloc[0] >= 0.8 else ""
 
 # %% ../../nbs/validation/data_checks.ipynb #5fe6c436
 @check("MLC205", "Rare classes", remedy="Collect rows of these classes, or merge them: rare_classes in stage 1.")
-def rare_classes(inputs: CheckInputs) -> str:
+def rare_classes(
+    inputs: CheckInputs, # Outcomes and rows of a run
+) -> str: # The finding; empty if there is none
     "A class of a multiclass task has less than 10 % of the rows, or one of a binary task fewer than 5 rows in a fold."
     shares, folds = class_shares(inputs), max(len(inputs.candidate.fold_sizes), 2)
     if inputs.problem.task == "multiclass":
@@ -64,7 +74,9 @@ def rare_classes(inputs: CheckInputs) -> str:
 # %% ../../nbs/validation/data_checks.ipynb #b2076af2
 @check("MLC206", "Training rows later than holdout rows", severity="error",
        remedy="Split by time: the holdout must be later than all training rows.")
-def time_overlap(inputs: CheckInputs) -> str:
+def time_overlap(
+    inputs: CheckInputs, # Outcomes and rows of a run
+) -> str: # The finding; empty if there is none
     "Training rows are later than rows of the holdout although a time column is named: the model knows the future."
     if inputs.problem.time not in inputs.time_ranges:
         raise CheckNotApplicable("The problem has no time column with dates.")
@@ -74,7 +86,9 @@ def time_overlap(inputs: CheckInputs) -> str:
 # %% ../../nbs/validation/data_checks.ipynb #fd031e47
 @check("MLC209", "Dates without a time column", severity="info",
        remedy="If the model will predict later rows, name the time column (--time), so that the holdout is later, too.")
-def dates_without_time(inputs: CheckInputs) -> str:
+def dates_without_time(
+    inputs: CheckInputs, # Outcomes and rows of a run
+) -> str: # The finding; empty if there is none
     "The table has dates, but rows were split at random: scores are about the same period, not about the future."
     if inputs.problem.time or not inputs.time_ranges:
         return ""
@@ -82,7 +96,9 @@ def dates_without_time(inputs: CheckInputs) -> str:
 
 # %% ../../nbs/validation/data_checks.ipynb #8254def8
 @check("MLC207", "Mostly missing columns", severity="info", remedy="Repair the source, or exclude the column.")
-def mostly_missing(inputs: CheckInputs) -> str:
+def mostly_missing(
+    inputs: CheckInputs, # Outcomes and rows of a run
+) -> str: # The finding; empty if there is none
     "An input column is missing in more than half of the training rows."
     shares = inputs.train[[name for name in inputs.plan.input_columns if name in inputs.train]].isna().mean()
     return "; ".join(f"'{name}': {share:.0%} missing" for name, share in shares[shares > 0.5].items())
@@ -90,7 +106,9 @@ def mostly_missing(inputs: CheckInputs) -> str:
 # %% ../../nbs/validation/data_checks.ipynb #9045581e
 @check("MLC208", "Columns that become empty or constant in the holdout",
        remedy="Find out when and why the column changed; exclude it if it will not come back.")
-def dead_columns(inputs: CheckInputs) -> str:
+def dead_columns(
+    inputs: CheckInputs, # Outcomes and rows of a run
+) -> str: # The finding; empty if there is none
     "An input column that varies in the training rows has a single value, or none, in the holdout."
     names = [name for name in inputs.plan.input_columns if name in inputs.train and name in inputs.holdout]
     if len(inputs.holdout) < 30:

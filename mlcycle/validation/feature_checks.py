@@ -21,7 +21,9 @@ def names_text(
 
 # %% ../../nbs/validation/feature_checks.ipynb #d8346737
 @check("MLC303", "Useless features", severity="info", remedy="Leave them out: select = auto in stage 3.")
-def useless_features(inputs: CheckInputs) -> str:
+def useless_features(
+    inputs: CheckInputs, # Outcomes and rows of a run
+) -> str: # The finding; empty if there is none
     "Selected features are never more important than shuffled copies of features, and their importance may be zero."
     known = [feature for feature in inputs.plan.features if feature.selected and feature.importance is not None]
     if not known:
@@ -33,7 +35,9 @@ def useless_features(inputs: CheckInputs) -> str:
 # %% ../../nbs/validation/feature_checks.ipynb #4ba1b9d1
 @check("MLC304", "Correlated input columns", severity="info",
        remedy="Importances and coefficients are shared between them: interpret them together, or drop one of each pair.")
-def correlated_columns(inputs: CheckInputs) -> str:
+def correlated_columns(
+    inputs: CheckInputs, # Outcomes and rows of a run
+) -> str: # The finding; empty if there is none
     "Pairs of numeric input columns have a Spearman correlation of at least .9."
     matrix = inputs.rank_correlations
     if len(matrix) < 2:
@@ -46,14 +50,18 @@ def correlated_columns(inputs: CheckInputs) -> str:
 # %% ../../nbs/validation/feature_checks.ipynb #c9c30302
 @check("MLC305", "Suspects of target leakage in use", severity="error",
        remedy="Remove the column from `trusted`, unless it is known before the prediction is needed.")
-def leakage_in_use(inputs: CheckInputs) -> str:
+def leakage_in_use(
+    inputs: CheckInputs, # Outcomes and rows of a run
+) -> str: # The finding; empty if there is none
     "A column with signs of target leakage is used, because it is trusted."
     used = [suspect for suspect in inputs.plan.leakage_suspects if not suspect.excluded]
     return "; ".join(f"'{suspect.column}': {suspect.reason}" for suspect in used)
 
 # %% ../../nbs/validation/feature_checks.ipynb #21498724
 @check("MLC306", "Identifier as a feature", remedy="Exclude the column: its values do not occur in new rows.")
-def identifier_as_feature(inputs: CheckInputs) -> str:
+def identifier_as_feature(
+    inputs: CheckInputs, # Outcomes and rows of a run
+) -> str: # The finding; empty if there is none
     "A text column with a different value in nearly every row is an input of the model."
     if len(inputs.train) < 50:
         raise CheckNotApplicable("There are fewer than 50 training rows.")

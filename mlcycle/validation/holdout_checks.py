@@ -27,7 +27,9 @@ def is_clearly_better(
 # %% ../../nbs/validation/holdout_checks.ipynb #cc71c240
 @check("MLC501", "Overfitting", severity="info",
        remedy="Trust the holdout score, not the training score; fewer features, a simpler model or more rows may help.")
-def overfitting(inputs: CheckInputs) -> str:
+def overfitting(
+    inputs: CheckInputs, # Outcomes and rows of a run
+) -> str: # The finding; empty if there is none
     "The score on training rows is much better than on the holdout."
     gap = inputs.verdict.generalization_gap
     if not {"train", "holdout"} <= set(gap):
@@ -38,7 +40,9 @@ def overfitting(inputs: CheckInputs) -> str:
 # %% ../../nbs/validation/holdout_checks.ipynb #23cac646
 @check("MLC502", "Holdout worse than the cross-validation", severity="error",
        remedy="Compare the holdout with the training rows (later in time? another source?), and look for leakage in the folds.")
-def holdout_below_validation(inputs: CheckInputs) -> str:
+def holdout_below_validation(
+    inputs: CheckInputs, # Outcomes and rows of a run
+) -> str: # The finding; empty if there is none
     "The holdout score is clearly worse than the cross-validated score, so that one of them does not hold on new rows."
     gap = inputs.verdict.generalization_gap
     if not {"validation", "holdout"} <= set(gap):
@@ -48,7 +52,9 @@ def holdout_below_validation(inputs: CheckInputs) -> str:
 
 # %% ../../nbs/validation/holdout_checks.ipynb #498e6a4c
 @check("MLC503", "Worse than a prediction without features", remedy="See the section Scores: threshold, metric and features.")
-def worse_than_baseline(inputs: CheckInputs) -> str:
+def worse_than_baseline(
+    inputs: CheckInputs, # Outcomes and rows of a run
+) -> str: # The finding; empty if there is none
     "A baseline, such as a constant, has a better holdout score than the model in a reported metric."
     verdict, found = inputs.verdict, []
     for score, baseline in zip(verdict.scores, verdict.baseline_scores, strict=True):
@@ -59,7 +65,9 @@ def worse_than_baseline(inputs: CheckInputs) -> str:
 
 # %% ../../nbs/validation/holdout_checks.ipynb #8254821a
 @check("MLC504", "Few rows in the holdout", remedy="Hold out more rows: holdout_share in stage 2.")
-def few_holdout_rows(inputs: CheckInputs) -> str:
+def few_holdout_rows(
+    inputs: CheckInputs, # Outcomes and rows of a run
+) -> str: # The finding; empty if there is none
     "The holdout has fewer than 100 rows, or fewer than 30 of the positive class, so that intervals are wide."
     rows, positives = inputs.verdict.holdout_rows, inputs.verdict.holdout_positives
     few = rows < 100 or positives is not None and positives < 30
@@ -67,7 +75,9 @@ def few_holdout_rows(inputs: CheckInputs) -> str:
 
 # %% ../../nbs/validation/holdout_checks.ipynb #22a747e7
 @check("MLC505", "The holdout was used before", remedy="Hold out fresh rows before the next important decision.")
-def holdout_used_before(inputs: CheckInputs) -> str:
+def holdout_used_before(
+    inputs: CheckInputs, # Outcomes and rows of a run
+) -> str: # The finding; empty if there is none
     "Models were evaluated on these holdout rows at least ten times, so that their scores may be too optimistic."
     accesses = inputs.verdict.holdout_accesses
     return f"{accesses} accesses." if accesses >= 10 else ""
@@ -75,6 +85,8 @@ def holdout_used_before(inputs: CheckInputs) -> str:
 # %% ../../nbs/validation/holdout_checks.ipynb #0a55b00f
 @check("MLC506", "Problem without sign-off", severity="info",
        remedy="Let the owner confirm question, metric and criteria in stage 1.")
-def no_sign_off(inputs: CheckInputs) -> str:
+def no_sign_off(
+    inputs: CheckInputs, # Outcomes and rows of a run
+) -> str: # The finding; empty if there is none
     "Nobody has confirmed the question and the success criteria."
     return "" if inputs.problem.sign_off else f"Owner: {inputs.problem.owner}."

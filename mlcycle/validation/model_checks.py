@@ -17,7 +17,7 @@ from .feature_checks import names_text
 
 # %% ../../nbs/validation/model_checks.ipynb #5f67204d
 def selected_entry(
-    inputs: CheckInputs,
+    inputs: CheckInputs, # Outcomes and rows of a run
 ) -> LeaderboardEntry: # Of the selected model
     "The line of the selected model on the leaderboard."
     board = inputs.candidate.leaderboard
@@ -25,7 +25,7 @@ def selected_entry(
 
 # %% ../../nbs/validation/model_checks.ipynb #31101dd8
 def entry_of_type(
-    inputs: CheckInputs,
+    inputs: CheckInputs, # Outcomes and rows of a run
     model_types: set[str], # Such as `lightgbm`
 ) -> LeaderboardEntry:
     "The best line of some model types; the check is not applicable without one, or if it is the selected model."
@@ -52,7 +52,9 @@ BOOSTERS = {"lightgbm", "boosting", "xgboost", "catboost"}
 # %% ../../nbs/validation/model_checks.ipynb #d0cc6998
 @check("MLC401", "Underfitting",
        remedy="Add informative columns (stage 3), or ask whether the question can be predicted (stage 1).")
-def underfitting(inputs: CheckInputs) -> str:
+def underfitting(
+    inputs: CheckInputs, # Outcomes and rows of a run
+) -> str: # The finding; empty if there is none
     "The selected model is not clearly better than the dummy, which uses no feature."
     dummy = next((entry for entry in inputs.candidate.leaderboard if entry.model_type == "dummy"), None)
     if dummy is None:
@@ -62,7 +64,9 @@ def underfitting(inputs: CheckInputs) -> str:
 
 # %% ../../nbs/validation/model_checks.ipynb #28c53151
 @check("MLC402", "Inconsistent folds", remedy="Look at the rows of this fold: another period, entity or source?")
-def inconsistent_folds(inputs: CheckInputs) -> str:
+def inconsistent_folds(
+    inputs: CheckInputs, # Outcomes and rows of a run
+) -> str: # The finding; empty if there is none
     "The score of a fold is far from those of the others (modified z score above 3.5, Iglewicz and Hoaglin 1993)."
     scores = np.array(selected_entry(inputs).fold_scores)
     if len(scores) < 4:
@@ -75,7 +79,9 @@ def inconsistent_folds(inputs: CheckInputs) -> str:
 # %% ../../nbs/validation/model_checks.ipynb #cd4666d5
 @check("MLC403", "Worse than gradient boosting", severity="info",
        remedy="The selection rule prefers the simpler model: selection_rule = best in stage 4 takes the best score.")
-def worse_than_boosting(inputs: CheckInputs) -> str:
+def worse_than_boosting(
+    inputs: CheckInputs, # Outcomes and rows of a run
+) -> str: # The finding; empty if there is none
     "Gradient boosting has a clearly better cross-validated score than the selected model."
     booster, chosen = entry_of_type(inputs, BOOSTERS), selected_entry(inputs)
     gain, error = fold_gain(booster, chosen)
@@ -83,7 +89,9 @@ def worse_than_boosting(inputs: CheckInputs) -> str:
 
 # %% ../../nbs/validation/model_checks.ipynb #4e59ab99
 @check("MLC404", "Slower than a linear model without being better", severity="info", remedy="Use the linear model.")
-def slower_than_linear(inputs: CheckInputs) -> str:
+def slower_than_linear(
+    inputs: CheckInputs, # Outcomes and rows of a run
+) -> str: # The finding; empty if there is none
     "The selected model takes at least twice as long as a linear one, by a second or more, and is not clearly better."
     linear, chosen = entry_of_type(inputs, {"linear"}), selected_entry(inputs)
     times = [("fit", chosen.fit_seconds, linear.fit_seconds),
@@ -96,7 +104,9 @@ def slower_than_linear(inputs: CheckInputs) -> str:
 
 # %% ../../nbs/validation/model_checks.ipynb #d692266e
 @check("MLC405", "Hyperparameters at the edge of the search", severity="info", remedy="Extend the search space beyond this end.")
-def hyperparameters_at_edge(inputs: CheckInputs) -> str:
+def hyperparameters_at_edge(
+    inputs: CheckInputs, # Outcomes and rows of a run
+) -> str: # The finding; empty if there is none
     "A tuned hyperparameter of the selected model lies within 2 % of an end of its search range."
     entry, ranges = selected_entry(inputs), inputs.candidate.search_ranges
     if not entry.parameters or not ranges:
@@ -139,7 +149,9 @@ def final_estimator(
 # %% ../../nbs/validation/model_checks.ipynb #270d3ca5
 @check("MLC406", "Important hyperparameters are not searched", severity="info",
        remedy="Add them to the search space of the candidate.")
-def hyperparameters_worth_tuning(inputs: CheckInputs) -> str:
+def hyperparameters_worth_tuning(
+    inputs: CheckInputs, # Outcomes and rows of a run
+) -> str: # The finding; empty if there is none
     "The search of the selected model leaves out hyperparameters that usually matter."
     name = type(final_estimator(inputs.model)).__name__.removesuffix("Classifier").removesuffix("Regressor")
     searched = set(inputs.candidate.search_ranges)
@@ -151,7 +163,9 @@ def hyperparameters_worth_tuning(inputs: CheckInputs) -> str:
 # %% ../../nbs/validation/model_checks.ipynb #bb65f324
 @check("MLC407", "Not tuned", severity="info",
        remedy="Give the search more trials or seconds: trials, search_seconds in stage 4.")
-def not_tuned(inputs: CheckInputs) -> str:
+def not_tuned(
+    inputs: CheckInputs, # Outcomes and rows of a run
+) -> str: # The finding; empty if there is none
     "The selected model has the default hyperparameters although its type has a search space."
     entry = selected_entry(inputs)
     if entry.model_type == "ensemble" or not inputs.candidate.search_ranges:
@@ -164,7 +178,9 @@ def not_tuned(inputs: CheckInputs) -> str:
 
 # %% ../../nbs/validation/model_checks.ipynb #c86f3a15
 @check("MLC408", "Coefficients are not effects", severity="info", remedy="Use partial dependence or permutation importance.")
-def misread_coefficients(inputs: CheckInputs) -> str:
+def misread_coefficients(
+    inputs: CheckInputs, # Outcomes and rows of a run
+) -> str: # The finding; empty if there is none
     "The coefficients of the selected linear model must not be read as effects or importances."
     if not hasattr(final_estimator(inputs.model), "coef_"):
         raise CheckNotApplicable("The selected model has no coefficients.")
@@ -176,7 +192,9 @@ def misread_coefficients(inputs: CheckInputs) -> str:
 # %% ../../nbs/validation/model_checks.ipynb #e23871bf
 @check("MLC409", "Impurity importances favour columns with many values", severity="info",
        remedy="Use permutation importance, as on the pages 03 and 05.")
-def biased_importances(inputs: CheckInputs) -> str:
+def biased_importances(
+    inputs: CheckInputs, # Outcomes and rows of a run
+) -> str: # The finding; empty if there is none
     "The impurity importances of the selected model are biased towards columns with many different values (Strobl et al. 2007)."
     if not hasattr(final_estimator(inputs.model), "feature_importances_"):
         raise CheckNotApplicable("The selected model has no impurity importances.")
@@ -187,6 +205,8 @@ def biased_importances(inputs: CheckInputs) -> str:
 # %% ../../nbs/validation/model_checks.ipynb #c92fcdce
 @check("MLC410", "The search was cut short", severity="info",
        remedy="Raise search_seconds: a search that ends by its clock is not reproducible.")
-def search_timed_out(inputs: CheckInputs) -> str:
+def search_timed_out(
+    inputs: CheckInputs, # Outcomes and rows of a run
+) -> str: # The finding; empty if there is none
     "The hyperparameter search ended by its time limit."
     return f"{inputs.candidate.n_trials} trials were finished." if inputs.candidate.timed_out else ""

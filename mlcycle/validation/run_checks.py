@@ -33,10 +33,10 @@ def find_time_ranges(
 
 # %% ../../nbs/validation/run_checks.ipynb #2d46a4a2
 def check_run(
-    problem: Problem,
-    dataset: Dataset,
-    plan: FeaturePlan,
-    candidate: Candidate,
+    problem: Problem, # Outcome of stage 1
+    dataset: Dataset, # Outcome of stage 2
+    plan: FeaturePlan, # Outcome of stage 3
+    candidate: Candidate, # Outcome of stage 4
     verdict: Verdict, # Without results of checks
     *,
     train: pd.DataFrame, # Training rows, with the target
@@ -64,7 +64,7 @@ def check_run(
 
 # %% ../../nbs/validation/run_checks.ipynb #14e6985f
 def findings_table(
-    results: Sequence[CheckResult],
+    results: Sequence[CheckResult], # Of all checks
 ) -> pd.DataFrame: # `code`, `severity`, `check`, `finding`, `what to do`; findings and muted checks only
     "The findings of checks as a table, the most severe first."
     order = {"error": 0, "warning": 1, "info": 2}
@@ -77,7 +77,7 @@ def findings_table(
 
 # %% ../../nbs/validation/run_checks.ipynb #2ed70560
 def count_checks(
-    results: Sequence[CheckResult],
+    results: Sequence[CheckResult], # Of all checks
 ) -> str: # Such as `25 checks: 3 findings, 18 passed, 4 not applicable`
     "The number of checks by status, in words."
     counts = pd.Series([each.status for each in results], dtype=str).value_counts()
