@@ -8,6 +8,8 @@ __all__ = ['choose_explained_rows', 'replacement_contributions', 'feature_depend
 
 # %% ../../nbs/validation/row_explanations.ipynb #6e15dd2c
 from collections.abc import Callable
+from importlib import import_module
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -98,11 +100,9 @@ def tree_contributions(
         return values.reshape(len(values), -1, encoded.shape[1] + 1)[:, :, :-1].transpose(0, 2, 1), "TreeSHAP of LightGBM"
     if not any(word in type(estimator).__name__ for word in ("Forest", "Trees", "GradientBoosting", "XGB", "CatBoost")):
         return None
-    try:
-        from shap import TreeExplainer
-    except ImportError: # The extra `explain` is not installed
+    if find_spec("shap") is None: # The extra `explain` is not installed
         return None
-    values = np.asarray(TreeExplainer(estimator)(np.asarray(encoded, dtype=float)).values)
+    values = np.asarray(import_module("shap").TreeExplainer(estimator)(np.asarray(encoded, dtype=float)).values)
     return values.reshape(len(values), encoded.shape[1], -1), "TreeSHAP of the package shap"
 
 # %% ../../nbs/validation/row_explanations.ipynb #a89f0669
