@@ -70,32 +70,33 @@ def weighted_median_error(
     middle = [(counts <= place[:, None]).sum(axis=1) for place in ((counts[:, -1] - 1) // 2, counts[:, -1] // 2)]
     return (errors[order][middle[0]] + errors[order][middle[1]]) / 2
 
-# %% ../../nbs/ml/weighted_metrics.ipynb #8a97264c
-def _sum_by_score(positive: np.ndarray, scores: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    "Weights of positive and of negative rows for each distinct score, ascending; each of shape (resamples, scores)."
-    order = np.argsort(scores, kind="stable")
-    starts = np.flatnonzero(np.r_[True, np.diff(scores[order]) > 0])
-    sums = []
-    for rows in (positive[order], ~positive[order]):
-        one = weights[:, order] * rows
-        sums.append(one if len(starts) == len(order) else np.add.reduceat(one, starts, axis=1))
-    return sums[0], sums[1]
+# %% ../../nbs/ml/weighted_metrics.ipynb #e6e45519
+def _sort_by_class(positive: np.ndarray, scores: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, ...]:
+    "Ascending scores of positive and of negative rows, and their weights: those of positives, and cumulated ones of negatives."
+    rows = [np.flatnonzero(each) for each in (positive, ~positive)]
+    rows = [each[np.argsort(scores[each])] for each in rows]
+    cumulated = np.zeros((len(weights), len(rows[1]) + 1))
+    np.cumsum(weights.take(rows[1], axis=1), axis=1, out=cumulated[:, 1:])
+    return scores[rows[0]], scores[rows[1]], weights.take(rows[0], axis=1), cumulated
 
-# %% ../../nbs/ml/weighted_metrics.ipynb #2275b6a5
+# %% ../../nbs/ml/weighted_metrics.ipynb #5c2ae727
 def _binary_auc(positive: np.ndarray, scores: np.ndarray, weights: np.ndarray) -> np.ndarray:
     "The share of pairs of a positive and a negative row that are in the right order; ties count half."
-    positives, negatives = _sum_by_score(positive, scores, weights)
-    below = negatives.cumsum(axis=1) - negatives / 2
-    pairs = positives.sum(axis=1) * negatives.sum(axis=1)
-    return np.where(pairs > 0, (positives * below).sum(axis=1) / np.where(pairs > 0, pairs, 1), np.nan)
+    high, low, hits, below = _sort_by_class(positive, scores, weights)
+    sums = sum((hits * below.take(np.searchsorted(low, high, side), axis=1)).sum(axis=1) for side in ("left", "right"))
+    pairs = 2 * hits.sum(axis=1) * below[:, -1]
+    return np.where(pairs > 0, sums / np.where(pairs > 0, pairs, 1), np.nan)
 
-# %% ../../nbs/ml/weighted_metrics.ipynb #1a4fda79
+# %% ../../nbs/ml/weighted_metrics.ipynb #52cc36bb
 def _binary_average_precision(positive: np.ndarray, scores: np.ndarray, weights: np.ndarray) -> np.ndarray:
     "The mean, over the positive rows, of the precision among rows with at least their score."
-    positives, negatives = (each[:, ::-1] for each in _sum_by_score(positive, scores, weights))
-    hits = positives.cumsum(axis=1)
-    rows, total = hits + negatives.cumsum(axis=1), hits[:, -1]
-    summed = (positives * hits / np.where(rows > 0, rows, 1)).sum(axis=1)
+    high, low, hits, below = _sort_by_class(positive, scores, weights)
+    earlier = np.zeros((len(weights), len(high) + 1))
+    np.cumsum(hits, axis=1, out=earlier[:, 1:])
+    total = earlier[:, -1]
+    positives = total[:, None] - earlier.take(np.searchsorted(high, high), axis=1)
+    negatives = below[:, -1:] - below.take(np.searchsorted(low, high), axis=1)
+    summed = (hits * positives / np.maximum(positives + negatives, 1e-300)).sum(axis=1)
     return np.where(total > 0, summed / np.where(total > 0, total, 1), np.nan)
 
 # %% ../../nbs/ml/weighted_metrics.ipynb #e33a4f70

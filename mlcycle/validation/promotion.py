@@ -47,7 +47,7 @@ def decide_promotion(
     compared = champion not in (None, candidate)
     difference = compare_with_champion(problem, evaluation) if compared else None
     if not all(gate.passed for gate in gates):
-        return Promotion(False, "Not all gates pass.", difference)
+        return Promotion(False, "The champion does not change, as not all gates pass.", difference)
     if champion == candidate:
         return Promotion(True, "It is the champion already.")
     if champion is None:
