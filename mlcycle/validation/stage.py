@@ -246,7 +246,6 @@ def validate_model(
         holdout_positives=int((actual == problem.positive).sum()) if problem.task == "binary" else None,
         generalization_gap=scores_on_each_split(problem, candidate, model, train, scores[0]),
         previous_champion=before, current_champion=after,
-        **find_weaknesses(problem, model, holdout, predictions, candidate.threshold, weak_slices=weak_slices,
-                          robustness=robustness, n_resamples=n_resamples, seed=seed),
+        **find_weaknesses(problem, model, evaluation, candidate.threshold, weak_slices, robustness),
         decision=describe_gates(gates, version, promote) + describe_worse_than_baseline(scores, baseline, names))
     return verdict, predictions
