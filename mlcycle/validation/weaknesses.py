@@ -8,10 +8,8 @@ __all__ = ['find_weaknesses']
 # %% ../../nbs/validation/weaknesses.ipynb #48465ef9
 from typing import Any
 
-import pandas as pd
-
-from ..ml.predictions import Predictions
 from ..outcomes import Problem
+from .gates import GateInputs
 from .groups import compare_protected_groups
 from .robustness import describe_failures, measure_robustness, summarise_robustness
 from .slices import columns_of_slices, describe_weak_slice, find_weak_slices
@@ -20,16 +18,13 @@ from .slices import columns_of_slices, describe_weak_slice, find_weak_slices
 def find_weaknesses(
     problem: Problem, # Has the task and the primary metric
     model, # Fitted pipeline
-    rows: pd.DataFrame, # Rows of the holdout, with the target
-    predictions: Predictions, # For the same rows
+    inputs: GateInputs, # Rows of the holdout and their predictions, number of resamples, seed
     threshold: float | None = None, # Decision threshold of a binary task
-    *,
     weak_slices: bool = True, # Search for weak slices
     robustness: bool = True, # Predict perturbed rows
-    n_resamples: int = 200, # Number of bootstrap resamples
-    seed: int = 0, # Of samples, resamples and perturbations
 ) -> dict[str, Any]: # Fields of `Verdict`: `group_comparisons`, `weak_slices`, `slices_tried`, `robustness`, `notes`
     "Compare groups, and search for segments in which the model is worse and for input on which its score falls or it fails."
+    rows, predictions, n_resamples, seed = inputs.rows, inputs.predictions, inputs.n_resamples, inputs.seed
     found: dict[str, Any] = {"weak_slices": [], "slices_tried": 0, "robustness": [], "notes": [],
                              "group_comparisons": compare_protected_groups(problem, rows, predictions, n_resamples, seed)}
     if weak_slices:
