@@ -131,8 +131,10 @@ def shap_contributions(
     else:
         wanted = [problem.positive] * len(rows) if problem.task == "binary" else predicted.tolist()
         by_row = values[np.arange(len(rows)), :, [classes.index(label) for label in wanted]]
-    scale = "" if problem.task == "regression" else ", before calibration, in log odds" if "LightGBM" in method else ""
-    return by_row @ shares.T, f"{method}{scale}"
+    if problem.task != "regression":
+        averaged = any(word in type(estimator).__name__ for word in ("Forest", "Trees")) # They average probabilities
+        method += f", before calibration, in units of the {'probability' if averaged else 'log odds'}"
+    return by_row @ shares.T, method
 
 # %% ../../nbs/validation/row_explanations.ipynb #c4898a98
 def explain_rows(
