@@ -40,8 +40,8 @@ def assess_sections(
         name = min(unknown)
         raise ParameterError(f"The section '{name}' of the validation is not known.", remedy=suggest_name(name, list(SECTIONS)))
     rows, predictions, seed = evaluation.rows, evaluation.predictions, evaluation.seed
-    found = find_weaknesses(problem, model, rows, predictions, candidate.threshold, weak_slices="weak_slices" in sections,
-                            robustness="robustness" in sections, n_resamples=evaluation.n_resamples, seed=seed)
+    found = find_weaknesses(problem, model, evaluation, candidate.threshold, weak_slices="weak_slices" in sections,
+                            robustness="robustness" in sections)
     if "generalization" in sections:
         found["generalization"] = assess_generalization(
             problem, candidate, model, train, rows, predictions, scores=scores, n_resamples=evaluation.n_resamples, seed=seed,

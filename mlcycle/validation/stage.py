@@ -5,10 +5,12 @@
 # %% auto #0
 __all__ = ['load_candidate_model', 'scores_on_each_split', 'predict_with_champion', 'promote_candidate',
            'evaluate_gates_and_promote', 'predict_on_holdout', 'describe_worse_than_baseline', 'score_baselines',
-           'reference_scores', 'describe_gates', 'validate_model']
+           'reference_scores', 'score_usual_metrics', 'describe_gates', 'holdout_facts', 'validate_model']
 
 # %% ../../nbs/05_validation.ipynb #505bbae5
+from collections.abc import Collection
 from dataclasses import replace
+from typing import Any
 
 import pandas as pd
 
@@ -18,15 +20,22 @@ from ..ml.criteria import parse_problem_criteria
 from ..ml.latency import time_single_predictions
 from ..ml.metrics import compute_score, get_metric
 from ..ml.naive_forecasts import naive_forecasts
-from ..ml.predictions import Predictions, predict
+from ..ml.predictions import Predictions, predict, prediction_errors
+from ..ml.resampling import choose_resampling, describe_resampling
 from ..outcomes import Candidate, Dataset, Gate, Problem, Score, Verdict
 from ..score_format import format_score
-from ..stores.models.registry import get_alias_version, get_model_ref, load_registered_model, open_experiment, set_alias
+from ..stores.models.decisions import promotion_hindrance
+from ..stores.models.registry import (connect_registry, get_alias_version, get_model_ref, load_registered_model,
+                                            open_experiment, set_alias)
 from ..stores.tables.datasets import read_table
 from ..stores.tables.holdout import count_biasing_accesses, read_holdout
 from ..ml.baselines import choose_baseline
 from .gates import GateInputs, evaluate_gates
-from .weaknesses import find_weaknesses
+from .human_decision import apply_human_decision
+from .promotion import Promotion, decide_promotion
+from .sections import SECTIONS, assess_sections
+from .standard_scores import (score_each_class, score_standard_metrics, score_without_interval,
+                                                standard_metrics)
 
 # %% ../../nbs/05_validation.ipynb #60d89904
 def load_candidate_model(
@@ -90,19 +99,22 @@ def predict_with_champion(
 def promote_candidate(
     candidate: Candidate, # Outcome of stage 4
     gates: list[Gate], # All must have passed
+    promotion: Promotion, # Whether the alias moves, and why
     workspace: Workspace, # Has the address of the model registry
-    promote: bool = True, # Whether the alias may move
     compared_with: tuple[int | None] | None = None, # Champion when compared, (None,) if none; None: do not check
 ) -> tuple[int | None, int | None] | None: # Version of the champion before and after
-    """Move the alias `champion` to the candidate if all gates passed.
+    """Move the alias `champion` to the candidate if all gates passed and the promotion has a reason.
 
     Returns None, and moves nothing, if the champion is no longer the version in `compared_with`.
     """
     with workspace.lock("registry"):
+        client = connect_registry(workspace.tracking_uri, workspace.artifacts)
         if compared_with and get_alias_version(candidate.model.name) != compared_with[0]:
             return None
-        if promote and all(gate.passed for gate in gates):
-            return set_alias(candidate.model), candidate.model.version
+        hindered = promotion_hindrance(workspace, candidate.model, client)
+        if promotion.moves and promotion.reason and not hindered and all(gate.passed for gate in gates):
+            before = set_alias(candidate.model, reason=promotion.reason, workspace=workspace, action="promote")
+            return before, candidate.model.version
         current = get_alias_version(candidate.model.name)
         return current, current
 
@@ -113,18 +125,21 @@ def evaluate_gates_and_promote(
     rows: pd.DataFrame, # Rows of the holdout
     evaluation: GateInputs, # Inputs of the gates, without the champion
     workspace: Workspace, # Has the address of the model registry
-    promote: bool = True, # Whether an approved model becomes champion
-) -> tuple[list[Gate], tuple[int | None, int | None]]: # Gates; version of the champion before and after
-    """Evaluate all gates, and promote the candidate if they pass.
+    promote: bool = True, # Whether an approved model may become champion
+) -> tuple[list[Gate], tuple[int | None, int | None], Promotion]: # Gates; version of the champion before and after; why
+    """Evaluate all gates, and promote the candidate if they pass and there is a reason.
 
     If another run changes the champion in the meantime, the gates are evaluated again with the new champion.
     """
-    compared = any(criterion.kind == "champion" for criterion in parse_problem_criteria(problem))
+    compared = promote or any("champion" in criterion.kind for criterion in parse_problem_criteria(problem))
     while True:
         version, champion, note = predict_with_champion(problem, candidate, rows, workspace) if compared else (None, None, "")
-        gates = evaluate_gates(problem, replace(evaluation, champion=champion, champion_note=note))
-        if versions := promote_candidate(candidate, gates, workspace, promote, (version,) if compared else None):
-            return gates, versions
+        inputs = replace(evaluation, champion=champion, champion_note=note)
+        gates, promotion = evaluate_gates(problem, inputs), Promotion(False, "")
+        if promote:
+            promotion = decide_promotion(problem, gates, inputs, version, candidate.model.version)
+        if versions := promote_candidate(candidate, gates, promotion, workspace, (version,) if compared else None):
+            return gates, versions, promotion
 
 # %% ../../nbs/05_validation.ipynb #2081fc59
 def predict_on_holdout(
@@ -147,9 +162,11 @@ def predict_on_holdout(
         columns = list(getattr(model, "feature_names_in_", holdout.columns))
         latency_ms = time_single_predictions(model, holdout[columns], problem, threshold=candidate.threshold)
     name, baseline = choose_baseline(problem, train, len(holdout), forecasts or {})
+    predictions = predict(model, holdout, problem, candidate.threshold)
+    resampling = choose_resampling(problem, holdout, prediction_errors(problem, holdout[problem.target], predictions))
     return GateInputs(
-        actual=holdout[problem.target], predictions=predict(model, holdout, problem, candidate.threshold),
-        baseline=baseline, baseline_name=name, latency_ms=latency_ms, rows=holdout, n_resamples=n_resamples, seed=seed)
+        actual=holdout[problem.target], predictions=predictions, baseline=baseline, baseline_name=name, latency_ms=latency_ms,
+        rows=holdout, resampling=resampling, n_resamples=n_resamples, seed=seed)
 
 # %% ../../nbs/05_validation.ipynb #ef1beb92
 def describe_worse_than_baseline(
@@ -197,18 +214,65 @@ def reference_scores(
         found |= {entry.model: entry.score for entry in entries[:1] if entry.model not in found}
     return found | {name: score for name, score in candidate.naive_scores.items() if name not in found}
 
+# %% ../../nbs/05_validation.ipynb #f0b22583
+def score_usual_metrics(
+    problem: Problem, # Task, metrics and costs
+    candidate: Candidate, # Has the threshold
+    model, # Fitted pipeline
+    train: pd.DataFrame, # Training rows, with the target
+    evaluation: GateInputs, # Predictions on the holdout
+    more: bool = True, # Whether to compute more than the metrics of the problem on training rows
+    max_rows: int = 20_000, # Maximum number of training rows to predict
+) -> dict: # Fields of the verdict: `train_scores`, and with `more` also `standard_scores` and `class_scores`
+    "Scores of the usual metrics of the task on the holdout, and of all metrics on a sample of the training rows."
+    sample = train.sample(min(len(train), max_rows), random_state=0)
+    names = [*problem.metrics, *(standard_metrics(problem) if more else [])]
+    found = {"train_scores": score_without_interval(names, problem, sample[problem.target],
+                                                    predict(model, sample, problem, candidate.threshold))}
+    if more:
+        holdout = problem, evaluation.actual, evaluation.predictions
+        found["standard_scores"] = score_standard_metrics(*holdout, **evaluation.bootstrap)
+        found["class_scores"] = {} if problem.task == "regression" else score_each_class(*holdout, **evaluation.bootstrap)
+    return found
+
 # %% ../../nbs/05_validation.ipynb #3ab6764f
 def describe_gates(
     gates: list[Gate], # Evaluated
     version: str, # Name and version of the model
-    promote: bool = True, # Whether an approved model becomes the champion
-) -> str: # A sentence
-    "The decision: approved, or rejected with the gates that are not passed."
-    few = {True: " (too few rows for an interval)", False: ""}
-    failed = [gate.criterion + few["Too few rows" in gate.note] for gate in gates if not gate.passed]
-    if failed:
-        return f"Rejected: {version} does not pass {' and '.join(failed)}."
-    return f"Approved: {version} passes {len(gates)} of {len(gates)} gates{' and is now champion' if promote else ''}."
+    promotion: Promotion, # Whether it becomes champion, and why; without a reason, nothing is added
+) -> str: # One to three sentences
+    "The decision: approved, or rejected with the gates that fail and those that are undecided."
+    failed = [gate.criterion for gate in gates if gate.result == "fail"]
+    undecided = [_describe_undecided(gate) for gate in gates if gate.result == "undecided"]
+    if failed or undecided:
+        parts = [f"{version} fails {' and '.join(failed)}"] if failed else []
+        parts += [f"{'undecided' if failed else f'{version} is undecided'}: {' and '.join(undecided)}"] if undecided else []
+        return f"Rejected: {'; '.join(parts)}."
+    text = f"Approved: {version} passes {len(gates)} of {len(gates)} gates"
+    if not promotion.reason:
+        return f"{text}."
+    return f"{text} and is now champion. {promotion.reason}" if promotion.moves else f"{text}. {promotion.reason}"
+
+# %% ../../nbs/05_validation.ipynb #7fa388ca
+def _describe_undecided(gate: Gate) -> str:
+    "The criterion of an undecided gate, with the reason."
+    more = f"about {gate.more_rows:,} more {'timed predictions' if gate.is_timing else 'holdout rows'}" if gate.more_rows else ""
+    few = "too few rows for an interval" if gate.value is not None and gate.low is None else ""
+    why = "; ".join(filter(None, [few, more])) or (gate.note.rstrip(".") if gate.value is None else "")
+    return gate.criterion + (f" ({why})" if why else "")
+
+# %% ../../nbs/05_validation.ipynb #92b0d9f1
+def holdout_facts(
+    problem: Problem, # Has the positive class
+    dataset: Dataset, # Names the holdout
+    evaluation: GateInputs, # With the actual values
+    workspace: Workspace, # Has the log of accesses
+) -> dict[str, Any]: # Fields of `Verdict`
+    "The rows, positive rows and accesses of the holdout."
+    positives = int((evaluation.actual == problem.positive).sum()) if problem.task == "binary" else None
+    accesses = count_biasing_accesses(workspace, dataset.tables["holdout"].sha256)
+    return {"holdout_rows": len(evaluation.actual), "holdout_positives": positives, "holdout_accesses": accesses,
+            "resampling": describe_resampling(evaluation.resampling, len(evaluation.actual))}
 
 # %% ../../nbs/05_validation.ipynb #99fb34f2
 def validate_model(
@@ -219,10 +283,10 @@ def validate_model(
     *,
     n_resamples: int = 200, # Number of bootstrap resamples for intervals
     seed: int = 0, # Seed of the resampling
-    promote: bool = True, # Whether an approved model becomes the champion
+    promote: bool = True, # Whether an approved model may become the champion
+    more_metrics: bool = True, # Whether to compute the usual metrics of the task too
     label_delay: str = "1 day", # Time after which a target is known to naive forecasts
-    weak_slices: bool = True, # Search for segments in which the model is clearly worse
-    robustness: bool = True, # Measure how predictions and score change with perturbed input
+    sections: Collection[str] = SECTIONS, # Further parts of the evaluation
     run: str = "", # Id of the run, for the record of the access to the holdout
 ) -> tuple[Verdict, Predictions]: # Verdict; predictions on the holdout
     """Evaluate a candidate on the holdout, and approve or reject it.
@@ -231,21 +295,21 @@ def validate_model(
     """
     workspace = workspace or Workspace.from_project()
     model, train = load_candidate_model(candidate, workspace), read_table(workspace.tables, dataset.tables["train"])
-    version = f"{candidate.model.name} version {candidate.model.version}"
-    holdout = read_holdout(workspace, dataset.tables["holdout"], run=run, stage="validation", reason=f"evaluation of {version}")
+    name = f"{candidate.model.name} version {candidate.model.version}"
+    holdout = read_holdout(workspace, dataset.tables["holdout"], run=run, stage="validation", reason=f"evaluation of {name}")
     forecasts = naive_forecasts(problem, pd.concat([train, holdout]), len(train), label_delay)
-    evaluation = predict_on_holdout(problem, candidate, model, train, holdout, forecasts=forecasts, n_resamples=n_resamples,
-                                    seed=seed)
-    actual, predictions = evaluation.actual, evaluation.predictions
-    scores = bootstrap_intervals(problem.metrics, problem, actual, predictions, n_resamples=n_resamples, seed=seed)
-    baseline, names = score_baselines(problem, train, actual, forecasts)
-    gates, (before, after) = evaluate_gates_and_promote(problem, candidate, holdout, evaluation, workspace, promote)
+    inputs = predict_on_holdout(problem, candidate, model, train, holdout, forecasts=forecasts, n_resamples=n_resamples,
+                                seed=seed)
+    scores = bootstrap_intervals(problem.metrics, problem, inputs.actual, inputs.predictions, **inputs.bootstrap)
+    baseline, names = score_baselines(problem, train, inputs.actual, forecasts)
+    gates, (before, after), promotion = evaluate_gates_and_promote(problem, candidate, holdout, inputs, workspace, promote)
+    splits = scores_on_each_split(problem, candidate, model, train, scores[0])
     verdict = Verdict(
         approved=all(gate.passed for gate in gates), gates=gates, scores=scores, baseline_scores=baseline, baseline_names=names,
-        holdout_rows=len(holdout), holdout_accesses=count_biasing_accesses(workspace, dataset.tables["holdout"].sha256),
-        holdout_positives=int((actual == problem.positive).sum()) if problem.task == "binary" else None,
-        generalization_gap=scores_on_each_split(problem, candidate, model, train, scores[0]),
-        previous_champion=before, current_champion=after,
-        **find_weaknesses(problem, model, evaluation, candidate.threshold, weak_slices, robustness),
-        decision=describe_gates(gates, version, promote) + describe_worse_than_baseline(scores, baseline, names))
-    return verdict, predictions
+        generalization_gap=splits, previous_champion=before, current_champion=after, promotion_reason=promotion.reason,
+        champion_difference=promotion.difference, **holdout_facts(problem, dataset, inputs, workspace),
+        **score_usual_metrics(problem, candidate, model, train, inputs, more_metrics),
+        **assess_sections(sections, problem, candidate, model, train, inputs, splits),
+        decision=describe_gates(gates, name, promotion) + describe_worse_than_baseline(scores, baseline, names))
+    client = connect_registry(workspace.tracking_uri, workspace.artifacts)
+    return apply_human_decision(verdict, candidate.model, workspace, client), inputs.predictions
