@@ -72,12 +72,12 @@ def describe_training_gap(
     "Whether the model is better on its training rows than on the holdout."
     if gap is None or p_value is None:
         return ""
-    figures = (f"{format_estimate(train.value, train.low, train.high)} on training rows, better than on the holdout by "
-               f"{format_estimate(gap.value, gap.low, gap.high)} (p = {p_value:.2g})")
+    figures = (f"{format_estimate(train.value, train.low, train.high)} on training rows; the difference to the holdout, positive "
+               f"if training rows are better, is {format_estimate(gap.value, gap.low, gap.high)} (p = {p_value:.2g})")
     if p_value < 0.05 and gap.value > 0:
         return (f"{figures}: the model fits its training rows more closely than new ones, as flexible models do; simplify it "
                 "only if a simpler one has a better cross-validated score.")
-    return f"{figures}: it is no better on training rows beyond sampling error, so there is no sign of overfitting."
+    return f"{figures}: the model is no better on training rows beyond sampling error, no overfitting is detected."
 
 # %% ../../nbs/validation/generalization.ipynb #89ea7a57
 def describe_learning_curve(
@@ -90,10 +90,9 @@ def describe_learning_curve(
     sign = get_metric(last.score.metric).sign
     rise = sign * (last.score.value - before.score.value)
     gain = rise / np.log2(last.train_size / before.train_size)
-    error = (last.score.high - last.score.low) / 2 if last.score.low is not None and last.score.high is not None else 0.0
     figures = (f"From {before.train_size:,} to {last.train_size:,} training rows the {last.score.metric} changed from "
                f"{format_score(before.score.value)} to {format_score(last.score.value)}")
-    if gain <= max(0.1 * error, 1e-12):
+    if gain <= max(0.002 * abs(last.score.value), 1e-12):
         return f"{figures}: more rows of the same kind would hardly bring a better score."
     return f"{figures}: twice as many rows would bring an improvement of at most about {gain:.2g}."
 
