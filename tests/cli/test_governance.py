@@ -17,6 +17,7 @@ from mlcycle.stores.models.audit_log import LOG_FILE, readable_entries
 from mlcycle.stores.models.decisions import promotion_hindrance
 from mlcycle.stores.models.registry import get_alias_version
 from mlcycle.stores.models.registry_queries import open_registry_read_only
+from mlcycle.validation.promotion import Promotion
 from mlcycle.validation.stage import promote_candidate
 
 NAME = "orders-late"
@@ -99,7 +100,8 @@ def test_a_rejected_version_is_never_promoted(manual):
     edit(manual / "settings.ini", "approval = manual", "approval = automatic")
     made = mc.open("last", manual)
     passed = Gate(criterion="beats baseline", value=1, low=1, high=1, bound=0, passed=True)
-    assert promote_candidate(made.candidate, [passed], made.workspace) == (1, 1)
+    better = Promotion(True, "It is better.")
+    assert promote_candidate(made.candidate, [passed], better, made.workspace) == (1, 1)
     assert "It uses the price of competitors." in promotion_hindrance(made.workspace, made.candidate.model)
     run(manual, "-p", "modelling.seed=1")
     again = mc.open("last", manual)
@@ -156,7 +158,7 @@ def test_errors_say_what_is_wrong(undecided, words, message):
 def test_a_version_that_fails_a_gate_is_approved_by_force_only(manual):
     made = mc.open("last", manual)
     verdict = json.loads((made.folder / "validation.json").read_text())
-    verdict["gates"][0]["passed"] = False
+    verdict["gates"][0] |= {"passed": False, "result": "fail"}
     (made.folder / "validation.json").write_text(json.dumps(verdict))
     refused = typed(manual, "approve", "2", "--reason", "Urgent.")
     assert refused.exit_code == 1
