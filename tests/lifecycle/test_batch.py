@@ -99,7 +99,7 @@ def test_the_comparison_page(grid, open_page):
     for run in runs_of(grid):
         assert run.id in text
     page.get_by_role("link", name=runs_of(grid)[0].id).first.click()
-    assert page.locator("h1").inner_text() == "Problem"
+    assert page.locator(".above").inner_text() == "Summary of the run"
 
 
 def test_a_file_of_sets(grid, monkeypatch):
