@@ -605,7 +605,7 @@ class Verdict(Outcome):
     "Outcome of stage 5: gates, holdout scores, and whether the candidate is approved."
 
     volatile: ClassVar[tuple[str, ...]] = ( # No later stage depends on the accesses, nor on why the alias has moved
-        "holdout_accesses", "promotion_reason", "champion_difference", "decision")
+        "holdout_accesses", "promotion_reason", "champion_difference")
     stage: ClassVar[str] = "validation"
     approved: bool
     gates: list[Gate]

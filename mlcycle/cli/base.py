@@ -26,10 +26,9 @@ from ..errors import MlcycleError, ParameterError, StorageError
 # %% ../../nbs/cli/base.ipynb #898d7189
 COMMAND_GROUPS = {"Project": ("init", "update", "doctor", "clean"),
                   "Runs": ("run", "status", "why", "params", "batch", "nb"),
-                  "Results": ("runs", "compare", "diff", "report"),
+                  "Results and service": ("runs", "compare", "diff", "report", "checks", "serve"),
                   "Problem, data, models": ("problem", "contract", "data", "models"),
-                  "Governance": ("approve", "reject", "rollback", "history", "audit", "card", "dossier"),
-                  "Service": ("serve",)} # Commands by heading
+                  "Governance": ("approve", "reject", "rollback", "history", "audit", "card", "dossier")} # Commands by heading
 
 # %% ../../nbs/cli/base.ipynb #0dd32346
 class GroupedCommands(TyperGroup):

@@ -25,7 +25,7 @@ def list_checks(
     modules: Annotated[list[str] | None, typer.Option("--module", help="A module of the project with further checks.")] = None,
     project: Annotated[Path | None, typer.Option(help="Project folder; found from the working directory.")] = None,
 ):
-    "List the checks of data, features, model and evaluation; with --run, their results."
+    "List the checks; with --run, what they found in a run."
     with exit_on_error():
         from mlcycle.errors import ParameterError, suggest_name
         from mlcycle.validation import run_checks # noqa: F401 - Adds the checks

@@ -15,7 +15,7 @@ from .. import __version__
 # %% ../../nbs/core/openlineage.ipynb #e30a1d93
 SPEC = "https://openlineage.io/spec"
 EVENT_SCHEMA = f"{SPEC}/2-0-2/OpenLineage.json#/$defs/RunEvent"
-LINEAGE_PRODUCER = f"https://pypi.org/project/mlcycle-notebooks/{__version__}"
+LINEAGE_PRODUCER = f"urn:mlcycle-notebooks:{__version__}"
 FACET_SCHEMAS = {
     "parent": "facets/1-2-0/ParentRunFacet.json#/$defs/ParentRunFacet",
     "errorMessage": "facets/1-0-1/ErrorMessageRunFacet.json#/$defs/ErrorMessageRunFacet",

@@ -28,7 +28,7 @@ class DossierItem:
     "What a provision or a function asks for, and where it can be found."
 
     provision: str # Such as `2(d)` or `MEASURE 2`
-    text: str # What is asked for
+    text: str # What is required
     texts: tuple[str, ...] = () # Names of texts of the owner
     evidence: tuple[str, ...] = () # `page STAGE`, `card SECTION` or `file NAME`
 
@@ -152,7 +152,7 @@ def find_evidence(
 
 # %% ../../nbs/validation/dossier.ipynb #eb9bf552
 def resolve_item(
-    item: DossierItem, # What is asked for
+    item: DossierItem, # A requirement
     context: DossierContext, # Where to look
 ) -> dict[str, Any]: # `provision`, `text`, `evidence`, `missing`
     "The evidence of an item, and what is not supplied."

@@ -239,7 +239,7 @@ def score_usual_metrics(
 def describe_gates(
     gates: list[Gate], # Evaluated
     version: str, # Name and version of the model
-    promotion: Promotion, # Whether it becomes champion, and why; without a reason, nothing is added
+    promotion: Promotion, # Whether it becomes champion, else why not; without a reason, nothing is added
 ) -> str: # One to three sentences
     "The decision: approved, or rejected with the gates that fail and those that are undecided."
     failed = [gate.criterion for gate in gates if gate.result == "fail"]
@@ -251,7 +251,7 @@ def describe_gates(
     text = f"Approved: {version} passes {len(gates)} of {len(gates)} gates"
     if not promotion.reason:
         return f"{text}."
-    return f"{text} and is now champion. {promotion.reason}" if promotion.moves else f"{text}. {promotion.reason}"
+    return f"{text} and is now champion." if promotion.moves else f"{text}. {promotion.reason}"
 
 # %% ../../nbs/05_validation.ipynb #7fa388ca
 def _describe_undecided(gate: Gate) -> str:

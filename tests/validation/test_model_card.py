@@ -59,9 +59,9 @@ def test_the_card_has_what_the_stages_recorded(card, finished):
 
 
 def test_what_nobody_supplied_is_open_and_not_filled_in(card):
-    asked = {each["item"].split(":")[0] for each in card["open"]}
-    assert set(OwnerTexts.model_fields) <= asked
-    assert {"owner", "sign-off", "protected groups"} <= asked
+    missing = {each["item"].split(":")[0] for each in card["open"]}
+    assert set(OwnerTexts.model_fields) <= missing
+    assert {"owner", "sign-off", "protected groups"} <= missing
     assert card["sections"]["use"]["facts"] == {}
 
 
