@@ -79,7 +79,7 @@ def check(
     """
     def add(function: Callable[[CheckInputs], str]) -> Callable:
         known, meaning = CHECKS.get(code), (function.__doc__ or "").strip().partition("\n")[0]
-        if known and _import_path(known.function) != _import_path(function): # The same function may be defined again
+        if known and (known.title, _name_of(known.function)) != (title, _name_of(function)): # A cell may be run again
             raise ParameterError(f"The code {code} is used by two checks: '{known.title}' and '{title}'.",
                                  remedy="Choose another.")
         if severity not in ("error", "warning", "info") or not meaning:
@@ -90,9 +90,9 @@ def check(
     return add
 
 # %% ../../nbs/validation/checks.ipynb #2d4a1b93
-def _import_path(function: Callable) -> tuple[str, str]:
-    "Module and name of a function."
-    return function.__module__, getattr(function, "__qualname__", "")
+def _name_of(function: Callable) -> str:
+    "Name of a function, without its module: the same cell has another module in a notebook."
+    return getattr(function, "__qualname__", "")
 
 # %% ../../nbs/validation/checks.ipynb #a6058371
 def run_check(
