@@ -32,8 +32,9 @@ from mlcycle.leakage.single_column import (
     explained_share,
     score_single_columns,
 )
+from .target_copies import find_target_copies, target_oracle_score
 from .target_encoded import find_target_encodings
-from ..outcomes import LeakageSuspect, Problem
+from ..outcomes import LeakageKind, LeakageSuspect, Problem
 
 # %% ../../nbs/leakage/leaks.ipynb #5f586c63
 def find_missingness_shared_with_target(
@@ -131,7 +132,7 @@ def find_future_dates(
 
 # %% ../../nbs/leakage/leaks.ipynb #aee42af2
 # By whether the task is regression; the score must also be at least four times that of every unsuspected column
-MIN_SINGLE_COLUMN_SCORE = {False: 0.8, True: 0.95}
+MIN_SINGLE_COLUMN_SCORE = {False: 0.8, True: 0.98}
 MIN_PAIR_SCORE = {False: 0.4, True: 0.85} # The same for a combination of two columns
 MIN_RELATED_SCORE = 0.3 # The same for a column that correlates with a leaking column
 MIN_COUNTER_SCORE = 0.3 # For a row counter
@@ -145,11 +146,13 @@ class LeakageEvidence:
     single_scores: dict[str, float] # Share of the target that each column explains by itself, 0 to 1
     score_unit: str # What is explained, for messages
     reasons: dict[str, list[str]] = field(default_factory=dict) # Reasons by suspected column
+    kinds: dict[str, list[LeakageKind]] = field(default_factory=dict) # Kinds of leakage by suspected column
     leaking_values: dict[str, np.ndarray] = field(default_factory=dict) # Values of leaking columns and pairs, by label
 
-    def add_reason(self, name: str, reason: str, correlates: bool = True) -> None:
+    def add_reason(self, name: str, reason: str, kind: LeakageKind, correlates: bool = True) -> None:
         "Record why a column is suspected, and whether others are tested for correlation with it."
         self.reasons.setdefault(name, []).append(reason)
+        self.kinds[name] = list(dict.fromkeys([*self.kinds.get(name, []), kind]))
         values, codes = encode_single_column(self.sample.rows[name])
         if correlates and not codes:
             self.leaking_values[f"'{name}'"] = values
@@ -167,16 +170,25 @@ class LeakageEvidence:
 # %% ../../nbs/leakage/leaks.ipynb #8ce08b8c
 def _check_single_columns(evidence: LeakageEvidence, max_score: float) -> None:
     "Suspect copies of the target, and row counters of sorted rows."
+    oracle = target_oracle_score(evidence.sample)
     for name, score in evidence.single_scores.items():
         counter = parse_row_counter(evidence.sample.rows[name])
         counter_score = score if counter is None or score else explained_share(counter, evidence.sample)
         if counter is not None and counter_score >= MIN_COUNTER_SCORE:
             sorted_rows = f"It is a row counter and explains {counter_score:.1%} of {evidence.score_unit}. The rows are probably "
             sorted_rows += "sorted by the target, so the numbers of new rows have no information."
-            evidence.add_reason(name, sorted_rows, correlates=False)
-        elif score >= max_score:
-            evidence.add_reason(name, f"By itself it explains {score:.1%} of {evidence.score_unit}. A column that explains "
-                                f"{max_score:.0%} or more is probably a copy of the target.")
+            evidence.add_reason(name, sorted_rows, "row counter", correlates=False)
+        elif score >= max_score * oracle > 0:
+            evidence.add_reason(name, f"By itself it explains {score:.1%} of {evidence.score_unit}; the target itself would "
+                                f"explain {oracle:.1%}. A column that reaches {max_score:.0%} of that is probably a copy of the "
+                                "target.", "copy of the target", correlates=not evidence.sample.regression)
+
+# %% ../../nbs/leakage/leaks.ipynb #982380d0
+def _check_copies(evidence: LeakageEvidence, target: pd.Series) -> None:
+    "Suspect columns that equal the target but for some cells or little noise."
+    rows = evidence.sample.rows[evidence.unsuspected()]
+    for name, reason in find_target_copies(rows, target[rows.index], evidence.sample.regression).items():
+        evidence.add_reason(name, reason, "copy of the target", correlates=False)
 
 # %% ../../nbs/leakage/leaks.ipynb #207b817a
 def _check_column_pairs(evidence: LeakageEvidence, pairs: list[ColumnPair], max_score: float, time: str) -> None:
@@ -190,7 +202,7 @@ def _check_column_pairs(evidence: LeakageEvidence, pairs: list[ColumnPair], max_
             continue
         names, predicted = find_leaking_column_of_pair(pair, evidence.sample, evidence.unsuspected(), time)
         for name in names:
-            evidence.add_reason(name, _explain_pair(pair, name, predicted, evidence), correlates=False)
+            evidence.add_reason(name, _explain_pair(pair, name, predicted, evidence), "column pair", correlates=False)
         evidence.leaking_values[f"'{pair.formula}'"] = pair.values
 
 # %% ../../nbs/leakage/leaks.ipynb #375aa644
@@ -235,10 +247,11 @@ def _check_outstanding_columns(evidence: LeakageEvidence) -> None:
         near = max(moves, key=moves.__getitem__, default="")
         if near and moves[near] >= 0.3:
             within = "" if evidence.sample.regression else f", with a rank correlation of {moves[near]:.2f} within the classes"
-            evidence.add_reason(name, f"{text}. It correlates with {near}, which leaks the target{within}.")
+            evidence.add_reason(name, f"{text}. It correlates with {near}, which leaks the target{within}.",
+                                "related column")
         elif score >= MIN_SINGLE_COLUMN_SCORE[evidence.sample.regression]:
             evidence.add_reason(name, f"{text}. A column that explains so much more than all others was "
-                                "probably recorded after the outcome.")
+                                "probably recorded after the outcome.", "outstanding column")
 
 # %% ../../nbs/leakage/leaks.ipynb #329d3e51
 def find_target_leakage(
@@ -246,7 +259,7 @@ def find_target_leakage(
     target: pd.Series, # Target of the same rows in the same order; missing where unknown
     problem: Problem, # Task, timestamp and entity; excluded columns are tested, but not reported
     split_overlap: Sequence[str] | None = None, # Findings of stage 2 about rows shared by training and holdout, passed on
-    max_score: float = 0.98, # Explained share from which a single column counts as a copy of the target, 0 to 1
+    max_score: float = 0.98, # Share of what the target itself explains, from which a single column counts as a copy, 0 to 1
     seed: int = 0, # Random seed of the folds
     single_scores: dict[str, float] | None = None, # Result of `score_single_columns`, if it is known
 ) -> list[LeakageSuspect]: # Suspects in the order of the columns, then the findings of stage 2 without a column
@@ -263,12 +276,14 @@ def find_target_leakage(
         warnings.simplefilter("ignore")
         evidence = _gather(rows, target, problem, seed, single_scores)
         _check_single_columns(evidence, max_score)
+        _check_copies(evidence, target)
         unsuspected = replace(evidence.sample, rows=evidence.sample.rows[evidence.unsuspected()])
         pairs = find_leaking_pairs(unsuspected, evidence.single_scores, MIN_PAIR_SCORE[unsuspected.regression])
         for _ in range(2): # A suspect of the first pass no longer hides others
             _check_column_pairs(evidence, pairs, max_score, problem.time)
             _check_outstanding_columns(evidence)
-    return [LeakageSuspect(column=name, score=round(evidence.single_scores[name], 4), reason=" ".join(evidence.reasons[name]))
+    return [LeakageSuspect(column=name, score=round(evidence.single_scores[name], 4), kinds=evidence.kinds[name],
+                           reason=" ".join(evidence.reasons[name]))
             for name in rows if name in evidence.reasons and name not in problem.excluded] + passed_on
 
 # %% ../../nbs/leakage/leaks.ipynb #c8965b7b
@@ -279,16 +294,17 @@ def _gather(rows: pd.DataFrame, target: pd.Series, problem: Problem, seed: int,
     regression, known = sample.regression, target.notna()
     what = f"the variance of the ranks of '{problem.target}'" if regression else f"the entropy of '{problem.target}'"
     evidence = LeakageEvidence(sample, scores or score_single_columns(sample), f"{what} on validation rows")
-    reasons = [find_missingness_shared_with_target(rows, target),
-               find_class_specific_gaps(rows[known], target[known], regression),
-               find_future_dates(sample.rows, problem.time)]
-    for name, reason in [item for each in reasons for item in each.items()]:
-        evidence.add_reason(name, reason)
+    found: dict[LeakageKind, dict[str, str]] = {
+        "missing with the label": find_missingness_shared_with_target(rows, target),
+        "present for one class": find_class_specific_gaps(rows[known], target[known], regression),
+        "future date": find_future_dates(sample.rows, problem.time)}
+    for kind, name, reason in [(kind, *item) for kind, reasons in found.items() for item in reasons.items()]:
+        evidence.add_reason(name, reason, kind)
     often = target.value_counts().index[:10]
     targets = target[known].to_numpy(float)[:, None] if regression else np.column_stack([target[known] == kind for kind in often])
     for name, reason in find_target_encodings(rows[known], targets.astype(float)).items():
         evidence.add_reason(name, f"It was computed from the target: {reason}. The target of a new row is not known.",
-                            correlates=False)
+                            "target encoding", correlates=False)
     return evidence
 
 # %% ../../nbs/leakage/leaks.ipynb #6ad45a13
