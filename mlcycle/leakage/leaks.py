@@ -32,7 +32,7 @@ from mlcycle.leakage.single_column import (
     explained_share,
     score_single_columns,
 )
-from .target_copies import find_target_copies, target_oracle_score
+from .target_copies import MIN_COPY_SCORE, find_target_copies, target_oracle_score
 from .target_encoded import find_target_encodings
 from ..outcomes import LeakageKind, LeakageSuspect, Problem
 
@@ -259,7 +259,7 @@ def find_target_leakage(
     target: pd.Series, # Target of the same rows in the same order; missing where unknown
     problem: Problem, # Task, timestamp and entity; excluded columns are tested, but not reported
     split_overlap: Sequence[str] | None = None, # Findings of stage 2 about rows shared by training and holdout, passed on
-    max_score: float = 0.98, # Share of what the target itself explains, from which a single column counts as a copy, 0 to 1
+    max_score: float = MIN_COPY_SCORE, # Share of what the target itself explains from which a column counts as a copy
     seed: int = 0, # Random seed of the folds
     single_scores: dict[str, float] | None = None, # Result of `score_single_columns`, if it is known
 ) -> list[LeakageSuspect]: # Suspects in the order of the columns, then the findings of stage 2 without a column
@@ -327,7 +327,7 @@ def mark_trusted_columns(
 def plot_target_leakage(
     leaks: list[LeakageSuspect], # Suspects
     scores: dict[str, float], # Result of `score_single_columns`
-    max_score: float = 0.98, # Threshold for copies of the target, a dashed line
+    max_score: float = MIN_COPY_SCORE, # Threshold for copies of the target, a dashed line
     max_columns: int = 25, # Maximum number of bars: suspects first, then by score
 ): # Matplotlib axes
     "Bar plot of the share of the target that each column explains by itself; suspects are coloured."
