@@ -132,7 +132,7 @@ def find_future_dates(
 
 # %% ../../nbs/leakage/leaks.ipynb #aee42af2
 # By whether the task is regression; the score must also be at least four times that of every unsuspected column
-MIN_SINGLE_COLUMN_SCORE = {False: 0.8, True: 0.98}
+MIN_SINGLE_COLUMN_SCORE = {False: 0.8, True: 0.99}
 MIN_PAIR_SCORE = {False: 0.4, True: 0.85} # The same for a combination of two columns
 MIN_RELATED_SCORE = 0.3 # The same for a column that correlates with a leaking column
 MIN_COUNTER_SCORE = 0.3 # For a row counter
@@ -259,7 +259,7 @@ def find_target_leakage(
     target: pd.Series, # Target of the same rows in the same order; missing where unknown
     problem: Problem, # Task, timestamp and entity; excluded columns are tested, but not reported
     split_overlap: Sequence[str] | None = None, # Findings of stage 2 about rows shared by training and holdout, passed on
-    max_score: float = MIN_COPY_SCORE, # Share of what the target itself explains from which a column counts as a copy
+    max_score: float | None = None, # Share of what the target itself explains from which a column is a copy; None: by task
     seed: int = 0, # Random seed of the folds
     single_scores: dict[str, float] | None = None, # Result of `score_single_columns`, if it is known
 ) -> list[LeakageSuspect]: # Suspects in the order of the columns, then the findings of stage 2 without a column
@@ -275,6 +275,7 @@ def find_target_leakage(
     with threadpool_limits(1), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         evidence = _gather(rows, target, problem, seed, single_scores)
+        max_score = MIN_COPY_SCORE[evidence.sample.regression] if max_score is None else max_score
         _check_single_columns(evidence, max_score)
         _check_copies(evidence, target)
         unsuspected = replace(evidence.sample, rows=evidence.sample.rows[evidence.unsuspected()])
@@ -327,7 +328,7 @@ def mark_trusted_columns(
 def plot_target_leakage(
     leaks: list[LeakageSuspect], # Suspects
     scores: dict[str, float], # Result of `score_single_columns`
-    max_score: float = MIN_COPY_SCORE, # Threshold for copies of the target, a dashed line
+    max_score: float = MIN_COPY_SCORE[False], # Threshold for copies of the target, a dashed line
     max_columns: int = 25, # Maximum number of bars: suspects first, then by score
 ): # Matplotlib axes
     "Bar plot of the share of the target that each column explains by itself; suspects are coloured."

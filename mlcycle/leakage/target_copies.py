@@ -20,7 +20,8 @@ from .column_pairs import encode_columns_for_trees, residuals_given_other_column
 from .single_column import TargetSample, encode_single_column, explained_share
 
 # %% ../../nbs/leakage/target_copies.ipynb #9d7f28da
-MIN_COPY_SCORE = 0.98 # Share of the score of the target itself from which a single column counts as a copy
+# By whether the task is regression: share of the score of the target itself from which a single column counts as a copy
+MIN_COPY_SCORE = {False: 0.98, True: 0.99}
 
 # %% ../../nbs/leakage/target_copies.ipynb #20a0c08c
 def target_oracle_score(

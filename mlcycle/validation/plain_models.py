@@ -125,7 +125,7 @@ def find_copies_on_holdout(
     scores = {name: explained_share(values, sample, codes) for name, (values, codes) in encoded.items()}
     fresh = both[len(train):]
     copies = find_target_copies(fresh[columns], fresh[problem.target], regression)
-    return {*copies, *(name for name, score in scores.items() if score >= MIN_COPY_SCORE * oracle > 0)}
+    return {*copies, *(name for name, score in scores.items() if score >= MIN_COPY_SCORE[regression] * oracle > 0)}
 
 # %% ../../nbs/validation/plain_models.ipynb #58d0b619
 def check_single_columns(

@@ -145,12 +145,12 @@ def test_petal_width_in_three_bins_is_a_feature():
     assert suspects(copy, "target", "multiclass") == ["copy"]
 
 
-@pytest.mark.parametrize("noise", [200, 300, 500])
+@pytest.mark.parametrize("noise", [180, 200, 300, 500])
 def test_a_price_that_is_nearly_linear_in_carat_is_no_leak_and_a_copy_beside_it_is(noise):
     rng = np.random.default_rng(0)
     rows = pd.DataFrame({"carat": rng.lognormal(-0.4, 0.55, ROWS).round(2), "cut": rng.choice([*"abcd"], ROWS)})
     rows["price"] = (4000 * rows.carat + rng.normal(0, noise, ROWS)).round()
-    assert rows.carat.corr(rows.price) ** 2 > 0.9
+    assert 0.9 < rows.carat.corr(rows.price) ** 2 < 0.99
     assert suspects(rows, "price", "regression") == []
     rows["paid"] = rows.price + rng.normal(0, 0.02 * rows.price.std(), ROWS)
     assert suspects(rows, "price", "regression") == ["paid"]
@@ -178,7 +178,7 @@ def test_the_search_for_copies_is_cheap(task):
     with threadpool_limits(1):
         start = time.process_time()
         assert list(find_target_copies(table, y, task == "regression")) == ["copy"]
-        assert time.process_time() - start < 3, "half a second on a quiet machine"
+        assert time.process_time() - start < 2, "half a second on a quiet machine"
 
 
 @pytest.mark.parametrize("task", TASKS)
