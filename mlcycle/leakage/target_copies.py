@@ -42,8 +42,8 @@ def map_values_to_classes(
     kinds, classes = pd.factorize(target)
     counts = np.zeros((min(len(distinct), max_values), len(classes)), dtype=int)
     if len(distinct) <= max_values:
-        np.add.at(counts, (codes, kinds), 1)
-    mapping = np.full(len(distinct), -1)
+        np.add.at(counts, (codes[codes >= 0], kinds[codes >= 0]), 1)
+    mapping = np.full(len(distinct) + 1, -1) # The last place is for values without a code: infinite numbers
     places, assigned = linear_sum_assignment(counts, maximize=True)
     mapping[places] = np.where(counts[places, assigned] > 0, assigned, -1)
     found = mapping[codes]

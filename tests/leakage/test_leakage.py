@@ -166,6 +166,29 @@ def test_zeros_and_rare_classes_agree_by_chance():
     assert suspects(rare, "y") == []
 
 
+def test_copies_are_looked_for_among_columns_of_any_type():
+    rng = np.random.default_rng(0)
+    late, hours = pd.Series(rng.random(200) < 0.4), pd.Series(rng.normal(size=200))
+    wrong = late ^ (rng.random(200) < 0.03)
+    columns = {
+        "object": wrong.astype(object),
+        "boolean": wrong.astype("boolean"),
+        "date": pd.Timestamp("2020") + pd.to_timedelta(wrong * 1, unit="D"),
+        "list": [[1] if yes else [2] for yes in wrong],
+    }
+    odd = {"empty": [None] * 200, "infinite": np.inf, "some infinite": hours.where(hours > 0, np.inf), "constant": 1}
+    rows = pd.DataFrame(columns | odd)
+    assert set(find_target_copies(rows, late, False)) == set(columns)
+    assert set(find_target_copies(rows, late.map({True: "late", False: "on time"}).astype("category"), False)) == set(columns)
+    assert find_target_copies(pd.DataFrame(odd | {"flag": late}), hours, True) == {}
+    copies = {
+        "date": pd.Timestamp("2020") + pd.to_timedelta(hours, unit="D"),
+        "gaps": hours.astype("Float64").where(rng.random(200) > 0.1),
+        "huge": hours * 1e20,
+    }
+    assert set(find_target_copies(pd.DataFrame(odd | copies), hours, True)) == set(copies)
+
+
 @pytest.mark.parametrize("task", TASKS)
 def test_the_search_for_copies_is_cheap(task):
     rng = np.random.default_rng(0)
