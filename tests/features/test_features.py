@@ -115,6 +115,18 @@ def test_a_suspect_is_left_out_and_named(planned):
     assert not [each.name for each in plan.features if "refund" in each.source_columns]
 
 
+def test_a_copy_with_altered_cells_is_left_out_and_a_strong_feature_is_not(tmp_path):
+    rng = np.random.default_rng(0)
+    table = orders().drop(columns="refund")
+    table["risk"] = (table.late == "yes") + rng.normal(0, 0.6, len(table))
+    table["state"] = np.where(rng.random(len(table)) < 0.03, "open", table.late.map({"yes": "closed", "no": "open"}))
+    _, plan, _ = plan_for(table, tmp_path, FeatureSettings(select="off", create=False), time="placed", entity="customer")
+    assert [(leak.column, leak.kinds, leak.excluded) for leak in plan.leakage_suspects] == [
+        ("state", ["copy of the target"], True)
+    ]
+    assert "state" in plan.dropped_columns and "state" not in plan.input_columns and "risk" in plan.input_columns
+
+
 @pytest.mark.parametrize("which", ["planned", "whole"])
 def test_a_plan_does_not_contradict_itself(which, request):
     problem, plan, space = request.getfixturevalue(which)

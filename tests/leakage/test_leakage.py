@@ -10,9 +10,12 @@ from conftest import penguins
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.datasets import load_breast_cancer, load_diabetes, load_iris, load_wine
+from sklearn.metrics import roc_auc_score
+from threadpoolctl import threadpool_limits
 
 from mlcycle.errors import ParameterError
 from mlcycle.leakage.leaks import find_target_leakage, mark_trusted_columns, plot_target_leakage
+from mlcycle.leakage.target_copies import find_target_copies
 from mlcycle.outcomes import LeakageSuspect, Problem
 from mlcycle.stores.sources.flights import UNAVAILABLE_AT_PREDICTION
 from mlcycle.stores.sources.ingest import normalise_dtypes, read_source
@@ -31,6 +34,11 @@ def ask(rows, target, task="binary", **more):
 def suspects(rows, target, task="binary", **more):
     "Names of the columns under suspicion."
     return [leak.column for leak in find_target_leakage(rows.drop(columns=target), rows[target], ask(rows, target, task, **more))]
+
+
+def find_leaks_of(rows, task):
+    "The suspects of a table whose target is `y`."
+    return find_target_leakage(rows.drop(columns="y"), rows.y, ask(rows, "y", task))
 
 
 def honest(seed=0, rows=ROWS):
@@ -68,6 +76,132 @@ def test_a_copy_with_mistakes():
     table, _, targets, rng = honest()
     copy = (targets["binary"] == "yes") ^ (rng.random(ROWS) < 0.02)
     assert suspects(table.assign(copy=copy * 1, y=targets["binary"]), "y") == ["copy"]
+
+
+ALTERED = {
+    "other classes": lambda y, where, rng: np.where(where, rng.permutation(y), y),
+    "one value": lambda y, where, rng: np.where(where, y.iloc[0], y),
+    "other names": lambda y, where, rng: pd.Series(np.where(where, y.iloc[0], y)).map(lambda v: f"code {v}").to_numpy(),
+    "missing": lambda y, where, rng: np.where(where, None, y),
+}
+
+
+@pytest.mark.parametrize("rows", [300, ROWS])
+@pytest.mark.parametrize("way", ALTERED)
+@pytest.mark.parametrize("task", ["binary", "multiclass"])
+def test_a_copy_of_classes_in_which_three_percent_of_the_cells_are_altered(task, way, rows):
+    table, _, targets, rng = honest(rows=rows)
+    copy = ALTERED[way](targets[task], rng.random(rows) < 0.03, rng)
+    (leak,) = find_leaks_of(table.assign(copy=copy, y=targets[task]), task)
+    assert leak.column == "copy" and leak.excluded and leak.kinds == ["copy of the target"] and re.search(r"\d", leak.reason)
+
+
+NOISY = {
+    "noise": lambda y, rng: y + rng.normal(0, 0.02 * y.std(), len(y)),
+    "another unit": lambda y, rng: 32 - 1.8 * (y + rng.normal(0, 0.02 * y.std(), len(y))),
+    "other cells": lambda y, rng: np.where(rng.random(len(y)) < 0.03, rng.permutation(y), y),
+    "zeros": lambda y, rng: np.where(rng.random(len(y)) < 0.03, 0.0, y),
+    "rounded": lambda y, rng: y.round(1),
+}
+
+
+@pytest.mark.parametrize("way", NOISY)
+def test_a_copy_of_a_number_with_a_little_noise(way):
+    table, _, targets, rng = honest()
+    y = targets["regression"]
+    (leak,) = find_leaks_of(table.assign(copy=NOISY[way](y, rng), y=y), "regression")
+    assert leak.column == "copy" and leak.excluded and leak.kinds == ["copy of the target"]
+
+
+@pytest.mark.parametrize("with_copy", [False, True])
+@pytest.mark.parametrize("seed", range(5))
+def test_a_measurement_with_a_high_roc_auc_is_a_feature(seed, with_copy):
+    rng = np.random.default_rng(seed)
+    rows = pd.DataFrame({"level": rng.normal(size=ROWS), "noise": rng.normal(size=ROWS), "town": rng.choice([*"abcd"], ROWS)})
+    rows["y"] = np.where(rows.level + rng.normal(0, 0.35, ROWS) > 0, "ill", "well")
+    assert 0.95 < roc_auc_score(rows.y == "ill", rows.level) < 0.975
+    if with_copy:
+        rows["copy"] = np.where(rng.random(ROWS) < 0.03, "well", rows.y)
+    assert suspects(rows, "y") == ["copy"] * with_copy
+
+
+@pytest.mark.parametrize("rows", [300, ROWS])
+def test_a_flag_that_follows_from_a_column_is_a_feature_and_the_same_flag_without_it_is_not(rows):
+    rng = np.random.default_rng(1)
+    table = pd.DataFrame({"level": rng.normal(size=rows), "noise": rng.normal(size=rows)})
+    table["y"] = np.where(table.level + rng.normal(0, 0.12, rows) > 0.5, "ill", "well")
+    table["high"] = table.level > 0.5
+    assert (table.high == (table.y == "ill")).mean() > 0.95
+    assert "high" not in suspects(table, "y")
+    assert suspects(table.drop(columns="level"), "y") == ["high"], "in such a table nothing tells it from a copy"
+
+
+def test_petal_width_in_three_bins_is_a_feature():
+    rows = load_iris(as_frame=True).frame
+    rows["wide"] = pd.cut(rows["petal width (cm)"], [0, 0.8, 1.75, 9], labels=["small", "medium", "wide"]).astype(str)
+    assert (rows.wide.map({"small": 0, "medium": 1, "wide": 2}) == rows.target).mean() > 0.95
+    assert suspects(rows, "target", "multiclass") == []
+    copy = rows.assign(copy=np.where(np.arange(150) % 33 == 0, (rows.target + 1) % 3, rows.target))
+    assert suspects(copy, "target", "multiclass") == ["copy"]
+
+
+@pytest.mark.parametrize("noise", [180, 200, 300, 500])
+def test_a_price_that_is_nearly_linear_in_carat_is_no_leak_and_a_copy_beside_it_is(noise):
+    rng = np.random.default_rng(0)
+    rows = pd.DataFrame({"carat": rng.lognormal(-0.4, 0.55, ROWS).round(2), "cut": rng.choice([*"abcd"], ROWS)})
+    rows["price"] = (4000 * rows.carat + rng.normal(0, noise, ROWS)).round()
+    assert 0.9 < rows.carat.corr(rows.price) ** 2 < 0.99
+    assert suspects(rows, "price", "regression") == []
+    rows["paid"] = rows.price + rng.normal(0, 0.02 * rows.price.std(), ROWS)
+    assert suspects(rows, "price", "regression") == ["paid"]
+
+
+def test_zeros_and_rare_classes_agree_by_chance():
+    rng = np.random.default_rng(0)
+    zeros = [pd.Series(np.where(rng.random(ROWS) < 0.98, 0.0, rng.random(ROWS))) for _ in range(2)]
+    noise = pd.DataFrame({"noise": rng.normal(size=ROWS), "cost": zeros[0]})
+    assert suspects(noise.assign(y=zeros[1]), "y", "regression") == []
+    rare = noise.assign(flag=rng.random(ROWS) < 0.02, y=np.where(rng.random(ROWS) < 0.02, "yes", "no"))
+    assert (rare.flag == (rare.y == "yes")).mean() > 0.95
+    assert suspects(rare, "y") == []
+
+
+def test_copies_are_looked_for_among_columns_of_any_type():
+    rng = np.random.default_rng(0)
+    late, hours = pd.Series(rng.random(200) < 0.4), pd.Series(rng.normal(size=200))
+    wrong = late ^ (rng.random(200) < 0.03)
+    columns = {
+        "object": wrong.astype(object),
+        "boolean": wrong.astype("boolean"),
+        "date": pd.Timestamp("2020") + pd.to_timedelta(wrong * 1, unit="D"),
+        "list": [[1] if yes else [2] for yes in wrong],
+    }
+    odd = {"empty": [None] * 200, "infinite": np.inf, "some infinite": hours.where(hours > 0, np.inf), "constant": 1}
+    rows = pd.DataFrame(columns | odd)
+    assert set(find_target_copies(rows, late, False)) == set(columns)
+    assert set(find_target_copies(rows, late.map({True: "late", False: "on time"}).astype("category"), False)) == set(columns)
+    assert find_target_copies(pd.DataFrame(odd | {"flag": late}), hours, True) == {}
+    copies = {
+        "date": pd.Timestamp("2020") + pd.to_timedelta(hours, unit="D"),
+        "gaps": hours.astype("Float64").where(rng.random(200) > 0.1),
+        "huge": hours * 1e20,
+    }
+    assert set(find_target_copies(pd.DataFrame(odd | copies), hours, True)) == set(copies)
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_the_search_for_copies_is_cheap(task):
+    rng = np.random.default_rng(0)
+    table = pd.DataFrame(
+        {f"x{i}": rng.normal(size=20_000) for i in range(22)} | {f"c{i}": rng.choice([*"abcd"], 20_000) for i in range(7)}
+    )
+    classes = pd.cut(table.x0 + rng.normal(size=20_000), [-99, 0, 99] if task == "binary" else [-99, -1, 1, 99], labels=False)
+    y = table.x0 + table.x1 if task == "regression" else classes
+    table["copy"] = np.where(rng.random(20_000) < 0.03, y.iloc[0], y)
+    with threadpool_limits(1):
+        start = time.process_time()
+        assert list(find_target_copies(table, y, task == "regression")) == ["copy"]
+        assert time.process_time() - start < 2, "half a second on a quiet machine"
 
 
 @pytest.mark.parametrize("task", TASKS)

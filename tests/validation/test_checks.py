@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from types import SimpleNamespace
+from typing import get_args
 
 import numpy as np
 import pandas as pd
@@ -13,7 +14,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 
 from mlcycle.errors import ParameterError
-from mlcycle.outcomes import Feature, LeaderboardEntry, LeakageSuspect, RuleFailure, Score
+from mlcycle.outcomes import Feature, LeaderboardEntry, LeakageKind, LeakageSuspect, RuleFailure, Score, SingleColumn
 from mlcycle.validation import run_checks as all_checks
 from mlcycle.validation.checks import CHECKS, CheckInputs, check, load_check_modules, run_check, run_checks
 
@@ -44,9 +45,11 @@ def clean_inputs() -> CheckInputs:
     "Outcomes of a run without any mistake."
     whole = rows(1500)
     train, holdout = whole[:1000], whole[1000:]
-    problem = {"task": "binary", "target": "y", "time": "day", "sign_off": "agreed", "owner": "-"}
+    problem = {"task": "binary", "target": "y", "time": "day", "sign_off": "agreed", "owner": "-", "metric": "roc_auc"}
+    problem |= {"excluded": {"c": "-"}}
     dataset = {"rows_in": 1500, "rows_set_aside": 0, "rows_quarantined": 0, "rule_failures": [], "split_overlap": []}
     plan = {"input_columns": ["a", "b"], "leakage_suspects": [], "features": [feature("a", 0.1, 1.0), feature("b", 0.01, 0.6)]}
+    plan |= {"dropped_columns": {"c": "-"}}
     folds = [0.75, 0.76, 0.74, 0.755, 0.745]
     board = [entry("lightgbm", folds, parameters={"learning_rate": 0.05}), entry("linear", [0.7] * 5), entry("dummy", [0.5] * 5)]
     candidate = {"winner": "lightgbm", "leaderboard": board, "fold_sizes": [[800, 200]] * 5, "n_trials": 6, "timed_out": False}
@@ -55,6 +58,7 @@ def clean_inputs() -> CheckInputs:
     gap = {"train": score(0.78), "validation": score(0.75), "holdout": score(0.74)}
     verdict = {"generalization_gap": gap, "holdout_rows": 500, "holdout_positives": 250, "holdout_accesses": 1}
     verdict |= {"scores": [score(0.74)], "baseline_scores": [score(0.5, 0)]}
+    verdict |= {"generalization": SimpleNamespace(single_columns=[SingleColumn(column="a", score=0.7, share=0.83)])}
     model = make_pipeline(LogisticRegression().fit(train[["a"]], train["y"]))
     model.steps[-1] = ("forest", RandomForestClassifier(2).fit(train[["a"]], train["y"]))
     return CheckInputs(
@@ -81,6 +85,17 @@ def winner(**more) -> dict:
     return {"candidate.leaderboard": [BOARD[0].model_copy(update=more), *BOARD[1:]]}
 
 
+def alone(finding: str) -> dict:
+    "A column that alone is as good as the model on the holdout."
+    column = SingleColumn(column="a", score=0.74, share=1.0, finding=finding)
+    return {"verdict.generalization": SimpleNamespace(single_columns=[column])}
+
+
+def suspect(kind: str) -> dict:
+    "A column that stage 3 excluded."
+    return {"plan.leakage_suspects": [LeakageSuspect(column="z", reason="It leaks.", kinds=[kind])]}
+
+
 MISTAKES = {
     "MLC201": {"dataset.rule_failures": [BROKEN_RULE]},
     "MLC202": {"dataset.split_overlap": ["12 rows of the holdout are in the training rows"]},
@@ -91,10 +106,21 @@ MISTAKES = {
     "MLC207": {"train": CLEAN.train.assign(b=CLEAN.train["b"].where(CLEAN.train["b"] > 1))},
     "MLC208": {"holdout": CLEAN.holdout.assign(b=np.nan)},
     "MLC209": {"problem.time": ""},
+    "MLC301": alone("copy of the target"),
+    "MLC302": alone("strong feature"),
     "MLC303": {"plan.features": [feature("a", -0.01, 0.0)]},
     "MLC304": {"train": CLEAN.train.assign(b=CLEAN.train["a"] * 3 + 1)},
     "MLC305": {"plan.leakage_suspects": [LeakageSuspect(column="a", reason="predicts alone", excluded=False)]},
     "MLC306": {"train": CLEAN.train.assign(a=[f"id{k}" for k in range(1000)])},
+    "MLC307": suspect("copy of the target"),
+    "MLC308": suspect("present for one class"),
+    "MLC309": suspect("row counter"),
+    "MLC310": suspect("future date"),
+    "MLC311": suspect("target encoding"),
+    "MLC312": suspect("column pair"),
+    "MLC313": suspect("outstanding column"),
+    "MLC314": {"plan.dropped_columns": {"id": "identifier: nearly every value occurs once"}},
+    "MLC315": {"plan.dropped_columns": {"unit": "always kg"}},
     "MLC401": winner(fold_scores=[0.5, 0.51, 0.49, 0.52, 0.48]),
     "MLC402": winner(fold_scores=[0.75, 0.76, 0.74, 0.75, 0.4]),
     "MLC403": {"candidate.winner": "linear"},
@@ -135,6 +161,35 @@ def test_every_check_has_a_mistake_that_it_finds():
 def test_a_mistake_is_found_in_words_with_a_remedy(code):
     result = run_check(CHECKS[code], changed(CLEAN, MISTAKES[code]))
     assert result.status == "found" and result.message and result.remedy and "failed:" not in result.message, result
+
+
+def codes_with_findings(changes: dict) -> set[str]:
+    "Codes of the checks that find something."
+    return {result.code for result in run_checks(changed(CLEAN, changes)) if result.status == "found"}
+
+
+@pytest.mark.parametrize("kind", get_args(LeakageKind))
+def test_each_kind_of_leakage_has_one_code_and_none_once_it_is_trusted(kind):
+    assert len(codes_with_findings(suspect(kind))) == 1
+    trusted = {"plan.leakage_suspects": [LeakageSuspect(column="a", reason="-", kinds=[kind], excluded=False)]}
+    assert codes_with_findings(trusted) == {"MLC305"} | ({"MLC301"} if kind == "copy of the target" else set())
+
+
+def test_an_excluded_suspect_is_not_reported_as_dropped_and_rows_in_both_parts_have_a_code_of_their_own():
+    both = suspect("row counter") | {"plan.dropped_columns": {"z": "may leak the target: It leaks."}}
+    assert codes_with_findings(both) == {"MLC309"}
+    passed_on = LeakageSuspect(column="", reason="3 rows are in both.", excluded=False)
+    assert codes_with_findings({"plan.leakage_suspects": [passed_on]}) == set()
+    assert codes_with_findings({"dataset.split_overlap": ["3 rows are in both."]}) == {"MLC202"}
+
+
+def test_a_strong_feature_is_a_warning_and_a_copy_an_error_and_without_the_section_neither_is_tested():
+    assert codes_with_findings(alone("strong feature")) == {"MLC302"} and CHECKS["MLC302"].severity == "warning"
+    assert codes_with_findings(alone("copy of the target")) == {"MLC301"} and CHECKS["MLC301"].severity == "error"
+    off = {result.code: result.status for result in run_checks(changed(CLEAN, {"verdict.generalization": None}))}
+    assert off["MLC301"] == off["MLC302"] == "not applicable"
+    copy = LeakageSuspect(column="a", reason="-", kinds=["copy of the target"], excluded=False)
+    assert "MLC301" in codes_with_findings({"verdict.generalization": None, "plan.leakage_suspects": [copy]})
 
 
 def test_a_check_of_the_user_is_loaded_from_the_project_and_can_be_muted(tmp_path, monkeypatch):

@@ -3,6 +3,7 @@
 import numpy as np
 import pandas as pd
 import pytest
+from sklearn.datasets import load_iris
 from sklearn.metrics import roc_auc_score
 
 from mlcycle.ml.predictions import Predictions
@@ -114,6 +115,27 @@ def test_a_copy_of_the_target_is_told_apart_from_a_strong_feature():
     found = check_single_columns(NUMBER, table[:600], table[600:], ["weak", "x", "copy"], 2.5, 10.0)
     kinds = {each.column: each.finding for each in found}
     assert kinds == {"copy": "copy of the target", "x": "strong feature", "weak": ""}
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_on_the_holdout_a_copy_with_three_percent_of_altered_cells_is_named_and_a_measurement_is_not(seed):
+    rng = np.random.default_rng(seed)
+    table = pd.DataFrame({"level": rng.normal(size=1500), "noise": rng.normal(size=1500)})
+    table["y"] = np.where(table.level + rng.normal(0, 0.1, 1500) > 0, "yes", "no")
+    table["copy"] = np.where(rng.random(1500) < 0.03, "no", table.y)
+    found = check_single_columns(BINARY, table[:1000], table[1000:], ["noise", "level", "copy"], 0.99, 0.5)
+    kinds = {each.column: each.finding for each in found}
+    assert kinds == {"copy": "copy of the target", "level": "strong feature", "noise": ""}, "with a ROC-AUC above .99"
+    assert found[0].column == "copy"
+
+
+def test_on_a_small_holdout_petal_width_is_no_copy():
+    iris = load_iris(as_frame=True).frame.sample(frac=1, random_state=0).rename(columns={"target": "y"})
+    problem = BINARY.model_copy(update={"task": "multiclass", "classes": ["0", "1", "2"], "positive": None, "metric": "accuracy"})
+    iris["y"] = iris["y"].astype(str)
+    found = check_single_columns(problem, iris[:110], iris[110:], list(iris.columns.drop("y")), 0.95, 0.33)
+    assert "copy of the target" not in {each.finding for each in found}
+    assert {each.column for each in found if each.finding} <= {"petal width (cm)", "petal length (cm)"}
 
 
 def test_a_rare_class_is_no_reason_to_call_a_column_a_copy():
