@@ -53,7 +53,7 @@ lab: setup  ## Open the notebooks in JupyterLab
 docs: setup  ## Build the documentation in _docs/html
 	python docs/build.py
 
-honesty: setup  ## Test on fifty tables of noise that no score is promised which does not hold: ten minutes
+honesty: setup  ## Test on fifty tables of noise that no score is promised which does not hold: twenty minutes
 	MLCYCLE_SLOW_TESTS=1 python -m pytest -n 2 tests/modelling/test_new_rows.py
 
 bench: setup  ## Run the benchmarks: time and scores relative to other libraries
