@@ -178,6 +178,7 @@ def find_model(
     candidate = build_candidate_outcome(
         problem, dataset, cv, selection, latency_ms=latency_ms, learning_curve=curve, train_rows=len(rows),
         study=study.relative_to(workspace.root).as_posix(), naive_scores=score_naive_forecasts(cv, rows, plan.label_delay),
+        train_table=dataset.tables["train"],
         conformal=calibrate_conformal(selection.cv, selection.chosen, rows, settings.coverage, settings.coverage_by))
     more = {"study": study.name} | ({"functions": plan.user_functions.sha256} if plan.user_functions else {})
     tags = lineage_tags(problem, dataset, run, code_tags=stage_fingerprint(workspace), **asdict(settings)) | more

@@ -32,6 +32,7 @@ from ..stores.tables.holdout import count_biasing_accesses, read_holdout
 from ..ml.baselines import choose_baseline
 from .gates import GateInputs, evaluate_gates
 from .human_decision import apply_human_decision
+from .input_errors import raise_if_one_class, raise_if_other_training_rows, raise_if_schema_differs
 from .promotion import Promotion, decide_promotion
 from .sections import SECTIONS, assess_sections
 from .standard_scores import (score_each_class, score_standard_metrics, score_without_interval,
@@ -291,12 +292,17 @@ def validate_model(
 ) -> tuple[Verdict, Predictions]: # Verdict; predictions on the holdout
     """Evaluate a candidate on the holdout, and approve or reject it.
 
-    The candidate is approved if all gates pass. The access to the holdout is recorded.
+    The candidate is approved if all gates pass. The access to the holdout is recorded. Raises ArtifactError if the model was
+    trained on other rows than those of `dataset`, or the holdout is missing, altered or of another schema, and StageError if
+    it has one class only.
     """
     workspace = workspace or Workspace.from_project()
+    raise_if_other_training_rows(candidate, dataset)
     model, train = load_candidate_model(candidate, workspace), read_table(workspace.tables, dataset.tables["train"])
     name = f"{candidate.model.name} version {candidate.model.version}"
     holdout = read_holdout(workspace, dataset.tables["holdout"], run=run, stage="validation", reason=f"evaluation of {name}")
+    raise_if_schema_differs(train, holdout)
+    raise_if_one_class(problem, holdout)
     forecasts = naive_forecasts(problem, pd.concat([train, holdout]), len(train), label_delay)
     inputs = predict_on_holdout(problem, candidate, model, train, holdout, forecasts=forecasts, n_resamples=n_resamples,
                                 seed=seed)
