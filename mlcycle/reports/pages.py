@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from filelock import FileLock
 
 from ..core.runs import read_stage_results
+from .person_decisions import decisions_on_version, with_person_decision
 from .run_summary import summarise_run
 from .run_facts import format_fact, run_summary, run_task
 from ..nb.html import render_notebook_body
@@ -182,12 +183,13 @@ def write_summary(
 ) -> Path: # Path of the page
     "Write the summary page of a run."
     page, outcomes = Path(folder) / "index.html", read_stage_results(run)
-    stages = run.info.get("stages", {})
+    decisions = decisions_on_version(run.workspace, outcomes["modelling"].get("model"))
+    verdict, stages = with_person_decision(outcomes["validation"], decisions), run.info.get("stages", {})
     there = [stage for stage in STAGES if stage in stages and (page.parent / page_name(stage)).is_file()]
-    tone = "failed" if run.info.get("error") else outcome_severity(outcomes["validation"])
+    tone = "failed" if run.info.get("error") else outcome_severity(verdict)
     write_text(page, render_template(
         "summary.html.j2", run=run.info, stages=stages, there=there, tone=tone, index="../index.html",
-        verdict=outcomes["validation"], **summarise_run(run.info, outcomes)))
+        verdict=verdict, **summarise_run(run.info, outcomes, decisions)))
     return page
 
 # %% ../../nbs/reports/pages.ipynb #cac41d67

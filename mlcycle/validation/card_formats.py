@@ -8,7 +8,6 @@ __all__ = ['CARD_FILES', 'format_card_value', 'card_to_markdown', 'card_to_html'
 
 # %% ../../nbs/validation/card_formats.ipynb #6bba5f8f
 import json
-import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from uuid import NAMESPACE_URL, uuid5
@@ -190,9 +189,8 @@ def attach_model_card(
     if artifacts := ARTIFACT_FOLDERS.get(address): # The recorded path may be that of another place
         stored = Path(client.get_model_version_download_uri(model.name, str(model.version)).removeprefix("file://"))
         folder = Path(artifacts, *stored.parts[-3:]) / "model_card"
-        folder.mkdir(parents=True, exist_ok=True)
         for file in files:
-            shutil.copyfile(file, folder / file.name)
+            copy_file(file, folder / file.name) # Readers see the old card or the new one, never a part
         return
     source = version.source or "" # `models:/m-…`
     for file in files:

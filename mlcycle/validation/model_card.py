@@ -15,7 +15,8 @@ from ..core.runs import Run
 from ..errors import ArtifactError
 from ..outcomes import Dataset, Problem, Score, Verdict
 from ..score_format import format_estimate
-from ..stores.models.audit_log import last_decision, readable_entries
+from ..reports.person_decisions import decisions_on_version, describe_person_decision, with_person_decision
+from ..stores.models.audit_log import last_decision, readable_entries, replay_aliases
 from .owner_texts import OwnerTexts, read_owner_texts
 
 # %% ../../nbs/validation/model_card.ipynb #1ad6acb7
@@ -213,7 +214,10 @@ def _approval(run: Run, verdict: Verdict) -> dict[str, Any]:
         "approved by": by if made and made.action == "approve" else "",
         "rejected by": by if made and made.action == "reject" else "",
         "approved by gates only": "yes, no person has decided" if verdict.approved and not made else "",
-        "champion before": verdict.previous_champion, "champion after": verdict.current_champion},
+        "rolled back": [describe_person_decision(each) for each in entries if each.action == "roll back"
+                        and each.model == model.name and model.version in (each.version_before, each.version_after)],
+        "champion before stage 5": verdict.previous_champion, "champion after stage 5": verdict.current_champion,
+        "champion when the card was written": replay_aliases(entries).get((model.name, "champion"))},
         {"Audit log of this version": moves}, undecided if verdict.needs_approval and not made else [])
 
 # %% ../../nbs/validation/model_card.ipynb #a9f72732
@@ -254,8 +258,11 @@ def model_card(
         "fairness": _fairness(problem, verdict, further), "robustness": _robustness(further, texts),
         "limits": _limits(problem, dataset, verdict, texts), "oversight": _oversight(texts), "approval": _approval(run, verdict),
         "records": _records(run, texts), "conformity": _conformity(texts)}
+    decided = with_person_decision(verdict.model_dump(include={"approved", "needs_approval", "decision"}),
+                                   decisions_on_version(run.workspace, model.model_dump()))
     return {"format": "mlcycle model card 1", "generated": datetime.now(UTC).isoformat(timespec="seconds"),
-            "generator": f"mlcycle {__version__}", "run": run.id, "decision": verdict.decision, "approved": verdict.approved,
+            "generator": f"mlcycle {__version__}", "run": run.id, "decision": decided["decision"],
+            "approved": decided["approved"],
             "model": {"name": model.name, "version": model.version, "sha256": model.sha256, "winner": run.candidate.winner},
             "sections": sections,
             "open": [{"section": section["title"], "item": item} for section in sections.values() for item in section["open"]]}
