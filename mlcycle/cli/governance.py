@@ -352,6 +352,7 @@ def dossier(
     from mlcycle.core.workspace import Workspace
 
     with exit_on_error():
+        from mlcycle.reports.pages import write_summary
         from mlcycle.validation.card_formats import write_model_card
         from mlcycle.validation.dossier import dossier_to_html, make_dossier
 
@@ -362,6 +363,7 @@ def dossier(
         path = (output or pages / "dossier.html").absolute()
         found = make_dossier(run, path, collect_audit(workspace, []))
         write_text(path, dossier_to_html(found))
+        write_summary(run, pages) # With a link
         counts = found["counts"]
         console.print(f"{counts['items']} items: {counts['complete']} with all evidence, {counts['without evidence']} without "
                       "any.", highlight=False)

@@ -120,10 +120,10 @@ def next_steps(
     if verdict.get("approved") and not outcomes["problem"].get("sign_off"):
         yield "The problem is not signed off: let its owner confirm question, metric and criteria (stage 1)."
     yield from _steps_of_approval(outcomes, decisions)
-    if health.get("action") not in (None, "", "nothing"):
+    if health.get("action") not in (None, "", "nothing") and health.get("monitored_table") != "none":
         yield f"Monitoring: {health['decision']}"
     elif release.get("released") and not (decisions and _withdraws(decisions[-1], outcomes)):
-        yield f"Serve the release: mlcycle serve {release['model']['name']}"
+        yield f"Serve the release: `mlcycle serve {release['model']['name']}`"
 
 # %% ../../nbs/reports/run_summary.ipynb #bde6d888
 def _withdraws(entry: AuditEntry, outcomes: Outcomes) -> bool:
@@ -137,12 +137,12 @@ def _steps_of_approval(outcomes: Outcomes, decisions: Sequence[AuditEntry]) -> I
     verdict, model = outcomes["validation"], outcomes["modelling"].get("model") or {}
     address = f"{model.get('name')} {model.get('version')}"
     if verdict.get("needs_approval"):
-        yield f"A person must decide: mlcycle approve {address} --reason TEXT, or mlcycle reject {address} --reason TEXT"
+        yield f"A person must decide: `mlcycle approve {address} --reason TEXT`, or `mlcycle reject {address} --reason TEXT`"
     elif decisions and _withdraws(decisions[-1], outcomes):
         yield ("The version was withdrawn, see above: go back to the problem (stage 1), the features (stage 3) or the models "
                "(stage 4), then run again.")
     elif decisions and verdict.get("approved") and not outcomes["deployment"].get("released"):
-        yield "The version is approved: release it with mlcycle run"
+        yield "The version is approved: release it with `mlcycle run`."
 
 # %% ../../nbs/reports/run_summary.ipynb #57a6bb0e
 def describe_gate(

@@ -15,6 +15,8 @@ from mlcycle.core.runs import Run, update_run_info
 from mlcycle.core.workspace import Workspace
 from mlcycle.reports.pages import TITLES, page_name, rewrite_run_pages, write_comparison, write_index, write_page
 from mlcycle.reports.run_facts import diff_runs
+from mlcycle.validation.card_formats import write_model_card
+from mlcycle.validation.dossier import dossier_to_html, make_dossier
 
 pytestmark = pytest.mark.browser
 
@@ -77,6 +79,9 @@ def runs(table_run, tmp_path_factory) -> list[Run]:
     fail(failed)
     for run in (good, rejected, failed):
         rewrite_run_pages(run)
+    write_model_card(good, workspace.reports / good.id)
+    dossier = workspace.reports / good.id / "dossier.html"
+    dossier.write_text(dossier_to_html(make_dossier(good, dossier, {"entries": 3, "findings": []})))
     write_index(workspace)
     return [good, rejected, failed]
 
@@ -213,10 +218,14 @@ def everything(runs: list[Run]) -> dict[str, str]:
     stages = {stage: address(good, stage) for stage in TITLES}
     compared = f"#compare={good.id},{rejected.id}"
     others = {"index": index(runs), "comparison": index(runs, compared), "many": many.as_uri()}
+    pages = good.workspace.reports
+    others |= {name: (pages / good.id / f"{name}.html").as_uri() for name in ("model_card", "dossier")}
+    others |= {f"summary {run.id[-4:]}": (pages / run.id / "index.html").as_uri() for run in runs}
     return stages | others | {"failed": address(failed, "modelling"), "rejected": address(rejected, "validation")}
 
 
-PAGES = [*TITLES, "index", "comparison", "many", "failed", "rejected"]
+PAGES = [*TITLES, "index", "comparison", "many", "failed", "rejected", "model_card", "dossier"]
+PAGES += ["summary good", "summary poor", "summary lost"]
 RULES_OF_THE_LOOK = ["color-contrast", "link-in-text-block", "scrollable-region-focusable", "target-size"]  # Others see no size
 
 
