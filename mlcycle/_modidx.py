@@ -4976,6 +4976,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                               'mlcycle/validation/stage.py'),
                                           'mlcycle.validation.stage.promote_candidate': ( 'validation.html#promote_candidate',
                                                                                           'mlcycle/validation/stage.py'),
+                                          'mlcycle.validation.stage.read_evaluation_rows': ( 'validation.html#read_evaluation_rows',
+                                                                                             'mlcycle/validation/stage.py'),
                                           'mlcycle.validation.stage.reference_scores': ( 'validation.html#reference_scores',
                                                                                          'mlcycle/validation/stage.py'),
                                           'mlcycle.validation.stage.score_baselines': ( 'validation.html#score_baselines',

@@ -178,7 +178,6 @@ def find_model(
     candidate = build_candidate_outcome(
         problem, dataset, cv, selection, latency_ms=latency_ms, learning_curve=curve, train_rows=len(rows),
         study=study.relative_to(workspace.root).as_posix(), naive_scores=score_naive_forecasts(cv, rows, plan.label_delay),
-        train_table=dataset.tables["train"],
         conformal=calibrate_conformal(selection.cv, selection.chosen, rows, settings.coverage, settings.coverage_by))
     more = {"study": study.name} | ({"functions": plan.user_functions.sha256} if plan.user_functions else {})
     tags = lineage_tags(problem, dataset, run, code_tags=stage_fingerprint(workspace), **asdict(settings)) | more
@@ -204,7 +203,7 @@ def build_candidate_outcome(
     ranges = search_ranges(chosen_type, problem.task, min(len(train) for train, _ in cv.folds)) if chosen_type else {}
     return Candidate(
         model=ModelRef(name=registered_model_name(problem), version=0, run_id="", sha256=""), search_rows=len(cv.rows),
-        search_ranges=ranges,
+        search_ranges=ranges, train_table=dataset.tables["train"],
         decision=f"{chosen['winner']} is selected with a cross-validated {score}{warning}", selection_reason=reason, **chosen,
         **fingerprint_folds(problem, dataset, cv), **fields)
 
