@@ -91,6 +91,11 @@ def address(run: Run, stage: str) -> str:
     return (run.workspace.reports / run.id / page_name(stage)).as_uri()
 
 
+def summary(run: Run) -> str:
+    "Of a run's summary page."
+    return (run.workspace.reports / run.id / "index.html").as_uri()
+
+
 def index(runs: list[Run], asked: str = "") -> str:
     "Of the index."
     return (runs[0].workspace.reports / "index.html").as_uri() + asked
@@ -99,6 +104,8 @@ def index(runs: list[Run], asked: str = "") -> str:
 def test_from_the_index_through_the_seven_stages(open_page, runs):
     page = open_page(index(runs))
     page.get_by_role("link", name=runs[0].id).click()
+    assert page.url == summary(runs[0])
+    page.locator(".stages a").first.click()
     for number, (stage, title) in enumerate(TITLES.items(), 1):
         assert page.url.endswith(page_name(stage))
         assert page.locator("h1").all_inner_texts() == [title]
@@ -220,7 +227,7 @@ def everything(runs: list[Run]) -> dict[str, str]:
     others = {"index": index(runs), "comparison": index(runs, compared), "many": many.as_uri()}
     pages = good.workspace.reports
     others |= {name: (pages / good.id / f"{name}.html").as_uri() for name in ("model_card", "dossier")}
-    others |= {f"summary {run.id[-4:]}": (pages / run.id / "index.html").as_uri() for run in runs}
+    others |= {f"summary {run.id[-4:]}": summary(run) for run in runs}
     return stages | others | {"failed": address(failed, "modelling"), "rejected": address(rejected, "validation")}
 
 
@@ -327,7 +334,7 @@ def test_many_runs_are_lines_best_first(open_page, runs, tmp_path):
     page.get_by_text("Equal in all runs").click()
     assert page.get_by_text("scikit-learn").is_visible()
     page.locator("tbody th a").first.click()
-    assert page.url == address(runs[0], "problem")
+    assert page.url == summary(runs[0])
 
 
 def test_the_list_for_machines(runs):
