@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['MODEL_VERSION', 'REASON', 'JSON_OUTPUT', 'only_model', 'parse_model_and_version', 'approve', 'reject', 'rollback',
-           'history', 'print_history', 'audit', 'accept_present_findings', 'collect_audit', 'print_audit', 'card',
-           'run_of_version', 'dossier']
+           'refresh_reports', 'refresh_version', 'history', 'print_history', 'audit', 'accept_present_findings',
+           'collect_audit', 'print_audit', 'card', 'run_of_version', 'dossier']
 
 # %% ../../nbs/cli/governance.ipynb #74a2f039
 from pathlib import Path
@@ -79,6 +79,7 @@ def approve(
         workspace = Workspace.from_project(project)
         name, version = parse_model_and_version(workspace, words)
         entry = approve_version(workspace, name, version, reason, force)
+        refresh_reports(workspace, entry)
         console.print(f"Approved by {entry.user}: {name}@{entry.version}. It is champion.", markup=False, highlight=False)
         console.print("Release it: mlcycle run", highlight=False)
 
@@ -98,6 +99,7 @@ def reject(words: MODEL_VERSION, reason: REASON = "", project: PROJECT = None):
         workspace = Workspace.from_project(project)
         name, version = parse_model_and_version(workspace, words)
         entry = reject_version(workspace, name, version, reason)
+        refresh_reports(workspace, entry)
         console.print(f"Rejected by {entry.user}: {name}@{entry.version}.", markup=False, highlight=False)
 
 # %% ../../nbs/cli/governance.ipynb #4a141b8f
@@ -117,8 +119,49 @@ def rollback(
         workspace = Workspace.from_project(project)
         name = name or only_model(workspace)
         entry = roll_back(workspace, name, reason, to)
+        refresh_reports(workspace, entry)
         console.print(f"Rolled back by {entry.user}: {name} version {entry.version_before} to {entry.version_after}.",
                       markup=False, highlight=False)
+
+# %% ../../nbs/cli/governance.ipynb #4bc4a3b1
+def refresh_reports(
+    workspace: "Workspace", # Has the runs and the registry
+    entry: "AuditEntry", # Decision of a person
+) -> None:
+    "Write summary pages, model cards and the index again after a decision."
+    from mlcycle.cli.base import console
+    from mlcycle.errors import MlcycleError
+    from mlcycle.reports.pages import write_index
+
+    try:
+        versions = {entry.version, *([entry.version_before] if entry.action == "roll back" else [])}
+        for version in sorted(each for each in versions if each is not None):
+            refresh_version(workspace, entry.model, version)
+        write_index(workspace)
+    except (MlcycleError, OSError) as error:
+        console.print(f"The decision is recorded, but not all pages and model cards could be written again: {error}",
+                      markup=False, highlight=False, soft_wrap=True)
+
+# %% ../../nbs/cli/governance.ipynb #2b365125
+def refresh_version(
+    workspace: "Workspace", # Has the runs and the registry
+    name: str, # Of the registered model
+    version: int, # Number of the version
+) -> None:
+    "Write the summary pages and the model cards of the runs that have evaluated a version again."
+    from mlcycle.reports.pages import write_summary
+    from mlcycle.stores.models.decisions import validating_runs
+    from mlcycle.validation.card_formats import CARD_FILES, save_model_card, write_model_card
+
+    runs = list(validating_runs(workspace, name, version))
+    for run in runs:
+        pages = workspace.reports / run.id
+        if pages.is_dir():
+            write_summary(run, pages)
+        if (run.folder / CARD_FILES["json"]).is_file():
+            write_model_card(run, pages if pages.is_dir() else None)
+    if runs and (runs[0].folder / CARD_FILES["json"]).is_file():
+        save_model_card(runs[0])
 
 # %% ../../nbs/cli/governance.ipynb #41a5bbb1
 @app.command()
@@ -309,6 +352,7 @@ def dossier(
     from mlcycle.core.workspace import Workspace
 
     with exit_on_error():
+        from mlcycle.reports.pages import write_summary
         from mlcycle.validation.card_formats import write_model_card
         from mlcycle.validation.dossier import dossier_to_html, make_dossier
 
@@ -319,6 +363,7 @@ def dossier(
         path = (output or pages / "dossier.html").absolute()
         found = make_dossier(run, path, collect_audit(workspace, []))
         write_text(path, dossier_to_html(found))
+        write_summary(run, pages) # With a link
         counts = found["counts"]
         console.print(f"{counts['items']} items: {counts['complete']} with all evidence, {counts['without evidence']} without "
                       "any.", highlight=False)

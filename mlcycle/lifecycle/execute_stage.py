@@ -137,5 +137,5 @@ def restore_stage(
     from_run = entry.info["run"] if entry.info["run"] != run.id else ""
     facts = {"seconds": entry.info["seconds"], "decision": run.outcome(stage).decision, "failed": False, "reused": from_run}
     update_run_info(run, stages=run.info["stages"] | {stage: facts}, keys=run.info["keys"] | {stage: state.key})
+    _copy_model_card(run, stage, output.parent) # The summary page links to it
     write_page(run, stage, output, body)
-    _copy_model_card(run, stage, output.parent)

@@ -119,7 +119,7 @@ def _bootstrap_errors(score: Callable, actual: np.ndarray, resampling: Resamplin
                       seed: int) -> tuple[np.ndarray, np.ndarray]:
     "Distribution of a function of weights, shape (scores, n_resamples), and degrees of freedom of each standard error."
     drawn, units = _score_draws(score, actual, resampling, stratified, n_resamples, seed), resampling.count_units(len(actual))
-    if units > MAX_UNITS_JACKKNIFE or resampling.unit == "block" or units * len(actual) > 2 * MAX_CELLS:
+    if units < 2 or units > MAX_UNITS_JACKKNIFE or resampling.unit == "block" or units * len(actual) > 2 * MAX_CELLS:
         return drawn, np.full(len(drawn), max(units - 1.0, 1.0))
     return drawn, np.array([effective_degrees(each) for each in score(leave_one_out_weights(len(actual), resampling))])
 

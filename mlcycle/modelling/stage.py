@@ -203,7 +203,7 @@ def build_candidate_outcome(
     ranges = search_ranges(chosen_type, problem.task, min(len(train) for train, _ in cv.folds)) if chosen_type else {}
     return Candidate(
         model=ModelRef(name=registered_model_name(problem), version=0, run_id="", sha256=""), search_rows=len(cv.rows),
-        search_ranges=ranges,
+        search_ranges=ranges, train_table=dataset.tables["train"],
         decision=f"{chosen['winner']} is selected with a cross-validated {score}{warning}", selection_reason=reason, **chosen,
         **fingerprint_folds(problem, dataset, cv), **fields)
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..core.runs import Run, read_stage_results
+from .person_decisions import decisions_on_version, with_person_decision
 from ..score_format import format_estimate
 
 # %% ../../nbs/reports/run_facts.ipynb #6fa749b0
@@ -76,7 +77,9 @@ def run_summary(
 ) -> dict[str, Any]: # JSON types
     "Summary of a run for the index."
     info, outcomes = run.info, read_stage_results(run)
-    problem, verdict, stages = outcomes["problem"], outcomes["validation"], info.get("stages", {})
+    problem, stages = outcomes["problem"], info.get("stages", {})
+    made = decisions_on_version(run.workspace, outcomes["modelling"].get("model"))
+    verdict = with_person_decision(outcomes["validation"], made)
     decisions = [done["decision"] for done in stages.values()]
     return {
         "id": run.id, "status": info.get("status", ""), "started": info.get("started", ""), "batch": info.get("batch", ""),

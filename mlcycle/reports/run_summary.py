@@ -7,10 +7,12 @@ __all__ = ['Outcomes', 'of_hundred', 'holdout_scores', 'score_in_words', 'count_
            'next_steps', 'describe_gate', 'summarise_run']
 
 # %% ../../nbs/reports/run_summary.ipynb #7e41549f
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
+from .person_decisions import describe_person_decision, with_person_decision
 from ..score_format import format_estimate, format_score
+from ..stores.models.audit_log import AuditEntry
 
 Outcomes = dict[str, dict[str, Any]] # Outcome by stage; an empty dictionary without one
 
@@ -101,6 +103,7 @@ def left_out(
 def next_steps(
     info: dict[str, Any], # Of the run
     outcomes: Outcomes, # Outcome by stage
+    decisions: Sequence[AuditEntry] = (), # Of persons on the version
 ) -> Iterator[str]: # Sentences
     "What to do next."
     verdict, release, health = outcomes["validation"], outcomes["deployment"], outcomes["monitoring"]
@@ -116,10 +119,30 @@ def next_steps(
             yield f"{check['code']} {check['title']}: {check['remedy']}"
     if verdict.get("approved") and not outcomes["problem"].get("sign_off"):
         yield "The problem is not signed off: let its owner confirm question, metric and criteria (stage 1)."
-    if health.get("action") not in (None, "", "nothing"):
+    yield from _steps_of_approval(outcomes, decisions)
+    if health.get("action") not in (None, "", "nothing") and health.get("monitored_table") != "none":
         yield f"Monitoring: {health['decision']}"
-    elif release.get("released"):
-        yield f"Serve the release: mlcycle serve {release['model']['name']}"
+    elif release.get("released") and not (decisions and _withdraws(decisions[-1], outcomes)):
+        yield f"Serve the release: `mlcycle serve {release['model']['name']}`"
+
+# %% ../../nbs/reports/run_summary.ipynb #bde6d888
+def _withdraws(entry: AuditEntry, outcomes: Outcomes) -> bool:
+    "Whether a decision withdraws the version of the run: it is rejected, or was replaced by a rollback."
+    version = outcomes["modelling"].get("model", {}).get("version")
+    return entry.action == "reject" or (entry.action == "roll back" and entry.version_before == version)
+
+# %% ../../nbs/reports/run_summary.ipynb #73288003
+def _steps_of_approval(outcomes: Outcomes, decisions: Sequence[AuditEntry]) -> Iterator[str]:
+    "What a person must decide, or what follows from the decision."
+    verdict, model = outcomes["validation"], outcomes["modelling"].get("model") or {}
+    address = f"{model.get('name')} {model.get('version')}"
+    if verdict.get("needs_approval"):
+        yield f"A person must decide: `mlcycle approve {address} --reason TEXT`, or `mlcycle reject {address} --reason TEXT`"
+    elif decisions and _withdraws(decisions[-1], outcomes):
+        yield ("The version was withdrawn, see above: go back to the problem (stage 1), the features (stage 3) or the models "
+               "(stage 4), then run again.")
+    elif decisions and verdict.get("approved") and not outcomes["deployment"].get("released"):
+        yield "The version is approved: release it with `mlcycle run`."
 
 # %% ../../nbs/reports/run_summary.ipynb #57a6bb0e
 def describe_gate(
@@ -134,14 +157,17 @@ def describe_gate(
 def summarise_run(
     info: dict[str, Any], # Of the run
     outcomes: Outcomes, # Outcome by stage
+    decisions: Sequence[AuditEntry] = (), # Of persons on the version, oldest first
 ) -> dict[str, Any]: # For the template of the page
     "The facts of the summary page."
-    problem, verdict = outcomes["problem"], outcomes["validation"]
+    problem, verdict = outcomes["problem"], with_person_decision(outcomes["validation"], decisions)
+    outcomes = outcomes | {"validation": verdict}
     gates = [describe_gate(gate) for gate in verdict.get("gates", [])]
-    decisions = [done["decision"] for done in info.get("stages", {}).values()]
+    texts = [done["decision"] for done in info.get("stages", {}).values()]
     findings = [each for each in verdict.get("checks", []) if each["status"] == "found" and each["severity"] != "info"]
     return {"question": problem.get("question", ""), "problem": problem, "decision": info.get("error") or verdict.get("decision")
-            or (decisions or [""])[-1], "words": score_in_words(outcomes), "gates": gates, "cost": cost_of_errors(outcomes),
-            "left_out": left_out(outcomes), "steps": list(next_steps(info, outcomes)), "findings": findings,
+            or (texts or [""])[-1], "words": score_in_words(outcomes), "gates": gates, "cost": cost_of_errors(outcomes),
+            "left_out": left_out(outcomes), "steps": list(next_steps(info, outcomes, decisions)), "findings": findings,
+            "persons": [describe_person_decision(each) for each in decisions],
             "model": outcomes["modelling"].get("model"), "winner": outcomes["modelling"].get("winner", ""),
             "split": outcomes["data"].get("split_description", "")}

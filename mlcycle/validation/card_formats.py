@@ -8,7 +8,7 @@ __all__ = ['CARD_FILES', 'format_card_value', 'card_to_markdown', 'card_to_html'
 
 # %% ../../nbs/validation/card_formats.ipynb #6bba5f8f
 import json
-import shutil
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from uuid import NAMESPACE_URL, uuid5
@@ -18,7 +18,7 @@ from ..core.files import copy_file, write_text
 from ..core.runs import Run
 from ..core.versions import DISTRIBUTION
 from ..reports.pages import render_template
-from ..score_format import format_score
+from ..score_format import format_score, format_time
 from .model_card import model_card
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 def format_card_value(
     value: Any, # Of a fact or a cell
 ) -> str:
-    "A value of a card as text: numbers with the digits of scores, `–` for none."
+    "A value of a card as text: numbers with the digits of scores, times to the minute, `–` for none."
     if value is None or value == "":
         return "–"
     if isinstance(value, bool):
@@ -37,6 +37,8 @@ def format_card_value(
         return format_score(value)
     if isinstance(value, int):
         return f"{value:,}"
+    if isinstance(value, str) and re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?(Z|\+00:00)", value):
+        return format_time(value)
     return ", ".join(map(format_card_value, value)) if isinstance(value, list) else str(value)
 
 # %% ../../nbs/validation/card_formats.ipynb #84a1c8c5
@@ -190,9 +192,8 @@ def attach_model_card(
     if artifacts := ARTIFACT_FOLDERS.get(address): # The recorded path may be that of another place
         stored = Path(client.get_model_version_download_uri(model.name, str(model.version)).removeprefix("file://"))
         folder = Path(artifacts, *stored.parts[-3:]) / "model_card"
-        folder.mkdir(parents=True, exist_ok=True)
         for file in files:
-            shutil.copyfile(file, folder / file.name)
+            copy_file(file, folder / file.name) # Readers see the old card or the new one, never a part
         return
     source = version.source or "" # `models:/m-…`
     for file in files:

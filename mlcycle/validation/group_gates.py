@@ -34,7 +34,7 @@ def evaluate_group_gate(
             return gate(note=f"The holdout has no column '{column}'.")
         score, note = compare_groups(criterion.metric, criterion.kind, group_labels(evaluation.rows[column]), problem,
                                      evaluation.actual, evaluation.predictions, n_resamples=evaluation.n_resamples,
-                                     seed=evaluation.seed)
+                                     seed=evaluation.seed, resampling=evaluation.resampling)
         notes.append(f"{column}: {note}")
         scores.append(score)
     if not scores or any(score is None for score in scores):

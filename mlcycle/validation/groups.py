@@ -15,12 +15,14 @@ import numpy as np
 import pandas as pd
 
 from ..errors import MetricError
-from ..ml.bootstrap import bootstrap_intervals, wilson_interval
+from ..ml.bootstrap import MIN_UNITS_INTERVAL, bootstrap_intervals, needs_every_class
 from ..ml.metrics import encode_target, get_metric
 from ..ml.predictions import Predictions
+from ..ml.resampling import Resampling
 from ..outcomes import GroupComparison, Problem
 from ..score_format import format_estimate
-from .group_statistics import MIN_GROUP_ROWS, MIN_ROWS_PER_CLASS, compare_groups, groups_of_columns
+from .group_statistics import (MIN_GROUP_ROWS, MIN_ROWS_PER_CLASS, compare_groups, groups_of_columns,
+                                                 resample_weights, share_interval)
 
 # %% ../../nbs/validation/groups.ipynb #9dde3847
 MAX_GROUPS, MAX_INTERSECTIONS = 50, 12 # Groups of a protected column; of an intersection of columns
@@ -28,16 +30,19 @@ UNDECIDED = "undecided (too few rows)"
 WITHOUT_POSITIVES = {"accuracy", "brier", "cost", "log_loss", "selection_rate"} # Metrics that need no positive row
 
 # %% ../../nbs/validation/groups.ipynb #d786f8ec
-def _score_group(problem: Problem, actual: pd.Series, predictions: Predictions, n_resamples: int) -> dict[str, Any]:
+def _score_group(problem: Problem, actual: pd.Series, predictions: Predictions, n_resamples: int,
+                 resampling: Resampling) -> dict[str, Any]:
     "The scores of one group, by column of the table; with the interval of the primary metric."
     more = ["recall", "selection_rate"] if problem.task == "binary" else []
     line: dict[str, Any] = {"low": np.nan, "high": np.nan} | dict.fromkeys([problem.metric, *more], np.nan)
     names = list(dict.fromkeys([problem.metric, *more]))
     if problem.task == "binary" and not (actual == problem.positive).any(): # No recall and no ranking of positives
         names = [name for name in names if name in WITHOUT_POSITIVES]
+    elif problem.task == "binary" and actual.nunique() < 2: # No ranking either
+        names = [name for name in names if not needs_every_class(get_metric(name, problem.task))]
     for name in names:
         try:
-            score = bootstrap_intervals([name], problem, actual, predictions, n_resamples=n_resamples)[0]
+            score = bootstrap_intervals([name], problem, actual, predictions, n_resamples=n_resamples, resampling=resampling)[0]
         except MetricError: # Undefined in the group: the value stays empty
             continue
         line[name] = score.value
@@ -54,22 +59,24 @@ def _list_groups(problem: Problem, rows: pd.DataFrame) -> Iterator[tuple[str, st
         yield from ((column, str(name), places) for name, places in largest)
 
 # %% ../../nbs/validation/groups.ipynb #5fe4fccc
-def _is_small(problem: Problem, actual: pd.Series) -> bool:
-    "Whether a group has too few rows, or too few of a class of a binary task."
+def _is_small(problem: Problem, actual: pd.Series, resampling: Resampling) -> bool:
+    "Whether a group has too few rows, too few of a class of a binary task, or too few entities or blocks."
     counts = actual.value_counts()
     few = problem.task == "binary" and min(counts.get(label, 0) for label in problem.classes) < MIN_ROWS_PER_CLASS
-    return len(actual) < MIN_GROUP_ROWS or few
+    return len(actual) < MIN_GROUP_ROWS or few or resampling.count_units(len(actual)) < MIN_UNITS_INTERVAL
 
 # %% ../../nbs/validation/groups.ipynb #186b430e
 RATES = ("selection_rate", "false_positive_rate", "false_negative_rate")
 
 # %% ../../nbs/validation/groups.ipynb #2c94416b
-def _rates(problem: Problem, actual: pd.Series, predictions: Predictions) -> dict[str, float]:
-    "Selection rate, false positive and false negative rate of a binary task, with Wilson's intervals."
+def _rates(problem: Problem, actual: pd.Series, predictions: Predictions, n_resamples: int,
+           resampling: Resampling) -> dict[str, float]:
+    "Selection rate, false positive and false negative rate of a binary task, with their intervals."
     positive, selected = encode_target(actual, problem), encode_target(predictions.labels, problem)
-    line = {}
-    for name, part in zip(RATES, (selected, selected[~positive], ~selected[positive]), strict=True):
-        low, high = wilson_interval(int(part.sum()), len(part)) if len(part) else (np.nan, np.nan)
+    line, everyone = {}, np.ones(len(positive), dtype=bool)
+    for name, counted, among in zip(RATES, (selected, selected, ~selected), (everyone, ~positive, positive), strict=True):
+        part = counted[among]
+        low, high = share_interval(part, resampling[among], n_resamples)
         line |= {name: part.mean() if len(part) else np.nan, f"{name}_low": low, f"{name}_high": high}
     return line
 
@@ -79,16 +86,18 @@ def score_by_group(
     rows: pd.DataFrame, # With the protected columns and the target
     predictions: Predictions, # For the same rows
     n_resamples: int = 200, # Number of bootstrap resamples
+    resampling: Resampling | None = None, # Units, such as entities; None: rows
 ) -> pd.DataFrame: # `column`, `group`, `rows`, `positives` if binary, primary metric, `low`, `high`, further metrics, `note`
     "Score the predictions in each group of the protected columns and of their intersections."
-    actual, lines = rows[problem.target], []
+    target, lines = rows[problem.target], []
     for column, name, places in _list_groups(problem, rows):
+        actual, units = target.iloc[places], (resampling or Resampling())[places]
         line = {"column": column, "group": name, "rows": len(places)}
         if problem.task == "binary":
-            line["positives"] = int((actual.iloc[places] == problem.positive).sum())
-        scores = _score_group(problem, actual.iloc[places], predictions[places], n_resamples)
-        rates = _rates(problem, actual.iloc[places], predictions[places]) if problem.task == "binary" else {}
-        note = UNDECIDED if _is_small(problem, actual.iloc[places]) else ""
+            line["positives"] = int((actual == problem.positive).sum())
+        scores = _score_group(problem, actual, predictions[places], n_resamples, units)
+        rates = _rates(problem, actual, predictions[places], n_resamples, units) if problem.task == "binary" else {}
+        note = UNDECIDED if _is_small(problem, actual, units) else ""
         lines.append(line | {problem.metric: scores[problem.metric]} | scores | rates | {"note": note})
     return pd.DataFrame(lines)
 
@@ -105,17 +114,19 @@ def compare_protected_groups(
     predictions: Predictions, # For the same rows
     n_resamples: int = 200, # Number of bootstrap resamples
     seed: int = 0, # Of the resamples
+    resampling: Resampling | None = None, # Units, such as entities; None: rows
 ) -> list[GroupComparison]: # Of each protected column and intersection; empty without protected columns
     "Compare the groups of the protected columns and of their intersections."
     metric, found = get_metric(problem.metric, problem.task), []
     of_metric: list[tuple[str, Kind]] = [(problem.metric, "difference")]
     if metric.low >= 0 and problem.task != "binary":
         of_metric.insert(0, (problem.metric, "ratio"))
+    weights = resample_weights(resampling or Resampling(), len(rows), n_resamples, seed) if problem.protected_columns else None
     for column, names in groups_of_columns(problem.protected_columns, rows).items():
         kinds = BINARY_COMPARISONS * (problem.task == "binary") + of_metric * (column in problem.protected_columns)
         for statistic, kind in kinds:
             score, note = compare_groups(statistic, kind, names, problem, rows[problem.target], predictions,
-                                         n_resamples=n_resamples, seed=seed)
+                                         n_resamples=n_resamples, seed=seed, resampling=resampling, weights=weights)
             ends = {} if score is None else {"value": score.value, "low": score.low, "high": score.high}
             found.append(GroupComparison(column=column, statistic=statistic, kind=kind, note=note, **ends))
     return found
@@ -157,17 +168,19 @@ def calibration_by_group(
     problem: Problem, # Of a binary task; names the protected columns
     rows: pd.DataFrame, # With the protected columns and the target
     predictions: Predictions, # For the same rows
+    resampling: Resampling | None = None, # Units, such as entities; None: rows
 ) -> pd.DataFrame: # `column`, `group`, `rows`, `mean probability`, `share of positives` with its interval, `result`
     "Compare the mean predicted probability of each group with its share of positives."
     lines, positive, scores = [], encode_target(rows[problem.target], problem), predictions.scores
     assert scores is not None # Of a binary task
     for column, name, places in _list_groups(problem, rows):
         mean, share = scores[places].mean(), positive[places].mean()
-        low, high = wilson_interval(int(positive[places].sum()), len(places))
+        units = (resampling or Resampling())[places]
+        low, high = share_interval(positive[places], units)
         result = "too high" if mean > high else "too low" if mean < low else "calibrated"
         lines.append({"column": column, "group": name, "rows": len(places), "mean probability": mean,
                       "share of positives": share, "low": low, "high": high,
-                      "result": UNDECIDED if _is_small(problem, rows[problem.target].iloc[places]) else result})
+                      "result": UNDECIDED if _is_small(problem, rows[problem.target].iloc[places], units) else result})
     return pd.DataFrame(lines)
 
 # %% ../../nbs/validation/groups.ipynb #9d87be2b

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from ..core.workspace import Workspace
 from ..outcomes import ModelRef, Verdict
-from ..stores.models.decisions import decision_on, needs_person
+from ..stores.models.decisions import decision_on, needs_other_person, needs_person, promotion_hindrance
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -27,6 +27,9 @@ def apply_human_decision(
     gates = f"passes {len(verdict.gates)} of {len(verdict.gates)} gates"
     if not verdict.approved:
         return verdict
+    if hindered := verdict.current_champion != model.version and promotion_hindrance(workspace, model, client):
+        why = f"{verdict.promotion_reason} The alias does not move: {hindered.rstrip('.')}.".strip()
+        verdict = verdict.model_copy(update={"promotion_reason": why})
     if made and made.action == "reject":
         text = f"Rejected: {name} {gates}, but {made.user} rejected it on {made.time[:10]}: {made.reason}"
         return verdict.model_copy(update={"approved": False, "decision": text})
@@ -35,6 +38,7 @@ def apply_human_decision(
     if made:
         text = f"Approved: {name} {gates}, and {made.user} approved it on {made.time[:10]}: {made.reason}"
         return verdict.model_copy(update={"decision": text})
+    whose = ", which another person than the one who trained it must run" if needs_other_person(workspace) else ""
     text = (f"Needs a person: {name} {gates}. It becomes champion with: mlcycle approve {model.name} {model.version} "
-            "--reason TEXT")
+            f"--reason TEXT{whose}")
     return verdict.model_copy(update={"approved": False, "needs_approval": True, "decision": text})

@@ -19,6 +19,7 @@ from ..ml.folds import make_folds, subsample_rows_evenly
 from ..ml.meta_estimators import fit_with_sample_weight
 from ..ml.metrics import encode_target
 from ..ml.predictions import Predictions, predict
+from ..ml.resampling import Resampling
 from ..outcomes import Problem
 from ..score_format import format_estimate
 from .group_statistics import compare_groups, group_labels, large_groups
@@ -164,6 +165,7 @@ def table_of_mitigations(
     *,
     n_resamples: int = 200, # Number of bootstrap resamples
     seed: int = 0, # Of the resamples
+    resampling: Resampling | None = None, # Units, such as entities; None: rows
 ) -> pd.DataFrame: # One line per method: scores of all rows, and ratio and difference between groups
     "Measure each method on the holdout: scores, selection rates, and equalised odds."
     lines, names = [], group_labels(holdout[column])
@@ -171,14 +173,15 @@ def table_of_mitigations(
         line = {"method": method}
         for metric in dict.fromkeys([problem.metric, "accuracy", "recall", "precision"]):
             try:
-                score = bootstrap_intervals([metric], problem, holdout[problem.target], predictions, n_resamples=n_resamples)[0]
+                score = bootstrap_intervals([metric], problem, holdout[problem.target], predictions, n_resamples=n_resamples,
+                                            resampling=resampling)[0]
             except MetricError: # Such as a precision without a predicted positive
                 line[metric] = "–"
                 continue
             line[metric] = format_estimate(score.value, score.low, score.high)
         for statistic, kind in (("selection_rate", "ratio"), ("equalized_odds", "difference")):
             score, _ = compare_groups(statistic, kind, names, problem, holdout[problem.target], predictions,
-                                      n_resamples=n_resamples, seed=seed)
+                                      n_resamples=n_resamples, seed=seed, resampling=resampling)
             line[f"{statistic} {kind}"] = "–" if score is None else format_estimate(score.value, score.low, score.high)
         lines.append(line)
     return pd.DataFrame(lines)

@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['load_candidate_model', 'scores_on_each_split', 'predict_with_champion', 'promote_candidate',
            'evaluate_gates_and_promote', 'predict_on_holdout', 'describe_worse_than_baseline', 'score_baselines',
-           'reference_scores', 'score_usual_metrics', 'describe_gates', 'holdout_facts', 'validate_model']
+           'reference_scores', 'score_usual_metrics', 'describe_gates', 'holdout_facts', 'read_evaluation_rows',
+           'validate_model']
 
 # %% ../../nbs/05_validation.ipynb #505bbae5
 from collections.abc import Collection
@@ -32,6 +33,7 @@ from ..stores.tables.holdout import count_biasing_accesses, read_holdout
 from ..ml.baselines import choose_baseline
 from .gates import GateInputs, evaluate_gates
 from .human_decision import apply_human_decision
+from .input_errors import raise_if_one_class, raise_if_other_training_rows, raise_if_schema_differs
 from .promotion import Promotion, decide_promotion
 from .sections import SECTIONS, assess_sections
 from .standard_scores import (score_each_class, score_standard_metrics, score_without_interval,
@@ -274,6 +276,27 @@ def holdout_facts(
     return {"holdout_rows": len(evaluation.actual), "holdout_positives": positives, "holdout_accesses": accesses,
             "resampling": describe_resampling(evaluation.resampling, len(evaluation.actual))}
 
+# %% ../../nbs/05_validation.ipynb #3920506d
+def read_evaluation_rows(
+    problem: Problem, # Has task and target
+    dataset: Dataset, # Names the tables
+    candidate: Candidate, # Names the rows on which its model was trained
+    workspace: Workspace, # Holds the tables
+    run: str = "", # Id of the run, for the record of the access to the holdout
+) -> tuple[pd.DataFrame, pd.DataFrame]: # Training rows; holdout
+    """Read the training rows and the holdout, and record the access.
+
+    Raises ArtifactError if the model was trained on other rows, or the holdout is missing, altered or of another schema, and
+    StageError if it has one class only.
+    """
+    raise_if_other_training_rows(candidate, dataset)
+    train = read_table(workspace.tables, dataset.tables["train"])
+    holdout = read_holdout(workspace, dataset.tables["holdout"], run=run, stage="validation",
+                           reason=f"evaluation of {candidate.model.name} version {candidate.model.version}")
+    raise_if_schema_differs(train, holdout)
+    raise_if_one_class(problem, holdout)
+    return train, holdout
+
 # %% ../../nbs/05_validation.ipynb #99fb34f2
 def validate_model(
     problem: Problem, # Outcome of stage 1
@@ -291,12 +314,12 @@ def validate_model(
 ) -> tuple[Verdict, Predictions]: # Verdict; predictions on the holdout
     """Evaluate a candidate on the holdout, and approve or reject it.
 
-    The candidate is approved if all gates pass. The access to the holdout is recorded.
+    The candidate is approved if all gates pass. The access to the holdout is recorded. Raises the errors of
+    `read_evaluation_rows` and `load_candidate_model`.
     """
     workspace = workspace or Workspace.from_project()
-    model, train = load_candidate_model(candidate, workspace), read_table(workspace.tables, dataset.tables["train"])
-    name = f"{candidate.model.name} version {candidate.model.version}"
-    holdout = read_holdout(workspace, dataset.tables["holdout"], run=run, stage="validation", reason=f"evaluation of {name}")
+    train, holdout = read_evaluation_rows(problem, dataset, candidate, workspace, run)
+    model, name = load_candidate_model(candidate, workspace), f"{candidate.model.name} version {candidate.model.version}"
     forecasts = naive_forecasts(problem, pd.concat([train, holdout]), len(train), label_delay)
     inputs = predict_on_holdout(problem, candidate, model, train, holdout, forecasts=forecasts, n_resamples=n_resamples,
                                 seed=seed)

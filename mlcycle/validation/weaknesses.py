@@ -25,8 +25,8 @@ def find_weaknesses(
 ) -> dict[str, Any]: # Fields of `Verdict`: `group_comparisons`, `weak_slices`, `slices_tried`, `robustness`, `notes`
     "Compare groups, and search for segments in which the model is worse and for input on which its score falls or it fails."
     rows, predictions, n_resamples, seed = inputs.rows, inputs.predictions, inputs.n_resamples, inputs.seed
-    found: dict[str, Any] = {"weak_slices": [], "slices_tried": 0, "robustness": [], "notes": [],
-                             "group_comparisons": compare_protected_groups(problem, rows, predictions, n_resamples, seed)}
+    groups = compare_protected_groups(problem, rows, predictions, n_resamples, seed, inputs.resampling)
+    found: dict[str, Any] = {"weak_slices": [], "slices_tried": 0, "robustness": [], "notes": [], "group_comparisons": groups}
     if weak_slices:
         columns = columns_of_slices(problem, rows, model)
         found["weak_slices"], found["slices_tried"] = find_weak_slices(problem, rows, predictions, columns, seed=seed)

@@ -1,7 +1,9 @@
 """Decisions of persons: approve, reject, roll back, and what the audit says about them."""
 
 import json
+import re
 import shutil
+from html import unescape
 from pathlib import Path
 
 import mlflow
@@ -11,12 +13,14 @@ from typer.testing import CliRunner
 
 import mlcycle as mc
 from mlcycle.cli.app import app
+from mlcycle.core.runs import list_runs
 from mlcycle.core.workspace import Workspace
 from mlcycle.outcomes import Gate
 from mlcycle.stores.models.audit_log import LOG_FILE, readable_entries
 from mlcycle.stores.models.decisions import promotion_hindrance
 from mlcycle.stores.models.registry import get_alias_version
 from mlcycle.stores.models.registry_queries import open_registry_read_only
+from mlcycle.validation.card_formats import CARD_FILES
 from mlcycle.validation.promotion import Promotion
 from mlcycle.validation.stage import promote_candidate
 
@@ -67,6 +71,105 @@ def test_a_model_that_passes_all_gates_needs_a_person(undecided):
     assert entry["verdict"] == "needs a person"
 
 
+def summary_page(project: Path, run: mc.Run) -> str:
+    "The text of the summary page of a run."
+    html = (project / "reports" / run.id / "index.html").read_text()
+    html = re.sub("</?code>", "", html)
+    return unescape(" ".join(re.sub(r"<(style|script).*?</\1>|<[^>]+>", " ", html, flags=re.DOTALL).split()))
+
+
+def stored_card(project: Path, version: int) -> dict:
+    "The model card that is attached to a version."
+    with open_registry_read_only(Workspace.from_project(project)) as client:
+        folder = Path(client.get_model_version_download_uri(NAME, str(version)).removeprefix("file://"))
+    path = Path(project, ".mlcycle", "artifacts", *folder.parts[-3:], "model_card")
+    assert sorted(each.name for each in path.iterdir()) == sorted(CARD_FILES.values()), "no file with a temporary name is left"
+    return json.loads((path / CARD_FILES["json"]).read_text())
+
+
+def listed(project: Path, run: mc.Run) -> dict:
+    "The entry of a run in the index."
+    return next(each for each in json.loads((project / "reports" / "index.json").read_text()) if each["id"] == run.id)
+
+
+def test_where_a_person_must_approve_the_page_gives_the_command(undecided):
+    page = summary_page(undecided, mc.open("last", undecided))
+    command = f"A person must decide: mlcycle approve {NAME} 2 --reason TEXT, or mlcycle reject {NAME} 2 --reason TEXT"
+    assert command in page
+    assert "Decision of a person" not in page
+    assert "Serve the release" not in page
+    assert "Model card" in page
+    assert "The alias does not move: a person must approve it." in mc.open("last", undecided).verdict.promotion_reason
+    card = stored_card(undecided, 2)
+    assert card["decision"].startswith("Needs a person")
+    assert any("mlcycle approve" in each["item"] for each in card["open"])
+
+
+def test_after_an_approval_page_index_and_stored_card_say_who_when_and_why(manual):
+    made = mc.open("last", manual)
+    assert typed(manual, "approve", "2", "--reason", "Checked with the <warehouse>.").exit_code == 0
+    entry = next(each for each in readable_entries(made.workspace) if each.action == "approve")
+    text = f"Approved: {NAME} version 2, by ann on {entry.time[:16].replace('T', ' ')} UTC: Checked with the <warehouse>."
+    page = summary_page(manual, made)
+    assert page.count(text) == 1
+    assert "mlcycle approve" not in page
+    assert "The version is approved: release it with mlcycle run." in page
+    assert (listed(manual, made)["verdict"], listed(manual, made)["decision"]) == ("approved", text)
+    pages = manual / "reports" / made.id
+    for card in (stored_card(manual, 2), *(json.loads((at / CARD_FILES["json"]).read_text()) for at in (pages, made.folder))):
+        assert (card["decision"], card["approved"]) == (text, True)
+        facts = card["sections"]["approval"]["facts"]
+        assert facts["approved by"] == f"ann on {entry.time[:10]}: Checked with the <warehouse>."
+        assert facts["champion when the card was written"] == 2
+        assert not any("mlcycle approve" in each["item"] for each in card["open"])
+    assert unescape((pages / CARD_FILES["html"]).read_text()).count("Checked with the <warehouse>.") >= 2
+
+
+def test_after_a_rejection_page_and_stored_card_say_so(manual):
+    made = mc.open("last", manual)
+    assert typed(manual, "reject", "2", "--reason", "Unfair.").exit_code == 0
+    page = summary_page(manual, made)
+    assert page.count(f"Rejected: {NAME} version 2, by ann on ") == 1
+    assert "The version was withdrawn" in page
+    assert "mlcycle approve" not in page
+    assert listed(manual, made)["verdict"] == "rejected"
+    card = stored_card(manual, 2)
+    assert card["decision"].startswith(f"Rejected: {NAME} version 2, by ann on ")
+    assert card["sections"]["approval"]["facts"]["rejected by"].endswith("Unfair.")
+
+
+def test_a_rollback_renews_the_cards_of_both_versions(manual):
+    second, first = list_runs(Workspace.from_project(manual))
+    assert typed(manual, "approve", "2", "--reason", "Better.").exit_code == 0
+    assert typed(manual, "rollback", "--reason", "Too slow.").exit_code == 0
+    for made, version in ((first, 1), (second, 2)):
+        assert f"Rolled back: {NAME} from version 2 to 1, by ann on " in summary_page(manual, made)
+        facts = stored_card(manual, version)["sections"]["approval"]["facts"]
+        assert facts["rolled back"][0].endswith("UTC: Too slow.")
+        assert facts["champion when the card was written"] == 1
+    assert "Decisions of a person" in summary_page(manual, second)
+    assert "The version was withdrawn" in summary_page(manual, second)
+    assert "The version was withdrawn" not in summary_page(manual, first)
+
+
+def test_a_card_that_cannot_be_written_leaves_the_decision_and_the_old_card(manual, monkeypatch):
+    before, copy = stored_card(manual, 2), shutil.copyfile
+
+    def half_copy(source, target, **options):
+        if "artifacts" not in Path(target).parts:
+            return copy(source, target, **options)
+        Path(target).write_text("half")
+        raise OSError(28, "No space left on device", str(target))
+
+    monkeypatch.setattr("mlcycle.core.files.shutil.copyfile", half_copy)
+    done = typed(manual, "approve", "2", "--reason", "Better.")
+    monkeypatch.undo()
+    assert done.exit_code == 0, done.output
+    assert "The decision is recorded, but not all pages and model cards could be written again" in done.output
+    assert stored_card(manual, 2) == before
+    assert champion(manual) == 2
+
+
 def test_an_approved_model_is_released_by_the_next_run(manual):
     done = typed(manual, "approve", NAME, "2", "--reason", "Checked with the warehouse.")
     assert done.exit_code == 0, done.output
@@ -89,6 +192,8 @@ def test_four_eyes_means_another_person(manual):
     same = typed(manual, "approve", "2", "--reason", "Mine.", user=trained_by(manual, "2"))
     assert same.exit_code == 2
     assert "must not approve it" in same.output
+    run(manual, "-p", "modelling.seed=1", "--until", "validation")
+    assert "another person than the one who trained it must run" in mc.open("last", manual).verdict.decision
     assert champion(manual) == 1
     assert typed(manual, "approve", "2", "--reason", "Not mine.", user="somebody-else").exit_code == 0
     assert champion(manual) == 2
@@ -107,6 +212,7 @@ def test_a_rejected_version_is_never_promoted(manual):
     again = mc.open("last", manual)
     assert again.verdict.decision.startswith(f"Rejected: {NAME} version 2 passes 1 of 1 gates, but ann rejected it")
     assert not again.release.released
+    assert "ann rejected it" in again.verdict.promotion_reason
     assert champion(manual) == 1
     assert typed(manual, "audit").exit_code == 0
 

@@ -15,6 +15,8 @@ from mlcycle.core.runs import Run, update_run_info
 from mlcycle.core.workspace import Workspace
 from mlcycle.reports.pages import TITLES, page_name, rewrite_run_pages, write_comparison, write_index, write_page
 from mlcycle.reports.run_facts import diff_runs
+from mlcycle.validation.card_formats import write_model_card
+from mlcycle.validation.dossier import dossier_to_html, make_dossier
 
 pytestmark = pytest.mark.browser
 
@@ -77,6 +79,9 @@ def runs(table_run, tmp_path_factory) -> list[Run]:
     fail(failed)
     for run in (good, rejected, failed):
         rewrite_run_pages(run)
+    write_model_card(good, workspace.reports / good.id)
+    dossier = workspace.reports / good.id / "dossier.html"
+    dossier.write_text(dossier_to_html(make_dossier(good, dossier, {"entries": 3, "findings": []})))
     write_index(workspace)
     return [good, rejected, failed]
 
@@ -84,6 +89,11 @@ def runs(table_run, tmp_path_factory) -> list[Run]:
 def address(run: Run, stage: str) -> str:
     "Of a stage's page."
     return (run.workspace.reports / run.id / page_name(stage)).as_uri()
+
+
+def summary(run: Run) -> str:
+    "Of a run's summary page."
+    return (run.workspace.reports / run.id / "index.html").as_uri()
 
 
 def index(runs: list[Run], asked: str = "") -> str:
@@ -94,8 +104,8 @@ def index(runs: list[Run], asked: str = "") -> str:
 def test_from_the_index_through_the_seven_stages(open_page, runs):
     page = open_page(index(runs))
     page.get_by_role("link", name=runs[0].id).click()
-    assert page.url == (runs[0].workspace.reports / runs[0].id / "index.html").as_uri()
-    page.locator(f".stages a[href='{page_name('problem')}']").click()
+    assert page.url == summary(runs[0])
+    page.locator(".stages a").first.click()
     for number, (stage, title) in enumerate(TITLES.items(), 1):
         assert page.url.endswith(page_name(stage))
         assert page.locator("h1").all_inner_texts() == [title]
@@ -215,10 +225,14 @@ def everything(runs: list[Run]) -> dict[str, str]:
     stages = {stage: address(good, stage) for stage in TITLES}
     compared = f"#compare={good.id},{rejected.id}"
     others = {"index": index(runs), "comparison": index(runs, compared), "many": many.as_uri()}
+    pages = good.workspace.reports
+    others |= {name: (pages / good.id / f"{name}.html").as_uri() for name in ("model_card", "dossier")}
+    others |= {f"summary {run.id[-4:]}": summary(run) for run in runs}
     return stages | others | {"failed": address(failed, "modelling"), "rejected": address(rejected, "validation")}
 
 
-PAGES = [*TITLES, "index", "comparison", "many", "failed", "rejected"]
+PAGES = [*TITLES, "index", "comparison", "many", "failed", "rejected", "model_card", "dossier"]
+PAGES += ["summary good", "summary poor", "summary lost"]
 RULES_OF_THE_LOOK = ["color-contrast", "link-in-text-block", "scrollable-region-focusable", "target-size"]  # Others see no size
 
 
@@ -320,7 +334,7 @@ def test_many_runs_are_lines_best_first(open_page, runs, tmp_path):
     page.get_by_text("Equal in all runs").click()
     assert page.get_by_text("scikit-learn").is_visible()
     page.locator("tbody th a").first.click()
-    assert page.url == (runs[0].workspace.reports / runs[0].id / "index.html").as_uri()
+    assert page.url == summary(runs[0])
 
 
 def test_the_list_for_machines(runs):

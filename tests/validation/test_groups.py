@@ -1,4 +1,6 @@
-"""Groups: tables equal fairlearn's, intervals are those of the extreme, small groups are undecided, gates decide."""
+"""Groups: tables equal fairlearn's, intervals are those of the extreme, small groups are undecided, gates decide.
+
+Mitigation reduces known differences between groups, and is never applied."""
 
 from types import SimpleNamespace
 
@@ -12,11 +14,18 @@ from fairlearn.metrics import (
     false_positive_rate,
     selection_rate,
 )
+from projects import add_cell, listing, run
+from sklearn.compose import make_column_transformer
+from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import accuracy_score, log_loss, mean_absolute_error
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import OneHotEncoder
 
+import mlcycle as mc
 from mlcycle.errors import CriterionError
 from mlcycle.ml.criteria import parse_criterion, parse_problem_criteria
-from mlcycle.ml.predictions import Predictions
+from mlcycle.ml.predictions import Predictions, predict
+from mlcycle.ml.resampling import Resampling, choose_resampling
 from mlcycle.outcomes import Problem
 from mlcycle.validation.group_gates import evaluate_group_gate
 from mlcycle.validation.group_statistics import compare_groups, groups_of_columns
@@ -28,6 +37,7 @@ from mlcycle.validation.groups import (
     score_by_group,
     table_of_groups,
 )
+from mlcycle.validation.mitigation import mitigate, table_of_mitigations
 
 EMPTY = dict.fromkeys(["decision", "question", "owner", "source", "source_sha256"], "-")
 BINARY = {"task": "binary", "classes": ["no", "yes"], "positive": "yes", "metric": "log_loss"}
@@ -151,7 +161,7 @@ def test_differences_between_groups_are_gates(line):
     rows, unfair = people(6000)
     criterion = parse_criterion(line, "binary", "log_loss")
     assert parse_criterion(criterion.text, "binary", "log_loss") == criterion
-    inputs = {"rows": rows, "actual": rows.y, "n_resamples": 100, "seed": 0}
+    inputs = {"rows": rows, "actual": rows.y, "n_resamples": 100, "seed": 0, "resampling": Resampling()}
     bad = evaluate_group_gate(criterion, problem_of(), SimpleNamespace(predictions=unfair, **inputs))
     assert not bad.passed
     assert bad.low <= bad.value <= bad.high
@@ -176,3 +186,126 @@ def test_comparisons_that_have_no_meaning_are_refused(line, task, says):
         parse_criterion(line, task, "mae" if task == "regression" else "log_loss")
     with pytest.raises(CriterionError, match="recall difference between groups of COLUMN <= …"):
         parse_problem_criteria(problem_of(criteria=[LINES[0]], protected_columns=[]))
+
+
+def repeated(rows: pd.DataFrame, predictions: Predictions, times: int) -> tuple[pd.DataFrame, Predictions]:
+    "Each row several times, as rows of one entity at several times."
+    places = np.repeat(np.arange(len(rows)), times)
+    again = rows.iloc[places].assign(person=places, day=np.arange(len(places))).reset_index(drop=True)
+    return again, Predictions(predictions.labels[places], predictions.scores[places])
+
+
+@pytest.mark.parametrize(("columns", "wider"), [({"entity": "person"}, 2.2), ({"time": "day"}, 1.6)], ids=["entities", "blocks"])
+def test_rows_that_repeat_have_wider_intervals(columns, wider):
+    rows, predictions = people(600)
+    again, of_again = repeated(rows, predictions, 9)
+    problem = problem_of(protected_columns=["sex"], **columns)
+    units = choose_resampling(problem, again, (again.y == "yes").to_numpy() - of_again.scores)
+    assert units.unit == ("entity" if "entity" in columns else "block")
+    tables = [
+        score_by_group(problem, rows, predictions, 400),
+        score_by_group(problem, again, of_again, 400),
+        score_by_group(problem, again, of_again, 400, units),
+    ]
+    for name in ("", "selection_rate_", "false_positive_rate_", "false_negative_rate_"):
+        once, alike, by_unit = ((table[f"{name}high"] - table[f"{name}low"]).to_numpy() for table in tables)
+        assert (by_unit > wider * alike).all(), "nine equal rows are one observation: up to three times as wide"
+        assert (by_unit < 1.35 * once).all(), "not wider than before the rows were repeated"
+    comparisons = zip(
+        compare_protected_groups(problem, rows, predictions, 400),
+        compare_protected_groups(problem, again, of_again, 400),
+        compare_protected_groups(problem, again, of_again, 400, 0, units),
+        strict=True,
+    )
+    for each in comparisons:
+        once, alike, by_unit = (one.high - one.low for one in each)
+        assert each[2].value == pytest.approx(each[1].value)
+        assert 1.6 * alike < by_unit < 1.35 * once, "less than three times as wide, as no difference is below 0"
+    alike, by_unit = (calibration_by_group(problem, again, of_again, given) for given in (None, units))
+    assert (by_unit.high - by_unit.low > wider * (alike.high - alike.low)).all()
+
+
+def test_a_group_of_few_entities_is_undecided_whatever_its_rows():
+    rows, predictions = people(600)
+    again, of_again = repeated(rows, predictions, 3)
+    again.loc[again.sex == "M", "person"] %= 3
+    problem = problem_of(protected_columns=["sex"], entity="person")
+    units = choose_resampling(problem, again)
+    table = score_by_group(problem, again, of_again, 50, units).set_index("group")
+    assert table.loc["M", "rows"] > 500
+    assert table.note.to_dict() == {"F": "", "M": UNDECIDED}
+    (line,) = describe_four_fifths(compare_protected_groups(problem, again, of_again, 50, 0, units))
+    assert "of at least 5 independent entities" in line
+    gate = evaluate_group_gate(
+        parse_criterion("selection_rate ratio between groups >= 0.8", "binary", "log_loss"),
+        problem,
+        SimpleNamespace(rows=again, actual=again.y, predictions=of_again, n_resamples=50, seed=0, resampling=units),
+    )
+    assert gate.result == "undecided"
+
+
+def unequal_rows(rows: int, seed: int) -> pd.DataFrame:
+    "Two groups whose rates of positives differ, by which a model selects them differently."
+    rng = np.random.default_rng(seed)
+    sex = rng.choice(["F", "M"], rows)
+    skill = rng.normal(size=rows) + 0.8 * (sex == "M")
+    positive = skill + 0.8 * (sex == "M") + rng.normal(size=rows) > 0.8
+    return pd.DataFrame({"sex": sex, "skill": skill, "y": np.where(positive, "yes", "no")})
+
+
+def test_mitigation_reduces_a_known_difference_and_leaves_the_model_alone():
+    train, holdout, problem = unequal_rows(4000, 0), unequal_rows(4000, 1), problem_of(protected_columns=["sex"])
+    encoder = make_column_transformer((OneHotEncoder(), ["sex"]), ("passthrough", ["skill"]))
+    model = make_pipeline(encoder, LogisticRegression()).fit(train[["sex", "skill"]], train.y)
+    before, coefficients = predict(model, holdout, problem), model[-1].coef_.copy()
+    found = mitigate(problem, model, train, holdout, before, "sex")
+    differences = {
+        (method, statistic): compare_groups(statistic, "difference", holdout.sex.to_numpy(), problem, holdout.y, labels)[0]
+        for method, labels in found.items()
+        for statistic in ("selection_rate", "equalized_odds")
+    }
+    for statistic, least in (("selection_rate", 0.5), ("equalized_odds", 0.3)):
+        assert differences["original", statistic].low > least
+        same = differences["fitted again", statistic]
+        assert same.low <= differences["original", statistic].value <= same.high, "fitting again changes nothing"
+    parity, odds = (f"group thresholds, {name}" for name in ("demographic parity", "equalised odds"))
+    assert differences[parity, "selection_rate"].high < 0.1
+    assert differences[odds, "equalized_odds"].high < 0.15
+    for statistic in ("selection_rate", "equalized_odds"):
+        assert differences["re-weighting", statistic].high < differences["fitted again", statistic].low
+    table = table_of_mitigations(problem, holdout, found, "sex", n_resamples=50).set_index("method")
+    assert list(table.index) == ["original", parity, odds, "fitted again", "re-weighting"]
+    after = predict(model, holdout, problem)
+    assert found["original"] is before
+    assert (after.labels == before.labels).all()
+    assert (after.scores == before.scores).all()
+    assert (model[-1].coef_ == coefficients).all()
+
+
+WITH_PROTECTED_COLUMN = """
+import json
+from pathlib import Path
+
+file = Path(run_dir) / "problem.json"
+file.write_text(json.dumps(json.loads(file.read_text()) | {"protected_columns": ["town"]}))
+"""
+
+
+def test_mitigation_is_measured_only_on_request_and_never_applied(project):
+    add_cell(project, "validation", WITH_PROTECTED_COLUMN)
+    others = ("generalization", "weak_slices", "robustness", "uncertainty", "explanations", "more_metrics")
+    words = ["--until", "validation", *(word for name in others for word in ("-p", f"{name}=false"))]
+    run(project, *words)
+    plain = mc.open("last", project)
+    models = plain.workspace.root / "artifacts" / "models"
+    before = listing(models)
+    run(project, *words, "-p", "mitigation=true")
+    measured = mc.open("last", project)
+    pages = [(project / "reports" / each.id / "05_validation.html").read_text() for each in (plain, measured)]
+    assert ["Protected column" in page and "group thresholds, equalised odds" in page for page in pages] == [False, True]
+    assert measured.candidate.model == plain.candidate.model
+    assert measured.verdict.scores == plain.verdict.scores
+    assert measured.verdict.decision == plain.verdict.decision
+    assert {name for name, data in listing(models).items() if before.get(name) != data} == {
+        name for name in before if "/model_card/" in name
+    }

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['LOG_FILE', 'ID_FILE', 'NO_HASH', 'HEAD_TAG', 'DECISION_TAG', 'Action', 'FindingKind', 'AuditEntry', 'read_audit_log',
-           'readable_entries', 'replay_aliases', 'last_decision', 'earlier_champions', 'head_folder', 'head_file',
-           'read_log_id', 'read_head_file', 'read_head_tags', 'continues', 'append_audit_entry', 'AuditFinding',
-           'chain_findings', 'trusted_keys', 'public_key_of_user', 'head_findings', 'alias_findings',
+           'read_log_file', 'readable_entries', 'replay_aliases', 'last_decision', 'earlier_champions', 'head_folder',
+           'head_file', 'read_log_id', 'read_head_file', 'read_head_tags', 'continues', 'append_audit_entry',
+           'AuditFinding', 'chain_findings', 'trusted_keys', 'public_key_of_user', 'head_findings', 'alias_findings',
            'verify_audit_log', 'accept_findings']
 
 # %% ../../../nbs/stores/models/audit_log.ipynb #bc64cc60
@@ -67,7 +67,13 @@ def read_audit_log(
     workspace: Workspace, # Has the log
 ) -> list[AuditEntry | None]: # In the order of the file; None for a line that cannot be read
     "Read the audit log; empty if there is none."
-    path = workspace.root / LOG_FILE
+    return read_log_file(workspace.root / LOG_FILE)
+
+# %% ../../../nbs/stores/models/audit_log.ipynb #1acfa250
+def read_log_file(
+    path: Path, # Of an audit log; it need not exist
+) -> list[AuditEntry | None]: # In the order of the file; None for a line that cannot be read
+    "Read the file of an audit log."
     lines = path.read_text(errors="replace").splitlines() if path.is_file() else []
     return [_parse_line(line) for line in lines]
 

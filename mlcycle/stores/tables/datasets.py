@@ -133,11 +133,12 @@ def _read_verified_rows(folder: Path, table: TableRef) -> pd.DataFrame:
         rows = DeltaTable(path, version=table.version).to_pandas()
         rows = rows.set_index(rows.columns[0]).rename_axis("row_id")
     except Exception as error: # deltalake raises many types; each means an unreadable version
-        raise ArtifactError(f"Version {table.version} of the table '{table.name}' cannot be read from {path}.",
-                            remedy="Run stage 2 again.") from error
+        why = "Its files are damaged or altered." if path.is_dir() else "There is no such folder."
+        raise ArtifactError(f"Version {table.version} of the table '{table.name}' cannot be read from {path}.", why,
+                            "Run stage 2 again: mlcycle run") from error
     if hash_rows(rows) != table.sha256:
         raise ArtifactError(f"Version {table.version} of the table '{table.name}' has been altered.",
-                            f"Its hash should be {table.sha256[:12]}….", "Run stage 2 again.")
+                            f"Its hash should be {table.sha256[:12]}….", "Run stage 2 again: mlcycle run")
     return rows
 
 # %% ../../../nbs/stores/tables/datasets.ipynb #a0fb4f16
