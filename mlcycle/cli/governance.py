@@ -62,7 +62,7 @@ def parse_model_and_version(
 @app.command()
 def approve(
     words: MODEL_VERSION, reason: REASON = "",
-    force: Annotated[bool, typer.Option("--force", help="Approve it although not all gates are passed.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Approve and release it although not all gates are passed.")] = False,
     project: PROJECT = None,
 ):
     """Approve a model version: it becomes champion.

@@ -17,7 +17,7 @@ from mlcycle.core.runs import list_runs
 from mlcycle.core.workspace import Workspace
 from mlcycle.outcomes import Gate
 from mlcycle.stores.models.audit_log import LOG_FILE, readable_entries
-from mlcycle.stores.models.decisions import promotion_hindrance
+from mlcycle.stores.models.decisions import is_released_by_person, promotion_hindrance
 from mlcycle.stores.models.registry import get_alias_version
 from mlcycle.stores.models.registry_queries import open_registry_read_only
 from mlcycle.validation.card_formats import CARD_FILES
@@ -272,6 +272,8 @@ def test_a_version_that_fails_a_gate_is_approved_by_force_only(manual):
     assert typed(manual, "approve", "2", "--reason", "Urgent.", "--force").exit_code == 0
     entry = next(each for each in readable_entries(made.workspace) if each.action == "approve")
     assert entry.reason == "Urgent. Approved although it does not pass beats baseline."
+    failed = made.verdict.model_copy(update={"approved": False, "needs_approval": False})
+    assert is_released_by_person(failed, made.candidate.model, made.workspace)[0]
 
 
 def test_audit_lists_findings_and_fails(manual):
