@@ -2158,6 +2158,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                    'mlcycle/lifecycle/stage_inputs.py'),
                                                 'mlcycle.lifecycle.stage_inputs._short_texts': ( 'lifecycle/stage_inputs.html#_short_texts',
                                                                                                  'mlcycle/lifecycle/stage_inputs.py'),
+                                                'mlcycle.lifecycle.stage_inputs._written_folders': ( 'lifecycle/stage_inputs.html#_written_folders',
+                                                                                                     'mlcycle/lifecycle/stage_inputs.py'),
                                                 'mlcycle.lifecycle.stage_inputs._yaml_texts': ( 'lifecycle/stage_inputs.html#_yaml_texts',
                                                                                                 'mlcycle/lifecycle/stage_inputs.py'),
                                                 'mlcycle.lifecycle.stage_inputs.changed_inputs': ( 'lifecycle/stage_inputs.html#changed_inputs',

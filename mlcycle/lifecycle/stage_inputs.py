@@ -18,6 +18,7 @@ import yaml
 
 from ..core.files import hash_file, short_json_hash
 from ..core.settings import GOVERNANCE_DEFAULTS, read_settings, section_with_defaults
+from ..core.workspace import StoreAddresses
 from .plan import Plan
 from ..nb.dependencies import ModuleIndex, find_reachable_code
 from ..nb.fingerprints import code_cells, hash_cell, used_library_versions
@@ -63,6 +64,12 @@ def _relative_path(text: str, project: Path) -> str:
 # %% ../../nbs/lifecycle/stage_inputs.ipynb #ffd3f627
 TABLE_FILES = re.compile(r"\.(csv|tsv|txt|parquet|json|jsonl|ndjson|xlsx?|ods)(\.\w+)?$|/_delta_log/\d+\.json$")
 
+# %% ../../nbs/lifecycle/stage_inputs.ipynb #14df2054
+def _written_folders(project: Path) -> tuple[str, ...]:
+    "Reports and workspace of a project, as beginnings of absolute paths."
+    stores = StoreAddresses(Path(project), section_with_defaults(read_settings(Path(project)), "stores"))
+    return tuple(os.path.join(os.path.abspath(folder), "") for folder in (stores.reports, stores.root))
+
 # %% ../../nbs/lifecycle/stage_inputs.ipynb #bac4e590
 def hash_path(
     text: str, # A path, a pattern, `delta:PATH`, `sqlite:///PATH#table`, or other text
@@ -75,7 +82,9 @@ def hash_path(
     if os.path.isfile(place):
         return hash_file(Path(place))[:16]
     pattern = f"{glob.escape(place)}/**" if place else next((each for each in places if "*" in each or "?" in each), "")
-    files = sorted(file for file in glob.glob(pattern, recursive=True) if TABLE_FILES.search(file) and os.path.isfile(file))
+    written = _written_folders(project) if pattern else ()
+    files = sorted(file for file in glob.glob(pattern, recursive=True) if TABLE_FILES.search(file) and os.path.isfile(file)
+                   and not os.path.abspath(file).startswith(written))
     return short_json_hash([(os.path.relpath(file, place or project), hash_file(Path(file))) for file in files]) if files else ""
 
 # %% ../../nbs/lifecycle/stage_inputs.ipynb #f912b2ed
