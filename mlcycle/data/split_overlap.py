@@ -100,7 +100,7 @@ def columns_of_different_ranks(
         return list(rows.columns)
     numbers = rows.select_dtypes("number")
     correlated = np.triu(numbers.corr("spearman").abs().to_numpy() >= min_correlation, k=1).any(axis=0)
-    repeated = {name for name, repeats in zip(numbers, correlated, strict=True) if repeats}
+    repeated = {numbers.columns[place] for place in np.flatnonzero(correlated)}
     return [name for name in rows.columns if name not in repeated]
 
 # %% ../../nbs/data/split_overlap.ipynb #9b40ffd3
