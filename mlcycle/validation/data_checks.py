@@ -77,7 +77,7 @@ def rare_classes(
 def time_overlap(
     inputs: CheckInputs, # Outcomes and rows of a run
 ) -> str: # The finding; empty if there is none
-    "Training rows are later than rows of the holdout although a time column is named: the model knows the future."
+    "Training rows are later than holdout rows although a time column is named: the holdout score is not about later rows."
     if inputs.problem.time not in inputs.time_ranges:
         raise CheckNotApplicable("The problem has no time column with dates.")
     _, end, start, _ = inputs.time_ranges[inputs.problem.time]

@@ -41,7 +41,7 @@ def single_columns_on_holdout(
 def copy_of_target(
     inputs: CheckInputs, # Outcomes and rows of a run
 ) -> str: # The finding; empty if there is none
-    "A column in use reaches the score of the target oracle on training rows or holdout, or equals the target but for some cells."
+    "A column in use explains as much of the target as the target itself, or equals it but for some cells."
     trusted = {suspect.column: f"'{suspect.column}': {suspect.reason}" for suspect in inputs.plan.leakage_suspects
                if suspect.column and not suspect.excluded and "copy of the target" in suspect.kinds}
     try:
@@ -98,8 +98,9 @@ def correlated_columns(
 def leakage_in_use(
     inputs: CheckInputs, # Outcomes and rows of a run
 ) -> str: # The finding; empty if there is none
-    "A column with signs of target leakage is used, because it is trusted."
-    used = [suspect for suspect in inputs.plan.leakage_suspects if suspect.column and not suspect.excluded]
+    "A column with signs of target leakage, other than a copy of the target, is used, because it is trusted."
+    used = [suspect for suspect in inputs.plan.leakage_suspects
+            if suspect.column and not suspect.excluded and "copy of the target" not in suspect.kinds]
     return "; ".join(f"'{suspect.column}': {suspect.reason}" for suspect in used)
 
 # %% ../../nbs/validation/feature_checks.ipynb #f6257ae6

@@ -59,8 +59,11 @@ def underfitting(
     dummy = next((entry for entry in inputs.candidate.leaderboard if entry.model_type == "dummy"), None)
     if dummy is None:
         raise CheckNotApplicable("The dummy was not compared.")
-    gain, error = fold_gain(selected_entry(inputs), dummy)
-    return f"{selected_entry(inputs).score} against {dummy.score} of the dummy." if gain <= 2 * error else ""
+    selected = selected_entry(inputs)
+    gain, error = fold_gain(selected, dummy)
+    better, worse = (dummy, selected) if selected.score.lower_is_better else (selected, dummy)
+    apart = None not in (better.score.low, worse.score.high) and better.score.low > worse.score.high
+    return f"{selected.score} against {dummy.score} of the dummy." if gain <= 2 * error and not apart else ""
 
 # %% ../../nbs/validation/model_checks.ipynb #28c53151
 @check("MLC402", "Inconsistent folds", remedy="Look at the rows of this fold: another period, entity or source?")
