@@ -61,8 +61,8 @@ def underfitting(
         raise CheckNotApplicable("The dummy was not compared.")
     selected = selected_entry(inputs)
     gain, error = fold_gain(selected, dummy)
-    better, worse = (dummy, selected) if selected.score.lower_is_better else (selected, dummy)
-    apart = None not in (better.score.low, worse.score.high) and better.score.low > worse.score.high
+    low, high = selected.score.interval if selected.score.low is not None else (-np.inf, np.inf)
+    apart = high < dummy.score.value if selected.score.lower_is_better else low > dummy.score.value
     return f"{selected.score} against {dummy.score} of the dummy." if gain <= 2 * error and not apart else ""
 
 # %% ../../nbs/validation/model_checks.ipynb #28c53151
