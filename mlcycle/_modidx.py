@@ -3554,6 +3554,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                            'mlcycle/reports/run_summary.py'),
                                              'mlcycle.reports.run_summary.describe_gate': ( 'reports/run_summary.html#describe_gate',
                                                                                             'mlcycle/reports/run_summary.py'),
+                                             'mlcycle.reports.run_summary.describe_weak_slice': ( 'reports/run_summary.html#describe_weak_slice',
+                                                                                                  'mlcycle/reports/run_summary.py'),
                                              'mlcycle.reports.run_summary.holdout_scores': ( 'reports/run_summary.html#holdout_scores',
                                                                                              'mlcycle/reports/run_summary.py'),
                                              'mlcycle.reports.run_summary.left_out': ( 'reports/run_summary.html#left_out',

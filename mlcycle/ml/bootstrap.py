@@ -165,8 +165,8 @@ def rule_of_three(
     problem: Problem, # Has the task
     units: int, # Number of independent rows, entities or blocks
 ) -> tuple[float, float]: # Low and high end
-    "The 95 % interval of a score without spread; the score itself if the range of the metric is not finite."
-    if not np.isfinite([metric.low, metric.high]).all():
+    "The 95 % interval of a score without spread; the score itself unless it is an end of a finite range."
+    if not np.isfinite([metric.low, metric.high]).all() or value not in (metric.low, metric.high):
         return value, value
     rows = len(actual) if problem.task == "regression" else min(np.unique(actual, return_counts=True)[1])
     half = 3 / min(rows, units) * (metric.high - metric.low)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Outcomes', 'of_hundred', 'holdout_scores', 'score_in_words', 'count_errors', 'cost_of_errors', 'left_out',
-           'next_steps', 'describe_gate', 'summarise_run']
+           'next_steps', 'describe_gate', 'describe_weak_slice', 'summarise_run']
 
 # %% ../../nbs/reports/run_summary.ipynb #7e41549f
 from collections.abc import Iterator, Sequence
@@ -73,7 +73,7 @@ def cost_of_errors(
     problem, errors, scores = outcomes["problem"], count_errors(outcomes), holdout_scores(outcomes)
     if "cost" in scores:
         cost = scores["cost"]
-        total = f"{1000 * cost['value']:,.0f}"
+        total = f"{cost['value']:,.0f}" # The metric is per 1,000 rows
         counts = f", with {errors[0]:.0f} false negatives and {errors[1]:.0f} false positives" if errors else ""
         return f"1,000 rows cost about {total}, in the unit of `costs`{counts}."
     if errors is None:
@@ -153,6 +153,15 @@ def describe_gate(
     return gate | {"result": gate.get("result", "pass" if gate["passed"] else "fail"), "estimate": estimate,
                    "bound": "–" if gate["bound"] is None else format_score(gate["bound"])}
 
+# %% ../../nbs/reports/run_summary.ipynb #0b6e9ea4
+def describe_weak_slice(
+    found: dict[str, Any], # A weak slice of the outcome of stage 5
+) -> str: # Such as `town is Lima: recall 0.41 [0.36, 0.46] against 0.62 elsewhere, 310 rows`
+    "A slice of the holdout in which the model is clearly worse."
+    estimate = format_estimate(found["value"], found["low"], found["high"])
+    return (f"{' and '.join(found['conditions'])}: {found['metric']} {estimate} against {format_score(found['rest'])} elsewhere, "
+            f"{found['rows']:,} rows")
+
 # %% ../../nbs/reports/run_summary.ipynb #096c3fed
 def summarise_run(
     info: dict[str, Any], # Of the run
@@ -168,6 +177,7 @@ def summarise_run(
     return {"question": problem.get("question", ""), "problem": problem, "decision": info.get("error") or verdict.get("decision")
             or (texts or [""])[-1], "words": score_in_words(outcomes), "gates": gates, "cost": cost_of_errors(outcomes),
             "left_out": left_out(outcomes), "steps": list(next_steps(info, outcomes, decisions)), "findings": findings,
+            "weak_slices": [describe_weak_slice(each) for each in verdict.get("weak_slices", [])[:3]],
             "persons": [describe_person_decision(each) for each in decisions],
             "model": outcomes["modelling"].get("model"), "winner": outcomes["modelling"].get("winner", ""),
             "split": outcomes["data"].get("split_description", "")}

@@ -128,7 +128,8 @@ def evaluate_champion_gate(
     """
     if evaluation.champion is None:
         note = evaluation.champion_note
-        return _gate_without_value(criterion, "undecided" if note else "pass", note or "There is no champion yet.")
+        gate = _gate_without_value(criterion, "undecided" if note else "pass", note or "There is no champion yet.")
+        return gate if criterion.kind == "better than champion" else gate.model_copy(update={"bound": 0.0 - criterion.bound})
     score = bootstrap_difference(criterion.metric, problem, evaluation.actual, evaluation.predictions, evaluation.champion,
                                  **evaluation.bootstrap)
     margin = _margin(criterion, problem, evaluation, evaluation.champion)

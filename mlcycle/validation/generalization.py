@@ -68,12 +68,16 @@ def describe_training_gap(
     train: Score, # On training rows
     gap: Score | None, # Training rows minus holdout; None: not computed
     p_value: float | None, # Of no difference; None without intervals
+    validation: Score | None = None, # Cross-validated
 ) -> str: # One sentence; empty without a test
     "Whether the model is better on its training rows than on the holdout."
     if gap is None or p_value is None:
         return ""
     figures = (f"{format_estimate(train.value, train.low, train.high)} on training rows; the difference to the holdout, positive "
                f"if training rows are better, is {format_estimate(gap.value, gap.low, gap.high)} (p = {p_value:.2g})")
+    if p_value < 0.05 and gap.value > 0 and validation and abs(train.value - validation.value) < 0.5 * gap.value:
+        return (f"{figures}: the cross-validated score is near that of the training rows, so that the holdout differs from both "
+                "(see *Gap* and *Same distribution*), which is no overfitting.")
     if p_value < 0.05 and gap.value > 0:
         return (f"{figures}: the model fits its training rows more closely than new ones, as flexible models do; simplify it "
                 "only if a simpler one has a better cross-validated score.")
@@ -139,7 +143,8 @@ def describe_generalization(
     "The results of all tests in words."
     return {topic: text for topic, text in {
         "Gap": describe_gap(scores["holdout"], scores["validation"], found.gap, found.gap_p_value),
-        "Training": describe_training_gap(scores["train"], found.training_gap, found.training_gap_p_value),
+        "Training": describe_training_gap(scores["train"], found.training_gap, found.training_gap_p_value,
+                                          scores.get("validation")),
         "Same distribution": describe_adversarial_validation(found.adversarial),
         "Over time": describe_trend(found.periods, found.trend, found.trend_p_value),
         "Over folds": describe_fold_spread(problem.metric, found.fold_scores),

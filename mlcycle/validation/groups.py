@@ -177,7 +177,7 @@ def calibration_by_group(
         mean, share = scores[places].mean(), positive[places].mean()
         units = (resampling or Resampling())[places]
         low, high = share_interval(positive[places], units)
-        result = "too high" if mean > high else "too low" if mean < low else "calibrated"
+        result = "too high" if mean > high else "too low" if mean < low else "no difference detected"
         lines.append({"column": column, "group": name, "rows": len(places), "mean probability": mean,
                       "share of positives": share, "low": low, "high": high,
                       "result": UNDECIDED if _is_small(problem, rows[problem.target].iloc[places], units) else result})

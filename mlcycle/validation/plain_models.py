@@ -166,7 +166,7 @@ def describe_single_columns(
     metric: str, # Primary metric
 ) -> str: # One or two sentences; empty without columns
     "Name the columns that alone reach nearly the score of the model."
-    if not found:
+    if not found or found[0].share <= 0: # The model or each column is no better than the baseline
         return ""
     named = [f"**{each.column}** ({metric} {format_score(each.score)}, {each.share:.0%} of the gain of the model: {each.finding})"
              for each in found if each.finding]

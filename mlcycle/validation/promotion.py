@@ -60,6 +60,8 @@ def decide_promotion(
         return Promotion(True, f"It meets the criterion {met}{_describe(difference, champion)}.", difference)
     if difference and difference.low is not None and difference.low > 0:
         return Promotion(True, f"It is better{_describe(difference, champion)}.", difference)
+    if difference and difference.high is not None and difference.high < 0:
+        return Promotion(False, f"It is worse{_describe(difference, champion)}.", difference)
     return Promotion(False, f"It is not shown to be better{_describe(difference, champion)}. {HOW_TO_PROMOTE}", difference)
 
 # %% ../../nbs/validation/promotion.ipynb #863e1a2f

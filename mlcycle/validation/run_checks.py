@@ -59,8 +59,10 @@ def check_run(
     own = [path.relative_to(find_project()).as_posix() for path in files if path.is_relative_to(Path(find_project()))]
     errors = [f"{result.code} {result.title}: {result.message}" for result in results
               if result.status == "found" and result.severity == "error"]
+    found = [f"{result.code} ({result.title})" for result in results if result.status == "found" and result.severity == "error"]
+    warning = f" Warning: the scores cannot be trusted, see {' and '.join(found)}." if found else ""
     return verdict.model_copy(update={"checks": results, "project_files": [*verdict.project_files, *own],
-                                      "notes": [*verdict.notes, *errors]})
+                                      "notes": [*verdict.notes, *errors], "decision": verdict.decision + warning})
 
 # %% ../../nbs/validation/run_checks.ipynb #14e6985f
 def findings_table(
