@@ -271,7 +271,7 @@ class Dataset(Outcome):
 
 # %% ../nbs/outcomes.ipynb #cbc894d5
 LeakageKind = Literal["copy of the target", "missing with the label", "present for one class", "row counter", "future date",
-                      "target encoding", "column pair", "outstanding column", "related column"]
+                      "target encoding", "column pair", "dominant column", "related column"]
 
 # %% ../nbs/outcomes.ipynb #509c6aff
 class LeakageSuspect(Record):
@@ -561,16 +561,16 @@ class Gate(Record):
 
 # %% ../nbs/outcomes.ipynb #7c3579fc
 class WeakSlice(Record):
-    "A segment of the holdout in which the model is clearly worse than elsewhere."
+    "A slice of the holdout in which the model is clearly worse than elsewhere."
 
     conditions: list[str] # One or two, in words, such as `origin is EWR`
     rows: int
     metric: str
-    value: float # In the segment
+    value: float # In the slice
     low: float | None = None # Ends of its 95 % interval
     high: float | None = None
     rest: float # The metric in all other rows
-    p_value: float # Of a higher mean loss, corrected for the number of segments tried
+    p_value: float # Of a higher mean loss, corrected for the number of slices tried
 
 # %% ../nbs/outcomes.ipynb #0ec4b6d0
 class GroupComparison(Record):
@@ -588,7 +588,7 @@ class GroupComparison(Record):
 class Perturbation(Record):
     "Predictions of perturbed holdout rows, compared with those of the unchanged rows."
 
-    kind: str # Such as `missing` or `x 1,000`
+    kind: str # Such as `missing` or `× 1,000`
     column: str = "" # Perturbed column; empty: all columns of the type
     rows: int
     changed: float = 0.0 # Share of changed predictions; mean absolute change for a regression
@@ -634,7 +634,7 @@ class Verdict(Outcome):
     champion_difference: Score | None = None # Primary metric, candidate minus champion on the same rows; positive if better
     group_comparisons: list[GroupComparison] = [] # Of the protected columns and their intersections
     weak_slices: list[WeakSlice] = [] # Most significant first
-    slices_tried: int = 0 # Segments of one or two conditions; 0: no search
+    slices_tried: int = 0 # Slices of one or two conditions that were tried; 0: no search
     needs_approval: bool = False # True if all gates pass and a person must decide, see `mlcycle approve`
     generalization: Generalization | None = None # Tests of the generalization; None if it is switched off
     robustness: list[Perturbation] = [] # By kind: all columns, the worst column, the first error

@@ -235,7 +235,7 @@ def correlation_with_leak_within_classes(
     return float(abs(ranks.a.corr(ranks.b))) if len(ranks) > 20 and ranks.a.std() > 0 and ranks.b.std() > 0 else 0.0
 
 # %% ../../nbs/leakage/leaks.ipynb #ed1eefbb
-def _check_outstanding_columns(evidence: LeakageEvidence) -> None:
+def _check_dominant_columns(evidence: LeakageEvidence) -> None:
     "Suspect columns that explain far more than every other column."
     for name in sorted(evidence.unsuspected(), key=lambda each: -evidence.single_scores[each]):
         score, (best, other) = evidence.single_scores[name], evidence.best_unsuspected(name)
@@ -253,7 +253,7 @@ def _check_outstanding_columns(evidence: LeakageEvidence) -> None:
                                 "related column")
         elif score >= MIN_SINGLE_COLUMN_SCORE[evidence.sample.regression]:
             evidence.add_reason(name, f"{text}. A column that explains so much more than all others was "
-                                "probably recorded after the outcome.", "outstanding column")
+                                "probably recorded after the outcome.", "dominant column")
 
 # %% ../../nbs/leakage/leaks.ipynb #329d3e51
 def find_target_leakage(
@@ -284,7 +284,7 @@ def find_target_leakage(
         pairs = find_leaking_pairs(unsuspected, evidence.single_scores, MIN_PAIR_SCORE[unsuspected.regression])
         for _ in range(2): # A suspect of the first pass no longer hides others
             _check_column_pairs(evidence, pairs, max_score, problem.time)
-            _check_outstanding_columns(evidence)
+            _check_dominant_columns(evidence)
     return [LeakageSuspect(column=name, score=round(evidence.single_scores[name], 4), kinds=evidence.kinds[name],
                            reason=" ".join(evidence.reasons[name]))
             for name in rows if name in evidence.reasons and name not in problem.excluded] + passed_on

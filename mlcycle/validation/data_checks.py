@@ -59,7 +59,7 @@ def class_imbalance(
     return f"'{shares.index[0]}' is the class of {shares.iloc[0]:.1%} of the training rows." if shares.iloc[0] >= 0.8 else ""
 
 # %% ../../nbs/validation/data_checks.ipynb #5fe6c436
-@check("MLC205", "Rare classes", remedy="Collect rows of these classes, or merge them: rare_classes in stage 1.")
+@check("MLC205", "Rare classes", remedy="Merge the classes in the source, or collect more rows of them.")
 def rare_classes(
     inputs: CheckInputs, # Outcomes and rows of a run
 ) -> str: # The finding; empty if there is none

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['names_text', 'single_columns_on_holdout', 'copy_of_target', 'single_strong_feature', 'useless_features',
-           'correlated_columns', 'leakage_in_use', 'excluded_suspects', 'copy_excluded', 'recorded_with_outcome',
+           'correlated_columns', 'leakage_in_use', 'excluded_suspects', 'copy_excluded', 'recorded_with_target',
            'counter_of_sorted_rows', 'date_after_prediction', 'target_encoding_of_rows', 'leaking_column_pair',
-           'outstanding_column', 'identifier_as_feature', 'dropped_for', 'dropped_identifiers', 'dropped_columns']
+           'dominant_column', 'identifier_as_feature', 'dropped_for', 'dropped_identifiers', 'dropped_columns']
 
 # %% ../../nbs/validation/feature_checks.ipynb #236d8e3e
 import numpy as np
@@ -65,7 +65,8 @@ def single_strong_feature(
                      single_columns_on_holdout(inputs, "strong feature"))
 
 # %% ../../nbs/validation/feature_checks.ipynb #d8346737
-@check("MLC303", "Useless features", severity="info", remedy="Leave them out: select = auto in stage 3.")
+@check("MLC303", "Useless features", severity="info",
+       remedy="Drop them (`excluded` in stage 1), or raise the number of rows: they cost time and add noise.")
 def useless_features(
     inputs: CheckInputs, # Outcomes and rows of a run
 ) -> str: # The finding; empty if there is none
@@ -122,9 +123,9 @@ def copy_excluded(
     return excluded_suspects(inputs, "copy of the target")
 
 # %% ../../nbs/validation/feature_checks.ipynb #7cb7e1e3
-@check("MLC308", "Excluded: recorded with the outcome", severity="info",
+@check("MLC308", "Excluded: recorded with the target", severity="info",
        remedy="Ask who fills it in and when; if it is known before the prediction is needed, add it to `trusted` in stage 3.")
-def recorded_with_outcome(
+def recorded_with_target(
     inputs: CheckInputs, # Outcomes and rows of a run
 ) -> str: # The finding; empty if there is none
     "A column that is filled in only where the label is known, or for one class, was excluded."
@@ -167,13 +168,13 @@ def leaking_column_pair(
     return excluded_suspects(inputs, "column pair")
 
 # %% ../../nbs/validation/feature_checks.ipynb #5c968e21
-@check("MLC313", "Excluded: outstanding column", severity="info",
+@check("MLC313", "Excluded: dominant column", severity="info",
        remedy="If it is known before the prediction is needed, add it to `trusted` in stage 3: it is then the best feature.")
-def outstanding_column(
+def dominant_column(
     inputs: CheckInputs, # Outcomes and rows of a run
 ) -> str: # The finding; empty if there is none
     "A column that explains far more than all others, or is related to one that leaks, was excluded."
-    return excluded_suspects(inputs, "outstanding column", "related column")
+    return excluded_suspects(inputs, "dominant column", "related column")
 
 # %% ../../nbs/validation/feature_checks.ipynb #21498724
 @check("MLC306", "Identifier as a feature", remedy="Exclude the column: its values do not occur in new rows.")

@@ -58,10 +58,10 @@ def describe_gap(
     if p_value is None:
         return f"{figures}. There is no test, because a score has no interval."
     if p_value >= 0.05:
-        return f"{figures}, **within sampling error** (p = {p_value:.2g})."
+        return f"{figures}, **within sampling error** (p = {p_value:.2g}, not below 0.05)."
     why = ("the holdout may be easier, for example because rows of the training table are in it too" if gap.value > 0 else
            "the holdout is distributed differently, or the cross-validated score is optimistic")
-    return f"{figures}, **outside sampling error** (p = {p_value:.2g}): {why}."
+    return f"{figures}, **outside sampling error** (p = {p_value:.2g}, below 0.05): {why}."
 
 # %% ../../nbs/validation/generalization.ipynb #6e38166d
 def describe_training_gap(
@@ -94,7 +94,7 @@ def describe_learning_curve(
     sign = get_metric(last.score.metric).sign
     rise = sign * (last.score.value - before.score.value)
     gain = rise / np.log2(last.train_size / before.train_size)
-    figures = (f"From {before.train_size:,} to {last.train_size:,} training rows the {last.score.metric} changed from "
+    figures = (f"From {before.train_size:,} to {last.train_size:,} training rows of a fold the {last.score.metric} changed from "
                f"{format_score(before.score.value)} to {format_score(last.score.value)}")
     if gain <= max(0.002 * abs(last.score.value), 1e-12):
         return f"{figures}: more rows of the same kind would hardly bring a better score."
@@ -109,7 +109,7 @@ def assess_generalization(
     holdout: pd.DataFrame, # Holdout rows with the target
     predictions: Predictions, # Of the candidate for the holdout
     *,
-    scores: dict[str, Score], # Primary metric on `train`, `validation` and `holdout` rows
+    scores: dict[str, Score], # Primary metric by `train`, `validation` (cross-validated) and `holdout`
     baseline: tuple[str, Predictions], # Name and predictions of the baseline for the holdout
     n_resamples: int = 200, # Number of bootstrap resamples
     seed: int = 0, # Random seed
@@ -137,7 +137,7 @@ def assess_generalization(
 def describe_generalization(
     found: Generalization, # Of the holdout
     problem: Problem, # Has the primary metric
-    scores: dict[str, Score], # Of `train`, `validation` and `holdout` rows
+    scores: dict[str, Score], # By `train`, `validation` (cross-validated) and `holdout`
     curve: list[LearningCurvePoint], # Learning curve of stage 4
 ) -> dict[str, str]: # Sentences by topic; topics without a result are left out
     "The results of all tests in words."

@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['is_clearly_better', 'compare_splits', 'overfitting', 'holdout_below_validation', 'worse_than_baseline',
-           'few_holdout_rows', 'holdout_used_before', 'no_sign_off']
+           'few_holdout_rows', 'holdout_accessed_often', 'no_sign_off']
 
 # %% ../../nbs/validation/holdout_checks.ipynb #c2c2417a
 from ..outcomes import Score
 from ..score_format import format_score
+from ..stores.tables.holdout import MAX_HOLDOUT_ACCESSES
 from .checks import CheckInputs, CheckNotApplicable, check
 
 # %% ../../nbs/validation/holdout_checks.ipynb #8b07ab80
@@ -17,7 +18,7 @@ def is_clearly_better(
     other: Score, # Of the same metric
     least: float = 0.1, # Difference that matters, relative to the larger absolute score
 ) -> bool:
-    "Whether a score is better than another by at least 10 %, with intervals that do not overlap."
+    "Whether a score is better than another by more than `least`, with intervals that do not overlap."
     if None in (score.low, score.high, other.low, other.high):
         return False
     sign = -1 if score.lower_is_better else 1
@@ -27,16 +28,17 @@ def is_clearly_better(
 # %% ../../nbs/validation/holdout_checks.ipynb #b691001a
 def compare_splits(
     inputs: CheckInputs, # Outcomes and rows of a run
-    first: str, # Rows that may have a better score: `train` or `validation`
-    second: str, # Rows that may have a worse one: `holdout`
+    first: str, # Has the score that may be better: `train` or `validation` (cross-validated)
     least: float = 0.1, # Relative difference that matters
-) -> str: # Both scores if the first is clearly better, else empty
-    "Compare the primary metric on two kinds of rows."
-    gap = inputs.verdict.generalization_gap
-    if not {first, second} <= set(gap):
-        raise CheckNotApplicable(f"There is no score on {first} or {second} rows.")
-    better = is_clearly_better(gap[first], gap[second], least)
-    return f"{first} rows: {gap[first]}; {second} rows: {gap[second]}." if better else ""
+) -> str: # Both scores and the rule, if the holdout is clearly worse; else empty
+    "Compare the primary metric on training rows or in cross-validation with that on the holdout."
+    gap, name = inputs.verdict.generalization_gap, {"train": "Training rows", "validation": "Cross-validation"}[first]
+    if not {first, "holdout"} <= set(gap):
+        raise CheckNotApplicable(f"There is no score of one of these: {name.lower()}, holdout.")
+    if not is_clearly_better(gap[first], gap["holdout"], least):
+        return ""
+    return (f"{name}: {gap[first]}; holdout: {gap['holdout']}. The holdout is worse by more than {100 * least:g} % of the larger "
+            "score, and the intervals do not overlap.")
 
 # %% ../../nbs/validation/holdout_checks.ipynb #cc71c240
 @check("MLC501", "Overfitting", severity="info",
@@ -44,8 +46,8 @@ def compare_splits(
 def overfitting(
     inputs: CheckInputs, # Outcomes and rows of a run
 ) -> str: # The finding; empty if there is none
-    "The score on training rows is much better than on the holdout."
-    return compare_splits(inputs, "train", "holdout")
+    "The score on training rows is better than on the holdout by more than 10 %, and the intervals do not overlap."
+    return compare_splits(inputs, "train")
 
 # %% ../../nbs/validation/holdout_checks.ipynb #23cac646
 @check("MLC502", "Holdout worse than the cross-validation", severity="error",
@@ -53,8 +55,8 @@ def overfitting(
 def holdout_below_validation(
     inputs: CheckInputs, # Outcomes and rows of a run
 ) -> str: # The finding; empty if there is none
-    "The holdout score is clearly worse than the cross-validated score, so that one of them does not hold on new rows."
-    return compare_splits(inputs, "validation", "holdout", least=0.05)
+    "The holdout score is worse than the cross-validated score by more than 5 %, and the intervals do not overlap."
+    return compare_splits(inputs, "validation", least=0.05)
 
 # %% ../../nbs/validation/holdout_checks.ipynb #498e6a4c
 @check("MLC503", "Worse than a prediction without features", remedy="See the section Scores: threshold, metric and features.")
@@ -80,13 +82,13 @@ def few_holdout_rows(
     return f"{rows:,} rows" + (f", {positives:,} of them positive." if positives is not None else ".") if few else ""
 
 # %% ../../nbs/validation/holdout_checks.ipynb #22a747e7
-@check("MLC505", "The holdout was used before", remedy="Hold out fresh rows before the next important decision.")
-def holdout_used_before(
+@check("MLC505", "Holdout accessed often", remedy="Hold out fresh rows before the next important decision.")
+def holdout_accessed_often(
     inputs: CheckInputs, # Outcomes and rows of a run
 ) -> str: # The finding; empty if there is none
-    "Models were evaluated on these holdout rows at least ten times, so that their scores may be too optimistic."
+    "More than ten accesses to the holdout may bias the scores: they may be too optimistic, as models may be selected by them."
     accesses = inputs.verdict.holdout_accesses
-    return f"{accesses} accesses." if accesses >= 10 else ""
+    return f"{accesses} accesses that may bias the scores." if accesses > MAX_HOLDOUT_ACCESSES else ""
 
 # %% ../../nbs/validation/holdout_checks.ipynb #0a55b00f
 @check("MLC506", "Problem without sign-off", severity="info",
@@ -95,4 +97,5 @@ def no_sign_off(
     inputs: CheckInputs, # Outcomes and rows of a run
 ) -> str: # The finding; empty if there is none
     "Nobody has confirmed the question and the success criteria."
-    return "" if inputs.problem.sign_off else f"Owner: {inputs.problem.owner}."
+    owner = inputs.problem.owner
+    return "" if inputs.problem.sign_off else f"Owner: {owner}." if owner else "No owner is named."

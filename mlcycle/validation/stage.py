@@ -61,10 +61,10 @@ def scores_on_each_split(
     holdout: Score, # The primary metric on the holdout
     max_rows: int = 20_000, # Maximum number of training rows to predict
 ) -> dict[str, Score]: # `train`, `validation`, `holdout`
-    """The primary metric on training, validation and holdout rows.
+    """The primary metric on training rows, in cross-validation and on the holdout.
 
     The training score is that of a random sample of at most `max_rows` rows, with an interval from 100 resamples.
-    The validation score is that of the candidate in the cross-validation of stage 4.
+    `validation` is the cross-validated score of the candidate in stage 4.
     """
     sample = train.sample(min(len(train), max_rows), random_state=0)
     predictions = predict(model, sample, problem, candidate.threshold)

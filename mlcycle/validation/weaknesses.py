@@ -23,7 +23,7 @@ def find_weaknesses(
     weak_slices: bool = True, # Search for weak slices
     robustness: bool = True, # Predict perturbed rows
 ) -> dict[str, Any]: # Fields of `Verdict`: `group_comparisons`, `weak_slices`, `slices_tried`, `robustness`, `notes`
-    "Compare groups, and search for segments in which the model is worse and for input on which its score falls or it fails."
+    "Compare groups, and search for slices in which the model is worse and for input that decreases the score or raises an error."
     rows, predictions, n_resamples, seed = inputs.rows, inputs.predictions, inputs.n_resamples, inputs.seed
     groups = compare_protected_groups(problem, rows, predictions, n_resamples, seed, inputs.resampling)
     found: dict[str, Any] = {"weak_slices": [], "slices_tried": 0, "robustness": [], "notes": [], "group_comparisons": groups}

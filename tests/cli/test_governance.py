@@ -173,6 +173,7 @@ def test_a_card_that_cannot_be_written_leaves_the_decision_and_the_old_card(manu
 def test_an_approved_model_is_released_by_the_next_run(manual):
     done = typed(manual, "approve", NAME, "2", "--reason", "Checked with the warehouse.")
     assert done.exit_code == 0, done.output
+    assert "Release it: mlcycle run" in done.output
     assert champion(manual) == 2
     entry = readable_entries(Workspace.from_project(manual))[-2]
     assert (entry.action, entry.user, entry.version_before, entry.version_after) == ("approve", "ann", 1, 2)
@@ -185,6 +186,10 @@ def test_an_approved_model_is_released_by_the_next_run(manual):
     assert "ann approved it" in made.release.decision
     card = json.loads(typed(manual, "card", "2", "--format", "json").output)
     assert card["sections"]["approval"]["facts"]["approved by"].startswith("ann on ")
+    again = typed(manual, "approve", "2", "--reason", "Checked again.")
+    assert again.exit_code == 0, again.output
+    assert "A run has released it already." in again.output
+    assert "Release it" not in again.output
 
 
 def test_four_eyes_means_another_person(manual):

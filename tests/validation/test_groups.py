@@ -30,6 +30,7 @@ from mlcycle.outcomes import Problem
 from mlcycle.validation.group_gates import evaluate_group_gate
 from mlcycle.validation.group_statistics import compare_groups, groups_of_columns
 from mlcycle.validation.groups import (
+    FEW_OF_A_CLASS,
     UNDECIDED,
     calibration_by_group,
     compare_protected_groups,
@@ -127,6 +128,25 @@ def test_small_groups_are_undecided_and_not_compared():
         if line.startswith("race:")
     ]
     assert UNDECIDED in line
+
+
+def test_a_group_with_few_rows_of_a_class_is_compared_by_selection_rate_and_calibration_only():
+    rows, predictions = people(900)
+    race = rows["race"].to_numpy().copy()
+    negatives = np.flatnonzero(rows["y"] == "no")[:60]
+    race[[*negatives, *np.flatnonzero(rows["y"] == "yes")[:3]]] = "d"
+    rows["race"] = race
+    predictions.labels[negatives] = "no"
+    table = score_by_group(problem_of(), rows, predictions, n_resamples=20).set_index(["column", "group"])
+    assert table.loc[("race", "d"), "note"].startswith(FEW_OF_A_CLASS)
+    assert table.loc[("race", "a"), "note"] == ""
+    found = {
+        each.statistic: each for each in compare_protected_groups(problem_of(), rows, predictions, 50) if each.column == "race"
+    }
+    assert "worst is d" in found["selection_rate"].note
+    assert "Too small" not in found["selection_rate"].note + found["calibration"].note
+    assert "Too small to compare: 1 group." in found["equalized_odds"].note
+    assert "Too small to compare: 1 group." in found["log_loss"].note
 
 
 def test_the_four_fifths_rule_is_met_or_not_or_undecided():
@@ -272,9 +292,9 @@ def test_mitigation_reduces_a_known_difference_and_leaves_the_model_alone():
     assert differences[parity, "selection_rate"].high < 0.1
     assert differences[odds, "equalized_odds"].high < 0.15
     for statistic in ("selection_rate", "equalized_odds"):
-        assert differences["re-weighting", statistic].high < differences["fitted again", statistic].low
+        assert differences["reweighting", statistic].high < differences["fitted again", statistic].low
     table = table_of_mitigations(problem, holdout, found, "sex", n_resamples=50).set_index("method")
-    assert list(table.index) == ["original", parity, odds, "fitted again", "re-weighting"]
+    assert list(table.index) == ["original", parity, odds, "fitted again", "reweighting"]
     after = predict(model, holdout, problem)
     assert found["original"] is before
     assert (after.labels == before.labels).all()

@@ -51,7 +51,7 @@ def test_changes_and_drops_are_those_of_the_model():
     assert missing.changed == pytest.approx((2 * a).abs().mean())
     assert missing.drop == pytest.approx(missing.score)
     assert results["shifted by 1 sd", "a"].drop == pytest.approx(2 * a.std())
-    assert results["x 100", "a"].changed == pytest.approx((198 * a).abs().mean())
+    assert results["× 100", "a"].changed == pytest.approx((198 * a).abs().mean())
     assert results["other category", "town"].changed == pytest.approx(1)
     assert results["missing", "flag"].changed == results["other category", "flag"].changed == results["missing", "day"].drop == 0
     assert results["missing", ""].column == ""
@@ -63,8 +63,8 @@ def test_failures_are_reported_and_do_not_stop_the_others():
     failed = {(each.kind, each.column): each.error for each in results if each.error}
     assert failed == {
         ("upper case", "town"): "KeyError: 'BERN'",
-        ("x 1,000", "b"): "ValueError: A prediction is not a finite number.",
-        ("x 1,000", ""): "ValueError: A prediction is not a finite number.",
+        ("× 1,000", "b"): "ValueError: A prediction is not a finite number.",
+        ("× 1,000", ""): "ValueError: A prediction is not a finite number.",
     }
     kept = summarise_robustness(results)
     assert len(describe_failures(kept)) == 2
