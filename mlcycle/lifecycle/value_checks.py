@@ -38,6 +38,7 @@ from ..modelling.candidates import CANDIDATES, check_candidate_names, choose_can
 from ..modelling.settings import ModellingSettings
 from ..modelling.weights import check_weights_scheme, sample_weights
 from ..outcomes import STAGES, Problem
+from ..validation.run_checks import verify_check_parameters
 from ..problem.document import PROBLEM_FILE, ProblemDocument, load_project_problem
 from ..problem.stage import define_problem, merge_problem_fields, named_metrics, read_problem_rows
 from ..stores.sources.ingest import source_kind
@@ -246,6 +247,9 @@ def check_plan(
         check_problem_values(document)
     if "data" in stages:
         check_data_values(plan.parameters["data"], document)
+    if "validation" in stages:
+        given = plan.parameters["validation"]
+        verify_check_parameters(given.get("muted_checks") or {}, given.get("check_modules") or [], plan.workspace.project)
     with unchanged_candidates():
         _check_with_candidates(plan, stages, document, with_rows)
 

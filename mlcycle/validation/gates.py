@@ -39,6 +39,7 @@ class GateInputs:
     baseline_name: str = "" # Such as `last value` or `best constant: mean`
     champion: Predictions | None = None # Of the champion, with its own threshold
     champion_note: str = "" # Version of the champion, or why it has no predictions
+    champion_rows: str = "" # Sentence on holdout rows that the champion was trained on; empty: none
     latency_ms: np.ndarray | None = None # Milliseconds of each prediction of a single row
     rows: pd.DataFrame = field(default_factory=pd.DataFrame) # Rows of the holdout, with the protected columns
     resampling: Resampling = field(default_factory=Resampling) # Rows, entities or blocks of time

@@ -46,7 +46,10 @@ def compare_splits(
 def overfitting(
     inputs: CheckInputs, # Outcomes and rows of a run
 ) -> str: # The finding; empty if there is none
-    "The score on training rows is better than on the holdout by more than 10 %, and the intervals do not overlap."
+    "The score on training rows is better than on the holdout, and than in cross-validation, by more than 10 %."
+    gap = inputs.verdict.generalization_gap
+    if {"train", "validation"} <= set(gap) and not is_clearly_better(gap["train"], gap["validation"]):
+        return "" # Then a worse holdout differs from the training rows, see MLC502
     return compare_splits(inputs, "train")
 
 # %% ../../nbs/validation/holdout_checks.ipynb #23cac646

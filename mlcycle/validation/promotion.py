@@ -61,8 +61,9 @@ def decide_promotion(
     if difference and difference.low is not None and difference.low > 0:
         return Promotion(True, f"It is better{_describe(difference, champion)}.", difference)
     if difference and difference.high is not None and difference.high < 0:
-        return Promotion(False, f"It is worse{_describe(difference, champion)}.", difference)
-    return Promotion(False, f"It is not shown to be better{_describe(difference, champion)}. {HOW_TO_PROMOTE}", difference)
+        return Promotion(False, f"It is worse{_describe(difference, champion)}.{evaluation.champion_rows}", difference)
+    return Promotion(False, f"It is not shown to be better{_describe(difference, champion)}.{evaluation.champion_rows} "
+                            f"{HOW_TO_PROMOTE}", difference)
 
 # %% ../../nbs/validation/promotion.ipynb #863e1a2f
 HOW_TO_PROMOTE = ("If an equally good model may become champion, add the criterion 'not worse than champion by more than …' "

@@ -31,6 +31,7 @@ from ..stores.models.registry import (connect_registry, get_alias_version, get_m
 from ..stores.tables.datasets import read_table
 from ..stores.tables.holdout import count_biasing_accesses, read_holdout
 from ..ml.baselines import choose_baseline
+from .champion_rows import describe_rows_known_to_champion
 from .gates import GateInputs, evaluate_gates
 from .human_decision import apply_human_decision
 from .input_errors import raise_if_one_class, raise_if_other_training_rows, raise_if_schema_differs
@@ -128,6 +129,7 @@ def evaluate_gates_and_promote(
     evaluation: GateInputs, # Inputs of the gates, without the champion
     workspace: Workspace, # Has the address of the model registry
     promote: bool = True, # Whether an approved model may become champion
+    dataset: Dataset | None = None, # Has the training table; None: do not look for rows that the champion was trained on
 ) -> tuple[list[Gate], tuple[int | None, int | None], Promotion]: # Gates; version of the champion before and after; why
     """Evaluate all gates, and promote the candidate if they pass and there is a reason.
 
@@ -136,7 +138,12 @@ def evaluate_gates_and_promote(
     compared = promote or any("champion" in criterion.kind for criterion in parse_problem_criteria(problem))
     while True:
         version, champion, note = predict_with_champion(problem, candidate, rows, workspace) if compared else (None, None, "")
-        inputs = replace(evaluation, champion=champion, champion_note=note)
+        seen = ""
+        if dataset and champion is not None and version != candidate.model.version:
+            client = connect_registry(workspace.tracking_uri, workspace.artifacts)
+            tags = client.get_model_version(candidate.model.name, str(version)).tags
+            seen = describe_rows_known_to_champion(tags, dataset, rows, workspace)
+        inputs = replace(evaluation, champion=champion, champion_note=note + seen, champion_rows=seen)
         gates, promotion = evaluate_gates(problem, inputs), Promotion(False, "")
         if promote:
             promotion = decide_promotion(problem, gates, inputs, version, candidate.model.version)
@@ -314,8 +321,7 @@ def validate_model(
 ) -> tuple[Verdict, Predictions]: # Verdict; predictions on the holdout
     """Evaluate a candidate on the holdout, and approve or reject it.
 
-    The candidate is approved if all gates pass. The access to the holdout is recorded. Raises the errors of
-    `read_evaluation_rows` and `load_candidate_model`.
+    It is approved if all gates pass. Raises the errors of `read_evaluation_rows` and `load_candidate_model`.
     """
     workspace = workspace or Workspace.from_project()
     train, holdout = read_evaluation_rows(problem, dataset, candidate, workspace, run)
@@ -325,7 +331,8 @@ def validate_model(
                                 seed=seed)
     scores = bootstrap_intervals(problem.metrics, problem, inputs.actual, inputs.predictions, **inputs.bootstrap)
     baseline, names = score_baselines(problem, train, inputs.actual, forecasts)
-    gates, (before, after), promotion = evaluate_gates_and_promote(problem, candidate, holdout, inputs, workspace, promote)
+    moved = evaluate_gates_and_promote(problem, candidate, holdout, inputs, workspace, promote, dataset)
+    gates, (before, after), promotion = moved
     splits = scores_on_each_split(problem, candidate, model, train, scores[0])
     verdict = Verdict(
         approved=all(gate.passed for gate in gates), gates=gates, scores=scores, baseline_scores=baseline, baseline_names=names,
@@ -334,5 +341,5 @@ def validate_model(
         **score_usual_metrics(problem, candidate, model, train, inputs, more_metrics),
         **assess_sections(sections, problem, candidate, model, train, inputs, splits),
         decision=describe_gates(gates, name, promotion) + describe_worse_than_baseline(scores, baseline, names))
-    client = connect_registry(workspace.tracking_uri, workspace.artifacts)
-    return apply_human_decision(verdict, candidate.model, workspace, client), inputs.predictions
+    registry = connect_registry(workspace.tracking_uri, workspace.artifacts)
+    return apply_human_decision(verdict, candidate.model, workspace, registry), inputs.predictions

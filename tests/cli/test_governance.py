@@ -247,6 +247,14 @@ def test_rollback_returns_to_earlier_champions_one_by_one(manual):
     assert typed(manual, "audit").exit_code == 0
 
 
+def test_rollback_of_an_alias_that_was_moved_outside_returns_to_the_last_champion_of_the_log(manual):
+    assert typed(manual, "approve", "2", "--reason", "Better.").exit_code == 0
+    with open_registry_read_only(Workspace.from_project(manual)):
+        mlflow.MlflowClient().set_registered_model_alias(NAME, "champion", "1")
+    assert typed(manual, "rollback", "--reason", "Moved by hand.").exit_code == 0
+    assert champion(manual) == 2
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

@@ -91,7 +91,7 @@ def test_the_template_can_be_filled_in(project):
     (project / OWNER_FILE).write_text(re.sub(r"^#(\w+: \|)\n#  …", r"\1\n  A text.", printed, flags=re.MULTILINE))
     assert set(read_owner_texts(project).model_dump().values()) == {"A text."}
     open_items = {each["item"].split(":")[0] for each in model_card(mc.open("last", project))["open"]}
-    assert open_items == {"owner", "sign-off", "protected groups", "robustness"} & open_items
+    assert open_items == {"owner", "sign-off", "protected groups", "robustness", "weak slices"} & open_items
 
 
 def test_the_bill_of_materials_is_valid_and_names_model_data_and_libraries(card, finished):

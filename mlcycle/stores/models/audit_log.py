@@ -121,6 +121,7 @@ def earlier_champions(
     entries: Iterable[AuditEntry], # Oldest first
     model: str, # Name of the registered model
     alias: str = "champion", # Alias to follow
+    present: int | None = None, # Version that has the alias; None: the last one of the log
 ) -> list[int]: # Oldest first; without the present one
     "Versions that were champion before the present one; a rollback removes those that came after its version."
     stack: list[int] = []
@@ -133,7 +134,7 @@ def earlier_champions(
             stack = stack[:stack.index(entry.version_after) + 1]
         elif entry.version_after is not None and stack[-1:] != [entry.version_after]:
             stack.append(entry.version_after)
-    return stack[:-1]
+    return stack if present is not None and stack[-1:] != [present] else stack[:-1] # It may have been moved outside mlcycle
 
 # %% ../../../nbs/stores/models/audit_log.ipynb #11a05e0b
 def head_folder(

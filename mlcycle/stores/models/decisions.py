@@ -195,7 +195,8 @@ def roll_back(
     with open_registry_read_only(workspace) as client:
         found = find_version(client, f"{name}@{CHAMPION}")
         entries = readable_entries(workspace)
-        known = [number for number in earlier_champions(entries, name) if not _is_rejected(entries, name, number)]
+        known = [number for number in earlier_champions(entries, name, present=int(found.version))
+                 if not _is_rejected(entries, name, number)]
         if not known or (to is not None and to not in known):
             listed = ", ".join(map(str, known)) or "none"
             raise ParameterError(f"{name} cannot be rolled back{f' to version {to}' if to is not None else ''}.",
