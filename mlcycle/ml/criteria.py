@@ -117,7 +117,7 @@ def _reject(line: str, column: int | None, expected: str, remedy: str = "") -> N
 def _reject_syntax(line: str, error: "UnexpectedInput") -> NoReturn:
     "Raise `CriterionError` for a line that the grammar does not accept."
     first = re.match(r"\s*([A-Za-z_][\w.:]*)", line)
-    if first and first[1] not in ("beats", "not", "better") and not re.fullmatch("p(50|90|95|99)", first[1]):
+    if first and first[1] not in ("beats", "not", "better", *_STATISTICS) and not re.fullmatch("p(50|90|95|99)", first[1]):
         _metric(line, first[1], first.start(1) + 1) # An unknown metric at the start is reported before later errors
     may = set(getattr(error, "accepts", None) or getattr(error, "allowed", None) or getattr(error, "expected", ()))
     ended = error.column < 1 or getattr(getattr(error, "token", None), "type", "") == "$END"
@@ -132,6 +132,9 @@ def _reject_syntax(line: str, error: "UnexpectedInput") -> NoReturn:
 # %% ../../nbs/ml/criteria.ipynb #936dd4c0
 def _metric(line: str, name: str, column: int | None, task: str = "") -> Metric:
     "The metric of a criterion; raise if it is unknown or does not fit the task."
+    if name in _STATISTICS:
+        _reject(line, column, f"'{name}' is not a metric: it compares groups of a protected column, in a binary task.",
+                f"Write '{name} difference between groups <= 0.1'.")
     try:
         return get_metric(name, task)
     except MetricError as error:
