@@ -96,10 +96,10 @@ def peers(rows: int = 100_000) -> None:
 
     from mlcycle.ml.bootstrap import bootstrap_intervals
     from mlcycle.ml.predictions import predict
+    from mlcycle.ml.standard_scores import standard_metrics
     from mlcycle.stores.tables.holdout import read_holdout
     from mlcycle.validation.groups import score_by_group
     from mlcycle.validation.stage import load_candidate_model
-    from mlcycle.validation.standard_scores import standard_metrics
 
     with TemporaryDirectory(prefix="mlcycle-bench-") as folder:
         _, run = modelled(rows, Path(folder))

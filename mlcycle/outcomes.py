@@ -405,6 +405,7 @@ class Candidate(Outcome):
     latency_ms: dict[str, float] = {} # Milliseconds: `p50` and `p95` of one row, and of `1000 rows` at once
     learning_curve: list[LearningCurvePoint] = [] # Of the best model, by increasing training size
     conformal: Conformal | None = None # For prediction intervals or sets; None with too few out-of-fold rows
+    fold_mean_scores: dict[str, float] = {} # Cross-validated scores of the selected model in the usual metrics: means over folds
     naive_scores: dict[str, Score] = {} # Of naive forecasts on the validation rows, by name; empty without a time column
 
 # %% ../nbs/outcomes.ipynb #aab5ddeb

@@ -38,6 +38,7 @@ from .conformal_calibration import calibrate_conformal, check_coverage_groups
 from .cross_validation import CrossValidation, check_classes_in_folds
 from .final_model import fit_first_acceptable_model, measure_learning_curve
 from .model_selection import ModelSelection, compare_models
+from .selection_score import mean_scores_over_folds
 from .settings import ModellingSettings
 from .studies import hash_study
 from .trials import shutdown_workers_on_exit
@@ -204,6 +205,7 @@ def build_candidate_outcome(
     return Candidate(
         model=ModelRef(name=registered_model_name(problem), version=0, run_id="", sha256=""), search_rows=len(cv.rows),
         search_ranges=ranges, train_table=dataset.tables["train"],
+        fold_mean_scores=mean_scores_over_folds(selection.cv, selection.chosen),
         decision=f"{chosen['winner']} is selected with a cross-validated {score}{warning}", selection_reason=reason, **chosen,
         **fingerprint_folds(problem, dataset, cv), **fields)
 

@@ -37,7 +37,7 @@ from .human_decision import apply_human_decision
 from .input_errors import raise_if_one_class, raise_if_other_training_rows, raise_if_schema_differs
 from .promotion import Promotion, decide_promotion
 from .sections import SECTIONS, assess_sections
-from .standard_scores import (score_each_class, score_standard_metrics, score_without_interval,
+from ..ml.standard_scores import (score_each_class, score_standard_metrics, score_without_interval,
                                                 standard_metrics)
 
 # %% ../../nbs/05_validation.ipynb #60d89904
