@@ -190,7 +190,7 @@ def describe_row(
              for each in row.contributions]
     why = "No column contributes."
     if parts:
-        why = f"Largest contributions: {', '.join(parts)}."
+        why = f"Largest contributions (association only): {', '.join(parts)}."
     return f"**Row {row.row}**, {kind}: actual {row.actual}, predicted {row.predicted}{probability}. {why}"
 
 # %% ../../nbs/validation/row_explanations.ipynb #f9ff4b03

@@ -108,7 +108,7 @@ def test_all_tasks_are_explained(table, problem):
     if problem.task != "multiclass":
         a = table.loc[int(best.row), "a"]
         assert (best.contributions[0].contribution > 0) == (a > 0), "a raises the number, and the probability of `no`"
-    assert "Largest contributions: " in describe_row(best, problem)
+    assert "Largest contributions (association only): " in describe_row(best, problem)
 
 
 def test_a_model_without_errors_has_no_wrong_rows():
