@@ -307,6 +307,7 @@ def test_a_comparison_can_be_linked(open_page, runs):
     assert page.locator("h1:visible").inner_text() == "Comparison of 2 runs"
     assert "1 of the selected runs" in page.locator("#comparison").inner_text()
     page.get_by_role("link", name="← All runs").click()
+    page.get_by_role("heading", name="Runs", exact=True).wait_for()  # The address changes first, then the page
     assert page.locator("h1:visible").inner_text() == "Runs"
 
 
