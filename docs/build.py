@@ -55,6 +55,8 @@ def copy_notebooks() -> None:
     for notebook in find_notebooks(NOTEBOOKS)["stages"]:
         nb = read_nb(notebook)
         hinge = next(number for number, cell in enumerate(nb.cells) if is_parameters_cell(cell))
+        for cell in nb.cells:  # The card lies beside the page of a run, not beside this one
+            cell.source = cell.source.replace("[model card](model_card.html)", "model card")
         nb.cells.insert(hinge + 1, mk_cell(f"run_dir = {str(run.folder)!r}", metadata={"tags": ["remove-cell"]}))
         write_nb(nb, notebook)
 
@@ -84,7 +86,7 @@ def run_notebooks() -> None:
 def describe_checks() -> str:
     """The page of the checks: a section for each code."""
     intro = "Stage 5 runs these checks and shows what they find; `mlcycle checks` lists them. An error means that scores "
-    intro += "cannot be trusted, a warning that they may be worse than they look; info is advice for reading the results."
+    intro += "cannot be trusted, a warning needs a decision before the model is used; info is advice for reading the results."
     sections = [
         f"(check-{each.code.lower()})=\n## {each.code} {each.title}\n\nSeverity: {each.severity}. Stage: {each.stage}.\n\n"
         f"Finding: {each.meaning}\n\nWhat to do: {each.remedy}"
