@@ -981,6 +981,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                     'mlcycle/engine/preload.py'),
                                         'mlcycle.engine.preload.notebook_recognized': ( 'engine/preload.html#notebook_recognized',
                                                                                         'mlcycle/engine/preload.py'),
+                                        'mlcycle.engine.preload.outlive_broken_requests': ( 'engine/preload.html#outlive_broken_requests',
+                                                                                            'mlcycle/engine/preload.py'),
                                         'mlcycle.engine.preload.preload': ('engine/preload.html#preload', 'mlcycle/engine/preload.py'),
                                         'mlcycle.engine.preload.preload_on_signal': ( 'engine/preload.html#preload_on_signal',
                                                                                       'mlcycle/engine/preload.py')},

@@ -4,6 +4,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -11,6 +12,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from multiprocessing import forkserver, get_context
 from pathlib import Path
 
 import nbformat
@@ -19,6 +21,7 @@ import pytest
 from nbclient.exceptions import CellTimeoutError, DeadKernelError
 from nbformat.v4 import new_code_cell, new_notebook
 
+from mlcycle.engine.forkserver import hidden_main, start_fork_server
 from mlcycle.errors import StageError
 from mlcycle.lifecycle.execute import execute_notebook
 
@@ -424,3 +427,24 @@ def test_what_cannot_run_says_so():
         run("r.ipynb")
     with pytest.raises(DeadKernelError, match="did not start within 0 seconds"):
         run(write("in.ipynb", "1"), start_timeout=0)
+
+
+def test_a_request_that_breaks_off_ends_neither_the_server_nor_its_other_processes():
+    "A process that is killed between its connection to the server and the request leaves such a connection."
+    start_fork_server([])
+    sleeping, following = (get_context("forkserver").Process(target=time.sleep, args=(seconds,)) for seconds in (60, 0))
+    with hidden_main():
+        sleeping.start()
+    server = vars(forkserver._forkserver)
+    before = server["_forkserver_pid"]
+    with socket.socket(socket.AF_UNIX) as broken_off:
+        broken_off.connect(server["_forkserver_address"])
+    with hidden_main():
+        following.start()
+    following.join(60)
+    assert following.exitcode == 0
+    assert server["_forkserver_pid"] == before
+    assert sleeping.is_alive()
+    sleeping.kill()
+    sleeping.join(60)
+    assert sleeping.exitcode == -signal.SIGKILL
