@@ -17,7 +17,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, model_validator
 
-from .score_format import format_estimate
+from .score_format import format_estimate, format_score, interval_decimals
 
 # %% ../nbs/outcomes.ipynb #86f2c56b
 class Record(BaseModel):
@@ -572,6 +572,11 @@ class WeakSlice(Record):
     high: float | None = None
     rest: float # The metric in all other rows
     p_value: float # Of a higher mean loss, corrected for the number of slices tried
+
+    def __str__(self):
+        rest = format_score(self.rest, interval_decimals(self.low, self.high))
+        return (f"{' and '.join(self.conditions)}: {self.metric} {format_estimate(self.value, self.low, self.high)} "
+                f"against {rest} elsewhere, {self.rows:,} rows")
 
 # %% ../nbs/outcomes.ipynb #0ec4b6d0
 class GroupComparison(Record):

@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['Outcomes', 'of_hundred', 'holdout_scores', 'count_positives', 'score_in_words', 'count_errors', 'cost_of_errors',
-           'left_out', 'next_steps', 'describe_gate', 'weak_slice_in_words', 'summarise_run']
+           'left_out', 'next_steps', 'describe_gate', 'summarise_run']
 
 # %% ../../nbs/reports/run_summary.ipynb #7e41549f
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from ..outcomes import WeakSlice
 from .person_decisions import describe_person_decision, with_person_decision
 from ..score_format import format_estimate, format_score
 from ..stores.models.audit_log import AuditEntry
@@ -167,15 +168,6 @@ def describe_gate(
     return gate | {"result": gate.get("result", "pass" if gate["passed"] else "fail"), "estimate": estimate,
                    "bound": "–" if gate["bound"] is None else format_score(gate["bound"])}
 
-# %% ../../nbs/reports/run_summary.ipynb #0b6e9ea4
-def weak_slice_in_words(
-    found: dict[str, Any], # A weak slice of the outcome of stage 5
-) -> str: # Such as `town is Lima: recall 0.41 [0.36, 0.46] against 0.62 elsewhere, 310 rows`
-    "A slice of the holdout in which the model is clearly worse."
-    estimate = format_estimate(found["value"], found["low"], found["high"])
-    return (f"{' and '.join(found['conditions'])}: {found['metric']} {estimate} against {format_score(found['rest'])} elsewhere, "
-            f"{found['rows']:,} rows")
-
 # %% ../../nbs/reports/run_summary.ipynb #096c3fed
 def summarise_run(
     info: dict[str, Any], # Of the run
@@ -191,7 +183,7 @@ def summarise_run(
     return {"question": problem.get("question", ""), "problem": problem, "decision": info.get("error") or verdict.get("decision")
             or (texts or [""])[-1], "words": score_in_words(outcomes), "gates": gates, "cost": cost_of_errors(outcomes),
             "left_out": left_out(outcomes), "steps": list(next_steps(info, outcomes, decisions)), "findings": findings,
-            "weak_slices": [weak_slice_in_words(each) for each in verdict.get("weak_slices", [])[:3]],
+            "weak_slices": [str(WeakSlice(**each)) for each in verdict.get("weak_slices", [])[:3]],
             "persons": [describe_person_decision(each) for each in decisions],
             "model": outcomes["modelling"].get("model"), "winner": outcomes["modelling"].get("winner", ""),
             "split": outcomes["data"].get("split_description", "")}

@@ -171,14 +171,14 @@ def _fairness(problem: Problem, verdict: Verdict, further: dict[str, Any]) -> di
 # %% ../../nbs/validation/model_card.ipynb #a102e3ef
 def _robustness(further: dict[str, Any], texts: OwnerTexts) -> dict[str, Any]:
     "Section on robustness, slices and cybersecurity."
-    others = {name: value for name, value in further.items() if not any(word in name for word in FAIRNESS_WORDS)}
-    if not others.get("slices_tried") and not others.get("weak_slices"):
-        others = {name: value for name, value in others.items() if name not in ("slices_tried", "weak_slices")}
+    searched = further.get("slices_tried") or further.get("weak_slices")
+    others = {name: value for name, value in further.items() if not any(word in name for word in FAIRNESS_WORDS)
+              and (searched or name not in ("slices_tried", "weak_slices"))}
     facts, tables = split_further_fields(others)
     owner, missing = _owner_facts(texts, "cybersecurity")
     missing += [] if others.get("robustness") else [
         "robustness: the run has not examined how the scores change with changed rows"]
-    missing += [] if "weak_slices" in others else ["weak slices: the run has not searched for them"]
+    missing += [] if searched else ["weak slices: the run has not searched for them"]
     return card_section("Robustness and cybersecurity", "Annex IV 2(g), 2(h); Article 15", owner | facts, tables, missing)
 
 # %% ../../nbs/validation/model_card.ipynb #e86da450

@@ -75,12 +75,12 @@ def check_run(
         time_ranges=find_time_ranges(train, holdout))
     results = run_checks(inputs, muted)
     own = [path.relative_to(find_project()).as_posix() for path in files if path.is_relative_to(Path(find_project()))]
-    errors = [f"{result.code} {result.title}: {result.message}" for result in results
-              if result.status == "found" and result.severity == "error"]
-    found = [f"{result.code} ({result.title})" for result in results if result.status == "found" and result.severity == "error"]
-    warning = f" Warning: the scores cannot be trusted, see {' and '.join(found)}." if found else ""
+    errors = [result for result in results if result.status == "found" and result.severity == "error"]
+    named = " and ".join(f"{error.code} ({error.title})" for error in errors)
+    warning = f" Warning: the scores cannot be trusted, see {named}." if errors else ""
+    notes = [f"{error.code} {error.title}: {error.message}" for error in errors]
     return verdict.model_copy(update={"checks": results, "project_files": [*verdict.project_files, *own],
-                                      "notes": [*verdict.notes, *errors], "decision": verdict.decision + warning})
+                                      "notes": [*verdict.notes, *notes], "decision": verdict.decision + warning})
 
 # %% ../../nbs/validation/run_checks.ipynb #14e6985f
 def findings_table(

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MIN_SLICE_ROWS', 'MIN_SLICE_SHARE', 'MIN_EXCESS', 'MAX_SEARCH_ROWS', 'MAX_PARTS', 'row_losses', 'find_weak_slices',
-           'describe_weak_slice', 'columns_of_slices', 'describe_weak_slices', 'table_of_weak_slices']
+           'columns_of_slices', 'describe_weak_slices', 'table_of_weak_slices']
 
 # %% ../../nbs/validation/slices.ipynb #6845557b
 from collections.abc import Sequence
@@ -175,15 +175,6 @@ def find_weak_slices(
         slices.append(_describe_slice(problem, actual, predictions, inside, texts, p_value * tried, of_loss, n_resamples))
     return slices, tried
 
-# %% ../../nbs/validation/slices.ipynb #ab1bc85d
-def describe_weak_slice(
-    weak: WeakSlice, # As `find_weak_slices` returns it
-) -> str: # Such as `origin is EWR and month is July: recall 0.41 [0.36, 0.46] against 0.62 elsewhere, 2,310 rows`
-    "A weak slice in words."
-    rest = format_score(weak.rest, interval_decimals(weak.low, weak.high))
-    return (f"{' and '.join(weak.conditions)}: {weak.metric} {format_estimate(weak.value, weak.low, weak.high)} "
-            f"against {rest} elsewhere, {weak.rows:,} rows")
-
 # %% ../../nbs/validation/slices.ipynb #b500d341
 def columns_of_slices(
     problem: Problem, # Has the protected columns and the time column
@@ -204,7 +195,7 @@ def describe_weak_slices(
     if not slices:
         return f"None of {tried:,} slices of one or two conditions is clearly worse than the other rows."
     number = f"{len(slices)} of {tried:,} slices {'is' if len(slices) == 1 else 'are'} clearly worse than the other rows"
-    return f"**{number}.** The most significant: {describe_weak_slice(slices[0])}."
+    return f"**{number}.** The most significant: {slices[0]}."
 
 # %% ../../nbs/validation/slices.ipynb #4ceb6571
 def table_of_weak_slices(

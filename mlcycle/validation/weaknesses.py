@@ -12,7 +12,7 @@ from ..outcomes import Problem
 from .gates import GateInputs
 from .groups import compare_protected_groups
 from .robustness import describe_failures, measure_robustness, summarise_robustness
-from .slices import columns_of_slices, describe_weak_slice, find_weak_slices
+from .slices import columns_of_slices, find_weak_slices
 
 # %% ../../nbs/validation/weaknesses.ipynb #fac0f2f2
 def find_weaknesses(
@@ -30,7 +30,7 @@ def find_weaknesses(
     if weak_slices:
         columns = columns_of_slices(problem, rows, model)
         found["weak_slices"], found["slices_tried"] = find_weak_slices(problem, rows, predictions, columns, seed=seed)
-        found["notes"] += [f"Weak slice: {describe_weak_slice(weak)}." for weak in found["weak_slices"][:1]]
+        found["notes"] += [f"Weak slice: {weak}." for weak in found["weak_slices"][:1]]
     if robustness:
         found["robustness"] = summarise_robustness(measure_robustness(problem, model, rows, threshold, seed=seed))
         found["notes"] += describe_failures(found["robustness"])

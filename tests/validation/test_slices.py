@@ -7,7 +7,7 @@ from sliceline.slicefinder import Slicefinder
 
 from mlcycle.ml.predictions import Predictions
 from mlcycle.outcomes import Problem
-from mlcycle.validation.slices import describe_weak_slice, find_weak_slices
+from mlcycle.validation.slices import find_weak_slices
 
 EMPTY = dict.fromkeys(["decision", "question", "owner", "source", "source_sha256"], "-")
 
@@ -106,7 +106,7 @@ def test_slices_of_numbers_dates_and_missing_values():
         assert len(slices) == len(slices[0].conditions) == 1
         assert (slices[0].metric, slices[0].rows) == ("mae", weak.sum())
         assert slices[0].low > 2 * slices[0].rest
-        assert describe_weak_slice(slices[0]).endswith(f"elsewhere, {weak.sum():,} rows")
+        assert str(slices[0]).endswith(f"elsewhere, {weak.sum():,} rows")
 
 
 def test_many_columns_and_rows_are_searched_in_seconds_and_odd_tables_do_not_fail():
