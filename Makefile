@@ -76,7 +76,7 @@ system:  ## Install the system packages of the browser tests (Debian, as root)
 
 lock: setup  ## Update the pinned versions of all dependencies
 	python -m pip install --quiet uv
-	uv pip compile --quiet --universal --python-version 3.11 --extra docs --extra holidays --extra lab --extra postgres --extra test --generate-hashes \
+	uv pip compile --quiet --universal --python-version 3.11 --extra docs --extra holidays --extra lab --extra onnx --extra postgres --extra test --generate-hashes \
 		--no-annotate --no-header --upgrade pyproject.toml -o requirements.lock
 
 format: setup  ## Clean and export the notebooks, and format the code
