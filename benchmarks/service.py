@@ -16,9 +16,9 @@ from comparison import Comparison
 
 from mlcycle.core.runs import Run
 from mlcycle.errors import StageError
-from mlcycle.service.app import bind_socket
 from mlcycle.service.local import running_service
 from mlcycle.service.rows import to_json_rows
+from mlcycle.service.server import bind_socket
 from mlcycle.stores.tables.holdout import read_holdout
 
 PEER = "mlflow models serve"

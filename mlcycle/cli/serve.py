@@ -27,7 +27,7 @@ def serve(
     Predictions and actual values are recorded in the prediction log of the workspace.
     """
     with exit_on_error():
-        from mlcycle.service.app import serve_bundle
+        from mlcycle.service.server import serve_bundle
         from mlcycle.core.runs import get_run
         from mlcycle.stores.models.function_files import workspace_functions_file
 

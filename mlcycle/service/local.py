@@ -77,7 +77,7 @@ def running_service(
 
 # %% ../../nbs/service/local.ipynb #4a23583a
 ServiceProcess = tuple[Callable[[], str], Callable[[], bool]] # Reads a line of its output; whether it is alive
-SERVICE_MAIN = "from mlcycle.service.app import main; main()"
+SERVICE_MAIN = "from mlcycle.service.server import main; main()"
 
 # %% ../../nbs/service/local.ipynb #1ff28f2c
 @contextmanager

@@ -323,7 +323,7 @@ def test_a_run_with_a_feature_of_ones_own(own_run):
 
 def test_a_service_is_told_which_functions_it_may_call(own_run, tmp_path):
     bundle = own_run.workspace.root / own_run.release.bundle
-    command = [sys.executable, "-c", "from mlcycle.service.app import main; main()", str(bundle)]
+    command = [sys.executable, "-c", "from mlcycle.service.server import main; main()", str(bundle)]
     refused = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert refused.returncode != 0 and not refused.stdout
     assert "compactness" in refused.stderr and f"--functions {bundle / 'functions.py'}" in refused.stderr

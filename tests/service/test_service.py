@@ -120,7 +120,7 @@ def test_an_altered_bundle_does_not_start(table_run, tmp_path):
 
 
 def test_help_names_the_options():
-    command = [sys.executable, "-c", "from mlcycle.service.app import main; main()", "--help"]
+    command = [sys.executable, "-c", "from mlcycle.service.server import main; main()", "--help"]
     shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     assert "--host" in shown
     assert "--port" in shown
