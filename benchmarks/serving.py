@@ -1,8 +1,8 @@
 """CPU and latency of a released model over HTTP, beside other servers of the same pipeline, in the same run.
 
-`python benchmarks/serving.py load PROJECT` starts each server by itself, with one worker and one thread, and sends one-row requests
-from 1 and from 8 clients: CPU milliseconds of the server per request, median and 99th percentile of the latency, requests per
-second. `python benchmarks/serving.py soak PROJECT --minutes 60` sends rows for an hour and prints the memory of the service.
+`python benchmarks/serving.py load PROJECT` starts each server by itself, with one worker and one thread, and sends one-row
+requests from 1 and from 8 clients: CPU milliseconds of the server per request, median and 99th percentile of the latency,
+requests per second. `python benchmarks/serving.py soak PROJECT --minutes 60` sends rows for an hour and prints the memory of the service.
 LitServe needs an environment of its own: `benchmarks/environments/serving.txt`, whose Python is given as `--litserve`.
 """
 
@@ -27,6 +27,7 @@ import typer
 from serving_rows import released_run, request_rows
 
 HERE = Path(__file__).parent
+HEAD = b"POST %s HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
 app = typer.Typer(add_completion=False, help=__doc__)
 Project = Annotated[Path, typer.Argument(help="A folder with a run that released a model.")]
 
@@ -103,10 +104,7 @@ async def send(port: int, path: str, bodies: list[bytes], clients: int, seconds:
             while True:
                 body = next(waiting)
                 start = time.perf_counter()
-                writer.write(
-                    b"POST %s HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s"
-                    % (path.encode(), len(body), body)
-                )
+                writer.write(HEAD % (path.encode(), len(body)) + body)
                 head = await reader.readuntil(b"\r\n\r\n")
                 status = int(head.split(None, 2)[1])
                 if status != 200:

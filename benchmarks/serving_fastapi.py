@@ -1,4 +1,4 @@
-"""The plain way to serve a pipeline: FastAPI, a data frame a request, the pipeline's own predict. `serving_fastapi.py BUNDLE PORT`."""
+"""The plain way to serve a pipeline: FastAPI, a frame a request, the pipeline's own predict. `serving_fastapi.py BUNDLE PORT`."""
 
 import sys
 
