@@ -2,8 +2,9 @@
 
 `python benchmarks/serving.py load PROJECT` starts each server by itself, with one worker and one thread, and sends one-row
 requests from 1 and from 8 clients: CPU milliseconds of the server per request, median and 99th percentile of the latency,
-requests per second. `python benchmarks/serving.py soak PROJECT --minutes 60` sends rows for an hour and prints the memory of the service.
-LitServe needs an environment of its own: `benchmarks/environments/serving.txt`, whose Python is given as `--litserve`.
+requests per second. `python benchmarks/serving.py soak PROJECT --minutes 60` sends rows for an hour and prints the memory of
+the service. LitServe needs an environment of its own: `benchmarks/environments/serving.txt`, whose Python is given as
+`--litserve`.
 """
 
 import asyncio
