@@ -90,8 +90,9 @@ def malformed_request(chance: random.Random, rows: list[dict], model: str) -> by
     body = malformed_body(chance, chance.choice(rows))
     path = chance.choice((*PATHS, *PATHS, "/model/../x", "/%00", "/predict?x=%ff", "//predict", "/v2/models/none/infer"))
     method = chance.choice(("POST", "POST", "POST", "PUT", "DELETE", "OPTIONS", "PATCH"))
-    extra = chance.choice(("", "", "", f"Inference-Header-Content-Length: {chance.choice((0, 5, 10**9, -1, 'a'))}\r\n",
-                           "Content-Encoding: gzip\r\n", "traceparent: 00-zz\r\n", f"X-Request-Id: {'é' * 50}\r\n", "Authorization: Bearer\r\n"))  # fmt: skip
+    length = f"Inference-Header-Content-Length: {chance.choice((0, 5, 10**9, -1, 'a'))}\r\n"
+    odd = ("Content-Encoding: gzip\r\n", "traceparent: 00-zz\r\n", f"X-Request-Id: {'é' * 50}\r\n", "Authorization: Bearer\r\n")
+    extra = chance.choice(("", "", "", length, *odd))
     kind = chance.choice(TYPES)
     head = f"{method} {path.format(model=model)} HTTP/1.1\r\nHost: x\r\n{extra}Content-Length: {len(body)}\r\n"
     return f"{head}{f'Content-Type: {kind}' + chr(13) + chr(10) if kind else ''}\r\n".encode("latin-1") + body
