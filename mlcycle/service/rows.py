@@ -205,7 +205,8 @@ def _finish(reader: RowReader, sent: SentRows, read: dict[str, ReadColumn], erro
     changes = [{"row": row, "column": name, "step": "notation" if now else "sentinels", "before": _shown(before), "after": now}
                for name, column in read.items() for row, before, now in column.notes if kept is None or row in kept]
     counts = [("", sent.coercions), *((name, column.coercions) for name, column in read.items())]
-    coercions = [{"column": name, "kind": kind, "count": count} for name, kinds in counts if kinds for kind, count in kinds.items()]
+    coercions = [{"column": name, "kind": kind, "count": count} for name, kinds in counts if kinds
+                 for kind, count in kinds.items()]
     n_rows = sent.n_rows if valid is None else len(valid)
     if reader.has_work(columns):
         columns, cleaned = clean_model_input(columns, reader, valid)
