@@ -9,6 +9,10 @@ __all__ = ['MAX_ROWS_PER_REQUEST', 'ROWS_SCHEMA', 'ROW_IDS_SCHEMA', 'NO_LOG', 'P
            'main']
 
 # %% ../../nbs/service/app.ipynb #6a42e855
+from .light_imports import import_sklearn_lightly
+
+import_sklearn_lightly() # Before any other import
+
 import argparse
 import os
 import queue
