@@ -127,7 +127,7 @@ class MicroBatcher:
         lane = self.small if n_rows <= MAX_SMALL_ROWS else self.large
         if lane.queue.qsize() >= self.max_waiting or self.closed:
             self.rejected += 1
-            raise ServiceBusyError(f"Too many requests are waiting: {lane.queue.qsize()}.", remedy="Send the request again later.")
+            raise ServiceBusyError(f"{lane.queue.qsize()} requests are waiting.", remedy="Send the request again later.")
         if not lane.thread.ident: # Started late, so that an application can be made before a fork
             self._start(lane)
         loop = asyncio.get_running_loop()

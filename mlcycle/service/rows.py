@@ -23,7 +23,7 @@ from ..ml.cell_cleaning import clean_value
 from ..ml.cleaning import apply_cleaning_plan, is_swapped_pair
 from ..ml.cleaning_plan import CleaningPlan, ColumnCleaningPlan
 from ..ml.column_cleaning import odd_numbers, to_python
-from ..ml.column_table import column_to_array
+from ..ml.column_table import ColumnTable, column_to_array
 from ..ml.conformal import prediction_regions
 from ..ml.predictions import Predictions, predict
 from ..ml.value_parsing import format_value
