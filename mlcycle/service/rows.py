@@ -205,7 +205,8 @@ def _finish(reader: RowReader, sent: SentRows, read: dict[str, ReadColumn], erro
     changes = [{"row": row, "column": name, "step": "notation" if now else "sentinels", "before": _shown(before), "after": now}
                for name, column in read.items() for row, before, now in column.notes if kept is None or row in kept]
     counts = [("", sent.coercions), *((name, column.coercions) for name, column in read.items())]
-    coercions = [{"column": name, "kind": kind, "count": count} for name, kinds in counts if kinds for kind, count in kinds.items()]
+    coercions = [{"column": name, "kind": kind, "count": count} for name, kinds in counts if kinds
+                 for kind, count in kinds.items()]
     n_rows = sent.n_rows if valid is None else len(valid)
     if reader.has_work(columns):
         columns, cleaned = clean_model_input(columns, reader, valid)
@@ -343,12 +344,16 @@ def groups_for_intervals(
     name = bundle.conformal.group_by if bundle.conformal else ""
     if not name or name == bundle.problem.target:
         return None
-    if name in prepared.frame:
+    if name in prepared.columns:
         values = prepared.frame[name].tolist()
     elif isinstance(rows, pd.DataFrame):
         values = rows[name].tolist() if name in rows else [None] * len(rows)
+    elif isinstance(rows, ColumnTable):
+        values = list(rows[name]) if name in rows else [None] * len(rows)
     else:
         values = [each.get(name) for each in ([rows] if isinstance(rows, Mapping | pd.Series) else rows)]
+    if name not in prepared.columns and prepared.rows is not None:
+        values = [values[place] for place in prepared.rows]
     return ["missing" if value is None or value != value else str(value).strip() for value in values]
 
 # %% ../../nbs/service/rows.ipynb #feee33df
