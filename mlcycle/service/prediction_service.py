@@ -4,23 +4,34 @@
 
 # %% auto #0
 __all__ = ['MAX_ROWS_PER_REQUEST', 'PredictOptions', 'ServedPredictions', 'ServedModel', 'check_row_count', 'notes_by_row',
-           'PredictionService', 'prediction_events', 'check_predicted']
+           'PredictJob', 'count_rows', 'predict_jobs', 'predict_block', 'finish_job', 'raise_if_error', 'warm_up',
+           'PredictionRecords', 'PredictionService', 'routing_key', 'prediction_events', 'check_predicted']
 
 # %% ../../nbs/service/prediction_service.ipynb #86bed9f7
+import sys
 import time
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from anyio import to_thread
+import numpy as np
 
-from ..errors import InputError
+from ..errors import ArtifactError, InputError
 from ..ml.predictions import Predictions
 from .actuals import check_row_ids, read_actuals
+from .batching import ClientGoneError, MicroBatcher, ServiceBusyError
+from .block_equality import blocks_equal_rows, is_equal_in_blocks
 from .bundle import Bundle
+from .current_request import CURRENT_REQUEST
 from .prediction_log import PredictionLog
-from .rows import PreparedRows, intervals_of_rows, predict_rows, to_json_rows
+from .rows import PreparedRows, intervals_of_rows, predict_prepared, prepare_rows, to_json_rows
+from .service_metrics import ServiceMetrics
+from .service_settings import REQUEST_ID
+from .shadow import ShadowThread
+from .traffic import Traffic, Versions
 
 # %% ../../nbs/service/prediction_service.ipynb #9e89c1b6
 MAX_ROWS_PER_REQUEST = 10_000
@@ -31,6 +42,7 @@ class PredictOptions:
     "What a request wants besides labels and scores."
 
     intervals: bool = False # Prediction intervals of a regression, or sets of classes
+    skip_invalid: bool = False # Leave out rows that cannot be used, instead of rejecting the request
 
 # %% ../../nbs/service/prediction_service.ipynb #1ffae2fc
 @dataclass(frozen=True)
@@ -42,34 +54,43 @@ class ServedPredictions:
     prepared: PreparedRows # Rows as the model read them, with changes and warnings
     row_ids: list[str] # Ids for later feedback
     regions: dict[str, list] # Intervals or sets, by name; empty if not requested
-    latency_ms: float # Of the prediction, without HTTP
+    latency_ms: float # Of the prediction, without HTTP and without the time in a queue
+    role: str = "champion" # Of the version that made them: champion, canary or shadow
 
 # %% ../../nbs/service/prediction_service.ipynb #d22a5cde
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ServedModel:
     "A model version that is loaded."
 
     bundle: Bundle # Description of the release
     model: Any # Fitted pipeline
     folder: Path # Of the release
+    scorer: Any = None # Compiled row scorer; None: the pipeline predicts
+    in_blocks: bool = False # Whether a row in a block is predicted bit by bit as it is alone
+
+    @property
+    def predictor(self) -> Any:
+        "The row scorer, or the pipeline if there is none."
+        return self.model if self.scorer is None else self.scorer
+
+    def read(self, rows: Any, row_ids: list[str] | None, options: PredictOptions) -> tuple[list[str], PreparedRows]:
+        "Row ids and clean rows; raises InputError for rows or row ids that cannot be used."
+        check_row_count(rows)
+        count = count_rows(rows)
+        ids = [uuid4().hex for _ in range(count)] if row_ids is None else check_row_ids(row_ids, count)
+        return ids, prepare_rows(rows, self.bundle, skip_invalid=options.skip_invalid)
 
     def predict(self, rows: Any, row_ids: list[str] | None, options: PredictOptions) -> ServedPredictions:
         "Check, clean and predict rows; raises InputError for rows or row ids that cannot be used."
-        start = time.perf_counter()
-        check_row_count(rows)
-        count = len(rows) if isinstance(rows, list) else 1
-        ids = [uuid4().hex for _ in range(count)] if row_ids is None else check_row_ids(row_ids, count)
-        predictions, prepared = predict_rows(self.bundle, self.model, rows)
-        regions = intervals_of_rows(self.bundle, rows, predictions, prepared) if options.intervals else {}
-        return ServedPredictions(self.bundle, predictions, prepared, ids, regions, (time.perf_counter() - start) * 1000)
+        return raise_if_error(predict_jobs([PredictJob(self, rows, row_ids, options)])[0])
 
 # %% ../../nbs/service/prediction_service.ipynb #5ee81010
 def check_row_count(
     rows: Any, # Rows or actual values of a request
 ) -> None:
     "Raise InputError if a request has too many rows."
-    if isinstance(rows, list) and len(rows) > MAX_ROWS_PER_REQUEST:
-        raise InputError(f"The request has {len(rows):,} rows.", f"Expected are at most {MAX_ROWS_PER_REQUEST:,}.",
+    if (count := count_rows(rows)) > MAX_ROWS_PER_REQUEST:
+        raise InputError(f"The request has {count:,} rows.", f"Expected are at most {MAX_ROWS_PER_REQUEST:,}.",
                          "Send several requests.")
 
 # %% ../../nbs/service/prediction_service.ipynb #63aafb4b
@@ -77,35 +98,226 @@ def notes_by_row(
     prepared: PreparedRows, # Rows with changes and warnings
 ) -> list[dict[str, list[dict] | None]]: # For each row `changes` and `warnings`, None if there are none
     "Sort changes and warnings by row."
-    rows: list[dict[str, list[dict] | None]] = [{"changes": None, "warnings": None} for _ in range(len(prepared.frame))]
+    rows: list[dict[str, list[dict] | None]] = [{"changes": None, "warnings": None} for _ in range(prepared.n_rows)]
+    places = {row: place for place, row in enumerate(prepared.valid)}
     for name, notes in (("changes", prepared.changes), ("warnings", prepared.warnings)):
         for note in notes:
-            row, rest = rows[note["row"]], {key: value for key, value in note.items() if key != "row"}
+            row, rest = rows[places[note["row"]]], {key: value for key, value in note.items() if key != "row"}
             row[name] = [*(row[name] or []), rest]
     return rows
 
-# %% ../../nbs/service/prediction_service.ipynb #2b4d0129
-class PredictionService:
-    "Predicts by the champion, and keeps the prediction log."
+# %% ../../nbs/service/prediction_service.ipynb #8afebee1
+@dataclass(frozen=True, eq=False)
+class PredictJob:
+    "A request for a model version."
+
+    served: ServedModel # Version that predicts
+    rows: Any # Rows as they were sent
+    row_ids: list[str] | None # Ids for later feedback; None: random ids
+    options: PredictOptions # What is wanted besides labels and scores
+    role: str = "champion" # Of the version
+
+# %% ../../nbs/service/prediction_service.ipynb #1e614d5f
+def count_rows(
+    rows: Any, # Rows as they were sent, of any form
+) -> int:
+    "The number of rows of a request; 1 for a single mapping, and for what is no table."
+    return len(rows) if isinstance(rows, list) else getattr(rows, "n_rows", 1)
+
+# %% ../../nbs/service/prediction_service.ipynb #459a1671
+def predict_jobs(
+    jobs: Sequence[PredictJob], # Requests of a block
+) -> list[ServedPredictions | Exception]: # For each job its predictions, or why there are none
+    "Predict requests together; each result equals, bit by bit, that of the request alone."
+    start = time.perf_counter()
+    results: list[Any] = [None] * len(jobs)
+    groups: dict[tuple, list[tuple[int, list[str], PreparedRows]]] = {}
+    for place, job in enumerate(jobs):
+        try:
+            ids, prepared = job.served.read(job.rows, job.row_ids, job.options)
+        except Exception as error:
+            results[place] = error
+        else:
+            types = tuple(values.dtype for values in prepared.columns.values()) if job.served.in_blocks else (place,)
+            groups.setdefault((id(job.served), *types), []).append((place, ids, prepared))
+    for group in groups.values():
+        served = jobs[group[0][0]].served
+        for (place, ids, prepared), predicted in zip(group, predict_block(served, [each[2] for each in group]), strict=True):
+            results[place] = predicted if isinstance(predicted, Exception) else finish_job(
+                jobs[place], ids, prepared, predicted, start)
+    return results
+
+# %% ../../nbs/service/prediction_service.ipynb #dc5fbdfa
+def predict_block(
+    served: ServedModel, # Version that predicts
+    parts: Sequence[PreparedRows], # Clean rows of each request; the types of their columns are equal
+) -> list[Predictions | Exception]: # For each request
+    "Predict the rows of several requests as one table; if that fails, each request alone."
+    try:
+        if len(parts) == 1:
+            return [predict_prepared(served.bundle, served.predictor, parts[0])]
+        ends = np.cumsum([each.n_rows for each in parts]).tolist()
+        columns = {name: np.concatenate([each.columns[name] for each in parts]) for name in parts[0].columns}
+        block = predict_prepared(served.bundle, served.predictor, PreparedRows(columns, ends[-1], parts[0].dtypes))
+        return [block[end - each.n_rows:end] for end, each in zip(ends, parts, strict=True)]
+    except Exception as error:
+        return [error] if len(parts) == 1 else [result for each in parts for result in predict_block(served, [each])]
+
+# %% ../../nbs/service/prediction_service.ipynb #1c9bb0cb
+def finish_job(
+    job: PredictJob, # Request
+    ids: list[str], # Its row ids
+    prepared: PreparedRows, # Its clean rows
+    predictions: Predictions, # For these rows
+    start: float, # When its block began, by `time.perf_counter`
+) -> ServedPredictions | Exception: # The exception is what the options cannot be given for
+    "Add to the predictions of a request what its options ask for."
+    bundle = job.served.bundle
+    try:
+        regions = intervals_of_rows(bundle, job.rows, predictions, prepared) if job.options.intervals else {}
+    except Exception as error:
+        return error
+    return ServedPredictions(bundle, predictions, prepared, ids, regions, (time.perf_counter() - start) * 1000, job.role)
+
+# %% ../../nbs/service/prediction_service.ipynb #8d728ded
+def raise_if_error(
+    result: Any, # Of a job
+) -> Any: # The same
+    "Raise a result that is an exception."
+    if isinstance(result, Exception):
+        raise result
+    return result
+
+# %% ../../nbs/service/prediction_service.ipynb #87d7a803
+def warm_up(
+    served: ServedModel, # Just loaded
+) -> ServedModel: # The same, with `in_blocks`
+    """Predict the example rows of a release, and find out whether the model may predict blocks.
+
+    Raises ArtifactError if the examples cannot be predicted.
+    """
+    if not served.bundle.examples:
+        return served
+    try:
+        columns = prepare_rows(served.bundle.examples, served.bundle).columns
+        predict = lambda columns, n_rows: predict_prepared( # noqa: E731
+            served.bundle, served.predictor, PreparedRows(columns, n_rows, served.bundle.columns))
+        predict(columns, len(served.bundle.examples))
+        return replace(served, in_blocks=blocks_equal_rows(served.model) and is_equal_in_blocks(predict, columns))
+    except Exception as error:
+        raise ArtifactError(f"The release {served.folder.name} cannot predict its own examples: {error}") from error
+
+# %% ../../nbs/service/prediction_service.ipynb #474b8691
+class PredictionRecords:
+    "The prediction log and the metrics of a service."
+
+    log: PredictionLog
+    metrics: ServiceMetrics
+
+    def record(self, jobs: Sequence[PredictJob], results: Sequence[ServedPredictions | Exception]) -> None:
+        "Log and count the results of a block; an error must not stop the service."
+        try:
+            done = [result for result in results if isinstance(result, ServedPredictions)]
+            if self.log.engine is not None and done:
+                self.log.add("predictions", [event for served in done for event in prediction_events(served)])
+            for job, result in zip(jobs, results, strict=True):
+                self._count(job, result)
+        except Exception as error:
+            print(f"A prediction was not recorded: {error!r}", file=sys.stderr)
+
+    def _count(self, job: PredictJob, result: ServedPredictions | Exception) -> None:
+        version = job.served.bundle.model.version
+        if isinstance(result, ServedPredictions):
+            self.metrics.count_predictions(version, result.prepared.n_rows, job.role)
+            for each in result.prepared.coercions:
+                self.metrics.count_coercions(each["kind"], each["count"])
+        elif not isinstance(result, InputError) or job.role == "shadow":
+            self.metrics.count_error(version, job.role)
+        if job.role == "champion": # What a canary rejects, the champion reads once more
+            errors = result.prepared.errors if isinstance(result, ServedPredictions) else getattr(result, "errors", ())
+            for rule, count in Counter(each["rule"] for each in errors).items():
+                self.metrics.count_rejected(version, rule, count)
+
+    def observe(self, jobs: Sequence[PredictJob], delay: float, seconds: float) -> None:
+        "Measure a block, for each version in it."
+        for served in {job.served: None for job in jobs}:
+            own = [job for job in jobs if job.served is served]
+            self.metrics.observe_batch(served.bundle.model.version, len(own), sum(count_rows(job.rows) for job in own),
+                                       delay, seconds)
+
+# %% ../../nbs/service/prediction_service.ipynb #1d6c1322
+class PredictionService(PredictionRecords):
+    "Predicts by the versions that serve, and keeps the prediction log."
 
     def __init__(
         self,
-        champion: ServedModel, # Model version that serves requests
+        champion: ServedModel, # Model version that serves at first
         log: PredictionLog, # Receives predictions and actual values
+        metrics: ServiceMetrics | None = None, # Receives counts and durations; None: new ones
+        max_waiting: int = 512, # Requests that may wait; more get ServiceBusyError
     ):
-        self.champion, self.log = champion, log
+        self.log, self.metrics, self.draining, self.canary_errors = log, metrics or ServiceMetrics(), False, 0
+        self.traffic = Traffic(Versions(champion), self._show_change, lambda text: self.metrics.count_model_change("failed"))
+        self.batcher = MicroBatcher(self._predict_jobs, max_waiting, self.observe)
+        self.shadow = ShadowThread(lambda job: raise_if_error(self._predict_jobs([job])[0]),
+                                   on_drop=lambda job: self.metrics.count_shadow_dropped())
+        self._show_models(self.traffic.versions, True)
+
+    @property
+    def champion(self) -> ServedModel:
+        "The model version that serves now."
+        return self.traffic.versions.champion
 
     def predict_now(self, rows: Any, row_ids: list[str] | None = None,
                     options: PredictOptions = PredictOptions()) -> ServedPredictions:
-        "Predict and log rows in this thread; raises InputError for rows or row ids that cannot be used."
-        served = self.champion.predict(rows, row_ids, options)
-        self.log.add("predictions", prediction_events(served))
-        return served
+        "Predict by the champion and log rows in this thread; raises InputError for rows or row ids that cannot be used."
+        return raise_if_error(self._predict_jobs([PredictJob(self.champion, rows, row_ids, options)])[0])
 
     async def predict(self, rows: Any, row_ids: list[str] | None = None,
                       options: PredictOptions = PredictOptions()) -> ServedPredictions:
-        "The same in a worker thread."
-        return await to_thread.run_sync(self.predict_now, rows, row_ids, options)
+        "The same in a worker thread, by champion or canary; raises ServiceBusyError if too many requests wait."
+        check_row_count(rows)
+        versions = self.traffic.versions
+        served, role = versions.choose(lambda: routing_key(row_ids))
+        result = await self._predict_or_fall_back(PredictJob(served, rows, row_ids, options, role), versions.champion)
+        if versions.shadow is not None:
+            self._let_shadow_predict(PredictJob(versions.shadow, rows, result.row_ids, PredictOptions(), "shadow"))
+        return result
+
+    async def _predict_or_fall_back(self, job: PredictJob, champion: ServedModel) -> ServedPredictions:
+        if job.role == "champion":
+            return await self.batcher.submit(job, count_rows(job.rows))
+        strict = replace(job, options=replace(job.options, skip_invalid=False))
+        try:
+            return await self.batcher.submit(strict, count_rows(job.rows))
+        except (ServiceBusyError, ClientGoneError):
+            raise
+        except Exception as error:
+            result = await self.batcher.submit(replace(job, served=champion, role="champion"), count_rows(job.rows))
+            self.canary_errors += 1
+            if isinstance(error, InputError): # Other errors are counted where they occur
+                self.metrics.count_error(job.served.bundle.model.version, "canary")
+            return result
+
+    def _let_shadow_predict(self, job: PredictJob) -> None:
+        if (request := CURRENT_REQUEST.get()) is None:
+            self.shadow.submit(job)
+        else:
+            request.after.append(lambda: self.shadow.submit(job))
+
+    def _predict_jobs(self, jobs: Sequence[PredictJob]) -> list[ServedPredictions | Exception]:
+        results = predict_jobs(jobs)
+        self.record(jobs, results)
+        return results
+
+    def _show_change(self, before: Versions, after: Versions) -> None:
+        self._show_models(before, False)
+        self._show_models(after, True)
+        self.metrics.count_model_change("done")
+
+    def _show_models(self, versions: Versions, loaded: bool) -> None:
+        for role, served in versions.by_role().items():
+            self.metrics.show_model(served.bundle.model.name, served.bundle.model.version, role, loaded)
 
     def add_feedback(self, actuals: Any, row_ids: Any) -> int:
         "Log actual values and return their number; InputError, and nothing logged, if one is impossible or was not predicted."
@@ -115,13 +327,30 @@ class PredictionService:
         self.log.add("actuals", [{"row_id": row_id, "actual": actual} for row_id, actual in zip(ids, values, strict=True)])
         return len(values)
 
+    def close(self) -> None:
+        "Predict what is waiting, then write the log; the caller has stopped sending requests."
+        self.batcher.close()
+        self.shadow.close()
+        self.log.close()
+
+# %% ../../nbs/service/prediction_service.ipynb #83ec8355
+def routing_key(
+    row_ids: Any, # Of the request, as they were sent
+) -> str:
+    "The routing key of the current request."
+    request = CURRENT_REQUEST.get()
+    if request is not None and (key := request.header(b"x-routing-key")):
+        return key
+    return str(row_ids[0]) if isinstance(row_ids, list) and row_ids else REQUEST_ID.get() or uuid4().hex
+
 # %% ../../nbs/service/prediction_service.ipynb #700d4604
 def prediction_events(
     served: ServedPredictions, # Predictions of a request
 ) -> list[dict]: # One for each row
     "The events of a request for the prediction log."
     labels, scores = served.predictions.labels.tolist(), served.predictions.scores
-    columns = {"row_id": served.row_ids, "features": to_json_rows(served.prepared.frame), "prediction": labels,
+    ids = [served.row_ids[row] for row in served.prepared.valid]
+    columns = {"row_id": ids, "features": to_json_rows(served.prepared.frame), "prediction": labels,
                "score": [None] * len(labels) if scores is None else scores.tolist()}
     return [dict(zip(columns, values, strict=True)) | {"latency_ms": served.latency_ms} | notes
             for *values, notes in zip(*columns.values(), notes_by_row(served.prepared), strict=True)]
