@@ -47,13 +47,14 @@ def find_reasons(
         raise InputError("The release has no typical values, so predictions have no reasons.")
     if prepared.n_rows * width > MAX_REASON_VARIANTS:
         raise InputError(f"Reasons were requested for {prepared.n_rows:,} rows.",
-                         f"Expected are at most {max(1, MAX_REASON_VARIANTS // width):,} rows with reasons.", "Send several requests.")
+                         f"Expected are at most {max(1, MAX_REASON_VARIANTS // width):,} with reasons.", "Send several requests.")
     typical = prepare_rows([bundle.examples[0]], bundle).columns
     variants = score(replace_each_column(prepared.columns, typical), prepared.n_rows * width)
     changes = _scores(predictions, predictions)[:, None] - _scores(variants, predictions).reshape(prepared.n_rows, width)
     order = np.argsort(-np.abs(changes), axis=1, kind="stable")[:, :count].tolist()
     values = {name: _json_values(column) for name, column in prepared.columns.items()}
-    usual, names, listed = {name: _json_values(column)[0] for name, column in typical.items()}, list(prepared.columns), changes.tolist()
+    usual = {name: _json_values(column)[0] for name, column in typical.items()}
+    names, listed = list(prepared.columns), changes.tolist()
     return [[{"column": names[place], "value": values[names[place]][row], "typical": usual[names[place]],
               "change": listed[row][place]} for place in places] for row, places in enumerate(order)]
 
