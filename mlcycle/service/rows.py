@@ -360,7 +360,8 @@ def groups_for_intervals(
     elif isinstance(rows, ColumnTable):
         values = list(rows[name]) if name in rows else [None] * len(rows)
     else:
-        values = [each.get(name) for each in ([rows] if isinstance(rows, Mapping | pd.Series) else rows)]
+        records = [rows] if isinstance(rows, Mapping | pd.Series) else rows
+        values = [each.get(name) if isinstance(each, Mapping | pd.Series) else None for each in records]
     if name not in prepared.columns and prepared.rows is not None:
         values = [values[place] for place in prepared.rows]
     return ["missing" if value is None or value != value else str(value).strip() for value in values]
