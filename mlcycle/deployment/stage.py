@@ -16,6 +16,7 @@ from ..errors import StageError
 from ..ml.predictions import Predictions, predict
 from ..outcomes import Candidate, Dataset, FeaturePlan, Parity, Problem, Release, Verdict
 from ..service.bundle import Bundle, build_bundle, hash_bundle_files
+from ..service.input_schema import example_rows
 from ..service.input_values import describe_training_values
 from ..service.local import running_service
 from ..service.rows import prepare_rows, to_json_rows
@@ -40,7 +41,7 @@ def describe_release(
     served = problem.model_copy(update={"feasibility": None}) # Its times would change the hash
     return Bundle(problem=served, columns={name: str(kind) for name, kind in train.dtypes.items()}, model=candidate.model,
                   threshold=candidate.threshold, cleaning=load_cleaning_plan(dataset, workspace),
-                  conformal=candidate.conformal,
+                  conformal=candidate.conformal, examples=example_rows(train),
                   training_values={str(name): describe_training_values(values) for name, values in train.items()})
 
 # %% ../../nbs/06_deployment.ipynb #97c4510d

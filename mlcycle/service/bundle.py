@@ -37,6 +37,7 @@ class Bundle(Record):
     cleaning: CleaningPlan = CleaningPlan() # Applied to each row
     training_values: dict[str, TrainingValues] = {} # What the training rows have in each column
     conformal: Conformal | None = None # For prediction intervals or sets; None: the service has none
+    examples: list[dict] = [] # Typical rows that can be sent; composed, not training rows
 
 # %% ../../nbs/service/bundle.ipynb #ffaadd8f
 SERVICE_PACKAGES = ("fastapi", "numpy", "pandas", "pydantic", "rapidfuzz", "scikit-learn", "skops", "sqlalchemy", "uvicorn")

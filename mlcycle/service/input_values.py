@@ -65,8 +65,9 @@ class UnreadableValueError(ValueError):
         self,
         reason: str, # What is wrong with the value
         expected: str, # What is expected instead
+        rule: str = "type", # Short name of the rule: `type`, `not_finite`, `ambiguous`, `too_large`, `unicode`, `category`
     ):
-        self.reason, self.expected = reason, expected
+        self.reason, self.expected, self.rule = reason, expected, rule
         super().__init__(f"{reason}; expected is {expected}")
 
 # %% ../../nbs/service/input_values.ipynb #f1dec578
@@ -114,7 +115,7 @@ def read_number(
     if not isinstance(value, int | float):
         raise UnreadableValueError(f"{_with_article(value)} is not a number", kind)
     if abs(value) > limit and value not in plan.sentinels:
-        raise UnreadableValueError("it is too large", f"{kind} between {-limit:.6g} and {limit:.6g}")
+        raise UnreadableValueError("it is too large", f"{kind} between {-limit:.6g} and {limit:.6g}", "too_large")
     if whole and value != int(value):
         raise UnreadableValueError("it is not a whole number", "a whole number, as in the training rows")
     return int(value) if whole else value
@@ -128,9 +129,11 @@ def _number_from_text(text: str, known: TrainingValues, plan: ColumnCleaningPlan
         return int(text) # Exact beyond 2^53
     plain = plan.number_format is None
     if plain and "," in text and "." not in text:
-        raise UnreadableValueError("the comma may be a decimal mark or separate thousands", f"{kind}, such as 1957 or 1.957")
+        raise UnreadableValueError("the comma may be a decimal mark or separate thousands", f"{kind}, such as 1957 or 1.957",
+                                   "ambiguous")
     if plain and known.whole and re.fullmatch(r"[+-]?\d{1,3}(\.\d{3})+", text, re.ASCII):
-        raise UnreadableValueError("the point may be a decimal mark or separate thousands", f"{kind}, without separators")
+        raise UnreadableValueError("the point may be a decimal mark or separate thousands", f"{kind}, without separators",
+                                   "ambiguous")
     number = parse_number(text, plan.number_format or NumberFormat())
     if number is None:
         raise UnreadableValueError("it is not a number", kind)
@@ -167,7 +170,7 @@ def read_date(
         try:
             return value.astimezone(UTC).replace(tzinfo=None)
         except (OverflowError, ValueError) as error: # In the first or last hours of the calendar
-            raise UnreadableValueError("it is outside the calendar", expected) from error
+            raise UnreadableValueError("it is outside the calendar", expected, "too_large") from error
     if isinstance(value, datetime):
         return value
     if not isinstance(value, str):
@@ -180,7 +183,7 @@ def read_date(
     readings = {learnt} if learnt else find_date_readings(text)
     if len(readings) > 1:
         days = " or ".join(f"{each:%Y-%m-%d}" for each in sorted(readings))
-        raise UnreadableValueError(f"it may mean {days}", expected)
+        raise UnreadableValueError(f"it may mean {days}", expected, "ambiguous")
     if not readings:
         raise UnreadableValueError("it is not a date that can be read without doubt", expected)
     return readings.pop()
@@ -194,7 +197,7 @@ def read_text(
     if not isinstance(value, str | bool | int | float | Decimal | date):
         raise UnreadableValueError(f"{_with_article(value)} is not a single value", "a text")
     if isinstance(value, int) and abs(value) > 10**300:
-        raise UnreadableValueError("it is too large", "a text")
+        raise UnreadableValueError("it is too large", "a text", "too_large")
     text = value if isinstance(value, str) else format_value(float(value) if isinstance(value, Decimal) else value)
     if text in known.texts or text in known.kept:
         return text
@@ -217,9 +220,9 @@ def read_value(
     if value is None or value is pd.NA or value is pd.NaT or isinstance(value, float | Decimal) and math.isnan(value):
         return None
     if isinstance(value, float | Decimal) and math.isinf(value):
-        raise UnreadableValueError("infinity is not a number", "a finite number, or null for a missing value")
+        raise UnreadableValueError("infinity is not a number", "a finite number, or null for a missing value", "not_finite")
     if isinstance(value, str) and not _is_unicode(value):
-        raise UnreadableValueError("it is not valid Unicode", "a text of Unicode characters")
+        raise UnreadableValueError("it is not valid Unicode", "a text of Unicode characters", "unicode")
     is_text = dtype in TEXT_DTYPES
     if isinstance(value, str) and not is_text:
         word = normalise_whitespace(value)
