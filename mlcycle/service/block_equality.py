@@ -53,7 +53,7 @@ def blocks_equal_rows(
 
 # %% ../../nbs/service/block_equality.ipynb #da53254a
 def is_equal_in_blocks(
-    predict: Callable[[Mapping[str, np.ndarray], int], Predictions], # Of columns and their number of rows
+    predict: Callable[[dict[str, np.ndarray], int], Predictions], # Of columns and their number of rows
     columns: Mapping[str, np.ndarray], # Some rows
     sizes: tuple[int, ...] = (2, 9, 64), # Numbers of rows of the blocks
 ) -> bool:
