@@ -21,7 +21,7 @@ from pydantic_core import from_json
 
 from ..errors import MlcycleError
 from .service_metrics import ServiceMetrics
-from .service_settings import REQUEST_ID, ServiceSettings
+from .service_settings import DEFAULT_SETTINGS, REQUEST_ID, ServiceSettings
 from ..stores.event_spool import EventSpool, SpoolBatch, SpoolFullError, default_spool_folder, spool_line, spooled_row_ids
 from ..stores.events import add_event_batch, connect_event_database, create_event_tables, find_unknown_row_ids
 
@@ -288,7 +288,7 @@ class SpoolingQueue(threading.Thread):
 class PredictionLog:
     "Log of predictions and actual values; without a database, events are dropped."
 
-    def __init__(self, database: "str | sa.Engine | None", run: str, settings: ServiceSettings = ServiceSettings(),
+    def __init__(self, database: "str | sa.Engine | None", run: str, settings: ServiceSettings = DEFAULT_SETTINGS,
                  metrics: ServiceMetrics | None = None):
         self.run, self.settings = run, settings
         self.database = EventDatabase(database) if database else None
