@@ -35,7 +35,7 @@ from pydantic import BaseModel, WithJsonSchema
 
 from ..errors import ArtifactError, InputError, MlcycleError
 from .actuals import check_row_ids, read_actuals
-from .bundle import Bundle, load_bundle
+from .bundle import Bundle, open_release
 from .rows import PreparedRows, intervals_of_rows, predict_rows, to_json_rows
 from ..stores.events import add_events, find_unknown_row_ids, open_event_database
 from ..stores.models.function_files import KNOWN_FUNCTIONS, find_estimators_calling_functions, load_functions
@@ -236,7 +236,7 @@ def create_app(
     """
     if functions:
         load_functions(functions)
-    bundle, model = load_bundle(folder)
+    bundle, model = open_release(folder)
     check_functions_known(model, folder)
     writer = EventWriter(open_event_database(events_url) if events_url else None, run)
 
