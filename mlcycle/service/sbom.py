@@ -96,7 +96,7 @@ def make_sbom(
         bom.register_dependency(component, [packages[each] for each in needs[name]])
     bom.register_dependency(own, [component for name, component in packages.items() if name in roots])
     bom.register_dependency(learned, [own])
-    bom.register_dependency(whole, [learned, own])
+    bom.register_dependency(whole, [learned])
     plain = json.loads(JsonV1Dot6(bom).output_as_string())
     del plain["metadata"]["timestamp"], plain["serialNumber"] # Of this call; the rest depends on the content alone
     return json.dumps(plain | {"serialNumber": uuid5(NAMESPACE_URL, json.dumps(plain, sort_keys=True)).urn}, indent=1) + "\n"
