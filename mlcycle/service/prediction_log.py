@@ -308,9 +308,8 @@ class PredictionLog:
         if self.database is not None:
             folder = Path(settings.spool) if settings.spool else default_spool_folder(self.database.url)
             self.spool = EventSpool(folder, settings.max_spool_bytes)
-            writer = EventWriter(self.database, self.spool, LogReports(metrics))
-            self.queue = SpoolingQueue(writer)
-            writer.start()
+            self.queue = SpoolingQueue(EventWriter(self.database, self.spool, LogReports(metrics)))
+            self.queue.writer.start()
             self.queue.start()
 
     @property
