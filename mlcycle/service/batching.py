@@ -8,6 +8,7 @@ __all__ = ['MAX_BLOCK_ROWS', 'MAX_SMALL_ROWS', 'ServiceBusyError', 'ClientGoneEr
 
 # %% ../../nbs/service/batching.ipynb #a99f09eb
 import asyncio
+import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -51,7 +52,7 @@ class BatchThread:
         self,
         name: str, # Of the thread
         predict_block: Callable[[Sequence[Any]], Sequence[Any]], # Of jobs; returns a result or an exception for each
-        observe: Callable[[int, int, float, float], None], # Receives requests, rows, longest queue delay and seconds of a block
+        observe: Callable[[Sequence[Any], float, float], None], # Receives jobs, mean queue delay and seconds of a block
     ):
         self.predict_block, self.observe = predict_block, observe
         self.queue: SimpleQueue[WaitingRequest | None] = SimpleQueue()
@@ -82,8 +83,11 @@ class BatchThread:
             pairs = [(each.future, result) for each, result in zip(block, results, strict=True) if each.loop is loop]
             with suppress(RuntimeError): # The event loop has ended meanwhile
                 loop.call_soon_threadsafe(set_results, pairs)
-        seconds = time.perf_counter() - start
-        self.observe(len(block), sum(each.n_rows for each in block), start - block[0].since, seconds)
+        delay = start - sum(each.since for each in block) / len(block)
+        try:
+            self.observe([each.job for each in block], delay, time.perf_counter() - start)
+        except Exception as error: # A failed measurement must not stop the service
+            print(f"A block was not measured: {error!r}", file=sys.stderr)
 
 # %% ../../nbs/service/batching.ipynb #7e3b6f74
 def predict_each(
@@ -116,7 +120,7 @@ class MicroBatcher:
         self,
         predict_block: Callable[[Sequence[Any]], Sequence[Any]], # Of jobs; returns a result or an exception for each
         max_waiting: int = 512, # Number of requests that may wait in each queue
-        observe: Callable[[int, int, float, float], None] = lambda *facts: None, # Requests, rows, queue delay, seconds of a block
+        observe: Callable[[Sequence[Any], float, float], None] = lambda *facts: None, # Jobs, mean queue delay, seconds of a block
     ):
         self.max_waiting, self.rejected, self.closed, self.lock = max_waiting, 0, False, threading.Lock()
         self.small = BatchThread("predict-small", predict_block, observe)

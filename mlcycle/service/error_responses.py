@@ -17,6 +17,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from ..errors import InputError
+from .service_settings import REQUEST_ID, RowLimitError
 
 # %% ../../nbs/service/error_responses.ipynb #8b255739
 class RequestError(InputError):
@@ -74,15 +75,14 @@ def error_body(
 
 # %% ../../nbs/service/error_responses.ipynb #473c22cc
 def error_response(
-    scope: Mapping[str, Any], # ASGI scope of the request; `state` may have its `request_id`
+    scope: Mapping[str, Any], # ASGI scope of the request
     status: int, # HTTP status
     message: str, # One or two sentences
     errors: Sequence[dict] = (), # Bad cells
     headers: Mapping[str, str] | None = None, # Further headers, such as Retry-After
 ) -> Response:
     "The response for an error, in the protocol of the request's path; middlewares use it too."
-    request_id = str((scope.get("state") or {}).get("request_id", ""))
-    return json_response(error_body(scope["path"], status, message, errors, request_id), status, headers)
+    return json_response(error_body(scope["path"], status, message, errors, REQUEST_ID.get()), status, headers)
 
 # %% ../../nbs/service/error_responses.ipynb #485b74a3
 INTERNAL_ERROR = "The service failed to handle the request; its log has the reason."
@@ -94,7 +94,8 @@ async def handle_error(
 ) -> Response:
     "The response for an exception that a route raised."
     if isinstance(error, InputError):
-        status = error.status if isinstance(error, RequestError) else rejected_status(request.url.path)
+        status = 413 if isinstance(error, RowLimitError) else rejected_status(request.url.path)
+        status = error.status if isinstance(error, RequestError) else status
         return error_response(request.scope, status, str(error), getattr(error, "errors", ()))
     if isinstance(error, HTTPException):
         text = {404: f"There is no {request.url.path}.", 405: f"{request.url.path} does not take {request.method}."}
