@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SEGMENT_BYTES', 'REUSE_BYTES', 'MEMORY_BYTES', 'BATCH_BYTES', 'BATCH_EVENTS', 'SpoolFullError',
            'default_spool_folder', 'SpoolSegment', 'MemorySegment', 'take_over_segments', 'SpoolBatch', 'next_lines',
-           'SpoolReader', 'EventSpool', 'close_spool', 'spool_line', 'spooled_row_ids']
+           'SpoolReader', 'EventSpool', 'close_spool', 'spool_line', 'spooled_row_ids', 'discard_spooled_run']
 
 # %% ../../nbs/stores/event_spool.ipynb #fb6985e7
 import fcntl
@@ -272,3 +272,15 @@ def spooled_row_ids(
             if row_id in wanted and from_json(line, allow_partial=True).get("run") == run:
                 found.add(wanted[row_id])
     return found
+
+# %% ../../nbs/stores/event_spool.ipynb #c1ee0f98
+def discard_spooled_run(
+    folder: Path, # Of a spool; it need not exist
+    run: str, # Id of a run
+) -> None:
+    "Remove segments that no process holds and that have events of one run only."
+    for segment in take_over_segments(Path(folder), set()):
+        lines = segment.read(0, segment.size).splitlines()
+        if all(from_json(line, allow_partial=True).get("run") == run for line in lines):
+            segment.written = segment.size
+        segment.close()
