@@ -6,7 +6,7 @@
 __all__ = ['log_is_away', 'add_operation']
 
 # %% ../../nbs/service/operation.ipynb #5f58170f
-from typing import Any
+from typing import Any, cast
 
 from fastapi import FastAPI
 from starlette.requests import Request
@@ -41,4 +41,4 @@ def add_operation(
     if keys.required:
         stack = RequireApiKey(stack, keys, settings.rate_limit)
     stack = RequestLog(stack, known_paths(app), metrics, settings)
-    app.middleware_stack = stack
+    app.middleware_stack = cast(Any, stack)
