@@ -107,7 +107,11 @@ class LabelEncodedClassifier(_ClassifierWrapper):
     def predict_proba(self, X) -> np.ndarray:
         "Probabilities in double precision, shape (n, classes)."
         check_is_fitted(self)
-        probabilities = np.asarray(self.model_.predict_proba(X), dtype=float)
+        return self.normalise(self.model_.predict_proba(X))
+
+    def normalise(self, probabilities) -> np.ndarray:
+        "Probabilities of the model in double precision, shape (n, classes), with a sum of one in each row."
+        probabilities = np.asarray(probabilities, dtype=float)
         return probabilities / probabilities.sum(axis=1, keepdims=True)
 
 # %% ../../nbs/ml/meta_estimators.ipynb #8b82bf22

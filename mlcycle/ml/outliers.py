@@ -86,8 +86,13 @@ class OutlierLimits(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
 
     def transform(self, X):
         "The clipped values, or the values followed by the flags."
-        numbers = _validate(self, X)
-        return np.clip(numbers, self.lower_, self.upper_) if self.action == "clip" else np.hstack([numbers, self.is_outlier(X)])
+        return self.encode(_validate(self, X))
+
+    def encode(self, numbers):
+        "The same for a matrix of floats, without checks."
+        if self.action == "clip":
+            return np.clip(numbers, self.lower_, self.upper_)
+        return np.hstack([numbers, ((numbers < self.lower_) | (numbers > self.upper_))[:, self.flagged_]])
 
     def get_feature_names_out(self, input_features=None):
         "The column names, followed by the names of the flags."

@@ -7,6 +7,7 @@ __all__ = ['MISSING_TIME', 'to_epoch_microseconds', 'duration_to_microseconds']
 
 # %% ../../nbs/ml/timestamps.ipynb #993650aa
 from datetime import timedelta
+from functools import lru_cache
 
 import numpy as np
 import pandas as pd
@@ -18,12 +19,16 @@ MISSING_TIME = np.iinfo(np.int64).min # Stands for a missing timestamp
 
 # %% ../../nbs/ml/timestamps.ipynb #6c688381
 def to_epoch_microseconds(
-    values: pd.Series, # Timestamps, with or without a time zone
+    values: pd.Series | np.ndarray, # Timestamps, with or without a time zone
 ) -> np.ndarray: # Microseconds since 1970 in UTC, shape (n,); `MISSING_TIME` where missing
     """Timestamps as integers.
 
     Raises InputError if the column is numeric.
     """
+    if isinstance(values, np.ndarray):
+        if values.dtype.kind == "M":
+            return values.astype("datetime64[us]").view(np.int64)
+        values = pd.Series(values)
     if pd.api.types.is_numeric_dtype(values.dtype):
         raise InputError(f"The column '{values.name}' holds numbers.", "A history feature needs a timestamp column.")
     if getattr(values.dtype, "kind", "") != "M" or not isinstance(values.dtype, np.dtype):
@@ -31,6 +36,7 @@ def to_epoch_microseconds(
     return values.to_numpy().astype("datetime64[us]").view(np.int64)
 
 # %% ../../nbs/ml/timestamps.ipynb #adca5111
+@lru_cache(maxsize=256)
 def duration_to_microseconds(
     span: str, # A duration such as "1 day"; empty: 0
 ) -> int: # Microseconds

@@ -17,7 +17,8 @@ from ..errors import ArtifactError, InputError
 from .bundle import load_bundle
 from .predict_api import body_problem, predict_routes
 from .prediction_log import PredictionLog
-from .prediction_service import PredictionService, ServedModel
+from .prediction_service import PredictionService, ServedModel, warm_up
+from .row_scorer import compile_row_scorer
 from ..stores.events import open_event_database
 from ..stores.models.function_files import KNOWN_FUNCTIONS, find_estimators_calling_functions, load_functions
 
@@ -46,7 +47,7 @@ def load_served_model(
     "Load a release; raises ArtifactError if it is missing or altered, or calls functions that are not loaded."
     bundle, model = load_bundle(folder)
     check_functions_known(model, folder)
-    return ServedModel(bundle, model, Path(folder))
+    return warm_up(ServedModel(bundle, model, Path(folder), compile_row_scorer(model, bundle)))
 
 # %% ../../nbs/service/app.ipynb #28115ead
 def status_routes(

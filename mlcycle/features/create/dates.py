@@ -20,17 +20,20 @@ from ...core.versions import mlcycle_install_command
 from ...errors import ParameterError
 from ..columns import check_columns, remember_columns
 from .recipes import Recipe
+from ...ml.column_table import ColumnTable, to_series
 
 # %% ../../../nbs/features/create/dates.ipynb #83d5c3e6
 def column_to_times(
-    rows: pd.DataFrame, # Table with the column
+    rows: pd.DataFrame | ColumnTable, # Table with the column
     name: str, # Name of a date column
     local_time: bool = True, # Whether times are local, for a column with a time zone; False: UTC, for differences
 ) -> np.ndarray: # datetime64[us], shape (n,); NaT where missing
     "A column of timestamps as a NumPy array."
     values = rows[name]
+    if isinstance(values, np.ndarray) and values.dtype.kind == "M":
+        return values.astype("M8[us]")
     if not isinstance(values.dtype, np.dtype) or values.dtype.kind != "M":
-        values = pd.to_datetime(values) # For instance one row without a value, or a time zone
+        values = pd.to_datetime(to_series(values)) # For instance one row without a value, or a time zone
         if getattr(values.dt, "tz", None) is not None:
             values = values.dt.tz_localize(None) if local_time else values.dt.tz_convert(None)
     return values.to_numpy().astype("M8[us]")
@@ -138,7 +141,8 @@ def _forms(part: str, values: np.ndarray, cyclic: bool) -> tuple[str, ...]:
     return ("sin", "cos") if cyclic and known.max() - known.min() > PART_PERIODS.get(part, np.inf) / 2 else ("",)
 
 # %% ../../../nbs/features/create/dates.ipynb #d834319d
-def _fill(rows: pd.DataFrame, wanted: list[tuple[str, str, str]], first: dict[str, str], country: str) -> np.ndarray:
+def _fill(rows: pd.DataFrame | ColumnTable, wanted: list[tuple[str, str, str]], first: dict[str, str],
+          country: str) -> np.ndarray:
     "Encoded parts of some columns as an array of shape (n, wanted)."
     made = np.empty((len(rows), len(wanted)))
     for name in dict.fromkeys(name for name, _, _ in wanted):
@@ -195,7 +199,11 @@ class DateParts(TransformerMixin, BaseEstimator):
         "Date parts as floats, shape (n, parts); NaN where a timestamp is missing."
         check_is_fitted(self)
         check_columns(X, self.first_)
-        return _fill(X, self.parts_, self.first_, self.holidays)
+        return self.encode(X)
+
+    def encode(self, rows: pd.DataFrame | ColumnTable) -> np.ndarray:
+        "The same without checking the columns."
+        return _fill(rows, self.parts_, self.first_, self.holidays)
 
     def get_feature_names_out(self, input_features=None) -> np.ndarray:
         "Names such as `placed_hour`: column and part, joined by an underscore."
@@ -238,7 +246,7 @@ class CyclicTime(Recipe):
         name, words = f"{self.column}_of_{self.period}", f"{CYCLE_PERIODS[self.period][2]} of {self.column}"
         return {name: words, f"{name}_sin": f"sine of the {words}", f"{name}_cos": f"cosine of the {words}"}
 
-    def compute(self, rows: pd.DataFrame) -> dict[str, np.ndarray]:
+    def compute(self, rows: pd.DataFrame | ColumnTable) -> dict[str, np.ndarray]:
         "Position in hours or days, its sine and its cosine; NaN where the timestamp is missing."
         times, (unit, length, _) = column_to_times(rows, self.column), CYCLE_PERIODS[self.period]
         start = times.astype("M8[Y]") if self.period == "year" else times.astype("M8[D]")

@@ -19,6 +19,7 @@ from mlcycle.features.create.history_index import (
     entity_phrase,
     take_cumsum_before_position,
 )
+from ...ml.column_table import ColumnTable
 from ...ml.timestamps import MISSING_TIME, duration_to_microseconds, to_epoch_microseconds
 from ...outcomes import Label
 
@@ -67,7 +68,7 @@ class EntityHistory(CumulativeHistory):
         "Store the training rows by entity and time."
         _learn_history(self, rows, target)
 
-    def compute(self, rows: pd.DataFrame) -> dict[str, np.ndarray]:
+    def compute(self, rows: pd.DataFrame | ColumnTable) -> dict[str, np.ndarray]:
         "The statistic over all earlier rows of the same entity, for each row; NaN if there are none."
         name, = self.describe()
         start, end = self._past(rows, _age_exceeded(self.min_age))
@@ -137,7 +138,7 @@ def _running_mean(recipe: HistoryRecipe, rows: pd.DataFrame, values: np.ndarray)
         return np.append(0.0, np.cumsum(values[order]))[ends] / ends
 
 # %% ../../../nbs/features/create/history.ipynb #491f5200
-def _past_statistic(recipe: EntityHistory, rows: pd.DataFrame, start: np.ndarray, end: np.ndarray) -> np.ndarray:
+def _past_statistic(recipe: EntityHistory, rows: pd.DataFrame | ColumnTable, start: np.ndarray, end: np.ndarray) -> np.ndarray:
     "The statistic of an `EntityHistory` between the positions `start` and `end` of each row's history."
     some, last = end > start, np.maximum(end, 1) - 1
     if not len(recipe.places_):
@@ -187,7 +188,7 @@ class Lag(HistoryRecipe):
             raise InputError(f"The lag is {self.periods} rows.", "At least 1 is expected.")
         self.values_ = self._remember(rows, column_to_finite_floats(rows[self.column]))
 
-    def compute(self, rows: pd.DataFrame) -> dict[str, np.ndarray]:
+    def compute(self, rows: pd.DataFrame | ColumnTable) -> dict[str, np.ndarray]:
         "The earlier values, one for each row."
         (name,), (start, end) = self.describe(), self._past(rows, 0)
         place = end - self.periods
@@ -229,7 +230,7 @@ class Rolling(CumulativeHistory):
         past = self._remember(rows, _read_values(self, rows, target))
         self.values_ = past if self.statistic in ("min", "max") else self._add_up(past)
 
-    def compute(self, rows: pd.DataFrame) -> dict[str, np.ndarray]:
+    def compute(self, rows: pd.DataFrame | ColumnTable) -> dict[str, np.ndarray]:
         "The statistic over the window before each row."
         (name,) = self.describe()
         return {name: _window_statistic(self, rows)}
@@ -254,7 +255,7 @@ def _check_window(recipe: Rolling) -> None:
                          "The window must not be shorter than `min_age`.")
 
 # %% ../../../nbs/features/create/history.ipynb #5737bd78
-def _window_statistic(recipe: Rolling, rows: pd.DataFrame) -> np.ndarray:
+def _window_statistic(recipe: Rolling, rows: pd.DataFrame | ColumnTable) -> np.ndarray:
     "The statistic of a `Rolling` for each row."
     length = duration_to_microseconds(recipe.window)
     start, low, high = recipe._past(rows, length, _age_exceeded(recipe.min_age))

@@ -7,6 +7,7 @@ __all__ = ['Recipe', 'FeatureCreator']
 
 # %% ../../../nbs/features/create/recipes.ipynb #bae34dec
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -14,6 +15,7 @@ from sklearn.base import BaseEstimator, TransformerMixin, clone
 from sklearn.utils.validation import check_is_fitted
 
 from ..columns import check_columns, remember_columns
+from ...ml.column_table import ColumnTable, column_to_array
 
 # %% ../../../nbs/features/create/recipes.ipynb #d0ef7a9e
 class Recipe(TransformerMixin, BaseEstimator):
@@ -34,8 +36,8 @@ class Recipe(TransformerMixin, BaseEstimator):
     def learn(self, rows: pd.DataFrame, target: pd.Series | None = None) -> None:
         "Learn parameters from training rows; most recipes have none."
 
-    def compute(self, rows: pd.DataFrame) -> dict[str, np.ndarray]:
-        "Compute the new columns, each of shape (n,), without validating the input."
+    def compute(self, rows: pd.DataFrame | ColumnTable) -> dict[str, np.ndarray]:
+        "The new columns, each of shape (n,), of a data frame or of a table of arrays, without validating the input."
         raise NotImplementedError
 
     def fit(self, X: pd.DataFrame, y: pd.Series | None = None) -> "Recipe":
@@ -54,6 +56,11 @@ class Recipe(TransformerMixin, BaseEstimator):
         "Names of the new columns."
         check_is_fitted(self)
         return np.asarray(list(self.describe()), dtype=object)
+
+# %% ../../../nbs/features/create/recipes.ipynb #b6fc8dae
+def _plain_array(values: Any) -> np.ndarray:
+    "Values of a new column as an array; those of pandas' arrays of text as objects."
+    return values if isinstance(values, np.ndarray) else column_to_array(pd.Series(values))
 
 # %% ../../../nbs/features/create/recipes.ipynb #f2ae0c5f
 class FeatureCreator(TransformerMixin, BaseEstimator):
@@ -86,6 +93,11 @@ class FeatureCreator(TransformerMixin, BaseEstimator):
             X = X[names]
         made = {name: values for recipe in self.recipes_ for name, values in recipe.compute(X).items()}
         return X.assign(**made) if made else X
+
+    def transform_columns(self, rows: ColumnTable) -> ColumnTable:
+        "The same for a table of arrays; columns are not checked."
+        made = {name: values for recipe in self.recipes_ for name, values in recipe.compute(rows).items()}
+        return ColumnTable({**rows.columns, **{name: _plain_array(values) for name, values in made.items()}}, len(rows))
 
     def get_feature_names_out(self, input_features=None) -> np.ndarray:
         "Names of the columns of the table, then of the new columns."

@@ -19,6 +19,7 @@ import pandas as pd
 
 from ...errors import InputError, suggest_name
 from .recipes import Recipe
+from ...ml.column_table import ColumnTable, to_series
 from ...stores.models.function_files import (KNOWN_FUNCTIONS, FeatureFunction, FunctionCaller, get_loaded_function,
                                                   parse_feature_functions)
 
@@ -102,10 +103,10 @@ class FunctionFeature(FunctionCaller, Recipe):
         "Check that the function is available; there is nothing to learn."
         get_loaded_function(self.name, self.sha256)
 
-    def compute(self, rows: pd.DataFrame) -> dict[str, np.ndarray]:
+    def compute(self, rows: pd.DataFrame | ColumnTable) -> dict[str, np.ndarray]:
         "Call the function on the input columns."
         function = get_loaded_function(self.name, self.sha256)
-        return {self.name: call_feature_function(function, [rows[name] for name in self.inputs], self.column_type)}
+        return {self.name: call_feature_function(function, [to_series(rows[name]) for name in self.inputs], self.column_type)}
 
 # %% ../../../nbs/features/create/user_functions.ipynb #04f04b02
 def call_feature_function(

@@ -19,6 +19,7 @@ from sklearn.utils.validation import check_is_fitted
 from ...errors import ParameterError
 from ..columns import NamedColumnsTransformer, check_columns, remember_columns
 from .encoders import SCALERS, ExpandingWindowSplit, factorize_as_text
+from ...ml.column_table import ColumnTable
 
 # %% ../../../nbs/features/encode/category_mapping.ipynb #67e61e30
 def fit_encoder_chain(
@@ -72,7 +73,7 @@ class _FittedMapping(NamedColumnsTransformer):
         check_columns(X, self.feature_names_in_)
         return self.encode(X)
 
-    def encode(self, rows: pd.DataFrame) -> np.ndarray:
+    def encode(self, rows: pd.DataFrame | ColumnTable) -> np.ndarray:
         "The same without checking the columns."
         if not hasattr(self, "_places"):
             self._places = {label: place for place, label in enumerate([*self.categories_.tolist(), None])}

@@ -28,6 +28,8 @@ from mlcycle.features.encode.encoders import (
     column_to_text,
     columns_to_floats,
 )
+from ...ml.array_steps import array_function
+from ...ml.column_table import ColumnTable
 from ...ml.outliers import make_outlier_transformer
 from ...outcomes import ColumnType
 
@@ -56,6 +58,16 @@ class _FittedEncoder(TransformerMixin, BaseEstimator):
         for start in range(0, len(X), CHUNK_ROWS):
             _fill(numbers[start:start + CHUNK_ROWS], X.iloc[start:start + CHUNK_ROWS], self.encoders_)
         return self._finish(numbers, X.index)
+
+    def transform_columns(self, rows: ColumnTable) -> np.ndarray:
+        "Floats of shape (n, features) of a table of arrays, with codes of categories for `native`; columns are not checked."
+        numbers = np.empty((len(rows), len(self.features_)))
+        _fill(numbers, rows, self.encoders_)
+        return numbers
+
+    def encoded_frame(self, numbers: np.ndarray) -> pd.DataFrame | np.ndarray:
+        "The output of `transform` from that of `transform_columns`."
+        return self._finish(numbers, pd.RangeIndex(len(numbers)))
 
     def _finish(self, numbers, index):
         return encoded_array_to_frame(self, numbers, index) if self.encoding == "native" else numbers
@@ -135,13 +147,15 @@ def group_only_numeric_columns(
     return [("number", numbers)] * bool(numbers) + others
 
 # %% ../../../nbs/features/encode/encode.ipynb #cc8db1f4
-READERS = {"number": columns_to_floats, "date": column_to_dates, "text": column_to_text}
+READERS: dict[str, Any] = {"number": columns_to_floats, "date": column_to_dates, "text": column_to_text}
 
 # %% ../../../nbs/features/encode/encode.ipynb #90cb472e
 class ColumnPipeline(NamedColumnsTransformer):
     """Columns of one type, read by name and transformed by a sequence of scikit-learn transformers.
 
     `transform` raises InputError if a column is missing."""
+
+    derived = ("_functions",)
 
     def __init__(
         self,
@@ -153,6 +167,7 @@ class ColumnPipeline(NamedColumnsTransformer):
 
     def fit_transform(self, X: pd.DataFrame, y=None) -> np.ndarray:  # ty: ignore[incompatible-method-override] - no parameters
         "Fit the steps, and return the transformed training rows."
+        vars(self).pop("_functions", None) # Of an earlier fit
         remember_columns(self, X)
         names, self.empty_ = list(X.columns), np.empty(0, dtype=int)
         values = READERS[self.column_type](X, names)
@@ -168,13 +183,15 @@ class ColumnPipeline(NamedColumnsTransformer):
         check_columns(X, self.feature_names_in_)
         return np.asarray(self.encode(X), dtype=float) if len(X) else np.empty((0, len(self.outputs_)))
 
-    def encode(self, rows: pd.DataFrame) -> np.ndarray:
+    def encode(self, rows: pd.DataFrame | ColumnTable) -> np.ndarray:
         "The same without checking the columns."
+        if not hasattr(self, "_functions"):
+            self._functions = [array_function(step) for step in self.steps_]
         values: Any = READERS[self.column_type](rows, self.feature_names_in_.tolist())
         if len(self.empty_):
             values[:, self.empty_] = 0.0
-        for step in self.steps_:
-            values = step.transform(values)
+        for function in self._functions:
+            values = function(values)
         return values
 
 # %% ../../../nbs/features/encode/encode.ipynb #65b7bd9b
@@ -237,7 +254,7 @@ def _join(blocks: list[np.ndarray], n_rows: int) -> np.ndarray:
     return numbers
 
 # %% ../../../nbs/features/encode/encode.ipynb #83ed63f6
-def _fill(numbers: np.ndarray, rows: pd.DataFrame, encoders: list) -> None:
+def _fill(numbers: np.ndarray, rows: pd.DataFrame | ColumnTable, encoders: list) -> None:
     "Encode rows into an array."
     place = 0
     for encoder in encoders:

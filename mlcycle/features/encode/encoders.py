@@ -19,10 +19,11 @@ from sklearn.preprocessing import QuantileTransformer, RobustScaler, StandardSca
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from ..columns import NamedColumnsTransformer, check_columns, remember_columns
+from ...ml.column_table import ColumnTable, to_floats, to_series
 
 # %% ../../../nbs/features/encode/encoders.ipynb #ca3159fc
 def columns_to_floats(
-    rows: pd.DataFrame, # Table
+    rows: pd.DataFrame | ColumnTable, # Table
     names: list[str], # Names of numeric or boolean columns
 ) -> np.ndarray: # Floats within the range of 32 bits, shape (n, names); NaN where missing or infinite
     """Columns as floats; booleans become 0 and 1, infinite values NaN.
@@ -34,8 +35,8 @@ def columns_to_floats(
     for place, name in enumerate(names):
         values = rows[name]
         if values.dtype.kind not in "fiub":
-            values = pd.to_numeric(values.astype(object), errors="coerce")
-        numbers[:, place] = values.to_numpy(dtype=float, na_value=np.nan)
+            values = pd.to_numeric(to_series(values).astype(object), errors="coerce")
+        numbers[:, place] = to_floats(values)
     numbers[np.isinf(numbers)] = np.nan
     limit = np.finfo(np.float32).max
     return np.clip(numbers, -limit, limit, out=numbers)
@@ -45,12 +46,15 @@ MIN_ROWS_TO_FACTORIZE = 64 # For fewer rows, converting each value is faster tha
 
 # %% ../../../nbs/features/encode/encoders.ipynb #a9096aa0
 def factorize_as_text(
-    values: pd.Series, # Categorical column
+    values: pd.Series | np.ndarray, # Categorical column
 ) -> tuple[np.ndarray, list[str | None]]: # Position of each row's label in the list; the list, which ends with None for missing
     """Convert categories to text labels.
 
     Labels are not distinct if there are few rows or mixed types, since each value is then converted on its own.
     """
+    if isinstance(values, np.ndarray) and len(values) < MIN_ROWS_TO_FACTORIZE:
+        labels = [None if value is None or value != value else _label(value) for value in values.tolist()]
+        return np.arange(len(labels)), [*labels, None]
     mixed = values.dtype == object and pd.api.types.infer_dtype(values) != "string" # pandas factorizes True and 1 as the same
     if mixed or len(values) < MIN_ROWS_TO_FACTORIZE:
         labels = [None if pd.isna(value) else _label(value) for value in values.tolist()]
@@ -66,22 +70,28 @@ def _label(value) -> str:
 
 # %% ../../../nbs/features/encode/encoders.ipynb #8c4e395e
 def column_to_dates(
-    rows: pd.DataFrame, # Table
+    rows: pd.DataFrame | ColumnTable, # Table
     names: list[str], # Name of one date column
-) -> pd.DataFrame: # One column; NaT where a value is no timestamp
+) -> pd.DataFrame | ColumnTable: # One column; NaT where a value is no timestamp
     "A column as timestamps."
     times = rows[names[0]]
+    if isinstance(times, np.ndarray) and times.dtype.kind == "M":
+        return ColumnTable({names[0]: times}, len(rows))
     if times.dtype.kind != "M":
-        times = pd.to_datetime(times.astype(object), errors="coerce")
+        times = pd.to_datetime(to_series(times).astype(object), errors="coerce").rename(names[0])
     return times.to_frame()
 
 # %% ../../../nbs/features/encode/encoders.ipynb #e9225fd3
 def column_to_text(
-    rows: pd.DataFrame, # Table
+    rows: pd.DataFrame | ColumnTable, # Table
     names: list[str], # Name of one text column
-) -> pd.DataFrame: # One column; empty text where missing
+) -> pd.DataFrame | ColumnTable: # One column; empty text where missing
     "A column as text."
-    return rows[names[0]].astype("str").fillna("").to_frame()
+    values = rows[names[0]]
+    if isinstance(values, np.ndarray):
+        texts = ["" if value is None or value != value else str(value) for value in values.tolist()]
+        return ColumnTable({names[0]: np.array(texts, dtype=object)}, len(rows))
+    return values.astype("str").fillna("").to_frame()
 
 # %% ../../../nbs/features/encode/encoders.ipynb #daf42180
 class SquashingScaler(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
@@ -109,7 +119,11 @@ class SquashingScaler(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
         "Numbers between the negative and the positive bound; NaN stays NaN."
         check_is_fitted(self)
         X = validate_data(self, X, dtype=float, ensure_all_finite="allow-nan", reset=False)
-        scaled = (X - self.center_) / self.scale_
+        return self.encode(X)
+
+    def encode(self, numbers: np.ndarray) -> np.ndarray:
+        "The same without checks."
+        scaled = (numbers - self.center_) / self.scale_
         return scaled / np.sqrt(1 + (scaled / self.max_absolute_value) ** 2)
 
     def __sklearn_tags__(self):
@@ -152,7 +166,7 @@ class TextComponents(NamedColumnsTransformer):
     def fit(self, X: pd.DataFrame, y=None):
         "Compute the vocabulary, the weights and the components."
         remember_columns(self, X)
-        texts = column_to_text(X, list(X.columns)).iloc[:, 0]
+        texts = to_series(column_to_text(X, list(X.columns))[X.columns[0]])
         self.vocabulary_ = np.array(_frequent_ngrams(texts, self.max_features), dtype=str)
         self.idf_, self.components_ = np.ones(len(self.vocabulary_)), np.empty((0, len(self.vocabulary_)))
         if len(self.vocabulary_):
@@ -164,11 +178,16 @@ class TextComponents(NamedColumnsTransformer):
         "Floats of shape (n, components)."
         check_is_fitted(self)
         check_columns(X, self.feature_names_in_)
-        if not len(self.vocabulary_) or not len(X):
-            return np.empty((len(X), len(self.components_)))
+        return self.encode(X)
+
+    def encode(self, rows: pd.DataFrame | ColumnTable) -> np.ndarray:
+        "The same without checking the columns."
+        if not len(self.vocabulary_) or not len(rows):
+            return np.empty((len(rows), len(self.components_)))
         if not hasattr(self, "_vectorizer"):
             self._vectorizer = _make_vectorizer(self.vocabulary_, self.idf_)
-        return self._vectorizer.transform(column_to_text(X, self.feature_names_in_.tolist()).iloc[:, 0]) @ self.components_.T
+        name = self.feature_names_in_[0]
+        return self._vectorizer.transform(column_to_text(rows, [name])[name]) @ self.components_.T
 
     def get_feature_names_out(self, input_features=None) -> np.ndarray:
         "The name of the column followed by a number."
