@@ -52,7 +52,8 @@ def status_paths() -> dict[str, dict]: # OpenAPI path items by path
     model = operation("Model", "Version, columns, lineage, hashes and signature of the release that serves.",
                       json_content(schema_ref("ModelDescription")), None, limits, tags=["status"])
     pages = {kind: {"schema": TEXT} for kind in ("text/markdown", "text/html")}
-    card = operation("Model card", "The model card of the release.", pages, None, limits | {404: "The release has no model card."}, tags=["status"])
+    card = operation("Model card", "The model card of the release.", pages, None,
+                     limits | {404: "The release has no model card."}, tags=["status"])
     return paths | {"/model": {"get": model}, "/model/card": {"get": card}}
 
 # %% ../../nbs/service/api_document.ipynb #136c920d
@@ -85,7 +86,8 @@ def docs_page(
 ) -> str: # HTML
     "The page of `/docs`: plain HTML, which Swagger UI replaces if it can be loaded."
     routes = "".join(f"<tr><td>{method.upper()}</td><td><code>{escape(path)}</code></td><td>{escape(each['description'])}</td>"
-                     "</tr>" for path, item in document["paths"].items() for method, each in item.items() if method in ("get", "post"))
+                     "</tr>" for path, item in document["paths"].items() for method, each in item.items()
+                     if method in ("get", "post"))
     columns = "".join(f"<tr><td><code>{escape(name)}</code></td><td>{escape(schema.get('description', ''))}</td></tr>"
                       for name, schema in row_schema(bundle)["properties"].items())
     title = f"{bundle.model.name} {bundle.model.version}"

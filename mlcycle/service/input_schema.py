@@ -12,7 +12,7 @@ from typing import Any
 import pandas as pd
 
 from ..ml.column_cleaning import to_python
-from .bundle import Bundle
+from .release_description import Bundle
 from .input_values import TEXT_DTYPES, TrainingValues, number_limit
 
 # %% ../../nbs/service/input_schema.ipynb #e4456854
