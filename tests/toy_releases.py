@@ -33,7 +33,7 @@ def toy_release(folder: Path, version: int, *, trees: bool = True, columns: dict
     ref = ModelRef(name="toy", version=version, run_id="-", sha256=save_model(model, file))
     bundle = Bundle(
         problem=problem,
-        columns={name: "float64" for name in rows},
+        columns=dict.fromkeys(rows, "float64"),
         threshold=None,
         model=ref,
         examples=[dict.fromkeys(rows, 0.0), dict.fromkeys(rows, 0.5)],

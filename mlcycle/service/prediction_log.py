@@ -44,7 +44,9 @@ TAKE_OVER_SECONDS = 5 # An idle writer looks for segments of dead processes this
 
 # %% ../../nbs/service/prediction_log.ipynb #3061afd4
 class PredictionLogError(MlcycleError):
-    "The event database cannot be read at present."
+    "The event database cannot be read at present; the request may be sent again after `retry_after` seconds."
+
+    retry_after = 10 # Seconds, for the header Retry-After
 
 # %% ../../nbs/service/prediction_log.ipynb #24fe4b93
 class EventDatabase:
