@@ -14,7 +14,18 @@ from .bundle import Bundle
 from .input_schema import row_schema
 from .mlflow_api import mlflow_paths, mlflow_schemas
 from .open_inference_api import open_inference_paths, open_inference_schemas
-from .openapi_schemas import LIMIT_ERRORS, NUMBER, TEXT, Schema, described, json_content, object_of, operation, schema_ref
+from mlcycle.service.openapi_schemas import (
+    LIMIT_ERRORS,
+    NUMBER,
+    TEXT,
+    Schema,
+    described,
+    error_schemas,
+    json_content,
+    object_of,
+    operation,
+    schema_ref,
+)
 from .predict_api import predict_paths, predict_schemas
 
 # %% ../../nbs/service/api_document.ipynb #89cd9623
@@ -40,8 +51,9 @@ def status_paths() -> dict[str, dict]: # OpenAPI path items by path
              for path, (summary, text, errors, schema) in texts.items()}
     model = operation("Model", "Version, columns, lineage, hashes and signature of the release that serves.",
                       json_content(schema_ref("ModelDescription")), None, limits, tags=["status"])
-    card = operation("Model card", "The model card of the release.", {"text/markdown": {"schema": TEXT}, "text/html": {"schema": TEXT}},
-                     None, limits | {404: "The release has no model card."}, tags=["status"])
+    pages = {kind: {"schema": TEXT} for kind in ("text/markdown", "text/html")}
+    card = operation("Model card", "The model card of the release.", pages, None,
+                     limits | {404: "The release has no model card."}, tags=["status"])
     return paths | {"/model": {"get": model}, "/model/card": {"get": card}}
 
 # %% ../../nbs/service/api_document.ipynb #136c920d
@@ -49,8 +61,6 @@ def api_document(
     bundle: Bundle, # Description of the release that serves
 ) -> dict[str, Any]: # OpenAPI 3.1
     "The OpenAPI document of a service."
-    from mlcycle.service.openapi_schemas import error_schemas
-
     schemas = predict_schemas(bundle) | error_schemas() | mlflow_schemas(bundle) | open_inference_schemas() | status_schemas()
     paths = predict_paths() | mlflow_paths() | open_inference_paths(bundle) | status_paths()
     return {"openapi": "3.1.0", "info": {"title": bundle.model.name, "version": str(bundle.model.version),
@@ -75,8 +85,9 @@ def docs_page(
     url: str, # Address of the service, for the commands
 ) -> str: # HTML
     "The page of `/docs`: plain HTML, which Swagger UI replaces if it can be loaded."
-    routes = "".join(f"<tr><td>{method.upper()}</td><td><code>{escape(path)}</code></td><td>{escape(each['description'])}</td></tr>"
-                     for path, item in document["paths"].items() for method, each in item.items() if method in ("get", "post"))
+    routes = "".join(f"<tr><td>{method.upper()}</td><td><code>{escape(path)}</code></td><td>{escape(each['description'])}</td>"
+                     "</tr>" for path, item in document["paths"].items() for method, each in item.items()
+                     if method in ("get", "post"))
     columns = "".join(f"<tr><td><code>{escape(name)}</code></td><td>{escape(schema.get('description', ''))}</td></tr>"
                       for name, schema in row_schema(bundle)["properties"].items())
     title = f"{bundle.model.name} {bundle.model.version}"

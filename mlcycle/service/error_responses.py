@@ -16,7 +16,8 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
-from ..errors import InputError
+from ..errors import InputError, MlcycleError
+from .batching import ClientGoneError
 from .service_settings import REQUEST_ID, RowLimitError
 
 # %% ../../nbs/service/error_responses.ipynb #8b255739
@@ -101,6 +102,10 @@ async def handle_error(
         text = {404: f"There is no {request.url.path}.", 405: f"{request.url.path} does not take {request.method}."}
         message = f"{text.get(error.status_code, error.detail)} /docs lists all routes."
         return error_response(request.scope, error.status_code, message, headers=error.headers)
+    if isinstance(error, ClientGoneError):
+        return error_response(request.scope, 499, str(error))
+    if (seconds := getattr(error, "retry_after", None)) is not None:
+        return error_response(request.scope, 503, str(error), headers={"Retry-After": str(seconds)})
     return error_response(request.scope, 500, INTERNAL_ERROR)
 
 # %% ../../nbs/service/error_responses.ipynb #b1eae2de
@@ -108,5 +113,5 @@ def add_error_handlers(
     app: FastAPI, # Application
 ) -> None:
     "Let an application turn all exceptions into responses."
-    for kind in (InputError, HTTPException, Exception):
+    for kind in (MlcycleError, HTTPException, Exception):
         app.add_exception_handler(kind, handle_error)

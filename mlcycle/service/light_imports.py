@@ -74,8 +74,9 @@ def pause_garbage_collection() -> bool: # Whether it was active, for `resume_gar
 def resume_garbage_collection(
     active: bool, # From `pause_garbage_collection`
 ) -> None:
-    "Resume the collector if it was active."
+    "Resume the collector if it was active; it never looks again at the modules and classes that exist by now."
     if active:
+        gc.freeze()
         gc.enable()
 
 # %% ../../nbs/service/light_imports.ipynb #f7cace8b
@@ -86,4 +87,5 @@ def paused_garbage_collection() -> Generator[None]:
     try:
         yield
     finally:
-        resume_garbage_collection(active)
+        if active:
+            gc.enable()

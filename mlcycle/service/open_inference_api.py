@@ -108,10 +108,12 @@ def read_inputs(
         if head.name in columns:
             raise InputError(f"The input {show_value(head.name)} occurs twice.")
         if n_rows not in (None, head.n_rows):
-            raise InputError(f"The input {show_value(head.name)} has {head.n_rows} rows.", f"Expected are {n_rows}, as in the others.")
+            raise InputError(f"The input {show_value(head.name)} has {head.n_rows} rows.",
+                             f"Expected are {n_rows}, as in the others.")
         n_rows, end = head.n_rows, place + head.size
         if end > len(binary):
-            raise InputError(f"The binary data ends within the input {show_value(head.name)}.", f"Expected are {end} bytes or more.")
+            raise InputError(f"The binary data ends within the input {show_value(head.name)}.",
+                             f"Expected are {end} bytes or more.")
         columns[head.name] = read_json_tensor(head) if head.data is not None else read_binary_tensor(head, binary[place:end])
         place = end
     if place != len(binary):
@@ -249,7 +251,8 @@ def open_inference_schemas() -> dict[str, Schema]: # By name
     wanted = object_of({"name": {"enum": ["predict", "predict_proba"]}}, {"parameters": flag})
     request = object_of({"inputs": list_of(schema_ref("InputTensor"), minItems=1)},
                         {"id": TEXT, "parameters": flag, "outputs": list_of(wanted)})
-    response = object_of({"model_name": TEXT, "model_version": TEXT, "outputs": list_of(schema_ref("OutputTensor"))}, {"id": TEXT})
+    outputs = list_of(schema_ref("OutputTensor"))
+    response = object_of({"model_name": TEXT, "model_version": TEXT, "outputs": outputs}, {"id": TEXT})
     server = object_of({"name": TEXT, "version": TEXT, "extensions": list_of(TEXT)})
     model = object_of({"name": TEXT, "versions": list_of(TEXT), "platform": TEXT, "inputs": tensors, "outputs": tensors},
                       {"properties": {"type": "object", "additionalProperties": TEXT}})
@@ -281,7 +284,7 @@ def open_inference_paths(
 # %% ../../nbs/service/open_inference_api.ipynb #3e6bc127
 def _v2_operation(summary: str, schema: str, errors: dict[int, str] | None = None, body: dict | None = None) -> dict:
     "An operation of the Open Inference Protocol."
-    reasons = (errors or {}) | {401: LIMIT_ERRORS[401], 403: LIMIT_ERRORS[403], 429: LIMIT_ERRORS[429], 503: "The service is not ready."}
+    reasons = (errors or {}) | {status: LIMIT_ERRORS[status] for status in (401, 403, 429)} | {503: "The service is not ready."}
     return operation(summary, f"{summary}, as in the Open Inference Protocol.", json_content(schema_ref(schema)), body, reasons,
                      "InferError", tags=["open inference"])
 
@@ -296,6 +299,6 @@ def _infer_example(bundle: Bundle) -> dict:
     if not bundle.examples:
         return {}
     rows = len(bundle.examples)
-    tensors = [{"name": name, "datatype": column_datatype(dtype), "shape": [rows], "data": [row.get(name) for row in bundle.examples]}
-               for name, dtype in bundle.columns.items()]
+    tensors = [{"name": name, "datatype": column_datatype(dtype), "shape": [rows],
+                "data": [row.get(name) for row in bundle.examples]} for name, dtype in bundle.columns.items()]
     return {"example": {"inputs": tensors}}

@@ -93,7 +93,8 @@ def operation(
 # %% ../../nbs/service/openapi_schemas.ipynb #3347df67
 LIMIT_ERRORS = {401: "No valid API key; only if the service has keys.", 403: "The API key does not have the scope of this route.",
                 408: "The body arrived too slowly.", 413: "The body is too large, or has too many rows.",
-                429: "Too many requests; Retry-After has the seconds to wait.", 500: "A bug; the log of the service has the reason.",
+                429: "Too many requests; Retry-After has the seconds to wait.",
+                500: "A bug; the log of the service has the reason.",
                 503: "The service is busy, stops, or took too long; Retry-After has the seconds to wait."}
 BODY_ERRORS = {400: "The body is not valid JSON.", 415: "The body is not application/json in UTF-8, or is compressed."}
 
@@ -101,7 +102,8 @@ BODY_ERRORS = {400: "The body is not valid JSON.", 415: "The body is not applica
 def error_schemas() -> dict[str, Schema]: # By name
     "The schemas of errors."
     texts = {"column": "Column; empty for a whole row.", "value": "The value as it was sent, at most 60 characters.",
-             "rule": "Short name of the rule that is broken.", "message": "What is wrong.", "expected": "What is expected instead."}
+             "rule": "Short name of the rule that is broken.", "message": "What is wrong.",
+             "expected": "What is expected instead."}
     row = described({"type": ["integer", "null"]}, "Position of the row, from 0; null for all rows.")
     cell = object_of({"row": row, **{name: described(TEXT, text) for name, text in texts.items()}})
     rejected = object_of({"detail": described(TEXT, "What is wrong, what is expected, and the remedy."),

@@ -39,7 +39,7 @@ from mlcycle.service.openapi_schemas import (
     prediction_schema,
     schema_ref,
 )
-from .prediction_options import PredictOptions, class_name
+from .prediction_options import DEFAULT_OPTIONS, PredictOptions, class_name
 from .prediction_service import MAX_ROWS_PER_REQUEST, PredictionService, ServedPredictions
 from .request_bodies import read_choice, read_content_type, read_object
 
@@ -58,7 +58,7 @@ def read_predict_body(
         raise InputError("There are no rows." if rows == [] else f"The field 'rows' is {show_value(rows)}.",
                          "Expected is a list of objects, one for each row.")
     if len(fields) == 1:
-        return rows, None, PredictOptions()
+        return rows, None, DEFAULT_OPTIONS
     reasons = fields.get("reasons", 0)
     if isinstance(reasons, bool) or not isinstance(reasons, int) or not 0 <= reasons <= MAX_REASONS:
         raise InputError(f"The field 'reasons' is {show_value(reasons)}.", f"Expected is a whole number from 0 to {MAX_REASONS}.")
@@ -82,7 +82,7 @@ def at_sent_rows(
 # %% ../../nbs/service/predict_api.ipynb #8895831f
 def predict_response(
     served: ServedPredictions, # Predictions of a request
-    options: PredictOptions = PredictOptions(), # What the request wants
+    options: PredictOptions = DEFAULT_OPTIONS, # What the request wants
 ) -> dict: # JSON object
     "The body of the response of `POST /predict`."
     ids, bundle, prepared, scores = served.row_ids, served.bundle, served.prepared, served.predictions.scores
@@ -147,7 +147,8 @@ def request_schemas(
     rows = list_of(schema_ref("Row"), minItems=1, maxItems=MAX_ROWS_PER_REQUEST)
     reasons = {"type": "integer", "minimum": 0, "maximum": MAX_REASONS, "default": 0, "description": "Number of columns that "
                "are named as reasons of each prediction, with the change of the score if the column takes its typical value."}
-    flags = {"intervals": "Prediction intervals, or sets of plausible classes.", "probabilities": "The probability of each class."}
+    flags = {"intervals": "Prediction intervals, or sets of plausible classes.",
+             "probabilities": "The probability of each class."}
     on_error = {"enum": ["reject", "skip"], "default": "reject", "description": "Reject the request, or skip the rows that "
                 "cannot be used."}
     options = {name: {**BOOLEAN, "default": False, "description": text} for name, text in flags.items()
@@ -171,7 +172,8 @@ def note_schemas(
     change = object_of({**row, "step": described(TEXT, "Step of the cleaning plan."), "before": JSON_VALUE,
                         "after": described(JSON_VALUE, "null: missing.")})
     warning = object_of({**row, "value": JSON_VALUE, "warning": TEXT})
-    coercion = object_of({"column": described(TEXT, "Empty for the rows as a whole."), "kind": TEXT, "count": {"type": "integer"}})
+    column = described(TEXT, "Empty for the rows as a whole.")
+    coercion = object_of({"column": column, "kind": TEXT, "count": {"type": "integer"}})
     reason = object_of({"column": TEXT, "value": JSON_VALUE, "typical": described(JSON_VALUE, "The typical training value."),
                         "change": described(NUMBER, f"The {score} minus that with the typical value in this column.")})
     return {"Change": change, "Warning": warning, "Coercion": coercion, "Reason": reason}
@@ -219,11 +221,12 @@ def predict_paths() -> dict[str, dict]: # OpenAPI path items by path
     "The operations `POST /predict` and `POST /feedback`."
     errors = BODY_ERRORS | LIMIT_ERRORS
     bad_rows = "The rows cannot be used: `errors` lists each bad cell."
+    bad_actuals = "A value or a row id cannot be used; nothing is recorded."
     return {
         "/predict": {"post": operation(
             "Predict", "Predict one or more rows.", json_content(schema_ref("PredictResponse")),
             json_content(schema_ref("PredictRequest")), errors | {422: bad_rows}, operationId="predict", tags=["predict"])},
         "/feedback": {"post": operation(
             "Feedback", "Send actual values of predicted rows.", json_content(schema_ref("FeedbackResponse")),
-            json_content(schema_ref("FeedbackRequest")), errors | {422: "A value or a row id cannot be used; nothing is recorded."},
+            json_content(schema_ref("FeedbackRequest")), errors | {422: bad_actuals},
             operationId="feedback", tags=["feedback"])}}

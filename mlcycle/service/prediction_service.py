@@ -272,6 +272,16 @@ class PredictionService(PredictionRecords):
         "The model version that serves now."
         return self.traffic.versions.champion
 
+    @property
+    def ready(self) -> bool:
+        "Whether the service takes requests: not while it stops."
+        return not self.draining
+
+    @property
+    def ready(self) -> bool:
+        "Whether requests for predictions are accepted."
+        return not self.draining
+
     def predict_now(self, rows: Any, row_ids: list[str] | None = None,
                     options: PredictOptions = NO_OPTIONS) -> ServedPredictions:
         "Predict by the champion and log rows in this thread; raises InputError for rows or row ids that cannot be used."

@@ -8,7 +8,7 @@ __all__ = ['runtime_packages', 'licence_of', 'package_component', 'make_sbom']
 # %% ../../nbs/service/sbom.ipynb #9d5b7b39
 import json
 from importlib.metadata import PackageNotFoundError, distribution
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from uuid import NAMESPACE_URL, uuid5
 
 import mlcycle
@@ -54,7 +54,10 @@ def licence_of(
     kinds = [each.split(" :: ")[-1] for each in about.get_all("Classifier") or ()
              if each.startswith("License :: OSI Approved ::")]
     named = (about.get("License") or "").strip()
-    return " / ".join(kinds) or (named if "\n" not in named and len(named) <= 80 else "")
+    files = [each.read_text(encoding="utf-8") for each in distribution(package).files or ()
+             if each.name.upper().startswith("LICENSE") and each.suffix in ("", ".txt", ".md")]
+    first = (named or "".join(files[:1]).strip()).split("\n")[0].strip() # Of the text of a licence, its title
+    return " / ".join(kinds) or first[:80]
 
 # %% ../../nbs/service/sbom.ipynb #3c518a84
 def package_component(
@@ -96,7 +99,8 @@ def make_sbom(
         bom.register_dependency(component, [packages[each] for each in needs[name]])
     bom.register_dependency(own, [component for name, component in packages.items() if name in roots])
     bom.register_dependency(learned, [own])
-    bom.register_dependency(whole, [learned])
+    dependencies: list[Any] = [learned, own]
+    bom.register_dependency(whole, dependencies)
     plain = json.loads(JsonV1Dot6(bom).output_as_string())
     del plain["metadata"]["timestamp"], plain["serialNumber"] # Of this call; the rest depends on the content alone
     return json.dumps(plain | {"serialNumber": uuid5(NAMESPACE_URL, json.dumps(plain, sort_keys=True)).urn}, indent=1) + "\n"

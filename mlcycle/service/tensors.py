@@ -18,7 +18,7 @@ from .input_values import TEXT_DTYPES, show_value
 
 # %% ../../nbs/service/tensors.ipynb #b678b192
 TENSOR_TYPES = {"BOOL": "?", "INT8": "<i1", "INT16": "<i2", "INT32": "<i4", "INT64": "<i8", "UINT8": "<u1", "UINT16": "<u2",
-                "UINT32": "<u4", "UINT64": "<u8", "FP16": "<f2", "FP32": "<f4", "FP64": "<f8", "BYTES": "O"} # NumPy type by datatype
+                "UINT32": "<u4", "UINT64": "<u8", "FP16": "<f2", "FP32": "<f4", "FP64": "<f8", "BYTES": "O"} # NumPy types
 
 # %% ../../nbs/service/tensors.ipynb #ef3d39d0
 @dataclass(frozen=True)
@@ -68,7 +68,8 @@ def read_json_tensor(
     if len(data) == head.n_rows and all(type(each) is list and len(each) == 1 for each in data):
         data = [each[0] for each in data]
     if len(data) != head.n_rows:
-        raise InputError(f"The input {show_value(head.name)} has {len(data)} elements.", f"Expected are {head.n_rows}, as in its shape.")
+        raise InputError(f"The input {show_value(head.name)} has {len(data)} elements.",
+                         f"Expected are {head.n_rows}, as in its shape.")
     kind = head.datatype.rstrip("0123456789")
     types, expected = ELEMENT_TYPES[kind]
     if not set(map(type, data)) <= types | {type(None)}:
@@ -84,8 +85,8 @@ def read_json_tensor(
 # %% ../../nbs/service/tensors.ipynb #0c9795a4
 def _element_error(head: TensorHead, row: int, value: Any, expected: str) -> InputError:
     "The error for an element that does not fit the datatype."
-    return InputError(f"The input {show_value(head.name)} of the datatype {head.datatype} has the element {show_value(value)} in row "
-                      f"{row + 1}.", f"Expected is {expected}.", "Send null for a missing value.")
+    return InputError(f"The input {show_value(head.name)} of the datatype {head.datatype} has the element {show_value(value)} "
+                      f"in row {row + 1}.", f"Expected is {expected}.", "Send null for a missing value.")
 
 # %% ../../nbs/service/tensors.ipynb #9118e034
 def read_binary_tensor(
@@ -102,7 +103,7 @@ def read_binary_tensor(
     if head.datatype == "BOOL":
         codes = np.frombuffer(part, np.uint8)
         if (codes > 1).any():
-            raise InputError(f"The input {show_value(head.name)} has bytes above 1.", "Expected is a byte of 0 or 1 for a boolean.")
+            raise InputError(f"The input {show_value(head.name)} has bytes above 1.", "Expected is a byte of 0 or 1.")
         return (codes == 1).tolist()
     return np.frombuffer(part, kind)
 
@@ -117,7 +118,7 @@ def _split_texts(head: TensorHead, part: bytes) -> list[str]:
         try:
             texts.append(part[place + 4:end].decode())
         except UnicodeDecodeError as error:
-            raise InputError(f"The input {show_value(head.name)} has bytes in row {len(texts) + 1} that are not UTF-8.") from error
+            raise InputError(f"The input {show_value(head.name)} is not UTF-8 in row {len(texts) + 1}.") from error
         place = end
     if place != len(part) or len(texts) != head.n_rows:
         raise InputError(f"The {len(part)} bytes of the input {show_value(head.name)} are not {head.n_rows} texts.",
