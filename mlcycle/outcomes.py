@@ -664,7 +664,9 @@ class Release(Outcome):
     released: bool
     model: ModelRef
     bundle: str = "" # Folder of the bundle, relative to the workspace
+    archive: str = "" # The bundle as one file, relative to the workspace
     files: dict[str, str] = {} # SHA-256 of each file of the bundle
+    signed_by: str = "" # Public key of the signature; empty: not signed
     parity: Parity | None = None
 
 # %% ../nbs/outcomes.ipynb #6a2656d5

@@ -9,6 +9,7 @@ __all__ = ['PACKAGE_DATA', 'package_files', 'wheel_metadata', 'pack_own_wheel', 
 import base64
 import hashlib
 import io
+import re
 import zipfile
 from functools import cache
 from importlib.metadata import PackageNotFoundError, distribution
@@ -33,12 +34,16 @@ def package_files() -> dict[str, Path]: # By path in the wheel, sorted
     return dict(sorted(files.items()))
 
 # %% ../../nbs/core/own_wheel.ipynb #57546b4f
-def wheel_metadata() -> dict[str, str]: # Text by file name
+def wheel_metadata(
+    dependencies: bool = True, # Whether the wheel requires all that mlcycle can use; False: the caller lists what is needed
+) -> dict[str, str]: # Text by file name
     "The files of the folder `.dist-info`, without the long description."
     plain = f"Metadata-Version: 2.1\nName: {DISTRIBUTION}\nVersion: {mlcycle.__version__}\n"
     try:
         installed = distribution(DISTRIBUTION)
         headers = (installed.read_text("METADATA") or plain).split("\n\n")[0].strip() + "\n"
+        if not dependencies:
+            headers = re.sub(r"^(Requires-Dist|Provides-Extra):.*\n", "", headers, flags=re.MULTILINE)
         others = {name: installed.read_text(name) or "" for name in ("entry_points.txt", "licenses/LICENSE")}
         texts = {"METADATA": headers, **others}
     except PackageNotFoundError: # Imported from a folder that is not installed
@@ -53,11 +58,13 @@ def _record_line(name: str, data: bytes) -> str:
 
 # %% ../../nbs/core/own_wheel.ipynb #dde5a416
 @cache
-def pack_own_wheel() -> tuple[str, bytes]: # File name and content
+def pack_own_wheel(
+    dependencies: bool = True, # Whether the wheel requires all that mlcycle can use
+) -> tuple[str, bytes]: # File name and content
     "Pack this package as a wheel; cached in the process."
     stem = f"{DISTRIBUTION.replace('-', '_')}-{mlcycle.__version__}"
     parts = {name: path.read_bytes() for name, path in package_files().items()}
-    parts |= {f"{stem}.dist-info/{name}": text.encode() for name, text in wheel_metadata().items() if text}
+    parts |= {f"{stem}.dist-info/{name}": text.encode() for name, text in wheel_metadata(dependencies).items() if text}
     record = f"{stem}.dist-info/RECORD"
     parts[record] = ("".join(_record_line(name, data) for name, data in parts.items()) + f"{record},,\n").encode()
     packed = io.BytesIO()
@@ -77,7 +84,9 @@ def write_own_wheel(
     return path
 
 # %% ../../nbs/core/own_wheel.ipynb #e907d48f
-def own_requirement() -> str: # Line of a requirements.txt in the folder of the wheel
+def own_requirement(
+    dependencies: bool = True, # As for `pack_own_wheel`
+) -> str: # Line of a requirements.txt in the folder of the wheel
     "The requirement of this package: the path of its wheel and the hash."
-    name, data = pack_own_wheel()
+    name, data = pack_own_wheel(dependencies)
     return f"{DISTRIBUTION} @ file://${{PWD}}/{name}#sha256={hashlib.sha256(data).hexdigest()}"

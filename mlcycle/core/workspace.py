@@ -11,13 +11,14 @@ import json
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
-
-from filelock import FileLock
+from typing import TYPE_CHECKING, Any
 
 from .files import write_text
 from .settings import STORE_DEFAULTS, find_project, read_settings, section_with_defaults
 from ..errors import ArtifactError
+
+if TYPE_CHECKING:
+    from filelock import FileLock
 
 # %% ../../nbs/core/workspace.ipynb #a033924e
 LAYOUT_VERSION = 2 # Incremented when older workspaces can no longer be read
@@ -98,8 +99,10 @@ class Workspace(StoreAddresses):
         home = find_project(project)
         return cls(home, section_with_defaults(read_settings(home), "stores"))
 
-    def lock(self, name: str) -> FileLock:
+    def lock(self, name: str) -> "FileLock":
         "A file lock that is shared by all processes on this workspace."
+        from filelock import FileLock # Imported late: a service has no workspace
+
         path = self.root / f"{name}.lock"
         self.prepare()
         path.parent.mkdir(parents=True, exist_ok=True)

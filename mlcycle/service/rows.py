@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['MAX_KEPT_TEXTS', 'PreparedRows', 'columns_to_frame', 'RowReader', 'row_reader', 'make_cleaning_test', 'prepare_rows',
-           'plan_for_prediction', 'clean_model_input', 'find_unseen_categories', 'count_notes', 'predict_rows',
-           'overflow_error', 'groups_for_intervals', 'intervals_of_rows', 'to_json_rows']
+           'plan_for_prediction', 'clean_model_input', 'find_unseen_categories', 'count_notes', 'predict_prepared',
+           'predict_rows', 'overflow_error', 'groups_for_intervals', 'intervals_of_rows', 'to_json_rows']
 
 # %% ../../nbs/service/rows.ipynb #0470e95e
 import weakref
@@ -23,7 +23,7 @@ from ..ml.cell_cleaning import clean_value
 from ..ml.cleaning import apply_cleaning_plan, is_swapped_pair
 from ..ml.cleaning_plan import CleaningPlan, ColumnCleaningPlan
 from ..ml.column_cleaning import odd_numbers, to_python
-from ..ml.column_table import column_to_array
+from ..ml.column_table import ColumnTable, column_to_array
 from ..ml.conformal import prediction_regions
 from ..ml.predictions import Predictions, predict
 from ..ml.value_parsing import format_value
@@ -287,19 +287,13 @@ def count_notes(
                      f"not have, such as {show_value(values[0])}.")
     return lines
 
-# %% ../../nbs/service/rows.ipynb #b48dbb9a
-def predict_rows(
-    bundle: Bundle, # Columns, cleaning plan, problem and threshold
+# %% ../../nbs/service/rows.ipynb #85b1e578
+def predict_prepared(
+    bundle: Bundle, # Problem and threshold
     model: Any, # Row scorer, or fitted pipeline
-    rows: Any, # Data frame, mapping of column names to values, list of mappings, or `ColumnTable`
-    *,
-    skip_invalid: bool = False, # Leave out rows that cannot be used, instead of raising
-) -> tuple[Predictions, PreparedRows]: # Predictions of the rows `prepared.valid`
-    """Check, clean and predict rows.
-
-    Raises InputError for rows that cannot be used, or whose values overflow the calculations of the model.
-    """
-    prepared = prepare_rows(rows, bundle, skip_invalid=skip_invalid)
+    prepared: PreparedRows, # Clean rows
+) -> Predictions: # Of the rows `prepared.valid`
+    "Predict clean rows; raises InputError for rows whose values overflow the calculations of the model."
     try:
         if hasattr(model, "uncompiled"):
             predictions = model.predict(prepared.columns, prepared.n_rows)
@@ -313,7 +307,22 @@ def predict_rows(
     if not np.isfinite(values).all():
         finite = np.isfinite(values.reshape(len(values), -1)).all(axis=1)
         raise overflow_error(prepared, np.flatnonzero(~finite).tolist())
-    return predictions, prepared
+    return predictions
+
+# %% ../../nbs/service/rows.ipynb #b48dbb9a
+def predict_rows(
+    bundle: Bundle, # Columns, cleaning plan, problem and threshold
+    model: Any, # Row scorer, or fitted pipeline
+    rows: Any, # Data frame, mapping of column names to values, list of mappings, or `ColumnTable`
+    *,
+    skip_invalid: bool = False, # Leave out rows that cannot be used, instead of raising
+) -> tuple[Predictions, PreparedRows]: # Predictions of the rows `prepared.valid`
+    """Check, clean and predict rows.
+
+    Raises InputError for rows that cannot be used, or whose values overflow the calculations of the model.
+    """
+    prepared = prepare_rows(rows, bundle, skip_invalid=skip_invalid)
+    return predict_prepared(bundle, model, prepared), prepared
 
 # %% ../../nbs/service/rows.ipynb #38417afa
 def overflow_error(
@@ -344,12 +353,17 @@ def groups_for_intervals(
     name = bundle.conformal.group_by if bundle.conformal else ""
     if not name or name == bundle.problem.target:
         return None
-    if name in prepared.frame:
+    if name in prepared.columns:
         values = prepared.frame[name].tolist()
     elif isinstance(rows, pd.DataFrame):
         values = rows[name].tolist() if name in rows else [None] * len(rows)
+    elif isinstance(rows, ColumnTable):
+        values = list(rows[name]) if name in rows else [None] * len(rows)
     else:
-        values = [each.get(name) for each in ([rows] if isinstance(rows, Mapping | pd.Series) else rows)]
+        records = [rows] if isinstance(rows, Mapping | pd.Series) else rows
+        values = [each.get(name) if isinstance(each, Mapping | pd.Series) else None for each in records]
+    if name not in prepared.columns and prepared.rows is not None:
+        values = [values[place] for place in prepared.rows]
     return ["missing" if value is None or value != value else str(value).strip() for value in values]
 
 # %% ../../nbs/service/rows.ipynb #feee33df

@@ -19,7 +19,7 @@ from mlcycle.ml.cleaning import apply_cleaning_plan
 from mlcycle.ml.cleaning_plan import CleaningPlan
 from mlcycle.outcomes import ModelRef, Problem
 from mlcycle.service.app import create_app
-from mlcycle.service.bundle import Bundle, load_bundle
+from mlcycle.service.bundle import Bundle, open_release
 from mlcycle.service.input_values import UnreadableValueError, describe_training_values, read_value
 from mlcycle.service.rows import plan_for_prediction, prepare_rows, to_json_rows
 from mlcycle.stores.events import add_events, open_event_database, read_events
@@ -287,7 +287,7 @@ def test_no_body_breaks_the_service(doors, first, second):
 
 def test_the_bundle_describes_the_training_rows(doors):
     run, _, _ = doors
-    bundle, _ = load_bundle(run.workspace.root / run.release.bundle)
+    bundle, _ = open_release(run.workspace.root / run.release.bundle)
     known = bundle.training_values
     assert known["town"].texts == ("Lima", "Oslo", "Rome")
     assert known["vip"].booleans == ("False", "True")

@@ -10,7 +10,7 @@ import mlcycle as mc
 from mlcycle.ml.baselines import baseline_predictions
 from mlcycle.ml.predictions import Predictions
 from mlcycle.outcomes import Gate, Problem
-from mlcycle.service.bundle import load_bundle
+from mlcycle.service.bundle import open_release
 from mlcycle.service.rows import predict_rows
 from mlcycle.validation.gates import (
     GateInputs,
@@ -210,7 +210,7 @@ def test_what_is_gated_is_what_is_deployed(tmp_path):
     lines = ["recall >= 0.5 at precision >= 0.5", "f1 >= 0.5", "accuracy >= 0.5", "roc_auc >= 0.5", "beats baseline"]
     run = mc.run(cancer(), "target", tmp_path, until="deployment", **QUICK | {"criteria": lines, "positive": "1"})
     rows = stored_rows(run, "holdout")
-    predicted, _ = predict_rows(*load_bundle(run.workspace.root / run.release.bundle), rows.drop(columns="target"))
+    predicted, _ = predict_rows(*open_release(run.workspace.root / run.release.bundle), rows.drop(columns="target"))
     actual, positive = rows.target == run.problem.positive, predicted.labels == run.problem.positive
     expected = {
         "recall": recall_score(actual, positive),
