@@ -120,7 +120,10 @@ def serve(
         config = uvicorn.Config("mlcycle.service.server:app_from_environment", factory=True, workers=workers, **common)
         print(address, flush=True)
         from uvicorn.supervisors import Multiprocess
-        Multiprocess(config, [bound]).run()
+        supervisor = Multiprocess(config, [bound])
+        supervisor.run()
+        if any(worker.exitcode == STARTUP_FAILURE for worker in supervisor.processes):
+            sys.exit(InputError.exit_code)
 
 # %% ../../nbs/service/server.ipynb #de5f85b1
 def add_setting_arguments(
