@@ -31,6 +31,7 @@ from pydantic import BaseModel, WithJsonSchema
 from ..errors import ArtifactError, InputError, MlcycleError
 from .actuals import check_row_ids, read_actuals
 from .bundle import Bundle, load_bundle
+from .row_scorer import RowScorer, compile_row_scorer
 from .rows import PreparedRows, intervals_of_rows, predict_rows, to_json_rows
 from ..stores.events import add_events, find_unknown_row_ids, open_event_database
 from ..stores.models.function_files import KNOWN_FUNCTIONS, find_estimators_calling_functions, load_functions
@@ -120,7 +121,7 @@ def notes_by_row(
     prepared: PreparedRows, # Rows with changes and warnings
 ) -> list[dict[str, list[dict] | None]]: # For each row `changes` and `warnings`, None if there are none
     "Sort changes and warnings by row."
-    rows: list[dict[str, list[dict] | None]] = [{"changes": None, "warnings": None} for _ in range(len(prepared.frame))]
+    rows: list[dict[str, list[dict] | None]] = [{"changes": None, "warnings": None} for _ in range(prepared.n_rows)]
     for name, notes in (("changes", prepared.changes), ("warnings", prepared.warnings)):
         for note in notes:
             row, rest = rows[note["row"]], {key: value for key, value in note.items() if key != "row"}
@@ -130,7 +131,7 @@ def notes_by_row(
 # %% ../../nbs/service/app.ipynb #e4054c45
 def handle_predict_request(
     bundle: Bundle, # Description of the release
-    model, # Fitted pipeline
+    model, # Row scorer, or fitted pipeline
     request: PredictRequest, # Request body
     writer: EventWriter, # Writes the prediction log
 ) -> dict: # `predictions`, `scores`, `row_ids`, `model`, `version`, `changes`, `warnings`; intervals if requested
@@ -154,7 +155,7 @@ def handle_predict_request(
     writer.add("predictions", [
         {"row_id": row_id, "latency_ms": milliseconds, "features": features, "prediction": label,
          "score": None if scores is None else scores[place], **notes[place]}
-        for place, (row_id, features, label) in enumerate(zip(ids, to_json_rows(prepared.frame), labels, strict=True))])
+        for place, (row_id, features, label) in enumerate(zip(ids, to_json_rows(prepared.columns), labels, strict=True))])
     named = {name: [{"row_id": ids[place], **note} for place, row in enumerate(notes) for note in row[name] or []]
              for name in ("changes", "warnings")}
     return {"predictions": labels, "scores": scores, "row_ids": ids, "model": bundle.model.name,
@@ -245,11 +246,11 @@ def create_app(
         from sqlalchemy.exc import SQLAlchemyError
 
         app.exception_handler(SQLAlchemyError)(lambda request, error: JSONResponse({"detail": NO_LOG}, 503))
-    _add_routes(app, bundle, model, writer)
+    _add_routes(app, bundle, compile_row_scorer(model, bundle), writer)
     return app
 
 # %% ../../nbs/service/app.ipynb #2e10d5ab
-def _add_routes(app: FastAPI, bundle: Bundle, model, writer: EventWriter) -> None:
+def _add_routes(app: FastAPI, bundle: Bundle, scorer: RowScorer, writer: EventWriter) -> None:
     "Add the four routes."
 
     @app.get("/health")
@@ -264,7 +265,7 @@ def _add_routes(app: FastAPI, bundle: Bundle, model, writer: EventWriter) -> Non
 
     @app.post("/predict", responses=rejected)
     def predictions(request: PredictRequest) -> dict:
-        return handle_predict_request(bundle, model, request, writer)
+        return handle_predict_request(bundle, scorer, request, writer)
 
     @app.post("/feedback", responses=rejected)
     def feedback(request: FeedbackRequest) -> dict:

@@ -23,7 +23,7 @@ from ..ml.cell_cleaning import clean_value
 from ..ml.cleaning import apply_cleaning_plan, is_swapped_pair
 from ..ml.cleaning_plan import CleaningPlan, ColumnCleaningPlan
 from ..ml.column_cleaning import odd_numbers, to_python
-from ..ml.column_table import column_to_array
+from ..ml.column_table import ColumnTable, column_to_array
 from ..ml.conformal import prediction_regions
 from ..ml.predictions import Predictions, predict
 from ..ml.value_parsing import format_value
@@ -344,12 +344,14 @@ def groups_for_intervals(
     name = bundle.conformal.group_by if bundle.conformal else ""
     if not name or name == bundle.problem.target:
         return None
-    if name in prepared.frame:
-        values = prepared.frame[name].tolist()
-    elif isinstance(rows, pd.DataFrame):
-        values = rows[name].tolist() if name in rows else [None] * len(rows)
+    if name in prepared.columns:
+        values = prepared.columns[name].tolist()
     else:
-        values = [each.get(name) for each in ([rows] if isinstance(rows, Mapping | pd.Series) else rows)]
+        if isinstance(rows, pd.DataFrame | ColumnTable):
+            values = list(rows[name]) if name in rows else [None] * len(rows)
+        else:
+            values = [each.get(name) for each in ([rows] if isinstance(rows, Mapping | pd.Series) else rows)]
+        values = values if prepared.rows is None else [values[row] for row in prepared.rows]
     return ["missing" if value is None or value != value else str(value).strip() for value in values]
 
 # %% ../../nbs/service/rows.ipynb #feee33df
@@ -370,11 +372,17 @@ def intervals_of_rows(
 
 # %% ../../nbs/service/rows.ipynb #a3fff46a
 def to_json_rows(
-    rows: pd.DataFrame, # Columns of numbers, booleans, text and dates
+    rows: pd.DataFrame | Mapping[str, np.ndarray], # Numbers, booleans, text and dates; or columns of `PreparedRows`
 ) -> list[dict]: # One dictionary per row, with JSON values
     "Convert rows to JSON records for a request or for the prediction log."
-    columns = [[_json_value(value) for value in values.tolist()] for _, values in rows.items()]
-    return [dict(zip(rows.columns, record, strict=True)) for record in zip(*columns, strict=True)]
+    columns = [[_json_value(value) for value in _python_values(values)] for _, values in rows.items()]
+    return [dict(zip(rows, record, strict=True)) for record in zip(*columns, strict=True)]
+
+# %% ../../nbs/service/rows.ipynb #c940c1a7
+def _python_values(values: pd.Series | np.ndarray) -> list:
+    "The values of a column as Python objects."
+    is_date = isinstance(values, np.ndarray) and values.dtype.kind == "M" # In nanoseconds, `tolist` gives integers
+    return values.astype("datetime64[us]").tolist() if is_date else values.tolist()
 
 # %% ../../nbs/service/rows.ipynb #87a91345
 def _json_value(value: Any) -> Any:

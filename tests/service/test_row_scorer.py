@@ -1,4 +1,4 @@
-"""The row scorer predicts as the pipeline, bit for bit, for each candidate, encoding, task and recipe, on ordinary and on edge rows."""
+"""The row scorer predicts as the pipeline, bit for bit: each candidate, encoding, task and recipe, ordinary and edge rows."""
 
 from functools import lru_cache
 
@@ -48,6 +48,12 @@ TYPES = {
     "size": "category",
     "town": "many categories",
     "note": "text",
+}
+FEW_TREES = {
+    "lightgbm": {"n_estimators": 25},
+    "xgboost": {"n_estimators": 25},
+    "catboost": {"iterations": 20},
+    "boosting": {"max_iter": 5},
 }
 CLASSES = {"binary": ["no", "yes"], "multiclass": ["a", "b", "c"], "regression": []}
 
@@ -138,16 +144,16 @@ def make_pipeline(name: str, task: str, encoding: str, made=(), **options):
     "The unfitted pipeline of a candidate."
     types = TYPES | {feature: kind for recipe in made for feature, kind in recipe.output_types().items()}
     preprocessor = build_preprocessor(types, list(made), classification=task != "regression", **options)
-    estimator = CANDIDATES[name].make_estimator(task, 0, {"n_estimators": 25} if name in ("lightgbm", "xgboost") else {})
+    estimator = CANDIDATES[name].make_estimator(task, 0, FEW_TREES.get(name, {}))
     return type(preprocessor)([*set_encoding(preprocessor, encoding).steps, ("model", estimator)])
 
 
-def assert_equal(model, bundle: Bundle, rows, uncompiled=()) -> None:
-    "Scorer and pipeline are bitwise equal on the rows as a block and one by one."
+def assert_equal(model, bundle: Bundle, rows, uncompiled=(), singles: int = 4) -> None:
+    "Scorer and pipeline are bitwise equal on the rows as a block, and for some rows one by one."
     scorer = compile_row_scorer(model, bundle)
     assert set(scorer.uncompiled) == set(uncompiled), scorer.uncompiled
     records = rows if isinstance(rows, list) else to_json_rows(rows)
-    for part in ([*records], *([row] for row in records[:: max(1, len(records) // 60)])):
+    for part in ([*records], *([row] for row in records[:: max(1, len(records) // singles)])):
         prepared = prepare_rows(part, bundle)
         try:
             expected = predict(model, prepared.frame, bundle.problem, bundle.threshold)
@@ -162,16 +168,14 @@ def assert_equal(model, bundle: Bundle, rows, uncompiled=()) -> None:
         assert found.values.shape == expected.values.shape
 
 
-def finite_edge_rows(model, bundle: Bundle) -> list[dict]:
-    "The edge rows that do not overflow, so that the others can be compared as a block."
-    found = []
-    for row in edge_rows(bundle):
-        try:
-            predict(model, prepare_rows(row, bundle).frame, bundle.problem, bundle.threshold)
-        except ValueError:
-            continue
-        found.append(row)
-    return found
+def edge_rows_within(model, bundle: Bundle) -> list[dict]:
+    "The edge rows; if some overflow within the model, those with a value above 1e15 are left out."
+    rows = edge_rows(bundle)
+    try:
+        predict(model, prepare_rows(rows, bundle).frame, bundle.problem, bundle.threshold)
+    except ValueError:
+        return [row for row in rows if not any(isinstance(value, float) and abs(value) > 1e15 for value in row.values())]
+    return rows
 
 
 CASES = [
@@ -195,8 +199,7 @@ def test_scorer_and_pipeline_are_equal_for_each_candidate(name, encoding, task):
         model = FixedThresholdClassifier(FrozenEstimator(model), threshold=0.4, pos_label="yes", response_method="predict_proba")
         model.fit(rows, target_of(task, score))
     assert_equal(model, bundle, rows_of(1, 300)[0])
-    assert_equal(model, bundle, finite_edge_rows(model, bundle))
-    assert_equal(model, bundle, edge_rows(bundle))
+    assert_equal(model, bundle, edge_rows_within(model, bundle), singles=10)
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -232,7 +235,7 @@ def test_calibrated_averages_are_equal_and_compute_common_steps_once(task, monke
     model.fit(rows, target_of(task, score))
     bundle = make_bundle(rows, task)
     assert_equal(model, bundle, rows_of(1, 200)[0])
-    assert_equal(model, bundle, finite_edge_rows(model, bundle))
+    assert_equal(model, bundle, edge_rows_within(model, bundle))
     creator, calls = type(members[0][1].named_steps["create"]), []
     inner = creator.transform_columns
     monkeypatch.setattr(creator, "transform_columns", lambda self, rows: calls.append(1) or inner(self, rows))
@@ -292,7 +295,7 @@ VALUES = {
 
 
 @pytest.mark.filterwarnings("ignore")
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(st.fixed_dictionaries({name: st.none() | VALUES.get(kind, VALUES["text"]) for name, kind in TYPES.items()}),
                 min_size=1, max_size=3))  # fmt: skip
 def test_any_rows_are_predicted_equally(rows):
