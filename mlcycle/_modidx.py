@@ -3746,6 +3746,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                           'mlcycle/service/input_values.py'),
                                               'mlcycle.service.input_values.read_value': ( 'service/input_values.html#read_value',
                                                                                            'mlcycle/service/input_values.py'),
+                                              'mlcycle.service.input_values.repeated_categories': ( 'service/input_values.html#repeated_categories',
+                                                                                                    'mlcycle/service/input_values.py'),
                                               'mlcycle.service.input_values.show_value': ( 'service/input_values.html#show_value',
                                                                                            'mlcycle/service/input_values.py')},
             'mlcycle.service.local': { 'mlcycle.service.local.ServiceClient': ( 'service/local.html#serviceclient',

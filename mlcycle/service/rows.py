@@ -85,7 +85,8 @@ class RowReader:
         known = {name: bundle.training_values.get(name, TrainingValues()) for name in self.names}
         plans = {name: bundle.cleaning.columns.get(name, ColumnCleaningPlan()) for name in self.names}
         self.readers = [ColumnReader(name, dtype, known[name], plans[name]) for name, dtype in self.dtypes.items()]
-        self.categories = {name: frozenset(each.texts) for name, each in known.items() if each.texts}
+        self.categories = {name: frozenset(each.texts or each.categories) for name, each in known.items()
+                           if each.texts or each.categories}
         tests = {name: make_cleaning_test(dtype, self.plan.columns[name]) for name, dtype in self.dtypes.items()
                  if name in self.plan.columns}
         self.tests = {name: test for name, test in tests.items() if test}
@@ -254,14 +255,14 @@ def _restore_dtype(values: pd.Series, dtype: str) -> pd.Series:
 # %% ../../nbs/service/rows.ipynb #5c130063
 def find_unseen_categories(
     columns: Mapping[str, np.ndarray], # Clean columns
-    categories: Mapping[str, frozenset[str]], # Categories of the training rows, by column
+    categories: Mapping[str, frozenset], # Categories of the training rows, by column
     rows: list[int] | None = None, # Position of each row among the rows as sent; None: the same
 ) -> list[dict]: # `row`, `column`, `value`, `warning`
     "Find categories that the training rows do not have."
     found = []
     for name, known in categories.items():
         for row, value in enumerate(columns[name].tolist()):
-            if value not in known and value is not None:
+            if value not in known and value is not None and value == value:
                 found.append({"row": row if rows is None else rows[row], "column": name, "value": value,
                               "warning": "The training rows do not have this category; it is treated as an unseen one."})
     return found
