@@ -8,9 +8,9 @@ from fastapi import FastAPI
 from pydantic import BaseModel
 
 from mlcycle.ml.predictions import predict
-from mlcycle.service.bundle import load_bundle
+from mlcycle.service.bundle import open_release
 
-bundle, model = load_bundle(sys.argv[1])
+bundle, model = open_release(sys.argv[1])
 types = {name: kind for name, kind in bundle.columns.items() if kind != "bool"}
 app = FastAPI()
 

@@ -6,7 +6,7 @@ import litserve
 import pandas as pd
 
 from mlcycle.ml.predictions import predict
-from mlcycle.service.bundle import load_bundle
+from mlcycle.service.bundle import open_release
 
 
 class Pipeline(litserve.LitAPI):
@@ -14,7 +14,7 @@ class Pipeline(litserve.LitAPI):
 
     def setup(self, device):
         """Load the model once in the worker."""
-        self.bundle, self.model = load_bundle(sys.argv[1])
+        self.bundle, self.model = open_release(sys.argv[1])
         self.types = {name: kind for name, kind in self.bundle.columns.items() if kind != "bool"}
 
     def decode_request(self, request):
