@@ -86,21 +86,20 @@ def make_sbom(
 
     needs = runtime_packages(roots)
     packages = {name: package_component(name) for name in needs}
-    own = Component(name=DISTRIBUTION, version=mlcycle.__version__, type=ComponentType.LIBRARY,
+    own: Any = Component(name=DISTRIBUTION, version=mlcycle.__version__, type=ComponentType.LIBRARY,
                     bom_ref=f"{DISTRIBUTION}@{mlcycle.__version__}")
-    learned = Component(name=model.name, version=str(model.version), type=ComponentType.MACHINE_LEARNING_MODEL,
+    learned: Any = Component(name=model.name, version=str(model.version), type=ComponentType.MACHINE_LEARNING_MODEL,
                         bom_ref=f"model:{model.name}@{model.version}",
                         hashes=[HashType(alg=HashAlgorithm.SHA_256, content=model.sha256)])
-    whole = Component(name=f"{model.name} release", version=str(model.version), type=ComponentType.APPLICATION,
+    whole: Any = Component(name=f"{model.name} release", version=str(model.version), type=ComponentType.APPLICATION,
                       bom_ref=f"release:{model.name}@{model.version}")
-    bom = Bom(components=[own, learned, *packages.values()])
+    bom: Any = Bom(components=[own, learned, *packages.values()])
     bom.metadata.component = whole
     for name, component in packages.items():
         bom.register_dependency(component, [packages[each] for each in needs[name]])
     bom.register_dependency(own, [component for name, component in packages.items() if name in roots])
     bom.register_dependency(learned, [own])
-    dependencies: list[Any] = [learned, own]
-    bom.register_dependency(whole, dependencies)
+    bom.register_dependency(whole, [learned, own])
     plain = json.loads(JsonV1Dot6(bom).output_as_string())
     del plain["metadata"]["timestamp"], plain["serialNumber"] # Of this call; the rest depends on the content alone
     return json.dumps(plain | {"serialNumber": uuid5(NAMESPACE_URL, json.dumps(plain, sort_keys=True)).urn}, indent=1) + "\n"
