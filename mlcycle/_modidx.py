@@ -3816,6 +3816,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                    'mlcycle/service/rows.py'),
                                       'mlcycle.service.rows.to_json_rows': ('service/rows.html#to_json_rows', 'mlcycle/service/rows.py')},
             'mlcycle.service.sbom': { 'mlcycle.service.sbom.licence_of': ('service/sbom.html#licence_of', 'mlcycle/service/sbom.py'),
+                                      'mlcycle.service.sbom.make_component': ( 'service/sbom.html#make_component',
+                                                                               'mlcycle/service/sbom.py'),
                                       'mlcycle.service.sbom.make_sbom': ('service/sbom.html#make_sbom', 'mlcycle/service/sbom.py'),
                                       'mlcycle.service.sbom.package_component': ( 'service/sbom.html#package_component',
                                                                                   'mlcycle/service/sbom.py'),
