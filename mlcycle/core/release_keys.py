@@ -117,7 +117,7 @@ def parse_public_key(
     from cryptography.hazmat.primitives.serialization import load_der_public_key, load_pem_public_key
 
     try:
-        if text.endswith(".pem") or text.endswith(".pub"):
+        if text.endswith((".pem", ".pub")):
             text = Path(text).expanduser().read_text()
         der = base64.b64decode(text, validate=True) if "-----BEGIN" not in text else b""
         key = load_der_public_key(der) if der else load_pem_public_key(text.encode())

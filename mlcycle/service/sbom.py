@@ -88,20 +88,21 @@ def make_sbom(
     roots: list[str], # Distributions that `requirements.txt` names, but for mlcycle itself
 ) -> str: # JSON; equal input gives equal text
     "Describe the packages and the model of a release as CycloneDX 1.6."
-    from cyclonedx.model import HashAlgorithm, HashType
+    from cyclonedx import model as module
     from cyclonedx.model import bom as bom_module
     from cyclonedx.output.json import JsonV1Dot6
 
+    make_hash: Any = module.HashType
     needs = runtime_packages(roots)
     packages = {name: package_component(name) for name in needs}
     own = make_component("LIBRARY", name=DISTRIBUTION, version=mlcycle.__version__,
                          bom_ref=f"{DISTRIBUTION}@{mlcycle.__version__}")
     learned = make_component("MACHINE_LEARNING_MODEL", name=model.name, version=str(model.version),
                              bom_ref=f"model:{model.name}@{model.version}",
-                             hashes=[HashType(alg=HashAlgorithm.SHA_256, content=model.sha256)])
+                             hashes=[make_hash(alg=module.HashAlgorithm.SHA_256, content=model.sha256)])
     whole = make_component("APPLICATION", name=f"{model.name} release", version=str(model.version),
                            bom_ref=f"release:{model.name}@{model.version}")
-    make_bom: Any = bom_module.Bom # The decorators of the library hide its type
+    make_bom: Any = bom_module.Bom
     bom = make_bom(components=[own, learned, *packages.values()])
     bom.metadata.component = whole
     for name, component in packages.items():
