@@ -47,7 +47,7 @@ def licence_of(
     package: str, # Installed distribution
 ) -> str: # SPDX expression or name; empty if the package names none
     "The licence that a distribution declares."
-    about = distribution(package).metadata
+    about: Any = distribution(package).metadata
     if expression := about.get("License-Expression"):
         return expression
     kinds = [each.split(" :: ")[-1] for each in about.get_all("Classifier") or ()
@@ -74,13 +74,17 @@ def package_component(
     package: str, # Installed distribution
 ) -> Any: # Component of cyclonedx
     "A distribution as a component."
-    from cyclonedx.factory.license import LicenseFactory
+    from cyclonedx import spdx
+    from cyclonedx.model import license as module
     from packageurl import PackageURL
 
     version, licence = distribution(package).version, licence_of(package)
     url = PackageURL("pypi", name=package, version=version)
-    return make_component("LIBRARY", name=package, version=version, purl=url, bom_ref=str(url),
-                          licenses=[LicenseFactory().make_from_string(licence)] if licence else ())
+    one: Any = module.DisjunctiveLicense
+    several: Any = module.LicenseExpression
+    known = spdx.fixup_id(licence) if licence else None
+    made = one(id=known) if known else several(licence) if spdx.is_expression(licence) else one(name=licence)
+    return make_component("LIBRARY", name=package, version=version, purl=url, bom_ref=str(url), licenses=[made] if licence else ())
 
 # %% ../../nbs/service/sbom.ipynb #9b6a4387
 def make_sbom(
