@@ -3818,6 +3818,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
             'mlcycle.service.sbom': { 'mlcycle.service.sbom.licence_of': ('service/sbom.html#licence_of', 'mlcycle/service/sbom.py'),
                                       'mlcycle.service.sbom.make_component': ( 'service/sbom.html#make_component',
                                                                                'mlcycle/service/sbom.py'),
+                                      'mlcycle.service.sbom.make_licence': ('service/sbom.html#make_licence', 'mlcycle/service/sbom.py'),
                                       'mlcycle.service.sbom.make_sbom': ('service/sbom.html#make_sbom', 'mlcycle/service/sbom.py'),
                                       'mlcycle.service.sbom.package_component': ( 'service/sbom.html#package_component',
                                                                                   'mlcycle/service/sbom.py'),
