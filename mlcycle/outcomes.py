@@ -9,8 +9,8 @@ __all__ = ['Label', 'Task', 'NA_VALUES', 'RareClasses', 'LeakageKind', 'ColumnTy
            'LeaderboardEntry', 'ModelRef', 'Calibration', 'Conformal', 'Candidate', 'AdversarialValidation',
            'ScorePeriod', 'SeedStability', 'SingleColumn', 'ReferenceModel', 'Generalization', 'GroupCoverage',
            'Uncertainty', 'PartialDependence', 'Contribution', 'RowExplanation', 'Explanations', 'Gate', 'WeakSlice',
-           'GroupComparison', 'Perturbation', 'CheckResult', 'Verdict', 'Parity', 'Release', 'ColumnDrift', 'Window',
-           'Health']
+           'GroupComparison', 'Perturbation', 'CheckResult', 'Verdict', 'FormParity', 'Parity', 'Release',
+           'ColumnDrift', 'Window', 'Health']
 
 # %% ../nbs/outcomes.ipynb #d262a4f8
 from typing import Any, ClassVar, Literal
@@ -647,6 +647,22 @@ class Verdict(Outcome):
     explanations: Explanations | None = None # Importances, dependences and explained rows; None if it is switched off
     uncertainty: Uncertainty | None = None # Coverage of prediction intervals or sets; None if it is switched off
 
+# %% ../nbs/outcomes.ipynb #a249834c
+class FormParity(Record):
+    "Comparison of a form of a release, such as a protocol of its service, with the pipeline."
+
+    form: str
+    rows: int # Holdout rows and edge rows
+    n_equal: int # Rows with bitwise equal label and score
+    n_passed: int # Rows that are equal, or within the tolerance if there is one
+    tolerance: float # Largest difference of scores that is permitted; 0: bitwise equal
+    max_difference: float
+
+    @property
+    def passed(self) -> bool:
+        "Whether all rows passed."
+        return self.n_passed == self.rows
+
 # %% ../nbs/outcomes.ipynb #32541d6a
 class Parity(Record):
     "Comparison of the predictions of service and pipeline on the same rows."
@@ -655,6 +671,7 @@ class Parity(Record):
     rows: int
     n_equal: int # Rows with bitwise equal label and score
     start_seconds: float
+    forms: list[FormParity] = [] # Row scorer, protocols, accelerator
 
 # %% ../nbs/outcomes.ipynb #dc9ac8da
 class Release(Outcome):
@@ -668,6 +685,7 @@ class Release(Outcome):
     files: dict[str, str] = {} # SHA-256 of each file of the bundle
     signed_by: str = "" # Public key of the signature; empty: not signed
     parity: Parity | None = None
+    not_accelerated: str = "" # Why the release has no accelerator; empty if it has one
 
 # %% ../nbs/outcomes.ipynb #6a2656d5
 class ColumnDrift(Record):

@@ -40,13 +40,14 @@ class ServiceClient:
     def predict(self, rows: list[dict] | pd.DataFrame, row_ids: list[str], intervals: bool = False) -> dict:
         "Response of `POST /predict`: `predictions`, `scores`, `row_ids`, `model`, `version`, `changes`, `warnings`, intervals."
         body = {"rows": rows if isinstance(rows, list) else to_json_rows(rows), "row_ids": row_ids}
-        return self._post("/predict", body | ({"intervals": True} if intervals else {}))
+        return self.post("/predict", body | ({"intervals": True} if intervals else {}))
 
     def send_feedback(self, actuals: list, row_ids: list[str]) -> dict:
         "Response of `POST /feedback`, which takes the actual values of predicted rows."
-        return self._post("/feedback", {"actuals": actuals, "row_ids": row_ids})
+        return self.post("/feedback", {"actuals": actuals, "row_ids": row_ids})
 
-    def _post(self, path: str, body: dict) -> dict:
+    def post(self, path: str, body: dict) -> dict:
+        "The JSON response of a path; raises StageError for a status that is an error."
         response = self.client.post(path, json=body)
         if response.is_error:
             raise StageError(f"The service returned {response.status_code} for {path}.", remedy=response.text[:500])

@@ -22,3 +22,4 @@ class Bundle(Record):
     training_values: dict[str, TrainingValues] = {} # What the training rows have in each column
     conformal: Conformal | None = None # For prediction intervals or sets; None: the service has none
     examples: list[dict] = [] # Typical rows that can be sent; composed, not training rows
+    accelerator: dict[str, str] = {} # File with the ONNX model of each member of the model; empty: there is none
