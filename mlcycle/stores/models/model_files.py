@@ -165,8 +165,8 @@ def check_model_archive(
     with open(path, "rb") as file:
         if (start := file.read(4))[:2] != b"PK":
             kind = "a pickle file" if start[:1] == b"\x80" else "no skops file"
-            raise ArtifactError(f"The model file {path} cannot be loaded: it is {kind}.", "Loading a pickle, as pickle, joblib and "
-                                "cloudpickle write it, runs code from the file.", "Save the model with skops.")
+            raise ArtifactError(f"The model file {path} cannot be loaded: it is {kind}.", "Loading a pickle, as pickle, joblib "
+                                "and cloudpickle write it, runs code from the file.", "Save the model with skops.")
     try:
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()
