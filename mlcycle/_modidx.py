@@ -3858,6 +3858,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                        'mlcycle/service/block_equality.py')},
             'mlcycle.service.bundle': { 'mlcycle.service.bundle.VerifiedRelease': ( 'service/bundle.html#verifiedrelease',
                                                                                     'mlcycle/service/bundle.py'),
+                                        'mlcycle.service.bundle._hash_contents': ( 'service/bundle.html#_hash_contents',
+                                                                                   'mlcycle/service/bundle.py'),
                                         'mlcycle.service.bundle._is_intact': ( 'service/bundle.html#_is_intact',
                                                                                'mlcycle/service/bundle.py'),
                                         'mlcycle.service.bundle.build_bundle': ( 'service/bundle.html#build_bundle',

@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from commands import cli
+from conftest import stored_rows
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from cyclonedx.schema import SchemaVersion
@@ -163,9 +164,13 @@ def test_building_again_signs_again_only_if_something_has_changed(release, tmp_p
     again = build_bundle(release.parent, bundle, tmp_path / "m.skops", documents={"contract.yaml": b"a: 1\n"})
     assert again == release
     assert hash_bundle_files(again) == before
-    build_bundle(release.parent, bundle, tmp_path / "m.skops", documents={"contract.yaml": b"a: 2\n"})
-    assert hash_bundle_files(again)["model.sig"] != before["model.sig"]
-    open_release(again)
+    other = build_bundle(release.parent, bundle, tmp_path / "m.skops", documents={"contract.yaml": b"a: 2\n"})
+    assert other != release
+    (release / "model.sig").write_text("{}")
+    release.with_name(f"{release.name}.tar.gz").unlink()
+    assert build_bundle(release.parent, bundle, tmp_path / "m.skops", documents={"contract.yaml": b"a: 1\n"}) == release
+    for each in (release, other, release.with_name(f"{release.name}.tar.gz")):
+        open_release(each)
 
 
 @pytest.mark.parametrize("name", ["model.skops", "bundle.json", "requirements.txt", "signing_key.pem", "contract.yaml"])
@@ -450,3 +455,27 @@ def test_the_command_verifies_and_names_the_file(release, tmp_path):
 def test_distributions_are_known():
     "The names that the tests above compare are normalised."
     assert canonicalize_name(DISTRIBUTION) in {canonicalize_name(each.metadata["Name"]) for each in distributions()}
+
+
+def test_the_release_of_a_run_is_complete(table_run, monkeypatch):
+    run = table_run("penguins")
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(Path(os.environ["MLCYCLE_TEST_HOME"]) / "config"))
+    folder = run.workspace.root / run.release.bundle
+    verified = verify_release(run.workspace.root / run.release.archive)
+    assert run.release.signed_by == verified.signer
+    assert run.release.files == hash_bundle_files(folder)
+    assert {name for name in FILE_CONTENTS if name != "functions.py"} < set(run.release.files)
+    assert (folder / "contract.yaml").read_bytes() == (run.workspace.root / run.dataset.contract.path).read_bytes()
+    assert (folder / "model_card.md").read_text().startswith("# ")
+    profile = json.loads((folder / "reference_profile.json").read_text())
+    train = stored_rows(run, "train")
+    assert list(profile["columns"]) == run.plan.input_columns
+    for name, about in profile["columns"].items():
+        assert about["missing"] == pytest.approx(train[name].isna().mean(), abs=1e-6)
+    assert {name for name, _ in profile["predictions"]["shares"]} <= set(run.problem.classes)
+    bundle, _ = open_release(folder)
+    assert prepare_rows(bundle.examples, bundle).warnings == []
+    shown = train[run.plan.input_columns].astype("str").to_dict("records")
+    assert not [row for row in bundle.examples if {name: str(value) for name, value in row.items()} in shown]
+    predicted = run.predict(bundle.examples)
+    assert len(predicted) == len(bundle.examples)
