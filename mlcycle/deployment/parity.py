@@ -55,9 +55,12 @@ def json_tensors(
     bundle: Bundle, # Columns with their types
     rows: list[dict], # Rows of JSON values
 ) -> list[dict]:
-    "Rows as inputs of the Open Inference Protocol, one tensor a column."
-    return [{"name": name, "datatype": column_datatype(dtype), "shape": [len(rows)], "data": [row[name] for row in rows]}
-            for name, dtype in bundle.columns.items()]
+    "Rows as inputs of the Open Inference Protocol, one tensor a column; whole numbers are integers where the datatype is INT64."
+    tensors = []
+    for name, datatype in ((name, column_datatype(dtype)) for name, dtype in bundle.columns.items()):
+        data = [int(row[name]) if datatype == "INT64" and row[name] is not None else row[name] for row in rows]
+        tensors.append({"name": name, "datatype": datatype, "shape": [len(rows)], "data": data})
+    return tensors
 
 # %% ../../nbs/deployment/parity.ipynb #7224900d
 def scores_of_classes(

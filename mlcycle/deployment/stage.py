@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from ..core.workspace import Workspace
@@ -198,19 +199,12 @@ def release_model(
     holdout = read_holdout(workspace, dataset.tables["holdout"], run=run, stage="deployment",
                            reason="parity of service and pipeline")[plan.input_columns]
     bundle = describe_release(problem, dataset, plan, candidate, workspace)
-    with workspace.lock("registry"):
-        open_experiment(workspace.tracking_uri, workspace.artifacts, candidate.model.name)
-        file = registered_model_file(candidate.model.name, candidate.model.version)
-        functions = workspace_functions_file(candidate.model.user_functions, workspace)
-        load_workspace_functions(candidate.model.user_functions, workspace)
-        documents = release_documents(bundle, dataset, load_model(file, candidate.model.sha256), workspace, card)
-        folder = build_bundle(workspace.root / "releases", bundle, file, functions, documents)
+    built = build_release(bundle, dataset, holdout, workspace, card)
+    functions = workspace_functions_file(candidate.model.user_functions, workspace)
     sent = holdout.sample(min(len(holdout), parity_rows), random_state=0)
-    parity, predictions = compare_service_with_pipeline(folder, bundle, sent, cold_start=cold_start, functions=functions)
-    if parity.n_equal != parity.rows:
-        different = parity.rows - parity.n_equal
-        raise StageError(f"{different} of {parity.rows} predictions of the service differ from the pipeline's.",
-                         "All labels and scores must be bitwise equal.")
+    parity, predictions = compare_service_with_pipeline(built, sent, cold_start=cold_start, functions=functions)
+    check_parity(parity.forms)
     decision = (f"{candidate.model.name} version {candidate.model.version} is released: {parity.n_equal} of {parity.rows} "
                 f"predictions over HTTP equal those of the pipeline.{' ' * bool(by_person)}{by_person}")
-    return Release(released=True, model=candidate.model, parity=parity, decision=decision, **bundle_facts(folder)), predictions
+    return Release(released=True, model=candidate.model, parity=parity, decision=decision,
+                   not_accelerated=built.not_accelerated, **bundle_facts(built.folder)), predictions
