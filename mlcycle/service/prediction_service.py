@@ -274,11 +274,6 @@ class PredictionService(PredictionRecords):
 
     @property
     def ready(self) -> bool:
-        "Whether the service takes requests: not while it stops."
-        return not self.draining
-
-    @property
-    def ready(self) -> bool:
         "Whether requests for predictions are accepted."
         return not self.draining
 
