@@ -26,7 +26,7 @@ from ..errors import MlcycleError, ParameterError, StorageError
 # %% ../../nbs/cli/base.ipynb #898d7189
 COMMAND_GROUPS = {"Project": ("init", "update", "doctor", "clean"),
                   "Runs": ("run", "status", "why", "params", "batch", "nb"),
-                  "Results and service": ("runs", "compare", "diff", "report", "checks", "serve", "traffic", "key"),
+                  "Results and service": ("runs", "compare", "diff", "report", "checks", "serve", "key"),
                   "Problem, data, models": ("problem", "contract", "data", "models"),
                   "Governance": ("approve", "reject", "rollback", "history", "audit", "card", "dossier")} # Commands by heading
 

@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 
 from .base import app, console, exit_on_error
+from .models import model_app
 from ..errors import ParameterError
 
 # %% ../../nbs/cli/serve.ipynb #9ee79e91
@@ -61,7 +62,7 @@ def serve(
         raise typer.Exit(code)
 
 # %% ../../nbs/cli/serve.ipynb #74e87d00
-@app.command()
+@model_app.command()
 def traffic(
     model: Annotated[str, typer.Argument(help="Model that is served.")],
     canary: CANARY = None, canary_share: SHARE = None, shadow: SHADOW = None,

@@ -42,10 +42,12 @@ def describe_release(
     "Describe what is needed for predictions: model, threshold, columns with types and training values, cleaning plan."
     train = read_table(workspace.tables, dataset.tables["train"])[plan.input_columns]
     served = problem.model_copy(update={"feasibility": None}) # Its times would change the hash
+    categorical = {feature.name for feature in plan.features if feature.column_type in ("category", "many categories")}
     return Bundle(problem=served, columns={name: str(kind) for name, kind in train.dtypes.items()}, model=candidate.model,
                   threshold=candidate.threshold, cleaning=load_cleaning_plan(dataset, workspace),
                   conformal=candidate.conformal, examples=example_rows(train),
-                  training_values={str(name): describe_training_values(values) for name, values in train.items()})
+                  training_values={str(name): describe_training_values(values, name in categorical)
+                                   for name, values in train.items()})
 
 # %% ../../nbs/06_deployment.ipynb #354bee3f
 MAX_PROFILED_PREDICTIONS = 5000

@@ -1,4 +1,4 @@
-"""`mlcycle serve` and `mlcycle traffic` with a real registry: names, errors, and an alias that moves while it is served."""
+"""`mlcycle serve` and `mlcycle models traffic` with a real registry: names, errors, and an alias that moves while it is served."""
 
 import os
 import shutil
@@ -99,10 +99,10 @@ def test_canary_and_shadow_of_a_running_service_change_by_one_command(served):
     name, project = run.release.model.name, run.workspace.project
     with Serving(project, f"{name}:{run.release.model.version}", "--workers", "1") as serving:
         assert not (Path(f"/proc/{serving.process.pid}/task/{serving.process.pid}/children")).read_text()  # No parent is needed
-        done = cli("traffic", name, "--canary", str(second.version), "--canary-share", "1", cwd=project)
+        done = cli("models", "traffic", name, "--canary", str(second.version), "--canary-share", "1", cwd=project)
         assert done.returncode == 0, done.stderr
         serving.wait_until(lambda: serving.version(rows) == second.version)
-        done = cli("traffic", name, "--canary", "", "--shadow", str(second.version), cwd=project)
+        done = cli("models", "traffic", name, "--canary", "", "--shadow", str(second.version), cwd=project)
         assert done.returncode == 0, done.stderr
         serving.wait_until(lambda: serving.version(rows) == run.release.model.version)
         assert serving.client.get("/model").json()["traffic"]["shadow"]["version"] == second.version
