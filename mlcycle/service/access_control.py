@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['KEY_SCOPES', 'KEY_LINE', 'OPEN_PATHS', 'KeyEntry', 'read_key_entries', 'make_api_key', 'KeyRing', 'required_scope',
            'sent_key', 'TokenBucket', 'RequireApiKey', 'head_refusal', 'body_too_large', 'read_whole_body',
-           'receive_again', 'RequestLimits']
+           'receive_again', 'NotingStart', 'RequestLimits']
 
 # %% ../../nbs/service/access_control.ipynb #3fe7ab8f
 import asyncio
@@ -235,7 +235,18 @@ def receive_again(
 
     return receive_body_first
 
-# %% ../../nbs/service/access_control.ipynb #be2ea80b
+# %% ../../nbs/service/access_control.ipynb #ce2cebbd
+class NotingStart:
+    "ASGI send function that notes whether a response has begun."
+
+    def __init__(self, send: Callable):
+        self.send, self.started = send, False
+
+    async def __call__(self, message: dict[str, Any]) -> None:
+        self.started = True
+        await self.send(message)
+
+# %% ../../nbs/service/access_control.ipynb #0d5bb62b
 class RequestLimits:
     "ASGI middleware that refuses requests that are too large, too many or too slow."
 
@@ -246,23 +257,18 @@ class RequestLimits:
         if scope["type"] != "http" or scope["path"] in OPEN_PATHS:
             await self.app(scope, receive, send)
             return
-        started = []
+        sent = NotingStart(send)
         end = asyncio.get_running_loop().time() + (self.settings.request_timeout or math.inf)
-        refused = head_refusal(scope, self.settings) or await self._read_and_handle(scope, receive, send, started, end)
-        if refused is not None and not started:
-            status, text = refused
-            headers = {"Retry-After": "1"} if status == 503 else {"Connection": "close"}
-            await error_response(scope, status, text, headers=headers)(scope, receive, send)
+        refused = head_refusal(scope, self.settings) or await self._read_and_handle(scope, receive, sent, end)
+        if refused is not None and not sent.started:
+            headers = {"Retry-After": "1"} if refused[0] == 503 else {"Connection": "close"}
+            await error_response(scope, *refused, headers=headers)(scope, receive, send)
 
-    async def _read_and_handle(self, scope: dict[str, Any], receive: Callable, send: Callable, started: list,
+    async def _read_and_handle(self, scope: dict[str, Any], receive: Callable, send: Callable,
                                end: float) -> tuple[int, str] | None:
-        async def note_start(message: dict[str, Any]) -> None:
-            started.append(True)
-            await send(message)
-
         counted = False
         try:
-            async with asyncio.timeout_at(end if end < math.inf else None):
+            async with asyncio.timeout_at(end if end < math.inf else None) as timer:
                 if any(name in (b"content-length", b"transfer-encoding") for name, _ in scope["headers"]):
                     if (body := await read_whole_body(receive, self.settings.max_body_bytes)) is None:
                         return 413, body_too_large(self.settings)
@@ -270,8 +276,10 @@ class RequestLimits:
                 if self.active >= self.settings.max_concurrency and scope["path"] != "/metrics":
                     return 503, f"{self.active} requests are being handled. Send the request again later."
                 self.active, counted = self.active + 1, True
-                await self.app(scope, receive, note_start)
+                await self.app(scope, receive, send)
         except TimeoutError:
+            if not timer.expired(): # Raised by the application
+                raise
             late = f"within {self.settings.request_timeout:g} seconds."
             return (503, f"The request was not handled {late}") if counted else (408, f"The body did not arrive {late}")
         finally:

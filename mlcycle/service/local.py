@@ -10,7 +10,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing import get_context
@@ -35,6 +35,7 @@ class ServiceClient:
     url: str # Such as `http://127.0.0.1:8080`
     start_seconds: float # From the start of the process until the service was ready
     client: httpx.Client
+    pid: int = 0 # Of the process; the parent of the workers if there are several
 
     def predict(self, rows: list[dict] | pd.DataFrame, row_ids: list[str], intervals: bool = False) -> dict:
         "Response of `POST /predict`: `predictions`, `scores`, `row_ids`, `model`, `version`, `changes`, `warnings`, intervals."
@@ -60,23 +61,25 @@ def running_service(
     timeout: float = 60, # Maximum number of seconds until it is ready
     fork: bool = False, # Start as a fork if this process is one; `start_seconds` is then not that of a new machine
     functions: Path | None = None, # File of trusted user functions; its code is executed
+    options: Sequence[str] = (), # Further options of `mlcycle-service`
 ) -> Generator[ServiceClient]:
     """Context manager: start a service on the loopback interface and stop it at the end.
 
     Raises StageError with the log of the process if the service does not become ready.
     """
-    words = [str(bundle), "--run", run, *(["--functions", str(functions)] if functions else [])]
+    words = [str(bundle), "--run", run, "--drain-seconds", "0", *(["--functions", str(functions)] if functions else [])]
+    words += options
     environment = os.environ | {"OMP_NUM_THREADS": "1", "MLCYCLE_EVENTS_URL": events_url}
     start = time.perf_counter()
     start_service = forked_service if fork and IN_FORK else spawned_service
-    with TemporaryFile("w+") as log, start_service(words, environment, log) as (line, is_alive):
+    with TemporaryFile("w+") as log, start_service(words, environment, log) as (line, is_alive, pid):
         url = line() # Its address; empty if the process has ended
         with httpx.Client(base_url=url, timeout=timeout) as client:
             _wait_until_ready(client if url else None, is_alive, log, start + timeout)
-            yield ServiceClient(url, time.perf_counter() - start, client)
+            yield ServiceClient(url, time.perf_counter() - start, client, pid)
 
 # %% ../../nbs/service/local.ipynb #4a23583a
-ServiceProcess = tuple[Callable[[], str], Callable[[], bool]] # Reads a line of its output; whether it is alive
+ServiceProcess = tuple[Callable[[], str], Callable[[], bool], int] # Reads a line of its output; whether it is alive; process id
 SERVICE_MAIN = "from mlcycle.service.server import main; main()"
 
 # %% ../../nbs/service/local.ipynb #1ff28f2c
@@ -92,7 +95,7 @@ def spawned_service(
         assert process.stdout is not None # It is a pipe
         read_line = process.stdout.readline
         try:
-            yield lambda: read_line().strip(), lambda: process.poll() is None
+            yield lambda: read_line().strip(), lambda: process.poll() is None, process.pid
         finally:
             process.terminate()
             process.wait(30)
@@ -113,7 +116,7 @@ def forked_service(
     there.close()
     try:
         with os.fdopen(os.dup(here.fileno())) as printed:
-            yield lambda: printed.readline().strip(), process.is_alive
+            yield lambda: printed.readline().strip(), process.is_alive, process.pid or 0
     finally:
         here.close()
         process.terminate()

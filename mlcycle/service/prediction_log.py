@@ -13,6 +13,7 @@ import queue
 import sys
 import threading
 import time
+from threading import Event
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,7 +23,15 @@ from pydantic_core import from_json
 from ..errors import MlcycleError
 from .service_metrics import ServiceMetrics
 from .service_settings import DEFAULT_SETTINGS, REQUEST_ID, ServiceSettings
-from ..stores.event_spool import EventSpool, SpoolBatch, SpoolFullError, default_spool_folder, spool_line, spooled_row_ids
+from mlcycle.stores.event_spool import (
+    EventSpool,
+    SpoolBatch,
+    SpoolFullError,
+    close_spool,
+    default_spool_folder,
+    spool_line,
+    spooled_row_ids,
+)
 from ..stores.events import add_event_batch, connect_event_database, create_event_tables, find_unknown_row_ids
 
 if TYPE_CHECKING: # Imported late: sqlalchemy is loaded by the thread that writes
@@ -130,6 +139,11 @@ class LogReports:
         if self.metrics:
             self.metrics.request.backlog.set(n_events)
 
+    def note_written(self, n_events: int, backlog: int) -> None:
+        "Count events that were written, and show how many are left."
+        self.count("written", n_events)
+        self.show_backlog(backlog)
+
     def note_database(self, error: Exception | None, backlog: int) -> None:
         "Report the beginning and the end of an outage."
         if error and not self.outage:
@@ -152,8 +166,7 @@ class EventWriter(threading.Thread):
 
     def __init__(self, database: EventDatabase, spool: EventSpool, reports: LogReports):
         super().__init__(daemon=True, name="mlcycle-event-writer")
-        self.database, self.spool, self.reports = database, spool, reports
-        self.stopping, self.work = threading.Event(), threading.Event()
+        self.database, self.spool, self.reports, self.stopping, self.work = database, spool, reports, Event(), Event()
 
     def run(self) -> None:
         "Write until stopped; then until all is written, or an attempt fails."
@@ -169,9 +182,9 @@ class EventWriter(threading.Thread):
                 self.work.wait(TAKE_OVER_SECONDS)
             elif self.write(batch):
                 pause = 0.1
-            elif self.stopping.wait(pause): # What is left is for the next start
-                return
             else:
+                if self.stopping.wait(pause): # What is left is for the next start
+                    return
                 pause = min(2 * pause, 5)
 
     def write(self, batch: SpoolBatch) -> bool:
@@ -182,11 +195,9 @@ class EventWriter(threading.Thread):
             self.reports.note_database(error, self.spool.backlog)
             return False
         self.reports.note_database(None, self.spool.backlog)
-        if refused:
-            keep_refused(self.spool.folder, batch, {event["event_id"] for event in refused}, self.reports)
+        keep_refused(self.spool.folder, batch, {event["event_id"] for event in refused}, self.reports)
         self.spool.confirm(batch)
-        self.reports.count("written", len(batch.lines) - len(refused))
-        self.reports.show_backlog(self.spool.backlog)
+        self.reports.note_written(len(batch.lines) - len(refused), self.spool.backlog)
         return True
 
 # %% ../../nbs/service/prediction_log.ipynb #433ce457
@@ -197,6 +208,8 @@ def keep_refused(
     reports: LogReports, # Receives their number
 ) -> None:
     "Append refused events to `rejected.log`, which a person may look at."
+    if not event_ids:
+        return
     lines = [line for line, event_id in zip(batch.lines, batch.ids(), strict=True) if event_id in event_ids]
     reports.count("rejected", len(lines))
     reports.warn("rejected", f"The event database refuses {len(lines)} events; they are in {folder / 'rejected.log'}.")
@@ -252,8 +265,8 @@ class SpoolingQueue(threading.Thread):
     def __init__(self, writer: EventWriter):
         super().__init__(daemon=True, name="mlcycle-event-spool")
         self.writer, self.spool, self.reports = writer, writer.spool, writer.reports
-        self.items: queue.SimpleQueue[QueuedEvents | threading.Event | None] = queue.SimpleQueue() # None: the end
-        self.n_waiting, self.lock, self.hurry = 0, threading.Lock(), threading.Event()
+        self.items: queue.SimpleQueue[QueuedEvents | Event | None] = queue.SimpleQueue() # None: the end
+        self.n_waiting, self.lock, self.hurry = 0, threading.Lock(), Event()
 
     def put(self, queued: QueuedEvents) -> None:
         "Queue events, or drop and count them if too many are waiting."
@@ -268,7 +281,7 @@ class SpoolingQueue(threading.Thread):
 
     def run(self) -> None:
         "Append what is waiting, until the end."
-        items: list[QueuedEvents | threading.Event | None] = []
+        items: list[QueuedEvents | Event | None] = []
         while None not in items:
             items = [self.items.get()]
             if isinstance(items[0], tuple):
@@ -282,9 +295,8 @@ class SpoolingQueue(threading.Thread):
                     self.n_waiting -= sum(len(events) for _, events, _ in requests)
                 self.reports.show_backlog(self.spool.backlog)
                 self.writer.work.set()
-            for item in items:
-                if isinstance(item, threading.Event):
-                    item.set()
+            for flag in (item for item in items if isinstance(item, Event)):
+                flag.set()
 
 # %% ../../nbs/service/prediction_log.ipynb #30eefb2c
 class PredictionLog:
@@ -298,9 +310,8 @@ class PredictionLog:
         if self.database is not None:
             folder = Path(settings.spool) if settings.spool else default_spool_folder(self.database.url)
             self.spool = EventSpool(folder, settings.max_spool_bytes)
-            writer = EventWriter(self.database, self.spool, LogReports(metrics))
-            self.queue = SpoolingQueue(writer)
-            writer.start()
+            self.queue = SpoolingQueue(EventWriter(self.database, self.spool, LogReports(metrics)))
+            self.queue.writer.start()
             self.queue.start()
 
     @property
@@ -336,7 +347,7 @@ def find_unpredicted(
     "Row ids that no prediction has. The spool is read before the database, since events move from one to the other."
     unknown = row_ids
     for _ in range(2 if log.settings.workers > 1 else 1):
-        appended = threading.Event()
+        appended = Event()
         events.items.put(appended)
         events.hurry.set()
         appended.wait(10)
@@ -361,7 +372,7 @@ def close_queue(
     events.writer.stopping.set()
     events.writer.work.set()
     events.writer.join(drain_timeout)
-    backlog, lost = events.spool.backlog, events.spool.close()
+    backlog, lost = events.spool.backlog, close_spool(events.spool)
     if lost:
         events.reports.count("dropped", lost)
         print(f"{lost:,} events are lost: neither the database nor the spool could be written.", file=sys.stderr)

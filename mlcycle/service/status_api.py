@@ -99,7 +99,8 @@ def model_routes(
 
     @router.get("/model")
     async def describe_model() -> Response:
-        return json_response(await to_thread.run_sync(descriptions.get, "model", service.champion))
+        described = await to_thread.run_sync(descriptions.get, "model", service.champion)
+        return json_response(described | {"traffic": service.traffic.describe()})
 
     @router.get("/model/card")
     async def card() -> Response:

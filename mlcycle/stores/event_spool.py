@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['SEGMENT_BYTES', 'REUSE_BYTES', 'MEMORY_BYTES', 'BATCH_BYTES', 'BATCH_EVENTS', 'SpoolFullError',
-           'default_spool_folder', 'SpoolSegment', 'MemorySegment', 'take_over_segments', 'SpoolBatch', 'SpoolReader',
-           'EventSpool', 'spool_line', 'spooled_row_ids']
+           'default_spool_folder', 'SpoolSegment', 'MemorySegment', 'take_over_segments', 'SpoolBatch', 'next_lines',
+           'SpoolReader', 'EventSpool', 'close_spool', 'spool_line', 'spooled_row_ids', 'discard_spooled_run']
 
 # %% ../../nbs/stores/event_spool.ipynb #fb6985e7
 import fcntl
@@ -144,6 +144,17 @@ class SpoolBatch:
             starts.append(starts[-1] + len(line))
         return [f"{self.segment.name}-{start}" for start in starts]
 
+# %% ../../nbs/stores/event_spool.ipynb #dafe5b08
+def next_lines(
+    segment: SpoolSegment | MemorySegment, # With events that were not confirmed
+) -> list[bytes]: # At most `BATCH_EVENTS`
+    "The oldest lines of a segment that the database does not have."
+    rest = segment.size - segment.written
+    data = segment.read(segment.written, min(BATCH_BYTES, rest))
+    if b"\n" not in data: # A line that is longer than a batch
+        data = segment.read(segment.written, rest)
+    return data[:data.rfind(b"\n") + 1].splitlines(keepends=True)[:BATCH_EVENTS]
+
 # %% ../../nbs/stores/event_spool.ipynb #c904a982
 class SpoolReader:
     "The segments of a spool in order, and the reading of their events."
@@ -167,11 +178,7 @@ class SpoolReader:
         "The oldest events that were not confirmed; None if there are none."
         with self.lock:
             for segment in (s for s in self.segments if s.written < s.size):
-                data = segment.read(segment.written, min(BATCH_BYTES, segment.size - segment.written))
-                if b"\n" not in data: # A line that is longer than a batch
-                    data = segment.read(segment.written, segment.size - segment.written)
-                lines = data[:data.rfind(b"\n") + 1].splitlines(keepends=True)[:BATCH_EVENTS]
-                return SpoolBatch(segment, segment.written, lines)
+                return SpoolBatch(segment, segment.written, next_lines(segment))
         return None
 
     def confirm(self, batch: SpoolBatch) -> None:
@@ -222,14 +229,18 @@ class EventSpool(SpoolReader):
             self.error = ""
         return used
 
-    def close(self) -> int:
-        "Bring what is left to the disk, for a later process; return the number of events that were only in memory."
-        with self.lock:
-            lost = sum(s.read(s.written, s.size).count(b"\n") for s in self.segments if isinstance(s, MemorySegment))
-            for segment in self.segments:
-                segment.close()
-            self.segments, self.current = [], None
-        return lost
+
+# %% ../../nbs/stores/event_spool.ipynb #78306be3
+def close_spool(
+    spool: EventSpool, # Receives no more events
+) -> int: # Number of events that were only in memory, and are lost
+    "Bring what is left to the disk, for a later process."
+    with spool.lock:
+        lost = sum(s.read(s.written, s.size).count(b"\n") for s in spool.segments if isinstance(s, MemorySegment))
+        for segment in spool.segments:
+            segment.close()
+        spool.segments, spool.current = [], None
+    return lost
 
 # %% ../../nbs/stores/event_spool.ipynb #88aa30f6
 def spool_line(
@@ -261,3 +272,15 @@ def spooled_row_ids(
             if row_id in wanted and from_json(line, allow_partial=True).get("run") == run:
                 found.add(wanted[row_id])
     return found
+
+# %% ../../nbs/stores/event_spool.ipynb #c1ee0f98
+def discard_spooled_run(
+    folder: Path, # Of a spool; it need not exist
+    run: str, # Id of a run
+) -> None:
+    "Remove segments that no process holds and that have events of one run only."
+    for segment in take_over_segments(Path(folder), set()):
+        lines = segment.read(0, segment.size).splitlines()
+        if all(from_json(line, allow_partial=True).get("run") == run for line in lines):
+            segment.written = segment.size
+        segment.close()

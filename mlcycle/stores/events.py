@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Literal
 
 import pandas as pd
 
+from .event_spool import default_spool_folder, discard_spooled_run
+
 if TYPE_CHECKING: # Imported late: most importers of this module open no database
     import sqlalchemy as sa
 
@@ -145,7 +147,8 @@ def delete_events_of_run(
     engine: "sa.Engine", # Of the event database
     run: str, # Id of the run
 ) -> None:
-    "Delete all events of a run, for instance before its replay is repeated."
+    "Delete all events of a run, for instance before its replay is repeated, also those in the default spool."
+    discard_spooled_run(default_spool_folder(engine.url.render_as_string(hide_password=False)), run)
     with engine.begin() as connection:
         for table in define_event_tables().values():
             connection.execute(table.delete().where(table.c.run == run))
@@ -170,6 +173,7 @@ def find_unknown_row_ids(
 def read_events(
     engine: "sa.Engine", # Of the event database
     run: str, # Id of the run
+    shadow: bool = False, # Only predictions of the shadow, which were not returned to clients; else only those that were
 ) -> tuple[pd.DataFrame, pd.DataFrame]: # Events with a column `actual`; features of the same events
     """Read the predictions of a run in the order of arrival, joined with actual values.
 
@@ -177,6 +181,8 @@ def read_events(
     """
     predictions, actuals = (table.select().where(table.c.run == run).order_by(table.c.number)
                             for table in define_event_tables().values())
+    role = define_event_tables()["predictions"].c.role
+    predictions = predictions.where(role == "shadow" if shadow else role.is_distinct_from("shadow"))
     with engine.connect() as connection:
         events = pd.DataFrame([row._asdict() for row in connection.execute(predictions)])
         known = {row.row_id: row.actual for row in connection.execute(actuals)}

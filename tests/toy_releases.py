@@ -1,0 +1,41 @@
+"""Releases of toy models, for tests of the service that need no run."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from lightgbm import LGBMRegressor
+from sklearn.linear_model import LinearRegression
+
+from mlcycle.outcomes import ModelRef, Problem
+from mlcycle.service.bundle import Bundle, build_bundle
+from mlcycle.stores.models.model_files import save_model
+
+COLUMNS = [f"x{number}" for number in range(8)]
+
+
+def toy_rows(n_rows: int = 400, seed: int = 0) -> pd.DataFrame:
+    "Rows of random numbers."
+    return pd.DataFrame(np.random.default_rng(seed).normal(size=(n_rows, len(COLUMNS))), columns=COLUMNS)
+
+
+def toy_release(folder: Path, version: int, *, trees: bool = True, columns: dict[str, str] | None = None) -> Path:
+    "A release whose predictions are near its version number."
+    rows = toy_rows()
+    if columns:
+        rows = rows.rename(columns=dict(zip(COLUMNS, columns, strict=False)))[list(columns)]
+    model = LGBMRegressor(n_estimators=5, verbose=-1, n_jobs=1) if trees else LinearRegression()
+    model.fit(rows, version + rows.iloc[:, 0] * 0.01 + rows.iloc[:, -1] * 0.001)
+    texts = dict.fromkeys(("decision", "question", "owner", "source", "source_sha256"), "-")
+    problem = Problem(**texts, target="y", task="regression", metric="r2", metrics=["r2"], criteria=[], rows=len(rows))
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / f"model-{version}.skops"
+    ref = ModelRef(name="toy", version=version, run_id="-", sha256=save_model(model, file))
+    bundle = Bundle(
+        problem=problem,
+        columns=dict.fromkeys(rows, "float64"),
+        threshold=None,
+        model=ref,
+        examples=[dict.fromkeys(rows, 0.0), dict.fromkeys(rows, 0.5)],
+    )
+    return build_bundle(folder / "releases", bundle, file)
