@@ -69,8 +69,8 @@ def add_routes(
     app: FastAPI, # Application
     service: PredictionService, # Predicts and logs
 ) -> None:
-    "Add the routes of all protocols."
-    descriptions = ReleaseDescriptions()
+    "Add the routes of all protocols; `app.state.service` is the service."
+    app.state.service, descriptions = service, ReleaseDescriptions()
     for router in (predict_routes(service), mlflow_routes(service), open_inference_routes(service), health_routes(service),
                    model_routes(service, descriptions)):
         app.include_router(router)
