@@ -354,7 +354,7 @@ def test_each_event_leaves_the_spool_in_order_whatever_happens(tmp_path_factory,
         elif step == "read":
             batch = spool.next_batch()
         elif step == "write" and batch is not None:
-            written |= {event_id: line for event_id, line in zip(batch.ids(), batch.lines, strict=True)}
+            written |= dict(zip(batch.ids(), batch.lines, strict=True))
             spool.confirm(batch)
             batch = None
         elif step in ("crash", "stop"):
