@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['MAX_ROWS_PER_REQUEST', 'NO_OPTIONS', 'ServedPredictions', 'ServedModel', 'check_row_count', 'notes_by_row',
            'PredictJob', 'count_rows', 'predict_jobs', 'predict_block', 'finish_job', 'raise_if_error', 'warm_up',
-           'PredictionRecords', 'VersionPredictions', 'predict_or_fall_back', 'after_response', 'PredictionService',
-           'routing_key', 'prediction_events', 'check_predicted']
+           'count_result', 'PredictionRecords', 'VersionPredictions', 'predict_or_fall_back', 'after_response',
+           'PredictionService', 'routing_key', 'prediction_events', 'check_predicted']
 
 # %% ../../nbs/service/prediction_service.ipynb #86bed9f7
 import sys
@@ -213,6 +213,25 @@ def warm_up(
     except Exception as error:
         raise ArtifactError(f"The release {served.folder.name} cannot predict its own examples: {error}") from error
 
+# %% ../../nbs/service/prediction_service.ipynb #7ba09e76
+def count_result(
+    metrics: ServiceMetrics, # Receives the counts
+    job: PredictJob, # Request
+    result: ServedPredictions | Exception, # What became of it
+) -> None:
+    "Count predicted and rejected rows, values in other notations, and errors of a version."
+    version = job.served.bundle.model.version
+    if isinstance(result, ServedPredictions):
+        metrics.count_predictions(version, result.prepared.n_rows, job.role)
+        for each in result.prepared.coercions:
+            metrics.count_coercions(each["kind"], each["count"])
+    elif not isinstance(result, InputError) or job.role == "shadow":
+        metrics.count_error(version, job.role)
+    if job.role == "champion": # What a canary rejects, the champion reads once more
+        errors = result.prepared.errors if isinstance(result, ServedPredictions) else getattr(result, "errors", ())
+        for rule, count in Counter(each["rule"] for each in errors).items():
+            metrics.count_rejected(version, rule, count)
+
 # %% ../../nbs/service/prediction_service.ipynb #474b8691
 class PredictionRecords:
     "The prediction log and the metrics of a service."
@@ -228,22 +247,9 @@ class PredictionRecords:
                                              for job, result in zip(jobs, results, strict=True)
                                              if isinstance(result, ServedPredictions) for event in prediction_events(result)])
             for job, result in zip(jobs, results, strict=True):
-                self._count(job, result)
+                count_result(self.metrics, job, result)
         except Exception as error:
             print(f"A prediction was not recorded: {error!r}", file=sys.stderr)
-
-    def _count(self, job: PredictJob, result: ServedPredictions | Exception) -> None:
-        version = job.served.bundle.model.version
-        if isinstance(result, ServedPredictions):
-            self.metrics.count_predictions(version, result.prepared.n_rows, job.role)
-            for each in result.prepared.coercions:
-                self.metrics.count_coercions(each["kind"], each["count"])
-        elif not isinstance(result, InputError) or job.role == "shadow":
-            self.metrics.count_error(version, job.role)
-        if job.role == "champion": # What a canary rejects, the champion reads once more
-            errors = result.prepared.errors if isinstance(result, ServedPredictions) else getattr(result, "errors", ())
-            for rule, count in Counter(each["rule"] for each in errors).items():
-                self.metrics.count_rejected(version, rule, count)
 
     def observe(self, jobs: Sequence[PredictJob], delay: float, seconds: float) -> None:
         "Measure a block, for each version in it."
