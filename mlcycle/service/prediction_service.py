@@ -5,14 +5,16 @@
 # %% auto #0
 __all__ = ['MAX_ROWS_PER_REQUEST', 'NO_OPTIONS', 'ServedPredictions', 'ServedModel', 'check_row_count', 'notes_by_row',
            'PredictJob', 'count_rows', 'predict_jobs', 'predict_block', 'finish_job', 'raise_if_error', 'warm_up',
-           'PredictionRecords', 'PredictionService', 'routing_key', 'prediction_events', 'check_predicted']
+           'count_result', 'PredictionRecords', 'VersionPredictions', 'predict_or_fall_back', 'after_response',
+           'PredictionService', 'routing_key', 'prediction_events', 'check_predicted']
 
 # %% ../../nbs/service/prediction_service.ipynb #86bed9f7
 import sys
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -75,13 +77,13 @@ class ServedModel:
 
     def read(self, rows: Any, row_ids: list[str] | None, options: PredictOptions) -> tuple[list[str], PreparedRows]:
         "Row ids and clean rows; raises InputError for rows or row ids that cannot be used."
-        check_row_count(rows)
         count = count_rows(rows)
         ids = [uuid4().hex for _ in range(count)] if row_ids is None else check_row_ids(row_ids, count)
         return ids, prepare_rows(rows, self.bundle, skip_invalid=options.skip_invalid)
 
     def predict(self, rows: Any, row_ids: list[str] | None, options: PredictOptions) -> ServedPredictions:
         "Check, clean and predict rows; raises InputError for rows or row ids that cannot be used."
+        check_row_count(rows)
         return raise_if_error(predict_jobs([PredictJob(self, rows, row_ids, options)])[0])
 
     def score_columns(self, columns: dict[str, Any], n_rows: int) -> Predictions:
@@ -91,10 +93,11 @@ class ServedModel:
 # %% ../../nbs/service/prediction_service.ipynb #5ee81010
 def check_row_count(
     rows: Any, # Rows or actual values of a request
+    limit: int = MAX_ROWS_PER_REQUEST, # Largest number of rows
 ) -> None:
     "Raise RowLimitError if a request has too many rows."
-    if (count := count_rows(rows)) > MAX_ROWS_PER_REQUEST:
-        raise RowLimitError(f"The request has {count:,} rows.", f"Expected are at most {MAX_ROWS_PER_REQUEST:,}.",
+    if (count := count_rows(rows)) > limit:
+        raise RowLimitError(f"The request has {count:,} rows.", f"Expected are at most {limit:,}.",
                             "Send several requests.")
 
 # %% ../../nbs/service/prediction_service.ipynb #63aafb4b
@@ -210,6 +213,25 @@ def warm_up(
     except Exception as error:
         raise ArtifactError(f"The release {served.folder.name} cannot predict its own examples: {error}") from error
 
+# %% ../../nbs/service/prediction_service.ipynb #7ba09e76
+def count_result(
+    metrics: ServiceMetrics, # Receives the counts
+    job: PredictJob, # Request
+    result: ServedPredictions | Exception, # What became of it
+) -> None:
+    "Count predicted and rejected rows, values in other notations, and errors of a version."
+    version = job.served.bundle.model.version
+    if isinstance(result, ServedPredictions):
+        metrics.count_predictions(version, result.prepared.n_rows, job.role)
+        for each in result.prepared.coercions:
+            metrics.count_coercions(each["kind"], each["count"])
+    elif not isinstance(result, InputError) or job.role == "shadow":
+        metrics.count_error(version, job.role)
+    if job.role == "champion": # What a canary rejects, the champion reads once more
+        errors = result.prepared.errors if isinstance(result, ServedPredictions) else getattr(result, "errors", ())
+        for rule, count in Counter(each["rule"] for each in errors).items():
+            metrics.count_rejected(version, rule, count)
+
 # %% ../../nbs/service/prediction_service.ipynb #474b8691
 class PredictionRecords:
     "The prediction log and the metrics of a service."
@@ -225,33 +247,24 @@ class PredictionRecords:
                                              for job, result in zip(jobs, results, strict=True)
                                              if isinstance(result, ServedPredictions) for event in prediction_events(result)])
             for job, result in zip(jobs, results, strict=True):
-                self._count(job, result)
+                count_result(self.metrics, job, result)
         except Exception as error:
             print(f"A prediction was not recorded: {error!r}", file=sys.stderr)
-
-    def _count(self, job: PredictJob, result: ServedPredictions | Exception) -> None:
-        version = job.served.bundle.model.version
-        if isinstance(result, ServedPredictions):
-            self.metrics.count_predictions(version, result.prepared.n_rows, job.role)
-            for each in result.prepared.coercions:
-                self.metrics.count_coercions(each["kind"], each["count"])
-        elif not isinstance(result, InputError) or job.role == "shadow":
-            self.metrics.count_error(version, job.role)
-        if job.role == "champion": # What a canary rejects, the champion reads once more
-            errors = result.prepared.errors if isinstance(result, ServedPredictions) else getattr(result, "errors", ())
-            for rule, count in Counter(each["rule"] for each in errors).items():
-                self.metrics.count_rejected(version, rule, count)
 
     def observe(self, jobs: Sequence[PredictJob], delay: float, seconds: float) -> None:
         "Measure a block, for each version in it."
         for served in {job.served: None for job in jobs}:
             own = [job for job in jobs if job.served is served]
-            self.metrics.observe_batch(served.bundle.model.version, len(own), sum(count_rows(job.rows) for job in own),
-                                       delay, seconds)
+            n_rows = sum(count_rows(job.rows) for job in own)
+            self.metrics.observe_batch(served.bundle.model.version, len(own), n_rows, delay, seconds)
 
-# %% ../../nbs/service/prediction_service.ipynb #1d6c1322
-class PredictionService(PredictionRecords):
-    "Predicts by the versions that serve, and keeps the prediction log."
+    def _show_models(self, versions: Versions, loaded: bool) -> None:
+        for role, served in versions.by_role().items():
+            self.metrics.show_model(served.bundle.model.name, served.bundle.model.version, role, loaded)
+
+# %% ../../nbs/service/prediction_service.ipynb #bca08712
+class VersionPredictions(PredictionRecords):
+    "The versions that serve, and the threads that predict."
 
     def __init__(
         self,
@@ -277,45 +290,6 @@ class PredictionService(PredictionRecords):
         "Whether requests for predictions are accepted."
         return not self.draining
 
-    def predict_now(self, rows: Any, row_ids: list[str] | None = None,
-                    options: PredictOptions = NO_OPTIONS) -> ServedPredictions:
-        "Predict by the champion and log rows in this thread; raises InputError for rows or row ids that cannot be used."
-        return raise_if_error(self._predict_jobs([PredictJob(self.champion, rows, row_ids, options)])[0])
-
-    async def predict(self, rows: Any, row_ids: list[str] | None = None,
-                      options: PredictOptions = NO_OPTIONS) -> ServedPredictions:
-        "The same in a worker thread, by champion or canary; raises ServiceBusyError if too many requests wait."
-        check_row_count(rows)
-        versions = self.traffic.versions
-        served, role = versions.choose(lambda: routing_key(row_ids))
-        result = await self._predict_or_fall_back(PredictJob(served, rows, row_ids, options, role, REQUEST_ID.get()),
-                                                 versions.champion)
-        if versions.shadow is not None:
-            options = PredictOptions(skip_invalid=options.skip_invalid)
-            self._let_shadow_predict(PredictJob(versions.shadow, rows, result.row_ids, options, "shadow", REQUEST_ID.get()))
-        return result
-
-    async def _predict_or_fall_back(self, job: PredictJob, champion: ServedModel) -> ServedPredictions:
-        if job.role == "champion":
-            return await self.batcher.submit(job, count_rows(job.rows))
-        strict = replace(job, options=replace(job.options, skip_invalid=False))
-        try:
-            return await self.batcher.submit(strict, count_rows(job.rows))
-        except (ServiceBusyError, ClientGoneError):
-            raise
-        except Exception as error:
-            result = await self.batcher.submit(replace(job, served=champion, role="champion"), count_rows(job.rows))
-            self.canary_errors += 1
-            if isinstance(error, InputError): # Other errors are counted where they occur
-                self.metrics.count_error(job.served.bundle.model.version, "canary")
-            return result
-
-    def _let_shadow_predict(self, job: PredictJob) -> None:
-        if (request := CURRENT_REQUEST.get()) is None:
-            self.shadow.submit(job)
-        else:
-            request.after.append(lambda: self.shadow.submit(job))
-
     def _predict_jobs(self, jobs: Sequence[PredictJob]) -> list[ServedPredictions | Exception]:
         results = predict_jobs(jobs)
         self.record(jobs, results)
@@ -326,13 +300,66 @@ class PredictionService(PredictionRecords):
         self._show_models(after, True)
         self.metrics.count_model_change("done")
 
-    def _show_models(self, versions: Versions, loaded: bool) -> None:
-        for role, served in versions.by_role().items():
-            self.metrics.show_model(served.bundle.model.name, served.bundle.model.version, role, loaded)
+# %% ../../nbs/service/prediction_service.ipynb #e344cb8f
+async def predict_or_fall_back(
+    service: VersionPredictions, # Has the threads
+    job: PredictJob, # For champion or canary
+    champion: ServedModel, # Predicts if the canary fails
+) -> ServedPredictions:
+    "Predict a job; what a canary rejects or fails is predicted by the champion, and counted if the champion accepts it."
+    if job.role == "champion":
+        return await service.batcher.submit(job, count_rows(job.rows))
+    strict = replace(job, options=replace(job.options, skip_invalid=False))
+    try:
+        return await service.batcher.submit(strict, count_rows(job.rows))
+    except (ServiceBusyError, ClientGoneError):
+        raise
+    except Exception as error:
+        result = await service.batcher.submit(replace(job, served=champion, role="champion"), count_rows(job.rows))
+        service.canary_errors += 1
+        if isinstance(error, InputError): # Other errors are counted where they occur
+            service.metrics.count_error(job.served.bundle.model.version, "canary")
+        return result
+
+# %% ../../nbs/service/prediction_service.ipynb #a4142c4f
+def after_response(
+    function: Callable[[], None], # Takes no time
+) -> None:
+    "Call a function on the event loop once the response of the current request is sent; at once outside of a request."
+    if (request := CURRENT_REQUEST.get()) is None:
+        function()
+    else:
+        request.after.append(function)
+
+# %% ../../nbs/service/prediction_service.ipynb #2c47d441
+class PredictionService(VersionPredictions):
+    "Predicts by the versions that serve, and keeps the prediction log."
+
+    def predict_now(self, rows: Any, row_ids: list[str] | None = None,
+                    options: PredictOptions = NO_OPTIONS) -> ServedPredictions:
+        "Predict by the champion and log rows in this thread; raises InputError for rows or row ids that cannot be used."
+        check_row_count(rows, self.log.settings.max_rows)
+        return raise_if_error(self._predict_jobs([PredictJob(self.champion, rows, row_ids, options)])[0])
+
+    async def predict(self, rows: Any, row_ids: list[str] | None = None,
+                      options: PredictOptions = NO_OPTIONS) -> ServedPredictions:
+        "The same in a worker thread, by champion or canary; raises ServiceBusyError if too many requests wait."
+        check_row_count(rows, self.log.settings.max_rows)
+        versions = self.traffic.versions
+        served, role = versions.choose(lambda: routing_key(row_ids))
+        result = await predict_or_fall_back(self, PredictJob(served, rows, row_ids, options, role, REQUEST_ID.get()),
+                                            versions.champion)
+        if (request := CURRENT_REQUEST.get()) is not None: # For the access log
+            request.scope.setdefault("state", {})["model_version"] = str(result.bundle.model.version)
+        if versions.shadow is not None:
+            options = PredictOptions(skip_invalid=options.skip_invalid)
+            after_response(partial(self.shadow.submit, PredictJob(versions.shadow, rows, result.row_ids, options, "shadow",
+                                                                  REQUEST_ID.get())))
+        return result
 
     def add_feedback(self, actuals: Any, row_ids: Any) -> int:
         "Log actual values and return their number; InputError, and nothing logged, if one is impossible or was not predicted."
-        check_row_count(actuals)
+        check_row_count(actuals, self.log.settings.max_rows)
         values, ids = read_actuals(actuals, row_ids, self.champion.bundle.problem)
         check_predicted(self.log, ids)
         self.log.add("actuals", [{"row_id": row_id, "actual": actual} for row_id, actual in zip(ids, values, strict=True)])

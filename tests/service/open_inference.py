@@ -36,7 +36,7 @@ def open_inference_document(model: str, version: str) -> dict:
         sent = {"requestBody": {"required": True, "content": {"application/json": {"schema": body}}}} if body else {}
         return {"responses": {"200": {"description": "OK", **content}, **errors}, **sent}
 
-    names = [{"name": name, "in": "path", "required": True, "schema": TEXT, "example": value}
+    names = [{"name": name, "in": "path", "required": True, "schema": {"enum": [value]}}
              for name, value in (("model", model), ("version", version))]  # fmt: skip
     paths: dict[str, dict] = {"/v2": {"get": operation(server)}}
     paths |= {f"/v2/health/{what}": {"get": operation(None)} for what in ("live", "ready")}
