@@ -103,7 +103,8 @@ def read_actuals(
         try:
             read.append(_read_number(value) if problem.task == "regression" else read_class(value, spellings))
         except UnreadableValueError as error:
-            text = f"The actual value of '{problem.target}' of the row id {show_value(row_id)} is {show_value(value)}: {error.reason}."
+            text = (f"The actual value of '{problem.target}' of the row id {show_value(row_id)} is {show_value(value)}: "
+                    f"{error.reason}.")
             errors.append({"row": row, "column": problem.target, "value": show_value(value), "rule": "actual", "message": text,
                            "expected": f"Expected is {error.expected}."})
     if errors:

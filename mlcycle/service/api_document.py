@@ -33,7 +33,7 @@ def status_schemas() -> dict[str, Schema]: # By name
     "The schemas of the routes about the service."
     anything: Schema = {"type": "object"}
     known = {"problem": anything, "columns": {"type": "object", "additionalProperties": TEXT}, "model": anything,
-             "threshold": {"anyOf": [NUMBER, {"type": "null"}]}, "release": anything, "lineage": anything,
+             "threshold": {"anyOf": [NUMBER, {"type": "null"}]}, "release": anything, "lineage": anything, "traffic": anything,
              "card": described({"type": ["string", "null"]}, "Path of the model card; null if the release has none.")}
     return {"Status": object_of({"status": {"enum": ["live", "ready", "not ready"]}}),
             "ModelDescription": {"type": "object", "required": [*known], "properties": known}}
@@ -54,7 +54,8 @@ def status_paths() -> dict[str, dict]: # OpenAPI path items by path
     pages = {kind: {"schema": TEXT} for kind in ("text/markdown", "text/html")}
     card = operation("Model card", "The model card of the release.", pages, None,
                      limits | {404: "The release has no model card."}, tags=["status"])
-    return paths | {"/model": {"get": model}, "/model/card": {"get": card}}
+    metrics = operation("Metrics", "Metrics for Prometheus.", {"text/plain": {"schema": TEXT}}, None, limits, tags=["status"])
+    return paths | {"/model": {"get": model}, "/model/card": {"get": card}, "/metrics": {"get": metrics}}
 
 # %% ../../nbs/service/api_document.ipynb #136c920d
 def api_document(

@@ -15,13 +15,11 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 from fastapi import FastAPI
-from fastapi.responses import Response
 
 from ..errors import ArtifactError
-from .batching import ClientGoneError, ServiceBusyError
 from .bundle import open_release
 from .current_request import KeepCurrentRequest
-from .error_responses import add_error_handlers, error_response
+from .error_responses import add_error_handlers
 from .mlflow_api import mlflow_routes
 from .open_inference_api import open_inference_routes
 from .operation import add_operation
@@ -76,14 +74,6 @@ def add_routes(
         app.include_router(router)
     add_documentation(app, service, descriptions)
 
-# %% ../../nbs/service/app.ipynb #4a6bf17e
-def _add_error_responses(app: FastAPI) -> None:
-    "Turn errors into responses with a status and one or two sentences."
-    add_error_handlers(app)
-    app.exception_handler(ServiceBusyError)(lambda request, error: error_response(
-        request.scope, 503, str(error), headers={"Retry-After": str(error.retry_after)}))
-    app.exception_handler(ClientGoneError)(lambda request, error: Response(status_code=499)) # Nobody reads it
-
 # %% ../../nbs/service/app.ipynb #1cad0462
 def watch_traffic_plan(
     service: PredictionService, # Whose versions follow the plan
@@ -127,8 +117,7 @@ def create_app(
         service.close()
 
     app = FastAPI(lifespan=lifespan, openapi_url=None) # The document is made by `api_document`
-    app.state.service = service
-    _add_error_responses(app)
+    add_error_handlers(app)
     add_routes(app, service)
     app.add_middleware(KeepCurrentRequest)
     add_operation(app, metrics, settings)
