@@ -4472,6 +4472,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                                 'mlcycle/service/service_metrics.py'),
                                                  'mlcycle.service.service_metrics.ServiceMetrics.text': ( 'service/service_metrics.html#servicemetrics.text',
                                                                                                           'mlcycle/service/service_metrics.py'),
+                                                 'mlcycle.service.service_metrics.is_process_alive': ( 'service/service_metrics.html#is_process_alive',
+                                                                                                       'mlcycle/service/service_metrics.py'),
                                                  'mlcycle.service.service_metrics.metrics_routes': ( 'service/service_metrics.html#metrics_routes',
                                                                                                      'mlcycle/service/service_metrics.py'),
                                                  'mlcycle.service.service_metrics.prediction_metrics': ( 'service/service_metrics.html#prediction_metrics',
