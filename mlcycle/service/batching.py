@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MAX_BLOCK_ROWS', 'MAX_SMALL_ROWS', 'ServiceBusyError', 'ClientGoneError', 'WaitingRequest', 'BatchThread',
-           'predict_each', 'set_results', 'MicroBatcher', 'until_disconnect']
+           'predict_waiting', 'predict_each', 'set_results', 'MicroBatcher', 'until_disconnect']
 
 # %% ../../nbs/service/batching.ipynb #a99f09eb
 import asyncio
@@ -71,23 +71,36 @@ class BatchThread:
                         break
                     block.append(more)
                     rows += more.n_rows
-            self._predict([each for each in block if not each.future.cancelled()])
+            predict_waiting([each for each in block if not each.future.cancelled()], self.predict_block, self.observe)
             self.busy = False
 
-    def _predict(self, block: list[WaitingRequest]) -> None:
-        if not block:
-            return
-        start = time.perf_counter()
-        results = predict_each(self.predict_block, [each.job for each in block])
-        for loop in dict.fromkeys(each.loop for each in block):
-            pairs = [(each.future, result) for each, result in zip(block, results, strict=True) if each.loop is loop]
-            with suppress(RuntimeError): # The event loop has ended meanwhile
-                loop.call_soon_threadsafe(set_results, pairs)
-        delay = start - sum(each.since for each in block) / len(block)
-        try:
-            self.observe([each.job for each in block], delay, time.perf_counter() - start)
-        except Exception as error: # A failed measurement must not stop the service
-            print(f"A block was not measured: {error!r}", file=sys.stderr)
+    def start_once(self, lock: threading.Lock) -> None:
+        "Start the thread unless it has been started."
+        if not self.thread.ident:
+            with lock:
+                if not self.thread.ident:
+                    self.thread.start()
+
+# %% ../../nbs/service/batching.ipynb #47e49acb
+def predict_waiting(
+    block: list[WaitingRequest], # May be empty
+    predict_block: Callable[[Sequence[Any]], Sequence[Any]], # Of jobs; returns a result or an exception for each
+    observe: Callable[[Sequence[Any], float, float], None], # Receives jobs, mean queue delay and seconds of a block
+) -> None:
+    "Predict requests as one block, and complete their futures."
+    if not block:
+        return
+    start = time.perf_counter()
+    jobs = [each.job for each in block]
+    results = predict_each(predict_block, jobs)
+    for loop in dict.fromkeys(each.loop for each in block):
+        pairs = [(each.future, result) for each, result in zip(block, results, strict=True) if each.loop is loop]
+        with suppress(RuntimeError): # The event loop has ended meanwhile
+            loop.call_soon_threadsafe(set_results, pairs)
+    try:
+        observe(jobs, start - sum(each.since for each in block) / len(block), time.perf_counter() - start)
+    except Exception as error: # A failed measurement must not stop the service
+        print(f"A block was not measured: {error!r}", file=sys.stderr)
 
 # %% ../../nbs/service/batching.ipynb #7e3b6f74
 def predict_each(
@@ -132,18 +145,12 @@ class MicroBatcher:
         if lane.queue.qsize() >= self.max_waiting or self.closed:
             self.rejected += 1
             raise ServiceBusyError(f"{lane.queue.qsize()} requests are waiting.", remedy="Send the request again later.")
-        if not lane.thread.ident: # Started late, so that an application can be made before a fork
-            self._start(lane)
+        lane.start_once(self.lock) # Late, so that an application can be made before a fork
         loop = asyncio.get_running_loop()
         future, request = loop.create_future(), CURRENT_REQUEST.get()
         watched = lane.busy and request is not None
         lane.queue.put(WaitingRequest(job, n_rows, loop, future, time.perf_counter()))
         return await (until_disconnect(future, request) if watched and request else future)
-
-    def _start(self, lane: BatchThread) -> None:
-        with self.lock:
-            if not lane.thread.ident:
-                lane.thread.start()
 
     def close(self) -> None:
         "Predict what is waiting, and end the threads."

@@ -5,14 +5,16 @@
 # %% auto #0
 __all__ = ['MAX_ROWS_PER_REQUEST', 'NO_OPTIONS', 'ServedPredictions', 'ServedModel', 'check_row_count', 'notes_by_row',
            'PredictJob', 'count_rows', 'predict_jobs', 'predict_block', 'finish_job', 'raise_if_error', 'warm_up',
-           'PredictionRecords', 'PredictionService', 'routing_key', 'prediction_events', 'check_predicted']
+           'PredictionRecords', 'VersionPredictions', 'predict_or_fall_back', 'after_response', 'PredictionService',
+           'routing_key', 'prediction_events', 'check_predicted']
 
 # %% ../../nbs/service/prediction_service.ipynb #86bed9f7
 import sys
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -247,12 +249,16 @@ class PredictionRecords:
         "Measure a block, for each version in it."
         for served in {job.served: None for job in jobs}:
             own = [job for job in jobs if job.served is served]
-            self.metrics.observe_batch(served.bundle.model.version, len(own), sum(count_rows(job.rows) for job in own),
-                                       delay, seconds)
+            n_rows = sum(count_rows(job.rows) for job in own)
+            self.metrics.observe_batch(served.bundle.model.version, len(own), n_rows, delay, seconds)
 
-# %% ../../nbs/service/prediction_service.ipynb #1d6c1322
-class PredictionService(PredictionRecords):
-    "Predicts by the versions that serve, and keeps the prediction log."
+    def _show_models(self, versions: Versions, loaded: bool) -> None:
+        for role, served in versions.by_role().items():
+            self.metrics.show_model(served.bundle.model.name, served.bundle.model.version, role, loaded)
+
+# %% ../../nbs/service/prediction_service.ipynb #bca08712
+class VersionPredictions(PredictionRecords):
+    "The versions that serve, and the threads that predict."
 
     def __init__(
         self,
@@ -278,6 +284,51 @@ class PredictionService(PredictionRecords):
         "Whether requests for predictions are accepted."
         return not self.draining
 
+    def _predict_jobs(self, jobs: Sequence[PredictJob]) -> list[ServedPredictions | Exception]:
+        results = predict_jobs(jobs)
+        self.record(jobs, results)
+        return results
+
+    def _show_change(self, before: Versions, after: Versions) -> None:
+        self._show_models(before, False)
+        self._show_models(after, True)
+        self.metrics.count_model_change("done")
+
+# %% ../../nbs/service/prediction_service.ipynb #e344cb8f
+async def predict_or_fall_back(
+    service: VersionPredictions, # Has the threads
+    job: PredictJob, # For champion or canary
+    champion: ServedModel, # Predicts if the canary fails
+) -> ServedPredictions:
+    "Predict a job; what a canary rejects or fails is predicted by the champion, and counted if the champion accepts it."
+    if job.role == "champion":
+        return await service.batcher.submit(job, count_rows(job.rows))
+    strict = replace(job, options=replace(job.options, skip_invalid=False))
+    try:
+        return await service.batcher.submit(strict, count_rows(job.rows))
+    except (ServiceBusyError, ClientGoneError):
+        raise
+    except Exception as error:
+        result = await service.batcher.submit(replace(job, served=champion, role="champion"), count_rows(job.rows))
+        service.canary_errors += 1
+        if isinstance(error, InputError): # Other errors are counted where they occur
+            service.metrics.count_error(job.served.bundle.model.version, "canary")
+        return result
+
+# %% ../../nbs/service/prediction_service.ipynb #a4142c4f
+def after_response(
+    function: Callable[[], None], # Takes no time
+) -> None:
+    "Call a function on the event loop once the response of the current request is sent; at once outside of a request."
+    if (request := CURRENT_REQUEST.get()) is None:
+        function()
+    else:
+        request.after.append(function)
+
+# %% ../../nbs/service/prediction_service.ipynb #2c47d441
+class PredictionService(VersionPredictions):
+    "Predicts by the versions that serve, and keeps the prediction log."
+
     def predict_now(self, rows: Any, row_ids: list[str] | None = None,
                     options: PredictOptions = NO_OPTIONS) -> ServedPredictions:
         "Predict by the champion and log rows in this thread; raises InputError for rows or row ids that cannot be used."
@@ -290,49 +341,15 @@ class PredictionService(PredictionRecords):
         check_row_count(rows, self.log.settings.max_rows)
         versions = self.traffic.versions
         served, role = versions.choose(lambda: routing_key(row_ids))
-        result = await self._predict_or_fall_back(PredictJob(served, rows, row_ids, options, role, REQUEST_ID.get()),
-                                                 versions.champion)
+        result = await predict_or_fall_back(self, PredictJob(served, rows, row_ids, options, role, REQUEST_ID.get()),
+                                            versions.champion)
         if (request := CURRENT_REQUEST.get()) is not None: # For the access log
             request.scope.setdefault("state", {})["model_version"] = str(result.bundle.model.version)
         if versions.shadow is not None:
             options = PredictOptions(skip_invalid=options.skip_invalid)
-            self._let_shadow_predict(PredictJob(versions.shadow, rows, result.row_ids, options, "shadow", REQUEST_ID.get()))
+            after_response(partial(self.shadow.submit, PredictJob(versions.shadow, rows, result.row_ids, options, "shadow",
+                                                                  REQUEST_ID.get())))
         return result
-
-    async def _predict_or_fall_back(self, job: PredictJob, champion: ServedModel) -> ServedPredictions:
-        if job.role == "champion":
-            return await self.batcher.submit(job, count_rows(job.rows))
-        strict = replace(job, options=replace(job.options, skip_invalid=False))
-        try:
-            return await self.batcher.submit(strict, count_rows(job.rows))
-        except (ServiceBusyError, ClientGoneError):
-            raise
-        except Exception as error:
-            result = await self.batcher.submit(replace(job, served=champion, role="champion"), count_rows(job.rows))
-            self.canary_errors += 1
-            if isinstance(error, InputError): # Other errors are counted where they occur
-                self.metrics.count_error(job.served.bundle.model.version, "canary")
-            return result
-
-    def _let_shadow_predict(self, job: PredictJob) -> None:
-        if (request := CURRENT_REQUEST.get()) is None:
-            self.shadow.submit(job)
-        else:
-            request.after.append(lambda: self.shadow.submit(job))
-
-    def _predict_jobs(self, jobs: Sequence[PredictJob]) -> list[ServedPredictions | Exception]:
-        results = predict_jobs(jobs)
-        self.record(jobs, results)
-        return results
-
-    def _show_change(self, before: Versions, after: Versions) -> None:
-        self._show_models(before, False)
-        self._show_models(after, True)
-        self.metrics.count_model_change("done")
-
-    def _show_models(self, versions: Versions, loaded: bool) -> None:
-        for role, served in versions.by_role().items():
-            self.metrics.show_model(served.bundle.model.name, served.bundle.model.version, role, loaded)
 
     def add_feedback(self, actuals: Any, row_ids: Any) -> int:
         "Log actual values and return their number; InputError, and nothing logged, if one is impossible or was not predicted."

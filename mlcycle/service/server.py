@@ -117,7 +117,8 @@ def serve(
         uvicorn.Server(uvicorn.Config(app, **common)).run(sockets=[bound])
         return
     with tempfile.TemporaryDirectory(prefix="mlcycle-metrics-") as folder:
-        os.environ |= {SERVE_OPTIONS: json.dumps(asdict(options) | {"settings": options.settings | {"workers": workers}}), "PROMETHEUS_MULTIPROC_DIR": folder}
+        passed = asdict(options) | {"settings": options.settings | {"workers": workers}}
+        os.environ |= {SERVE_OPTIONS: json.dumps(passed), "PROMETHEUS_MULTIPROC_DIR": folder}
         config = uvicorn.Config("mlcycle.service.server:app_from_environment", factory=True, workers=workers, **common)
         print(address, flush=True)
         from uvicorn.supervisors import Multiprocess

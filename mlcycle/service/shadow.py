@@ -26,14 +26,12 @@ class ShadowThread:
         self.queue: Queue[Any] = Queue(max_waiting)
         self.failed = self.dropped = 0
         self.thread = threading.Thread(target=self._work, name="predict-shadow", daemon=True)
-        self.lock = threading.Lock()
 
     def submit(self, job: Any) -> None:
         "Queue a job, or drop it if the queue is full."
-        with self.lock:
-            if not self.thread.ident:
-                self.thread.start()
         try:
+            if not self.thread.ident: # Jobs come from one thread, that of the event loop
+                self.thread.start()
             self.queue.put_nowait(job)
         except Full:
             self.dropped += 1

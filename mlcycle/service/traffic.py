@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['RETRY_AFTER_LOOKS', 'TrafficPlan', 'read_traffic_plan', 'write_traffic_plan', 'routing_position', 'Versions',
-           'Traffic', 'check_same_target', 'PlanWatcher']
+           'Traffic', 'open_versions', 'check_same_target', 'PlanWatcher']
 
 # %% ../../nbs/service/traffic.ipynb #98666924
 import os
@@ -102,7 +102,7 @@ class Traffic:
     ) -> bool: # Whether the plan serves now
         "Open the releases of a plan and let them serve; an error is kept in `problem` and changes nothing."
         try:
-            after = self._open(path, read_traffic_plan(path), open_version)
+            after = open_versions(path, read_traffic_plan(path), self.versions, open_version)
         except Exception as error: # Whatever is wrong with a release, the old one goes on
             self._report(str(error) if isinstance(error, MlcycleError) else repr(error))
             return False
@@ -110,17 +110,6 @@ class Traffic:
         if before != after:
             self.on_change(before, after)
         return True
-
-    def _open(self, path: Path, plan: TrafficPlan, open_version: Callable[[Path, list[Path]], Any]) -> Versions:
-        folder, functions = Path(path).absolute().parent, [Path(path).absolute().parent / each for each in plan.functions]
-        known = {each.folder.absolute(): each for each in self.versions.by_role().values()}
-        opened: dict[str, Any] = {}
-        for role in ("champion", "canary", "shadow"):
-            if release := getattr(plan, role):
-                place = (folder / release).absolute()
-                opened[role] = known[place] = known.get(place) or open_version(place, functions)
-        check_same_target(opened)
-        return Versions(canary_share=plan.canary_share, **opened)
 
     def _report(self, problem: str) -> None:
         if problem != self.problem:
@@ -133,6 +122,24 @@ class Traffic:
         facts: dict[str, Any] = {role: {"model": each.bundle.model.name, "version": each.bundle.model.version,
                                         "release": each.folder.name} for role, each in self.versions.by_role().items()}
         return facts | {"canary_share": self.versions.canary_share, "problem": self.problem or None}
+
+# %% ../../nbs/service/traffic.ipynb #5dc2bc29
+def open_versions(
+    path: Path, # Traffic plan; its releases are relative to the folder of this file
+    plan: TrafficPlan, # Its content
+    serving: Versions, # That serve now; those that the plan names again are not opened again
+    open_version: Callable[[Path, list[Path]], Any], # Opens a release, with files of trusted functions
+) -> Versions:
+    "The versions of a plan; raises what opening raises, and InputError for versions that predict another target."
+    folder, functions = Path(path).absolute().parent, [Path(path).absolute().parent / each for each in plan.functions]
+    known = {each.folder.absolute(): each for each in serving.by_role().values()}
+    opened: dict[str, Any] = {}
+    for role in ("champion", "canary", "shadow"):
+        if release := getattr(plan, role):
+            place = (folder / release).absolute()
+            opened[role] = known[place] = known.get(place) or open_version(place, functions)
+    check_same_target(opened)
+    return Versions(canary_share=plan.canary_share, **opened)
 
 # %% ../../nbs/service/traffic.ipynb #a5c672a9
 def check_same_target(

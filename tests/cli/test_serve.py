@@ -1,4 +1,4 @@
-"""`mlcycle serve` and `mlcycle models traffic` with a real registry: names, errors, and an alias that moves while it is served."""
+"""`mlcycle serve` and `mlcycle models traffic` with a real registry: names, errors, an alias that moves under a service."""
 
 import os
 import shutil
