@@ -182,7 +182,6 @@ def open_inference_routes(
 ) -> APIRouter:
     "The routes of the Open Inference Protocol."
     router = APIRouter(include_in_schema=False)
-    status_of_server(router, service)
 
     async def metadata(request: Request) -> Response:
         check_model(request, service.champion.bundle)
@@ -202,10 +201,10 @@ def open_inference_routes(
         served = await service.predict(read_inputs(fields["inputs"], binary), None, PredictOptions())
         return await write_response(lambda served: infer_response(served, outputs, request_id), served)
 
-    for path in ("/v2/models/{model}", "/v2/models/{model}/versions/{version}"):
-        router.add_api_route(path, metadata, methods=["GET"])
-        router.add_api_route(f"{path}/ready", model_ready, methods=["GET"])
-        router.add_api_route(f"{path}/infer", infer, methods=["POST"])
+    for end, endpoint, method in (("/infer", infer, "POST"), ("/ready", model_ready, "GET"), ("", metadata, "GET")):
+        for path in ("/v2/models/{model}", "/v2/models/{model}/versions/{version}"):
+            router.add_api_route(path + end, endpoint, methods=[method])
+    status_of_server(router, service)
     return router
 
 # %% ../../nbs/service/open_inference_api.ipynb #e4e81475
