@@ -17,6 +17,7 @@ from .deployment.stage import describe_release
 from .lifecycle.choice import StageChoice
 from .lifecycle.plan import make_plan_from_parameters
 from .lifecycle.runner import run_plan
+from .service.row_scorer import compile_row_scorer
 from .service.rows import count_notes, intervals_of_rows, predict_rows
 from .stores.models.registry import load_registered_model, open_experiment
 from .stores.sources.ingest import save_frame_as_source
@@ -40,7 +41,8 @@ def predict_with_run(
     bundle = describe_release(problem, run.dataset, run.plan, candidate, run.workspace)
     with run.workspace.lock("registry"):
         open_experiment(run.workspace.tracking_uri, run.workspace.artifacts, candidate.model.name)
-    predicted, prepared = predict_rows(bundle, load_registered_model(candidate.model, run.workspace), rows)
+    scorer = compile_row_scorer(load_registered_model(candidate.model, run.workspace), bundle)
+    predicted, prepared = predict_rows(bundle, scorer, rows)
     table = pd.DataFrame({"prediction": predicted.labels}, index=prepared.index)
     if problem.task == "multiclass":
         table = table.join(pd.DataFrame(predicted.scores, prepared.index, columns=[f"score_{c}" for c in problem.classes]))

@@ -660,6 +660,7 @@ class Parity(Record):
 class Release(Outcome):
     "Outcome of stage 6: the release bundle and its parity check."
 
+    volatile: ClassVar[tuple[str, ...]] = ("files",) # Each signature is another one; the name of the bundle says what is in it
     stage: ClassVar[str] = "deployment"
     released: bool
     model: ModelRef

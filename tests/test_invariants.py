@@ -216,7 +216,7 @@ def _documented(parameter: str, source: str) -> bool:
     [
         ("mlcycle", ["pandas", "numpy", "sklearn", "mlflow", "pydantic"]),
         ("mlcycle.cli.app", ["pandas", "sklearn", "mlflow", "matplotlib"]),
-        ("mlcycle.service.app", ["mlflow", "seaborn", "matplotlib", "IPython", "optuna", "papermill", "duckdb"]),
+        ("mlcycle.service.app", ["mlflow", "seaborn", "matplotlib", "IPython", "optuna", "papermill", "duckdb", "scipy.stats"]),
     ],
 )
 def test_imports_stay_light(module, heavy):

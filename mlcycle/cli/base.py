@@ -26,7 +26,7 @@ from ..errors import MlcycleError, ParameterError, StorageError
 # %% ../../nbs/cli/base.ipynb #898d7189
 COMMAND_GROUPS = {"Project": ("init", "update", "doctor", "clean"),
                   "Runs": ("run", "status", "why", "params", "batch", "nb"),
-                  "Results and service": ("runs", "compare", "diff", "report", "checks", "serve", "key"),
+                  "Results and service": ("runs", "compare", "diff", "report", "checks", "serve", "verify", "key"),
                   "Problem, data, models": ("problem", "contract", "data", "models"),
                   "Governance": ("approve", "reject", "rollback", "history", "audit", "card", "dossier")} # Commands by heading
 
@@ -48,7 +48,7 @@ class GroupedCommands(TyperGroup):
 # %% ../../nbs/cli/base.ipynb #2c42e942
 app = typer.Typer(cls=GroupedCommands, no_args_is_help=True, invoke_without_command=True, add_completion=False,
                   rich_markup_mode=None,
-                  help="Machine-learning lifecycle for tabular data: from problem to monitoring.")
+                  help="Machine learning on tabular data, from the problem to a monitored service.")
 PIPE_WIDTH = 10_000 # Characters of a line in a pipe or a file, so that nothing is folded; the variable COLUMNS overrides it
 console = Console(width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else PIPE_WIDTH, force_jupyter=False)
 errors = Console(stderr=True, force_jupyter=False) # The server imports this module for notebooks too

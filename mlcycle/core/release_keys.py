@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['RELEASE_KEY_VARIABLE', 'TRUSTED_KEYS_VARIABLE', 'RELEASE_KEY_FILE', 'load_release_key', 'generate_release_key',
-           'private_key_pem', 'public_key_pem', 'release_key_text', 'parse_public_key', 'trusted_release_keys']
+           'private_key_pem', 'public_key_pem', 'release_key_text', 'parse_public_key', 'trusted_release_keys',
+           'release_keys_setting', 'trust_release_keys']
 
 # %% ../../nbs/core/release_keys.ipynb #329914dd
 import base64
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from uuid import uuid4
 
+from .settings import read_settings, section_with_defaults
 from .signing import user_folder
 from ..errors import ParameterError
 
@@ -115,7 +117,7 @@ def parse_public_key(
     from cryptography.hazmat.primitives.serialization import load_der_public_key, load_pem_public_key
 
     try:
-        if text.endswith(".pem") or text.endswith(".pub"):
+        if text.endswith((".pem", ".pub")):
             text = Path(text).expanduser().read_text()
         der = base64.b64decode(text, validate=True) if "-----BEGIN" not in text else b""
         key = load_der_public_key(der) if der else load_pem_public_key(text.encode())
@@ -133,3 +135,18 @@ def trusted_release_keys(
     "The public keys whose releases are accepted: one's own, those of the environment, and further ones."
     named, own = [*os.environ.get(TRUSTED_KEYS_VARIABLE, "").split(), *configured], load_release_key(generate=False)
     return {*(release_key_text(parse_public_key(each)) for each in named), *([release_key_text(own.public_key())] if own else [])}
+
+# %% ../../nbs/core/release_keys.ipynb #a9bacd34
+def release_keys_setting(
+    project: Path, # Folder of a project, or another folder
+) -> list[str]: # Empty without a settings file
+    "The public keys of the setting `release_keys`."
+    return section_with_defaults(read_settings(project), "governance")["release_keys"].split()
+
+# %% ../../nbs/core/release_keys.ipynb #8e2dde7d
+def trust_release_keys(
+    keys: Iterable[str], # Public keys
+) -> None:
+    "Trust further keys in this process and those that it starts."
+    named = os.environ.get(TRUSTED_KEYS_VARIABLE, "").split()
+    os.environ[TRUSTED_KEYS_VARIABLE] = " ".join(dict.fromkeys([*named, *keys]))

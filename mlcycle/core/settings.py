@@ -37,6 +37,7 @@ GOVERNANCE_DEFAULTS = {
     "four_eyes": "false", # `true`: only a person other than the one who trained may approve; implies `manual`
     "audit_head": "", # Folder for the signed heads of audit logs; empty: in the user's state folder
     "trusted_keys": "", # Public keys of colleagues whose signatures are accepted, one a line
+    "release_keys": "", # Public keys whose releases are accepted, one a line
     "openlineage_url": "", # OpenLineage events are sent there as well; empty: they are only written to files
 }
 SECTION_DEFAULTS = {"stores": STORE_DEFAULTS, "engine": ENGINE_DEFAULTS, "hooks": HOOK_DEFAULTS,

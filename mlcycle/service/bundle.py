@@ -23,7 +23,7 @@ from zipfile import ZipFile
 from pydantic import ValidationError
 from sklearn.base import BaseEstimator
 
-from ..core.files import atomic_folder, hash_file
+from ..core.files import atomic_folder, hash_file, json_hash
 from ..core.release_keys import load_release_key, parse_public_key, public_key_pem, release_key_text, trusted_release_keys
 from ..core.own_wheel import own_requirement, pack_own_wheel
 from ..core.versions import distribution_version
@@ -105,10 +105,7 @@ def build_bundle(
     The folder is named `<model>-<version>-<hash>`. Without a key, such as where the home folder is read-only, it is not signed.
     """
     files, key = bundle_file_contents(bundle, model_path, functions) | dict(documents or {}), load_release_key()
-    requirements = files["requirements.txt"]
-    assert isinstance(requirements, bytes) # Only the model and the functions are paths
-    inside = sha256(f"{bundle.content()} {requirements.decode()}".encode()).hexdigest()[:8]
-    whole = folder / f"{bundle.model.name}-{bundle.model.version}-{inside}"
+    whole = folder / f"{bundle.model.name}-{bundle.model.version}-{json_hash(_hash_contents(files))[:8]}"
     if key:
         files[PUBLIC_KEY_FILE] = public_key_pem(key.public_key())
     if not _is_intact(whole, files):
@@ -121,17 +118,22 @@ def build_bundle(
         write_archive(whole)
     return whole
 
+# %% ../../nbs/service/bundle.ipynb #1bdfcaf2
+def _hash_contents(files: Mapping[str, bytes | Path]) -> dict[str, str]:
+    "SHA-256 of each file that is to be written."
+    return {name: hash_file(each) if isinstance(each, Path) else sha256(each).hexdigest() for name, each in files.items()}
+
 # %% ../../nbs/service/bundle.ipynb #0ac9bda1
 def _is_intact(folder: Path, files: Mapping[str, bytes | Path]) -> bool:
     "Whether a release has exactly these files, is signed with the key among them if there is one, and has its archive."
-    expected = {name: hash_file(each) if isinstance(each, Path) else sha256(each).hexdigest() for name, each in files.items()}
     try:
         found = verify_files(folder)
         signed = bool(verify_signature(folder, found))
     except (ArtifactError, OSError):
         return False
     del found[MANIFEST_FILE]
-    return found == expected and signed == (PUBLIC_KEY_FILE in files) and folder.with_name(f"{folder.name}.tar.gz").is_file()
+    archive = folder.with_name(f"{folder.name}.tar.gz")
+    return found == _hash_contents(files) and signed == (PUBLIC_KEY_FILE in files) and archive.is_file()
 
 # %% ../../nbs/service/bundle.ipynb #9ab5122f
 def hash_bundle_files(

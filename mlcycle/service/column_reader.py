@@ -21,6 +21,7 @@ import pandas as pd
 from ..ml.cleaning_plan import ColumnCleaningPlan
 from ..ml.column_cleaning import to_python
 from ..ml.value_parsing import format_value
+from ..outcomes import NA_VALUES
 from .input_values import TEXT_DTYPES, TrainingValues, UnreadableValueError, number_limit, read_value
 
 # %% ../../nbs/service/column_reader.ipynb #9e880dbd
@@ -74,7 +75,7 @@ def make_plain_test(
 ) -> Callable[[Any], Any]: # The value, or None if it must be read by `read_value`
     "A fast function that returns values which need no conversion, and None for others."
     if dtype in TEXT_DTYPES:
-        texts = frozenset((*known.texts, *known.kept))
+        texts = frozenset((*known.texts, *known.kept, *(text for text in known.categories if text not in NA_VALUES)))
         return lambda value: value if value.__class__ is str and value in texts else None
     if dtype.startswith("datetime"):
         return make_date_test(plan) or (lambda value: None)

@@ -75,13 +75,13 @@ class ServedModel:
 
     def read(self, rows: Any, row_ids: list[str] | None, options: PredictOptions) -> tuple[list[str], PreparedRows]:
         "Row ids and clean rows; raises InputError for rows or row ids that cannot be used."
-        check_row_count(rows)
         count = count_rows(rows)
         ids = [uuid4().hex for _ in range(count)] if row_ids is None else check_row_ids(row_ids, count)
         return ids, prepare_rows(rows, self.bundle, skip_invalid=options.skip_invalid)
 
     def predict(self, rows: Any, row_ids: list[str] | None, options: PredictOptions) -> ServedPredictions:
         "Check, clean and predict rows; raises InputError for rows or row ids that cannot be used."
+        check_row_count(rows)
         return raise_if_error(predict_jobs([PredictJob(self, rows, row_ids, options)])[0])
 
     def score_columns(self, columns: dict[str, Any], n_rows: int) -> Predictions:
@@ -91,10 +91,11 @@ class ServedModel:
 # %% ../../nbs/service/prediction_service.ipynb #5ee81010
 def check_row_count(
     rows: Any, # Rows or actual values of a request
+    limit: int = MAX_ROWS_PER_REQUEST, # Largest number of rows
 ) -> None:
     "Raise RowLimitError if a request has too many rows."
-    if (count := count_rows(rows)) > MAX_ROWS_PER_REQUEST:
-        raise RowLimitError(f"The request has {count:,} rows.", f"Expected are at most {MAX_ROWS_PER_REQUEST:,}.",
+    if (count := count_rows(rows)) > limit:
+        raise RowLimitError(f"The request has {count:,} rows.", f"Expected are at most {limit:,}.",
                             "Send several requests.")
 
 # %% ../../nbs/service/prediction_service.ipynb #63aafb4b
@@ -280,16 +281,19 @@ class PredictionService(PredictionRecords):
     def predict_now(self, rows: Any, row_ids: list[str] | None = None,
                     options: PredictOptions = NO_OPTIONS) -> ServedPredictions:
         "Predict by the champion and log rows in this thread; raises InputError for rows or row ids that cannot be used."
+        check_row_count(rows, self.log.settings.max_rows)
         return raise_if_error(self._predict_jobs([PredictJob(self.champion, rows, row_ids, options)])[0])
 
     async def predict(self, rows: Any, row_ids: list[str] | None = None,
                       options: PredictOptions = NO_OPTIONS) -> ServedPredictions:
         "The same in a worker thread, by champion or canary; raises ServiceBusyError if too many requests wait."
-        check_row_count(rows)
+        check_row_count(rows, self.log.settings.max_rows)
         versions = self.traffic.versions
         served, role = versions.choose(lambda: routing_key(row_ids))
         result = await self._predict_or_fall_back(PredictJob(served, rows, row_ids, options, role, REQUEST_ID.get()),
                                                  versions.champion)
+        if (request := CURRENT_REQUEST.get()) is not None: # For the access log
+            request.scope.setdefault("state", {})["model_version"] = str(result.bundle.model.version)
         if versions.shadow is not None:
             options = PredictOptions(skip_invalid=options.skip_invalid)
             self._let_shadow_predict(PredictJob(versions.shadow, rows, result.row_ids, options, "shadow", REQUEST_ID.get()))
@@ -332,7 +336,7 @@ class PredictionService(PredictionRecords):
 
     def add_feedback(self, actuals: Any, row_ids: Any) -> int:
         "Log actual values and return their number; InputError, and nothing logged, if one is impossible or was not predicted."
-        check_row_count(actuals)
+        check_row_count(actuals, self.log.settings.max_rows)
         values, ids = read_actuals(actuals, row_ids, self.champion.bundle.problem)
         check_predicted(self.log, ids)
         self.log.add("actuals", [{"row_id": row_id, "actual": actual} for row_id, actual in zip(ids, values, strict=True)])

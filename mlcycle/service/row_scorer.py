@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['Predict', 'LINEAR_MODELS', 'WRAPPERS', 'Scoring', 'NotCompiledError', 'linear_function', 'lightgbm_function',
-           'constant_function', 'model_function', 'pipeline_function', 'shared_steps', 'frame_function',
-           'compile_model', 'average_function', 'RowScorer', 'compile_row_scorer']
+           'xgboost_function', 'constant_function', 'model_function', 'pipeline_function', 'shared_steps',
+           'frame_function', 'compile_model', 'average_function', 'RowScorer', 'compile_row_scorer']
 
 # %% ../../nbs/service/row_scorer.ipynb #deb4453c
 from collections.abc import Callable, Mapping
@@ -105,6 +105,22 @@ def lightgbm_function(
 
     return predict
 
+# %% ../../nbs/service/row_scorer.ipynb #49b7fd8c
+def xgboost_function(
+    model: Any, # Fitted XGBClassifier or XGBRegressor
+    probabilities: bool, # Whether probabilities are predicted
+) -> Callable[[np.ndarray], np.ndarray]:
+    "The predictions of XGBoost, by its booster; categories are the codes that it learned."
+    booster, trees = model.get_booster(), (0, 0) # All of them
+    if model.early_stopping_rounds:
+        trees = (0, model.best_iteration + 1)
+
+    def predict(rows: np.ndarray) -> np.ndarray:
+        values = booster.inplace_predict(rows, iteration_range=trees, missing=model.missing, validate_features=False)
+        return np.vstack((1.0 - values, values)).transpose() if probabilities and values.ndim == 1 else values
+
+    return predict
+
 # %% ../../nbs/service/row_scorer.ipynb #1b4a6ebb
 def constant_function(
     model: Any, # Fitted DummyClassifier or DummyRegressor
@@ -131,6 +147,8 @@ def model_function(
         return lambda rows: model.normalise(inner(rows))
     if package == "lightgbm" and kind in ("LGBMClassifier", "LGBMRegressor") and not callable(model.objective):
         return lightgbm_function(model, probabilities)
+    if package == "xgboost" and kind in ("XGBClassifier", "XGBRegressor") and model.booster != "gblinear":
+        return xgboost_function(model, probabilities)
     if native:
         raise NotCompiledError(f"{kind} reads categories by name from a data frame")
     if package == "sklearn" and kind.startswith("Dummy") and getattr(model, "strategy", "") in ("prior", "mean", "median"):

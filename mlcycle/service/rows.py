@@ -85,7 +85,8 @@ class RowReader:
         known = {name: bundle.training_values.get(name, TrainingValues()) for name in self.names}
         plans = {name: bundle.cleaning.columns.get(name, ColumnCleaningPlan()) for name in self.names}
         self.readers = [ColumnReader(name, dtype, known[name], plans[name]) for name, dtype in self.dtypes.items()]
-        self.categories = {name: frozenset(each.texts) for name, each in known.items() if each.texts}
+        self.categories = {name: frozenset(each.texts or each.categories) for name, each in known.items()
+                           if each.texts or each.categories}
         tests = {name: make_cleaning_test(dtype, self.plan.columns[name]) for name, dtype in self.dtypes.items()
                  if name in self.plan.columns}
         self.tests = {name: test for name, test in tests.items() if test}
@@ -254,14 +255,14 @@ def _restore_dtype(values: pd.Series, dtype: str) -> pd.Series:
 # %% ../../nbs/service/rows.ipynb #5c130063
 def find_unseen_categories(
     columns: Mapping[str, np.ndarray], # Clean columns
-    categories: Mapping[str, frozenset[str]], # Categories of the training rows, by column
+    categories: Mapping[str, frozenset], # Categories of the training rows, by column
     rows: list[int] | None = None, # Position of each row among the rows as sent; None: the same
 ) -> list[dict]: # `row`, `column`, `value`, `warning`
     "Find categories that the training rows do not have."
     found = []
     for name, known in categories.items():
         for row, value in enumerate(columns[name].tolist()):
-            if value not in known and value is not None:
+            if value not in known and value is not None and value == value:
                 found.append({"row": row if rows is None else rows[row], "column": name, "value": value,
                               "warning": "The training rows do not have this category; it is treated as an unseen one."})
     return found
@@ -354,16 +355,14 @@ def groups_for_intervals(
     if not name or name == bundle.problem.target:
         return None
     if name in prepared.columns:
-        values = prepared.frame[name].tolist()
-    elif isinstance(rows, pd.DataFrame):
-        values = rows[name].tolist() if name in rows else [None] * len(rows)
-    elif isinstance(rows, ColumnTable):
-        values = list(rows[name]) if name in rows else [None] * len(rows)
+        values = prepared.columns[name].tolist()
     else:
-        records = [rows] if isinstance(rows, Mapping | pd.Series) else rows
-        values = [each.get(name) if isinstance(each, Mapping | pd.Series) else None for each in records]
-    if name not in prepared.columns and prepared.rows is not None:
-        values = [values[place] for place in prepared.rows]
+        if isinstance(rows, pd.DataFrame | ColumnTable):
+            values = list(rows[name]) if name in rows else [None] * len(rows)
+        else:
+            records = [rows] if isinstance(rows, Mapping | pd.Series) else rows
+            values = [each.get(name) if isinstance(each, Mapping | pd.Series) else None for each in records]
+        values = values if prepared.rows is None else [values[row] for row in prepared.rows]
     return ["missing" if value is None or value != value else str(value).strip() for value in values]
 
 # %% ../../nbs/service/rows.ipynb #feee33df
@@ -384,11 +383,17 @@ def intervals_of_rows(
 
 # %% ../../nbs/service/rows.ipynb #a3fff46a
 def to_json_rows(
-    rows: pd.DataFrame, # Columns of numbers, booleans, text and dates
+    rows: pd.DataFrame | Mapping[str, np.ndarray], # Numbers, booleans, text and dates; or columns of `PreparedRows`
 ) -> list[dict]: # One dictionary per row, with JSON values
     "Convert rows to JSON records for a request or for the prediction log."
-    columns = [[_json_value(value) for value in values.tolist()] for _, values in rows.items()]
-    return [dict(zip(rows.columns, record, strict=True)) for record in zip(*columns, strict=True)]
+    columns = [[_json_value(value) for value in _python_values(values)] for _, values in rows.items()]
+    return [dict(zip(rows, record, strict=True)) for record in zip(*columns, strict=True)]
+
+# %% ../../nbs/service/rows.ipynb #c940c1a7
+def _python_values(values: pd.Series | np.ndarray) -> list:
+    "The values of a column as Python objects."
+    is_date = isinstance(values, np.ndarray) and values.dtype.kind == "M" # In nanoseconds, `tolist` gives integers
+    return values.astype("datetime64[us]").tolist() if is_date else values.tolist()
 
 # %% ../../nbs/service/rows.ipynb #87a91345
 def _json_value(value: Any) -> Any:

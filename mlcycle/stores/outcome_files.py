@@ -51,7 +51,8 @@ def list_files_of_record(
     if isinstance(record, FileRef):
         return [workspace.root / record.path]
     if isinstance(record, Release):
-        return [workspace.root / record.bundle / name for name in record.files]
+        archive = [workspace.root / record.archive] if record.archive else []
+        return [*(workspace.root / record.bundle / name for name in record.files), *archive]
     if isinstance(record, Candidate):
         from mlcycle.stores.models.registry import registered_model_file # Imported late: MLflow is slow to import
 

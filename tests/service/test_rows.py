@@ -21,7 +21,9 @@ from mlcycle.outcomes import ModelRef, Problem
 from mlcycle.service.app import create_app
 from mlcycle.service.bundle import Bundle, open_release
 from mlcycle.service.input_values import UnreadableValueError, describe_training_values, read_value
-from mlcycle.service.rows import plan_for_prediction, prepare_rows, to_json_rows
+from mlcycle.service.row_scorer import compile_row_scorer
+from mlcycle.service.rows import plan_for_prediction, predict_rows, prepare_rows, to_json_rows
+from mlcycle.service.sent_rows import RejectedRowsError
 from mlcycle.stores.events import add_events, open_event_database, read_events
 from mlcycle.stores.sources.ingest import normalise_dtypes, read_source_with_provenance
 
@@ -112,6 +114,7 @@ def test_values_that_mean_the_same_get_the_same_score_everywhere(doors, change, 
         ({"placed": "03/04/2024"}, ["'placed'", "2024-03-04 or 2024-04-03", "ISO 8601"]),
         ({"placed": "soon"}, ["'placed'", "'soon'", "ISO 8601"]),
         ({"placed": 5}, ["'placed'", "a number is not a date"]),
+        ({"vip": "maybe"}, ["'vip'", "'maybe'", "neither 'False' nor 'True'"]),
         ({"placed": "0001-01-01T00:00:00+05:00"}, ["'placed'"]),
     ],
 )
@@ -171,6 +174,48 @@ def test_what_cleaning_changes_is_in_the_response_in_the_log_and_in_a_warning(do
     assert logged.town.tolist() == ["Lima", "Lima", "Lima", "Limo"]
     assert [each[0]["step"] if isinstance(each, list) else None for each in logged.changes] == [None, "sentinels", "case", None]
     assert logged.warnings.iloc[3][0]["value"] == "Limo"
+
+
+def test_a_sentinel_of_the_training_rows_is_reported_in_rows_of_any_form(doors):
+    run, _, _ = doors
+    row = ROW | {"spend": -999}
+    for rows in (row, [row] * 30, pd.DataFrame([row]), pd.DataFrame([row] * 30).astype({"spend": float})):
+        with pytest.warns(
+            UserWarning, match="'spend' was changed in .* by the cleaning step 'sentinels', such as '-999' to missing"
+        ):
+            run.predict(rows)
+
+
+def test_an_unseen_category_among_many_is_reported_and_an_id_is_not():
+    codes = [f"{number:05}" for number in range(10_000, 10_400)]
+    rows = pd.DataFrame({"zip": codes * 3, "number": [int(code) for code in codes] * 3, "id": [f"id {n}" for n in range(1200)]})
+    about = dict.fromkeys(["decision", "question", "owner", "source", "source_sha256", "target"], "-")
+    bundle = Bundle(
+        problem=Problem(**about, task="regression", metric="r2", metrics=["r2"], criteria=[], rows=1),
+        columns={name: str(values.dtype) for name, values in rows.items()},
+        threshold=None,
+        model=ModelRef(name="m", version=1, run_id="", sha256=""),
+        training_values={name: describe_training_values(values, categorical=True) for name, values in rows.items()},
+    )
+    seen = {"zip": "10007", "number": 10007, "id": "new"}
+    assert prepare_rows(seen, bundle).warnings == []
+    warnings = prepare_rows([seen, {"zip": "99999", "number": 99999, "id": "newer"}], bundle).warnings
+    assert [(each["row"], each["column"], each["value"]) for each in warnings] == [(1, "zip", "99999"), (1, "number", 99999)]
+
+
+def test_all_bad_cells_are_listed_and_the_other_rows_can_be_predicted(doors):
+    run, _, _ = doors
+    bundle, model = load_bundle(run.workspace.root / run.release.bundle)
+    scorer, rows = compile_row_scorer(model, bundle), [ROW, ROW | {"zip": "x", "vip": "maybe"}, {}, ROW | {"spend": "-999"}]
+    with pytest.raises(RejectedRowsError) as caught:
+        predict_rows(bundle, scorer, rows)
+    cells = [(each["row"], each["column"], each["rule"]) for each in caught.value.errors]
+    assert cells[-2:] == [(1, "zip", "type"), (1, "vip", "category")]
+    assert {each[2] for each in cells[:-2]} == {"missing_column"}
+    predictions, prepared = predict_rows(bundle, scorer, rows, skip_invalid=True)
+    assert prepared.valid == [0, 3]
+    assert predictions.scores.tolist() == predict_rows(bundle, scorer, [rows[0], rows[3]])[0].scores.tolist()
+    assert [change["row"] for change in prepared.changes] == [3]
 
 
 def test_feedback_is_read_as_classes_of_the_target(doors):

@@ -356,7 +356,7 @@ def test_another_major_or_minor_version_is_named_once(tmp_path):
 
 
 def test_a_file_that_does_not_load_says_which_versions_differ(tmp_path, monkeypatch):
-    import skops.io
+    from mlcycle.stores.models.skops_copy import skops_copy
 
     path = tmp_path / "model.skops"
     path.write_bytes(
@@ -368,7 +368,7 @@ def test_a_file_that_does_not_load_says_which_versions_differ(tmp_path, monkeypa
     def broken(*_, **__):
         raise TypeError("__init__() got an unexpected keyword argument")
 
-    monkeypatch.setattr(skops.io, "load", broken)
+    monkeypatch.setattr(skops_copy(), "load", broken)
     with pytest.raises(ArtifactError, match=r"numpy 1\.26\.0 -> \S+, scikit-learn 1\.2\.3 -> \S+"):
         load_model(path)
     path.write_bytes(b"no zip")

@@ -165,13 +165,13 @@ def check_model_archive(
     with open(path, "rb") as file:
         if (start := file.read(4))[:2] != b"PK":
             kind = "a pickle file" if start[:1] == b"\x80" else "no skops file"
-            raise ArtifactError(f"The model file {path} is {kind}; it is not read.", "Loading a pickle, as pickle, joblib and "
+            raise ArtifactError(f"The model file {path} cannot be loaded: it is {kind}.", "Loading a pickle, as pickle, joblib and "
                                 "cloudpickle write it, runs code from the file.", "Save the model with skops.")
     try:
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()
     except zipfile.BadZipFile as error:
-        raise ArtifactError(f"The model file {path} cannot be read: {error}.", remedy="Make it again.") from error
+        raise ArtifactError(f"The model file {path} cannot be loaded: {error}.", remedy="Make it again.") from error
     if odd := [entry.filename for entry in entries if not re.fullmatch(r"[\w-][\w.-]*", entry.filename)]:
         raise ArtifactError(f"The model file {path} has an entry with the name {odd[0]!r}.", "Plain names are expected.")
     if pickled := [entry.filename for entry in entries if Path(entry.filename).suffix in (".pkl", ".pickle", ".joblib")]:

@@ -1,0 +1,136 @@
+"""`mlcycle serve` and `mlcycle models traffic` with a real registry: names, errors, and an alias that moves while it is served."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import httpx
+import mlflow
+import pytest
+from commands import cli
+from conftest import stored_rows
+
+import mlcycle as mc
+from mlcycle.service.bundle import build_bundle, open_release
+from mlcycle.service.rows import to_json_rows
+from mlcycle.stores.models.registry import connect_registry, set_alias
+
+
+@pytest.fixture(scope="module")
+def served(table_run, tmp_path_factory):
+    "A project whose model has a champion and a second released version, and a row."
+    project = tmp_path_factory.mktemp("served") / "project"
+    shutil.copytree(table_run("wine").workspace.project, project)
+    run = mc.open("last", project)
+    connect_registry(run.workspace.tracking_uri, run.workspace.artifacts)
+    ref, first = run.release.model, run.workspace.root / run.release.bundle
+    client = mlflow.MlflowClient()
+    known = client.get_model_version(ref.name, str(ref.version))
+    tags = {name: value for name, value in known.tags.items() if name in ("sha256", "run", "functions")}
+    made = client.create_model_version(ref.name, known.source, run_id=known.run_id, tags=tags)
+    second = ref.model_copy(update={"version": int(made.version)})
+    bundle, _ = open_release(first)
+    build_bundle(run.workspace.root / "releases", bundle.model_copy(update={"model": second}), first / "model.skops")
+    client.create_model_version(ref.name, known.source, run_id=known.run_id, tags=tags)  # Never released
+    set_alias(ref)
+    rows = to_json_rows(stored_rows(run, "holdout")[run.plan.input_columns].head(1))
+    return run, second, rows
+
+
+class Serving:
+    "A running `mlcycle serve`."
+
+    def __init__(self, project: Path, *words: str):
+        command = [str(Path(sys.executable).parent / "mlcycle"), "serve", *words, "--port", "0"]
+        self.process = subprocess.Popen(command, cwd=project, stdout=subprocess.PIPE, text=True)
+
+    def __enter__(self):
+        assert self.process.stdout is not None
+        url = self.process.stdout.readline().strip()
+        assert url, "it did not start"
+        self.client = httpx.Client(base_url=url, timeout=60)
+        self.wait_until(self.is_ready)
+        return self
+
+    def is_ready(self) -> bool:
+        try:
+            return self.client.get("/health").is_success
+        except httpx.TransportError:
+            return False
+
+    def wait_until(self, condition) -> None:
+        deadline = time.monotonic() + 60
+        while not condition():
+            assert time.monotonic() < deadline, "it did not happen"
+            time.sleep(0.1)
+
+    def version(self, rows: list[dict], key: str = "a") -> int:
+        "The version that predicts; each request must succeed."
+        response = self.client.post("/predict", json={"rows": rows}, headers={"X-Routing-Key": key})
+        assert response.status_code == 200, response.text
+        return response.json()["version"]
+
+    def __exit__(self, *error):
+        self.client.close()
+        self.process.send_signal(signal.SIGTERM)
+        try:
+            self.code = self.process.wait(60)
+        finally:
+            self.process.kill()
+
+
+def test_a_served_alias_follows_promotion_and_rollback(served):
+    run, second, rows = served
+    with Serving(run.workspace.project, run.release.model.name) as serving:
+        assert serving.version(rows) == run.release.model.version
+        set_alias(second)
+        serving.wait_until(lambda: serving.version(rows) == second.version)
+        set_alias(run.release.model)
+        serving.wait_until(lambda: serving.version(rows) == run.release.model.version)
+    assert serving.code == 0
+
+
+def test_canary_and_shadow_of_a_running_service_change_by_one_command(served):
+    run, second, rows = served
+    name, project = run.release.model.name, run.workspace.project
+    with Serving(project, f"{name}:{run.release.model.version}", "--workers", "1") as serving:
+        assert not (Path(f"/proc/{serving.process.pid}/task/{serving.process.pid}/children")).read_text()  # No parent is needed
+        done = cli("models", "traffic", name, "--canary", str(second.version), "--canary-share", "1", cwd=project)
+        assert done.returncode == 0, done.stderr
+        serving.wait_until(lambda: serving.version(rows) == second.version)
+        done = cli("models", "traffic", name, "--canary", "", "--shadow", str(second.version), cwd=project)
+        assert done.returncode == 0, done.stderr
+        serving.wait_until(lambda: serving.version(rows) == run.release.model.version)
+        assert serving.client.get("/model").json()["traffic"]["shadow"]["version"] == second.version
+    assert serving.code == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (["nothing"], "nothing"),
+        (["{name}@winner"], "winner"),
+        (["{name}@99"], "99"),
+        (["{name}:3"], "not released"),
+        (["{name}", "--canary", "3"], "not released"),
+        (["{run}", "--canary", "2"], "not a registered model"),
+    ],
+)
+def test_what_cannot_be_served_is_a_clear_error(served, words, named):
+    run, _, _ = served
+    words = [word.format(name=run.release.model.name, run=run.id) for word in words]
+    done = cli("serve", *words, "--port", "0", cwd=run.workspace.project)
+    assert done.returncode == 2
+    assert named in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_release_folder_is_served(served):
+    run, _, rows = served
+    with Serving(run.workspace.project, os.fspath(run.workspace.root / run.release.bundle)) as serving:
+        assert serving.version(rows) == run.release.model.version
+    assert serving.code == 0
