@@ -36,7 +36,7 @@ def release_facts(
         signer = verify_signature(folder, files)
         release = {"name": folder.name, "sha256": files[MANIFEST_FILE], "signer": signer or None, "files": files}
     lineage = {"run_id": bundle.model.run_id, "model_sha256": bundle.model.sha256, "source": bundle.problem.source,
-               "source_sha256": bundle.problem.source_sha256}
+               "source_sha256": bundle.problem.source_sha256, "data_sha256": bundle.data_sha256}
     has_card = any(name in files for name in CARD_FILES)
     return {**bundle.model_dump(mode="json"), "release": release, "lineage": lineage, "card": "/model/card" if has_card else None}
 
