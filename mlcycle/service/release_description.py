@@ -22,3 +22,4 @@ class Bundle(Record):
     training_values: dict[str, TrainingValues] = {} # What the training rows have in each column
     conformal: Conformal | None = None # For prediction intervals or sets; None: the service has none
     examples: list[dict] = [] # Typical rows that can be sent; composed, not training rows
+    data_sha256: dict[str, str] = {} # Hash of the rows of the training table and of the holdout, by table
