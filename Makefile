@@ -71,8 +71,8 @@ setup: .venv/ready  ## Create the environment .venv
 	python -m pip install --quiet --no-deps --no-build-isolation -e .
 	@touch $@
 
-system:  ## Install the system packages of the browser tests (Debian, as root)
-	apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium fonts-liberation
+system:  ## Install the system packages of some tests: a browser, and promtool (Debian, as root)
+	apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium fonts-liberation prometheus
 
 lock: setup  ## Update the pinned versions of all dependencies
 	python -m pip install --quiet uv

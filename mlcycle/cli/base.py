@@ -24,8 +24,7 @@ from typer.core import TyperGroup
 from ..errors import MlcycleError, ParameterError, StorageError
 
 # %% ../../nbs/cli/base.ipynb #898d7189
-COMMAND_GROUPS = {"Project": ("init", "update", "doctor", "clean"),
-                  "Runs": ("run", "status", "why", "params", "batch", "nb"),
+COMMAND_GROUPS = {"Project and runs": ("init", "update", "doctor", "clean", "run", "status", "why", "params", "batch", "nb"),
                   "Results and service": ("runs", "compare", "diff", "report", "checks", "serve", "verify", "key"),
                   "Problem, data, models": ("problem", "contract", "data", "models"),
                   "Governance": ("approve", "reject", "rollback", "history", "audit", "card", "dossier")} # Commands by heading

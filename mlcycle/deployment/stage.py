@@ -59,6 +59,7 @@ def describe_release(
     return Bundle(problem=served, columns={name: str(kind) for name, kind in train.dtypes.items()}, model=candidate.model,
                   threshold=candidate.threshold, cleaning=load_cleaning_plan(dataset, workspace),
                   conformal=candidate.conformal, examples=example_rows(train),
+                  data_sha256={name: table.sha256 for name, table in dataset.tables.items() if name in ("train", "holdout")},
                   training_values={str(name): describe_training_values(values, name in categorical)
                                    for name, values in train.items()})
 

@@ -13,7 +13,7 @@ from typing import Any
 from .bundle import Bundle
 from .input_schema import row_schema
 from .mlflow_api import mlflow_paths, mlflow_schemas
-from .open_inference_api import open_inference_paths, open_inference_schemas
+from .open_inference_schemas import open_inference_paths, open_inference_schemas
 from mlcycle.service.openapi_schemas import (
     LIMIT_ERRORS,
     NUMBER,

@@ -38,7 +38,7 @@ from mlcycle.service.openapi_schemas import (
     schema_ref,
 )
 from .predict_api import write_response
-from .prediction_options import PredictOptions, class_probabilities
+from .prediction_options import PredictOptions, requested_probabilities
 from .prediction_service import MAX_ROWS_PER_REQUEST, PredictionService, ServedPredictions
 from .request_bodies import read_choice, read_content_type, read_object
 
@@ -134,7 +134,7 @@ def invocation_response(
     probabilities: bool, # Whether probabilities are wanted
 ) -> Response:
     "The response of `POST /invocations`."
-    values = class_probabilities(served.bundle.problem, served.predictions) if probabilities else served.predictions.labels
+    values = requested_probabilities(served.bundle.problem, served.predictions) if probabilities else served.predictions.labels
     return json_response({"predictions": values.tolist()})
 
 # %% ../../nbs/service/mlflow_api.ipynb #ba877285

@@ -4,8 +4,7 @@
 
 # %% auto #0
 __all__ = ['model_metadata', 'check_model', 'split_body', 'read_inputs', 'read_outputs', 'infer_response',
-           'open_inference_routes', 'status_of_server', 'tensor_schemas', 'open_inference_schemas',
-           'open_inference_paths']
+           'open_inference_routes', 'status_of_server']
 
 # %% ../../nbs/service/open_inference_api.ipynb #eec84a98
 import json
@@ -23,24 +22,11 @@ from ..ml.column_table import ColumnTable
 from .bundle import Bundle
 from .error_responses import RequestError, json_response
 from .input_values import show_value
-from mlcycle.service.openapi_schemas import (
-    BODY_ERRORS,
-    LIMIT_ERRORS,
-    TEXT,
-    Schema,
-    described,
-    json_content,
-    list_of,
-    object_of,
-    operation,
-    schema_ref,
-)
 from .predict_api import write_response
-from .prediction_options import PredictOptions, class_name, class_probabilities
+from .prediction_options import PredictOptions, class_name, requested_probabilities
 from .prediction_service import PredictionService, ServedPredictions
 from .request_bodies import read_content_type, read_object
 from mlcycle.service.tensors import (
-    TENSOR_TYPES,
     column_datatype,
     label_datatype,
     read_binary_tensor,
@@ -158,7 +144,7 @@ def infer_response(
     bundle, n_rows, listed, parts = served.bundle, len(served.predictions), [], []
     for name, is_binary in outputs.items():
         labels = name == "predict"
-        values = served.predictions.labels if labels else class_probabilities(bundle.problem, served.predictions)
+        values = served.predictions.labels if labels else requested_probabilities(bundle.problem, served.predictions)
         datatype = label_datatype(bundle.problem) if labels else "FP64"
         tensor: dict[str, Any] = {"name": name, "datatype": datatype, "shape": [n_rows, *values.shape[1:]]}
         if is_binary:
@@ -182,7 +168,6 @@ def open_inference_routes(
 ) -> APIRouter:
     "The routes of the Open Inference Protocol."
     router = APIRouter(include_in_schema=False)
-    status_of_server(router, service)
 
     async def metadata(request: Request) -> Response:
         check_model(request, service.champion.bundle)
@@ -202,10 +187,10 @@ def open_inference_routes(
         served = await service.predict(read_inputs(fields["inputs"], binary), None, PredictOptions())
         return await write_response(lambda served: infer_response(served, outputs, request_id), served)
 
-    for path in ("/v2/models/{model}", "/v2/models/{model}/versions/{version}"):
-        router.add_api_route(path, metadata, methods=["GET"])
-        router.add_api_route(f"{path}/ready", model_ready, methods=["GET"])
-        router.add_api_route(f"{path}/infer", infer, methods=["POST"])
+    for end, endpoint, method in (("/infer", infer, "POST"), ("/ready", model_ready, "GET"), ("", metadata, "GET")):
+        for path in ("/v2/models/{model}", "/v2/models/{model}/versions/{version}"):
+            router.add_api_route(path + end, endpoint, methods=[method])
+    status_of_server(router, service)
     return router
 
 # %% ../../nbs/service/open_inference_api.ipynb #e4e81475
@@ -227,78 +212,3 @@ def status_of_server(
     routes: dict[str, Callable] = {"/v2": server, "/v2/": server, "/v2/health/live": live, "/v2/health/ready": ready}
     for path, endpoint in routes.items():
         router.add_api_route(path, endpoint, methods=["GET"])
-
-# %% ../../nbs/service/open_inference_api.ipynb #0c746c4d
-def tensor_schemas() -> dict[str, Schema]: # By name
-    "The schemas of tensors."
-    datatype: Schema = {"enum": [*TENSOR_TYPES]}
-    element: Schema = {"type": ["boolean", "number", "string", "null"]}
-    data = {"type": "array", "items": {"anyOf": [element, {"type": "array", "items": element, "minItems": 1, "maxItems": 1}]}}
-    rows: Schema = {"type": "integer", "minimum": 0}
-    shape = {"type": "array", "prefixItems": [rows, {"const": 1}], "items": False, "minItems": 1, "description": "[n] or [n, 1]."}
-    size = object_of({}, {"binary_data_size": {"type": "integer", "minimum": 0}})
-    size["additionalProperties"] = True
-    head = {"name": TEXT, "datatype": datatype}
-    return {"TensorMetadata": object_of({**head, "shape": list_of({"type": "integer", "minimum": -1})}),
-            "InputTensor": object_of({**head, "shape": shape}, {"data": data, "parameters": size}),
-            "OutputTensor": object_of({**head, "shape": list_of(rows)}, {"data": list_of(element), "parameters": size})}
-
-# %% ../../nbs/service/open_inference_api.ipynb #510b261e
-def open_inference_schemas() -> dict[str, Schema]: # By name
-    "The schemas of the Open Inference Protocol."
-    flag = {"type": "object", "properties": {"binary_data": {"type": "boolean"}, "binary_data_output": {"type": "boolean"}}}
-    tensors = list_of(schema_ref("TensorMetadata"))
-    wanted = object_of({"name": {"enum": ["predict", "predict_proba"]}}, {"parameters": flag})
-    request = object_of({"inputs": list_of(schema_ref("InputTensor"), minItems=1)},
-                        {"id": TEXT, "parameters": flag, "outputs": list_of(wanted)})
-    outputs = list_of(schema_ref("OutputTensor"))
-    response = object_of({"model_name": TEXT, "model_version": TEXT, "outputs": outputs}, {"id": TEXT})
-    server = object_of({"name": TEXT, "version": TEXT, "extensions": list_of(TEXT)})
-    model = object_of({"name": TEXT, "versions": list_of(TEXT), "platform": TEXT, "inputs": tensors, "outputs": tensors},
-                      {"properties": {"type": "object", "additionalProperties": TEXT}})
-    ready = object_of({}, {"name": TEXT, "live": {"type": "boolean"}, "ready": {"type": "boolean"}})
-    return tensor_schemas() | {"InferRequest": request, "InferResponse": response, "ServerMetadata": server,
-                               "ModelMetadata": model, "ReadyResponse": ready,
-                               "InferError": object_of({"error": TEXT}, {"errors": list_of(schema_ref("CellError"))})}
-
-# %% ../../nbs/service/open_inference_api.ipynb #48df2c5a
-def open_inference_paths(
-    bundle: Bundle, # Description of a release
-) -> dict[str, dict]: # OpenAPI path items by path
-    "The operations of the Open Inference Protocol."
-    paths = {}
-    for name, summary, schema in (("", "Server metadata", "ServerMetadata"), ("/health/live", "Server live", "ReadyResponse"),
-                                  ("/health/ready", "Server ready", "ReadyResponse")):
-        paths[f"/v2{name}"] = {"get": _v2_operation(summary, schema)}
-    model = _path_parameter("model", bundle.model.name)
-    version = _path_parameter("version", str(bundle.model.version))
-    for path, parameters in (("/v2/models/{model}", [model]), ("/v2/models/{model}/versions/{version}", [model, version])):
-        paths[path] = {"get": _v2_operation("Model metadata", "ModelMetadata", {404: "No such model."}), "parameters": parameters}
-        paths[f"{path}/ready"] = {"get": _v2_operation("Model ready", "ReadyResponse", {404: "No such model."}),
-                                  "parameters": parameters}
-        errors = BODY_ERRORS | LIMIT_ERRORS | {400: "The body or its rows cannot be used.", 404: "No such model."}
-        body = json_content(schema_ref("InferRequest"), **_infer_example(bundle))
-        paths[f"{path}/infer"] = {"post": _v2_operation("Infer", "InferResponse", errors, body), "parameters": parameters}
-    return paths
-
-# %% ../../nbs/service/open_inference_api.ipynb #3e6bc127
-def _v2_operation(summary: str, schema: str, errors: dict[int, str] | None = None, body: dict | None = None) -> dict:
-    "An operation of the Open Inference Protocol."
-    reasons = (errors or {}) | {status: LIMIT_ERRORS[status] for status in (401, 403, 429)} | {503: "The service is not ready."}
-    return operation(summary, f"{summary}, as in the Open Inference Protocol.", json_content(schema_ref(schema)), body, reasons,
-                     "InferError", tags=["open inference"])
-
-# %% ../../nbs/service/open_inference_api.ipynb #9b7a5ed9
-def _path_parameter(name: str, value: str) -> dict:
-    "A parameter of a path, with the only value that it has here."
-    return {"name": name, "in": "path", "required": True, "schema": described({"enum": [value]}, f"The {name} that is served.")}
-
-# %% ../../nbs/service/open_inference_api.ipynb #3c337679
-def _infer_example(bundle: Bundle) -> dict:
-    "A request with the example rows of a release."
-    if not bundle.examples:
-        return {}
-    rows = len(bundle.examples)
-    tensors = [{"name": name, "datatype": column_datatype(dtype), "shape": [rows],
-                "data": [row.get(name) for row in bundle.examples]} for name, dtype in bundle.columns.items()]
-    return {"example": {"inputs": tensors}}

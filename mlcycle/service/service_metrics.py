@@ -4,11 +4,13 @@
 
 # %% auto #0
 __all__ = ['DURATION_BUCKETS', 'QUEUE_BUCKETS', 'ROW_BUCKETS', 'KNOWN_METHODS', 'METRICS_CONTENT_TYPE', 'request_metrics',
-           'prediction_metrics', 'PredictionCounts', 'ServiceMetrics', 'shared_registry', 'metrics_routes']
+           'prediction_metrics', 'PredictionCounts', 'ServiceMetrics', 'is_process_alive', 'shared_registry',
+           'metrics_routes']
 
 # %% ../../nbs/service/service_metrics.ipynb #980ed093
 import os
 import platform
+from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
@@ -142,12 +144,28 @@ class ServiceMetrics(PredictionCounts):
         from prometheus_client import generate_latest
         return generate_latest(shared_registry() if self.shared else self.registry)
 
+# %% ../../nbs/service/service_metrics.ipynb #0de9ef58
+def is_process_alive(
+    pid: int, # Process id
+) -> bool:
+    "Whether a process exists."
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError: # Of another user
+        pass
+    return True
+
 # %% ../../nbs/service/service_metrics.ipynb #faef798f
 def shared_registry() -> "CollectorRegistry":
-    "The sums over all worker processes."
+    "The sums over all worker processes; gauges of workers that have ended, such as by kill -9, are left out."
     from prometheus_client import CollectorRegistry
-    from prometheus_client.multiprocess import MultiProcessCollector
+    from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 
+    for file in Path(os.environ["PROMETHEUS_MULTIPROC_DIR"]).glob("gauge_live*_*.db"):
+        if not is_process_alive(pid := int(file.stem.rsplit("_", 1)[1])):
+            mark_process_dead(pid)
     registry = CollectorRegistry()
     MultiProcessCollector(registry)
     return registry

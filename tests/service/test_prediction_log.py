@@ -6,15 +6,18 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 
+import httpx
 import pytest
 import sqlalchemy as sa
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
+from toy_releases import toy_release, toy_rows
 
 from mlcycle.service import prediction_log
 from mlcycle.service.prediction_log import PredictionLog, PredictionLogError, read_spooled, write_events
@@ -221,6 +224,49 @@ def test_kill_9_loses_only_the_last_moment_and_writes_nothing_twice(tmp_path, aw
     assert found == [str(number) for number in range(len(found))], "in order, each once"
     lost = [float(line[1]) for line in lines if len(line) == 2 and int(line[0]) >= len(found)]
     assert all(killed - when < 0.5 for when in lost), "20 ms as a rule; a busy machine may take longer"
+
+
+MAIN = "from mlcycle.service.server import main; main()"
+
+
+@pytest.mark.parametrize("stop", [signal.SIGTERM, signal.SIGKILL])
+def test_a_service_that_ends_during_an_outage_loses_no_acknowledged_prediction(tmp_path, stop):
+    file, release = tmp_path / "events.db", toy_release(tmp_path, 1)
+    file.mkdir()
+    command = [sys.executable, "-c", MAIN, str(release), "--drain-seconds", "0", "--run", "run"]
+    environment = os.environ | {"MLCYCLE_EVENTS_URL": f"sqlite:///{file}"}
+    acknowledged, row = [], toy_rows(1).to_dict("records")[0]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
+        assert process.stdout is not None
+        url = process.stdout.readline().strip()
+
+        def send(client: httpx.Client) -> None:
+            for number in range(10_000):
+                row_id = f"{id(client)}-{number}"
+                try:
+                    response = client.post("/predict", json={"rows": [row], "row_ids": [row_id]})
+                except httpx.TransportError:
+                    return
+                if response.is_success:
+                    acknowledged.append((row_id, time.monotonic()))
+
+        with httpx.Client(base_url=url, timeout=30) as one, httpx.Client(base_url=url, timeout=30) as other:
+            threads = [threading.Thread(target=send, args=[client]) for client in (one, other)]
+            for thread in threads:
+                thread.start()
+            wait_until(lambda: len(acknowledged) > 200)
+            ended = time.monotonic()
+            process.send_signal(stop)
+            code = process.wait(60)
+            for thread in threads:
+                thread.join()
+    assert code == (0 if stop == signal.SIGTERM else -signal.SIGKILL)
+    file.rmdir()
+    PredictionLog(f"sqlite:///{file}", "next").close()
+    found = logged(f"sqlite:///{file}")
+    assert len(found) == len(set(found))
+    lost = [when for row_id, when in acknowledged if row_id not in set(found)]
+    assert not lost if stop == signal.SIGTERM else all(ended - when < 0.5 for when in lost)
 
 
 def test_a_crash_between_commit_and_confirmation_writes_nothing_twice(tmp_path):

@@ -462,6 +462,7 @@ def test_the_model_is_described(served):
     assert model["release"]["sha256"] and len(model["release"]["files"]) > 5
     assert model["release"]["signer"]
     assert model["lineage"]["run_id"] == served.bundle.model.run_id
+    assert set(model["lineage"]["data_sha256"]) == {"train", "holdout"}
     card = served.client.get(model["card"])
     assert card.headers["content-type"].startswith("text/")
     assert served.bundle.problem.target in card.text

@@ -109,6 +109,7 @@ def test_workers_share_their_counts(tmp_path):
     ]
     values = samples(texts[-1])
     assert values["mlcycle_predictions_total", ("role", "champion"), ("version", "1")] == 5
+    assert values["mlcycle_prediction_log_backlog_events",] == 7, "the first worker has ended"
     assert values["mlcycle_request_duration_seconds_sum", ("method", "POST"), ("route", "/predict")] == 1
     assert values["mlcycle_model_info", ("model", "toy"), ("role", "champion"), ("version", "1")] == 1
 
