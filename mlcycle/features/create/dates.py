@@ -166,8 +166,31 @@ def _check_parts(parts: Sequence[str], trend: bool, country: str) -> list[str]:
         _holidays(country, (2020,))
     return [*parts, *["elapsed"] * trend, *["holiday", "to_holiday", "since_holiday"] * bool(country)]
 
+# %% ../../../nbs/features/create/dates.ipynb #25ee4685
+class _FittedDateParts(TransformerMixin, BaseEstimator):
+    "The methods of a fitted `DateParts`."
+
+    holidays: str
+    first_: dict[str, str] # Earliest timestamp of each column
+    parts_: list[tuple[str, str, str]] # Column, part and form of each output
+
+    def transform(self, X: pd.DataFrame) -> np.ndarray:
+        "Date parts as floats, shape (n, parts); NaN where a timestamp is missing."
+        check_is_fitted(self)
+        check_columns(X, self.first_)
+        return self.encode(X)
+
+    def encode(self, rows: pd.DataFrame | ColumnTable) -> np.ndarray:
+        "The same without checking the columns."
+        return _fill(rows, self.parts_, self.first_, self.holidays)
+
+    def get_feature_names_out(self, input_features=None) -> np.ndarray:
+        "Names such as `placed_hour`: column and part, joined by an underscore."
+        check_is_fitted(self)
+        return np.asarray([_name(*part) for part in self.parts_], dtype=object)
+
 # %% ../../../nbs/features/create/dates.ipynb #a1ff76b8
-class DateParts(TransformerMixin, BaseEstimator):
+class DateParts(_FittedDateParts):
     """Date parts of each column, such as hour and weekday; parts that are constant in the training rows are left out.
 
     `fit` raises ParameterError if a part or the country is unknown, or the package `holidays` is not installed.
@@ -194,21 +217,6 @@ class DateParts(TransformerMixin, BaseEstimator):
             for part, values in _parts(times, checked, self.first_[name], self.holidays).items():
                 self.parts_ += [(name, part, form) for form in _forms(part, values, self.cyclic)]
         return self
-
-    def transform(self, X: pd.DataFrame) -> np.ndarray:
-        "Date parts as floats, shape (n, parts); NaN where a timestamp is missing."
-        check_is_fitted(self)
-        check_columns(X, self.first_)
-        return self.encode(X)
-
-    def encode(self, rows: pd.DataFrame | ColumnTable) -> np.ndarray:
-        "The same without checking the columns."
-        return _fill(rows, self.parts_, self.first_, self.holidays)
-
-    def get_feature_names_out(self, input_features=None) -> np.ndarray:
-        "Names such as `placed_hour`: column and part, joined by an underscore."
-        check_is_fitted(self)
-        return np.asarray([_name(*part) for part in self.parts_], dtype=object)
 
 # %% ../../../nbs/features/create/dates.ipynb #34a2eb4b
 def describe_date_parts(
