@@ -8,7 +8,6 @@ __all__ = ['ReadColumn', 'coercion_kind', 'make_date_test', 'make_plain_test', '
 
 # %% ../../nbs/service/column_reader.ipynb #fced05c1
 import re
-from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -32,7 +31,7 @@ class ReadColumn:
     values: np.ndarray # Numbers, booleans, datetimes; or objects: text, None where missing
     notes: list[tuple[int, Any, Any]] = field(default_factory=list) # Place, before, after of values set to missing or rewritten
     errors: list[tuple[int, Any, UnreadableValueError]] = field(default_factory=list) # Place, value and reason
-    coercions: Counter = field(default_factory=Counter) # Values that came in another notation, by kind
+    coercions: dict[str, int] = field(default_factory=dict) # Values that came in another notation, by kind
 
 # %% ../../nbs/service/column_reader.ipynb #abbae3ac
 def coercion_kind(
@@ -165,7 +164,7 @@ def read_other(
         if reader.is_text and is_rewritten(before, now):
             made.notes.append((place, value, now))
         if kind := coercion_kind(before, now):
-            made.coercions[kind] += 1
+            made.coercions[kind] = made.coercions.get(kind, 0) + 1
     return now
 
 # %% ../../nbs/service/column_reader.ipynb #5760b2a8

@@ -87,7 +87,8 @@ def encode_cyclic(
 
     Values are mapped to the unit circle at the angle 2π * value / period, so the last value of a period is next to the first.
     """
-    return np.sin(2 * np.pi * values / period), np.cos(2 * np.pi * values / period)
+    angles = 2 * np.pi * values / period
+    return np.sin(angles), np.cos(angles)
 
 # %% ../../../nbs/features/create/dates.ipynb #2d947648
 @lru_cache(maxsize=64)
@@ -147,9 +148,11 @@ def _fill(rows: pd.DataFrame | ColumnTable, wanted: list[tuple[str, str, str]], 
     made = np.empty((len(rows), len(wanted)))
     for name in dict.fromkeys(name for name, _, _ in wanted):
         parts = _parts(column_to_times(rows, name), {part for its, part, _ in wanted if its == name}, first[name], country)
+        cycles = {part: encode_cyclic(parts[part], PART_PERIODS[part])
+                  for part in dict.fromkeys(part for its, part, form in wanted if form and its == name)}
         for place, (its, part, form) in enumerate(wanted):
             if its == name:
-                made[:, place] = encode_cyclic(parts[part], PART_PERIODS[part])[form == "cos"] if form else parts[part]
+                made[:, place] = cycles[part][form == "cos"] if form else parts[part]
     return made
 
 # %% ../../../nbs/features/create/dates.ipynb #584d96b3
