@@ -7,11 +7,14 @@ __all__ = ['array_function']
 
 # %% ../../nbs/ml/array_steps.ipynb #bfb065de
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
 from sklearn.impute import SimpleImputer
 from sklearn.preprocessing import RobustScaler, StandardScaler
+
+from .outliers import OutlierLimits, apply_outlier_limits
 
 # %% ../../nbs/ml/array_steps.ipynb #bda65ff0
 def array_function(
@@ -23,6 +26,8 @@ def array_function(
     """
     if hasattr(step, "encode"):
         return step.encode
+    if type(step) is OutlierLimits:
+        return partial(apply_outlier_limits, step)
     if type(step) is StandardScaler:
         return _scaling(step.mean_ if step.with_mean else None, step.scale_ if step.with_std else None)
     if type(step) is RobustScaler and not step.unit_variance:

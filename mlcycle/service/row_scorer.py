@@ -194,9 +194,7 @@ def pipeline_function(
     ours = [step for step in steps if hasattr(step, "transform_columns")]
     if not ours or steps[:len(ours)] != ours:
         raise NotCompiledError(f"{type(steps[0] if steps else model).__name__} reads a data frame")
-    if hasattr(ours[-1], "encoded_frame") is False:
-        raise NotCompiledError(f"{type(ours[-1]).__name__} makes no matrix")
-    native, more = ours[-1].encoding == "native", [array_function(step) for step in steps[len(ours):]]
+    native, more = getattr(ours[-1], "encoding", "") == "native", [array_function(step) for step in steps[len(ours):]]
     encode = shared_steps(ours)
     compilation.estimators[name] = model
     predict = (onnx_function(model, compilation.onnx[name], compilation.probabilities) if name in compilation.onnx

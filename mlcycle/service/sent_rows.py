@@ -6,7 +6,6 @@
 __all__ = ['EXPECTED_ROWS', 'RejectedRowsError', 'SentRows', 'split_into_columns']
 
 # %% ../../nbs/service/sent_rows.ipynb #f0e2859e
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -43,7 +42,7 @@ class SentRows:
     n_rows: int # Number of rows
     index: pd.Index | None = None # Of a data frame
     errors: list[dict] = field(default_factory=list) # Missing columns, and rows that are no mappings
-    coercions: Counter = field(default_factory=Counter) # Extra columns, and columns in another order
+    coercions: dict[str, int] = field(default_factory=dict) # Extra columns, and columns in another order
 
 # %% ../../nbs/service/sent_rows.ipynb #b9cde8c5
 def split_into_columns(
@@ -97,10 +96,10 @@ def _columns_of_table(rows: ColumnTable, names: list[str]) -> SentRows:
     return SentRows({name: rows[name] for name in names}, len(rows), coercions=coercions)
 
 # %% ../../nbs/service/sent_rows.ipynb #e9f6d71e
-def _table_coercions(order: list[int], width: int) -> Counter:
+def _table_coercions(order: list[int], width: int) -> dict[str, int]:
     "Extra columns of a table, and whether its columns are in another order."
     counts = {"extra columns": width - len(order), "column order": int(order != sorted(order))}
-    return Counter({kind: count for kind, count in counts.items() if count})
+    return {kind: count for kind, count in counts.items() if count}
 
 # %% ../../nbs/service/sent_rows.ipynb #bc71501a
 def _columns_of_records(records: list | tuple, names: list[str]) -> SentRows:

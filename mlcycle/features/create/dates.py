@@ -87,7 +87,8 @@ def encode_cyclic(
 
     Values are mapped to the unit circle at the angle 2π * value / period, so the last value of a period is next to the first.
     """
-    return np.sin(2 * np.pi * values / period), np.cos(2 * np.pi * values / period)
+    angles = 2 * np.pi * values / period
+    return np.sin(angles), np.cos(angles)
 
 # %% ../../../nbs/features/create/dates.ipynb #2d947648
 @lru_cache(maxsize=64)
@@ -147,9 +148,11 @@ def _fill(rows: pd.DataFrame | ColumnTable, wanted: list[tuple[str, str, str]], 
     made = np.empty((len(rows), len(wanted)))
     for name in dict.fromkeys(name for name, _, _ in wanted):
         parts = _parts(column_to_times(rows, name), {part for its, part, _ in wanted if its == name}, first[name], country)
+        cycles = {part: encode_cyclic(parts[part], PART_PERIODS[part])
+                  for part in dict.fromkeys(part for its, part, form in wanted if form and its == name)}
         for place, (its, part, form) in enumerate(wanted):
             if its == name:
-                made[:, place] = encode_cyclic(parts[part], PART_PERIODS[part])[form == "cos"] if form else parts[part]
+                made[:, place] = cycles[part][form == "cos"] if form else parts[part]
     return made
 
 # %% ../../../nbs/features/create/dates.ipynb #584d96b3
@@ -166,8 +169,31 @@ def _check_parts(parts: Sequence[str], trend: bool, country: str) -> list[str]:
         _holidays(country, (2020,))
     return [*parts, *["elapsed"] * trend, *["holiday", "to_holiday", "since_holiday"] * bool(country)]
 
+# %% ../../../nbs/features/create/dates.ipynb #25ee4685
+class _FittedDateParts(TransformerMixin, BaseEstimator):
+    "The methods of a fitted `DateParts`."
+
+    holidays: str
+    first_: dict[str, str] # Earliest timestamp of each column
+    parts_: list[tuple[str, str, str]] # Column, part and form of each output
+
+    def transform(self, X: pd.DataFrame) -> np.ndarray:
+        "Date parts as floats, shape (n, parts); NaN where a timestamp is missing."
+        check_is_fitted(self)
+        check_columns(X, self.first_)
+        return self.encode(X)
+
+    def encode(self, rows: pd.DataFrame | ColumnTable) -> np.ndarray:
+        "The same without checking the columns."
+        return _fill(rows, self.parts_, self.first_, self.holidays)
+
+    def get_feature_names_out(self, input_features=None) -> np.ndarray:
+        "Names such as `placed_hour`: column and part, joined by an underscore."
+        check_is_fitted(self)
+        return np.asarray([_name(*part) for part in self.parts_], dtype=object)
+
 # %% ../../../nbs/features/create/dates.ipynb #a1ff76b8
-class DateParts(TransformerMixin, BaseEstimator):
+class DateParts(_FittedDateParts):
     """Date parts of each column, such as hour and weekday; parts that are constant in the training rows are left out.
 
     `fit` raises ParameterError if a part or the country is unknown, or the package `holidays` is not installed.
@@ -194,21 +220,6 @@ class DateParts(TransformerMixin, BaseEstimator):
             for part, values in _parts(times, checked, self.first_[name], self.holidays).items():
                 self.parts_ += [(name, part, form) for form in _forms(part, values, self.cyclic)]
         return self
-
-    def transform(self, X: pd.DataFrame) -> np.ndarray:
-        "Date parts as floats, shape (n, parts); NaN where a timestamp is missing."
-        check_is_fitted(self)
-        check_columns(X, self.first_)
-        return self.encode(X)
-
-    def encode(self, rows: pd.DataFrame | ColumnTable) -> np.ndarray:
-        "The same without checking the columns."
-        return _fill(rows, self.parts_, self.first_, self.holidays)
-
-    def get_feature_names_out(self, input_features=None) -> np.ndarray:
-        "Names such as `placed_hour`: column and part, joined by an underscore."
-        check_is_fitted(self)
-        return np.asarray([_name(*part) for part in self.parts_], dtype=object)
 
 # %% ../../../nbs/features/create/dates.ipynb #34a2eb4b
 def describe_date_parts(

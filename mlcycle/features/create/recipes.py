@@ -64,11 +64,7 @@ def _plain_array(values: Any) -> np.ndarray:
 
 # %% ../../../nbs/features/create/recipes.ipynb #f2ae0c5f
 class FeatureCreator(TransformerMixin, BaseEstimator):
-    """Add the columns of recipes to a table.
-
-    The output has the columns of the training table in their order, followed by the new ones. Raises InputError if a column is
-    missing.
-    """
+    "Add the columns of recipes to a table, after the columns of the training table; raises InputError if one is missing."
 
     feature_names_in_: np.ndarray
 

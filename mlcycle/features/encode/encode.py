@@ -65,10 +65,6 @@ class _FittedEncoder(TransformerMixin, BaseEstimator):
         _fill(numbers, rows, self.encoders_)
         return numbers
 
-    def encoded_frame(self, numbers: np.ndarray) -> pd.DataFrame | np.ndarray:
-        "The output of `transform` from that of `transform_columns`."
-        return self._finish(numbers, pd.RangeIndex(len(numbers)))
-
     def _finish(self, numbers, index):
         return encoded_array_to_frame(self, numbers, index) if self.encoding == "native" else numbers
 
@@ -149,13 +145,37 @@ def group_only_numeric_columns(
 # %% ../../../nbs/features/encode/encode.ipynb #cc8db1f4
 READERS: dict[str, Any] = {"number": columns_to_floats, "date": column_to_dates, "text": column_to_text}
 
+# %% ../../../nbs/features/encode/encode.ipynb #8270a372
+class _FittedColumns(NamedColumnsTransformer):
+    "The transform methods of a fitted `ColumnPipeline`."
+
+    derived = ("_functions",)
+    column_type: str
+    steps_: list[Any] # Fitted transformers
+    empty_: np.ndarray # Positions of columns without values in the training rows
+
+    def transform(self, X: pd.DataFrame) -> np.ndarray:
+        "Floats of shape (n, outputs)."
+        check_is_fitted(self)
+        check_columns(X, self.feature_names_in_)
+        return np.asarray(self.encode(X), dtype=float) if len(X) else np.empty((0, len(self.outputs_)))
+
+    def encode(self, rows: pd.DataFrame | ColumnTable) -> np.ndarray:
+        "The same without checking the columns."
+        if not hasattr(self, "_functions"):
+            self._functions = [array_function(step) for step in self.steps_]
+        values: Any = READERS[self.column_type](rows, self.feature_names_in_.tolist())
+        if len(self.empty_):
+            values[:, self.empty_] = 0.0
+        for function in self._functions:
+            values = function(values)
+        return values
+
 # %% ../../../nbs/features/encode/encode.ipynb #90cb472e
-class ColumnPipeline(NamedColumnsTransformer):
+class ColumnPipeline(_FittedColumns):
     """Columns of one type, read by name and transformed by a sequence of scikit-learn transformers.
 
     `transform` raises InputError if a column is missing."""
-
-    derived = ("_functions",)
 
     def __init__(
         self,
@@ -176,23 +196,6 @@ class ColumnPipeline(NamedColumnsTransformer):
             values[:, self.empty_] = 0.0
         self.steps_, made, self.outputs_ = fit_encoder_chain([clone(step) for step in self.steps], values, y, names)
         return made
-
-    def transform(self, X: pd.DataFrame) -> np.ndarray:
-        "Floats of shape (n, outputs)."
-        check_is_fitted(self)
-        check_columns(X, self.feature_names_in_)
-        return np.asarray(self.encode(X), dtype=float) if len(X) else np.empty((0, len(self.outputs_)))
-
-    def encode(self, rows: pd.DataFrame | ColumnTable) -> np.ndarray:
-        "The same without checking the columns."
-        if not hasattr(self, "_functions"):
-            self._functions = [array_function(step) for step in self.steps_]
-        values: Any = READERS[self.column_type](rows, self.feature_names_in_.tolist())
-        if len(self.empty_):
-            values[:, self.empty_] = 0.0
-        for function in self._functions:
-            values = function(values)
-        return values
 
 # %% ../../../nbs/features/encode/encode.ipynb #65b7bd9b
 def make_encoder_for_type(

@@ -150,10 +150,33 @@ def _frequent_ngrams(texts: pd.Series, max_features: int) -> list[str]:
     except ValueError: # No text has an n-gram
         return []
 
-# %% ../../../nbs/features/encode/encoders.ipynb #878e555a
-class TextComponents(NamedColumnsTransformer):
-    "Encode a text column as a few numbers, by a truncated SVD of tf-idf weights of character n-grams."
+# %% ../../../nbs/features/encode/encoders.ipynb #1fd93bbf
+class _FittedText(NamedColumnsTransformer):
+    "The transform methods of a fitted `TextComponents`."
+
     derived = ("_vectorizer",)
+    vocabulary_: np.ndarray # Character n-grams
+    idf_: np.ndarray # Weight of each
+    components_: np.ndarray # Shape (components, n-grams)
+
+    def transform(self, X: pd.DataFrame) -> np.ndarray:
+        "Floats of shape (n, components)."
+        check_is_fitted(self)
+        check_columns(X, self.feature_names_in_)
+        return self.encode(X)
+
+    def encode(self, rows: pd.DataFrame | ColumnTable) -> np.ndarray:
+        "The same without checking the columns."
+        if not len(self.vocabulary_) or not len(rows):
+            return np.empty((len(rows), len(self.components_)))
+        if not hasattr(self, "_vectorizer"):
+            self._vectorizer = _make_vectorizer(self.vocabulary_, self.idf_)
+        name = self.feature_names_in_[0]
+        return self._vectorizer.transform(column_to_text(rows, [name])[name]) @ self.components_.T
+
+# %% ../../../nbs/features/encode/encoders.ipynb #878e555a
+class TextComponents(_FittedText):
+    "Encode a text column as a few numbers, by a truncated SVD of tf-idf weights of character n-grams."
 
     def __init__(
         self,
@@ -173,21 +196,6 @@ class TextComponents(NamedColumnsTransformer):
             self.idf_, self.components_ = _decompose(texts, self.vocabulary_.tolist(), self.n_components, self.seed)
         vars(self).pop("_vectorizer", None)
         return self
-
-    def transform(self, X: pd.DataFrame) -> np.ndarray:
-        "Floats of shape (n, components)."
-        check_is_fitted(self)
-        check_columns(X, self.feature_names_in_)
-        return self.encode(X)
-
-    def encode(self, rows: pd.DataFrame | ColumnTable) -> np.ndarray:
-        "The same without checking the columns."
-        if not len(self.vocabulary_) or not len(rows):
-            return np.empty((len(rows), len(self.components_)))
-        if not hasattr(self, "_vectorizer"):
-            self._vectorizer = _make_vectorizer(self.vocabulary_, self.idf_)
-        name = self.feature_names_in_[0]
-        return self._vectorizer.transform(column_to_text(rows, [name])[name]) @ self.components_.T
 
     def get_feature_names_out(self, input_features=None) -> np.ndarray:
         "The name of the column followed by a number."
