@@ -51,7 +51,7 @@ def servers(run, port: int, litserve: str) -> Iterator[Server]:
     ours = [python, "-c", "from mlcycle.service.server import main; main()", str(bundle), *place]
     yield Server("mlcycle", ours, "/predict", "rows", {})
     yield Server("mlcycle, /invocations", ours, "/invocations", "dataframe_records", {})
-    yield Server("mlcycle with ONNX Runtime", [*ours, "--accelerate", "onnx"], "/predict", "rows", {})
+    yield Server("mlcycle with ONNX Runtime", [*ours, "--accelerate", "true"], "/predict", "rows", {})
     yield Server("plain FastAPI", [python, str(HERE / "serving_fastapi.py"), str(bundle), str(port)], "/predict", "rows", {})
     uri = f"models:/{model.name}/{model.version}"
     mlflow = [python, "-m", "mlflow", "models", "serve", "--model-uri", uri, "--env-manager", "local", *place, "--workers", "1"]

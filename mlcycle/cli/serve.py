@@ -36,6 +36,7 @@ def serve(
     max_body_bytes: Annotated[int | None, typer.Option(help="Bytes of a request.")] = None,
     max_concurrency: Annotated[int | None, typer.Option(help="Requests at the same time in a process.")] = None,
     request_timeout: Annotated[float | None, typer.Option(help="Seconds for a request.")] = None,
+    accelerate: Annotated[bool, typer.Option("--accelerate", help="Predict by ONNX Runtime, if the release has it.")] = False,
     project: PROJECT = None,
 ):
     """Serve a released model over HTTP; a model named by its alias follows the alias.
@@ -57,7 +58,7 @@ def serve(
                                  remedy="Name a model: mlcycle serve MODEL --canary VERSION")
         options = {"host": host, "port": port, "workers": workers, "api-keys": api_keys, "access-log": access_log,
                    "max-rows": max_rows, "max-body-bytes": max_body_bytes, "max-concurrency": max_concurrency,
-                   "request-timeout": request_timeout}
+                   "request-timeout": request_timeout, "accelerate": "true" if accelerate else None}
         code = serve_target(target, workspace, plan, options)
         raise typer.Exit(code)
 

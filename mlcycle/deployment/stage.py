@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from ..core.versions import distribution_version
 from ..core.workspace import Workspace
 from mlcycle.deployment.parity import (
     check_parity,
@@ -133,6 +134,8 @@ def build_release(
     bundle = bundle.model_copy(update={"accelerator": names})
     documents = release_documents(bundle, dataset, model, workspace, card)
     documents |= {names[member]: content for member, content in onnx.items()}
+    if onnx:
+        documents["requirements-accelerator.txt"] = f"onnxruntime=={distribution_version('onnxruntime')}\n".encode()
     folder = build_bundle(workspace.root / "releases", bundle, file, functions, documents)
     return BuiltRelease(folder, bundle, model, edge, [form, *([accelerated] if accelerated and onnx else [])], reason)
 

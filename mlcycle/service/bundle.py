@@ -39,8 +39,8 @@ from ..stores.models.library_versions import PREDICTING_PACKAGES, read_versions
 from ..stores.models.model_files import load_model
 
 # %% ../../nbs/service/bundle.ipynb #ffaadd8f
-SERVICE_PACKAGES = ("cryptography", "fastapi", "numpy", "pandas", "pydantic", "rapidfuzz", "scikit-learn", "skops", "sqlalchemy",
-                    "uvicorn")
+SERVICE_PACKAGES = ("cryptography", "fastapi", "httptools", "numpy", "pandas", "prometheus-client", "pydantic", "rapidfuzz",
+                    "scikit-learn", "skops", "sqlalchemy", "uvicorn", "uvloop")
 
 # %% ../../nbs/service/bundle.ipynb #ee5b3f9d
 HOLIDAYS_SETTING = re.compile(r'"holidays": \{[^{}]*"content": "\\"\w') # A non-empty setting
@@ -82,6 +82,7 @@ FILE_CONTENTS = {
     "contract.yaml": "data contract", "input_schema.json": "JSON Schema of a row, with examples",
     "reference_profile.json": "distribution of columns and predictions in the training rows", "model_card.md": "model card",
     "model_card.html": "model card as a page", "requirements.txt": "packages to install, with versions",
+    "requirements-accelerator.txt": "package for the accelerator",
     "functions.py": "user functions", "sbom.cdx.json": "packages and model, for scanners", PUBLIC_KEY_FILE: "public key",
     MANIFEST_FILE: "sizes and hashes", SIGNATURE_FILE: "signature"}
 
@@ -90,7 +91,8 @@ def describe_bundle_file(
     name: str, # Name of a file of a bundle
 ) -> str:
     "What a file of a bundle contains, in a few words."
-    return FILE_CONTENTS.get(name) or {".whl": "the package mlcycle"}.get(Path(name).suffix, "")
+    by_suffix = {".whl": "the package mlcycle", ".onnx": "accelerator: an estimator as ONNX model"}
+    return FILE_CONTENTS.get(name) or by_suffix.get(Path(name).suffix, "")
 
 # %% ../../nbs/service/bundle.ipynb #c2833ce7
 def build_bundle(

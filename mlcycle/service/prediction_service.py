@@ -71,6 +71,11 @@ class ServedModel:
     in_blocks: bool = False # Whether a row in a block is predicted bit by bit as it is alone
 
     @property
+    def predicted_by(self) -> str:
+        "What predicts: `pipeline`, `row scorer` or `ONNX Runtime`."
+        return "pipeline" if self.scorer is None else "ONNX Runtime" if self.scorer.onnx else "row scorer"
+
+    @property
     def predictor(self) -> Any:
         "The row scorer, or the pipeline if there is none."
         return self.model if self.scorer is None else self.scorer

@@ -35,6 +35,7 @@ class ServiceSettings:
     max_spool_bytes: int = 2 * 2**30 # Of each worker; further events are dropped and counted
     drain_timeout: float = 10 # Seconds that a stopping service waits for the database, before events stay in the spool
     workers: int = 1 # Processes
+    accelerate: bool = False # Predict by the accelerator of the release, ONNX Runtime, if the release has one
 
     @classmethod
     def from_environment(cls, **overrides: Any) -> "ServiceSettings":

@@ -100,7 +100,7 @@ def model_routes(
     @router.get("/model")
     async def describe_model() -> Response:
         described = await to_thread.run_sync(descriptions.get, "model", service.champion)
-        return json_response(described | {"traffic": service.traffic.describe()})
+        return json_response(described | {"predicted_by": service.champion.predicted_by, "traffic": service.traffic.describe()})
 
     @router.get("/model/card")
     async def card() -> Response:
@@ -119,7 +119,7 @@ def add_documentation(
     descriptions: ReleaseDescriptions, # Of the versions
 ) -> None:
     "Add the routes `/openapi.json`, `/docs` and `/`, and let `app.openapi` return the document."
-    app.openapi = lambda: descriptions.get("openapi", service.champion)  # ty: ignore[invalid-assignment]
+    app.openapi = lambda: descriptions.get("openapi", service.champion)
 
     @app.get("/openapi.json", include_in_schema=False)
     async def document() -> Response:
