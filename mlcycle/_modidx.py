@@ -4247,6 +4247,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                 'mlcycle/service/prediction_log.py'),
                                                 'mlcycle.service.prediction_log.find_unpredicted': ( 'service/prediction_log.html#find_unpredicted',
                                                                                                      'mlcycle/service/prediction_log.py'),
+                                                'mlcycle.service.prediction_log.flush_prediction_log': ( 'service/prediction_log.html#flush_prediction_log',
+                                                                                                         'mlcycle/service/prediction_log.py'),
                                                 'mlcycle.service.prediction_log.keep_refused': ( 'service/prediction_log.html#keep_refused',
                                                                                                  'mlcycle/service/prediction_log.py'),
                                                 'mlcycle.service.prediction_log.read_spooled': ( 'service/prediction_log.html#read_spooled',

@@ -96,7 +96,7 @@ LIMIT_ERRORS = {401: "No valid API key; only if the service has keys.", 403: "Th
                 429: "Too many requests; Retry-After has the seconds to wait.",
                 500: "A bug; the log of the service has the reason.",
                 503: "The service is busy, stops, or took too long; Retry-After has the seconds to wait."}
-BODY_ERRORS = {400: "The body is not valid JSON.", 415: "The body is not application/json in UTF-8, or is compressed."}
+BODY_ERRORS = {415: "The body is not application/json in UTF-8, or is compressed."}
 
 # %% ../../nbs/service/openapi_schemas.ipynb #9c6c8f1a
 def error_schemas() -> dict[str, Schema]: # By name

@@ -50,13 +50,10 @@ PREDICT_FIELDS = ("row_ids", "intervals", "probabilities", "reasons", "on_error"
 # %% ../../nbs/service/predict_api.ipynb #66a3cc1d
 def read_predict_body(
     body: bytes, # Body of `POST /predict`
-) -> tuple[list, Any, PredictOptions]: # Rows, row ids, options
+) -> tuple[Any, Any, PredictOptions]: # Rows, row ids, options
     "Read a request for predictions; raises InputError for unknown fields and other values than expected."
     fields = read_object(body, ["rows"], PREDICT_FIELDS)
-    rows = fields["rows"]
-    if not isinstance(rows, list) or not rows:
-        raise InputError("There are no rows." if rows == [] else f"The field 'rows' is {show_value(rows)}.",
-                         "Expected is a list of objects, one for each row.")
+    rows = fields["rows"] # Checked by `prepare_rows`, with the messages of `run.predict`
     if len(fields) == 1:
         return rows, None, DEFAULT_OPTIONS
     reasons = fields.get("reasons", 0)

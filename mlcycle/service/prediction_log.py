@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['GATHER_SECONDS', 'WRITE_SECONDS', 'MAX_WAITING', 'TAKE_OVER_SECONDS', 'QueuedEvents', 'PredictionLogError',
            'EventDatabase', 'read_spooled', 'write_events', 'LogReports', 'EventWriter', 'keep_refused', 'event_lines',
-           'append_requests', 'SpoolingQueue', 'PredictionLog', 'find_unpredicted', 'close_queue']
+           'append_requests', 'SpoolingQueue', 'PredictionLog', 'flush_prediction_log', 'find_unpredicted',
+           'close_queue']
 
 # %% ../../nbs/service/prediction_log.ipynb #fd504d85
 import os
@@ -340,6 +341,22 @@ class PredictionLog:
         if self.queue is not None:
             self.queue = close_queue(self.queue, self.settings.drain_timeout)
             self.database and self.database.close()
+
+# %% ../../nbs/service/prediction_log.ipynb #6f9fb3ef
+def flush_prediction_log(
+    log: PredictionLog, # Whose database someone wants to read now
+    seconds: float = 10, # Longest time to wait
+) -> bool:
+    "Wait until the database has all events so far; return whether it has them."
+    deadline = time.monotonic() + seconds
+    if log.queue is None:
+        return True
+    log.queue.items.put(queued := Event())
+    log.queue.hurry.set()
+    queued.wait(seconds)
+    while log.spool.backlog and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return not log.spool.backlog
 
 # %% ../../nbs/service/prediction_log.ipynb #7f6ae19a
 def find_unpredicted(

@@ -6,7 +6,9 @@
 __all__ = ['read_content_type', 'parse_json_body', 'read_object', 'read_choice']
 
 # %% ../../nbs/service/request_bodies.ipynb #8cb6b719
+import json
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 from pydantic_core import from_json
@@ -38,12 +40,14 @@ def read_content_type(
 def parse_json_body(
     body: bytes, # Body of a request
 ) -> Any: # JSON value
-    "Read JSON; raises RequestError with status 400 for other bytes."
+    "Read JSON; raises InputError for other bytes."
     try:
         return from_json(body, allow_inf_nan=True)
     except ValueError as error:
-        raise RequestError(400, f"The body is not valid JSON: {str(error)[:200]}.", "Expected is a JSON object.",
-                           "/docs shows its form.") from error
+        with suppress(ValueError, RecursionError): # Reads the lone surrogates that JSON permits, more slowly
+            return json.loads(body)
+        raise InputError(f"The body is not valid JSON: {str(error)[:200]}.", "Expected is a JSON object.",
+                         "/docs shows its form.") from error
 
 # %% ../../nbs/service/request_bodies.ipynb #c72965a5
 def read_object(
@@ -51,7 +55,7 @@ def read_object(
     required: Sequence[str], # Names that it must have
     optional: Sequence[str] = (), # Other names that it may have
 ) -> dict: # JSON object
-    "Read a JSON object with known names; raises InputError if a name is missing or unknown, RequestError if it is not JSON."
+    "Read a JSON object with known names; raises InputError if it is none, or if a name is missing or unknown."
     read = parse_json_body(body)
     if not isinstance(read, dict):
         raise InputError("The body is not a JSON object.", f"Expected is an object with {_listed(required)}.")

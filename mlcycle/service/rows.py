@@ -211,7 +211,7 @@ def _finish(reader: RowReader, sent: SentRows, read: dict[str, ReadColumn], erro
     n_rows = sent.n_rows if valid is None else len(valid)
     if reader.has_work(columns):
         columns, cleaned = clean_model_input(columns, reader, valid)
-        changes += cleaned
+        changes = sorted([*changes, *cleaned], key=lambda change: change["row"])
     warnings = find_unseen_categories(columns, reader.categories, valid)
     return PreparedRows(columns, n_rows, reader.dtypes, sent.index, changes, warnings, errors, valid, coercions)
 

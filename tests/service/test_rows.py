@@ -21,6 +21,7 @@ from mlcycle.outcomes import ModelRef, Problem
 from mlcycle.service.app import create_app
 from mlcycle.service.bundle import Bundle, open_release
 from mlcycle.service.input_values import UnreadableValueError, describe_training_values, read_value
+from mlcycle.service.prediction_log import flush_prediction_log
 from mlcycle.service.row_scorer import compile_row_scorer
 from mlcycle.service.rows import plan_for_prediction, predict_rows, prepare_rows, to_json_rows
 from mlcycle.service.sent_rows import RejectedRowsError
@@ -168,7 +169,7 @@ def test_what_cleaning_changes_is_in_the_response_in_the_log_and_in_a_warning(do
         notes = run.predict(rows).attrs["notes"]
     assert [str(each.message) for each in caught if "column" in str(each.message)] == notes
     assert len(notes) == 3
-    client.post("/feedback", json={"actuals": ["Yes"], "row_ids": ["unseen"]})  # Waits for the log
+    assert flush_prediction_log(client.app.state.service.log)
     events, features = read_events(open_event_database(url), "test")
     logged = features.assign(changes=events.changes, warnings=events.warnings).set_index(events.row_id).loc[ids]
     assert logged.town.tolist() == ["Lima", "Lima", "Lima", "Limo"]
@@ -239,7 +240,7 @@ def test_feedback_is_read_as_classes_of_the_target(doors):
         assert response.status_code == 422
         assert word in response.json()["detail"], response.json()
     client.post("/feedback", json={"actuals": ["No"], "row_ids": ids[-1:]})
-    client.post("/feedback", json={"actuals": ["No"], "row_ids": ids[-1:]})  # Waits for the log of the one before
+    assert flush_prediction_log(client.app.state.service.log)
     events, _ = read_events(open_event_database(url), "test")
     assert events.set_index("row_id").actual[ids].tolist() == ["Yes"] * 3 + ["No", "Yes", "No"]
 
@@ -249,11 +250,13 @@ def test_a_log_that_cannot_be_read_is_a_clear_status(doors, tmp_path):
     file = tmp_path / "events.db"
     app = create_app(run.workspace.root / run.release.bundle, f"sqlite:///{file}", "test")
     with TestClient(app, raise_server_exceptions=False) as client:
+        assert client.post("/predict", json={"rows": [ROW], "row_ids": ["a"]}).is_success
+        assert flush_prediction_log(app.state.service.log)
         with sqlite3.connect(file) as connection:
             connection.execute("DROP TABLE predictions")
         connection.close()
-        assert client.post("/predict", json={"rows": [ROW], "row_ids": ["a"]}).is_success
-        response = client.post("/feedback", json={"actuals": ["Yes"], "row_ids": ["a"]})
+        assert client.post("/predict", json={"rows": [ROW], "row_ids": ["b"]}).is_success
+        response = client.post("/feedback", json={"actuals": ["Yes"], "row_ids": ["c"]})  # The spool does not know its row
     assert response.status_code == 503
     assert "prediction log" in response.json()["detail"]
 
