@@ -6,7 +6,7 @@
 __all__ = ['PROTOCOLS', 'MAX_EDGE_ROWS', 'predict_by_pipeline', 'compare_predictions', 'json_tensors', 'scores_of_classes',
            'predict_by_rows', 'predict_by_mlflow_protocol', 'predict_by_open_inference', 'release_edge_rows',
            'predict_in_process', 'join_predictions', 'compare_row_scorer', 'compare_accelerator', 'compare_protocols',
-           'check_parity']
+           'check_parity', 'summarise_forms']
 
 # %% ../../nbs/deployment/parity.ipynb #ed2f6252
 from typing import Any
@@ -198,3 +198,13 @@ def check_parity(
                 f"by at most {each.max_difference:.3g}.",
                 f"A difference of at most {each.tolerance:g} is expected." if each.tolerance else "They must be bitwise equal.",
                 "A user feature that depends on other rows, the time or a file is the usual cause: correct it in stage 3.")
+
+# %% ../../nbs/deployment/parity.ipynb #d1543077
+def summarise_forms(
+    results: list[FormParity], # Of all forms, which passed
+) -> str: # One sentence
+    "Count the forms that are bitwise equal to the pipeline, and those that are within a tolerance."
+    exact, near = [each for each in results if not each.tolerance], [each for each in results if each.tolerance]
+    more = [f"{len(near)} {'is' if len(near) == 1 else 'are'} within a tolerance of {near[0].tolerance:g}"] if near else []
+    equal = f"{len(exact)} {'is' if len(exact) == 1 else 'are'} bitwise equal to it"
+    return f"Of {len(results)} forms, {' and '.join([equal, *more])}."

@@ -28,6 +28,7 @@ from mlcycle.deployment.parity import (
     join_predictions,
     predict_by_pipeline,
     release_edge_rows,
+    summarise_forms,
 )
 from ..ml.predictions import Predictions, predict
 from ..outcomes import Candidate, Dataset, FeaturePlan, FormParity, Parity, Problem, Release, Verdict
@@ -209,6 +210,7 @@ def release_model(
     parity, predictions = compare_service_with_pipeline(built, sent, cold_start=cold_start, functions=functions)
     check_parity(parity.forms)
     decision = (f"{candidate.model.name} version {candidate.model.version} is released: {parity.n_equal} of {parity.rows} "
-                f"predictions over HTTP equal those of the pipeline.{' ' * bool(by_person)}{by_person}")
+                f"predictions over HTTP equal those of the pipeline. {summarise_forms(parity.forms)}"
+                f"{' ' * bool(by_person)}{by_person}")
     return Release(released=True, model=candidate.model, parity=parity, decision=decision,
                    not_accelerated=built.not_accelerated, **bundle_facts(built.folder)), predictions
