@@ -95,8 +95,11 @@ def started(server: Server, port: int, body: bytes, timeout: float = 120) -> Ite
                 os.killpg(process.pid, SIGKILL)
 
 
-async def send(port: int, path: str, bodies: list[bytes], clients: int, seconds: float) -> list[float]:
-    """Send bodies in turn from several connections for some seconds, at least one each; the latency of each request, seconds."""
+async def send(port: int, path: str, bodies: list[bytes], clients: int, seconds: float, pause: float = 0) -> list[float]:
+    """Send bodies in turn from several connections for some seconds, at least one each; the latency of each request, seconds.
+
+    A client waits for the pause, in seconds, before it sends the next request.
+    """
     end, latencies, waiting = time.perf_counter() + seconds, [], cycle(bodies)
 
     async def client() -> None:
@@ -114,6 +117,8 @@ async def send(port: int, path: str, bodies: list[bytes], clients: int, seconds:
                 latencies.append(time.perf_counter() - start)
                 if time.perf_counter() >= end:
                     return
+                if pause:
+                    await asyncio.sleep(pause)
         finally:
             writer.close()
 
@@ -174,6 +179,7 @@ def load(
 def soak(
     project: Project,
     minutes: Annotated[float, typer.Option(help="Length of the load.")] = 60.0,
+    rate: Annotated[float, typer.Option(help="Requests per second, at most.")] = 200.0,
     port: Annotated[int, typer.Option(help="A free port.")] = 18473,
 ) -> None:
     """Memory of the service under a load of 4 clients, once a minute; the growth after the first fifth."""
@@ -183,7 +189,7 @@ def soak(
     sizes = []
     with started(ours, port, bodies[0]) as process:
         for step in range(20):
-            count = len(asyncio.run(send(port, ours.path, bodies, 4, minutes * 60 / 20)))
+            count = len(asyncio.run(send(port, ours.path, bodies, 4, minutes * 60 / 20, 4 / rate)))
             sizes.append(memory_bytes(process))
             print(f"{(step + 1) * minutes / 20:6.1f} min: {sizes[-1] / 2**20:7.1f} MiB, {count:,} requests", flush=True)
     growth = np.polyfit(np.arange(16), np.array(sizes[4:]), 1)[0] * 16
