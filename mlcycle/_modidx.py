@@ -267,6 +267,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                        'mlcycle/core/versions.py'),
                                        'mlcycle.core.versions.entry_point_names': ( 'core/versions.html#entry_point_names',
                                                                                     'mlcycle/core/versions.py'),
+                                       'mlcycle.core.versions.find_distribution': ( 'core/versions.html#find_distribution',
+                                                                                    'mlcycle/core/versions.py'),
                                        'mlcycle.core.versions.installed_versions': ( 'core/versions.html#installed_versions',
                                                                                      'mlcycle/core/versions.py'),
                                        'mlcycle.core.versions.mlcycle_install_command': ( 'core/versions.html#mlcycle_install_command',

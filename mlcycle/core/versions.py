@@ -4,14 +4,15 @@
 
 # %% auto #0
 __all__ = ['DISTRIBUTION', 'DISTRIBUTION_OF_MODULE', 'RECORDED_PACKAGES', 'RUN_PACKAGES', 'mlcycle_install_command',
-           'distribution_version', 'package_version', 'installed_versions', 'entry_point_names', 'direct_dependencies']
+           'distribution_version', 'find_distribution', 'package_version', 'installed_versions', 'entry_point_names',
+           'direct_dependencies']
 
 # %% ../../nbs/core/versions.ipynb #a0449762
 import platform
 import re
 from collections.abc import Sequence
 from functools import cache
-from importlib.metadata import PackageNotFoundError, distribution, packages_distributions, requires, version
+from importlib.metadata import Distribution, PackageNotFoundError, distribution, packages_distributions, requires, version
 from importlib.util import find_spec
 
 from .. import __version__
@@ -37,6 +38,16 @@ def distribution_version(
     """
     about = distribution(package).read_text("METADATA") or ""
     return found[1] if (found := re.search(r"^Version: *(\S+)", about, re.MULTILINE)) else version(package)
+
+# %% ../../nbs/core/versions.ipynb #9d06314b
+def find_distribution(
+    package: str, # Distribution, such as `scikit-learn`
+) -> Distribution | None: # None if it is not installed
+    "The metadata and files of an installed distribution."
+    try:
+        return distribution(package)
+    except PackageNotFoundError:
+        return None
 
 # %% ../../nbs/core/versions.ipynb #cda004b8
 @cache

@@ -7,12 +7,11 @@ __all__ = ['runtime_packages', 'licence_of', 'make_licence', 'make_component', '
 
 # %% ../../nbs/service/sbom.ipynb #9d5b7b39
 import json
-from importlib.metadata import PackageNotFoundError, distribution
 from typing import Any
 from uuid import NAMESPACE_URL, uuid5
 
 import mlcycle
-from ..core.versions import DISTRIBUTION
+from ..core.versions import DISTRIBUTION, Distribution, find_distribution
 from ..outcomes import ModelRef
 
 
@@ -30,11 +29,10 @@ def runtime_packages(
     seen = set(waiting)
     while waiting:
         name, extras = waiting.pop()
-        try:
-            requirements = [Requirement(line) for line in distribution(name).requires or ()]
-        except PackageNotFoundError:
+        installed = find_distribution(name)
+        if installed is None:
             continue
-        needed = [each for each in requirements
+        needed = [each for each in map(Requirement, installed.requires or ())
                   if each.marker is None or any(each.marker.evaluate({"extra": extra}) for extra in ("", *extras))]
         found[name] = sorted({*found.get(name, []), *(canonicalize_name(each.name) for each in needed)})
         new = {(canonicalize_name(each.name), tuple(sorted(each.extras))) for each in needed} - seen
@@ -44,16 +42,16 @@ def runtime_packages(
 
 # %% ../../nbs/service/sbom.ipynb #a8ae46af
 def licence_of(
-    package: str, # Installed distribution
+    about: Distribution, # Installed distribution
 ) -> str: # SPDX expression or name; empty if the package names none
     "The licence that a distribution declares."
-    about: Any = distribution(package).metadata
-    if expression := about.get("License-Expression"):
+    facts: Any = about.metadata
+    if expression := facts.get("License-Expression"):
         return expression
-    kinds = [each.split(" :: ")[-1] for each in about.get_all("Classifier") or ()
+    kinds = [each.split(" :: ")[-1] for each in facts.get_all("Classifier") or ()
              if each.startswith("License :: OSI Approved ::")]
-    named = (about.get("License") or "").strip()
-    files = [each.read_text(encoding="utf-8") for each in distribution(package).files or ()
+    named = (facts.get("License") or "").strip()
+    files = [each.read_text(encoding="utf-8") for each in about.files or ()
              if each.name.upper().startswith("LICENSE") and each.suffix in ("", ".txt", ".md")]
     first = (named or "".join(files[:1]).strip()).split("\n")[0].strip() # Of the text of a licence, its title
     return " / ".join(kinds) or first[:80]
@@ -85,12 +83,13 @@ def make_component(
 
 # %% ../../nbs/service/sbom.ipynb #3c518a84
 def package_component(
-    package: str, # Installed distribution
+    about: Distribution, # Installed distribution
 ) -> Any: # Component of cyclonedx
     "A distribution as a component."
     from packageurl import PackageURL
+    from packaging.utils import canonicalize_name
 
-    version, licence = distribution(package).version, licence_of(package)
+    package, version, licence = canonicalize_name(about.name), about.version, licence_of(about)
     url = PackageURL("pypi", name=package, version=version)
     return make_component("LIBRARY", name=package, version=version, purl=url, bom_ref=str(url),
                           licenses=[make_licence(licence)] if licence else ())
@@ -107,7 +106,8 @@ def make_sbom(
 
     make_hash: Any = module.HashType
     needs = runtime_packages(roots)
-    packages = {name: package_component(name) for name in needs}
+    found = ((name, find_distribution(name)) for name in needs)
+    packages = {name: package_component(about) for name, about in found if about}
     own = make_component("LIBRARY", name=DISTRIBUTION, version=mlcycle.__version__,
                          bom_ref=f"{DISTRIBUTION}@{mlcycle.__version__}")
     learned = make_component("MACHINE_LEARNING_MODEL", name=model.name, version=str(model.version),

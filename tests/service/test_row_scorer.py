@@ -24,7 +24,7 @@ from mlcycle.features.create.arithmetic import (
 )
 from mlcycle.features.create.dates import CyclicTime
 from mlcycle.features.create.history import EntityHistory, Lag, Rolling
-from mlcycle.features.create.user_functions import FunctionFeature, feature
+from mlcycle.features.create.user_functions import DECLARED_FUNCTIONS, FunctionFeature, feature
 from mlcycle.features.encode.pipeline import build_preprocessor
 from mlcycle.ml.meta_estimators import CalibratedClassifier
 from mlcycle.ml.predictions import predict
@@ -37,6 +37,7 @@ from mlcycle.service.input_values import describe_training_values
 from mlcycle.service.row_scorer import compile_row_scorer
 from mlcycle.service.rows import predict_rows, prepare_rows, to_json_rows
 from mlcycle.service.sent_rows import RejectedRowsError
+from mlcycle.stores.models.function_files import KNOWN_FUNCTIONS
 from mlcycle.stores.models.model_files import load_model, save_model
 
 TYPES = {
@@ -64,6 +65,15 @@ CLASSES = {"binary": ["no", "yes"], "multiclass": ["a", "b", "c"], "regression":
 def spread(x, size):
     "Numbers and text of a row."
     return x.fillna(0) * 2 + size.isna()
+
+
+DECLARED_FUNCTIONS.pop(spread.name)  # Other tests of this process count what is declared
+
+
+@pytest.fixture(autouse=True)
+def known_function(monkeypatch):
+    "The function is known, whatever other tests of this process clear."
+    monkeypatch.setitem(KNOWN_FUNCTIONS, (spread.name, spread.sha256), spread)
 
 
 def recipes() -> list:

@@ -191,7 +191,8 @@ def load_model(
     Raises ArtifactError if the file is missing, has another hash, names types that are not trusted, or cannot be loaded with the
     installed libraries. Warns if it was written with versions that may predict differently.
     """
-    if not Path(path).is_file():
+    path = Path(path)
+    if not path.is_file():
         raise ArtifactError(f"The model file {path} does not exist.", remedy="Run the stage that writes it again.")
     if sha256 and hash_file(path) != sha256:
         raise ArtifactError(f"The model file {path} has been altered.", f"Its hash should be {sha256[:12]}….")
