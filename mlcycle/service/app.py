@@ -20,7 +20,7 @@ from pathlib import Path
 from fastapi import FastAPI
 
 from ..errors import ArtifactError
-from .bundle import Bundle, open_release, unpacked_release, verify_files
+from .bundle import Bundle, open_release, unpacked_release, verify_release
 from .current_request import KeepCurrentRequest
 from .error_responses import add_error_handlers
 from .mlflow_api import mlflow_routes
@@ -69,7 +69,7 @@ def read_accelerator(
         print(f"No accelerator: {reason}. The row scorer predicts.", file=sys.stderr)
         return {}
     with unpacked_release(folder) as release:
-        verify_files(release)
+        verify_release(release)
         return {member: (release / name).read_bytes() for member, name in bundle.accelerator.items()}
 
 # %% ../../nbs/service/app.ipynb #25b3e087

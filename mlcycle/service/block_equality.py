@@ -43,7 +43,7 @@ def find_estimators(
 def blocks_equal_rows(
     model: Any, # Fitted pipeline
 ) -> bool:
-    "Whether every estimator of a model works row by row; False for classes that are not known."
+    "Whether every estimator of a model works row by row; False for classes of other packages that are not listed."
     for estimator in find_estimators(model):
         kind = type(estimator)
         known = kind.__name__ not in MATRIX_PRODUCTS if kind.__module__.startswith("mlcycle.") else kind.__name__ in ROW_BY_ROW

@@ -188,7 +188,7 @@ def verify_release(
             check_trust(Path(release), signer, trusted)
         else:
             warnings.warn(f"The release {release} is {'signed with the key ' + signer if signer else 'not signed'}; no keys are "
-                          "trusted here, so nobody knows who made it. Name some in MLCYCLE_TRUSTED_RELEASE_KEYS.", stacklevel=2)
+                          "trusted here, so its origin is not verified. Name some in MLCYCLE_TRUSTED_RELEASE_KEYS.", stacklevel=2)
         return VerifiedRelease(folder.name, files, signer, bool(trusted))
 
 # %% ../../nbs/service/bundle.ipynb #189d1c4b

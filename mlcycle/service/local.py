@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Generator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
@@ -71,7 +71,9 @@ def running_service(
     """
     words = [str(bundle), "--run", run, "--drain-seconds", "0", *(["--functions", str(functions)] if functions else [])]
     words += options
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "MLCYCLE_EVENTS_URL": events_url}
+    settings = ("MLCYCLE_API_KEYS", "MLCYCLE_SERVICE_") # Of a service in production, not of this one
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(settings)}
+    environment |= {"OMP_NUM_THREADS": "1", "MLCYCLE_EVENTS_URL": events_url}
     start = time.perf_counter()
     start_service = forked_service if fork and IN_FORK else spawned_service
     with TemporaryFile("w+") as log, start_service(words, environment, log) as (line, is_alive, pid):
@@ -138,10 +140,9 @@ def _run_service(printed: Connection, log, words: list[str], environment: dict[s
 def _wait_until_ready(client: httpx.Client | None, is_alive: Callable[[], bool], log: TextIO, deadline: float) -> None:
     "Wait until the service is ready; raise StageError with its log if it ends or takes too long."
     while client and is_alive() and time.perf_counter() < deadline:
-        try:
+        with suppress(httpx.TransportError):
             if client.get("/health").is_success:
                 return
-        except httpx.TransportError:
-            time.sleep(0.02)
+        time.sleep(0.02)
     log.seek(0)
     raise StageError("The service did not start.", remedy=log.read()[-2000:])

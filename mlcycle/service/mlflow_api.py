@@ -8,6 +8,7 @@ __all__ = ['ROW_FORMATS', 'read_invocation', 'table_from_lists', 'read_csv_rows'
 
 # %% ../../nbs/service/mlflow_api.ipynb #85368a08
 import csv
+from collections import Counter
 from io import StringIO
 from typing import Any
 
@@ -95,8 +96,9 @@ def table_from_lists(
     "The columns of rows that are lists; raises InputError for repeated names, or a row of another length."
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise InputError(f"The column names are {show_value(names)}.", "Expected is a list of texts.")
-    if twice := [name for place, name in enumerate(names) if name in names[:place]]:
-        raise InputError(f"The rows have two columns named {show_value(twice[0])}.", remedy="Rename one of them.")
+    if len(set(names)) < len(names):
+        twice = next(name for name, count in Counter(names).items() if count > 1)
+        raise InputError(f"The rows have two columns named {show_value(twice)}.", remedy="Rename one of them.")
     for row, values in enumerate(rows):
         if not isinstance(values, list) or len(values) != len(names):
             found = f"{len(values)} values" if isinstance(values, list) else show_value(values)

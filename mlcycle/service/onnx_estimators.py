@@ -19,7 +19,8 @@ from ..errors import ParameterError
 # %% ../../nbs/service/onnx_estimators.ipynb #d96c970b
 ONNX_TOLERANCE = 1e-5 # Largest difference of a probability; of a predicted number, relative to the larger of 1 and its size
 BOOSTERS = ("LGBMClassifier", "LGBMRegressor")
-LINEAR_MODELS = ("LogisticRegression", "LinearRegression", "Ridge", "Lasso", "ElasticNet", "TweedieRegressor")
+LINEAR_MODELS = ("LogisticRegression", "LogisticRegressionCV", "LinearRegression", "Ridge", "RidgeCV", "Lasso", "LassoCV",
+                 "ElasticNet", "ElasticNetCV")
 CONVERTERS = ("onnxmltools", "onnxruntime", "skl2onnx")
 
 # %% ../../nbs/service/onnx_estimators.ipynb #aabc09f2

@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 from zipfile import ZipFile
 
@@ -138,3 +139,14 @@ def test_it_is_packed_where_nothing_is_installed(monkeypatch):
 
     monkeypatch.setattr(own_wheel, "distribution", absent)
     assert f"Name: {DISTRIBUTION}\n" in own_wheel.wheel_metadata()["METADATA"]
+
+
+def test_the_commands_of_the_wheel_exist(tmp_path):
+    "Each console script of the wheel, which is packed into releases too, names a function."
+    with ZipFile(write_own_wheel(tmp_path)) as wheel:
+        text = wheel.read(next(name for name in wheel.namelist() if name.endswith("entry_points.txt"))).decode()
+    scripts = dict(re.findall(r"^(mlcycle[\w-]*) = (\S+)$", text, re.MULTILINE))
+    assert set(scripts) == {"mlcycle", "mlcycle-service"}
+    for place in scripts.values():
+        module, _, name = place.partition(":")
+        assert callable(getattr(import_module(module), name)), place
