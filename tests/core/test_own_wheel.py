@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 import sys
+from configparser import ConfigParser
 from importlib import import_module
 from pathlib import Path
 from zipfile import ZipFile
@@ -145,7 +146,9 @@ def test_the_commands_of_the_wheel_exist(tmp_path):
     "Each console script of the wheel, which is packed into releases too, names a function."
     with ZipFile(write_own_wheel(tmp_path)) as wheel:
         text = wheel.read(next(name for name in wheel.namelist() if name.endswith("entry_points.txt"))).decode()
-    scripts = dict(re.findall(r"^(mlcycle[\w-]*) = (\S+)$", text, re.MULTILINE))
+    entry_points = ConfigParser(delimiters="=")
+    entry_points.read_string(text)
+    scripts = dict(entry_points["console_scripts"])
     assert set(scripts) == {"mlcycle", "mlcycle-service"}
     for place in scripts.values():
         module, _, name = place.partition(":")
