@@ -75,7 +75,7 @@ PAGE = """<!DOCTYPE html>
 <link rel="stylesheet" media="print" onload="this.media='all'" href="{swagger}.css">
 <style>body {{font: 15px/1.5 system-ui, sans-serif; margin: 0}} #plain {{max-width: 60rem; margin: 2rem auto; padding: 0 1rem}}
 table {{border-collapse: collapse}} td, th {{text-align: left; padding: .2rem .8rem .2rem 0; vertical-align: top}}
-pre {{background: #f4f4f4; color: #111; padding: .8rem; overflow-x: auto}}</style>
+pre {{background: #f4f4f4; color: #111; padding: .8rem; white-space: pre-wrap; overflow-wrap: anywhere}}</style>
 <script async src="{swagger}-bundle.js" onload="SwaggerUIBundle({{url: 'openapi.json', dom_id: '#docs'}})"></script></head>
 <body><div id="docs"><main id="plain">{plain}</main></div></body></html>"""
 
