@@ -56,10 +56,11 @@ def check_row_ids(
     for row, row_id in enumerate(row_ids):
         text = str(row_id) if isinstance(row_id, int) and not isinstance(row_id, bool) and abs(row_id) < 10**20 else row_id
         if not isinstance(text, str) or not 0 < len(text) <= MAX_ROW_ID_LENGTH or not text.isprintable():
-            raise RejectedActualsError([row_id_error(row, row_id, "cannot be used", f"Expected is a text of 1 to {MAX_ROW_ID_LENGTH} "
-                                                     "printable characters.")])
+            expected = f"Expected is a text of 1 to {MAX_ROW_ID_LENGTH} printable characters."
+            raise RejectedActualsError([row_id_error(row, row_id, "cannot be used", expected)])
         if text in seen:
-            raise RejectedActualsError([row_id_error(row, row_id, "occurs twice in the request", "Each row needs its own row id.")])
+            expected = "Each row needs its own row id."
+            raise RejectedActualsError([row_id_error(row, row_id, "occurs twice in the request", expected)])
         seen.add(text)
     return [str(row_id) for row_id in row_ids]
 
