@@ -5,11 +5,12 @@
 # %% auto #0
 __all__ = ['STORAGE_PROBLEMS', 'MlcycleError', 'InputError', 'SourceError', 'TargetError', 'MetricError', 'CriterionError',
            'ParameterError', 'ContractFileError', 'ContractError', 'ArtifactError', 'RegistryError', 'HoldoutError',
-           'StageError', 'DiskFullError', 'StorageError', 'find_error_class', 'suggest_name']
+           'StageError', 'DiskFullError', 'StorageError', 'find_error_class', 'find_similar_name', 'suggest_name']
 
 # %% ../nbs/errors.ipynb #09c7adcd
 import errno
 import os
+from collections.abc import Iterable
 from difflib import get_close_matches
 from pathlib import Path
 
@@ -136,6 +137,16 @@ def find_error_class(
         classes += kind.__subclasses__()
     return found
 
+# %% ../nbs/errors.ipynb #f5198294
+def find_similar_name(
+    name: str, # Name that is not known
+    names: Iterable[str], # Names that exist
+) -> str: # Empty if none is similar
+    "Find the most similar name, whatever its case."
+    folded = {each.casefold(): each for each in names}
+    near = get_close_matches(name.casefold(), folded, n=1, cutoff=0.6)
+    return folded[near[0]] if near else ""
+
 # %% ../nbs/errors.ipynb #1f1c8a75
 def suggest_name(
     name: str, # Name that is not known
@@ -143,8 +154,7 @@ def suggest_name(
     limit: int = 12, # Maximum number of names to list if none is similar
 ) -> str: # One sentence; empty if there are no names
     "Suggest the most similar name, or list the known names."
-    near = get_close_matches(name, names, n=1, cutoff=0.6)
-    if near:
-        return f"Did you mean '{near[0]}'?"
+    if near := find_similar_name(name, names):
+        return f"Did you mean '{near}'?"
     more = ", …" if len(names) > limit else ""
     return f"Known are: {', '.join(sorted(names)[:limit])}{more}." if names else ""

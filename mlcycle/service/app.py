@@ -138,7 +138,7 @@ def create_app(
             watcher.close()
         service.close()
 
-    app = FastAPI(lifespan=lifespan, openapi_url=None) # The document is made by `api_document`
+    app = FastAPI(lifespan=lifespan, openapi_url=None, redirect_slashes=False) # The document is made by `api_document`
     add_error_handlers(app)
     add_routes(app, service)
     app.add_middleware(KeepCurrentRequest)

@@ -21,7 +21,7 @@ from ..ml.cleaning_plan import ColumnCleaningPlan
 from ..ml.column_cleaning import to_python
 from ..ml.value_parsing import format_value
 from ..outcomes import NA_VALUES
-from .input_values import TEXT_DTYPES, TrainingValues, UnreadableValueError, number_limit, read_value
+from .input_values import TEXT_DTYPES, TrainingValues, UnreadableValueError, clock_time, number_limit, read_value
 
 # %% ../../nbs/service/column_reader.ipynb #9e880dbd
 @dataclass
@@ -163,6 +163,8 @@ def read_other(
         before = to_python(value)
         if reader.is_text and is_rewritten(before, now):
             made.notes.append((place, value, now))
+        if reader.is_date and clock_time(before, reader.plan) not in (None, now): # It was moved to UTC
+            made.notes.append((place, before, format_value(now)))
         if kind := coercion_kind(before, now):
             made.coercions[kind] = made.coercions.get(kind, 0) + 1
     return now

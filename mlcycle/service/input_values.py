@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['MAX_LISTED_TEXTS', 'MAX_CATEGORIES', 'MAX_EXPECTED_UNSEEN', 'TEXT_DTYPES', 'LARGEST_ANYWHERE', 'TrainingValues',
-           'describe_training_values', 'repeated_categories', 'UnreadableValueError', 'show_value', 'number_limit',
-           'read_number', 'read_boolean', 'read_date', 'read_text', 'read_value']
+           'describe_training_values', 'repeated_categories', 'UnreadableValueError', 'show_value', 'shorten',
+           'number_limit', 'read_number', 'read_boolean', 'read_date', 'clock_time', 'read_text', 'read_value']
 
 # %% ../../nbs/service/input_values.ipynb #5794a656
 import math
@@ -98,6 +98,13 @@ def show_value(
     shown = repr(value) if not isinstance(value, datetime) else value.isoformat()
     return shown if len(shown) <= 60 else f"{shown[:57]}…"
 
+# %% ../../nbs/service/input_values.ipynb #41523188
+def shorten(
+    value: Any, # JSON value
+) -> Any: # A text has at most 60 characters
+    "A value as a response repeats it."
+    return f"{value[:59]}…" if isinstance(value, str) and len(value) > 60 else value
+
 # %% ../../nbs/service/input_values.ipynb #84075610
 LARGEST_ANYWHERE = 1e15 # Numbers up to here are never too large
 
@@ -146,9 +153,10 @@ def _number_from_text(text: str, known: TrainingValues, plan: ColumnCleaningPlan
     if re.fullmatch(r"[+-]?\d{1,300}", text, re.ASCII):
         return int(text) # Exact beyond 2^53
     plain = plan.number_format is None
-    if plain and "," in text and "." not in text:
-        raise UnreadableValueError("the comma may be a decimal mark or separate thousands", f"{kind}, such as 1957 or 1.957",
-                                   "ambiguous")
+    if plain and "," in text and "." not in text and (readings := _comma_readings(text)):
+        shown = [format_value(each) for each in readings if kind == "a number" or each % 1 == 0]
+        raise UnreadableValueError("the comma may be a decimal mark or separate thousands",
+                                   f"{kind}, such as {' or '.join(shown)}" if shown else kind, "ambiguous")
     if plain and known.whole and re.fullmatch(r"[+-]?\d{1,3}(\.\d{3})+", text, re.ASCII):
         raise UnreadableValueError("the point may be a decimal mark or separate thousands", f"{kind}, without separators",
                                    "ambiguous")
@@ -156,6 +164,12 @@ def _number_from_text(text: str, known: TrainingValues, plan: ColumnCleaningPlan
     if number is None:
         raise UnreadableValueError("it is not a number", kind)
     return number
+
+# %% ../../nbs/service/input_values.ipynb #1ab50d5b
+def _comma_readings(text: str) -> list[float]:
+    "The numbers that a text with a comma may mean."
+    forms = NumberFormat(comma="thousands"), NumberFormat(comma="decimal")
+    return [number for form in forms if (number := parse_number(text, form)) is not None]
 
 # %% ../../nbs/service/input_values.ipynb #7fdaeec4
 def _with_article(value: Any) -> str:
@@ -205,6 +219,21 @@ def read_date(
     if not readings:
         raise UnreadableValueError("it is not a date that can be read without doubt", expected)
     return readings.pop()
+
+# %% ../../nbs/service/input_values.ipynb #f37de324
+def clock_time(
+    value: Any, # Date or text that `read_date` can read
+    plan: ColumnCleaningPlan, # Has the date formats, if some were learnt
+) -> datetime | None: # None if nothing can be read without the offset
+    "The date and time as they are written, whatever the offset from UTC."
+    if isinstance(value, datetime):
+        return value.replace(tzinfo=None)
+    formats = tuple(form.replace("%z", "").rstrip() for form in plan.date_formats)
+    try:
+        text = re.sub(r"\s?[+-]\d\d(:?\d\d){0,2}(\.\d+)?\s*$", "", value) if isinstance(value, str) else value
+        return read_date(text, plan.model_copy(update={"date_formats": formats}))
+    except UnreadableValueError: # What looks like an offset is a part of the date
+        return None
 
 # %% ../../nbs/service/input_values.ipynb #ff1de82b
 def read_text(

@@ -104,7 +104,7 @@ def error_schemas() -> dict[str, Schema]: # By name
     texts = {"column": "Column; empty for a whole row.", "value": "The value as it was sent, at most 60 characters.",
              "rule": "Short name of the rule that is broken.", "message": "What is wrong.",
              "expected": "What is expected instead."}
-    row = described({"type": ["integer", "null"]}, "Position of the row, from 0; null for all rows.")
+    row = described({"type": ["integer", "null"]}, "Position of the row, from 0; messages count from 1. null: all rows.")
     cell = object_of({"row": row, **{name: described(TEXT, text) for name, text in texts.items()}})
     rejected = object_of({"detail": described(TEXT, "What is wrong, what is expected, and the remedy."),
                           "errors": list_of(schema_ref("CellError"), description="Each bad cell; at most 1,000."),

@@ -21,7 +21,7 @@ from ..outcomes import Problem
 from .bundle import Bundle
 from .error_responses import json_response
 from .input_schema import row_schema
-from .input_values import show_value
+from .input_values import shorten, show_value
 from mlcycle.service.openapi_schemas import (
     BODY_ERRORS,
     BOOLEAN,
@@ -40,6 +40,7 @@ from mlcycle.service.openapi_schemas import (
     schema_ref,
 )
 from .prediction_options import DEFAULT_OPTIONS, PredictOptions, class_name
+from .prediction_reasons import max_rows_with_reasons
 from .prediction_service import MAX_ROWS_PER_REQUEST, PredictionService, ServedPredictions
 from .request_bodies import read_choice, read_content_type, read_object
 
@@ -84,7 +85,7 @@ def predict_response(
     "The body of the response of `POST /predict`."
     ids, bundle, prepared, scores = served.row_ids, served.bundle, served.prepared, served.predictions.scores
     outputs = {name: at_sent_rows(values, served) for name, values in served.outputs.items()}
-    notes = {name: [{"row_id": ids[note["row"]], **note} for note in listed]
+    notes = {name: [{"row_id": ids[note["row"]], **{key: shorten(value) for key, value in note.items()}} for note in listed]
              for name, listed in (("changes", prepared.changes), ("warnings", prepared.warnings))}
     more: dict[str, Any] = {"coercions": prepared.coercions} if prepared.coercions else {}
     if options.intervals and bundle.conformal:
@@ -143,7 +144,9 @@ def request_schemas(
     problem = bundle.problem
     rows = list_of(schema_ref("Row"), minItems=1, maxItems=MAX_ROWS_PER_REQUEST)
     reasons = {"type": "integer", "minimum": 0, "maximum": MAX_REASONS, "default": 0, "description": "Number of columns that "
-               "are named as reasons of each prediction, with the change of the score if the column takes its typical value."}
+               "are named as reasons of each prediction, with the change of the score if the column takes its typical value; "
+               "fewer if fewer columns change it. A request with reasons has at most "
+               f"{min(max_rows_with_reasons(len(bundle.columns)), MAX_ROWS_PER_REQUEST):,} rows."}
     flags = {"intervals": "Prediction intervals, or sets of plausible classes.",
              "probabilities": "The probability of each class."}
     on_error = {"enum": ["reject", "skip"], "default": "reject", "description": "Reject the request, or skip the rows that "
@@ -164,13 +167,16 @@ def note_schemas(
     problem: Problem, # Task
 ) -> dict[str, Schema]: # By name
     "The schemas of what is told about single cells."
-    row = {"row_id": TEXT, "row": described({"type": "integer"}, "Position of the row, from 0."), "column": TEXT}
+    row = {"row_id": TEXT, "row": described({"type": "integer"}, "Position of the row, from 0; messages count from 1."),
+           "column": TEXT}
     score = "predicted number" if problem.task == "regression" else "score"
-    change = object_of({**row, "step": described(TEXT, "Step of the cleaning plan."), "before": JSON_VALUE,
-                        "after": described(JSON_VALUE, "null: missing.")})
-    warning = object_of({**row, "value": JSON_VALUE, "warning": TEXT})
+    short = described(JSON_VALUE, "A text has at most 60 characters.")
+    change = object_of({**row, "step": described(TEXT, "Step of the cleaning plan."), "before": short,
+                        "after": described(JSON_VALUE, "null: missing. A text has at most 60 characters.")})
+    warning = object_of({**row, "value": short, "warning": TEXT})
     column = described(TEXT, "Empty for the rows as a whole.")
-    coercion = object_of({"column": column, "kind": TEXT, "count": {"type": "integer"}})
+    coercion = object_of({"column": column, "kind": TEXT, "count": {"type": "integer"}}, {
+        "names": list_of(TEXT, description="Names of the first extra columns.")})
     reason = object_of({"column": TEXT, "value": JSON_VALUE, "typical": described(JSON_VALUE, "The typical training value."),
                         "change": described(NUMBER, f"The {score} minus that with the typical value in this column.")})
     return {"Change": change, "Warning": warning, "Coercion": coercion, "Reason": reason}

@@ -24,7 +24,7 @@ import numpy as np
 from ..errors import ArtifactError, InputError
 from ..ml.column_table import ColumnTable
 from ..ml.predictions import Predictions
-from .actuals import check_row_ids, read_actuals
+from .actuals import RejectedActualsError, check_row_ids, read_actuals, row_id_error
 from .batching import ClientGoneError, MicroBatcher, ServiceBusyError
 from .block_equality import blocks_equal_rows, is_equal_in_blocks
 from .bundle import Bundle
@@ -403,11 +403,11 @@ def check_predicted(
     log: PredictionLog, # Has the predictions
     row_ids: list[str], # Of actual values
 ) -> None:
-    "Raise InputError if there is no prediction log, or a row was not predicted."
+    "Raise InputError if there is no prediction log, and RejectedActualsError if rows were not predicted."
     if log.engine is None:
         raise InputError("The service has no prediction log, so actual values cannot be recorded.",
                          remedy="Start it with MLCYCLE_EVENTS_URL, the SQLAlchemy URL of a database.")
     if (unknown := log.unknown_row_ids(row_ids)):
-        more = f" and {len(unknown) - 3} more" if len(unknown) > 3 else ""
-        raise InputError(f"No prediction has the row id {', '.join(map(repr, unknown[:3]))}{more}.",
-                         "Expected are row ids of rows that were predicted.")
+        places = {row_id: row for row, row_id in enumerate(row_ids)}
+        expected = "Expected are row ids of rows that were predicted."
+        raise RejectedActualsError([row_id_error(places[row_id], row_id, "has no prediction", expected) for row_id in unknown])
