@@ -5,11 +5,12 @@
 # %% auto #0
 __all__ = ['STORAGE_PROBLEMS', 'MlcycleError', 'InputError', 'SourceError', 'TargetError', 'MetricError', 'CriterionError',
            'ParameterError', 'ContractFileError', 'ContractError', 'ArtifactError', 'RegistryError', 'HoldoutError',
-           'StageError', 'DiskFullError', 'StorageError', 'find_error_class', 'suggest_name']
+           'StageError', 'DiskFullError', 'StorageError', 'find_error_class', 'suggest_name', 'print_warning']
 
 # %% ../nbs/errors.ipynb #09c7adcd
 import errno
 import os
+import sys
 from difflib import get_close_matches
 from pathlib import Path
 
@@ -148,3 +149,11 @@ def suggest_name(
         return f"Did you mean '{near[0]}'?"
     more = ", …" if len(names) > limit else ""
     return f"Known are: {', '.join(sorted(names)[:limit])}{more}." if names else ""
+
+# %% ../nbs/errors.ipynb #0016da55
+def print_warning(
+    message: Warning | str, # Of the warning
+    *rest: object, # Category, file, line: not shown
+) -> None:
+    "Print a warning on one line of standard error."
+    print(f"Warning: {' '.join(str(message).split())}", file=sys.stderr, flush=True)
