@@ -14,7 +14,7 @@ import typer
 
 from .base import app, console, exit_on_error, print_error
 from .models import model_app
-from ..errors import ArtifactError, print_warning
+from ..errors import ArtifactError, shorten_warnings
 
 # %% ../../nbs/cli/serve.ipynb #9ee79e91
 WHAT = Annotated[str, typer.Argument(metavar="[MODEL[@V]|RUN|RELEASE]", help="Model by version or alias, run, or release.")]
@@ -96,7 +96,7 @@ def verify(
         trust_release_keys(release_keys_setting(find_project(project)))
         try:
             with warnings.catch_warnings():
-                warnings.showwarning = print_warning
+                shorten_warnings()
                 found = verify_release(release, trusted_keys=keys or None)
         except ArtifactError as error:
             print_error(error)

@@ -26,7 +26,7 @@ class HeadTimeoutProtocol(HttpToolsProtocol):
         super().__init__(*arguments, **named)
         self.head_seconds, self.head_timer = head_seconds, None
 
-    def connection_made(self, transport: asyncio.Transport) -> None: # ty: ignore[invalid-method-override]
+    def connection_made(self, transport: asyncio.Transport) -> None:
         "Begin to wait for the first head."
         super().connection_made(transport)
         self._wait_for_head()

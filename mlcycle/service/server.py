@@ -16,7 +16,6 @@ import socket
 import sys
 import tempfile
 import threading
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -24,7 +23,7 @@ from multiprocessing import parent_process
 from pathlib import Path
 from typing import Any
 
-from ..errors import InputError, MlcycleError, print_warning
+from ..errors import InputError, MlcycleError, shorten_warnings
 from .graceful_stop import ignore_signal
 
 # %% ../../nbs/service/server.ipynb #94484468
@@ -90,7 +89,7 @@ def make_application(
 # %% ../../nbs/service/server.ipynb #973aa877
 def app_from_environment() -> Callable: # ASGI application
     "The application of a worker process; the process ends gracefully if its parent process is gone."
-    warnings.showwarning = print_warning
+    shorten_warnings()
     if (parent := parent_process()) is not None:
         threading.Thread(target=lambda: (parent.join(), os.kill(os.getpid(), signal.SIGTERM)), daemon=True).start()
     try:
@@ -212,7 +211,7 @@ def main() -> None:
 
     The environment variable MLCYCLE_EVENTS_URL is the SQLAlchemy URL of the prediction log.
     """
-    warnings.showwarning = print_warning
+    shorten_warnings()
     try:
         serve(*read_arguments())
     except MlcycleError as error:
