@@ -5,12 +5,15 @@
 # %% auto #0
 __all__ = ['STORAGE_PROBLEMS', 'MlcycleError', 'InputError', 'SourceError', 'TargetError', 'MetricError', 'CriterionError',
            'ParameterError', 'ContractFileError', 'ContractError', 'ArtifactError', 'RegistryError', 'HoldoutError',
-           'StageError', 'DiskFullError', 'StorageError', 'find_error_class', 'find_similar_name', 'suggest_name']
+           'StageError', 'DiskFullError', 'StorageError', 'find_error_class', 'find_similar_name', 'suggest_name',
+           'shorten_warnings']
 
 # %% ../nbs/errors.ipynb #09c7adcd
 import errno
 import os
 from collections.abc import Iterable
+import sys
+import warnings
 from difflib import get_close_matches
 from pathlib import Path
 
@@ -158,3 +161,13 @@ def suggest_name(
         return f"Did you mean '{near}'?"
     more = ", …" if len(names) > limit else ""
     return f"Known are: {', '.join(sorted(names)[:limit])}{more}." if names else ""
+
+# %% ../nbs/errors.ipynb #0016da55
+def _print_warning(message: Warning | str, *rest: object) -> None:
+    "Print a warning on one line of standard error."
+    print(f"Warning: {' '.join(str(message).split())}", file=sys.stderr, flush=True)
+
+# %% ../nbs/errors.ipynb #846f2a45
+def shorten_warnings() -> None:
+    "Let warnings of this process be printed on one line, until the end of a surrounding `warnings.catch_warnings`."
+    warnings.showwarning = _print_warning # ty: ignore[invalid-assignment]

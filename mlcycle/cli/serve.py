@@ -6,6 +6,7 @@
 __all__ = ['WHAT', 'CANARY', 'SHARE', 'SHADOW', 'PROJECT', 'serve', 'traffic', 'verify']
 
 # %% ../../nbs/cli/serve.ipynb #3ca3f662
+import warnings
 from pathlib import Path
 from typing import Annotated
 
@@ -13,7 +14,7 @@ import typer
 
 from .base import app, console, exit_on_error, print_error
 from .models import model_app
-from ..errors import ArtifactError, ParameterError
+from ..errors import ArtifactError, shorten_warnings
 
 # %% ../../nbs/cli/serve.ipynb #9ee79e91
 WHAT = Annotated[str, typer.Argument(metavar="[MODEL[@V]|RUN|RELEASE]", help="Model by version or alias, run, or release.")]
@@ -45,17 +46,13 @@ def serve(
     """
     with exit_on_error():
         from mlcycle.core.workspace import Workspace
-        from mlcycle.lifecycle.serving import change_traffic, find_target, serve_target, traffic_file
+        from mlcycle.lifecycle.serving import find_target, serve_target, start_traffic
+        from mlcycle.service.server import bind_socket
 
         workspace = Workspace.from_project(project)
-        target, plan = find_target(what, workspace), None
-        if target.model:
-            change_traffic(workspace, target.model, champion=target, canary=canary or "", canary_share=canary_share,
-                           shadow=shadow or "")
-            plan = traffic_file(workspace, target.model)
-        elif canary or shadow:
-            raise ParameterError(f"'{what}' is not a registered model, so it has no other versions.",
-                                 remedy="Name a model: mlcycle serve MODEL --canary VERSION")
+        target = find_target(what, workspace)
+        bind_socket(host, port).close() # Before the plan is changed, which other services may use
+        plan = start_traffic(target, workspace, canary=canary, canary_share=canary_share, shadow=shadow)
         options = {"host": host, "port": port, "workers": workers, "api-keys": api_keys, "access-log": access_log,
                    "max-rows": max_rows, "max-body-bytes": max_body_bytes, "max-concurrency": max_concurrency,
                    "request-timeout": request_timeout, "accelerate": "true" if accelerate else None}
@@ -98,7 +95,9 @@ def verify(
 
         trust_release_keys(release_keys_setting(find_project(project)))
         try:
-            found = verify_release(release, trusted_keys=keys or None)
+            with warnings.catch_warnings():
+                shorten_warnings()
+                found = verify_release(release, trusted_keys=keys or None)
         except ArtifactError as error:
             print_error(error)
             raise typer.Exit(1) from None

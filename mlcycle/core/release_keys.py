@@ -45,8 +45,9 @@ def load_release_key(
             generate_release_key(path)
         return _parse_release_key(path.read_bytes(), str(path))
     except OSError as error:
-        if given:
-            raise ParameterError(f"The key {path} of {RELEASE_KEY_VARIABLE} cannot be read.", remedy=str(error)) from error
+        if given: # Perhaps the text of a key, which is not shown
+            raise ParameterError(f"The file that {RELEASE_KEY_VARIABLE} names cannot be read: {error.strerror}.",
+                                 "The path of a PEM file, or its text, is expected.") from None
         return None
 
 # %% ../../nbs/core/release_keys.ipynb #4517580c
@@ -111,21 +112,25 @@ def release_key_text(
 def parse_public_key(
     text: str, # From `release_key_text`, PEM, or the path of a PEM file
 ) -> "EllipticCurvePublicKey":
-    "Read a public key; raises ParameterError if it is none."
+    "Read a public key; raises ParameterError if it is none, without its text, which may be that of a private key."
     from cryptography.exceptions import UnsupportedAlgorithm
     from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
     from cryptography.hazmat.primitives.serialization import load_der_public_key, load_pem_public_key
 
+    origin = f"The public key {text}" if text.endswith((".pem", ".pub")) else f"A public key of {len(text)} characters"
     try:
         if text.endswith((".pem", ".pub")):
             text = Path(text).expanduser().read_text()
+        if "PRIVATE KEY" in text:
+            raise ValueError("it is a private key")
         der = base64.b64decode(text, validate=True) if "-----BEGIN" not in text else b""
         key = load_der_public_key(der) if der else load_pem_public_key(text.encode())
     except (OSError, ValueError, UnsupportedAlgorithm) as error:
-        raise ParameterError(f"The public key {text[:60]!r} cannot be read: {error}.",
-                             "Base64 text on one line, or the path of a PEM file, is expected.") from error
+        reason = error.strerror if isinstance(error, OSError) else str(error).splitlines()[0].rstrip(".")
+        raise ParameterError(f"{origin} cannot be read: {reason}.",
+                             "Base64 text on one line, or the path of a PEM file, is expected.") from None
     if not isinstance(key, EllipticCurvePublicKey):
-        raise ParameterError(f"The public key {text[:60]!r} is no elliptic-curve key.", "A key on the curve P-256 is expected.")
+        raise ParameterError(f"{origin} is no elliptic-curve key.", "A key on the curve P-256 is expected.")
     return key
 
 # %% ../../nbs/core/release_keys.ipynb #534ec1a3

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LOOK_SECONDS', 'ServeTarget', 'find_release_folder', 'find_target', 'target_of_run', 'target_of_model',
-           'traffic_file', 'change_traffic', 'AliasFollower', 'service_command', 'serve_target']
+           'traffic_file', 'change_traffic', 'start_traffic', 'AliasFollower', 'service_command', 'serve_target']
 
 # %% ../../nbs/lifecycle/serving.ipynb #c50733f1
 import json
@@ -144,6 +144,24 @@ def change_traffic(
     write_traffic_plan(path, plan)
     return plan
 
+# %% ../../nbs/lifecycle/serving.ipynb #3abb214b
+def start_traffic(
+    target: ServeTarget, # That is going to be served
+    workspace: Workspace, # Has registry and releases
+    *,
+    canary: str | None = None, # Version or alias; empty: no canary; None: as before
+    canary_share: float | None = None, # Share of the requests; None: as before
+    shadow: str | None = None, # Version or alias; empty: no shadow; None: as before
+) -> Path | None: # Traffic plan; None for a run or a release, which has none
+    "Make a target the champion of the traffic plan of its model; raises ParameterError for versions that are not released."
+    if target.model:
+        change_traffic(workspace, target.model, champion=target, canary=canary, canary_share=canary_share, shadow=shadow)
+        return traffic_file(workspace, target.model)
+    if canary or shadow:
+        raise ParameterError(f"'{target.run or target.release}' is not a registered model, so it has no other versions.",
+                             remedy="Name a model: mlcycle serve MODEL --canary VERSION")
+    return None
+
 # %% ../../nbs/lifecycle/serving.ipynb #77b2d0d0
 LOOK_SECONDS = 2.0 # Between two looks at the registry
 
@@ -176,7 +194,8 @@ class AliasFollower:
         except (RegistryError, ParameterError, ArtifactError) as error:
             self._report(error)
             return False
-        print(f"{target.model}@{target.alias} is version {self.target.version} now.", file=sys.stderr, flush=True)
+        print(f"{target.model}@{target.alias} points to version {self.target.version} now, and the traffic plan names it.",
+              file=sys.stderr, flush=True) # The service says whether it can use the plan
         return True
 
     def _report(self, error: MlcycleError) -> None:
@@ -209,7 +228,7 @@ def serve_target(
         sys.stdout.flush()
         os.execve(command[0], command, environment)
     follower = AliasFollower(workspace, target)
-    with subprocess.Popen(command, env=environment) as service:
+    with subprocess.Popen([*command, "--stop-at-eof"], env=environment, stdin=subprocess.PIPE) as service:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda number, frame: service.poll() is None and service.send_signal(signal.SIGTERM))
         looked = time.monotonic()

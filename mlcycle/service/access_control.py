@@ -64,10 +64,16 @@ def make_api_key(
     rate: float | None = None, # Requests per second; None: the service's setting
 ) -> tuple[str, str]: # The key, which is not stored, and the line of the key file
     "Make a random API key; raises InputError for a name or scope that cannot be used."
+    scopes = list(scopes)
+    if unknown := [scope for scope in scopes if scope not in KEY_SCOPES]:
+        raise InputError(f"The scope {unknown[0]!r} is not known.", f"Expected are {', '.join(KEY_SCOPES)}.")
+    if not scopes:
+        raise InputError("The API key has no scope.", f"Expected are {', '.join(KEY_SCOPES)}.")
     key = f"mlc_{secrets.token_urlsafe(32)}"
     line = f"{name} {','.join(scopes)} sha256:{hashlib.sha256(key.encode()).hexdigest()}{f' rate={rate:g}' if rate else ''}"
-    if not read_key_entries([line], "the command"):
-        raise InputError("The API key has no name.", "Expected are letters, digits and ._-")
+    if not (parts := KEY_LINE.fullmatch(line)) or parts[1] != name:
+        raise InputError(f"The name {name[:60]!r} or the rate of the API key cannot be used.",
+                         "Expected is a name of at most 60 letters, digits and ._-, and a rate below 1,000,000.")
     return key, line
 
 # %% ../../nbs/service/access_control.ipynb #92d5eb59
@@ -78,7 +84,7 @@ class KeyRing:
         self.file = Path(settings.api_keys) if settings.api_keys else None
         self.fixed = read_key_entries(re.split(r"[;\n]", settings.api_key_entries), "MLCYCLE_API_KEYS")
         self.required = self.file is not None or bool(settings.api_key_entries.strip())
-        self.entries, self.stamp, self.next_look = self.fixed, None, 0.0
+        self.entries, self.stamp, self.next_look, self.problem = self.fixed, None, 0.0, ""
         self._read_file(first=True)
 
     def _read_file(self, first: bool = False) -> None:
@@ -89,19 +95,26 @@ class KeyRing:
             if (stamp := (facts.st_mtime_ns, facts.st_size, facts.st_ino)) != self.stamp:
                 self.entries = self.fixed + read_key_entries(self.file.read_text().splitlines(), str(self.file))
                 self.stamp = stamp
+                if self.problem:
+                    print(f"The file of API keys {self.file} was read again.", file=sys.stderr, flush=True)
+                self.problem = ""
         except (OSError, UnicodeDecodeError, InputError) as error:
             text = f"The file of API keys {self.file} cannot be read: {getattr(error, 'strerror', None) or error}."
             if first:
                 raise InputError(text, remedy="Make a key with: mlcycle key create") from error
-            if self.stamp != "reported":
-                print(f"{text} The keys that were read before remain valid.", file=sys.stderr, flush=True)
-            self.stamp = "reported"
+            if text != self.problem:
+                print(f"{text} The keys that were read before remain valid until it is back.", file=sys.stderr, flush=True)
+            self.stamp, self.problem = None, text
 
-    def find(self, key: str) -> KeyEntry | None:
-        "The entry of a key; None if it is unknown."
+    def look(self) -> None:
+        "Read the file if it has changed, at most once a second."
         if time.monotonic() >= self.next_look:
             self.next_look = time.monotonic() + 1
             self._read_file()
+
+    def find(self, key: str) -> KeyEntry | None:
+        "The entry of a key; None if it is unknown."
+        self.look()
         digest = hashlib.sha256(key.encode("utf-8", "surrogatepass")).hexdigest()
         found = [entry for entry in self.entries if hmac.compare_digest(entry.sha256, digest)]
         return found[0] if found else None
@@ -164,6 +177,7 @@ class RequireApiKey:
     def refusal(self, scope: dict[str, Any]) -> Callable | None:
         "The response that refuses a request; None if it may pass."
         if (needed := required_scope(scope["method"], scope["path"])) is None:
+            self.keys.look() # So that a file that is gone is reported while there are only health checks
             return None
         if (entry := self.keys.find(key := sent_key(scope))) is None:
             challenge = 'Bearer realm="mlcycle"' + (', error="invalid_token"' if key else "")

@@ -81,7 +81,11 @@ def load_served_model(
     bundle, model = open_release(folder)
     check_functions_known(model, folder)
     onnx = read_accelerator(folder, bundle) if accelerate else {}
-    return warm_up(ServedModel(bundle, model, Path(folder), compile_row_scorer(model, bundle, onnx)))
+    served = ServedModel(bundle, model, Path(folder), compile_row_scorer(model, bundle, onnx))
+    if onnx:
+        print(f"Accelerator: {bundle.model.name} version {bundle.model.version} is predicted by {served.predicted_by}.",
+              file=sys.stderr, flush=True)
+    return warm_up(served)
 
 # %% ../../nbs/service/app.ipynb #4f4d1cf4
 def add_routes(

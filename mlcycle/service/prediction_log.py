@@ -34,7 +34,13 @@ from mlcycle.stores.event_spool import (
     spool_line,
     spooled_row_ids,
 )
-from ..stores.events import add_event_batch, connect_event_database, create_event_tables, find_unknown_row_ids
+from mlcycle.stores.events import (
+    add_event_batch,
+    connect_event_database,
+    create_event_tables,
+    find_unknown_row_ids,
+    sqlite_file_id,
+)
 
 if TYPE_CHECKING: # Imported late: sqlalchemy is loaded by the thread that writes
     import sqlalchemy as sa
@@ -59,6 +65,7 @@ class EventDatabase:
         self.url = target if isinstance(target, str) else target.url.render_as_string(hide_password=False)
         self._engine = None if isinstance(target, str) else target
         self.owned, self.ready, self.lock = isinstance(target, str), False, threading.RLock()
+        self.file_id: tuple[int, int] | None = None # Of a SQLite file, when its tables were made
 
     @property
     def engine(self) -> "sa.Engine":
@@ -72,10 +79,20 @@ class EventDatabase:
         "The engine of a database that has its tables; raises SQLAlchemyError if it is away."
         engine = self.engine
         with self.lock:
+            if self.replaced():
+                print(f"The file of the event database {engine.url.database} was removed or replaced, and is opened again.",
+                      file=sys.stderr, flush=True)
+                engine.dispose()
+                self.ready = False
             if not self.ready:
                 create_event_tables(engine)
-                self.ready = True
+                self.file_id, self.ready = sqlite_file_id(engine), True
         return engine
+
+    def replaced(self) -> bool:
+        "Whether a SQLite file is no longer the one whose tables were made."
+        with self.lock:
+            return self.ready and sqlite_file_id(self.engine) != self.file_id
 
     def unknown_row_ids(self, run: str, row_ids: list[str]) -> list[str]:
         "Row ids without a prediction in the database; raises PredictionLogError if it is away."
@@ -196,6 +213,8 @@ class EventWriter(threading.Thread):
         "Write a batch; return whether the database has it."
         try:
             refused = write_events(self.database.prepared(), read_spooled(batch))
+            if self.database.replaced(): # Nobody can read what was written
+                return False
         except Exception as error: # Whatever a driver raises, the events stay in the spool
             self.reports.note_database(error, self.spool.backlog)
             return False

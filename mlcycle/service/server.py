@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['SERVE_OPTIONS', 'SERVICE_MAIN', 'THREAD_LIMITS', 'STARTUP_FAILURE', 'bind_socket', 'ServeOptions', 'make_application',
-           'app_from_environment', 'serve', 'add_setting_arguments', 'read_arguments', 'main']
+           'app_from_environment', 'server_settings', 'stop_at_end_of_input', 'serve', 'add_setting_arguments',
+           'complete_flags', 'read_arguments', 'main']
 
 # %% ../../nbs/service/server.ipynb #e7d217be
 import argparse
@@ -15,13 +16,14 @@ import socket
 import sys
 import tempfile
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from multiprocessing import parent_process
 from pathlib import Path
 from typing import Any
 
-from ..errors import InputError, MlcycleError
+from ..errors import InputError, MlcycleError, shorten_warnings
 from .graceful_stop import ignore_signal
 
 # %% ../../nbs/service/server.ipynb #94484468
@@ -33,6 +35,8 @@ def bind_socket(
 
     Raises InputError if the address cannot be used, such as a port that is in use.
     """
+    if not 0 <= port <= 65535: # Some systems would use the remainder
+        raise InputError(f"The port {port} does not exist.", "Expected is a number from 0 to 65535.")
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         bound = socket.socket(family, kind, protocol) # asyncio sets TCP_NODELAY only if the protocol is given
@@ -59,6 +63,7 @@ class ServeOptions:
     host: str = "127.0.0.1" # Host name or IP address to bind to
     port: int = 0 # 0: a free one
     drain_seconds: float = 1.0 # Time in which new requests are still served after SIGTERM
+    stop_at_eof: bool = False # Stop when standard input ends, such as with the process that holds its other end
     settings: dict[str, Any] = field(default_factory=dict) # Overrides of `ServiceSettings`
 
 # %% ../../nbs/service/server.ipynb #416a3546
@@ -84,6 +89,7 @@ def make_application(
 # %% ../../nbs/service/server.ipynb #973aa877
 def app_from_environment() -> Callable: # ASGI application
     "The application of a worker process; the process ends gracefully if its parent process is gone."
+    shorten_warnings()
     if (parent := parent_process()) is not None:
         threading.Thread(target=lambda: (parent.join(), os.kill(os.getpid(), signal.SIGTERM)), daemon=True).start()
     try:
@@ -94,6 +100,27 @@ def app_from_environment() -> Callable: # ASGI application
 
 # %% ../../nbs/service/server.ipynb #d14fe549
 STARTUP_FAILURE = 3 # Exit code of a worker by which uvicorn's parent process knows that starting again is useless
+
+# %% ../../nbs/service/server.ipynb #c0c815da
+def server_settings(
+    options: ServeOptions, # What is served, and how
+) -> dict[str, Any]: # Of `uvicorn.Config`
+    "What uvicorn is told in each process; raises InputError for a bad setting."
+    from mlcycle.service.http_server import HeadTimeoutProtocol
+    from mlcycle.service.service_settings import ServiceSettings
+
+    head_seconds = ServiceSettings.from_environment(**options.settings).request_timeout
+    return {"log_level": "warning", "access_log": False, "server_header": False, "timeout_graceful_shutdown": 20,
+            "http": partial(HeadTimeoutProtocol, head_seconds=head_seconds)}
+
+# %% ../../nbs/service/server.ipynb #f1b961e7
+def stop_at_end_of_input() -> None:
+    "Wait until standard input ends, then end this process, gracefully if it serves."
+    while os.read(0, 1000):
+        pass
+    if signal.getsignal(signal.SIGTERM) is ignore_signal: # It does not serve yet
+        os._exit(1)
+    os.kill(os.getpid(), signal.SIGTERM)
 
 # %% ../../nbs/service/server.ipynb #97508576
 def serve(
@@ -106,11 +133,14 @@ def serve(
     bound = bind_socket(options.host, options.port)
     import uvicorn
 
-    common: dict[str, Any] = {"log_level": "warning", "access_log": False, "server_header": False,
-                              "timeout_graceful_shutdown": 20}
+    common = server_settings(options)
     address = f"http://{options.host}:{bound.getsockname()[1]}"
     for number in (signal.SIGTERM, signal.SIGINT) if threading.current_thread() is threading.main_thread() else ():
         signal.signal(number, ignore_signal)
+    if options.stop_at_eof:
+        threading.Thread(target=stop_at_end_of_input, daemon=True).start()
+    if not os.environ.get("MLCYCLE_EVENTS_URL"):
+        print("There is no prediction log: MLCYCLE_EVENTS_URL is not set.", file=sys.stderr, flush=True)
     if workers == 1:
         app = make_application(options)
         print(address, flush=True)
@@ -121,8 +151,8 @@ def serve(
         os.environ |= {SERVE_OPTIONS: json.dumps(passed), "PROMETHEUS_MULTIPROC_DIR": folder}
         config = uvicorn.Config("mlcycle.service.server:app_from_environment", factory=True, workers=workers, **common)
         print(address, flush=True)
-        from uvicorn.supervisors import Multiprocess
-        supervisor = Multiprocess(config, [bound])
+        from mlcycle.service.http_server import WorkerSupervisor
+        supervisor = WorkerSupervisor(config, [bound])
         supervisor.run()
         if any(worker.exitcode == STARTUP_FAILURE for worker in supervisor.processes):
             sys.exit(InputError.exit_code)
@@ -134,9 +164,22 @@ def add_setting_arguments(
     "Add the options of `ServiceSettings`; their defaults are those of the environment."
     from mlcycle.service.service_settings import ServiceSettings
 
-    for name in ServiceSettings.__dataclass_fields__:
+    for name, each in ServiceSettings.__dataclass_fields__.items():
         if name not in ("workers", "api_key_entries"):
-            parser.add_argument(f"--{name.replace('_', '-')}", help=f"default: {getattr(ServiceSettings, name)!r}")
+            flag: dict[str, Any] = {"nargs": "?", "const": "true", "metavar": "true|false"} if each.type is bool else {}
+            parser.add_argument(f"--{name.replace('_', '-')}", help=f"default: {getattr(ServiceSettings, name)!r}", **flag)
+
+# %% ../../nbs/service/server.ipynb #b8f303da
+def complete_flags(
+    words: Sequence[str], # Of the command line
+) -> list[str]: # The same, with a value for each setting that is true or false
+    "Give `true` to flags such as `--accelerate`, so that the word after one is not read as its value."
+    from mlcycle.service.service_settings import ServiceSettings
+
+    flags = {f"--{name.replace('_', '-')}" for name, each in ServiceSettings.__dataclass_fields__.items() if each.type is bool}
+    following = [*words[1:], ""]
+    return [f"{word}=true" if word in flags and after.lower() not in ("true", "false") else word
+            for word, after in zip(words, following, strict=True)]
 
 # %% ../../nbs/service/server.ipynb #ad064636
 def read_arguments(
@@ -153,8 +196,9 @@ def read_arguments(
     parser.add_argument("--run", default="", help="id under which events are logged")
     parser.add_argument("--functions", default="", help="file of trusted user functions; its code is executed")
     parser.add_argument("--drain-seconds", default=1.0, type=float, help="time in which a stopping service still serves")
+    parser.add_argument("--stop-at-eof", action="store_true", help="stop when standard input ends")
     add_setting_arguments(parser)
-    given = vars(parser.parse_args(words))
+    given = vars(parser.parse_args(complete_flags(sys.argv[1:] if words is None else words)))
     if not given["release"] and not given["traffic"]:
         parser.error("name a release, or a traffic plan with --traffic")
     workers, own = given.pop("workers"), {name: given.pop(name) for name in ServeOptions.__dataclass_fields__ if name in given}
@@ -167,6 +211,7 @@ def main() -> None:
 
     The environment variable MLCYCLE_EVENTS_URL is the SQLAlchemy URL of the prediction log.
     """
+    shorten_warnings()
     try:
         serve(*read_arguments())
     except MlcycleError as error:

@@ -83,6 +83,14 @@ class Versions:
         roles = {"champion": self.champion, "canary": self.canary, "shadow": self.shadow}
         return {role: version for role, version in roles.items() if version is not None}
 
+    def text(self) -> str:
+        "The versions by role, for the log."
+        names = {role: f"{role} {each.bundle.model.name} version {each.bundle.model.version}"
+                 for role, each in self.by_role().items()}
+        if self.canary is not None:
+            names["canary"] += f" for {self.canary_share:.4g} of the requests"
+        return ", ".join(names.values())
+
 # %% ../../nbs/service/traffic.ipynb #fae81825
 class Traffic:
     "The versions that serve now, and how they change."
@@ -108,12 +116,13 @@ class Traffic:
             return False
         before, self.versions, self.problem = self.versions, after, ""
         if before != after:
+            print(f"The traffic is now: {after.text()}. Before: {before.text()}.", file=sys.stderr, flush=True)
             self.on_change(before, after)
         return True
 
     def _report(self, problem: str) -> None:
         if problem != self.problem:
-            print(f"The traffic plan is not used: {problem}", file=sys.stderr, flush=True)
+            print(f"The traffic plan is not used: {problem} Still served: {self.versions.text()}.", file=sys.stderr, flush=True)
             self.on_problem(problem)
         self.problem = problem
 

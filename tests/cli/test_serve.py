@@ -3,6 +3,7 @@
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -15,6 +16,7 @@ from commands import cli
 from conftest import stored_rows
 
 import mlcycle as mc
+from mlcycle.lifecycle.serving import traffic_file
 from mlcycle.service.bundle import build_bundle, open_release
 from mlcycle.service.rows import to_json_rows
 from mlcycle.stores.models.registry import connect_registry, set_alias
@@ -134,3 +136,36 @@ def test_a_release_folder_is_served(served):
     with Serving(run.workspace.project, os.fspath(run.workspace.root / run.release.bundle)) as serving:
         assert serving.version(rows) == run.release.model.version
     assert serving.code == 0
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_a_service_ends_when_the_process_that_follows_its_alias_is_killed(served, workers):
+    run, _, rows = served
+    with Serving(run.workspace.project, run.release.model.name, "--workers", workers) as serving:
+        serving.version(rows)
+        parent = serving.process.pid
+        (service,) = Path(f"/proc/{parent}/task/{parent}/children").read_text().split()
+        serving.process.kill()
+        serving.wait_until(lambda: not Path(f"/proc/{service}").exists())
+        assert not serving.is_ready()
+
+
+def test_a_start_that_names_no_canary_or_fails_leaves_the_traffic_alone(served):
+    run, second, _ = served
+    name, project, plan = run.release.model.name, run.workspace.project, traffic_file(run.workspace, run.release.model.name)
+    done = cli("models", "traffic", name, "--canary", str(second.version), "--canary-share", "0.2", cwd=project)
+    assert done.returncode == 0, done.stderr
+    before = plan.read_bytes()
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        for words in ([], ["--canary", ""], ["--shadow", str(second.version)]):
+            done = cli("serve", f"{name}:{second.version}", "--port", port, *words, cwd=project)
+            assert done.returncode == 2
+            assert "cannot be used" in done.stderr
+    assert cli("serve", name, "--port", "99999", cwd=project).returncode == 2
+    assert plan.read_bytes() == before
+    with Serving(project, f"{name}:{run.release.model.version}") as serving:
+        assert serving.client.get("/model").json()["traffic"]["canary"]["version"] == second.version
+    assert plan.read_bytes() == before
+    with Serving(project, f"{name}:{run.release.model.version}", "--canary", "") as serving:
+        assert "canary" not in serving.client.get("/model").json()["traffic"]

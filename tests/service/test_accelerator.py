@@ -145,7 +145,7 @@ def release(tmp_path):
 
 
 @pytest.mark.parametrize("form", ["folder", "archive"])
-def test_a_service_predicts_by_the_accelerator_if_it_is_told_to(release, form):
+def test_a_service_predicts_by_the_accelerator_if_it_is_told_to(release, form, capsys):
     folder, bundle, model = release
     place = folder if form == "folder" else folder.with_name(f"{folder.name}.tar.gz")
     rows = to_json_rows(ROWS.head(50))
@@ -154,6 +154,7 @@ def test_a_service_predicts_by_the_accelerator_if_it_is_told_to(release, form):
     for accelerate, name in ((False, "row scorer"), (True, "ONNX Runtime")):
         with TestClient(application.create_app(place, settings=ServiceSettings(accelerate=accelerate))) as client:
             assert client.get("/model").json()["predicted_by"] == name
+            assert ("is predicted by ONNX Runtime" in capsys.readouterr().err) == accelerate
             scores[accelerate] = np.array(client.post("/predict", json={"rows": rows}).json()["scores"])
     assert (scores[False] == expected).all()
     assert 0 < np.abs(scores[True] - expected).max() <= ONNX_TOLERANCE

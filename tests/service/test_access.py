@@ -351,3 +351,26 @@ def test_events_and_errors_of_a_release_carry_the_request_id(tmp_path, monkeypat
     engine.dispose()
     assert [entry["model_version"] for entry in entries(stream)] == ["1", None, None]
     assert events[["request_id", "model_version", "role"]].values.tolist() == [["r-7", "1", "champion"]]
+
+
+def test_a_key_file_that_is_gone_is_reported_by_a_health_check_too(keys, capfd):
+    file, by_scope = keys
+    app, _ = small_app(api_keys=str(file))
+    client, text = TestClient(app), file.read_text()
+    ring = app.middleware_stack.app.keys
+
+    def look(content: str | None) -> str:
+        file.unlink(missing_ok=True)
+        if content is not None:
+            file.write_text(content)
+        ring.next_look = 0.0
+        assert client.get("/health").status_code == 200
+        return capfd.readouterr().err
+
+    assert "Entry 1" in look("not a key")
+    assert look("not a key") == ""
+    assert "No such file" in (printed := look(None))
+    assert "remain valid until it is back" in printed
+    assert client.post("/predict", headers={"X-API-Key": by_scope["predict"]}).status_code == 200
+    assert look(None) == ""
+    assert "was read again" in look(text)

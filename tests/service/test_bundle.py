@@ -476,3 +476,24 @@ def test_the_release_of_a_run_is_complete(table_run, monkeypatch):
     assert not [row for row in bundle.examples if {name: str(value) for name, value in row.items()} in shown]
     predicted = run.predict(bundle.examples)
     assert len(predicted) == len(bundle.examples)
+
+
+def test_no_text_of_a_private_key_is_printed(release, tmp_path):
+    private = ec.generate_private_key(ec.SECP256R1()).private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()).decode()
+    (tmp_path / "k.pem").write_text(private)
+    for key in (str(tmp_path / "k.pem"), private, "".join(private.splitlines()[1:-1])):
+        done = cli("verify", release, "--key", key, cwd=tmp_path)
+        assert done.returncode == 2
+        assert not any(line in done.stderr + done.stdout for line in private.splitlines()), key
+    assert "it is a private key" in cli("verify", release, "--key", str(tmp_path / "k.pem"), cwd=tmp_path).stderr
+    done = cli("verify", release, cwd=tmp_path, MLCYCLE_RELEASE_KEY="MHcCAQEEIPart")
+    assert "MLCYCLE_RELEASE_KEY" in done.stderr
+    assert "MHcC" not in done.stderr + done.stdout
+
+
+def test_the_command_warns_on_one_line_if_no_keys_are_trusted(release, tmp_path):
+    done = cli("verify", release, cwd=tmp_path, XDG_CONFIG_HOME=str(tmp_path / "another user"))
+    assert done.returncode == 0
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("Warning: The release ")
+    assert "no keys are trusted here" in line

@@ -420,3 +420,45 @@ def test_each_event_leaves_the_spool_in_order_whatever_happens(tmp_path_factory,
     assert not list(folder.iterdir())
     assert list(written.values()) == [spool_line("predictions", {"row_id": row_id, "run": "run"}) for row_id in added]
     assert not spooled_row_ids(spool, "run", set(added))
+
+
+@pytest.mark.parametrize("change", ["deleted", "moved", "replaced"])
+def test_a_database_file_that_is_gone_is_made_again(tmp_path, capfd, change):
+    file, metrics = tmp_path / "events.db", ServiceMetrics()
+    log = PredictionLog(url := f"sqlite:///{file}", "run", metrics=metrics)
+    log.add("predictions", [prediction("before")])
+    wait_until(lambda: metric(metrics, "mlcycle_prediction_log_events_total", outcome="written") == 1)
+    for path in tmp_path.glob("events.db*"):
+        if path.is_file():
+            path.rename(tmp_path / path.name.replace("events", "old"))
+    if change == "deleted":
+        for path in tmp_path.glob("old.db*"):
+            path.unlink()
+    if change == "replaced":
+        open_event_database(url).dispose()
+    log.add("predictions", [prediction(number) for number in range(5)])
+    wait_until(lambda: metric(metrics, "mlcycle_prediction_log_events_total", outcome="written") == 6)
+    assert logged(url) == [str(number) for number in range(5)], "what counts as written is in the file"
+    assert log.unknown_row_ids(["before", "4"]) == ["before"]
+    log.close()
+    assert capfd.readouterr().err.count("was removed or replaced") == 1
+
+
+def test_a_file_that_is_replaced_during_a_transaction_gets_its_events(tmp_path, monkeypatch):
+    file, written = tmp_path / "events.db", []
+
+    def write_and_lose(engine, events):
+        refused = write_events(engine, events)
+        if not written:
+            for path in tmp_path.glob("events.db*"):
+                if path.is_file():
+                    path.unlink()
+        written.append(len(events))
+        return refused
+
+    monkeypatch.setattr(prediction_log, "write_events", write_and_lose)
+    log = PredictionLog(url := f"sqlite:///{file}", "run")
+    log.add("predictions", [prediction(1)])
+    log.close()
+    assert written == [1, 1]
+    assert logged(url) == ["1"]

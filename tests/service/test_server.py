@@ -30,11 +30,11 @@ def release(tmp_path_factory):
 
 
 @contextmanager
-def service_process(release: Path, *options: str, events: str = "") -> Generator[tuple[subprocess.Popen, str]]:
+def service_process(release: Path, *options: str, events: str = "", **more) -> Generator[tuple[subprocess.Popen, str]]:
     "The command `mlcycle-service`, and its address once it is ready."
-    environment = os.environ | {"MLCYCLE_EVENTS_URL": events}
+    environment = more.pop("env", os.environ) | {"MLCYCLE_EVENTS_URL": events}
     command = [sys.executable, "-c", MAIN, str(release), *options]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment, **more) as process:
         try:
             assert process.stdout is not None
             url = process.stdout.readline().strip()
@@ -233,3 +233,59 @@ def test_a_release_that_cannot_be_opened_ends_the_service(tmp_path, workers):
     assert done.returncode != 0
     assert str(tmp_path / "none") in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("port", ["99999", "-5"])
+def test_a_port_that_does_not_exist_is_named(release, port):
+    done = subprocess.run([sys.executable, "-c", MAIN, str(release), "--port", port], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert f"The port {port} " in done.stderr
+    assert "from 0 to 65535" in done.stderr
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_a_service_stops_when_its_input_ends(release, workers):
+    reader, writer = os.pipe()
+    options = ("--workers", workers, "--drain-seconds", "0", "--stop-at-eof")
+    with service_process(release, *options, stdin=reader) as (process, _):
+        os.close(reader)
+        wait_until(lambda: workers == "1" or len(workers_of(process.pid)) == 2)
+        processes = [process.pid, *workers_of(process.pid)]
+        assert process.poll() is None
+        os.close(writer)
+        assert process.wait(30) == 0
+    wait_until(lambda: not any(Path(f"/proc/{each}").exists() for each in processes))
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_a_head_that_never_ends_is_closed(release, workers):
+    with service_process(release, "--workers", workers, "--request-timeout", "1") as (_, url):
+        with socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2]))) as client:
+            client.settimeout(20)
+            client.sendall(b"POST /predict HTTP/1.1\r\nHost: a\r\n")
+            start = time.monotonic()
+            with pytest.raises(BrokenPipeError):  # Each line alone is in time
+                while time.monotonic() < start + 10:
+                    client.sendall(b"X-Slow: 1\r\n")
+                    time.sleep(0.2)
+        assert is_ready(url)
+
+
+def test_start_and_replacement_of_a_worker_are_in_the_log(release, tmp_path):
+    with (tmp_path / "log").open("w") as log, service_process(release, "--workers", "2", stderr=log) as (process, _):
+        wait_until(lambda: len(workers_of(process.pid)) == 2)
+        killed = min(workers_of(process.pid))
+        os.kill(killed, signal.SIGKILL)
+        wait_until(lambda: "replaces" in (tmp_path / "log").read_text())
+    lines = (tmp_path / "log").read_text().splitlines()
+    assert [line for line in lines if "replaces" in line and f"{killed} has ended with exit code -9" in line]
+    assert len([line for line in lines if "no prediction log: MLCYCLE_EVENTS_URL" in line]) == 1
+
+
+def test_a_service_without_trusted_keys_says_so_on_one_line(release, tmp_path):
+    environment = os.environ | {"XDG_CONFIG_HOME": str(tmp_path), "MLCYCLE_TRUSTED_RELEASE_KEYS": ""}
+    with (tmp_path / "log").open("w") as log, service_process(release, stderr=log, env=environment):
+        pass
+    (line,) = [line for line in (tmp_path / "log").read_text().splitlines() if "trusted" in line]
+    assert line.startswith("Warning: The release ")
+    assert ".py" not in (tmp_path / "log").read_text()

@@ -162,3 +162,22 @@ def test_a_service_needs_a_release_or_a_plan():
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 2
     assert "--traffic" in done.stderr
+
+
+def test_changes_and_refused_plans_are_in_the_log_with_what_serves(releases, tmp_path):
+    plan = plan_file(tmp_path, releases, 1, canary=2, canary_share=0.25)
+    command = [sys.executable, "-c", "from mlcycle.service.server import main; main()", "--traffic", str(plan)]
+    log = tmp_path / "log"
+    with log.open("w") as stderr, subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stderr) as process:
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline()
+            plan_file(tmp_path, releases, 1)
+            wait_until(lambda: "The traffic is now: champion toy version 1. Before: " in log.read_text())
+            plan.write_text("{}")
+            wait_until(lambda: "is not used" in log.read_text())
+        finally:
+            process.kill()
+    lines = [line for line in log.read_text().splitlines() if "traffic" in line]
+    assert "champion toy version 1, canary toy version 2 for 0.25 of the requests. Before: " in lines[0]
+    assert lines[-1].endswith("Still served: champion toy version 1.")
