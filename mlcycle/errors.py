@@ -11,9 +11,9 @@ __all__ = ['STORAGE_PROBLEMS', 'MlcycleError', 'InputError', 'SourceError', 'Tar
 # %% ../nbs/errors.ipynb #09c7adcd
 import errno
 import os
-from collections.abc import Iterable
 import sys
 import warnings
+from collections.abc import Iterable
 from difflib import get_close_matches
 from pathlib import Path
 

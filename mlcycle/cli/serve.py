@@ -62,7 +62,7 @@ def serve(
 # %% ../../nbs/cli/serve.ipynb #74e87d00
 @model_app.command()
 def traffic(
-    model: Annotated[str, typer.Argument(help="Model that is served.")],
+    model: Annotated[str, typer.Argument(help="Model, or one name under which it is served, such as MODEL@3.")],
     canary: CANARY = None, canary_share: SHARE = None, shadow: SHADOW = None,
     project: PROJECT = None,
 ):
@@ -72,10 +72,12 @@ def traffic(
     """
     with exit_on_error():
         from mlcycle.core.workspace import Workspace
-        from mlcycle.lifecycle.serving import change_traffic
+        from mlcycle.lifecycle.serving import change_traffic, served_names
 
-        plan = change_traffic(Workspace.from_project(project), model, canary=canary, canary_share=canary_share, shadow=shadow)
-        console.print_json(plan.model_dump_json())
+        workspace = Workspace.from_project(project)
+        plans = {name: change_traffic(workspace, name, canary=canary, canary_share=canary_share, shadow=shadow)
+                 for name in served_names(workspace, model)}
+        console.print_json(data={name: plan.model_dump(mode="json") for name, plan in plans.items()})
 
 # %% ../../nbs/cli/serve.ipynb #a2c8f82d
 @app.command()

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['LOOK_SECONDS', 'ServeTarget', 'find_release_folder', 'find_target', 'target_of_run', 'target_of_model',
-           'traffic_file', 'change_traffic', 'start_traffic', 'AliasFollower', 'service_command', 'serve_target']
+           'traffic_file', 'change_traffic', 'start_traffic', 'served_names', 'AliasFollower', 'service_command',
+           'serve_target']
 
 # %% ../../nbs/lifecycle/serving.ipynb #c50733f1
 import json
@@ -35,6 +36,11 @@ class ServeTarget:
     model: str = "" # Registered model; empty for a run or a release
     version: int = 0 # Of the model
     alias: str = "" # Alias to follow; empty: the version stays
+
+    @property
+    def served(self) -> str:
+        "The name under which services share a traffic plan: the model, with another alias than `champion` or a fixed version."
+        return self.model if self.alias == "champion" else f"{self.model}@{self.alias or self.version}"
 
 # %% ../../nbs/lifecycle/serving.ipynb #055007a9
 def find_release_folder(
@@ -107,15 +113,15 @@ def target_of_model(
 # %% ../../nbs/lifecycle/serving.ipynb #0ae67e1b
 def traffic_file(
     workspace: Workspace, # Has the releases
-    model: str, # Registered model
+    served: str, # NAME, NAME@alias or NAME@VERSION
 ) -> Path:
-    "Where the traffic plan of a model is; all services of the workspace that serve this model watch it."
-    return workspace.root / f"traffic-{model}.json"
+    "Where the traffic plan is; all services of the workspace that serve the same name watch it."
+    return workspace.root / f"traffic-{served.replace(':', '@').removesuffix('@champion')}.json"
 
 # %% ../../nbs/lifecycle/serving.ipynb #ed7f74a6
 def change_traffic(
     workspace: Workspace, # Has registry and releases
-    model: str, # Registered model
+    served: str, # NAME, NAME@alias or NAME@VERSION, as it is served
     *,
     champion: ServeTarget | None = None, # New champion; None: as before
     canary: str | None = None, # Version or alias; empty: no canary; None: as before
@@ -123,7 +129,7 @@ def change_traffic(
     shadow: str | None = None, # Version or alias; empty: no shadow; None: as before
 ) -> TrafficPlan: # As it was written
     "Change the traffic plan of a model; raises ParameterError for versions that are not released."
-    path = traffic_file(workspace, model)
+    path, model = traffic_file(workspace, served), served.replace(":", "@").partition("@")[0]
     before = read_traffic_plan(path).model_dump() if path.exists() else {}
     changed, functions = before | {}, list(before.get("functions", []))
     named = {"canary": canary, "shadow": shadow}
@@ -137,7 +143,7 @@ def change_traffic(
     changed |= {role: None for role, each in named.items() if each == ""}
     changed["functions"] = list(dict.fromkeys(functions))
     if "champion" not in changed:
-        raise ParameterError(f"No service has served the model '{model}' yet.", remedy=f"Start one: mlcycle serve {model}")
+        raise ParameterError(f"No service has served '{served}' yet.", remedy=f"Start one: mlcycle serve {served}")
     if canary_share is not None:
         changed["canary_share"] = canary_share
     plan = TrafficPlan(**changed)
@@ -155,12 +161,24 @@ def start_traffic(
 ) -> Path | None: # Traffic plan; None for a run or a release, which has none
     "Make a target the champion of the traffic plan of its model; raises ParameterError for versions that are not released."
     if target.model:
-        change_traffic(workspace, target.model, champion=target, canary=canary, canary_share=canary_share, shadow=shadow)
-        return traffic_file(workspace, target.model)
+        change_traffic(workspace, target.served, champion=target, canary=canary, canary_share=canary_share, shadow=shadow)
+        return traffic_file(workspace, target.served)
     if canary or shadow:
         raise ParameterError(f"'{target.run or target.release}' is not a registered model, so it has no other versions.",
                              remedy="Name a model: mlcycle serve MODEL --canary VERSION")
     return None
+
+# %% ../../nbs/lifecycle/serving.ipynb #6bc3a860
+def served_names(
+    workspace: Workspace, # Has the traffic plans
+    name: str, # NAME: all names under which the model is served; NAME@alias or NAME@VERSION: this one
+) -> list[str]:
+    "The names of traffic plans; the name itself if there is none."
+    if "@" in (name := name.replace(":", "@")):
+        return [name]
+    plans = [name] * traffic_file(workspace, name).is_file()
+    plans += [path.stem.removeprefix("traffic-") for path in sorted(workspace.root.glob(f"traffic-{name}@*.json"))]
+    return plans or [name]
 
 # %% ../../nbs/lifecycle/serving.ipynb #77b2d0d0
 LOOK_SECONDS = 2.0 # Between two looks at the registry
@@ -190,7 +208,7 @@ class AliasFollower:
             if version is None or version == target.version:
                 return False
             self.target = target_of_model(f"{target.model}@{target.alias}", self.workspace)
-            change_traffic(self.workspace, target.model, champion=self.target)
+            change_traffic(self.workspace, target.served, champion=self.target)
         except (RegistryError, ParameterError, ArtifactError) as error:
             self._report(error)
             return False

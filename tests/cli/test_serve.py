@@ -169,3 +169,12 @@ def test_a_start_that_names_no_canary_or_fails_leaves_the_traffic_alone(served):
     assert plan.read_bytes() == before
     with Serving(project, f"{name}:{run.release.model.version}", "--canary", "") as serving:
         assert "canary" not in serving.client.get("/model").json()["traffic"]
+
+
+def test_a_version_that_is_named_stays_whatever_other_services_serve(served):
+    run, second, rows = served
+    name, project, first = run.release.model.name, run.workspace.project, run.release.model.version
+    with Serving(project, f"{name}@{first}") as one, Serving(project, f"{name}@{second.version}") as two:
+        two.wait_until(lambda: two.version(rows) == second.version)
+        time.sleep(2.5)  # Longer than a service takes to notice a changed plan
+        assert (one.version(rows), two.version(rows)) == (first, second.version)
