@@ -318,7 +318,7 @@ def test_the_other_rows_are_predicted_if_bad_ones_are_skipped(served):
     rows[1], rows[3] = rows[1] | {"Body Mass (g)": "heavy"}, "no row"
     options = {"probabilities": True, "reasons": 1, "intervals": True}
     skipped, alone = served.predict(rows=rows, on_error="skip", **options), served.predict(rows=good, **options)
-    assert [each["row"] for each in skipped["errors"]] == [3, 1] or [each["row"] for each in skipped["errors"]] == [1, 3]
+    assert [each["row"] for each in skipped["errors"]] == [1, 3]
     assert len(skipped["row_ids"]) == 4
     for name in ("predictions", "scores", "probabilities", "reasons", "prediction_set"):
         assert skipped[name] == [alone[name][0], None, alone[name][1], None], name
