@@ -214,7 +214,9 @@ class EventWriter(threading.Thread):
         try:
             refused = write_events(self.database.prepared(), read_spooled(batch))
             if self.database.replaced(): # Nobody can read what was written
-                return False
+                refused = write_events(self.database.prepared(), read_spooled(batch))
+                if self.database.replaced():
+                    return False
         except Exception as error: # Whatever a driver raises, the events stay in the spool
             self.reports.note_database(error, self.spool.backlog)
             return False
