@@ -4671,6 +4671,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                        'mlcycle/service/traffic.py'),
                                          'mlcycle.service.traffic.Versions.choose': ( 'service/traffic.html#versions.choose',
                                                                                       'mlcycle/service/traffic.py'),
+                                         'mlcycle.service.traffic.Versions.describe': ( 'service/traffic.html#versions.describe',
+                                                                                        'mlcycle/service/traffic.py'),
                                          'mlcycle.service.traffic.Versions.text': ( 'service/traffic.html#versions.text',
                                                                                     'mlcycle/service/traffic.py'),
                                          'mlcycle.service.traffic.check_same_target': ( 'service/traffic.html#check_same_target',
