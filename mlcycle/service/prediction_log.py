@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['GATHER_SECONDS', 'WRITE_SECONDS', 'MAX_WAITING', 'TAKE_OVER_SECONDS', 'QueuedEvents', 'PredictionLogError',
-           'EventDatabase', 'read_spooled', 'write_events', 'LogReports', 'EventWriter', 'keep_refused', 'event_lines',
-           'append_requests', 'SpoolingQueue', 'PredictionLog', 'flush_prediction_log', 'find_unpredicted',
-           'close_queue']
+           'DatabaseConnections', 'EventDatabase', 'read_spooled', 'write_events', 'LogReports', 'EventWriter',
+           'keep_refused', 'event_lines', 'append_requests', 'SpoolingQueue', 'PredictionLog', 'flush_prediction_log',
+           'find_unpredicted', 'close_queue']
 
 # %% ../../nbs/service/prediction_log.ipynb #fd504d85
 import os
@@ -58,14 +58,13 @@ class PredictionLogError(MlcycleError):
     retry_after = 10 # Seconds, for the header Retry-After
 
 # %% ../../nbs/service/prediction_log.ipynb #24fe4b93
-class EventDatabase:
-    "The event database, which may be away for a while."
+class DatabaseConnections:
+    "Connections to a database, by its URL or an engine."
 
     def __init__(self, target: "str | sa.Engine"):
         self.url = target if isinstance(target, str) else target.url.render_as_string(hide_password=False)
         self._engine = None if isinstance(target, str) else target
-        self.owned, self.ready, self.lock = isinstance(target, str), False, threading.RLock()
-        self.file_id: tuple[int, int] | None = None # Of a SQLite file, when its tables were made
+        self.owned, self.lock = isinstance(target, str), threading.RLock()
 
     @property
     def engine(self) -> "sa.Engine":
@@ -74,6 +73,19 @@ class EventDatabase:
             if self._engine is None:
                 self._engine = connect_event_database(self.url)
             return self._engine
+
+    def close(self) -> None:
+        "Close the connections, unless the engine was given."
+        if self.owned and self._engine is not None:
+            self._engine.dispose()
+
+# %% ../../nbs/service/prediction_log.ipynb #c97e85be
+class EventDatabase(DatabaseConnections):
+    "The event database, which may be away for a while."
+
+    def __init__(self, target: "str | sa.Engine"):
+        super().__init__(target)
+        self.ready, self.file_id = False, None # Id of a SQLite file, when its tables were made
 
     def prepared(self) -> "sa.Engine":
         "The engine of a database that has its tables; raises SQLAlchemyError if it is away."
@@ -102,11 +114,6 @@ class EventDatabase:
             return find_unknown_row_ids(self.prepared(), run, row_ids) if row_ids else []
         except SQLAlchemyError as error:
             raise PredictionLogError(f"The prediction log cannot be read at present ({type(error).__name__}).") from error
-
-    def close(self) -> None:
-        "Close the connections, unless the engine was given."
-        if self.owned and self._engine is not None:
-            self._engine.dispose()
 
 # %% ../../nbs/service/prediction_log.ipynb #e1f1fd0d
 def read_spooled(
@@ -214,7 +221,9 @@ class EventWriter(threading.Thread):
         try:
             refused = write_events(self.database.prepared(), read_spooled(batch))
             if self.database.replaced(): # Nobody can read what was written
-                return False
+                refused = write_events(self.database.prepared(), read_spooled(batch))
+                if self.database.replaced():
+                    return False
         except Exception as error: # Whatever a driver raises, the events stay in the spool
             self.reports.note_database(error, self.spool.backlog)
             return False

@@ -179,7 +179,7 @@ def complete_flags(
     flags = {f"--{name.replace('_', '-')}" for name, each in ServiceSettings.__dataclass_fields__.items() if each.type is bool}
     following = [*words[1:], ""]
     return [f"{word}=true" if word in flags and after.lower() not in ("true", "false") else word
-            for word, after in zip(words, following, strict=True)]
+            for word, after in zip(words, following, strict=False)]
 
 # %% ../../nbs/service/server.ipynb #ad064636
 def read_arguments(

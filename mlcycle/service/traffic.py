@@ -83,6 +83,12 @@ class Versions:
         roles = {"champion": self.champion, "canary": self.canary, "shadow": self.shadow}
         return {role: version for role, version in roles.items() if version is not None}
 
+    def describe(self) -> dict[str, Any]:
+        "The versions by role, and the share of the canary, for `GET /model`."
+        facts: dict[str, Any] = {role: {"model": each.bundle.model.name, "version": each.bundle.model.version,
+                                        "release": each.folder.name} for role, each in self.by_role().items()}
+        return facts | {"canary_share": self.canary_share}
+
     def text(self) -> str:
         "The versions by role, for the log."
         names = {role: f"{role} {each.bundle.model.name} version {each.bundle.model.version}"
@@ -128,9 +134,7 @@ class Traffic:
 
     def describe(self) -> dict[str, Any]:
         "Versions by role, share of the canary, and the error of the last plan, for `GET /model`."
-        facts: dict[str, Any] = {role: {"model": each.bundle.model.name, "version": each.bundle.model.version,
-                                        "release": each.folder.name} for role, each in self.versions.by_role().items()}
-        return facts | {"canary_share": self.versions.canary_share, "problem": self.problem or None}
+        return self.versions.describe() | {"problem": self.problem or None}
 
 # %% ../../nbs/service/traffic.ipynb #5dc2bc29
 def open_versions(
