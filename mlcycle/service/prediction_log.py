@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['GATHER_SECONDS', 'WRITE_SECONDS', 'MAX_WAITING', 'TAKE_OVER_SECONDS', 'QueuedEvents', 'PredictionLogError',
-           'DatabaseConnections', 'EventDatabase', 'read_spooled', 'write_events', 'LogReports', 'EventWriter',
-           'keep_refused', 'event_lines', 'append_requests', 'SpoolingQueue', 'PredictionLog', 'flush_prediction_log',
-           'find_unpredicted', 'close_queue']
+           'DatabaseConnections', 'EventDatabase', 'read_spooled', 'write_events', 'write_batch', 'LogReports',
+           'EventWriter', 'keep_refused', 'event_lines', 'append_requests', 'SpoolingQueue', 'PredictionLog',
+           'flush_prediction_log', 'find_unpredicted', 'close_queue']
 
 # %% ../../nbs/service/prediction_log.ipynb #fd504d85
 import os
@@ -149,6 +149,18 @@ def write_events(
         refused = [event for one in events for event in write_events(engine, [one])]
     return refused
 
+# %% ../../nbs/service/prediction_log.ipynb #698a0d72
+def write_batch(
+    database: EventDatabase, # Receives the events
+    batch: SpoolBatch, # Of the spool
+) -> list[dict]: # Events that the database refuses for their content
+    "Write a batch, once more if its file is replaced meanwhile; raises SQLAlchemyError or PredictionLogError in an outage."
+    for _ in range(2):
+        refused = write_events(database.prepared(), read_spooled(batch))
+        if not database.replaced(): # Or nobody could read what was written
+            return refused
+    raise PredictionLogError("The file of the event database is replaced again and again.")
+
 # %% ../../nbs/service/prediction_log.ipynb #67458864
 class LogReports:
     "Metrics and messages of a prediction log; messages contain no values of rows."
@@ -219,11 +231,7 @@ class EventWriter(threading.Thread):
     def write(self, batch: SpoolBatch) -> bool:
         "Write a batch; return whether the database has it."
         try:
-            refused = write_events(self.database.prepared(), read_spooled(batch))
-            if self.database.replaced(): # Nobody can read what was written
-                refused = write_events(self.database.prepared(), read_spooled(batch))
-                if self.database.replaced():
-                    return False
+            refused = write_batch(self.database, batch)
         except Exception as error: # Whatever a driver raises, the events stay in the spool
             self.reports.note_database(error, self.spool.backlog)
             return False
