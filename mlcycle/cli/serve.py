@@ -82,7 +82,7 @@ def traffic(
 # %% ../../nbs/cli/serve.ipynb #a2c8f82d
 @app.command()
 def verify(
-    release: Annotated[Path, typer.Argument(help="Folder of a release, or its archive.")],
+    release: Annotated[str, typer.Argument(help="Folder or archive of a release; also a run, or a model.")] = "last",
     keys: Annotated[list[str] | None, typer.Option("--key", help="Trust only this public key: text, or a PEM file.")] = None,
     project: Annotated[Path | None, typer.Option(help="Project folder; found from the working directory.")] = None,
 ):
@@ -96,10 +96,16 @@ def verify(
         from mlcycle.service.bundle import verify_release
 
         trust_release_keys(release_keys_setting(find_project(project)))
+        path = Path(release)
+        if not path.exists() and len(path.parts) == 1:
+            from mlcycle.core.workspace import Workspace
+            from mlcycle.lifecycle.serving import find_target
+
+            path = find_target(release, Workspace.from_project(project)).release
         try:
             with warnings.catch_warnings():
                 shorten_warnings()
-                found = verify_release(release, trusted_keys=keys or None)
+                found = verify_release(path, trusted_keys=keys or None)
         except ArtifactError as error:
             print_error(error)
             raise typer.Exit(1) from None

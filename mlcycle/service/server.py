@@ -135,6 +135,7 @@ def serve(
 
     common = server_settings(options)
     address = f"http://{options.host}:{bound.getsockname()[1]}"
+    bound.listen(2048) # Connections wait from here on, so the address that is printed can be used at once
     for number in (signal.SIGTERM, signal.SIGINT) if threading.current_thread() is threading.main_thread() else ():
         signal.signal(number, ignore_signal)
     if options.stop_at_eof:
