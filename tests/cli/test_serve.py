@@ -152,22 +152,22 @@ def test_a_service_ends_when_the_process_that_follows_its_alias_is_killed(served
 
 def test_a_start_that_names_no_canary_or_fails_leaves_the_traffic_alone(served):
     run, second, _ = served
-    name, project, plan = run.release.model.name, run.workspace.project, traffic_file(run.workspace, run.release.model.name)
-    done = cli("models", "traffic", name, "--canary", str(second.version), "--canary-share", "0.2", cwd=project)
-    assert done.returncode == 0, done.stderr
-    before = plan.read_bytes()
+    project, pinned = run.workspace.project, f"{run.release.model.name}:{run.release.model.version}"
+    plan, canary = traffic_file(run.workspace, pinned), str(second.version)
+    with Serving(project, pinned, "--canary", canary, "--canary-share", "0.2"):
+        before = plan.read_bytes()
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
-        for words in ([], ["--canary", ""], ["--shadow", str(second.version)]):
-            done = cli("serve", f"{name}:{second.version}", "--port", port, *words, cwd=project)
+        for words in ([], ["--canary", ""], ["--shadow", canary]):
+            done = cli("serve", pinned, "--port", port, *words, cwd=project)
             assert done.returncode == 2
             assert "cannot be used" in done.stderr
-    assert cli("serve", name, "--port", "99999", cwd=project).returncode == 2
+    assert cli("serve", pinned, "--port", "99999", cwd=project).returncode == 2
     assert plan.read_bytes() == before
-    with Serving(project, f"{name}:{run.release.model.version}") as serving:
+    with Serving(project, pinned) as serving:
         assert serving.client.get("/model").json()["traffic"]["canary"]["version"] == second.version
     assert plan.read_bytes() == before
-    with Serving(project, f"{name}:{run.release.model.version}", "--canary", "") as serving:
+    with Serving(project, pinned, "--canary", "") as serving:
         assert "canary" not in serving.client.get("/model").json()["traffic"]
 
 
