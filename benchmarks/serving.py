@@ -139,9 +139,9 @@ def cpu_seconds(process: subprocess.Popen) -> float:
 
 
 def memory_bytes(process: subprocess.Popen) -> int:
-    """Memory that only a process and its children use: not what other processes share."""
+    """Resident memory of a process and its children."""
     parent = psutil.Process(process.pid)
-    return sum(each.memory_full_info().uss for each in [parent, *parent.children(recursive=True)])
+    return sum(each.memory_info().rss for each in [parent, *parent.children(recursive=True)])
 
 
 @app.command()
