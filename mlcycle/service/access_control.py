@@ -28,7 +28,7 @@ from .service_settings import ServiceSettings
 
 # %% ../../nbs/service/access_control.ipynb #f9eb9f8a
 KEY_SCOPES = ("predict", "feedback", "read") # `read`: model, metrics, documentation
-KEY_LINE = re.compile(r"([\w.-]{1,60}) ([a-z,]+) sha256:([0-9a-f]{64})(?: rate=([\d.]{1,9}))?", re.ASCII)
+KEY_LINE = re.compile(r"([\w.-]{1,60}) ([a-z,]+) sha256:([0-9a-f]{64})(?: rate=(\d{1,6}(?:\.\d{1,3})?))?", re.ASCII)
 
 # %% ../../nbs/service/access_control.ipynb #3ca9fc07
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ def make_api_key(
     if not scopes:
         raise InputError("The API key has no scope.", f"Expected are {', '.join(KEY_SCOPES)}.")
     key = f"mlc_{secrets.token_urlsafe(32)}"
-    line = f"{name} {','.join(scopes)} sha256:{hashlib.sha256(key.encode()).hexdigest()}{f' rate={rate:g}' if rate else ''}"
+    line = f"{name} {','.join(scopes)} sha256:{hashlib.sha256(key.encode()).hexdigest()}{f' rate={round(rate, 3):.10g}' if rate else ''}"
     if not (parts := KEY_LINE.fullmatch(line)) or parts[1] != name:
         raise InputError(f"The name {name[:60]!r} or the rate of the API key cannot be used.",
                          "Expected is a name of at most 60 letters, digits and ._-, and a rate below 1,000,000.")

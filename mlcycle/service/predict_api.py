@@ -144,7 +144,7 @@ def request_schemas(
     problem = bundle.problem
     rows = list_of(schema_ref("Row"), minItems=1, maxItems=MAX_ROWS_PER_REQUEST)
     reasons = {"type": "integer", "minimum": 0, "maximum": MAX_REASONS, "default": 0, "description": "Number of columns that "
-               "are named as reasons of each prediction, with the change of the score if the column takes its typical value; "
+               "are named as reasons of each prediction, with the score minus that with their typical value; "
                "fewer if fewer columns change it. A request with reasons has at most "
                f"{min(max_rows_with_reasons(len(bundle.columns)), MAX_ROWS_PER_REQUEST):,} rows."}
     flags = {"intervals": "Prediction intervals, or sets of plausible classes.",
