@@ -70,7 +70,8 @@ def make_api_key(
     if not scopes:
         raise InputError("The API key has no scope.", f"Expected are {', '.join(KEY_SCOPES)}.")
     key = f"mlc_{secrets.token_urlsafe(32)}"
-    line = f"{name} {','.join(scopes)} sha256:{hashlib.sha256(key.encode()).hexdigest()}{f' rate={round(rate, 3):.10g}' if rate else ''}"
+    limit = f" rate={round(rate, 3):.10g}" if rate else ""
+    line = f"{name} {','.join(scopes)} sha256:{hashlib.sha256(key.encode()).hexdigest()}{limit}"
     if not (parts := KEY_LINE.fullmatch(line)) or parts[1] != name:
         raise InputError(f"The name {name[:60]!r} or the rate of the API key cannot be used.",
                          "Expected is a name of at most 60 letters, digits and ._-, and a rate below 1,000,000.")
