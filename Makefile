@@ -74,10 +74,14 @@ setup: .venv/ready  ## Create the environment .venv
 system:  ## Install the system packages of some tests: a browser, and promtool (Debian, as root)
 	apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium fonts-liberation prometheus
 
+LOCK := uv pip compile --quiet --universal --python-version 3.11 --extra docs --extra holidays --extra lab --extra onnx --extra postgres \
+	--extra test --generate-hashes --no-annotate --no-header pyproject.toml
 lock: setup  ## Update the pinned versions of all dependencies
 	python -m pip install --quiet uv
-	uv pip compile --quiet --universal --python-version 3.11 --extra docs --extra holidays --extra lab --extra onnx --extra postgres --extra test --generate-hashes \
-		--no-annotate --no-header --upgrade pyproject.toml -o requirements.lock
+	$(LOCK) --upgrade -o requirements.lock
+	cp requirements.lock requirements.extras && $(LOCK) --no-strip-extras -o requirements.extras
+	awk '/^[^ ]*\[/ {extra = 1} /^[^ \[]*==/ {extra = 0} extra' requirements.extras >> requirements.lock  # Older pip wants both forms
+	rm requirements.extras
 
 format: setup  ## Clean and export the notebooks, and format the code
 	nbdev-clean && nbdev-export && ruff check --fix . && ruff format tests benchmarks docs
