@@ -4575,6 +4575,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                 'mlcycle/service/server.py'),
                                         'mlcycle.service.server.complete_flags': ( 'service/server.html#complete_flags',
                                                                                    'mlcycle/service/server.py'),
+                                        'mlcycle.service.server.ignore_stop_signals': ( 'service/server.html#ignore_stop_signals',
+                                                                                        'mlcycle/service/server.py'),
                                         'mlcycle.service.server.main': ('service/server.html#main', 'mlcycle/service/server.py'),
                                         'mlcycle.service.server.make_application': ( 'service/server.html#make_application',
                                                                                      'mlcycle/service/server.py'),

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['SERVE_OPTIONS', 'SERVICE_MAIN', 'THREAD_LIMITS', 'STARTUP_FAILURE', 'bind_socket', 'ServeOptions', 'make_application',
-           'app_from_environment', 'server_settings', 'stop_at_end_of_input', 'serve', 'add_setting_arguments',
-           'complete_flags', 'read_arguments', 'main']
+           'app_from_environment', 'server_settings', 'stop_at_end_of_input', 'ignore_stop_signals', 'serve',
+           'add_setting_arguments', 'complete_flags', 'read_arguments', 'main']
 
 # %% ../../nbs/service/server.ipynb #e7d217be
 import argparse
@@ -122,6 +122,13 @@ def stop_at_end_of_input() -> None:
         os._exit(1)
     os.kill(os.getpid(), signal.SIGTERM)
 
+# %% ../../nbs/service/server.ipynb #125c7c69
+def ignore_stop_signals() -> None:
+    "Let SIGTERM and SIGINT have no effect of their own: uvicorn handles them while it serves, and raises them again at its end."
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, ignore_signal)
+
 # %% ../../nbs/service/server.ipynb #97508576
 def serve(
     options: ServeOptions, # What is served, and how
@@ -136,17 +143,17 @@ def serve(
     common = server_settings(options)
     address = f"http://{options.host}:{bound.getsockname()[1]}"
     bound.listen(2048) # Connections wait from here on, so the address that is printed can be used at once
-    for number in (signal.SIGTERM, signal.SIGINT) if threading.current_thread() is threading.main_thread() else ():
-        signal.signal(number, ignore_signal)
     if options.stop_at_eof:
         threading.Thread(target=stop_at_end_of_input, daemon=True).start()
     if not os.environ.get("MLCYCLE_EVENTS_URL"):
         print("There is no prediction log: MLCYCLE_EVENTS_URL is not set.", file=sys.stderr, flush=True)
     if workers == 1:
         app = make_application(options)
+        ignore_stop_signals()
         print(address, flush=True)
         uvicorn.Server(uvicorn.Config(app, **common)).run(sockets=[bound])
         return
+    ignore_stop_signals()
     with tempfile.TemporaryDirectory(prefix="mlcycle-metrics-") as folder:
         passed = asdict(options) | {"settings": options.settings | {"workers": workers}}
         os.environ |= {SERVE_OPTIONS: json.dumps(passed), "PROMETHEUS_MULTIPROC_DIR": folder}

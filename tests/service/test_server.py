@@ -289,3 +289,21 @@ def test_a_service_without_trusted_keys_says_so_on_one_line(release, tmp_path):
     (line,) = [line for line in (tmp_path / "log").read_text().splitlines() if "trusted" in line]
     assert line.startswith("Warning: The release ")
     assert ".py" not in (tmp_path / "log").read_text()
+
+
+def test_a_signal_while_the_release_is_loaded_ends_the_service(release):
+    "The process is stopped before it can listen; it must not go on to serve."
+    command = [sys.executable, "-c", f"import os, signal; from mlcycle.service import server\n{STOP_WHILE_LOADING}", str(release)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == -signal.SIGTERM
+    assert "http://" not in done.stdout
+
+
+STOP_WHILE_LOADING = """
+load = server.make_application
+def stopped(options):
+    os.kill(os.getpid(), signal.SIGTERM)
+    return load(options)
+server.make_application = stopped
+server.main()
+"""
