@@ -10,6 +10,7 @@ __all__ = ['MANIFEST_FILE', 'SIGNATURE_FILE', 'PUBLIC_KEY_FILE', 'MAX_RELEASE_BY
 import gzip
 import json
 import re
+import shutil
 import tarfile
 from pathlib import Path
 from typing import Any
@@ -107,8 +108,11 @@ def unpack_archive(
                 if size > max_bytes or len(names) > 1 or count > MAX_RELEASE_FILES:
                     raise ArtifactError(f"The archive {archive} has more than {max_bytes:,} bytes, one folder or "
                                         f"{MAX_RELEASE_FILES:,} files.", "An archive that stage 6 has written is expected.")
-                entry.mode = 0o644
-                packed.extract(entry, target, set_attrs=False, filter="data")
+                content = packed.extractfile(entry)
+                assert content is not None # It is a regular file
+                (target / match[1]).mkdir(exist_ok=True)
+                with open(target / match[1] / match[2], "xb") as file:
+                    shutil.copyfileobj(content, file)
     except (tarfile.TarError, OSError, EOFError) as error:
         raise ArtifactError(f"The archive {archive} cannot be read: {error}.", remedy="Copy it again.") from error
     if not names:
