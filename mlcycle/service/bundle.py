@@ -107,7 +107,8 @@ def build_bundle(
     The folder is named `<model>-<version>-<hash>`. Without a key, such as where the home folder is read-only, it is not signed.
     """
     files, key = bundle_file_contents(bundle, model_path, functions) | dict(documents or {}), load_release_key()
-    whole = folder / f"{bundle.model.name}-{bundle.model.version}-{json_hash(_hash_contents(files))[:8]}"
+    affecting = {name: each for name, each in files.items() if not name.startswith("model_card")}
+    whole = folder / f"{bundle.model.name}-{bundle.model.version}-{json_hash(_hash_contents(affecting))[:8]}"
     if key:
         files[PUBLIC_KEY_FILE] = public_key_pem(key.public_key())
     if not _is_intact(whole, files):
