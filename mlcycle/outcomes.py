@@ -687,6 +687,7 @@ class Release(Outcome):
     signed_by: str = "" # Public key of the signature; empty: not signed
     parity: Parity | None = None
     not_accelerated: str = "" # Why the release has no accelerator; empty if it has one
+    uncompiled: dict[str, str] = {} # Members of the model that predict data frames, not arrays, with the reason
 
 # %% ../nbs/outcomes.ipynb #6a2656d5
 class ColumnDrift(Record):

@@ -107,6 +107,7 @@ class BuiltRelease:
     edge: list[dict] # Edge rows
     forms: list[FormParity] # Row scorer and accelerator
     not_accelerated: str # Why there is no accelerator; empty if there is one
+    uncompiled: dict[str, str] # Members of the model that the row scorer does not compile, with the reason
 
 # %% ../../nbs/06_deployment.ipynb #82b0353a
 def build_release(
@@ -138,7 +139,8 @@ def build_release(
     if onnx:
         documents["requirements-accelerator.txt"] = f"onnxruntime=={distribution_version('onnxruntime')}\n".encode()
     folder = build_bundle(workspace.root / "releases", bundle, file, functions, documents)
-    return BuiltRelease(folder, bundle, model, edge, [form, *([accelerated] if accelerated and onnx else [])], reason)
+    return BuiltRelease(folder, bundle, model, edge, [form, *([accelerated] if accelerated and onnx else [])], reason,
+                        scorer.uncompiled)
 
 # %% ../../nbs/06_deployment.ipynb #6a546b4b
 def predict_one_by_one(
@@ -213,4 +215,4 @@ def release_model(
                 f"predictions over HTTP equal those of the pipeline. {summarise_forms(parity.forms)}"
                 f"{' ' * bool(by_person)}{by_person}")
     return Release(released=True, model=candidate.model, parity=parity, decision=decision,
-                   not_accelerated=built.not_accelerated, **bundle_facts(built.folder)), predictions
+                   not_accelerated=built.not_accelerated, uncompiled=built.uncompiled, **bundle_facts(built.folder)), predictions

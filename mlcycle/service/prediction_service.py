@@ -72,8 +72,10 @@ class ServedModel:
 
     @property
     def predicted_by(self) -> str:
-        "What predicts: `pipeline`, `row scorer` or `ONNX Runtime`."
-        return "pipeline" if self.scorer is None else "ONNX Runtime" if self.scorer.onnx else "row scorer"
+        "What predicts: `pipeline`, `row scorer` or `ONNX Runtime`; the last two may leave members to the pipeline."
+        if self.scorer is None:
+            return "pipeline"
+        return ("ONNX Runtime" if self.scorer.onnx else "row scorer") + " and pipeline" * bool(self.scorer.uncompiled)
 
     @property
     def predictor(self) -> Any:

@@ -1,11 +1,14 @@
 """The accelerator: conversion, proof, and a service that predicts by it; a difference stops a release."""
 
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
 from conftest import stored_rows
 from fastapi.testclient import TestClient
 from lightgbm import LGBMClassifier, LGBMRegressor
+from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
 
@@ -18,6 +21,7 @@ from mlcycle.service import app as application
 from mlcycle.service.bundle import Bundle, build_bundle, open_release
 from mlcycle.service.input_values import describe_training_values
 from mlcycle.service.onnx_estimators import ONNX_TOLERANCE, convert_estimators
+from mlcycle.service.prediction_service import ServedModel
 from mlcycle.service.row_scorer import RowScorer, compile_row_scorer
 from mlcycle.service.rows import predict_rows, to_json_rows
 from mlcycle.service.service_settings import ServiceSettings
@@ -99,6 +103,15 @@ def test_what_is_not_converted_is_named_with_the_reason():
     result, converted, reason = compare_accelerator(model, scorer, bundle, ROWS, release_edge_rows(bundle))
     assert (result, converted) == (None, {})
     assert "KNeighborsClassifier is not converted" in reason
+
+
+def test_what_is_not_compiled_is_predicted_by_the_pipeline_and_named():
+    y, classes = target("binary")
+    model, bundle = fitted(HistGradientBoostingClassifier(max_iter=5), "native", y), described("binary", classes)
+    form, scorer = compare_row_scorer(model, bundle, ROWS, release_edge_rows(bundle))
+    assert form.passed
+    assert "data frame" in scorer.uncompiled["model"]
+    assert ServedModel(bundle, model, Path(), scorer).predicted_by == "row scorer and pipeline"
 
 
 def test_a_difference_of_the_last_bit_stops_a_release(monkeypatch):
