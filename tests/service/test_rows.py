@@ -20,6 +20,7 @@ from mlcycle.ml.cleaning_plan import CleaningPlan
 from mlcycle.outcomes import ModelRef, Problem
 from mlcycle.service.app import create_app
 from mlcycle.service.bundle import Bundle, open_release
+from mlcycle.service.edge_rows import edge_rows
 from mlcycle.service.input_values import UnreadableValueError, describe_training_values, read_value
 from mlcycle.service.prediction_log import flush_prediction_log
 from mlcycle.service.row_scorer import compile_row_scorer
@@ -331,6 +332,16 @@ def test_no_body_breaks_the_service(doors, first, second):
         response = post(client, path, body)
         assert response.status_code in (200, 422), (response.status_code, response.text)
         assert response.is_success or isinstance(response.json()["detail"], str)
+
+
+def test_the_log_gets_from_arrays_what_a_data_frame_holds(doors):
+    run, _, _ = doors
+    bundle, _ = open_release(run.workspace.root / run.release.bundle)
+    for row in edge_rows(bundle):
+        prepared = prepare_rows([row], bundle)
+        logged, held = to_json_rows(prepared.columns)[0], to_json_rows(prepared.frame)[0]
+        assert logged == held
+        assert [*map(type, logged.values())] == [*map(type, held.values())]
 
 
 def test_the_bundle_describes_the_training_rows(doors):
