@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['PROTOCOLS', 'MAX_EDGE_ROWS', 'predict_by_pipeline', 'compare_predictions', 'json_tensors', 'scores_of_classes',
            'predict_by_rows', 'predict_by_mlflow_protocol', 'predict_by_open_inference', 'release_edge_rows',
-           'predict_in_process', 'join_predictions', 'compare_row_scorer', 'compare_accelerator', 'compare_protocols',
-           'check_parity', 'summarise_forms']
+           'join_predictions', 'compare_row_scorer', 'compare_accelerator', 'compare_protocols', 'check_parity',
+           'summarise_forms']
 
 # %% ../../nbs/deployment/parity.ipynb #ed2f6252
 from typing import Any
@@ -15,14 +15,14 @@ import numpy as np
 import pandas as pd
 
 from ..errors import StageError
-from ..ml.predictions import Predictions, predict
+from ..ml.predictions import Predictions
 from ..outcomes import FormParity
 from ..service.edge_rows import edge_rows
 from ..service.local import ServiceClient
 from ..service.onnx_estimators import ONNX_TOLERANCE, convert_estimators
 from ..service.release_description import Bundle
 from ..service.row_scorer import RowScorer, compile_row_scorer
-from ..service.rows import predict_rows, prepare_rows, to_json_rows
+from ..service.rows import predict_prepared, prepare_rows, to_json_rows
 from ..service.tensors import column_datatype
 
 # %% ../../nbs/deployment/parity.ipynb #eab048e0
@@ -32,7 +32,7 @@ def predict_by_pipeline(
     rows: list[dict] | pd.DataFrame, # Rows as they are sent, or as they are stored
 ) -> Predictions:
     "Predict rows in one block with the pipeline, without the row scorer."
-    return predict(model, prepare_rows(rows, bundle).frame, bundle.problem, bundle.threshold)
+    return predict_prepared(bundle, model, prepare_rows(rows, bundle))
 
 # %% ../../nbs/deployment/parity.ipynb #abd6065d
 def compare_predictions(
@@ -122,16 +122,7 @@ def release_edge_rows(
     "Edge rows that each protocol can send: unusual values, read as the types of their columns."
     rows = edge_rows(bundle)
     places = np.linspace(0, len(rows) - 1, min(len(rows), MAX_EDGE_ROWS)).astype(int)
-    return to_json_rows(prepare_rows([rows[place] for place in places], bundle).frame)
-
-# %% ../../nbs/deployment/parity.ipynb #db2199c9
-def predict_in_process(
-    scorer: RowScorer, # Compiled pipeline
-    bundle: Bundle, # Description of the release
-    rows: list[dict] | pd.DataFrame, # Rows as they are sent, or as they are stored
-) -> Predictions:
-    "Predict rows in one block with a row scorer."
-    return predict_rows(bundle, scorer, rows)[0]
+    return to_json_rows(prepare_rows([rows[place] for place in places], bundle).columns)
 
 # %% ../../nbs/deployment/parity.ipynb #1141c0a2
 def join_predictions(
@@ -150,9 +141,8 @@ def compare_row_scorer(
 ) -> tuple[FormParity, RowScorer]: # Result; the scorer
     "Compare the row scorer with the pipeline: holdout rows in a block, edge rows in a block and one by one."
     scorer = compile_row_scorer(model, bundle)
-    blocks = [holdout, edge, *([row] for row in edge)]
-    expected = join_predictions([predict_by_pipeline(model, bundle, rows) for rows in blocks])
-    served = join_predictions([predict_in_process(scorer, bundle, rows) for rows in blocks])
+    blocks = [prepare_rows(rows, bundle) for rows in (holdout, edge, *([row] for row in edge))]
+    expected, served = (join_predictions([predict_prepared(bundle, each, rows) for rows in blocks]) for each in (model, scorer))
     return compare_predictions("row scorer", expected, served), scorer
 
 # %% ../../nbs/deployment/parity.ipynb #49dfbd40
@@ -167,8 +157,8 @@ def compare_accelerator(
     converted, reasons = convert_estimators(scorer.estimators)
     if not converted:
         return None, {}, " ".join(dict.fromkeys(reasons.values())) or " ".join(dict.fromkeys(scorer.uncompiled.values()))
-    fast, blocks = compile_row_scorer(model, bundle, converted), [holdout, edge]
-    expected, served = (join_predictions([predict_in_process(each, bundle, rows) for rows in blocks]) for each in (scorer, fast))
+    fast, blocks = compile_row_scorer(model, bundle, converted), [prepare_rows(rows, bundle) for rows in (holdout, edge)]
+    expected, served = (join_predictions([predict_prepared(bundle, each, rows) for rows in blocks]) for each in (scorer, fast))
     result = compare_predictions("accelerator, ONNX Runtime", expected, served, ONNX_TOLERANCE)
     return result, converted if result.passed else {}, "" if result.passed else "Its predictions differ too much."
 
@@ -178,13 +168,9 @@ def compare_protocols(
     expected: Predictions, # Of the pipeline for all rows in one block
     bundle: Bundle, # Description of the release
     rows: list[dict], # Holdout rows and edge rows
-    *,
-    tolerance: float = 0.0, # Largest difference that is permitted; 0: bitwise equal
-    suffix: str = "", # Added to the name of each form
 ) -> list[FormParity]:
     "Send all rows in one request of each protocol, and compare the predictions with those of the pipeline."
-    return [compare_predictions(form + suffix, expected, predict_form(service, bundle, rows), tolerance)
-            for form, predict_form in PROTOCOLS.items()]
+    return [compare_predictions(form, expected, predict_form(service, bundle, rows)) for form, predict_form in PROTOCOLS.items()]
 
 # %% ../../nbs/deployment/parity.ipynb #6a07b5fd
 def check_parity(
