@@ -7,11 +7,12 @@ __all__ = ['key_app', 'KEY_FILE', 'KEY_PROJECT', 'key_file', 'read_key_lines', '
            'revoke_key']
 
 # %% ../../nbs/cli/keys.ipynb #59fe416b
-import os
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from ..core.files import write_private_file
 
 # %% ../../nbs/cli/keys.ipynb #e3210f93
 key_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="API keys of the service.")
@@ -45,12 +46,7 @@ def write_key_lines(
     lines: list[str], # All lines
 ) -> None:
     "Replace a key file, which only the user can read."
-    file.parent.mkdir(parents=True, exist_ok=True)
-    new = file.with_name(file.name + ".new")
-    new.unlink(missing_ok=True)
-    with open(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as opened:
-        opened.write("".join(f"{line}\n" for line in lines))
-    os.replace(new, file)
+    write_private_file(file, "".join(f"{line}\n" for line in lines).encode())
 
 # %% ../../nbs/cli/keys.ipynb #ee03d8fc
 @key_app.command("create")

@@ -11,11 +11,10 @@ __all__ = ['RELEASE_KEY_VARIABLE', 'TRUSTED_KEYS_VARIABLE', 'RELEASE_KEY_FILE', 
 import base64
 import os
 from collections.abc import Iterable
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
-from uuid import uuid4
 
+from .files import write_private_file
 from .settings import read_settings, section_with_defaults
 from .signing import user_folder
 from ..errors import ParameterError
@@ -73,15 +72,7 @@ def generate_release_key(
     "Generate a key on the curve P-256 in a file that only its owner can read."
     from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, generate_private_key
 
-    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    draft = path.with_name(f".{path.name}.{uuid4().hex[:8]}")
-    try:
-        with open(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-            file.write(private_key_pem(generate_private_key(SECP256R1())))
-        with suppress(FileExistsError): # Another process was faster
-            os.link(draft, path)
-    finally:
-        draft.unlink(missing_ok=True)
+    write_private_file(path, private_key_pem(generate_private_key(SECP256R1())), keep=True)
 
 # %% ../../nbs/core/release_keys.ipynb #bb9bafd9
 def private_key_pem(

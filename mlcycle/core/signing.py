@@ -11,11 +11,10 @@ import base64
 import binascii
 import json
 import os
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from uuid import uuid4
 
+from .files import write_private_file
 from ..errors import ParameterError
 
 if TYPE_CHECKING:
@@ -56,16 +55,8 @@ def generate_key_file(
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
     from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
-    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    draft = path.with_name(f".{path.name}.{uuid4().hex[:8]}")
     pem = Ed25519PrivateKey.generate().private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
-    try:
-        with open(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-            file.write(pem)
-        with suppress(FileExistsError): # Another process was faster
-            os.link(draft, path)
-    finally:
-        draft.unlink(missing_ok=True)
+    write_private_file(path, pem, keep=True)
 
 # %% ../../nbs/core/signing.ipynb #e77f17c9
 def load_signing_key() -> "Ed25519PrivateKey | None":
