@@ -657,6 +657,7 @@ class FormParity(Record):
     n_passed: int # Rows that are equal, or within the tolerance if there is one
     tolerance: float # Largest difference of scores that is permitted; 0: bitwise equal
     max_difference: float
+    proof: str = "" # How the predictions of the form were made, in a few words
 
     @property
     def passed(self) -> bool:

@@ -24,10 +24,11 @@ from typer.core import TyperGroup
 from ..errors import MlcycleError, ParameterError, StorageError
 
 # %% ../../nbs/cli/base.ipynb #898d7189
-COMMAND_GROUPS = {"Project and runs": ("init", "update", "doctor", "clean", "run", "status", "why", "params", "batch", "nb"),
-                  "Results and service": ("runs", "compare", "diff", "report", "checks", "serve", "verify", "key"),
-                  "Problem, data, models": ("problem", "contract", "data", "models"),
-                  "Governance": ("approve", "reject", "rollback", "history", "audit", "card", "dossier")} # Commands by heading
+COMMAND_GROUPS = {"Project and runs": ("init", "update", "doctor", "clean", "run", "status", "why", "params", "batch", "nb",
+                                       "runs", "compare", "diff", "report", "checks"),
+                  "Deployment": ("serve", "score", "package", "deployments", "verify", "key"),
+                  "Problem, data, models, governance": ("problem", "contract", "data", "models", "approve", "reject", "rollback",
+                                                        "history", "audit", "card", "dossier")} # Commands by heading
 
 # %% ../../nbs/cli/base.ipynb #0dd32346
 class GroupedCommands(TyperGroup):
