@@ -28,7 +28,13 @@ class PackageTarget:
         return getattr(import_module(module), name)
 
 # %% ../../nbs/deployment/targets.ipynb #ec1a2908
-TARGETS: dict[str, PackageTarget] = {} # By name
+TARGETS: dict[str, PackageTarget] = { # By name
+    "image": PackageTarget("build context of a container image: Dockerfile, release, commands",
+                           "mlcycle.deployment.image:write_image_context"),
+    "kubernetes": PackageTarget("manifests for Kubernetes: Kustomize base and overlay",
+                                "mlcycle.deployment.kubernetes:write_kubernetes"),
+    "kserve": PackageTarget("InferenceService for KServe", "mlcycle.deployment.kubernetes:write_kserve"),
+}
 
 # %% ../../nbs/deployment/targets.ipynb #db8a3670
 def find_package_target(
