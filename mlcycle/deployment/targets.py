@@ -34,6 +34,9 @@ TARGETS: dict[str, PackageTarget] = { # By name
     "kubernetes": PackageTarget("manifests for Kubernetes: Kustomize base and overlay",
                                 "mlcycle.deployment.kubernetes:write_kubernetes"),
     "kserve": PackageTarget("InferenceService for KServe", "mlcycle.deployment.kubernetes:write_kserve"),
+    "sagemaker": PackageTarget("requests and commands for Amazon SageMaker", "mlcycle.deployment.sagemaker:write_sagemaker"),
+    "vertex": PackageTarget("requests and commands for Vertex AI", "mlcycle.deployment.vertex:write_vertex"),
+    "azure": PackageTarget("descriptors, entry script and commands for Azure ML", "mlcycle.deployment.azure:write_azure"),
 }
 
 # %% ../../nbs/deployment/targets.ipynb #db8a3670
