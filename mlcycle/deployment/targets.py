@@ -33,6 +33,14 @@ TARGETS: dict[str, PackageTarget] = { # By name
     "wheel": PackageTarget("Python package: pip install, then predict(rows)", "mlcycle.deployment.model_wheel:build_model_wheel",
                            "pip install {path}; python -c 'import {name}; help({name})'; "
                            "python -m {name} rows.csv -o predictions.csv"),
+    "image": PackageTarget("build context of a container image: Dockerfile, release, commands",
+                           "mlcycle.deployment.image:write_image_context"),
+    "kubernetes": PackageTarget("manifests for Kubernetes: Kustomize base and overlay",
+                                "mlcycle.deployment.kubernetes:write_kubernetes"),
+    "kserve": PackageTarget("InferenceService for KServe", "mlcycle.deployment.kubernetes:write_kserve"),
+    "sagemaker": PackageTarget("requests and commands for Amazon SageMaker", "mlcycle.deployment.sagemaker:write_sagemaker"),
+    "vertex": PackageTarget("requests and commands for Vertex AI", "mlcycle.deployment.vertex:write_vertex"),
+    "azure": PackageTarget("descriptors, entry script and commands for Azure ML", "mlcycle.deployment.azure:write_azure"),
 }
 
 # %% ../../nbs/deployment/targets.ipynb #db8a3670

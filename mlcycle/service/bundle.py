@@ -9,6 +9,7 @@ __all__ = ['HTTP_PACKAGES', 'SERVICE_PACKAGES', 'HOLIDAYS_SETTING', 'MODEL_FILE'
 
 # %% ../../nbs/service/bundle.ipynb #0af72397
 import json
+import platform
 import re
 import shutil
 import warnings
@@ -58,8 +59,8 @@ def service_requirements(
         holidays = HOLIDAYS_SETTING.search(archive.read("schema.json").decode())
     more = set(read_versions(model_path)) & set(PREDICTING_PACKAGES) | ({"holidays"} if holidays else set())
     pinned = [f"{name}=={distribution_version(name)}" for name in [*SERVICE_PACKAGES, *sorted(more - set(SERVICE_PACKAGES))]]
-    own = own_requirement(dependencies=False)
-    return "\n".join(["# From within this folder: pip install -r requirements.txt", own, *pinned]) + "\n"
+    own, python = own_requirement(dependencies=False), ".".join(platform.python_version_tuple()[:2])
+    return "\n".join([f"# From within this folder, with Python {python}: pip install -r requirements.txt", own, *pinned]) + "\n"
 
 # %% ../../nbs/service/bundle.ipynb #e90736aa
 def bundle_file_contents(
