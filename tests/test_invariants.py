@@ -49,6 +49,7 @@ FLOORS = [
     ["stores"],
     ["engine"],
     ["service"],
+    ["scoring"],
     ["reports"],
     ["leakage"],
     [*STAGES],

@@ -16,6 +16,7 @@ from ..ml.predictions import Predictions
 # %% ../../nbs/service/block_equality.ipynb #2b1e68e8
 ROW_BY_ROW = frozenset([ # Classes of scikit-learn and of boosters
     "Pipeline", "ColumnTransformer", "FeatureUnion", "TransformedTargetRegressor", "FunctionTransformer", "FrozenEstimator",
+    "FixedThresholdClassifier", "LabelEncoder",
     "SimpleImputer", "MissingIndicator", "StandardScaler", "RobustScaler", "MinMaxScaler", "MaxAbsScaler", "OneHotEncoder",
     "OrdinalEncoder", "TargetEncoder", "CalibratedClassifierCV", "IsotonicRegression", "VotingClassifier", "VotingRegressor",
     "DummyClassifier", "DummyRegressor", "DecisionTreeClassifier", "DecisionTreeRegressor", "HistGradientBoostingClassifier",

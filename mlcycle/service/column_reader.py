@@ -33,6 +33,9 @@ class ReadColumn:
     errors: list[tuple[int, Any, UnreadableValueError]] = field(default_factory=list) # Place, value and reason
     coercions: dict[str, int] = field(default_factory=dict) # Values that came in another notation, by kind
 
+    def __len__(self) -> int:
+        return len(self.values)
+
 # %% ../../nbs/service/column_reader.ipynb #abbae3ac
 def coercion_kind(
     before: Any, # Value as it came, not missing
@@ -105,9 +108,11 @@ class ColumnReader:
 
     def read(
         self,
-        values: Any, # List, array or series of values as they came
+        values: Any, # List, array or series of values as they came; or a column that was read already
     ) -> ReadColumn:
         "Read a column; a value that cannot be read is among the errors, and missing in the array."
+        if isinstance(values, ReadColumn):
+            return values
         if not isinstance(values, list | tuple):
             if (checked := typed_values(values, self)) is not None:
                 return ReadColumn(checked)

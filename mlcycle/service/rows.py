@@ -137,7 +137,7 @@ def make_cleaning_test(
     is_text, is_date = dtype in TEXT_DTYPES, dtype.startswith("datetime")
     if is_text:
         clean: dict[str | None, bool] = {None: True, **dict.fromkeys(plan.known_values, True)}
-        return lambda values: any(not _is_clean(value, plan, clean) for value in values.tolist())
+        return lambda values: any(not _is_clean(value, plan, clean) for value in set(values.tolist()))
     if is_date:
         low, high = (np.datetime64(limit) if limit else None for limit in (plan.min_date, plan.max_date))
         if low is None and high is None:
@@ -169,6 +169,7 @@ def prepare_rows(
     bundle: Bundle, # Columns, their types and training values, cleaning plan
     *,
     skip_invalid: bool = False, # Leave out rows that cannot be used, instead of raising
+    rows_before: int = 0, # Rows of the same table before these, for the row numbers in messages
 ) -> PreparedRows:
     """Check and clean rows; every way into prediction uses this function.
 
@@ -178,7 +179,7 @@ def prepare_rows(
     sent = split_into_columns(rows, reader.names)
     read = {each.name: each.read(sent.columns[each.name]) for each in reader.readers}
     if sent.errors or any(column.errors for column in read.values()):
-        errors = sorted([*sent.errors, *_bad_cells(read, sent)], key=lambda error: error["row"])
+        errors = sorted([*sent.errors, *_bad_cells(read, sent, rows_before)], key=lambda error: error["row"])
         bad = {error["row"] for error in errors}
         if not skip_invalid or len(bad) == sent.n_rows:
             raise RejectedRowsError(errors)
@@ -186,12 +187,12 @@ def prepare_rows(
     return _finish(reader, sent, read, [], None)
 
 # %% ../../nbs/service/rows.ipynb #65123016
-def _bad_cells(read: dict[str, ReadColumn], sent: SentRows) -> list[dict]:
+def _bad_cells(read: dict[str, ReadColumn], sent: SentRows, rows_before: int) -> list[dict]:
     "The cells that could not be read, by column; a missing column of a row is among the errors already."
     found = []
     for name, column in read.items():
         for row, value, error in column.errors:
-            where = f" in row {row + 1}" if sent.n_rows > 1 else ""
+            where = f" in row {rows_before + row + 1}" if sent.n_rows > 1 or rows_before else ""
             found.append({"row": row, "column": name, "value": show_value(value), "rule": error.rule,
                           "message": f"The column '{name}' has the value {show_value(value)}{where}: {error.reason}.",
                           "expected": f"Expected is {error.expected}."})
@@ -264,8 +265,10 @@ def find_unseen_categories(
     "Find categories that the training rows do not have."
     found = []
     for name, known in categories.items():
-        for row, value in enumerate(columns[name].tolist()):
-            if value not in known and value is not None and value == value:
+        values = columns[name].tolist()
+        unseen = {value for value in set(values) - known if value is not None and value == value}
+        for row, value in enumerate(values if unseen else ()):
+            if value in unseen:
                 found.append({"row": row if rows is None else rows[row], "column": name, "value": value,
                               "warning": "The training rows do not have this category; it is treated as an unseen one."})
     return found

@@ -7,6 +7,7 @@ __all__ = ['FAST_PARSE_BYTES', 'BLOCK_BYTES', 'read_csv_text', 'needs_line_check
            'drop_unnamed_empty_columns']
 
 # %% ../../../nbs/stores/sources/csv_files.ipynb #82f3e202
+from collections.abc import Sized
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -57,7 +58,7 @@ def read_csv_text(
 def needs_line_check(
     path: Path, # Of a file, compressed or not
     dialect: CsvDialect, # Dialect of the file
-    rows: pd.DataFrame, # As PyArrow read it
+    rows: Sized, # As PyArrow read it
 ) -> bool:
     "Whether lines after an open quote may have been merged."
     if dialect.encoding.startswith(("utf-16", "utf_16", "utf-32", "utf_32")):

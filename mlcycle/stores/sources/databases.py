@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['WRITE_KEYWORDS', 'QUOTED_OR_COMMENT', 'FETCH_SIZE', 'check_read_only_sql', 'parse_url', 'connect_read_only',
-           'read_database']
+           'open_database_query', 'iterate_database', 'read_database']
 
 # %% ../../../nbs/stores/sources/databases.ipynb #64774b6f
 import re
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -107,12 +108,12 @@ def _forbid_writing(connection) -> None:
         connection.exec_driver_sql(sentence)
 
 # %% ../../../nbs/stores/sources/databases.ipynb #0274e9d9
-def read_database(
+@contextmanager
+def open_database_query(
     address: str, # SQLAlchemy URL; after `#` a table or a SELECT
     query: str = "", # A SELECT, if the address names no table
-    progress: ProgressCallback | None = None, # Called with the number of rows
-) -> SourceRows:
-    """Read a table or the result of a query from a database.
+) -> Generator[tuple[Any, str]]: # SQLAlchemy's result, which is fetched while the context lasts; a description
+    """Context manager: select a table or a query of a database.
 
     Raises SourceError if the database cannot be reached, there is no such table, or the query is not a single SELECT.
     """
@@ -122,10 +123,8 @@ def read_database(
     with connect_read_only(url) as connection:
         selected = rest or query
         is_query = bool(re.match(r"\(*\s*(select|with|values)\b", selected, re.IGNORECASE)) or not rest
-        rows = _fetch(connection, _sql_text(check_read_only_sql(selected)) if is_query else _select_table(connection, rest, url),
-                      progress)
-        name = connection.dialect.name
-    return SourceRows(rows, f"{name}, {'a query' if is_query else f'table {rest}'}")
+        statement = _sql_text(check_read_only_sql(selected)) if is_query else _select_table(connection, rest, url)
+        yield connection.execute(statement), f"{connection.dialect.name}, {'a query' if is_query else f'table {rest}'}"
 
 # %% ../../../nbs/stores/sources/databases.ipynb #76583f4e
 def _sql_text(query: str):
@@ -151,13 +150,33 @@ def _select_table(connection, name: str, url: str):
     return sa.select(found).order_by(*found.primary_key.columns)
 
 # %% ../../../nbs/stores/sources/databases.ipynb #4349dbbf
-def _fetch(connection, statement, progress: ProgressCallback | None) -> pd.DataFrame:
-    "Fetch the rows of a query in batches."
-    result = connection.execute(statement)
-    names, pieces, count = list(result.keys()), [], 0
-    for records in result.partitions(FETCH_SIZE):
-        pieces.append(pd.DataFrame(records, columns=names, dtype=object)) # Integers stay exact beside missing values
-        count += len(records)
-        if progress:
-            progress(count, 0, 0)
-    return pd.concat(pieces, ignore_index=True) if pieces else pd.DataFrame(columns=names)
+def iterate_database(
+    address: str, # SQLAlchemy URL; after `#` a table or a SELECT
+    query: str = "", # A SELECT, if the address names no table
+    size: int = FETCH_SIZE, # Rows of each frame but the last
+) -> Iterator[pd.DataFrame]: # Values as the driver returns them; at least one frame, perhaps without rows
+    "Read a table or the result of a query from a database in pieces; raises SourceError as `open_database_query` does."
+    with open_database_query(address, query) as (result, _):
+        names, count = list(result.keys()), 0
+        for records in result.partitions(size):
+            yield pd.DataFrame(records, columns=names, dtype=object) # Integers stay exact beside missing values
+            count += len(records)
+        if not count:
+            yield pd.DataFrame(columns=names, dtype=object)
+
+# %% ../../../nbs/stores/sources/databases.ipynb #13c891df
+def read_database(
+    address: str, # SQLAlchemy URL; after `#` a table or a SELECT
+    query: str = "", # A SELECT, if the address names no table
+    progress: ProgressCallback | None = None, # Called with the number of rows
+) -> SourceRows:
+    "Read a table or the result of a query from a database; raises SourceError as `open_database_query` does."
+    pieces, count = [], 0
+    with open_database_query(address, query) as (result, description):
+        names = list(result.keys())
+        for records in result.partitions(FETCH_SIZE):
+            pieces.append(pd.DataFrame(records, columns=names, dtype=object)) # Integers stay exact beside missing values
+            count += len(records)
+            if progress:
+                progress(count, 0, 0)
+    return SourceRows(pd.concat(pieces, ignore_index=True) if pieces else pd.DataFrame(columns=names), description)
