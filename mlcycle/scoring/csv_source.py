@@ -7,13 +7,10 @@ __all__ = ['SMALL_CSV', 'CSV_BLOCK', 'parse_csv', 'count_csv_rows', 'leave_out_h
            'csv_row_source', 'open_csv']
 
 # %% ../../nbs/scoring/csv_source.ipynb #8fb0a1a0
-import io
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 import pandas as pd
 import pyarrow as pa
