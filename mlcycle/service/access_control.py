@@ -131,7 +131,7 @@ class KeyRing:
         return found[0] if found else None
 
 # %% ../../nbs/service/access_control.ipynb #725b6737
-OPEN_PATHS = {"/health", "/health/live", "/health/ready", "/ping", "/v2/health/live", "/v2/health/ready"}
+OPEN_PATHS = {"/execution-parameters", "/health", "/health/live", "/health/ready", "/ping", "/v2/health/live", "/v2/health/ready"}
 
 # %% ../../nbs/service/access_control.ipynb #15a03a21
 def required_scope(

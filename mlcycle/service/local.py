@@ -10,7 +10,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing import get_context
@@ -24,6 +24,7 @@ import httpx
 import pandas as pd
 
 from ..errors import StageError
+from .platforms import PORT_VARIABLES
 from .rows import to_json_rows
 from .server import SERVICE_MAIN
 from ..engine.forkserver import IN_FORK, exit_with_parent, hidden_main
@@ -64,16 +65,17 @@ def running_service(
     fork: bool = False, # Start as a fork if this process is one; `start_seconds` is then not that of a new machine
     functions: Path | None = None, # File of trusted user functions; its code is executed
     options: Sequence[str] = (), # Further options of `mlcycle-service`
+    platform: Mapping[str, str] | None = None, # Environment variables of a platform; None: start it as on one's own machine
 ) -> Generator[ServiceClient]:
     """Context manager: start a service on the loopback interface and stop it at the end.
 
     Raises StageError with the log of the process if the service does not become ready.
     """
     words = [str(bundle), "--run", run, "--drain-seconds", "0", *(["--functions", str(functions)] if functions else [])]
-    words += options
+    words = [*_container_words(platform), *words, *options]
     settings = ("MLCYCLE_API_KEYS", "MLCYCLE_SERVICE_") # Of a service in production, not of this one
     environment = {name: value for name, value in os.environ.items() if not name.startswith(settings)}
-    environment |= {"OMP_NUM_THREADS": "1", "MLCYCLE_EVENTS_URL": events_url}
+    environment |= {"OMP_NUM_THREADS": "1", "MLCYCLE_EVENTS_URL": events_url, **(platform or {})}
     start = time.perf_counter()
     start_service = forked_service if fork and IN_FORK else spawned_service
     with TemporaryFile("w+") as log, start_service(words, environment, log) as (line, is_alive, pid):
@@ -81,6 +83,14 @@ def running_service(
         with httpx.Client(base_url=url, timeout=timeout) as client:
             _wait_until_ready(client if url else None, is_alive, log, start + timeout)
             yield ServiceClient(url, time.perf_counter() - start, client, pid)
+
+# %% ../../nbs/service/local.ipynb #5681b1f2
+def _container_words(platform: Mapping[str, str] | None) -> list[str]:
+    "The words that let `mlcycle-service` read the environment of a platform, on the loopback interface; none without a platform."
+    if platform is None:
+        return []
+    free_port = [] if any(platform.get(name) for name in PORT_VARIABLES) else ["--port", "0"]
+    return ["serve", "--host", "127.0.0.1", *free_port]
 
 # %% ../../nbs/service/local.ipynb #4a23583a
 ServiceProcess = tuple[Callable[[], str], Callable[[], bool], int] # Reads a line of its output; whether it is alive; process id

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SERVE_OPTIONS', 'SERVICE_MAIN', 'THREAD_LIMITS', 'STARTUP_FAILURE', 'bind_socket', 'ServeOptions', 'make_application',
            'app_from_environment', 'server_settings', 'stop_at_end_of_input', 'ignore_stop_signals', 'serve',
-           'add_setting_arguments', 'complete_flags', 'read_arguments', 'main']
+           'add_setting_arguments', 'add_serve_arguments', 'complete_flags', 'read_arguments', 'main']
 
 # %% ../../nbs/service/server.ipynb #e7d217be
 import argparse
@@ -25,6 +25,7 @@ from typing import Any
 
 from ..errors import InputError, MlcycleError, shorten_warnings
 from .graceful_stop import ignore_signal
+from .platforms import PlatformRoutes, check_platform_routes, platform_defaults, read_platform_routes
 
 # %% ../../nbs/service/server.ipynb #94484468
 def bind_socket(
@@ -65,12 +66,14 @@ class ServeOptions:
     drain_seconds: float = 1.0 # Time in which new requests are still served after SIGTERM
     stop_at_eof: bool = False # Stop when standard input ends, such as with the process that holds its other end
     settings: dict[str, Any] = field(default_factory=dict) # Overrides of `ServiceSettings`
+    routes: dict[str, str] = field(default_factory=dict) # Path of the service by a path of the platform
 
 # %% ../../nbs/service/server.ipynb #416a3546
 def make_application(
     options: ServeOptions, # What is served, and how
 ) -> Callable: # ASGI application
     "Create the application; raises InputError or ArtifactError for what cannot be served."
+    from mlcycle.service.access_log import known_paths
     from mlcycle.service.app import create_app
     from mlcycle.service.graceful_stop import GracefulStop
     from mlcycle.service.service_settings import ServiceSettings
@@ -84,7 +87,9 @@ def make_application(
                      Path(options.functions) if options.functions else None,
                      ServiceSettings.from_environment(**options.settings), plan)
     service = app.state.service
-    return GracefulStop(app, lambda: setattr(service, "draining", True), options.drain_seconds)
+    check_platform_routes(options.routes, known_paths(app))
+    routed = PlatformRoutes(app, options.routes) if options.routes else app
+    return GracefulStop(routed, lambda: setattr(service, "draining", True), options.drain_seconds)
 
 # %% ../../nbs/service/server.ipynb #973aa877
 def app_from_environment() -> Callable: # ASGI application
@@ -177,6 +182,22 @@ def add_setting_arguments(
             flag: dict[str, Any] = {"nargs": "?", "const": "true", "metavar": "true|false"} if each.type is bool else {}
             parser.add_argument(f"--{name.replace('_', '-')}", help=f"default: {getattr(ServiceSettings, name)!r}", **flag)
 
+# %% ../../nbs/service/server.ipynb #432f9de4
+def add_serve_arguments(
+    parser: argparse.ArgumentParser, # Receives the arguments
+) -> None:
+    "Add the arguments of `ServeOptions`, and the number of workers."
+    parser.add_argument("release", nargs="?", default="", help="folder or archive of the release; or --traffic")
+    parser.add_argument("--traffic", default="", help="JSON file that names champion, canary and shadow, and is watched")
+    parser.add_argument("--host", default="127.0.0.1", help="host name or IP address to bind to")
+    parser.add_argument("--port", default=0, type=int, help="port; 0: a free one")
+    parser.add_argument("--workers", default=int(os.environ.get("MLCYCLE_SERVICE_WORKERS") or 1), type=int,
+                        help="number of processes")
+    parser.add_argument("--run", default="", help="id under which events are logged")
+    parser.add_argument("--functions", default="", help="file of trusted user functions; its code is executed")
+    parser.add_argument("--drain-seconds", default=1.0, type=float, help="time in which a stopping service still serves")
+    parser.add_argument("--stop-at-eof", action="store_true", help="stop when standard input ends")
+
 # %% ../../nbs/service/server.ipynb #b8f303da
 def complete_flags(
     words: Sequence[str], # Of the command line
@@ -193,29 +214,25 @@ def complete_flags(
 def read_arguments(
     words: list[str] | None = None, # Of the command line; None: those of this process
 ) -> tuple[ServeOptions, int]: # Options, and number of workers
-    "Read the command line of `mlcycle-service`."
-    parser = argparse.ArgumentParser(prog="mlcycle-service", description="Serve a release over HTTP.")
-    parser.add_argument("release", nargs="?", default="", help="folder or archive of the release; or --traffic")
-    parser.add_argument("--traffic", default="", help="JSON file that names champion, canary and shadow, and is watched")
-    parser.add_argument("--host", default="127.0.0.1", help="host name or IP address to bind to")
-    parser.add_argument("--port", default=0, type=int, help="port; 0: a free one")
-    parser.add_argument("--workers", default=int(os.environ.get("MLCYCLE_SERVICE_WORKERS") or 1), type=int,
-                        help="number of processes")
-    parser.add_argument("--run", default="", help="id under which events are logged")
-    parser.add_argument("--functions", default="", help="file of trusted user functions; its code is executed")
-    parser.add_argument("--drain-seconds", default=1.0, type=float, help="time in which a stopping service still serves")
-    parser.add_argument("--stop-at-eof", action="store_true", help="stop when standard input ends")
+    "Read the command line of `mlcycle-service`; after `serve`, defaults come from the platform. InputError for a bad variable."
+    words = sys.argv[1:] if words is None else words
+    in_container = words[:1] == ["serve"]
+    parser = argparse.ArgumentParser(prog="mlcycle-service", description="Serve a release over HTTP. In a container, `serve` "
+                                     "takes release, port and routes from the environment of the platform.")
+    add_serve_arguments(parser)
     add_setting_arguments(parser)
-    given = vars(parser.parse_args(complete_flags(sys.argv[1:] if words is None else words)))
+    parser.set_defaults(**platform_defaults(os.environ) if in_container else {})
+    given = vars(parser.parse_args(complete_flags(words[in_container:])))
     if not given["release"] and not given["traffic"]:
         parser.error("name a release, or a traffic plan with --traffic")
+    given["routes"] = read_platform_routes(os.environ) if in_container else {}
     workers, own = given.pop("workers"), {name: given.pop(name) for name in ServeOptions.__dataclass_fields__ if name in given}
     settings = {name: value for name, value in given.items() if value is not None}
     return ServeOptions(**own, settings=settings), workers
 
 # %% ../../nbs/service/server.ipynb #14d622ee
 def main() -> None:
-    """Command `mlcycle-service RELEASE`: serve a release.
+    """Command `mlcycle-service RELEASE`: serve a release; `mlcycle-service serve`: the same in a container of a platform.
 
     The environment variable MLCYCLE_EVENTS_URL is the SQLAlchemy URL of the prediction log.
     """
