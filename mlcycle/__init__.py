@@ -17,7 +17,7 @@ def __getattr__(name: str):
     from importlib import import_module
 
     module, attribute = _LAZY[name]
-    return getattr(import_module(f"mlcycle.{module}"), attribute)
+    return getattr(import_module(f"{__name__}.{module}"), attribute)
 
 
 def __dir__() -> list[str]:

@@ -6,7 +6,7 @@
 __all__ = ['IMAGE_TOOLS', 'BUILD_STEP', 'BASE_PROBLEMS', 'IMAGE_PORT', 'RUN_OPTIONS', 'image_tool_problem', 'find_image_tool',
            'ImageBuild', 'run_build', 'explain_build_error', 'run_words', 'image_service', 'predict_by_image',
            'sample_parity_rows', 'ImageProof', 'check_trusted_functions', 'verify_image', 'save_image', 'build_image',
-           'image_id']
+           'image_id', 'record_image']
 
 # %% ../../nbs/deployment/image_build.ipynb #c3bf9c23
 import os
@@ -18,7 +18,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory, TemporaryFile
 from typing import IO
@@ -31,7 +31,8 @@ from ..core.files import atomic_write
 from ..core.progress import report_progress
 from ..core.runs import get_run
 from ..core.workspace import Workspace
-from .image import FUNCTIONS_IN_IMAGE, default_base_image, read_release_facts, write_image_context
+from .image import (FUNCTIONS_IN_IMAGE, ReleaseFacts, default_base_image, read_release_facts,
+                                      write_image_context)
 from .parity import check_parity, compare_predictions, predict_by_pipeline, predict_by_rows, release_edge_rows
 from .wheelhouse import explain_pip_errors
 from ..errors import DiskFullError, InputError, ParameterError, StageError
@@ -42,6 +43,7 @@ from ..service.bundle import Bundle, open_release, unpacked_release
 from ..service.local import ServiceClient
 from ..service.rows import to_json_rows
 from ..service.server import bind_socket
+from ..stores.models.audit_log import append_audit_entry
 from ..stores.models.function_files import load_functions
 from ..stores.tables.holdout import read_holdout
 
@@ -344,3 +346,16 @@ def image_id(
     "The id of an image: the digest of its configuration."
     words = {"buildah": ["inspect", "--type", "image", "--format", "{{.FromImageID}}", image]}
     return _run_tool([tool, *words.get(tool, ["image", "inspect", "--format", "{{.Id}}", image])]).removeprefix("sha256:")
+
+# %% ../../nbs/deployment/image_build.ipynb #dc1bbf9b
+def record_image(
+    workspace: Workspace, # Has registry and audit log
+    facts: ReleaseFacts, # Of the release
+    run: str, # Id of the run that made the release
+    proof: ImageProof, # Of the image
+) -> None:
+    "Write to the audit log that an image was built, and how its predictions compare."
+    details = {"release": facts.release, "release_sha256": facts.sha256, **asdict(proof)}
+    details["parity"] = proof.parity.model_dump(mode="json")
+    with workspace.lock("registry"):
+        append_audit_entry(workspace, "build image", facts.model, version=facts.version, run=run, details=details)

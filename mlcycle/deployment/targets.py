@@ -21,6 +21,7 @@ class PackageTarget:
 
     description: str # One line for `mlcycle package --help`
     write: str # `module:function` of `write(release: Path, output: Path) -> Path`, the folder or file that was written
+    usage: str = "" # How to use it, in one line with `{path}` and `{name}`, the beginning of its file name up to a hyphen
 
     def function(self) -> Callable[[Path, Path], Path]:
         "The function that writes the target; its module is imported here."
@@ -30,10 +31,15 @@ class PackageTarget:
 # %% ../../nbs/deployment/targets.ipynb #ec1a2908
 TARGETS: dict[str, PackageTarget] = { # By name
     "image": PackageTarget("build context of a container image: Dockerfile, release, commands",
-                           "mlcycle.deployment.image:write_image_context"),
+                           "mlcycle.deployment.image:write_image_context", "docker build --tag MODEL:VERSION {path}"),
     "kubernetes": PackageTarget("manifests for Kubernetes: Kustomize base and overlay",
-                                "mlcycle.deployment.kubernetes:write_kubernetes"),
-    "kserve": PackageTarget("InferenceService for KServe", "mlcycle.deployment.kubernetes:write_kserve"),
+                                "mlcycle.deployment.kubernetes:write_kubernetes",
+                                "kubectl apply --kustomize {path}/overlays/production"),
+    "kserve": PackageTarget("InferenceService for KServe", "mlcycle.deployment.kubernetes:write_kserve",
+                            "kubectl apply --filename {path}"),
+    "wheel": PackageTarget("Python package: pip install, then predict(rows)", "mlcycle.deployment.model_wheel:build_model_wheel",
+                           "pip install {path}; python -c 'import {name}; help({name})'; "
+                           "python -m {name} rows.csv -o predictions.csv"),
 }
 
 # %% ../../nbs/deployment/targets.ipynb #db8a3670
