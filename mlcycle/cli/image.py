@@ -35,7 +35,7 @@ def build(
     isolation: Annotated[str, typer.Option(help="Of Buildah: chroot needs no container runtime.")] = "",
     wheelhouse: Annotated[Path | None, typer.Option(help="Folder of wheels: the build then needs no package index.")] = None,
     output: Annotated[Path | None, typer.Option(help="File that receives the image as an archive.")] = None,
-    functions: Annotated[bool, typer.Option("--functions", help="Trust the release's functions.py: its code is executed.")] = False,
+    functions: Annotated[bool, typer.Option("--functions", help="Trust and execute functions.py of the release.")] = False,
     port: Annotated[int, typer.Option(help="Port for the comparison; 0: a free one.")] = 0,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show the output of the tool.")] = False,
     project: Annotated[Path | None, typer.Option(help="Project folder; found from the working directory.")] = None,
@@ -45,22 +45,19 @@ def build(
         shorten_warnings()
         from mlcycle.core.release_keys import release_keys_setting, trust_release_keys
         from mlcycle.core.workspace import Workspace
-        from mlcycle.deployment.image import default_base_image, read_release_facts
-        from mlcycle.deployment.image_build import ImageBuild, build_image, find_image_tool, record_image, sample_parity_rows
+        from mlcycle.deployment.image import read_release_facts
+        from mlcycle.deployment.image_build import (ImageBuild, build_image, describe_proof, find_image_tool, record_image,
+                                                    sample_parity_rows)
         from mlcycle.lifecycle.serving import find_target
 
         workspace = Workspace.from_project(project)
         trust_release_keys(release_keys_setting(workspace.project))
         target, tool = find_target(model, workspace), find_image_tool(tool)
         facts = read_release_facts(target.release)
-        how = ImageBuild(tool, base_image or default_base_image(facts.python), isolation, functions, verbose)
+        how = ImageBuild(tool, base_image or facts.base_image, isolation, functions, verbose)
         rows = partial(sample_parity_rows, workspace=workspace, run=target.run)
         proof = build_image(target.release, how, tag, wheelhouse=wheelhouse, rows=rows, archive=output, port=port)
         if target.run:
             record_image(workspace, facts, target.run, proof)
-        console.print(f"{proof.image} is built from {facts.release} in {proof.build_seconds:.0f} s, with {tool}. "
-                      f"{proof.parity.n_equal} of {proof.parity.rows} predictions equal those of the pipeline bitwise, "
-                      f"{proof.holdout_rows} of holdout rows and the others of edge rows.", soft_wrap=True, highlight=False)
-        console.print(f"Image id: {proof.image_id}", soft_wrap=True, highlight=False)
-        if proof.archive:
-            console.print(proof.archive, soft_wrap=True, highlight=False)
+        for line in describe_proof(proof, facts):
+            console.print(line, soft_wrap=True, highlight=False)

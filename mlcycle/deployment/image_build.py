@@ -6,7 +6,7 @@
 __all__ = ['IMAGE_TOOLS', 'BUILD_STEP', 'BASE_PROBLEMS', 'IMAGE_PORT', 'RUN_OPTIONS', 'image_tool_problem', 'find_image_tool',
            'ImageBuild', 'run_build', 'explain_build_error', 'run_words', 'image_service', 'predict_by_image',
            'sample_parity_rows', 'ImageProof', 'check_trusted_functions', 'verify_image', 'save_image', 'build_image',
-           'image_id', 'record_image']
+           'image_id', 'record_image', 'describe_proof']
 
 # %% ../../nbs/deployment/image_build.ipynb #c3bf9c23
 import os
@@ -359,3 +359,15 @@ def record_image(
     details["parity"] = proof.parity.model_dump(mode="json")
     with workspace.lock("registry"):
         append_audit_entry(workspace, "build image", facts.model, version=facts.version, run=run, details=details)
+
+# %% ../../nbs/deployment/image_build.ipynb #33326272
+def describe_proof(
+    proof: ImageProof, # Of an image
+    facts: ReleaseFacts, # Of the release
+) -> list[str]: # Lines
+    "What was built, and how its predictions compare."
+    same = f"{proof.parity.n_equal} of {proof.parity.rows} predictions are bitwise equal to the pipeline's"
+    lines = [f"{proof.image} was built from {facts.release} with {proof.tool} in {proof.build_seconds:.0f} s.",
+             f"{same}: {proof.holdout_rows} of holdout rows, {proof.parity.rows - proof.holdout_rows} of edge rows.",
+             f"Image id: {proof.image_id}"]
+    return [*lines, *([f"Archive: {proof.archive}"] if proof.archive else [])]
