@@ -40,7 +40,7 @@ class GroupedCommands(TyperGroup):
         others = tuple(name for name in self.list_commands(ctx) if name not in grouped)
         for heading, names in [*COMMAND_GROUPS.items(), ("Other", others)]:
             commands = [(name, self.get_command(ctx, name)) for name in names]
-            rows = [(name, command.get_short_help_str(64)) for name, command in commands if command]
+            rows = [(name, command.get_short_help_str(64)) for name, command in commands if command and not command.hidden]
             if rows:
                 with formatter.section(heading):
                     formatter.write_dl(rows)

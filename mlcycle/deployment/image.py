@@ -51,6 +51,11 @@ class ReleaseFacts:
         "Name of the image, with the version of the model."
         return f"{self.name}:{self.version}"
 
+    @property
+    def base_image(self) -> str:
+        "The base image that is used if no other one is named."
+        return default_base_image(self.python)
+
 # %% ../../nbs/deployment/image.ipynb #e1cbd498
 def required_python(
     requirements: str, # Content of `requirements.txt` of a release
@@ -98,9 +103,8 @@ def render_image_files(
     facts: ReleaseFacts, # Of the release
 ) -> dict[str, str]: # Text by file name
     "The files of the context beside the release."
-    base = default_base_image(facts.python)
-    values = asdict(facts) | {"tag": facts.tag, "base_image": base, "base_name": base.partition(":")[0],
-                              "signer": facts.signer or ""}
+    values = asdict(facts) | {"tag": facts.tag, "base_image": facts.base_image,
+                              "base_name": facts.base_image.partition(":")[0]}
     argument = fill_template("Dockerfile.functions", {}) if facts.user_functions else ""
     note = REVIEW_NOTE if facts.user_functions else ""
     return {"Dockerfile": re.sub("\n{2,}(?=ENV)", "\n", fill_template("Dockerfile", values | {"functions": argument})),

@@ -8,6 +8,7 @@ __all__ = ['IMAGE_RELEASE', 'SAGEMAKER_MODEL_FOLDER', 'PORT_VARIABLES', 'DEFAULT
            'platform_settings', 'platform_defaults']
 
 # %% ../../nbs/service/platforms.ipynb #9c741034
+import os
 import sys
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
@@ -107,7 +108,7 @@ def find_platform_release(
     for folder in (environment.get("AZUREML_MODEL_DIR"), environment.get("SM_MODEL_DIR", SAGEMAKER_MODEL_FOLDER)):
         if folder and (found := release_below(Path(folder))):
             return str(found)
-    return IMAGE_RELEASE
+    return os.path.realpath(IMAGE_RELEASE) # A link in an image of mlcycle, whose target has the name of the release
 
 # %% ../../nbs/service/platforms.ipynb #9a9c4e19
 def platform_settings(

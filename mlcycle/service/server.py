@@ -194,7 +194,8 @@ def add_serve_arguments(
     parser.add_argument("--workers", default=int(os.environ.get("MLCYCLE_SERVICE_WORKERS") or 1), type=int,
                         help="number of processes")
     parser.add_argument("--run", default="", help="id under which events are logged")
-    parser.add_argument("--functions", default="", help="file of trusted user functions; its code is executed")
+    parser.add_argument("--functions", default=os.environ.get("MLCYCLE_FUNCTIONS", ""),
+                        help="file of trusted user functions; its code is executed")
     parser.add_argument("--drain-seconds", default=1.0, type=float, help="time in which a stopping service still serves")
     parser.add_argument("--stop-at-eof", action="store_true", help="stop when standard input ends")
 
