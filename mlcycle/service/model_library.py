@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ArtifactError
+from .light_imports import paused_garbage_collection
 from .release_files import MANIFEST_FILE, verify_files
 from .release_signature import verify_signature
 
@@ -44,18 +45,20 @@ class ModelLibrary:
 
     def predict(self, rows: Any, *, intervals: bool = False) -> "pd.DataFrame":
         "Predict rows, with a Python warning for each column that cleaning has changed or that has unseen categories."
+        loaded = self.load()
         from mlcycle.service.prediction_table import predict_table
 
-        table = predict_table(*self.load(), rows, intervals)
+        table = predict_table(*loaded, rows, intervals)
         for note in table.attrs["notes"]:
             warnings.warn(note, stacklevel=3)
         return table
 
     def predict_proba(self, rows: Any) -> "pd.DataFrame":
         "Probabilities of all classes, one column for each."
+        loaded = self.load()
         from mlcycle.service.prediction_table import probability_table
 
-        return probability_table(*self.load(), rows)
+        return probability_table(*loaded, rows)
 
     def model_card(self) -> str:
         "The model card as Markdown; empty if the release has none."
@@ -81,12 +84,11 @@ def open_library(
         raise ArtifactError(f"The release {folder} is not the one that the package was made for.",
                             "Its manifest and the key of its signature are expected to be those of the package.",
                             "Install the package again.")
-    from mlcycle.service.bundle import load_verified_release
-    from mlcycle.service.light_imports import paused_garbage_collection
-    from mlcycle.service.row_scorer import compile_row_scorer
-    from mlcycle.stores.models.function_files import load_functions
-
     with paused_garbage_collection():
+        from mlcycle.service.bundle import load_verified_release
+        from mlcycle.service.row_scorer import compile_row_scorer
+        from mlcycle.stores.models.function_files import load_functions
+
         if "functions.py" in files:
             load_functions(folder / "functions.py", files["functions.py"])
         bundle, model = load_verified_release(folder, files)
