@@ -86,9 +86,10 @@ def test_it_predicts_in_an_environment_without_mlcycle(wheelhouse, table_run, to
     with pytest.warns(UserWarning, match="was changed"):
         expected = [run.predict(frame), run.predict(frame, intervals=True)]
     whole, intervals, one, two, probabilities, toy = pd.read_pickle(tmp_path / "tables.pkl")
-    pd.testing.assert_frame_equal(whole, expected[0], check_exact=True)
-    pd.testing.assert_frame_equal(intervals, expected[1], check_exact=True)
-    assert whole.attrs == expected[0].attrs
+    for there, here in zip((whole, intervals), expected, strict=True):  # Text has another storage without pyarrow
+        assert there.to_dict("split") == here.to_dict("split")
+        assert there.dtypes.drop("prediction").to_dict() == here.dtypes.drop("prediction").to_dict()
+        assert there.attrs == here.attrs
     assert one.score.tolist() == whole.score[:1].tolist()
     assert two.score.tolist() == [whole.score[0]] * 2
     assert probabilities[run.problem.positive].tolist() == whole.score.tolist()
