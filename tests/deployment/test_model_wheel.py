@@ -96,7 +96,7 @@ def test_it_predicts_in_an_environment_without_mlcycle(wheelhouse, table_run, to
     bundle, model = open_release(toys[0][1])
     assert toy.prediction.tolist() == predict_by_pipeline(model, bundle, toy_rows()).labels.tolist()
 
-    words = ["rows.csv", "-o", "out.csv", "--chunk-rows", "70", "--keep", "town"]
+    words = ["rows.csv", "-o", "out.csv", "--keep", "town"]
     done = subprocess.run([python, "-m", "orders_late", *words], cwd=tmp_path, env=clean, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "600 rows predicted to out.csv\n")
     lines = list(csv.DictReader((tmp_path / "out.csv").open()))
