@@ -322,6 +322,8 @@ def build_image(
     If anything fails, neither image nor container is left.
     """
     bind_socket("127.0.0.1", port).close() # Before the build, which takes its time
+    if archive:
+        TemporaryFile(dir=archive.absolute().parent).close() # Raises OSError if the folder cannot be written
     check_trusted_functions(release, how.functions)
     facts, draft, start = read_release_facts(release), f"localhost/mlcycle-build:{uuid4().hex[:12]}", time.perf_counter()
     with TemporaryDirectory(prefix="mlcycle-image-") as home:
