@@ -1,5 +1,6 @@
 #!/bin/sh
 # Installs a model as a prediction service, upgrades it, goes back and removes it. No network is used.
+# shellcheck disable=SC1091,SC2153 # package.env and config are read at run time, and have variables in capitals
 set -eu
 umask 022
 
@@ -53,6 +54,7 @@ parse() {
                 --restart | --output)
                 [ $# -gt 1 ] || fail "The option $1 needs a value." 2
                 variable=$(echo "${1#--}" | tr - _ | sed s,^restart$,restart_command,)
+                # shellcheck disable=SC2034 # eval uses it
                 value=$2
                 eval "$variable=\$value"
                 shift
@@ -106,14 +108,14 @@ check_rights() {
     fi
     folder=$home
     while [ ! -e "$folder" ]; do folder=$(dirname -- "$folder"); done
-    [ -d "$folder" ] && [ -w "$folder" ] || fail "The folder $folder cannot be written. Use sudo, or another --prefix." 77
+    if [ ! -d "$folder" ] || [ ! -w "$folder" ]; then fail "The folder $folder cannot be written. Use sudo, or another --prefix." 77; fi
 }
 
 lock() {
-    mkdir -p -- "$home"
+    mkdir -p -- "$home" 2> /dev/null || fail "The folder $home cannot be written. Use sudo, or another --prefix." 77
     if command -v flock > /dev/null; then
-        exec 9> "$home/.lock"
-        flock -n 9 || fail "Another install.sh works in $home. Wait until it has ended." 75
+        exec 9> "$prefix/.lock"
+        flock -n 9 || fail "Another install.sh works in $prefix. Wait until it has ended." 75
     fi
 }
 
@@ -169,8 +171,7 @@ a machine of the same kind." 69
 }
 
 check_port() {
-    "$interpreter" - "$host" "$port" <<'CODE' || fail "The address $host:$port cannot be used; another service may have it. \
-Choose another: --port PORT" 69
+    if "$interpreter" - "$host" "$port" <<'CODE'; then return; fi
 import socket, sys
 family, kind, protocol, _, address = socket.getaddrinfo(sys.argv[1], int(sys.argv[2]), type=socket.SOCK_STREAM)[0]
 taken = socket.socket(family, kind, protocol)
@@ -180,6 +181,7 @@ try:
 except OSError:
     sys.exit(1)
 CODE
+    fail "The address $host:$port cannot be used; another service may have it. Choose another: --port PORT" 69
 }
 
 make_user() {
@@ -191,16 +193,17 @@ make_user() {
 }
 
 build_runtime() { # A virtual environment from the wheelhouse alone; kept if another release had the same requirements
-    runtime=$home/runtimes/$RUNTIME
+    runtime=$prefix/.runtimes/$RUNTIME
     if [ -f "$runtime/complete" ]; then return; fi
     rm -rf -- "$runtime"
-    mkdir -p -- "$home/runtimes"
+    mkdir -p -- "$prefix/.runtimes"
     made_runtime=$runtime
+    pip=$(find "$here/wheelhouse" -name 'pip-*.whl')/pip # A wheel can be executed: the runtime needs no pip
     "$interpreter" -m venv --without-pip "$runtime" || fail "The virtual environment $runtime cannot be made."
     (
         cd "$1"
         env -i PATH="$PATH" HOME="$work" TMPDIR="$work" PWD="$PWD" PIP_CONFIG_FILE=/dev/null \
-            "$runtime/bin/python" "$here"/wheelhouse/pip-*.whl/pip install --isolated --quiet --no-index --no-cache-dir \
+            "$runtime/bin/python" "$pip" install --isolated --quiet --no-index --no-cache-dir \
             --disable-pip-version-check --root-user-action ignore --find-links "$here/wheelhouse" -r requirements.txt
     ) > "$work/pip.log" 2>&1 || {
         tail -n 5 "$work/pip.log" >&2
@@ -219,12 +222,12 @@ place_release() {
 }
 
 finish_release() {
-    ln -s "../../runtimes/$RUNTIME" "$new/venv"
+    ln -s "../../../.runtimes/$RUNTIME" "$new/venv"
     trusted='[]'
     if [ "$functions" = yes ] && [ -f "$new/releases/$RELEASE/functions.py" ]; then trusted="[\"releases/$RELEASE/functions.py\"]"; fi
     printf '{"champion": "releases/%s", "functions": %s}\n' "$RELEASE" "$trusted" > "$new/traffic.json"
-    MLCYCLE_TRUSTED_RELEASE_KEYS=$key "$runtime/bin/python" -I - "$new/releases/$RELEASE" <<'CODE' || \
-        fail "The release cannot be verified. Nothing was changed." 65
+    export MLCYCLE_TRUSTED_RELEASE_KEYS="$key"
+    if ! "$runtime/bin/python" -I - "$new/releases/$RELEASE" <<'CODE'; then
 import sys, warnings
 from pathlib import Path
 from mlcycle.errors import MlcycleError
@@ -235,7 +238,11 @@ try:
 except MlcycleError as error:
     sys.exit(f"Error: {error}")
 CODE
+        fail "The release cannot be verified. Nothing was changed." 65
+    fi
     for file in install.sh README.md package.env; do cp -- "$here/$file" "$new/$file"; done
+    cp -- "$here/on_premises_serve.sh" "$new/serve" && chmod 755 "$new/serve"
+    ln -s -f -n current/serve "$home/serve"
     mkdir -p -- "$new/units"
     write_units "$new/units"
 }
@@ -279,8 +286,7 @@ TEXT
         mv -- "$home/api_keys.new" "$home/api_keys"
     fi
     if [ -n "$key" ]; then printf '%s\n' "$key" > "$home/trusted_keys"; fi
-    cp -- "$here/on_premises_serve.sh" "$home/serve" && chmod 755 "$home/serve"
-    [ "$systemd" = yes ] || mkdir -p -m 700 -- "$state"
+    if [ "$systemd" = no ]; then mkdir -p -- "$state" && chmod 700 "$state"; fi
 }
 
 wait_ready() { # Address of a file with it; process id or 0: until the service is ready
@@ -309,8 +315,8 @@ try_service() { # Serves the new installation at a free port for a moment: what 
     (
         cd /
         exec > "$work/address" 2> "$work/trial.log" < /dev/null 9>&-
-        export MLCYCLE_INSTALLATION="$new" MLCYCLE_TRIAL=1
-        set -- "$home/serve" --host 127.0.0.1 --port 0 --workers 1 --drain-seconds 0
+        export MLCYCLE_TRIAL=1
+        set -- "$new/serve" --host 127.0.0.1 --port 0 --workers 1 --drain-seconds 0
         [ "$systemd" = no ] || exec runuser -u "$user" -- "$@"
         exec "$@"
     ) &
@@ -364,13 +370,14 @@ remove_old() { # Installations other than the present and the former one, and ru
     for folder in "$home"/installations/*; do
         case $folder in "$home/$(former current)" | "$home/$(former previous)") ;; *) rm -rf -- "$folder" ;; esac
     done
-    for folder in "$home"/runtimes/*; do
+    for folder in "$prefix"/.runtimes/*; do
         used=no
-        for link in "$home"/installations/*/venv; do
+        for link in "$prefix"/*/installations/*/venv; do
             if [ "$(readlink -f -- "$link")" = "$(readlink -f -- "$folder")" ]; then used=yes; fi
         done
         [ "$used" = yes ] || rm -rf -- "$folder"
     done
+    rmdir -- "$prefix/.runtimes" 2> /dev/null || true
 }
 
 clean_up() { # After an error or a signal: nothing half-installed remains
@@ -383,6 +390,7 @@ clean_up() { # After an error or a signal: nothing half-installed remains
         if [ "$began" = yes ] && [ ! -e "$home/current" ]; then
             remove_parts
             if [ "$kept" = no ]; then rm -rf -- "$home"; fi
+            rmdir -- "$prefix/.runtimes" 2> /dev/null || true
             if [ "$made_user" = yes ]; then userdel "$user" 2> /dev/null || true; fi
         elif [ -f "$work/config" ]; then
             cp -- "$work/config" "$home/config"
@@ -490,7 +498,7 @@ take_down() {
 }
 
 remove_parts() { # All but data and secrets
-    for part in current previous installations runtimes serve config restart history trusted_keys .lock; do
+    for part in current previous installations serve config restart history trusted_keys; do
         rm -rf -- "${home:?}/$part"
     done
 }
@@ -499,6 +507,7 @@ do_uninstall() {
     settle_installed
     take_down
     remove_parts
+    remove_old
     if [ "$purge" = yes ]; then
         rm -rf -- "$home" "$state"
         if [ "$systemd" = yes ] && [ "$user" = mlcycle ] && ! ls "$prefix"/*/config > /dev/null 2>&1; then userdel "$user" || true; fi

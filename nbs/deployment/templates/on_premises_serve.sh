@@ -1,8 +1,9 @@
 #!/bin/sh
 # Starts the service of this installation in the foreground. Further words are options of mlcycle-service, such as --port 0.
 set -eu
-home=$(dirname -- "$(readlink -f -- "$0")")
-installation=$(readlink -f -- "${MLCYCLE_INSTALLATION:-$home/current}")
+installation=$(dirname -- "$(readlink -f -- "$0")")
+home=$(dirname -- "$(dirname -- "$installation")")
+# shellcheck source=/dev/null
 . "$home/config"
 if [ -z "${MLCYCLE_TRIAL:-}" ] && [ -r "$home/service.env" ]; then # Under systemd only root can read it, and the unit has it
     while IFS= read -r line || [ -n "$line" ]; do
