@@ -2153,6 +2153,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                          'mlcycle/lifecycle/deployments.py'),
                                                'mlcycle.lifecycle.deployments.add_deployment': ( 'lifecycle/deployments.html#add_deployment',
                                                                                                  'mlcycle/lifecycle/deployments.py'),
+                                               'mlcycle.lifecycle.deployments.check_same_use': ( 'lifecycle/deployments.html#check_same_use',
+                                                                                                 'mlcycle/lifecycle/deployments.py'),
                                                'mlcycle.lifecycle.deployments.describe_plan': ( 'lifecycle/deployments.html#describe_plan',
                                                                                                 'mlcycle/lifecycle/deployments.py'),
                                                'mlcycle.lifecycle.deployments.end_canary': ( 'lifecycle/deployments.html#end_canary',

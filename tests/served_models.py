@@ -10,7 +10,6 @@ from pathlib import Path
 import httpx
 import mlflow
 import pytest
-from conftest import stored_rows
 
 import mlcycle as mc
 from mlcycle.service.bundle import build_bundle, open_release
@@ -21,6 +20,8 @@ from mlcycle.stores.models.registry import connect_registry, set_alias
 @pytest.fixture(scope="module")
 def served(table_run, tmp_path_factory):
     "A project whose model has a champion and a second released version, and a row."
+    from conftest import stored_rows
+
     project = tmp_path_factory.mktemp("served") / "project"
     shutil.copytree(table_run("wine").workspace.project, project)
     run = mc.open("last", project)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from commands import cli
-from served_models import Serving, served  # noqa: F401 - a fixture too
+from served_models import Serving
 
 from mlcycle.lifecycle.serving import traffic_file
 from mlcycle.stores.models.registry import set_alias

@@ -8,8 +8,6 @@ import socket
 import subprocess
 import sys
 import tarfile
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -19,18 +17,21 @@ from load import Load, wait_until
 from toy_releases import toy_release, toy_rows
 
 from mlcycle.core.files import hash_file
+from mlcycle.core.workspace import Workspace
 from mlcycle.deployment.on_premises import predict_by_installation, write_on_premises
 from mlcycle.deployment.parity import predict_by_pipeline
 from mlcycle.errors import ArtifactError, ParameterError
+from mlcycle.lifecycle.deployments import add_deployment, roll_back_deployment, update_deployment
 from mlcycle.service import bundle as bundle_module
 from mlcycle.service.bundle import open_release, verify_release
+from mlcycle.stores.models.audit_log import readable_entries
 
 ROWS = toy_rows(40, seed=1)
 HERE = Path(__file__).parent
 VERSION = f"{sys.version_info.major}.{sys.version_info.minor}"
 SYSTEM_PYTHON = Path(f"/usr/bin/python{VERSION}")  # Other users can execute it
 PYTHON = str(SYSTEM_PYTHON if SYSTEM_PYTHON.exists() else sys.executable)
-TOOLS = {name: shutil.which(name) for name in ("systemd-analyze", "systemd-socket-activate", "runuser")}
+TOOLS = {name: shutil.which(name) for name in ("systemd-analyze", "systemd-socket-activate")}
 
 
 def needs(tool: str) -> None:
@@ -41,20 +42,17 @@ def needs(tool: str) -> None:
 
 @pytest.fixture(scope="module")
 def packed(wheelhouse, tmp_path_factory):
-    "Three archives, unpacked: a release, the next version, and one that needs another runtime."
+    "Three releases, the last of which needs another runtime, and the archive of the first, unpacked."
     folder = tmp_path_factory.mktemp("packed")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MLCYCLE_WHEELHOUSE", str(wheelhouse))
         releases = [toy_release(folder, version, trees=False) for version in (1, 2)]
         plain = bundle_module.service_requirements
-        patch.setattr(bundle_module, "service_requirements", lambda path: plain(path) + "# Another runtime\n")
+        patch.setattr(bundle_module, "service_requirements", lambda path: f"{plain(path)}wcwidth\n")
         releases.append(toy_release(folder, 3, trees=False))
-        unpacked = []
-        for release in releases:
-            with tarfile.open(write_on_premises(release, folder / "dist")) as archive:
-                archive.extractall(folder, filter="data")
-            unpacked.append(folder / f"{release.name}-on-premises")
-    return releases, unpacked
+        with tarfile.open(write_on_premises(releases[0], folder / "dist")) as archive:
+            archive.extractall(folder, filter="data")
+    return releases, folder / f"{releases[0].name}-on-premises"
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +90,7 @@ def free_port() -> int:
 def test_an_archive_is_reproducible_and_refuses_an_altered_release(packed, wheelhouse, tmp_path, monkeypatch):
     releases, unpacked = packed
     monkeypatch.setenv("MLCYCLE_WHEELHOUSE", str(wheelhouse))
-    first = unpacked[0].parent / "dist" / f"{unpacked[0].name}.tar.gz"
+    first = unpacked.parent / "dist" / f"{unpacked.name}.tar.gz"
     assert hash_file(write_on_premises(releases[0], tmp_path / "dist")) == hash_file(first)
     altered = shutil.copytree(releases[0], tmp_path / releases[0].name)
     (altered / "bundle.json").write_text("{}")
@@ -101,56 +99,83 @@ def test_an_archive_is_reproducible_and_refuses_an_altered_release(packed, wheel
     assert not (tmp_path / "none").exists()
 
 
-def test_install_upgrade_and_rollback_lose_no_request(packed, prefix, key, tmp_path):
+RESTART = """if [ -e {pid} ]; then kill -HUP $(cat {pid}); else
+{python} {holder} {port} {serve} > {log} 2>&1 < /dev/null & echo $! > {pid}
+fi"""
+
+
+def test_install_update_upgrade_and_rollback_lose_no_request(packed, prefix, key, wheelhouse, tmp_path, monkeypatch):
     releases, unpacked = packed
-    port, home = free_port(), prefix / "toy"
-    done = install(unpacked[0], prefix, key, "--port", port)
-    assert done.returncode == 0, done.stderr
+    monkeypatch.setenv("MLCYCLE_WHEELHOUSE", str(wheelhouse))
+    port, home, pid = free_port(), prefix / "toy", tmp_path / "pid"
+    names = {"python": sys.executable, "holder": HERE / "held_socket.py", "port": port, "serve": home / "serve"}
+    restart = RESTART.format(**names, log=tmp_path / "log", pid=pid)
+    try:
+        done = install(unpacked, prefix, key, "--port", port, "--restart", restart)
+        assert done.returncode == 0, done.stderr
+        assert (home / "service.env").stat().st_mode & 0o777 == 0o600
+        url, rows, workspace = f"http://127.0.0.1:{port}", ROWS.to_dict("records"), Workspace(tmp_path / "project")
+        deployment = add_deployment(workspace, "toy", url, home)
+        assert deployment.kind == "on-premises"
+        with Load(url, rows) as load:
+            load.wait_for(1)
+            process = services(home)
+            deployment = update_deployment(workspace, deployment, str(releases[1])).deployment
+            load.wait_for(2)
+            assert services(home) == process  # The same process
+            deployment = update_deployment(workspace, deployment, str(releases[2]), reason="another runtime").deployment
+            load.wait_for(3)
+            assert services(home) != process
+            assert len(list((prefix / ".runtimes").iterdir())) == 2
+            status = script(home / "current", "status")
+            assert status.returncode == 0, status.stderr
+            assert releases[2].name in status.stdout
+            for version in (2, 1):
+                deployment = roll_back_deployment(workspace, deployment).deployment
+                before = load.versions[version]
+                wait_until(lambda version=version, before=before: load.versions[version] > before + 20)
+        assert not load.failed
+    finally:
+        if pid.exists():
+            os.kill(int(pid.read_text()), signal.SIGTERM)
+            wait_until(lambda: not services(home))
+    assert [line.split("\t")[2] for line in (home / "history").read_text().splitlines()] == ["install", "upgrade", "rollback"]
+    changes = [(each.details["change"], each.details["after"]["champion"]) for each in readable_entries(workspace)]
+    assert changes == [("update", "toy@2"), ("update", "toy@3"), ("rollback", "toy@2"), ("rollback", "toy@1")]
+    assert (home / "state" / "predictions.db").is_file()
+    assert script(home / "current", "status").returncode == 3  # Installed, not running
+
+
+def services(home: Path) -> set[str]:
+    "The processes of an installation."
+    found = set()
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            if f"{home}/installations".encode() in path.read_bytes():
+                found.add(path.parent.name)
+        except OSError:  # It has just ended
+            continue
+    return found
+
+
+def test_an_installation_predicts_as_the_pipeline(packed, prefix, tmp_path):
+    releases, _ = packed
     bundle, model = open_release(releases[0])
     rows = ROWS.to_dict("records")
     served = predict_by_installation(prefix, rows, bundle)
     assert np.array_equal(served.labels, predict_by_pipeline(model, bundle, rows).labels)
     with pytest.raises(ParameterError, match="no installation"):
         predict_by_installation(tmp_path, rows, bundle)
-    assert (home / "service.env").stat().st_mode & 0o777 == 0o600
-    holder = subprocess.Popen([sys.executable, HERE / "held_socket.py", str(port), home / "serve"])
-    try:
-        wait_until(lambda: listens(port))
-        with Load(f"http://127.0.0.1:{port}", rows) as load:
-            load.wait_for(1)
-            restart = f"kill -HUP {holder.pid}"
-            for number in (1, 2):  # The same runtime, and another one
-                done = script(unpacked[number], "upgrade", "--prefix", prefix, "--python", PYTHON, "--restart", restart)
-                assert done.returncode == 0, done.stderr
-                load.wait_for(number + 1)
-            done = script(home / "current", "rollback")
-            assert done.returncode == 0, done.stderr
-            assert f"from {releases[2].name} to {releases[1].name}" in done.stdout
-            before = load.versions[2]
-            wait_until(lambda: load.versions[2] > before + 20)
-            status = script(home / "current", "status")
-            assert status.returncode == 0, status.stderr
-            assert releases[1].name in status.stdout
-        assert not load.failed
-    finally:
-        holder.send_signal(signal.SIGTERM)
-        holder.wait(60)
-    assert len(list((prefix / ".runtimes").iterdir())) == 2
-    assert len(list((home / "installations").iterdir())) == 2  # The present and the former one
-    assert [line.split("\t")[2] for line in (home / "history").read_text().splitlines()] == [
-        "install", "upgrade", "upgrade", "rollback"]  # fmt: skip
-    assert (home / "state" / "predictions.db").is_file()
-    assert script(home / "current", "status").returncode == 3  # Installed, not running
 
 
 def test_a_release_that_does_not_start_changes_nothing(packed, prefix, key, tmp_path):
     _, unpacked = packed
     home = prefix / "toy"
     before = sorted(path.relative_to(prefix) for path in home.rglob("*") if "state" not in path.parts)
-    folder = shutil.copytree(unpacked[0], tmp_path / "copy", symlinks=True)
+    folder = shutil.copytree(unpacked, tmp_path / "copy", symlinks=True)
     (folder / "on_premises_serve.sh").write_text("#!/bin/sh\necho 'It does not start.' >&2; exit 1\n")
     sums = (folder / "SHA256SUMS").read_text()
-    old = hash_file(unpacked[0] / "on_premises_serve.sh")
+    old = hash_file(unpacked / "on_premises_serve.sh")
     (folder / "SHA256SUMS").write_text(sums.replace(old, hash_file(folder / "on_premises_serve.sh")))
     done = script(folder, "upgrade", "--prefix", prefix, "--python", PYTHON)
     assert done.returncode == 65
@@ -167,7 +192,7 @@ def test_the_units_are_valid_and_hardened(packed, prefix, tmp_path):
     needs("systemd-analyze")
     _, unpacked = packed
     for words in ([], ["--allow", "10.0.0.7"]):
-        done = script(unpacked[0], "units", "--prefix", prefix, "--output", tmp_path, *words)
+        done = script(unpacked, "units", "--prefix", prefix, "--output", tmp_path, *words)
         assert done.returncode == 0, done.stderr
         units = [str(tmp_path / f"mlcycle-toy.{kind}") for kind in ("service", "socket")]
         checked = subprocess.run(["systemd-analyze", "verify", *units], capture_output=True, text=True)
@@ -192,7 +217,7 @@ def test_systemd_starts_the_installed_service_at_the_first_connection(packed, pr
             wait_until(lambda: listens(port))
             body = {"rows": ROWS.head(1).to_dict("records")}
             response = httpx.post(f"http://127.0.0.1:{port}/predict", json=body, timeout=60)
-            assert response.json()["version"] == 2
+            assert response.json()["version"] == 1
         finally:
             service.terminate()
             service.wait(40)
@@ -205,71 +230,59 @@ def listens(port: int) -> bool:
 
 
 FAKE_SYSTEMCTL = """#!/bin/sh
-echo "$@" >> "{log}"
-case "$*" in "restart mlcycle-toy2.service") [ ! -e "{fail}" ] ;; esac
+echo "$@" >> {log}
+case "$*" in "restart mlcycle-toy2.service")
+    [ ! -e {failing} ] || exit 1
+    [ ! -e {pid} ] || kill $(cat {pid})
+    systemd-socket-activate -l 127.0.0.1:{port} setpriv --reuid nobody --clear-groups {serve} > /dev/null 2>&1 &
+    echo $! > {pid} ;;
+esac
 """
 
 
 def test_an_installation_as_a_service_of_systemd(packed, prefix, key, tmp_path):
-    needs("runuser")
+    "The manager is replaced by a script; the rest is real, the user of the service too."
+    needs("systemd-socket-activate")
     if os.getuid() or not SYSTEM_PYTHON.exists():
         pytest.skip("Only root installs units, with a Python that other users can execute.")
     releases, unpacked = packed
     (tmp_path / "bin").mkdir()
     (tmp_path / "units").mkdir()
-    systemctl, log, failing = tmp_path / "bin" / "systemctl", tmp_path / "log", tmp_path / "failing"
-    systemctl.write_text(FAKE_SYSTEMCTL.format(log=log, fail=failing))
+    port, home, pid, log, failing = free_port(), prefix / "toy2", tmp_path / "pid", tmp_path / "log", tmp_path / "failing"
+    systemctl = tmp_path / "bin" / "systemctl"
+    systemctl.write_text(FAKE_SYSTEMCTL.format(log=log, failing=failing, pid=pid, port=port, serve=home / "serve"))
     systemctl.chmod(0o755)
     where = {"path": f"{tmp_path}/bin:/usr/sbin:/usr/bin:/sbin:/bin", "MLCYCLE_UNIT_FOLDER": str(tmp_path / "units")}
-    port = free_port()
     words = ["--prefix", prefix, "--name", "toy2", "--key", key, "--user", "nobody", "--port", port]
     failing.touch()
-    done = script(unpacked[0], "install", *words, **where)
+    done = script(unpacked, "install", *words, **where)
     assert done.returncode == 1
     assert "Nothing is installed" in done.stderr
     assert not list((tmp_path / "units").iterdir())
-    assert not (prefix / "toy2").exists()
+    assert not home.exists()
     failing.unlink()
     log.unlink()
     (tmp_path / "keys").write_text("# None\n")
-    with HealthResponses(port):  # The fake manager starts nothing
-        done = script(unpacked[0], "install", *words, "--api-keys", tmp_path / "keys", **where)
+    try:
+        done = script(unpacked, "install", *words, "--api-keys", tmp_path / "keys", **where)
         assert done.returncode == 0, done.stderr
-        assert log.read_text().splitlines()[-3:] == [
-            "enable --quiet mlcycle-toy2.socket mlcycle-toy2.service", "restart mlcycle-toy2.socket",
-            "restart mlcycle-toy2.service"]  # fmt: skip
-        unit = (tmp_path / "units" / "mlcycle-toy2.service").read_text()
-        assert f"LoadCredential=api_keys:{prefix}/toy2/api_keys" in unit
-        assert (prefix / "toy2" / "api_keys").stat().st_mode & 0o777 == 0o600
+        units = ["mlcycle-toy2.socket", "mlcycle-toy2.service"]
+        assert log.read_text().splitlines()[-3:] == [f"enable --quiet {' '.join(units)}", *(f"restart {each}" for each in units)]
+        assert f"LoadCredential=api_keys:{home}/api_keys" in (tmp_path / "units" / units[1]).read_text()
+        assert [(home / name).stat().st_mode & 0o777 for name in ("api_keys", "service.env")] == [0o600, 0o600]
         failing.touch()
-        done = script(unpacked[1], "upgrade", *words, **where)
+        done = script(unpacked, "upgrade", *words, **where)
         assert done.returncode == 1
         assert f"{releases[0].name} serves again" in done.stderr
-    assert os.readlink(prefix / "toy2" / "current") == "installations/1"
-
-
-class HealthResponses:
-    "Context manager: a server that is always ready, in place of the service that the fake manager does not start."
-
-    def __init__(self, port: int):
-        class Handler(BaseHTTPRequestHandler):
-            def do_GET(self):
-                self.send_response(200)
-                self.send_header("Content-Length", "0")
-                self.end_headers()
-
-            def log_message(self, *words):
-                pass
-
-        self.port, self.handler = port, Handler
-
-    def __enter__(self):
-        self.server = ThreadingHTTPServer(("127.0.0.1", self.port), self.handler)
-        threading.Thread(target=self.server.serve_forever, daemon=True).start()
-
-    def __exit__(self, *error):
-        self.server.shutdown()
-        self.server.server_close()
+        assert os.readlink(home / "current") == "installations/1"
+    finally:
+        if pid.exists():
+            os.kill(int(pid.read_text()), signal.SIGTERM)
+    done = script(home / "current", "uninstall", **where)
+    assert done.returncode == 0, done.stderr
+    assert not list((tmp_path / "units").iterdir())
+    assert {path.name for path in home.iterdir()} == {"service.env", "api_keys"}
+    assert len(list((prefix / ".runtimes").iterdir())) == 2  # Those of the other installation
 
 
 def shims(folder: Path, **scripts: str) -> str:
@@ -283,7 +296,7 @@ def shims(folder: Path, **scripts: str) -> str:
 
 def test_what_cannot_be_installed_is_one_line_and_leaves_nothing(packed, key, tmp_path):
     _, unpacked = packed
-    folder, target = unpacked[0], tmp_path / "opt"
+    folder, target = unpacked, tmp_path / "opt"
     damaged = shutil.copytree(folder, tmp_path / "damaged", symlinks=True)
     wheel = next((damaged / "wheelhouse").glob("click-*.whl"))
     wheel.write_bytes(wheel.read_bytes()[:-1])

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from commands import cli
 from load import Load, wait_until
-from served_models import Serving, served  # noqa: F401 - a fixture too
+from served_models import Serving
 
 from mlcycle.lifecycle.deployment_records import read_deployments
 from mlcycle.lifecycle.serving import traffic_file
@@ -110,13 +110,14 @@ def test_a_deployment_folder_is_updated_under_load_and_a_bad_release_changes_not
     (folder / "traffic.json").write_text(json.dumps({"champion": f"releases/{source.name}"}))
     bundle, _ = open_release(source)
 
-    def other(version: int, **changes) -> Path:
-        "A release that is signed and cannot serve."
-        made = bundle.model_copy(update={"model": second.model_copy(update={"version": version}), **changes})
+    def other(version: int, problem=bundle.problem, **changes) -> Path:
+        "A signed release."
+        model = second.model_copy(update={"version": version, **changes})
+        made = bundle.model_copy(update={"model": model, "problem": problem})
         return build_bundle(tmp_path / "releases", made, source / "model.skops")
 
-    problem = bundle.problem.model_copy(update={"target": "another"})
-    wrong = other(90, problem=problem, columns={"nothing": "float64"}, examples=[])
+    unlike = other(89, bundle.problem.model_copy(update={"target": "another"}))
+    wrong = other(90, sha256="0" * 64)  # It is intact, and cannot be loaded
     plain = bundle_module.service_requirements
     monkeypatch.setattr(bundle_module, "service_requirements", lambda path: plain(path) + "shap==1\n")
     foreign = other(91)
@@ -124,7 +125,7 @@ def test_a_deployment_folder_is_updated_under_load_and_a_bad_release_changes_not
     with folder_service(folder) as (url, service), Load(url, rows) as load:
         load.wait_for(first)
         assert "serves" in deployments(project, "add", "shop", "--url", url, "--folder", folder).stdout
-        for release, named in ((foreign, "needs other packages"), (tmp_path / "none", "none")):
+        for release, named in ((foreign, "other packages"), (unlike, "predicts 'another'"), (tmp_path / "none", "none")):
             before = (folder / "traffic.json").read_bytes()
             assert named in deployments(project, "update", "shop", release, code=2).stderr
             assert (folder / "traffic.json").read_bytes() == before

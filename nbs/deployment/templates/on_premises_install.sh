@@ -317,7 +317,7 @@ try_service() { # Serves the new installation at a free port for a moment: what 
         exec > "$work/address" 2> "$work/trial.log" < /dev/null 9>&-
         export MLCYCLE_TRIAL=1
         set -- "$new/serve" --host 127.0.0.1 --port 0 --workers 1 --drain-seconds 0
-        [ "$systemd" = no ] || exec runuser -u "$user" -- "$@"
+        [ "$systemd" = no ] || exec setpriv --reuid "$user" --regid "$(id -g "$user")" --clear-groups -- "$@"
         exec "$@"
     ) &
     trial=$!
