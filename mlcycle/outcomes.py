@@ -689,6 +689,8 @@ class Release(Outcome):
     parity: Parity | None = None
     not_accelerated: str = "" # Why the release has no accelerator; empty if it has one
     uncompiled: dict[str, str] = {} # Members of the model that predict data frames, not arrays, with the reason
+    packages: dict[str, str] = {} # File or folder relative to the project, by target, such as `wheel`
+    not_compared: dict[str, str] = {} # Command that builds and compares a form, by form that was not compared
 
 # %% ../nbs/outcomes.ipynb #6a2656d5
 class ColumnDrift(Record):

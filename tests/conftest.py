@@ -15,6 +15,7 @@ from browsing import browser, open_page  # noqa: F401 - fixtures of all tests
 from commands import cli, start_warm_server
 from filelock import FileLock
 from projects import base, finished_toy, new, new_toy, package, project, toy  # noqa: F401 - fixtures too
+from served_models import served  # noqa: F401 - a fixture of several modules
 from sklearn.datasets import load_breast_cancer, load_diabetes, load_wine
 from wheelhouses import wheelhouse  # noqa: F401 - and this one
 

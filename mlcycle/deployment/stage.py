@@ -9,6 +9,7 @@ __all__ = ['MAX_PROFILED_PREDICTIONS', 'MAX_COMPARED_ROWS', 'describe_release', 
 
 # %% ../../nbs/06_deployment.ipynb #dcbd0b27
 import json
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,8 @@ import pandas as pd
 
 from ..core.versions import distribution_version
 from ..core.workspace import Workspace
+from .cloud_parity import CLOUD_ENVIRONMENT
+from .forms import NOT_COMPARED, ComparedRows, compare_clouds, compare_files, package_release
 from mlcycle.deployment.parity import (
     check_parity,
     compare_accelerator,
@@ -158,22 +161,24 @@ def compare_service_with_pipeline(
     *,
     cold_start: bool = True, # Start the service in a new Python interpreter; False: fork one with all imports
     functions: Path | None = None, # Source file of the user functions that the model calls
-) -> tuple[Parity, pd.DataFrame]: # Number of equal rows, by form too; labels of service and pipeline for the rows one by one
+) -> tuple[Parity, pd.DataFrame, ComparedRows]: # Equal rows, by form too; labels for the rows one by one; rows for other forms
     "Predict the same rows with a running service and with the pipeline, and compare labels and scores."
     sent, bundle = to_json_rows(rows), built.bundle
+    every = [*sent, *built.edge]
     with ThreadPoolExecutor(2) as threads: # The pipeline predicts while the service starts
         alone = threads.submit(predict_one_by_one, built.model, bundle, rows)
-        together = threads.submit(predict_by_pipeline, built.model, bundle, [*sent, *built.edge])
-        with running_service(built.folder, fork=not cold_start, functions=functions) as service:
+        together = threads.submit(predict_by_pipeline, built.model, bundle, every)
+        with running_service(built.folder, fork=not cold_start, functions=functions, platform=CLOUD_ENVIRONMENT) as service:
             single = [*threads.map(lambda row, i: service.predict([row], [str(i)]), sent, rows.index)]
-            forms = compare_protocols(service, together.result(), bundle, [*sent, *built.edge])
+            compared = ComparedRows(bundle, every, together.result(), len(sent))
+            forms = [*compare_protocols(service, compared.expected, bundle, every), *compare_clouds(service, compared)]
     scores = [each["scores"] for each in single]
     served = Predictions(np.array([each["predictions"][0] for each in single]),
                          None if scores[0] is None else np.concatenate(scores))
     first = compare_predictions("service, /predict, one row a request", alone.result(), served)
     parity = Parity(rows=first.rows, n_equal=first.n_equal, start_seconds=round(service.start_seconds, 2),
                     forms=[*built.forms, first, *forms])
-    return parity, pd.DataFrame({"service": served.labels, "pipeline": alone.result().labels}, index=rows.index)
+    return parity, pd.DataFrame({"service": served.labels, "pipeline": alone.result().labels}, index=rows.index), compared
 
 # %% ../../nbs/06_deployment.ipynb #cf752f35
 def make_rejected_release(
@@ -197,8 +202,9 @@ def release_model(
     cold_start: bool = True, # Start the service in a new Python interpreter; False: fork one with all imports
     run: str = "", # Id of the run, for the record of the access to the holdout
     card: Path | None = None, # Folder with the model card of stage 5; None: the release has none
+    targets: Sequence[str] = ("wheel",), # What is packaged in `dist/` of the project, see `deployment.targets`
 ) -> tuple[Release, pd.DataFrame]: # Release; labels of service and pipeline
-    "Build the bundle of an approved model, and check that its service predicts as the pipeline does."
+    "Build the bundle of an approved model, and check that each form of it predicts as the pipeline does."
     workspace = workspace or Workspace.from_project()
     approved, by_person = is_released_by_person(verdict, candidate.model, workspace)
     if not approved:
@@ -209,10 +215,16 @@ def release_model(
     built = build_release(bundle, dataset, holdout, workspace, card)
     functions = workspace_functions_file(candidate.model.user_functions, workspace)
     sent = holdout.sample(min(len(holdout), parity_rows), random_state=0)
-    parity, predictions = compare_service_with_pipeline(built, sent, cold_start=cold_start, functions=functions)
+    parity, predictions, compared = compare_service_with_pipeline(built, sent, cold_start=cold_start, functions=functions)
+    parity.forms += compare_files(built.folder, compared, functions)
     check_parity(parity.forms)
+    packages, forms = package_release(targets, built.folder, workspace.project / "dist", compared, cold_start)
+    parity.forms += forms
     decision = (f"{candidate.model.name} version {candidate.model.version} is released: {parity.n_equal} of {parity.rows} "
                 f"predictions over HTTP equal those of the pipeline. {summarise_forms(parity.forms)}"
                 f"{' ' * bool(by_person)}{by_person}")
     return Release(released=True, model=candidate.model, parity=parity, decision=decision,
-                   not_accelerated=built.not_accelerated, uncompiled=built.uncompiled, **bundle_facts(built.folder)), predictions
+                   not_accelerated=built.not_accelerated, uncompiled=built.uncompiled,
+                   packages={name: path.relative_to(workspace.project).as_posix() for name, path in packages.items()},
+                   not_compared={form: command for form, command in NOT_COMPARED.items()
+                                 if form not in {each.form for each in forms}}, **bundle_facts(built.folder)), predictions

@@ -34,13 +34,17 @@ TARGETS: dict[str, PackageTarget] = { # By name
                            "pip install {path}; python -c 'import {name}; help({name})'; "
                            "python -m {name} rows.csv -o predictions.csv"),
     "image": PackageTarget("build context of a container image: Dockerfile, release, commands",
-                           "mlcycle.deployment.image:write_image_context"),
+                           "mlcycle.deployment.image:write_image_context", "docker build --tag MODEL:VERSION {path}"),
     "kubernetes": PackageTarget("manifests for Kubernetes: Kustomize base and overlay",
-                                "mlcycle.deployment.kubernetes:write_kubernetes"),
-    "kserve": PackageTarget("InferenceService for KServe", "mlcycle.deployment.kubernetes:write_kserve"),
+                                "mlcycle.deployment.kubernetes:write_kubernetes",
+                                "kubectl apply --kustomize {path}/overlays/production"),
+    "kserve": PackageTarget("InferenceService for KServe", "mlcycle.deployment.kubernetes:write_kserve",
+                            "kubectl apply --filename {path}"),
     "sagemaker": PackageTarget("requests and commands for Amazon SageMaker", "mlcycle.deployment.sagemaker:write_sagemaker"),
     "vertex": PackageTarget("requests and commands for Vertex AI", "mlcycle.deployment.vertex:write_vertex"),
     "azure": PackageTarget("descriptors, entry script and commands for Azure ML", "mlcycle.deployment.azure:write_azure"),
+    "on-premises": PackageTarget("installer for a machine without a network, with systemd units",
+                                 "mlcycle.deployment.on_premises:write_on_premises"),
 }
 
 # %% ../../nbs/deployment/targets.ipynb #db8a3670

@@ -12,6 +12,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -21,7 +22,7 @@ from typing import Any
 
 from ..core.runs import get_run
 from ..core.workspace import Workspace
-from ..errors import ArtifactError, MlcycleError, ParameterError, RegistryError
+from ..errors import ArtifactError, InputError, MlcycleError, ParameterError, RegistryError
 from ..service.server import SERVICE_MAIN
 from ..service.traffic import TrafficPlan, read_traffic_plan, write_traffic_plan
 
@@ -127,6 +128,7 @@ def change_traffic(
     canary: str | None = None, # Version or alias; empty: no canary; None: as before
     canary_share: float | None = None, # Share of the requests; None: as before
     shadow: str | None = None, # Version or alias; empty: no shadow; None: as before
+    pinned: bool = False, # With a champion: whether it stays although the alias moves
 ) -> TrafficPlan: # As it was written
     "Change the traffic plan of a model; raises ParameterError for versions that are not released."
     path, model = traffic_file(workspace, served), served.replace(":", "@").partition("@")[0]
@@ -135,7 +137,7 @@ def change_traffic(
     named = {"canary": canary, "shadow": shadow}
     targets = {role: target_of_model(f"{model}@{each}", workspace) for role, each in named.items() if each}
     if champion:
-        targets["champion"] = champion
+        targets["champion"], changed["pinned"] = champion, pinned
     for role, target in targets.items():
         changed[role] = os.path.relpath(target.release.absolute(), workspace.root.absolute())
         if target.functions:
@@ -205,16 +207,21 @@ class AliasFollower:
         try:
             with registry_errors(self.workspace.tracking_uri):
                 version = get_alias_version(target.model, target.alias)
-            if version is None or version == target.version:
+            if version is None or version == target.version or self.is_pinned():
                 return False
             self.target = target_of_model(f"{target.model}@{target.alias}", self.workspace)
             change_traffic(self.workspace, target.served, champion=self.target)
-        except (RegistryError, ParameterError, ArtifactError) as error:
+        except (RegistryError, InputError, ArtifactError) as error:
             self._report(error)
             return False
         print(f"{target.model}@{target.alias} points to version {self.target.version} now, and the traffic plan names it.",
               file=sys.stderr, flush=True) # The service says whether it can use the plan
         return True
+
+    def is_pinned(self) -> bool:
+        "Whether a person has set the champion, so that the alias is not followed."
+        plan = traffic_file(self.workspace, self.target.served)
+        return plan.is_file() and read_traffic_plan(plan).pinned
 
     def _report(self, error: MlcycleError) -> None:
         if str(error) != self.problem:
@@ -238,15 +245,19 @@ def serve_target(
     workspace: Workspace, # Has registry, releases and prediction log
     plan: Path | None, # Traffic plan; None: the release serves until the end
     options: dict[str, Any], # Further options of `mlcycle-service`
+    bound: socket.socket, # Listening, for the service
 ) -> int: # Exit code of the service
     "Serve until the service ends; without an alias, this process becomes the service and the function does not return."
-    command = service_command(target, plan, options)
+    command = service_command(target, plan, options | {"fd": bound.fileno()})
+    bound.set_inheritable(True)
     environment = os.environ | {"MLCYCLE_EVENTS_URL": workspace.events_url}
     if not target.alias:
         sys.stdout.flush()
         os.execve(command[0], command, environment)
     follower = AliasFollower(workspace, target)
-    with subprocess.Popen([*command, "--stop-at-eof"], env=environment, stdin=subprocess.PIPE) as service:
+    with subprocess.Popen([*command, "--stop-at-eof"], env=environment, stdin=subprocess.PIPE,
+                          pass_fds=[bound.fileno()]) as service:
+        bound.close() # The port is free when the service has ended
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda number, frame: service.poll() is None and service.send_signal(signal.SIGTERM))
         looked = time.monotonic()

@@ -27,14 +27,25 @@ class GracefulStop:
         set_draining: Callable[[], None], # Makes readiness false
         drain_seconds: float = 1.0, # Time in which new requests are still served after a signal
         stop_seconds: float = 28.0, # Time after which the process is ended by force; Kubernetes and SageMaker wait for 30 s
+        on_started: Callable[[], None] = lambda: None, # Called when the application has started
     ):
         self.app, self.set_draining, self.draining = app, set_draining, False
-        self.drain_seconds, self.stop_seconds = drain_seconds, stop_seconds
+        self.drain_seconds, self.stop_seconds, self.on_started = drain_seconds, stop_seconds, on_started
 
     async def __call__(self, scope: dict[str, Any], receive: Callable, send: Callable) -> None:
         if scope["type"] == "lifespan":
             self._catch_signals()
+            await self.app(scope, receive, self._noting_start(send))
+            return
         await self.app(scope, receive, closing(send) if self.draining and scope["type"] == "http" else send)
+
+    def _noting_start(self, send: Callable) -> Callable:
+        async def send_and_note(message: dict[str, Any]) -> None:
+            await send(message)
+            if message["type"] == "lifespan.startup.complete":
+                self.on_started()
+
+        return send_and_note
 
     def _catch_signals(self) -> None:
         if threading.current_thread() is not threading.main_thread(): # Such as a test: signals belong to the main thread
