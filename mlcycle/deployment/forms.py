@@ -54,10 +54,9 @@ def compare_clouds(
 def compare_files(
     release: Path, # Folder of a release
     compared: ComparedRows, # Rows with the predictions of the pipeline
-    functions: Path | None = None, # Source file of the user functions that the model calls
 ) -> list[FormParity]:
     "Predict the rows by batch scoring and by the entry script of Azure ML."
-    batch = predict_by_batch(release, compared.rows, compared.bundle, functions)
+    batch = predict_by_batch(release, compared.rows, compared.bundle)
     entry = predict_by_score_script(release, compared.rows, compared.bundle)
     return [compared.compare("batch scoring", batch, "a file of JSON Lines, scored and read again"),
             compared.compare("Azure ML entry script", entry, "init and run of score.py")]

@@ -37,7 +37,7 @@ def sagemaker_endpoint(
 ) -> dict[str, dict[str, Any]]: # Input by file name
     "Endpoint configuration with data capture, the endpoint, and its update with a canary and rollback by alarms."
     name = release.facts.name
-    variant = {"VariantName": VARIANT, "ModelName": release.resource, "InitialInstanceCount": 2, "InstanceType": "ml.c6i.large",
+    variant = {"VariantName": VARIANT, "ModelName": release.resource, "InitialInstanceCount": 2, "InstanceType": "ml.m5.large",
                "InitialVariantWeight": 1.0, "ContainerStartupHealthCheckTimeoutInSeconds": 120,
                "RoutingConfig": {"RoutingStrategy": "LEAST_OUTSTANDING_REQUESTS"}}
     capture = {"EnableCapture": True, "InitialSamplingPercentage": 100, "DestinationS3Uri": f"s3://YOUR_BUCKET/{name}/capture",
@@ -99,7 +99,7 @@ def sagemaker_transform(
     return {"TransformJobName": release.resource, "ModelName": release.resource, "BatchStrategy": "MultiRecord",
             "MaxConcurrentTransforms": 2, "MaxPayloadInMB": 6, "TransformInput": source,
             "TransformOutput": {"S3OutputPath": f"{place}/output/", "Accept": "text/csv", "AssembleWith": "Line"},
-            "TransformResources": {"InstanceType": "ml.c6i.large", "InstanceCount": 1}, "DataProcessing": {"JoinSource": "Input"},
+            "TransformResources": {"InstanceType": "ml.m5.large", "InstanceCount": 1}, "DataProcessing": {"JoinSource": "Input"},
             "Environment": {"SAGEMAKER_INFERENCE_OUTPUT": ",".join(line_fields_of(release))}}
 
 # %% ../../nbs/deployment/sagemaker.ipynb #dac07846

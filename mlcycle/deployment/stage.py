@@ -216,7 +216,7 @@ def release_model(
     functions = workspace_functions_file(candidate.model.user_functions, workspace)
     sent = holdout.sample(min(len(holdout), parity_rows), random_state=0)
     parity, predictions, compared = compare_service_with_pipeline(built, sent, cold_start=cold_start, functions=functions)
-    parity.forms += compare_files(built.folder, compared, functions)
+    parity.forms += compare_files(built.folder, compared)
     check_parity(parity.forms)
     packages, forms = package_release(targets, built.folder, workspace.project / "dist", compared, cold_start)
     parity.forms += forms
