@@ -37,7 +37,7 @@ class ComparedRows:
 
     def compare(self, form: str, served: Predictions, proof: str) -> FormParity:
         "Compare the predictions of a form, which must be bitwise equal."
-        return compare_predictions(form, self.expected, served).model_copy(update={"proof": proof})
+        return compare_predictions(form, self.expected, served, proof=proof)
 
 # %% ../../nbs/deployment/forms.ipynb #c91d17fa
 def compare_clouds(

@@ -40,6 +40,7 @@ def compare_predictions(
     expected: Predictions, # Of the pipeline
     served: Predictions, # Of the form, for the same rows
     tolerance: float = 0.0, # Largest difference that is permitted; 0: bitwise equal
+    proof: str = "", # How the form has predicted
 ) -> FormParity:
     "Compare the predictions of a form with those of the pipeline."
     ours, theirs = (each.values.astype(float).reshape(len(each), -1) for each in (expected, served))
@@ -48,7 +49,7 @@ def compare_predictions(
     difference = (np.abs(ours - theirs) / scale).max(axis=1)
     passed = difference <= tolerance if tolerance else equal
     return FormParity(form=form, rows=len(expected), n_equal=int(equal.sum()), n_passed=int(passed.sum()), tolerance=tolerance,
-                      max_difference=float(difference.max(initial=0.0)))
+                      max_difference=float(difference.max(initial=0.0)), proof=proof)
 
 # %% ../../nbs/deployment/parity.ipynb #887d0ef2
 def json_tensors(
@@ -143,7 +144,7 @@ def compare_row_scorer(
     scorer = compile_row_scorer(model, bundle)
     blocks = [prepare_rows(rows, bundle) for rows in (holdout, edge, *([row] for row in edge))]
     expected, served = (join_predictions([predict_prepared(bundle, each, rows) for rows in blocks]) for each in (model, scorer))
-    return compare_predictions("row scorer", expected, served), scorer
+    return compare_predictions("row scorer", expected, served, proof="in the process of stage 6"), scorer
 
 # %% ../../nbs/deployment/parity.ipynb #49dfbd40
 def compare_accelerator(
@@ -159,7 +160,7 @@ def compare_accelerator(
         return None, {}, " ".join(dict.fromkeys(reasons.values())) or " ".join(dict.fromkeys(scorer.uncompiled.values()))
     fast, blocks = compile_row_scorer(model, bundle, converted), [prepare_rows(rows, bundle) for rows in (holdout, edge)]
     expected, served = (join_predictions([predict_prepared(bundle, each, rows) for rows in blocks]) for each in (scorer, fast))
-    result = compare_predictions("accelerator, ONNX Runtime", expected, served, ONNX_TOLERANCE)
+    result = compare_predictions("accelerator, ONNX Runtime", expected, served, ONNX_TOLERANCE, "in the process of stage 6")
     return result, converted if result.passed else {}, "" if result.passed else "Its predictions differ too much."
 
 # %% ../../nbs/deployment/parity.ipynb #a6cbda26
@@ -170,7 +171,9 @@ def compare_protocols(
     rows: list[dict], # Holdout rows and edge rows
 ) -> list[FormParity]:
     "Send all rows in one request of each protocol, and compare the predictions with those of the pipeline."
-    return [compare_predictions(form, expected, predict_form(service, bundle, rows)) for form, predict_form in PROTOCOLS.items()]
+    proof = "requests to a process of the service"
+    return [compare_predictions(form, expected, predict_form(service, bundle, rows), proof=proof)
+            for form, predict_form in PROTOCOLS.items()]
 
 # %% ../../nbs/deployment/parity.ipynb #6a07b5fd
 def check_parity(

@@ -175,7 +175,8 @@ def compare_service_with_pipeline(
     scores = [each["scores"] for each in single]
     served = Predictions(np.array([each["predictions"][0] for each in single]),
                          None if scores[0] is None else np.concatenate(scores))
-    first = compare_predictions("service, /predict, one row a request", alone.result(), served)
+    first = compare_predictions("service, /predict, one row a request", alone.result(), served,
+                                proof="requests to a process of the service")
     parity = Parity(rows=first.rows, n_equal=first.n_equal, start_seconds=round(service.start_seconds, 2),
                     forms=[*built.forms, first, *forms])
     return parity, pd.DataFrame({"service": served.labels, "pipeline": alone.result().labels}, index=rows.index), compared
@@ -216,10 +217,10 @@ def release_model(
     functions = workspace_functions_file(candidate.model.user_functions, workspace)
     sent = holdout.sample(min(len(holdout), parity_rows), random_state=0)
     parity, predictions, compared = compare_service_with_pipeline(built, sent, cold_start=cold_start, functions=functions)
-    parity.forms += compare_files(built.folder, compared)
-    check_parity(parity.forms)
-    packages, forms = package_release(targets, built.folder, workspace.project / "dist", compared, cold_start)
-    parity.forms += forms
+    forms = [*parity.forms, *compare_files(built.folder, compared)]
+    check_parity(forms)
+    packages, more = package_release(targets, built.folder, workspace.project / "dist", compared, cold_start)
+    parity = parity.model_copy(update={"forms": [*forms, *more]})
     decision = (f"{candidate.model.name} version {candidate.model.version} is released: {parity.n_equal} of {parity.rows} "
                 f"predictions over HTTP equal those of the pipeline. {summarise_forms(parity.forms)}"
                 f"{' ' * bool(by_person)}{by_person}")
@@ -227,4 +228,4 @@ def release_model(
                    not_accelerated=built.not_accelerated, uncompiled=built.uncompiled,
                    packages={name: path.relative_to(workspace.project).as_posix() for name, path in packages.items()},
                    not_compared={form: command for form, command in NOT_COMPARED.items()
-                                 if form not in {each.form for each in forms}}, **bundle_facts(built.folder)), predictions
+                                 if form not in {each.form for each in more}}, **bundle_facts(built.folder)), predictions
