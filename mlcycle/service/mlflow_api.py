@@ -38,6 +38,7 @@ from mlcycle.service.openapi_schemas import (
     prediction_schema,
     schema_ref,
 )
+from .mlflow_model import PREDICT_METHOD, PREDICT_METHODS
 from .predict_api import write_response
 from .prediction_options import PredictOptions, requested_probabilities
 from .prediction_service import MAX_ROWS_PER_REQUEST, PredictionService, ServedPredictions
@@ -73,9 +74,11 @@ def _read_params(params: Any) -> bool:
     "Whether probabilities are wanted."
     if not isinstance(params, dict):
         raise InputError(f"The field 'params' is {show_value(params)}.", "Expected is an object.")
-    if unknown := [name for name in params if name != "probabilities"]:
-        raise InputError(f"The parameter {show_value(unknown[0])} is unknown.", suggest_name(unknown[0], ["probabilities"]))
-    return read_choice(params, "probabilities", (False, True))
+    known = ["probabilities", PREDICT_METHOD]
+    if unknown := [name for name in params if name not in known]:
+        raise InputError(f"The parameter {show_value(unknown[0])} is unknown.", suggest_name(unknown[0], known))
+    method = read_choice(params, PREDICT_METHOD, PREDICT_METHODS)
+    return read_choice(params, "probabilities", (False, True)) or method == PREDICT_METHODS[1]
 
 # %% ../../nbs/service/mlflow_api.ipynb #7de1737b
 def _table_from_split(split: Any) -> ColumnTable:
@@ -176,7 +179,8 @@ def mlflow_schemas(
                "description": "A list of values for each column, all of the same length."}
     inputs = {"anyOf": [records, columns]}
     forms = {"dataframe_split": split, "dataframe_records": records, "instances": records, "inputs": inputs}
-    params = object_of({}, {"probabilities": BOOLEAN} if bundle.problem.classes else {})
+    named = {"probabilities": BOOLEAN, PREDICT_METHOD: {"enum": [*PREDICT_METHODS]}}
+    params = object_of({}, named if bundle.problem.classes else {})
     first = {"examples": [{"dataframe_records": bundle.examples}]} if bundle.examples else {}
     label, error = prediction_schema(bundle.problem), {"error_code": TEXT, "message": TEXT}
     predictions = {"anyOf": [label, list_of(NUMBER)]} if bundle.problem.classes else label
