@@ -17,8 +17,8 @@ from .deployment.stage import describe_release
 from .lifecycle.choice import StageChoice
 from .lifecycle.plan import make_plan_from_parameters
 from .lifecycle.runner import run_plan
+from .service.prediction_table import predict_table
 from .service.row_scorer import compile_row_scorer
-from .service.rows import count_notes, intervals_of_rows, predict_rows
 from .stores.models.registry import load_registered_model, open_experiment
 from .stores.sources.ingest import save_frame_as_source
 
@@ -37,21 +37,12 @@ def predict_with_run(
     holds the same sentences.
     Raises InputError for rows that cannot be used.
     """
-    problem, candidate = run.problem, run.candidate
-    bundle = describe_release(problem, run.dataset, run.plan, candidate, run.workspace)
+    candidate = run.candidate
+    bundle = describe_release(run.problem, run.dataset, run.plan, candidate, run.workspace)
     with run.workspace.lock("registry"):
         open_experiment(run.workspace.tracking_uri, run.workspace.artifacts, candidate.model.name)
     scorer = compile_row_scorer(load_registered_model(candidate.model, run.workspace), bundle)
-    predicted, prepared = predict_rows(bundle, scorer, rows)
-    table = pd.DataFrame({"prediction": predicted.labels}, index=prepared.index)
-    if problem.task == "multiclass":
-        table = table.join(pd.DataFrame(predicted.scores, prepared.index, columns=[f"score_{c}" for c in problem.classes]))
-    elif predicted.scores is not None:
-        table = table.assign(score=predicted.scores)
-    if intervals:
-        table = table.assign(**intervals_of_rows(bundle, rows, predicted, prepared))
-        table.attrs["coverage"] = bundle.conformal.coverage if bundle.conformal else None
-    table.attrs["notes"] = count_notes(prepared)
+    table = predict_table(bundle, scorer, rows, intervals)
     for line in table.attrs["notes"]:
         warnings.warn(line, stacklevel=3)
     return table

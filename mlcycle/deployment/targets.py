@@ -21,6 +21,7 @@ class PackageTarget:
 
     description: str # One line for `mlcycle package --help`
     write: str # `module:function` of `write(release: Path, output: Path) -> Path`, the folder or file that was written
+    usage: str = "" # How to use it, in one line with `{path}` and `{name}`, the beginning of its file name up to a hyphen
 
     def function(self) -> Callable[[Path, Path], Path]:
         "The function that writes the target; its module is imported here."
@@ -28,7 +29,11 @@ class PackageTarget:
         return getattr(import_module(module), name)
 
 # %% ../../nbs/deployment/targets.ipynb #ec1a2908
-TARGETS: dict[str, PackageTarget] = {} # By name
+TARGETS: dict[str, PackageTarget] = { # By name
+    "wheel": PackageTarget("Python package: pip install, then predict(rows)", "mlcycle.deployment.model_wheel:build_model_wheel",
+                           "pip install {path}; python -c 'import {name}; help({name})'; "
+                           "python -m {name} rows.csv -o predictions.csv"),
+}
 
 # %% ../../nbs/deployment/targets.ipynb #db8a3670
 def find_package_target(

@@ -71,8 +71,7 @@ def _read_text(values: pd.Series, column: ColumnCleaningPlan) -> tuple[pd.Series
 # %% ../../nbs/ml/column_cleaning.ipynb #b9203b38
 def _distinct(values: pd.Series) -> tuple[np.ndarray, list]:
     "Codes and distinct values, -1 for missing, as `pd.factorize`; Arrow's dictionary encoding is faster for its strings."
-    inner = getattr(values.array, "__arrow_array__", None)
-    if inner is None:
+    if getattr(values.dtype, "storage", "") != "pyarrow" and not isinstance(values.dtype, pd.ArrowDtype):
         codes, distinct = pd.factorize(values)
         return codes, list(distinct)
     import pyarrow as pa

@@ -12,6 +12,7 @@ import json
 import re
 import shutil
 import tarfile
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -53,13 +54,14 @@ def read_manifest(
 # %% ../../nbs/service/release_files.ipynb #d2e149c2
 def verify_files(
     folder: Path, # Of a release
+    ignored: Collection[str] = (), # Names of entries that are not looked at, such as `__pycache__` of an installed package
 ) -> dict[str, str]: # SHA-256 of all files but the signature, by name; of the bytes as they are now
     """Compare the files of a release with its manifest.
 
     Raises ArtifactError that names the first file that is missing, was added, is no plain file, or has other bytes.
     """
     expected = read_manifest(folder)
-    present = {path.name: path for path in sorted(Path(folder).iterdir())}
+    present = {path.name: path for path in sorted(Path(folder).iterdir()) if path.name not in ignored}
     for name in sorted(expected.keys() | present.keys() - {MANIFEST_FILE, SIGNATURE_FILE}):
         problem = "is missing" if name not in present else "was added" if name not in expected else ""
         if not problem and (present[name].is_symlink() or not present[name].is_file()):

@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['TRUSTED_TYPES', 'MAX_UNPACKED_BYTES', 'MAX_EXPANSION', 'import_mlcycle_object', 'is_mlcycle_estimator_name',
            'is_sklearn_estimator_name', 'is_ufunc_name', 'select_untrusted', 'model_to_skops_bytes', 'save_model',
-           'untrusted_types', 'check_model_archive', 'load_model', 'untrusted_error', 'explain_load_errors']
+           'untrusted_types', 'check_model_archive', 'relocate_model', 'load_model', 'untrusted_error',
+           'explain_load_errors']
 
 # %% ../../../nbs/stores/models/model_files.ipynb #1e09c190
 import io
@@ -21,6 +22,7 @@ from pathlib import Path
 import numpy as np
 from sklearn.base import BaseEstimator
 
+from ... import __name__ as PACKAGE
 from ...core.files import atomic_write, hash_file
 from ...errors import ArtifactError
 from .library_versions import affects_predictions, changed_versions, read_versions
@@ -60,16 +62,16 @@ def import_mlcycle_object(
 ) -> object | None: # Class or function; None if there is none
     """Import a class or function of mlcycle by its full name.
 
-    A name that does not begin with `mlcycle.` gives None, and its module is not imported.
+    A name that does not begin with that of the package gives None, and its module is not imported.
     """
     module, _, attribute = name.rpartition(".")
-    if not module.startswith("mlcycle."):
+    if not module.startswith(f"{PACKAGE}."):
         return None
     try:
         found = getattr(import_module(module), attribute, None)
     except ImportError:
         return None
-    package = Path(sys.modules["mlcycle"].__file__ or "").parent
+    package = Path(sys.modules[PACKAGE].__file__ or "").parent
     return found if Path(sys.modules[module].__file__ or "").is_relative_to(package) else None
 
 # %% ../../../nbs/stores/models/model_files.ipynb #d50aa265
@@ -181,6 +183,21 @@ def check_model_archive(
         raise ArtifactError(f"The model file {path} has {packed:,} bytes and {size:,} when it is unpacked.",
                             f"At most {MAX_EXPANSION} times as many are expected.")
 
+# %% ../../../nbs/stores/models/model_files.ipynb #3bd2cdf1
+def relocate_model(
+    data: bytes, # Content of a skops file
+    package: str, # Dotted name of the package that has the classes of mlcycle
+) -> bytes:
+    "Replace the names of the modules of mlcycle in a skops file by those of another package."
+    moved = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(data)) as old, zipfile.ZipFile(moved, "w") as new:
+        for entry in old.infolist():
+            content = old.read(entry)
+            if entry.filename == "schema.json":
+                content = re.sub(rb'("__module__"\s*:\s*")mlcycle\.', rb"\1%b." % package.encode(), content)
+            new.writestr(entry, content)
+    return moved.getvalue()
+
 # %% ../../../nbs/stores/models/model_files.ipynb #a9b48419
 def load_model(
     path: Path, # Of a skops file
@@ -198,10 +215,11 @@ def load_model(
         raise ArtifactError(f"The model file {path} has been altered.", f"Its hash should be {sha256[:12]}….")
     check_model_archive(path)
     with explain_load_errors(path):
-        named = skops_copy().get_untrusted_types(file=path)
+        file = path if PACKAGE == "mlcycle" else io.BytesIO(relocate_model(path.read_bytes(), PACKAGE))
+        named = skops_copy().get_untrusted_types(file=file)
         if untrusted := select_untrusted(named):
             raise untrusted_error(path, untrusted)
-        return skops_copy().load(path, trusted=named)
+        return skops_copy().load(file, trusted=named)
 
 # %% ../../../nbs/stores/models/model_files.ipynb #847f14aa
 def untrusted_error(
@@ -211,7 +229,7 @@ def untrusted_error(
     "Make the error for a model file that names untrusted types."
     changed = changed_versions(read_versions(path)) # A library may have moved a type
     since = f" Since it was written: {', '.join(changed)}." if changed else ""
-    if missing_classes := [name for name in untrusted if name.startswith("mlcycle.") and import_mlcycle_object(name) is None]:
+    if missing_classes := [name for name in untrusted if name.startswith(f"{PACKAGE}.") and import_mlcycle_object(name) is None]:
         return ArtifactError(
             f"The model file {path} names classes that this version of mlcycle does not have: {', '.join(missing_classes)}.",
             f"It was written by an older layout of mlcycle, in which modules had other names.{since}",
