@@ -18,22 +18,24 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 # %% ../../../nbs/stores/models/model_parameters.ipynb #f3f3c280
-WRAPPED = ("estimator", "regressor", "classifier") # Parameters of estimators that change the predictions of another one
+WRAPPED = ("estimator", "model", "regressor", "classifier") # Parameters of estimators around a pipeline
 
 # %% ../../../nbs/stores/models/model_parameters.ipynb #c4096ac3
 def final_estimator(
-    model: BaseEstimator, # Pipeline, or an estimator around one
-) -> tuple[str, BaseEstimator]: # Prefix of its parameters in `get_params` of the model, and the estimator
-    "The last step of a pipeline, also inside of estimators that change its predictions."
-    prefix = ""
-    while True:
-        steps = getattr(model, "steps", None)
-        around = (each for each in WRAPPED if hasattr(getattr(model, each, None), "get_params"))
-        name = steps[-1][0] if steps else next(around, "")
-        inner = steps[-1][1] if steps else getattr(model, name, None) if name else None
-        if inner is None or not hasattr(inner, "get_params"):
-            return prefix, model
-        prefix, model = f"{prefix}{name}__", inner
+    model: Any, # Pipeline, or an estimator around one
+    prefix: str = "", # Of its parameters
+) -> tuple[str, Any]: # Prefix of its parameters in `get_params` of the model, and the estimator
+    "The last step of a pipeline, also inside of estimators that change the predictions of a pipeline."
+    if steps := getattr(model, "steps", None):
+        return final_estimator(steps[-1][1], f"{prefix}{steps[-1][0]}__")
+    around = next((name for name in WRAPPED if _has_pipeline(getattr(model, name, None))), "")
+    return final_estimator(getattr(model, around), f"{prefix}{around}__") if around else (prefix, model)
+
+# %% ../../../nbs/stores/models/model_parameters.ipynb #404e5957
+def _has_pipeline(model: Any) -> bool:
+    "Whether an estimator is a pipeline or contains one."
+    inner = (getattr(model, name, None) for name in WRAPPED)
+    return hasattr(model, "steps") or any(_has_pipeline(each) for each in inner if hasattr(each, "get_params"))
 
 # %% ../../../nbs/stores/models/model_parameters.ipynb #d410f11b
 def model_parameters(
@@ -44,7 +46,8 @@ def model_parameters(
     found = {"estimator": type(final).__name__, **_plain(final.get_params())}
     others = {name: value for name, value in model.get_params().items() if not name.startswith(prefix)} if prefix else {}
     outer = prefix.removesuffix("__").rpartition("__")[0]
-    return found | {name.removeprefix(f"{outer}__"): value for name, value in _plain(others).items()}
+    short = {name.removeprefix(f"{outer}__"): value for name, value in _plain(others).items()}
+    return found | {name: value for name, value in short.items() if name not in found} # Such as `verbose` of both
 
 # %% ../../../nbs/stores/models/model_parameters.ipynb #6de0cb09
 def _plain(parameters: Mapping[str, Any]) -> dict[str, Any]:
