@@ -34,7 +34,7 @@ from ..ml.predictions import Predictions, predict
 from ..outcomes import Candidate, Dataset, FeaturePlan, FormParity, Parity, Problem, Release, Verdict
 from ..service.bundle import Bundle, build_bundle, hash_bundle_files, verify_release
 from ..service.local import running_service
-from ..service.model_description import describe_model
+from ..service.model_description import describe_served_model
 from ..service.reference_profile import make_reference_profile
 from ..service.rows import to_json_rows
 from ..stores.models.decisions import is_released_by_person
@@ -55,7 +55,7 @@ def describe_release(
 ) -> Bundle:
     "Describe what is needed for predictions: model, threshold, columns with types and training values, cleaning plan."
     train = read_table(workspace.tables, dataset.tables["train"])
-    return describe_model(problem, dataset, plan, candidate, train, load_cleaning_plan(dataset, workspace))
+    return describe_served_model(problem, dataset, plan, candidate, train, load_cleaning_plan(dataset, workspace))
 
 # %% ../../nbs/06_deployment.ipynb #354bee3f
 MAX_PROFILED_PREDICTIONS = 5000

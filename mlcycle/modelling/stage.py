@@ -47,7 +47,7 @@ from ..nb.fingerprints import stage_fingerprint
 from ..outcomes import Candidate, Dataset, FeaturePlan, ModelRef, Problem, Score
 from ..service import mlflow_model
 from ..service.mlflow_model import PREDICT_METHOD, PREDICT_METHODS
-from ..service.model_description import describe_model
+from ..service.model_description import describe_served_model
 from ..service.release_description import Bundle
 from ..stores.models.function_files import load_workspace_functions
 from ..stores.models.model_files import load_model
@@ -183,17 +183,15 @@ def find_model(
         known = rows[[*plan.input_columns, problem.target]]
         with threadpool_limits(1 if len(cv.rows) < MIN_ROWS_PARALLEL else None): # Threads cost more than they save
             model, latency_ms = fit_first_acceptable_model(selection, known, sample_weight, settings.calibrate)
-        report_progress("learning curve")
         curve = measure_learning_curve(selection, rows, plan.columns_read, sample_weight) if settings.learning_curve else []
     candidate = build_candidate_outcome(
         problem, dataset, cv, selection, latency_ms=latency_ms, learning_curve=curve, train_rows=len(rows),
         study=study.relative_to(workspace.root).as_posix(), naive_scores=score_naive_forecasts(cv, rows, plan.label_delay),
         conformal=calibrate_conformal(selection.cv, selection.chosen, rows, settings.coverage, settings.coverage_by))
-    more = {"study": study.name} | ({"functions": plan.user_functions.sha256} if plan.user_functions else {})
-    tags = lineage_tags(problem, dataset, run, code_tags=stage_fingerprint(workspace), **asdict(settings)) | more
-    described = describe_model(problem, dataset, plan, candidate, rows, load_cleaning_plan(dataset, workspace))
-    example = rows[plan.input_columns].head(5)
-    return register_best_model(candidate, selection, model, example, workspace, tags, described), selection
+    tags = lineage_tags(problem, dataset, run, code_tags=stage_fingerprint(workspace), **asdict(settings))
+    tags |= {"study": study.name} | ({"functions": plan.user_functions.sha256} if plan.user_functions else {})
+    about = describe_served_model(problem, dataset, plan, candidate, rows, load_cleaning_plan(dataset, workspace))
+    return register_best_model(candidate, selection, model, rows[plan.input_columns].head(5), workspace, tags, about), selection
 
 # %% ../../nbs/04_modelling.ipynb #2d070b91
 def build_candidate_outcome(

@@ -32,7 +32,7 @@ from mlcycle.service.release_description import Bundle
 from mlcycle.service.rows import to_json_rows
 from mlcycle.stores.models.dataset_inputs import DIGEST_LENGTH
 from mlcycle.stores.models.function_files import FeatureFunction, save_functions
-from mlcycle.stores.models.model_parameters import final_estimator
+from mlcycle.stores.models.model_parameters import innermost_estimator
 from mlcycle.stores.models.registration import PyfuncDescription, register_model
 from mlcycle.stores.models.registry import load_registered_model, open_experiment, registered_model_file, set_alias
 from mlcycle.stores.models.verdict_tracking import log_verdict
@@ -202,7 +202,7 @@ def shown(table_run):
 def test_all_parameters_of_the_winner_are_logged(shown):
     run, client, version = shown
     logged = client.get_run(version.run_id).data.params
-    prefix, final = final_estimator(load_registered_model(run.candidate.model, run.workspace))
+    prefix, final = innermost_estimator(load_registered_model(run.candidate.model, run.workspace))
     assert prefix.endswith("model__")
     assert {name: str(value)[:500] for name, value in final.get_params().items()}.items() <= logged.items()
     assert logged["estimator"] == type(final).__name__

@@ -40,7 +40,7 @@ from .model_parameters import log_parameters, model_parameters
 from .trial_tracking import TrialRecord, mlflow_key, log_trials, unlogged_trials
 
 if TYPE_CHECKING:
-    from mlflow.entities import Metric
+    from mlflow.entities import Metric, Run
     from mlflow.models import ModelSignature
     from mlflow.models.model import ModelInfo
 
@@ -78,18 +78,16 @@ def register_model(
     ref, fresh = _find_version(name, fingerprint), unlogged_trials(trials, tags)
     if not ref or fresh:
         facts = version_tags(data, leaderboard[0], scores) | {"fingerprint": fingerprint} | tags
-        brief = {key: value[:5000] for key, value in facts.items()} # Tags of a run are shorter than tags of a version
         files = ARTIFACT_FOLDERS.get(mlflow.get_tracking_uri())
-        with cleanup_on_failure(files), mlflow.start_run(run_name=tags.get("run"), tags=brief) as run:
-            client, model_id = mlflow.MlflowClient(), None
-            log_parameters(client, run.info.run_id, leaderboard[0].parameters | model_parameters(model))
+        with cleanup_on_failure(files), mlflow.start_run(run_name=tags.get("run"), tags=_run_tags(facts)) as run:
+            log_parameters(mlflow.MlflowClient(), run.info.run_id, leaderboard[0].parameters | model_parameters(model))
+            info = None
             if ref is None:
                 plan = plan_model_files(name, data, example, outputs, pyfunc, functions_ref(tags), workspace)
                 info = _log_model(model, data, example, plan)
-                ref, model_id = _add_version(name, info, run.info.run_id, facts), info.model_id
-            log_scores(client, run.info.run_id, cross_validated_scores(leaderboard[0], scores), model_id=model_id, table=table)
-            log_dataset_input(client, run.info.run_id, table, "training", workspace)
-            log_trials(client, run, fresh, tags)
+                ref = _add_version(name, info, run.info.run_id, facts)
+            _log_cross_validation(run, leaderboard[0], scores, info, table, workspace)
+            log_trials(mlflow.MlflowClient(), run, fresh, tags)
     if get_alias_version(name) != ref.version:
         set_alias(ref, CHALLENGER, "The newest version that was registered.", workspace=workspace, action="register")
     return ref
@@ -105,6 +103,11 @@ def version_tags(
     return {"sha256": hashlib.sha256(data).hexdigest(), "bytes": str(len(data)), "versions": json.dumps(installed_versions()),
             "score": str(best.score), "scores": json.dumps([score.model_dump(mode="json") for score in every]),
             "winner": best.model, "parameters": json.dumps(best.parameters)}
+
+# %% ../../../nbs/stores/models/registration.ipynb #59aeab17
+def _run_tags(facts: dict[str, str]) -> dict[str, str]:
+    "Tags of a version as tags of a run, which are shorter."
+    return {key: value[:5000] for key, value in facts.items()}
 
 # %% ../../../nbs/stores/models/registration.ipynb #a80b46b1
 @contextmanager
@@ -273,6 +276,16 @@ def cross_validated_scores(
     folds = [(f"fold_{best.score.metric}", value, step) for step, value in enumerate(best.fold_scores)]
     named = [*((name, value, 0) for name, value in score_values(every).items()), *folds]
     return [Metric(mlflow_key(name), value, now, step) for name, value, step in named if math.isfinite(value)]
+
+# %% ../../../nbs/stores/models/registration.ipynb #32f91bbb
+def _log_cross_validation(run: "Run", best: LeaderboardEntry, scores: tuple[Score, ...], info: "ModelInfo | None",
+                          table: TableRef | None, workspace: Workspace | None) -> None:
+    "Log the cross-validated scores of the winner and the training rows to a run."
+    import mlflow
+
+    client, run_id = mlflow.MlflowClient(), run.info.run_id
+    log_scores(client, run_id, cross_validated_scores(best, scores), model_id=info.model_id if info else None, table=table)
+    log_dataset_input(client, run_id, table, "training", workspace)
 
 # %% ../../../nbs/stores/models/registration.ipynb #723cee41
 def lineage_tags(
