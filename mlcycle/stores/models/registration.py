@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PREDICTION_PACKAGES', 'PyfuncDescription', 'register_model', 'version_tags', 'cleanup_on_failure', 'ModelFiles',
            'plan_model_files', 'version_signature', 'ReproducibleSklearnFlavor', 'model_requirements',
-           'cross_validated_scores', 'lineage_tags']
+           'cross_validation_metrics', 'lineage_tags']
 
 # %% ../../../nbs/stores/models/registration.ipynb #e157c926
 import hashlib
@@ -264,7 +264,7 @@ def model_requirements(
     return [f"{name}=={number}" for name, number in sorted(versions.items())]
 
 # %% ../../../nbs/stores/models/registration.ipynb #61ce36ee
-def cross_validated_scores(
+def cross_validation_metrics(
     best: LeaderboardEntry, # Of the winner
     scores: tuple[Score, ...] = (), # Beside that of the winner
 ) -> list["Metric"]:
@@ -284,7 +284,7 @@ def _log_cross_validation(run: "Run", best: LeaderboardEntry, scores: tuple[Scor
     import mlflow
 
     client, run_id = mlflow.MlflowClient(), run.info.run_id
-    log_scores(client, run_id, cross_validated_scores(best, scores), model_id=info.model_id if info else None, table=table)
+    log_scores(client, run_id, cross_validation_metrics(best, scores), model_id=info.model_id if info else None, table=table)
     log_dataset_input(client, run_id, table, "training", workspace)
 
 # %% ../../../nbs/stores/models/registration.ipynb #723cee41
