@@ -3,8 +3,8 @@
 `python benchmarks/mlflow_alone.py PROJECT` takes the last run of a project; without a project, it makes a run on the bundled
 sample. It installs `requirements.txt` of the version into a new virtual environment, loads the version there by
 `mlflow.pyfunc.load_model` and by `mlflow.sklearn.load_model`, and compares labels and probabilities of rows with those of the
-pipeline, bit by bit. It exits with 1 if one differs. `tests/stores/test_mlflow_without_mlcycle.py` does the same with the installed
-packages, and serves the version too.
+pipeline, bit by bit. It exits with 1 if one differs. `tests/stores/test_mlflow_without_mlcycle.py` does the same with
+the installed packages, and serves the version too.
 """
 
 import json
