@@ -14,7 +14,7 @@ test check lowest coverage: export TMPDIR := $(or $(TMPDIR),$(ROOMY),/tmp)
 SINCE ?= $(shell git merge-base HEAD origin/main 2>/dev/null || git rev-parse HEAD)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo check test lowest coverage lint lab docs honesty bench setup system lock format clean
+.PHONY: help demo check test lowest coverage lint lab docs honesty judges bench setup system lock format clean
 
 help:  ## Show the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
@@ -55,6 +55,9 @@ docs: setup  ## Build the documentation in _docs/html
 
 honesty: setup  ## Test on fifty tables of noise that no score is promised which does not hold: twenty minutes
 	MLCYCLE_SLOW_TESTS=1 python -m pytest -n 2 tests/modelling/test_new_rows.py
+
+judges: setup  ## Load a registered version in an environment of MLflow and its own requirements: five minutes
+	python benchmarks/mlflow_alone.py
 
 bench: setup  ## Run the benchmarks: time and scores relative to other libraries
 	python benchmarks/run.py

@@ -36,9 +36,8 @@ from mlcycle.deployment.parity import (
 from ..ml.predictions import Predictions, predict
 from ..outcomes import Candidate, Dataset, FeaturePlan, FormParity, Parity, Problem, Release, Verdict
 from ..service.bundle import Bundle, build_bundle, hash_bundle_files, verify_release
-from ..service.input_schema import example_rows
-from ..service.input_values import describe_training_values
 from ..service.local import running_service
+from ..service.model_description import describe_served_model
 from ..service.reference_profile import make_reference_profile
 from ..service.rows import to_json_rows
 from ..stores.models.decisions import is_released_by_person
@@ -58,15 +57,8 @@ def describe_release(
     workspace: Workspace, # Holds training rows and cleaning plan
 ) -> Bundle:
     "Describe what is needed for predictions: model, threshold, columns with types and training values, cleaning plan."
-    train = read_table(workspace.tables, dataset.tables["train"])[plan.input_columns]
-    served = problem.model_copy(update={"feasibility": None}) # Its times would change the hash
-    categorical = {feature.name for feature in plan.features if feature.column_type in ("category", "many categories")}
-    return Bundle(problem=served, columns={name: str(kind) for name, kind in train.dtypes.items()}, model=candidate.model,
-                  threshold=candidate.threshold, cleaning=load_cleaning_plan(dataset, workspace),
-                  conformal=candidate.conformal, examples=example_rows(train),
-                  data_sha256={name: table.sha256 for name, table in dataset.tables.items() if name in ("train", "holdout")},
-                  training_values={str(name): describe_training_values(values, name in categorical)
-                                   for name, values in train.items()})
+    train = read_table(workspace.tables, dataset.tables["train"])
+    return describe_served_model(problem, dataset, plan, candidate, train, load_cleaning_plan(dataset, workspace))
 
 # %% ../../nbs/06_deployment.ipynb #354bee3f
 MAX_PROFILED_PREDICTIONS = 5000

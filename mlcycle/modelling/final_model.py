@@ -18,6 +18,7 @@ from sklearn.base import BaseEstimator
 from sklearn.frozen import FrozenEstimator
 from sklearn.model_selection import FixedThresholdClassifier
 
+from ..core.progress import report_progress
 from ..errors import StageError
 from ..ml.meta_estimators import CalibratedClassifier, fit_with_sample_weight
 from ..ml.folds import entity_groups, make_folds, mean_score
@@ -121,6 +122,7 @@ def measure_learning_curve(
     train_shares: Sequence[float] = (0.1, 1 / 3, 1.0), # Shares of the training rows of each fold
 ) -> list[LearningCurvePoint]: # Smallest number of rows first
     "Cross-validated scores of the selected model by number of training rows."
+    report_progress("learning curve")
     cv, problem = selection.cv, selection.cv.problem
     single = next(trial for trial in [selection.chosen, *selection.ranking] if trial.model != "ensemble")
     folds, points = make_folds(problem, rows, 3, cv.seed)[-2 if problem.time else 0:], []

@@ -45,11 +45,16 @@ from .trials import shutdown_workers_on_exit
 from .weights import sample_weights
 from ..nb.fingerprints import stage_fingerprint
 from ..outcomes import Candidate, Dataset, FeaturePlan, ModelRef, Problem, Score
+from ..service import mlflow_model
+from ..service.mlflow_model import PREDICT_METHOD, PREDICT_METHODS
+from ..service.model_description import describe_served_model
+from ..service.release_description import Bundle
 from ..stores.models.function_files import load_workspace_functions
 from ..stores.models.model_files import load_model
 from ..stores.models.offline_queue import register_candidate
-from ..stores.models.registration import lineage_tags
+from ..stores.models.registration import PyfuncDescription, lineage_tags
 from ..stores.models.registry import database_created_meanwhile
+from ..stores.outcome_files import load_cleaning_plan
 from ..stores.tables.datasets import read_table
 
 # %% ../../nbs/04_modelling.ipynb #99c8311c
@@ -138,10 +143,14 @@ def register_best_model(
     example: pd.DataFrame, # A few rows of its input, from which the signature is inferred
     workspace: Workspace, # Has the address of the registry
     tags: dict[str, str], # Lineage of the model
+    description: Bundle, # How rows are checked, cleaned and predicted
 ) -> Candidate: # With the registered version
     "Register the fitted model as a new version, with input example, signature, lineage and trials."
     outputs = pd.Series(predict(model, example, selection.cv.problem).labels, name="prediction")
-    return register_candidate(workspace, candidate, model, example=example, outputs=outputs, tags=tags,
+    params = {PREDICT_METHOD: PREDICT_METHODS[0]} if selection.cv.problem.classes else {}
+    described = description.model_dump(mode="json")
+    pyfunc = PyfuncDescription(loader_module=mlflow_model.__name__, description=described, params=params)
+    return register_candidate(workspace, candidate, model, example=example, outputs=outputs, tags=tags, pyfunc=pyfunc,
                               trials=selection.trial_records())
 
 # %% ../../nbs/04_modelling.ipynb #ff71a83e
@@ -174,15 +183,15 @@ def find_model(
         known = rows[[*plan.input_columns, problem.target]]
         with threadpool_limits(1 if len(cv.rows) < MIN_ROWS_PARALLEL else None): # Threads cost more than they save
             model, latency_ms = fit_first_acceptable_model(selection, known, sample_weight, settings.calibrate)
-        report_progress("learning curve")
         curve = measure_learning_curve(selection, rows, plan.columns_read, sample_weight) if settings.learning_curve else []
     candidate = build_candidate_outcome(
         problem, dataset, cv, selection, latency_ms=latency_ms, learning_curve=curve, train_rows=len(rows),
         study=study.relative_to(workspace.root).as_posix(), naive_scores=score_naive_forecasts(cv, rows, plan.label_delay),
         conformal=calibrate_conformal(selection.cv, selection.chosen, rows, settings.coverage, settings.coverage_by))
-    more = {"study": study.name} | ({"functions": plan.user_functions.sha256} if plan.user_functions else {})
-    tags = lineage_tags(problem, dataset, run, code_tags=stage_fingerprint(workspace), **asdict(settings)) | more
-    return register_best_model(candidate, selection, model, rows[plan.input_columns].head(5), workspace, tags), selection
+    tags = lineage_tags(problem, dataset, run, code_tags=stage_fingerprint(workspace), **asdict(settings))
+    tags |= {"study": study.name} | ({"functions": plan.user_functions.sha256} if plan.user_functions else {})
+    about = describe_served_model(problem, dataset, plan, candidate, rows, load_cleaning_plan(dataset, workspace))
+    return register_best_model(candidate, selection, model, rows[plan.input_columns].head(5), workspace, tags, about), selection
 
 # %% ../../nbs/04_modelling.ipynb #2d070b91
 def build_candidate_outcome(

@@ -10,6 +10,7 @@ import ast
 import re
 from collections.abc import Generator, Iterable
 from pathlib import Path
+from typing import BinaryIO
 from zipfile import ZipFile
 
 import mlcycle
@@ -92,7 +93,7 @@ def relocate_imports(
 
 # %% ../../nbs/nb/runtime_files.ipynb #a6884f2c
 def model_modules(
-    model_path: Path, # skops file of a model
+    model_path: Path | BinaryIO, # skops file of a model, or its content
     sources: ModuleSources | None = None, # Where modules are looked up; default: the imported package
 ) -> list[str]: # Dotted names, sorted
     "Modules of mlcycle that a model file names."

@@ -8,6 +8,7 @@ __all__ = ['ROW_FORMATS', 'INVOCATION_TYPES', 'PARAMETERS', 'MAX_BYTES_ON_LOOP',
            'mlflow_paths']
 
 # %% ../../nbs/service/mlflow_api.ipynb #85368a08
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -48,10 +49,11 @@ from mlcycle.service.openapi_schemas import (
     prediction_schema,
     schema_ref,
 )
+from .mlflow_model import PREDICT_METHOD, PREDICT_METHODS
 from .predict_api import PREDICT_FIELDS, at_sent_rows, predict_schemas, read_options, write_response
 from .prediction_options import DEFAULT_OPTIONS, PredictOptions, requested_probabilities
 from .prediction_service import MAX_ROWS_PER_REQUEST, PredictionService, ServedPredictions, count_rows
-from .request_bodies import check_names, read_content_type, read_object
+from .request_bodies import check_names, read_choice, read_content_type, read_object
 
 # %% ../../nbs/service/mlflow_api.ipynb #6eebf0c2
 ROW_FORMATS = ("dataframe_split", "dataframe_records", "instances", "inputs")
@@ -87,8 +89,10 @@ def _read_params(params: Any) -> PredictOptions:
         return DEFAULT_OPTIONS
     if not isinstance(params, dict):
         raise InputError(f"The field 'params' is {show_value(params)}.", "Expected is an object.")
-    check_names(params, PARAMETERS, "parameter")
-    return read_options(params)
+    check_names(params, [*PARAMETERS, PREDICT_METHOD], "parameter")
+    method = read_choice(params, PREDICT_METHOD, PREDICT_METHODS)
+    options = read_options({name: value for name, value in params.items() if name != PREDICT_METHOD})
+    return replace(options, probabilities=True) if method == PREDICT_METHODS[1] else options
 
 # %% ../../nbs/service/mlflow_api.ipynb #7de1737b
 def _table_from_split(split: Any) -> ColumnTable:
@@ -218,7 +222,9 @@ def mlflow_schemas(
     inputs = {"anyOf": [records, columns]}
     forms = {"dataframe_split": split, "dataframe_records": records, "instances": records, "inputs": inputs}
     wanted = predict_schemas(bundle)["PredictRequest"]["properties"]
-    params = object_of({}, {name: wanted[name] for name in PARAMETERS if name in wanted})
+    named = {name: wanted[name] for name in PARAMETERS if name in wanted}
+    methods = {PREDICT_METHOD: {"enum": [*PREDICT_METHODS]}} if bundle.problem.classes else {}
+    params = object_of({}, named | methods)
     first = {"examples": [{"dataframe_records": bundle.examples}]} if bundle.examples else {}
     label, error = prediction_schema(bundle.problem), {"error_code": TEXT, "message": TEXT}
     predictions = {"anyOf": [label, list_of(NUMBER), {"type": "object"}, {"type": "null"}]}

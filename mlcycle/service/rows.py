@@ -28,7 +28,7 @@ from ..ml.column_table import ColumnTable, column_to_array
 from ..ml.conformal import prediction_regions
 from ..ml.predictions import Predictions, predict
 from ..ml.value_parsing import format_value
-from .bundle import Bundle
+from .release_description import Bundle
 from .column_reader import ColumnReader, ReadColumn
 from .input_values import TEXT_DTYPES, TrainingValues, shorten, show_value
 from .sent_rows import RejectedRowsError, SentRows, match_names, split_into_columns

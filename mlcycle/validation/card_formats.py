@@ -203,10 +203,13 @@ def attach_model_card(
 def save_model_card(
     run: Run, # With an outcome of stage 5
 ) -> dict[str, Any]: # The card
-    "Write the model card of a run, and attach it to the registered version."
+    "Write the model card of a run, attach it to the registered version, and log the verdict there."
     from mlcycle.stores.models.registry import connect_registry, registry_errors
+    from mlcycle.stores.models.verdict_tracking import log_verdict
 
     card, workspace = write_model_card(run), run.workspace
     with workspace.lock("registry"), registry_errors(workspace.tracking_uri):
-        attach_model_card(run, connect_registry(workspace.tracking_uri, workspace.artifacts))
+        client = connect_registry(workspace.tracking_uri, workspace.artifacts)
+        attach_model_card(run, client)
+        log_verdict(client, run.candidate.model, run.verdict, run.dataset.tables["holdout"], workspace)
     return card

@@ -596,5 +596,12 @@ def test_a_run_on_a_shared_registry(server, tmp_path):
         model_id = client.get_model_version("wine-target", str(run.candidate.model.version)).source.rpartition("/")[2]
         card = [each.path for each in client.list_logged_model_artifacts(model_id, "model_card")]
         assert verify_audit_log(run.workspace, client) == []
+        version = client.get_model_version("wine-target", str(run.candidate.model.version))
+        logged = client.get_run(version.run_id)
+        code = [each.path for each in client.list_logged_model_artifacts(model_id, "code/mlcycle/service")]
+    assert version.tags["verdict"] == "approved"
+    assert {each.dataset.name for each in logged.inputs.dataset_inputs} == {"train", "holdout"}
+    assert f"holdout_{run.problem.metric}_low" in logged.data.metrics
+    assert "code/mlcycle/service/mlflow_model.py" in code
     assert len(card) == 4, "the model card is attached through the server"
     assert len(run.predict(TABLES["wine"][0]())) == 178

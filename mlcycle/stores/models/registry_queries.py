@@ -23,9 +23,10 @@ from ...core.runs import read_stage_results
 from ...core.runs import list_runs
 from ...core.workspace import Workspace
 from .audit_log import DECISION_TAG, append_audit_entry
-from .registry import (ARTIFACT_FOLDERS, CHALLENGER, alias_history, connect_registry,
+from .registry import (ARTIFACT_FOLDERS, CHALLENGER, CHAMPION, REASON_TAG, alias_history, connect_registry,
                                             download_model_artifact,
                                             registry_errors, remove_alias)
+from .verdict_tracking import VERDICT_TAGS
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -130,8 +131,9 @@ RESERVED_TAGS = {*JSON_TAGS, *CODE_TAGS, "fingerprint", "sha256", "bytes", "scor
 def is_reserved_tag(
     tag: str, # Name of the tag
 ) -> bool:
-    "Whether a tag was set at registration and is read-only."
-    return tag in RESERVED_TAGS or tag.startswith(("table_", "mlflow.")) or tag.endswith("_after") or tag == DECISION_TAG
+    "Whether a tag was set at registration, by stage 5 or with an alias, and is read-only."
+    own = (DECISION_TAG, f"{CHAMPION}{REASON_TAG}", f"{CHALLENGER}{REASON_TAG}", *VERDICT_TAGS)
+    return tag in RESERVED_TAGS or tag.startswith(("table_", "mlflow.")) or tag.endswith("_after") or tag in own
 
 # %% ../../../nbs/stores/models/registry_queries.ipynb #01191a0d
 def describe_version(
@@ -159,8 +161,8 @@ def describe_version(
 def read_signature(
     name: str, # Of the registered model
     version: int, # Number of the version
-) -> dict[str, dict[str, str]]: # `inputs` and `outputs`: MLflow type by column
-    """Read the signature of a version, as MLflow recorded it.
+) -> dict[str, dict[str, str]]: # `inputs` and `outputs`: type by column
+    """Read the signature of a version, as MLflow recorded it; of columns that accept any type, the type of the training rows.
 
     Both dicts are empty if the files of the version were removed.
     """
@@ -168,12 +170,13 @@ def read_signature(
     from mlflow.models import Model
 
     try:
-        signature = Model.load(str(download_model_artifact(name, version, "MLmodel"))).signature
+        described = Model.load(str(download_model_artifact(name, version, "MLmodel")))
     except (MlflowException, OSError):
         return {"inputs": {}, "outputs": {}}
+    signature, known = described.signature, (described.metadata or {}).get("columns", {})
     sides = {"inputs": signature and signature.inputs, "outputs": signature and signature.outputs}
-    return {side: {str(each.get("name", "output")): str(each.get("type")) for each in (schema.to_dict() if schema else [])}
-            for side, schema in sides.items()}
+    return {side: {str(each.get("name", "output")): known.get(each.get("name"), str(each.get("type")))
+                   for each in (schema.to_dict() if schema else [])} for side, schema in sides.items()}
 
 # %% ../../../nbs/stores/models/registry_queries.ipynb #b641730f
 def find_usages(
