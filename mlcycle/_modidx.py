@@ -829,6 +829,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                           'mlcycle/deployment/azure.py'),
                                           'mlcycle.deployment.azure.entry_script_context': ( 'deployment/azure.html#entry_script_context',
                                                                                              'mlcycle/deployment/azure.py'),
+                                          'mlcycle.deployment.azure.entry_script_requirements': ( 'deployment/azure.html#entry_script_requirements',
+                                                                                                  'mlcycle/deployment/azure.py'),
                                           'mlcycle.deployment.azure.write_azure': ( 'deployment/azure.html#write_azure',
                                                                                     'mlcycle/deployment/azure.py')},
             'mlcycle.deployment.cloud_files': { 'mlcycle.deployment.cloud_files.CloudRelease': ( 'deployment/cloud_files.html#cloudrelease',
