@@ -1,8 +1,8 @@
 """Outside judges of what mlcycle writes: programs of others, each in an environment of its own.
 
 `python benchmarks/judges.py` runs all judges, `python benchmarks/judges.py azure-server` one of them. An environment is made
-once, in `.bench/judges/`, from `benchmarks/environments/NAME.txt`. A judge is a function that takes the Python of its environment and
-returns what was found, as one sentence; it raises AssertionError for what the judge rejects.
+once, in `.bench/judges/`, from `benchmarks/environments/NAME.txt`. A judge is a function that takes the Python of its
+environment and returns what was found, as one sentence; it raises AssertionError for what the judge rejects.
 """
 
 import os
@@ -133,7 +133,8 @@ AZURE_ML = """
 import sys, pathlib
 from azure.ai.ml import load_environment, load_model, load_online_deployment, load_online_endpoint
 folder = pathlib.Path(sys.argv[1])
-load = {"environment": load_environment, "model": load_model, "deployment": load_online_deployment, "endpoint": load_online_endpoint}
+load = {"environment": load_environment, "model": load_model, "deployment": load_online_deployment,
+        "endpoint": load_online_endpoint}
 names = sorted(path.name for path in folder.glob("*.yml"))
 for name in names:
     loaded = load[name.removesuffix(".yml").split("-")[0]](folder / name)
