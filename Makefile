@@ -56,11 +56,11 @@ docs: setup  ## Build the documentation in _docs/html
 honesty: setup  ## Test on fifty tables of noise that no score is promised which does not hold: twenty minutes
 	MLCYCLE_SLOW_TESTS=1 python -m pytest -n 2 tests/modelling/test_new_rows.py
 
-judges: setup  ## Load a registered version in an environment of MLflow and its own requirements: five minutes
-	python benchmarks/mlflow_alone.py
-
 bench: setup  ## Run the benchmarks: time and scores relative to other libraries
 	python benchmarks/run.py
+
+judges: setup  ## Let programs of others judge what mlcycle writes, each in an environment of its own
+	python benchmarks/judges.py
 
 setup: .venv/ready  ## Create the environment .venv
 

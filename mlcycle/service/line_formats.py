@@ -4,8 +4,7 @@
 
 # %% auto #0
 __all__ = ['JSON_LINES', 'JSON_LINES_TYPES', 'table_from_lists', 'header_parameter', 'is_csv_header', 'read_csv_rows',
-           'read_json_lines', 'choose_response_type', 'line_columns', 'write_json_lines', 'write_csv_lines',
-           'csv_cells']
+           'read_row_lines', 'choose_response_type', 'line_columns', 'write_json_lines', 'write_csv_lines', 'csv_cells']
 
 # %% ../../nbs/service/line_formats.ipynb #466a8861
 import csv
@@ -108,7 +107,7 @@ def read_csv_rows(
     return table_from_lists(names, rows)
 
 # %% ../../nbs/service/line_formats.ipynb #0881f3a6
-def read_json_lines(
+def read_row_lines(
     body: bytes, # Body of a content type of `JSON_LINES_TYPES`
     columns: dict[str, str], # pandas types by name, in the order of the model
 ) -> list: # Objects

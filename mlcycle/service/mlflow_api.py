@@ -23,17 +23,8 @@ from ..ml.column_table import ColumnTable
 from .bundle import Bundle
 from .error_responses import json_response
 from .input_values import show_value
-from mlcycle.service.line_formats import (
-    JSON_LINES_TYPES,
-    choose_response_type,
-    header_parameter,
-    line_columns,
-    read_csv_rows,
-    read_json_lines,
-    table_from_lists,
-    write_csv_lines,
-    write_json_lines,
-)
+from .line_formats import (JSON_LINES_TYPES, choose_response_type, header_parameter, line_columns, read_csv_rows,
+                                          read_row_lines, table_from_lists, write_csv_lines, write_json_lines)
 from mlcycle.service.openapi_schemas import (
     BODY_ERRORS,
     JSON_VALUE,
@@ -128,7 +119,7 @@ def read_rows(
         return read_invocation(body)
     if kind == "text/csv":
         return read_csv_rows(body, bundle.columns, header), DEFAULT_OPTIONS
-    return read_json_lines(body, bundle.columns), DEFAULT_OPTIONS
+    return read_row_lines(body, bundle.columns), DEFAULT_OPTIONS
 
 # %% ../../nbs/service/mlflow_api.ipynb #900f8dfb
 def inference_row_ids(
