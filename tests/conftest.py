@@ -16,6 +16,7 @@ from commands import cli, start_warm_server
 from filelock import FileLock
 from projects import base, finished_toy, new, new_toy, package, project, toy  # noqa: F401 - fixtures too
 from sklearn.datasets import load_breast_cancer, load_diabetes, load_wine
+from wheelhouses import wheelhouse  # noqa: F401 - and this one
 
 import mlcycle as mc
 from mlcycle.stores.tables.holdout import read_any_table

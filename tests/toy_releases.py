@@ -7,9 +7,11 @@ import pandas as pd
 from lightgbm import LGBMRegressor
 from sklearn.linear_model import LinearRegression
 
+from mlcycle.core.files import hash_file
 from mlcycle.outcomes import ModelRef, Problem
 from mlcycle.service.bundle import Bundle, build_bundle
-from mlcycle.stores.models.model_files import save_model
+from mlcycle.stores.models.library_versions import add_versions_to_skops
+from mlcycle.stores.models.model_files import model_to_skops_bytes
 
 COLUMNS = [f"x{number}" for number in range(8)]
 
@@ -30,7 +32,8 @@ def toy_release(folder: Path, version: int, *, trees: bool = True, columns: dict
     problem = Problem(**texts, target="y", task="regression", metric="r2", metrics=["r2"], criteria=[], rows=len(rows))
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / f"model-{version}.skops"
-    ref = ModelRef(name="toy", version=version, run_id="-", sha256=save_model(model, file))
+    file.write_bytes(add_versions_to_skops(model_to_skops_bytes(model)))  # As it is registered
+    ref = ModelRef(name="toy", version=version, run_id="-", sha256=hash_file(file))
     bundle = Bundle(
         problem=problem,
         columns=dict.fromkeys(rows, "float64"),

@@ -6,15 +6,15 @@
 __all__ = ['ModelLibrary', 'open_library']
 
 # %% ../../nbs/service/model_library.ipynb #dec774fc
-import json
 import threading
 import warnings
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ArtifactError
+from .light_imports import paused_garbage_collection
 from .release_files import MANIFEST_FILE, verify_files
-from .release_signature import verify_signature
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -23,17 +23,15 @@ if TYPE_CHECKING:
     from mlcycle.service.row_scorer import RowScorer
 
 # %% ../../nbs/service/model_library.ipynb #68fb268f
+@dataclass
 class ModelLibrary:
     "A release in an installed package."
 
-    def __init__(
-        self,
-        folder: Path, # Of the release
-        manifest: str, # SHA-256 of its manifest
-        signer: str, # Public key that signed it; empty if it is not signed
-    ):
-        self.folder, self.manifest, self.signer = Path(folder), manifest, signer
-        self._lock, self._loaded = threading.Lock(), None
+    folder: Path # Of the release
+    manifest: str # SHA-256 of its manifest
+    signer: str # Public key that signed it; empty if it is not signed
+    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
+    _loaded: "tuple[Bundle, RowScorer] | None" = field(default=None, repr=False)
 
     def load(self) -> "tuple[Bundle, RowScorer]":
         "Description and compiled model, verified and loaded at the first call; raises ArtifactError if a file was altered."
@@ -44,27 +42,25 @@ class ModelLibrary:
 
     def predict(self, rows: Any, *, intervals: bool = False) -> "pd.DataFrame":
         "Predict rows, with a Python warning for each column that cleaning has changed or that has unseen categories."
+        loaded = self.load()
         from mlcycle.service.prediction_table import predict_table
 
-        table = predict_table(*self.load(), rows, intervals)
+        table = predict_table(*loaded, rows, intervals)
         for note in table.attrs["notes"]:
             warnings.warn(note, stacklevel=3)
         return table
 
     def predict_proba(self, rows: Any) -> "pd.DataFrame":
         "Probabilities of all classes, one column for each."
+        loaded = self.load()
         from mlcycle.service.prediction_table import probability_table
 
-        return probability_table(*self.load(), rows)
+        return probability_table(*loaded, rows)
 
-    def model_card(self) -> str:
-        "The model card as Markdown; empty if the release has none."
-        path = self.folder / "model_card.md"
+    def read_document(self, name: str) -> str:
+        "The text of a file of the release; empty if there is none."
+        path = self.folder / name
         return path.read_text("utf-8") if path.is_file() else ""
-
-    def input_schema(self) -> dict[str, Any]:
-        "JSON Schema of a row."
-        return json.loads((self.folder / "input_schema.json").read_text("utf-8"))
 
 # %% ../../nbs/service/model_library.ipynb #a0af4e98
 def open_library(
@@ -76,17 +72,18 @@ def open_library(
 
     Raises ArtifactError if it is not the expected release, or a file is missing, was added or has been altered.
     """
+    from mlcycle.service.release_signature import verify_signature
+
     files = verify_files(folder, ignored=["__pycache__"]) # An installer compiles `functions.py`; the result is not used
     if files[MANIFEST_FILE] != manifest or verify_signature(folder, files) != signer:
         raise ArtifactError(f"The release {folder} is not the one that the package was made for.",
                             "Its manifest and the key of its signature are expected to be those of the package.",
                             "Install the package again.")
-    from mlcycle.service.bundle import load_verified_release
-    from mlcycle.service.light_imports import paused_garbage_collection
-    from mlcycle.service.row_scorer import compile_row_scorer
-    from mlcycle.stores.models.function_files import load_functions
-
     with paused_garbage_collection():
+        from mlcycle.service.bundle import load_verified_release
+        from mlcycle.service.row_scorer import compile_row_scorer
+        from mlcycle.stores.models.function_files import load_functions
+
         if "functions.py" in files:
             load_functions(folder / "functions.py", files["functions.py"])
         bundle, model = load_verified_release(folder, files)

@@ -19,6 +19,7 @@ from nbformat.v4 import new_code_cell, new_notebook
 
 import mlcycle as mc
 from mlcycle.core.workspace import Workspace
+from mlcycle.deployment.model_wheel import build_model_wheel, predict_by_wheel
 from mlcycle.errors import ArtifactError, InputError, StageError
 from mlcycle.features.create.recipes import FeatureCreator
 from mlcycle.features.create.user_functions import (
@@ -29,6 +30,7 @@ from mlcycle.features.create.user_functions import (
     feature,
     make_function_recipes,
 )
+from mlcycle.service.bundle import read_description
 from mlcycle.service.local import running_service
 from mlcycle.service.rows import to_json_rows
 from mlcycle.stores.models.function_files import (
@@ -334,6 +336,18 @@ def test_a_service_is_told_which_functions_it_may_call(own_run, tmp_path):
     other.write_text((bundle / "functions.py").read_text().replace("3.14159", "3"))
     with pytest.raises(StageError, match="compactness"), running_service(bundle, functions=other):
         pass
+
+
+def test_the_wheel_of_a_model_calls_its_functions(own_run, tmp_path):
+    "Who installs the wheel trusts its code; functions that are loaded elsewhere in the process are not used."
+    release = own_run.workspace.root / own_run.release.bundle
+    wheel, bundle = build_model_wheel(release, tmp_path), read_description(release)
+    rows = to_json_rows(stored_rows(own_run, "holdout")[own_run.plan.input_columns].head(20))
+    expected = own_run.predict(rows).score.tolist()
+    KNOWN_FUNCTIONS.clear()
+    assert predict_by_wheel(wheel, rows, bundle, cold_start=False).scores.tolist() == expected
+    assert not KNOWN_FUNCTIONS
+    assert predict_by_wheel(wheel, rows, bundle, cold_start=True).scores.tolist() == expected
 
 
 def test_an_altered_file_of_functions_is_noticed(own_run, tmp_path):
