@@ -14,7 +14,7 @@ test check lowest coverage: export TMPDIR := $(or $(TMPDIR),$(ROOMY),/tmp)
 SINCE ?= $(shell git merge-base HEAD origin/main 2>/dev/null || git rev-parse HEAD)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo check test lowest coverage lint lab docs honesty bench setup system lock format clean
+.PHONY: help demo check test lowest coverage lint lab docs honesty bench judges setup system lock format clean
 
 help:  ## Show the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
@@ -58,6 +58,9 @@ honesty: setup  ## Test on fifty tables of noise that no score is promised which
 
 bench: setup  ## Run the benchmarks: time and scores relative to other libraries
 	python benchmarks/run.py
+
+judges: setup  ## Let programs of others judge what mlcycle writes, each in an environment of its own
+	python benchmarks/judges.py
 
 setup: .venv/ready  ## Create the environment .venv
 

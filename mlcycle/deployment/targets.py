@@ -37,6 +37,9 @@ TARGETS: dict[str, PackageTarget] = { # By name
                                 "kubectl apply --kustomize {path}/overlays/production"),
     "kserve": PackageTarget("InferenceService for KServe", "mlcycle.deployment.kubernetes:write_kserve",
                             "kubectl apply --filename {path}"),
+    "sagemaker": PackageTarget("requests and commands for Amazon SageMaker", "mlcycle.deployment.sagemaker:write_sagemaker"),
+    "vertex": PackageTarget("requests and commands for Vertex AI", "mlcycle.deployment.vertex:write_vertex"),
+    "azure": PackageTarget("descriptors, entry script and commands for Azure ML", "mlcycle.deployment.azure:write_azure"),
     "wheel": PackageTarget("Python package: pip install, then predict(rows)", "mlcycle.deployment.model_wheel:build_model_wheel",
                            "pip install {path}; python -c 'import {name}; help({name})'; "
                            "python -m {name} rows.csv -o predictions.csv"),

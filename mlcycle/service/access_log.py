@@ -170,5 +170,10 @@ def access_entry(
 def known_paths(
     app: FastAPI, # Application with its routes
 ) -> set[str]:
-    "Paths of the routes that have no parameters."
-    return {path for route in app.routes if (path := getattr(route, "path", "")) and "{" not in path}
+    "Paths of the routes that have no parameters, also of those of included routers."
+    routes, paths = [*app.routes], set()
+    while routes:
+        route = routes.pop()
+        routes += getattr(getattr(route, "original_router", None), "routes", ()) # FastAPI keeps included routers as they are
+        paths.add(getattr(route, "path", ""))
+    return {path for path in paths if path and "{" not in path}

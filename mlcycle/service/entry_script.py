@@ -64,7 +64,9 @@ class InProcessService:
     ):
         release = release or Path(find_platform_release(os.environ))
         settings = ServiceSettings.from_environment(**platform_settings(os.environ))
-        self.app = create_app(release, os.environ.get("MLCYCLE_EVENTS_URL", ""), settings=settings)
+        functions = os.environ.get("MLCYCLE_FUNCTIONS")
+        self.app = create_app(release, os.environ.get("MLCYCLE_EVENTS_URL", ""), functions=Path(functions) if functions else None,
+                              settings=settings)
         self.loop = asyncio.new_event_loop()
         self.thread = threading.Thread(target=self.loop.run_forever, daemon=True)
         self.thread.start()

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['JSON_LINES', 'JSON_LINES_TYPES', 'table_from_lists', 'header_parameter', 'is_csv_header', 'read_csv_rows',
-           'read_json_lines', 'choose_response_type', 'line_columns', 'write_json_lines', 'write_csv_lines']
+           'read_json_lines', 'choose_response_type', 'line_columns', 'write_json_lines', 'write_csv_lines',
+           'csv_cells']
 
 # %% ../../nbs/service/line_formats.ipynb #466a8861
 import csv
@@ -50,7 +51,8 @@ def table_from_lists(
 # %% ../../nbs/service/line_formats.ipynb #3cf0a756
 def header_parameter(
     content_type: str, # Value of the header Content-Type
-) -> bool | None: # None if it does not say
+    default: bool | None = None, # Result if it does not say
+) -> bool | None:
     "Whether a content type says that CSV has a header; raises RequestError with status 415 for other values of `header`."
     for part in content_type.split(";")[1:]:
         name, _, value = (text.strip().strip('"').lower() for text in part.partition("="))
@@ -58,7 +60,7 @@ def header_parameter(
             if value not in ("present", "absent"):
                 raise RequestError(415, f"The content type has header={value[:40]}.", "Expected is header=present or absent.")
             return value == "present"
-    return None
+    return default
 
 # %% ../../nbs/service/line_formats.ipynb #eeed3c68
 def is_csv_header(
@@ -187,11 +189,13 @@ def write_csv_lines(
 ) -> bytes: # Without a header
     "A line of CSV for each row; lists and objects as JSON, missing values as empty cells."
     text = StringIO()
-    csv.writer(text, lineterminator="\n").writerows(map(_csv_cells, zip(*columns.values(), strict=True)))
+    csv.writer(text, lineterminator="\n").writerows(map(csv_cells, zip(*columns.values(), strict=True)))
     return text.getvalue().encode()
 
 # %% ../../nbs/service/line_formats.ipynb #6a656ea4
-def _csv_cells(values: Sequence[Any]) -> list:
-    "The cells of a line."
+def csv_cells(
+    values: Sequence[Any], # JSON values
+) -> list:
+    "The cells of a line of CSV: lists and objects as JSON, booleans as true and false."
     return [json.dumps(value, ensure_ascii=False) if isinstance(value, list | dict) else
             class_name(value) if isinstance(value, bool) else value for value in values]

@@ -116,14 +116,14 @@ def _table_from_columns(columns: dict) -> ColumnTable:
 def read_rows(
     body: bytes, # Body of `POST /invocations`
     kind: str, # Its content type, of `INVOCATION_TYPES`
-    header: str, # The whole header Content-Type, with parameters
+    header: bool | None, # Whether CSV has a header; None: look
     bundle: Bundle, # Description of the release, with the order of the columns
 ) -> tuple[list | ColumnTable, PredictOptions]: # Rows; what is wanted besides labels
     "Read the rows of a body of any content type."
     if kind == "application/json":
         return read_invocation(body)
     if kind == "text/csv":
-        return read_csv_rows(body, bundle.columns, header_parameter(header)), DEFAULT_OPTIONS
+        return read_csv_rows(body, bundle.columns, header), DEFAULT_OPTIONS
     return read_json_lines(body, bundle.columns), DEFAULT_OPTIONS
 
 # %% ../../nbs/service/mlflow_api.ipynb #900f8dfb
@@ -174,12 +174,14 @@ def mlflow_routes(
     "The routes of MLflow's scoring protocol."
     router, settings = APIRouter(), service.log.settings
     fields = tuple(settings.line_fields.split(",")) if settings.line_fields else ()
+    header_setting = {"present": True, "absent": False}.get(settings.csv_header)
 
     @router.post("/invocations", include_in_schema=False)
     async def invoke(request: Request) -> Response:
         kind = read_content_type(request, INVOCATION_TYPES)
         accepted = choose_response_type(request.headers.get("accept", ""), settings.default_accept)
-        read = partial(read_rows, await request.body(), kind, request.headers["content-type"], service.champion.bundle)
+        header = header_parameter(request.headers["content-type"], header_setting) if kind == "text/csv" else None
+        read = partial(read_rows, await request.body(), kind, header, service.champion.bundle)
         rows, options = await to_thread.run_sync(read) if len(read.args[0]) > MAX_BYTES_ON_LOOP else read()
         row_ids = inference_row_ids(request.headers.get("x-amzn-sagemaker-inference-id", ""), count_rows(rows))
         served = await service.predict(rows, row_ids, options)

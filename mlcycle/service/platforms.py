@@ -122,7 +122,8 @@ def platform_settings(
         if not size.isdigit() or int(size) < 1:
             raise InputError(f"The variable SAGEMAKER_MAX_PAYLOAD_IN_MB is {size[:40]!r}.", "Expected is a number from 1 to 100.",
                              "Set MaxPayloadInMB of the transform job.")
-        settings |= {"max_body_bytes": max(16, int(size) + 1) * 2**20, "max_rows": 2_000_000, "request_timeout": 600}
+        settings |= {"max_body_bytes": max(16, int(size) + 1) * 2**20, "max_rows": 2_000_000, "request_timeout": 600,
+                     "csv_header": "absent"}
     return {name: value for name, value in settings.items() if value and f"MLCYCLE_SERVICE_{name.upper()}" not in environment}
 
 # %% ../../nbs/service/platforms.ipynb #bdd7074d
@@ -134,5 +135,6 @@ def platform_defaults(
         print("AIP_STORAGE_URI is not read: the release of the image is served.", file=sys.stderr, flush=True)
     plan = environment.get("MLCYCLE_TRAFFIC", "")
     traffic = plan if plan and Path(plan).is_file() else ""
-    return {"host": "0.0.0.0", "port": read_platform_port(environment), "traffic": traffic,
-            "release": "" if traffic else find_platform_release(environment)} | platform_settings(environment)
+    release, functions = "" if traffic else find_platform_release(environment), environment.get("MLCYCLE_FUNCTIONS", "")
+    return {"host": "0.0.0.0", "port": read_platform_port(environment), "traffic": traffic, "release": release,
+            "functions": functions} | platform_settings(environment)

@@ -38,6 +38,7 @@ class ServiceSettings:
     accelerate: bool = False # Predict by the accelerator of the release, ONNX Runtime, if the release has one
     line_fields: str = "" # What a line of CSV and JSON lines has, of `LINE_FIELDS`; empty: label, and score in JSON lines
     default_accept: str = "application/json" # Form of predictions from /invocations for clients that accept any
+    csv_header: str = "detect" # Whether CSV has a header, unless its content type says so: `present`, `absent`; `detect`: look
 
     @classmethod
     def from_environment(cls, **overrides: Any) -> "ServiceSettings":
@@ -52,7 +53,8 @@ class ServiceSettings:
 SETTING_TYPES: dict[type, str] = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
 LINE_FIELDS = ("prediction", "predicted_label", "score", "probability", "probabilities", "labels") # Of `line_fields`
 RESPONSE_TYPES = ("application/json", "text/csv", "application/jsonlines") # Of predictions by `POST /invocations`
-SETTING_CHOICES = {"access_log": ("off", "json"), "default_accept": RESPONSE_TYPES} # Settings with a fixed set of values
+SETTING_CHOICES = {"access_log": ("off", "json"), "default_accept": RESPONSE_TYPES,
+                   "csv_header": ("detect", "present", "absent")} # Settings with a fixed set of values
 
 # %% ../../nbs/service/service_settings.ipynb #c1f95eea
 def read_setting(
