@@ -35,11 +35,11 @@ from .image import (FUNCTIONS_IN_IMAGE, ReleaseFacts, default_base_image, read_r
                                       write_image_context)
 from .parity import check_parity, compare_predictions, predict_by_pipeline, predict_by_rows, release_edge_rows
 from .wheelhouse import explain_pip_errors
-from ..errors import DiskFullError, InputError, ParameterError, StageError
+from ..errors import ArtifactError, DiskFullError, InputError, ParameterError, StageError
 from ..ml.predictions import Predictions
 from ..outcomes import FormParity
 from ..service.app import check_functions_known
-from ..service.bundle import Bundle, open_release, unpacked_release
+from ..service.bundle import Bundle, open_release, unpacked_release, verify_release
 from ..service.local import ServiceClient
 from ..service.rows import to_json_rows
 from ..service.server import bind_socket
@@ -270,9 +270,14 @@ def check_trusted_functions(
     release: Path, # Folder or archive
     functions: bool, # Whether its user functions are trusted
 ) -> None:
-    "Load the user functions of a release if they are trusted; raises ArtifactError if the model needs some that are not loaded."
+    "Load the user functions of a release if they are trusted; raises ArtifactError if they are not, or some are missing."
     with unpacked_release(release) as folder:
-        if functions and (file := folder / "functions.py").is_file():
+        if (file := folder / "functions.py").is_file():
+            if not functions:
+                raise ArtifactError(f"The model of {release} calls user functions, whose code the image would execute.",
+                                    "It is executed only if somebody trusts it.",
+                                    "Review functions.py of the release. If you trust it, add --functions.")
+            verify_release(folder)
             load_functions(file)
         check_functions_known(open_release(folder)[1], folder)
 

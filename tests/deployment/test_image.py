@@ -3,6 +3,7 @@
 import http.server
 import json
 import os
+import platform
 import shutil
 import signal
 import socket
@@ -21,13 +22,21 @@ from commands import cli
 from filelock import FileLock
 from toy_releases import toy_release
 
-from mlcycle.deployment.image import REVIEW_NOTE, ReleaseFacts, render_image_files, write_image_context
+from mlcycle.deployment.image import (
+    FUNCTIONS_IN_IMAGE,
+    REVIEW_NOTE,
+    ReleaseFacts,
+    render_image_files,
+    required_python,
+    write_image_context,
+)
 from mlcycle.deployment.image_build import BUILD_STEP, ImageBuild, build_image, explain_build_error, sample_parity_rows
 from mlcycle.deployment.parity import compare_predictions, predict_by_pipeline, predict_by_rows
 from mlcycle.errors import ArtifactError, InputError, ParameterError, StageError
-from mlcycle.service.bundle import open_release, verify_release
+from mlcycle.service.bundle import build_bundle, open_release, verify_release
 from mlcycle.service.local import ServiceClient
 from mlcycle.service.platforms import DEFAULT_PORT, PORT_VARIABLES
+from mlcycle.service.server import read_arguments
 from mlcycle.stores.models.audit_log import readable_entries
 from mlcycle.stores.tables.holdout import read_holdout_accesses
 
@@ -210,6 +219,19 @@ def test_a_tool_that_fails_leaves_neither_image_nor_container(releases, fake_doc
     assert calls[-1] == "rmi" and "tag" not in calls and ("rm" in calls) == (fails == "run")
 
 
+def test_user_functions_are_executed_only_if_they_are_trusted(releases, fake_docker, tmp_path, monkeypatch):
+    (tmp_path / "functions.py").write_text("# No function, which is enough to need a review\n")
+    bundle, _ = open_release(releases[0])
+    release = build_bundle(tmp_path / "releases", bundle, releases[0] / "model.skops", tmp_path / "functions.py")
+    with pytest.raises(ArtifactError, match="calls user functions, .* Review functions.py"):
+        build_image(release, ImageBuild("docker", "x:1"), rows=toy_parity_rows)
+    assert not (tmp_path / "log").exists()
+    proof = build_image(release, ImageBuild("docker", "x:1", functions=True), rows=toy_parity_rows)
+    assert proof.parity.passed and f"--build-arg FUNCTIONS={FUNCTIONS_IN_IMAGE}" in fake_docker().splitlines()[0]
+    monkeypatch.setenv("MLCYCLE_FUNCTIONS", FUNCTIONS_IN_IMAGE)  # As the image sets it
+    assert read_arguments(["serve"])[0].functions == FUNCTIONS_IN_IMAGE
+
+
 def test_bad_words_of_the_command_are_one_clear_message(releases, fake_docker, tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
@@ -231,14 +253,13 @@ def test_bad_words_of_the_command_are_one_clear_message(releases, fake_docker, t
 
 
 def need(*tools: str) -> None:
-    "Skip a test, or let it fail in continuous integration, where system tools are missing or this is not root."
+    "Skip a test where system tools are missing, but not in continuous integration; also without the rights that it needs."
     missing = [tool for tool in tools if not shutil.which(tool)]
-    reason = f"{', '.join(missing)} missing: as root on Debian, make system installs them" if missing else ""
-    reason = reason or ("it needs root" if os.geteuid() else "")
-    if reason and os.environ.get("CI"):
+    reason = f"{', '.join(missing)} missing: as root on Debian, make system installs them"
+    if missing and os.environ.get("CI"):
         pytest.fail(reason)
-    if reason:
-        pytest.skip(reason)
+    if missing or os.geteuid():
+        pytest.skip(reason if missing else "It needs root, to make and mount root file systems.")
 
 
 def roomy_folder(cache: Path) -> TemporaryDirectory:
@@ -247,24 +268,32 @@ def roomy_folder(cache: Path) -> TemporaryDirectory:
 
 
 def debian_base() -> Path:
-    "A root file system with Debian's Python as an archive, from the package sources of this machine; made once for a user."
+    "A root file system with this system's Python as an archive, from its package sources; made once for a user."
+    system = platform.freedesktop_os_release()["VERSION_CODENAME"]
+    version = subprocess.run(["apt-cache", "policy", "python3"], capture_output=True, text=True, check=True).stdout
+    if f"Candidate: {required_python('')}." not in version:
+        pytest.skip(f"The packages of {system} have another version of Python than these tests.")
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mlcycle-tests"
     cache.mkdir(parents=True, exist_ok=True)
-    archive = cache / "debian-bookworm.tar"
+    archive = cache / f"{system}-{platform.machine()}.tar"
     with FileLock(f"{archive}.lock"):
         if not archive.exists():
-            words = ["apt-get", "indextargets", "--format", "$(REPO_URI) $(RELEASE)", "Created-By: Packages"]
-            sources = subprocess.run(words, capture_output=True, text=True, check=True).stdout.split("\n")
-            mirror = next(line.split()[0] for line in sources if line.endswith(" bookworm"))
-            options = ["--variant=minbase", "--include=python3,python3-venv", "bookworm"]
             with roomy_folder(cache) as folder:
-                root, draft = Path(folder) / "root", Path(folder) / "draft.tar"
-                subprocess.run(["debootstrap", *options, str(root), mirror], check=True, capture_output=True)
-                unwanted = ["--exclude=./var/cache/apt", "--exclude=./var/lib/apt/lists"]
-                subprocess.run(["tar", "-C", str(root), *unwanted, "-cf", str(draft), "."], check=True)
-                shutil.copyfile(draft, archive.with_suffix(".draft"))
-                archive.with_suffix(".draft").replace(archive)
+                make_base(system, Path(folder) / "root", archive)
     return archive
+
+
+def make_base(system: str, root: Path, archive: Path) -> None:
+    "Install the packages of a base image into a folder, and pack it."
+    words = ["apt-get", "indextargets", "--format", "$(REPO_URI) $(RELEASE)", "Created-By: Packages"]
+    sources = subprocess.run(words, capture_output=True, text=True, check=True).stdout.split("\n")
+    mirror = next(line.split()[0] for line in sources if line.endswith(f" {system}"))
+    options = ["--variant=minbase", "--include=python3,python3-venv", system, str(root), mirror]
+    done = subprocess.run(["debootstrap", *options], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    unwanted, draft = ["--exclude=./var/cache/apt", "--exclude=./var/lib/apt/lists"], archive.with_suffix(".draft")
+    subprocess.run(["tar", "-C", str(root), *unwanted, "-cf", str(draft), "."], check=True)
+    draft.replace(archive)
 
 
 @pytest.fixture(scope="module")
@@ -278,8 +307,8 @@ def base_image():
         (Path(home) / "Dockerfile").write_text("FROM scratch\nADD base.tar /\n")
         shutil.copyfile(archive, Path(home) / "base.tar")
         patch.setenv("CONTAINERS_STORAGE_CONF", f"{home}/storage.conf")
-        buildah("build", "--isolation", "chroot", "--tag", "localhost/debian:bookworm", home)
-        yield "localhost/debian:bookworm"
+        buildah("build", "--isolation", "chroot", "--tag", "localhost/base:1", home)
+        yield "localhost/base:1"
         buildah("rm", "--all")
 
 
