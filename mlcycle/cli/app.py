@@ -15,6 +15,7 @@ from . import checks, doctor, governance, project, run, runs, serve
 from .base import app
 from .contract import contract_app
 from .data import data_app
+from .deployments import deployment_app
 from .keys import key_app
 from .models import model_app
 from .project import problem_app
@@ -23,7 +24,7 @@ from ..core.cache_folders import choose_cache_folders
 # %% ../../nbs/cli/app.ipynb #1d6776aa
 COMMANDS = (project, doctor, run, runs, checks, governance, serve) # Importing a module adds its commands
 for group, name in ((data_app, "data"), (contract_app, "contract"), (model_app, "models"), (problem_app, "problem"),
-                    (key_app, "key")):
+                    (key_app, "key"), (deployment_app, "deployments")):
     app.add_typer(group, name=name)
 
 # %% ../../nbs/cli/app.ipynb #c90963a4

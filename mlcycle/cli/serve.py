@@ -46,17 +46,21 @@ def serve(
     """
     with exit_on_error():
         from mlcycle.core.workspace import Workspace
-        from mlcycle.lifecycle.serving import find_target, serve_target, start_traffic
+        from mlcycle.lifecycle.deployment_records import register_local_service, remove_deployment
+        from mlcycle.lifecycle.serving import find_target, serve_target, service_url, start_traffic
         from mlcycle.service.server import bind_socket
 
         workspace = Workspace.from_project(project)
         target = find_target(what, workspace)
-        bind_socket(host, port).close() # Before the plan is changed, which other services may use
+        bound = bind_socket(host, port) # Before the plan is changed, which other services may use
+        bound.listen(2048)
         plan = start_traffic(target, workspace, canary=canary, canary_share=canary_share, shadow=shadow)
         options = {"host": host, "port": port, "workers": workers, "api-keys": api_keys, "access-log": access_log,
                    "max-rows": max_rows, "max-body-bytes": max_body_bytes, "max-concurrency": max_concurrency,
                    "request-timeout": request_timeout, "accelerate": "true" if accelerate else None}
-        code = serve_target(target, workspace, plan, options)
+        made = register_local_service(workspace, target, service_url(host, bound.getsockname()[1]), workers)
+        code = serve_target(target, workspace, plan, options, bound) # Returns only if an alias is followed
+        remove_deployment(workspace, made.name)
         raise typer.Exit(code)
 
 # %% ../../nbs/cli/serve.ipynb #74e87d00

@@ -28,7 +28,10 @@ class PackageTarget:
         return getattr(import_module(module), name)
 
 # %% ../../nbs/deployment/targets.ipynb #ec1a2908
-TARGETS: dict[str, PackageTarget] = {} # By name
+TARGETS: dict[str, PackageTarget] = { # By name
+    "on-premises": PackageTarget("Installer for a machine without a network, with systemd units.",
+                                 "mlcycle.deployment.on_premises:write_on_premises"),
+}
 
 # %% ../../nbs/deployment/targets.ipynb #db8a3670
 def find_package_target(

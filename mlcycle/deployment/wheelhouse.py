@@ -8,6 +8,7 @@ __all__ = ['SUMS_FILE', 'REQUIREMENTS_FILE', 'index_requirements', 'write_sums',
 
 # %% ../../nbs/deployment/wheelhouse.ipynb #08d6cee0
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterable
@@ -70,6 +71,7 @@ def fill_wheelhouse(
     requirements: Path, # `requirements.txt` of a release; the line of mlcycle's own wheel is left out
     folder: Path, # Receives the wheels, all or none, with `requirements.txt` and `SHA256SUMS`
     more: Iterable[str] = (), # Further requirements, such as `pip`
+    wheels: Path | None = None, # Folder of wheels that is used instead of a package index; None: the index
 ) -> None:
     """Download the wheels of requirements and of what they require, for this version of Python and this machine.
 
@@ -79,8 +81,11 @@ def fill_wheelhouse(
     if is_filled(folder, wanted):
         return
     with atomic_folder(folder) as draft:
+        if wheels and is_filled(wheels, wanted):
+            shutil.copytree(wheels, draft, dirs_exist_ok=True)
+            return
         (draft / REQUIREMENTS_FILE).write_text(wanted)
-        download_wheels(draft / REQUIREMENTS_FILE, draft)
+        download_wheels(draft / REQUIREMENTS_FILE, draft, wheels)
         write_sums(draft)
 
 # %% ../../nbs/deployment/wheelhouse.ipynb #d5394bde
@@ -98,10 +103,12 @@ def is_filled(
 def download_wheels(
     requirements: Path, # File of pip
     folder: Path, # Receives the wheels
+    wheels: Path | None = None, # Folder of wheels that is used instead of a package index; None: the index
 ) -> None:
     "Let pip download wheels, with a progress bar in a terminal; raises InputError if it fails."
     command = [sys.executable, "-m", "pip", "download", "--only-binary=:all:", "--no-input", "--disable-pip-version-check",
                "--progress-bar", "off", "--retries", "2", "--dest", str(folder), "--requirement", str(requirements)]
+    command += ["--no-index", "--find-links", str(wheels)] if wheels else []
     errors: list[str] = []
     with (subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as pip,
           tqdm(desc="Downloading wheels", unit=" packages", disable=None, leave=False) as bar):

@@ -4,14 +4,15 @@
 
 # %% auto #0
 __all__ = ['LOOK_SECONDS', 'ServeTarget', 'find_release_folder', 'find_target', 'target_of_run', 'target_of_model',
-           'traffic_file', 'change_traffic', 'start_traffic', 'served_names', 'AliasFollower', 'service_command',
-           'serve_target']
+           'traffic_file', 'change_traffic', 'start_traffic', 'served_names', 'is_pinned', 'service_url',
+           'AliasFollower', 'service_command', 'serve_target']
 
 # %% ../../nbs/lifecycle/serving.ipynb #c50733f1
 import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -21,7 +22,7 @@ from typing import Any
 
 from ..core.runs import get_run
 from ..core.workspace import Workspace
-from ..errors import ArtifactError, MlcycleError, ParameterError, RegistryError
+from ..errors import ArtifactError, InputError, MlcycleError, ParameterError, RegistryError
 from ..service.server import SERVICE_MAIN
 from ..service.traffic import TrafficPlan, read_traffic_plan, write_traffic_plan
 
@@ -127,6 +128,7 @@ def change_traffic(
     canary: str | None = None, # Version or alias; empty: no canary; None: as before
     canary_share: float | None = None, # Share of the requests; None: as before
     shadow: str | None = None, # Version or alias; empty: no shadow; None: as before
+    pinned: bool = False, # With a champion: whether it stays although the alias moves
 ) -> TrafficPlan: # As it was written
     "Change the traffic plan of a model; raises ParameterError for versions that are not released."
     path, model = traffic_file(workspace, served), served.replace(":", "@").partition("@")[0]
@@ -135,7 +137,7 @@ def change_traffic(
     named = {"canary": canary, "shadow": shadow}
     targets = {role: target_of_model(f"{model}@{each}", workspace) for role, each in named.items() if each}
     if champion:
-        targets["champion"] = champion
+        targets["champion"], changed["pinned"] = champion, pinned
     for role, target in targets.items():
         changed[role] = os.path.relpath(target.release.absolute(), workspace.root.absolute())
         if target.functions:
@@ -183,6 +185,24 @@ def served_names(
 # %% ../../nbs/lifecycle/serving.ipynb #77b2d0d0
 LOOK_SECONDS = 2.0 # Between two looks at the registry
 
+# %% ../../nbs/lifecycle/serving.ipynb #c89a40c3
+def is_pinned(
+    workspace: Workspace, # Has the traffic plans
+    served: str, # Name under which the service serves
+) -> bool:
+    "Whether a person has set the champion of a service, so that it does not follow its alias."
+    plan = traffic_file(workspace, served)
+    return plan.is_file() and read_traffic_plan(plan).pinned
+
+# %% ../../nbs/lifecycle/serving.ipynb #20051726
+def service_url(
+    host: str, # That a service listens on
+    port: int, # The same
+) -> str: # Under which this machine reaches it
+    "The address of a local service."
+    reached = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)
+    return f"http://{reached}:{port}"
+
 # %% ../../nbs/lifecycle/serving.ipynb #d1f401b4
 class AliasFollower:
     "Writes the traffic plan of a model again when an alias points to another version."
@@ -205,11 +225,11 @@ class AliasFollower:
         try:
             with registry_errors(self.workspace.tracking_uri):
                 version = get_alias_version(target.model, target.alias)
-            if version is None or version == target.version:
+            if version is None or version == target.version or is_pinned(self.workspace, target.served):
                 return False
             self.target = target_of_model(f"{target.model}@{target.alias}", self.workspace)
             change_traffic(self.workspace, target.served, champion=self.target)
-        except (RegistryError, ParameterError, ArtifactError) as error:
+        except (RegistryError, InputError, ArtifactError) as error:
             self._report(error)
             return False
         print(f"{target.model}@{target.alias} points to version {self.target.version} now, and the traffic plan names it.",
@@ -238,15 +258,19 @@ def serve_target(
     workspace: Workspace, # Has registry, releases and prediction log
     plan: Path | None, # Traffic plan; None: the release serves until the end
     options: dict[str, Any], # Further options of `mlcycle-service`
+    bound: socket.socket, # Listening, for the service
 ) -> int: # Exit code of the service
     "Serve until the service ends; without an alias, this process becomes the service and the function does not return."
-    command = service_command(target, plan, options)
+    command = service_command(target, plan, options | {"fd": bound.fileno()})
+    bound.set_inheritable(True)
     environment = os.environ | {"MLCYCLE_EVENTS_URL": workspace.events_url}
     if not target.alias:
         sys.stdout.flush()
         os.execve(command[0], command, environment)
     follower = AliasFollower(workspace, target)
-    with subprocess.Popen([*command, "--stop-at-eof"], env=environment, stdin=subprocess.PIPE) as service:
+    with subprocess.Popen([*command, "--stop-at-eof"], env=environment, stdin=subprocess.PIPE,
+                          pass_fds=[bound.fileno()]) as service:
+        bound.close() # The port is free when the service has ended
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda number, frame: service.poll() is None and service.send_signal(signal.SIGTERM))
         looked = time.monotonic()

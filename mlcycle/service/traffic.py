@@ -31,6 +31,7 @@ class TrafficPlan(Record):
     canary_share: float = Field(0.0, ge=0, le=1) # Share of the requests, by routing key
     shadow: str | None = None # Release that predicts all requests again, for the log only
     functions: list[str] = [] # Files of trusted user functions; their code is executed
+    pinned: bool = False # Whether the champion stays although the alias that a service follows moves
 
 # %% ../../nbs/service/traffic.ipynb #bc7f898c
 def read_traffic_plan(

@@ -1,0 +1,181 @@
+"""`mlcycle deployments`: services that are really running, under load, with a real registry and audit log."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from commands import cli
+from load import Load, wait_until
+from served_models import Serving
+
+from mlcycle.lifecycle.deployment_records import read_deployments
+from mlcycle.lifecycle.serving import traffic_file
+from mlcycle.service import bundle as bundle_module
+from mlcycle.service.bundle import build_bundle, open_release
+from mlcycle.service.server import SERVICE_MAIN
+from mlcycle.service.traffic import read_traffic_plan
+from mlcycle.stores.models.audit_log import readable_entries, verify_audit_log
+from mlcycle.stores.models.registry import set_alias
+
+
+def deployments(project: Path, *words: str, code: int = 0, **environment: str):
+    "Run `mlcycle deployments …`."
+    done = cli("deployments", *words, cwd=project, **environment)
+    assert done.returncode == code, done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+    return done
+
+
+def listed(project: Path) -> dict[str, dict]:
+    "The deployments by name."
+    return {each["name"]: each for each in json.loads(deployments(project, "--json").stdout)}
+
+
+def last_change(workspace) -> tuple[str, str, dict]:
+    "Action, reason and details of the last entry of the audit log."
+    entry = readable_entries(workspace)[-1]
+    return entry.action, entry.reason, entry.details
+
+
+def test_a_local_service_is_updated_under_load_and_goes_back(served):
+    run, second, rows = served
+    name, project, first = run.release.model.name, run.workspace.project, run.release.model.version
+    later, former = f"{name}@{second.version}", f"{name}@{first}"
+    with Serving(project, name) as serving, Load(str(serving.client.base_url), rows) as load:
+        facts = listed(project)[name]
+        assert (facts["kind"], facts["state"], facts["version"], facts["follows"]) == (
+            "local service",
+            "serving",
+            first,
+            "champion",
+        )
+        with Serving(project, name, "--workers", "2") as beside:
+            port = beside.client.base_url.port
+            assert {name, f"{name}-{port}"} <= listed(project).keys()
+        assert f"{name}-{port}" not in listed(project)  # It has ended in good order
+        load.wait_for(first)
+        done = deployments(project, "update", name, later, "--reason", "better")
+        assert f"{name} serves {later}. Before: {former}." in done.stdout
+        assert serving.version(rows) == second.version
+        load.wait_for(second.version)
+        action, reason, details = last_change(run.workspace)
+        assert (action, reason, details["change"]) == ("deploy", "better", "update")
+        assert (details["before"], details["after"]) == ({"champion": former}, {"champion": later})
+        assert "better" in cli("history", cwd=project).stdout
+        set_alias(run.release.model.model_copy(update={"version": 3}), workspace=run.workspace)
+        set_alias(run.release.model, workspace=run.workspace)  # It is pinned: the alias is not followed
+        deployments(project, "canary", name, former, "--share", "0.5")
+        assert listed(project)[name]["canary"] == former
+        deployments(project, "canary", name, "--end")
+        deployments(project, "canary", name, former, "--share", "1")
+        deployments(project, "canary", name, "--promote")
+        assert serving.version(rows) == first
+        deployments(project, "rollback", name)
+        assert serving.version(rows) == second.version
+        deployments(project, "rollback", name)
+        assert serving.version(rows) == first
+        assert "No former version" in deployments(project, "rollback", name, code=2).stderr
+        deployments(project, "update", name, f"{name}@champion")  # Follows the alias again
+        assert not read_traffic_plan(traffic_file(run.workspace, name)).pinned
+        assert not verify_audit_log(run.workspace)
+    assert not load.failed
+    assert name not in listed(project)
+
+
+@contextmanager
+def folder_service(folder: Path, workers: int = 2):
+    "A service that follows the plan of a deployment folder, as a container does; its address."
+    command = [sys.executable, "-c", SERVICE_MAIN, "--traffic", folder / "traffic.json", "--workers", str(workers)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ | {"MLCYCLE_EVENTS_URL": ""}) as service:
+        try:
+            yield service.stdout.readline().strip(), service
+        finally:
+            service.send_signal(signal.SIGTERM)
+            service.wait(60)
+
+
+def test_a_deployment_folder_is_updated_under_load_and_a_bad_release_changes_nothing(served, tmp_path, monkeypatch):
+    run, second, rows = served
+    name, project, first = run.release.model.name, run.workspace.project, run.release.model.version
+    releases = run.workspace.root / "releases"
+    folder = tmp_path / "folder"
+    (folder / "releases").mkdir(parents=True)
+    source = run.workspace.root / run.release.bundle
+    os.symlink(source, folder / "releases" / source.name)
+    (folder / "traffic.json").write_text(json.dumps({"champion": f"releases/{source.name}"}))
+    bundle, _ = open_release(source)
+
+    def other(version: int, problem=bundle.problem, **changes) -> Path:
+        "A signed release."
+        model = second.model_copy(update={"version": version, **changes})
+        made = bundle.model_copy(update={"model": model, "problem": problem})
+        return build_bundle(tmp_path / "releases", made, source / "model.skops")
+
+    unlike = other(89, bundle.problem.model_copy(update={"target": "another"}))
+    wrong = other(90, sha256="0" * 64)  # It is intact, and cannot be loaded
+    plain = bundle_module.service_requirements
+    monkeypatch.setattr(bundle_module, "service_requirements", lambda path: plain(path) + "shap==1\n")
+    foreign = other(91)
+    altered = next(releases.glob(f"{name}-{second.version}-*[!z]"))
+    with folder_service(folder) as (url, service), Load(url, rows) as load:
+        load.wait_for(first)
+        assert "serves" in deployments(project, "add", "shop", "--url", url, "--folder", folder).stdout
+        for release, named in ((foreign, "other packages"), (unlike, "predicts 'another'"), (tmp_path / "none", "none")):
+            before = (folder / "traffic.json").read_bytes()
+            assert named in deployments(project, "update", "shop", release, code=2).stderr
+            assert (folder / "traffic.json").read_bytes() == before
+        done = deployments(project, "update", "shop", wrong, "--timeout", "20", code=1)
+        assert "cannot serve it" in done.stderr
+        assert last_change(run.workspace)[0] == "failed"
+        done = deployments(project, "update", "shop", f"{name}@{second.version}", "--reason", "test")
+        assert f"shop serves {name}@{second.version}. Before: {name}@{first}." in done.stdout
+        load.wait_for(second.version)
+        assert listed(project)["shop"] | {"kind": "container", "state": "serving"} == listed(project)["shop"]
+        deployments(project, "canary", "shop", f"{name}@{first}", "--share", "0.25")
+        assert listed(project)["shop"]["canary_share"] == 0.25
+        deployments(project, "rollback", "shop")
+        wait_until(lambda: load.versions[first] > 0)
+        facts = listed(project)["shop"]
+        assert (facts["version"], facts["canary"]) == (first, "")
+        (folder / "traffic.json").write_text(json.dumps({"champion": f"releases/{altered.name.removesuffix('.tar.gz')}"}))
+        wait_until(lambda: listed(project)["shop"]["state"] == "other version than recorded")
+    assert not load.failed
+    assert listed(project)["shop"]["state"] == "not reachable"
+    assert "is not reachable" in deployments(project, "update", "shop", f"{name}@{second.version}", code=1).stderr
+    deployments(project, "remove", "shop")
+    assert "There is no deployment 'shop'" in deployments(project, "rollback", "shop", code=2).stderr
+
+
+def test_a_killed_service_is_stopped_and_replaced_by_the_next_one(served):
+    run, _, rows = served
+    project, pinned = run.workspace.project, f"{run.release.model.name}@{run.release.model.version}"
+    with Serving(project, pinned) as serving:
+        serving.process.kill()
+        serving.process.wait()
+    assert listed(project)[pinned]["state"] == "stopped"
+    assert "is not reachable" in deployments(project, "update", pinned, pinned, code=1).stderr
+    with Serving(project, pinned):
+        assert [each.name for each in read_deployments(run.workspace)] == [pinned]
+        assert listed(project)[pinned]["state"] == "serving"
+    deployments(project, "remove", pinned)
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (["update", "nowhere", "last"], "There is no deployment 'nowhere'"),
+        (["add", "x", "--url", "http://127.0.0.1:9"], "is not reachable"),
+        (["canary", "nowhere", "--end", "--promote"], "One of them"),
+    ],
+)
+def test_what_cannot_be_changed_is_a_clear_error(served, words, named):
+    run, _, _ = served
+    done = cli("deployments", *words, cwd=run.workspace.project)
+    assert done.returncode in (1, 2)
+    assert named in done.stderr
+    assert "Traceback" not in done.stderr
