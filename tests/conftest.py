@@ -17,7 +17,7 @@ from filelock import FileLock
 from projects import base, finished_toy, new, new_toy, package, project, toy  # noqa: F401 - fixtures too
 from served_models import served  # noqa: F401 - a fixture of several modules
 from sklearn.datasets import load_breast_cancer, load_diabetes, load_wine
-from wheelhouses import wheelhouse  # noqa: F401 - and this one
+from wheels import wheelhouse  # noqa: F401 - a fixture of several modules
 
 import mlcycle as mc
 from mlcycle.stores.tables.holdout import read_any_table
@@ -152,10 +152,10 @@ def table_run(tmp_path_factory, worker_id):
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark slow tests, and run them first, so that the workers of a parallel run end together.
 
-    Slow are whole runs, tests that need a shared run or PostgreSQL, and those that `slow.txt` names: over three seconds."""
+    Slow are whole runs, tests that need a shared run, wheels or PostgreSQL, and those that `slow.txt` names: over 3 s."""
     named = set((ROOT / "tests" / "slow.txt").read_text().split())
     for item in items:
         name = item.nodeid.split("[")[0]
-        if name in named or "end_to_end" in item.path.parts or {"table_run", "postgresql"} & {*item.fixturenames}:
+        if name in named or "end_to_end" in item.path.parts or {"table_run", "postgresql", "wheelhouse"} & {*item.fixturenames}:
             item.add_marker("slow")
     items.sort(key=lambda item: item.get_closest_marker("slow") is None)

@@ -1,4 +1,4 @@
-"""Clients that send requests to a service without a pause, and count those that fail."""
+"""Clients that send requests to a service again and again, and count those that fail."""
 
 import threading
 import time
@@ -12,8 +12,8 @@ import httpx
 class Load:
     "Context manager: threads that predict one row after the other. Nothing is sent twice."
 
-    def __init__(self, url: str, rows: list[dict], threads: int = 4):
-        self.url, self.rows, self.stopped = url, rows, threading.Event()
+    def __init__(self, url: str, rows: list[dict], threads: int = 4, pause: float = 0.01):
+        self.url, self.rows, self.pause, self.stopped = url, rows, pause, threading.Event()
         self.versions: Counter[int] = Counter()
         self.failed: list[str] = []
         self.pool, self.threads = ThreadPoolExecutor(threads), threads
@@ -34,6 +34,7 @@ class Load:
                     self.failed.append(f"{response.status_code} {response.text[:200]}")
             except httpx.TransportError as error:
                 self.failed.append(repr(error))
+            time.sleep(self.pause)  # Something must be left for what happens meanwhile
         client.close()
 
     def wait_for(self, version: int, count: int = 20, seconds: float = 60) -> None:

@@ -28,7 +28,10 @@ PROJECT = Annotated[Path | None, typer.Option(help="Project folder; found from t
 
 # %% ../../nbs/cli/deployments.ipynb #a3a1d86d
 @deployment_app.callback()
-def deployments(context: typer.Context, as_json: JSON_OUTPUT = False, project: PROJECT = None):
+def deployments(
+    context: typer.Context, # Of the command line
+    as_json: JSON_OUTPUT = False, project: PROJECT = None,
+):
     "List what runs where; update, canary, rollback."
     if context.invoked_subcommand is None:
         list_all(as_json, project)

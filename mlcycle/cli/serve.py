@@ -47,7 +47,7 @@ def serve(
     with exit_on_error():
         from mlcycle.core.workspace import Workspace
         from mlcycle.lifecycle.deployment_records import register_local_service, remove_deployment
-        from mlcycle.lifecycle.serving import find_target, serve_target, start_traffic
+        from mlcycle.lifecycle.serving import find_target, serve_target, service_url, start_traffic
         from mlcycle.service.server import bind_socket
 
         workspace = Workspace.from_project(project)
@@ -58,8 +58,7 @@ def serve(
         options = {"host": host, "port": port, "workers": workers, "api-keys": api_keys, "access-log": access_log,
                    "max-rows": max_rows, "max-body-bytes": max_body_bytes, "max-concurrency": max_concurrency,
                    "request-timeout": request_timeout, "accelerate": "true" if accelerate else None}
-        reached = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)
-        made = register_local_service(workspace, target, f"http://{reached}:{bound.getsockname()[1]}", workers)
+        made = register_local_service(workspace, target, service_url(host, bound.getsockname()[1]), workers)
         code = serve_target(target, workspace, plan, options, bound) # Returns only if an alias is followed
         remove_deployment(workspace, made.name)
         raise typer.Exit(code)

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['describe_plan', 'present_plan', 'place_release', 'same_runtime', 'check_same_use', 'serving_release',
-           'prepare_folder', 'DeploymentChange', 'PlanChange', 'record_deployment_change', 'update_deployment',
-           'former_champion', 'update_local_plan', 'update_folder_plan', 'same_runtime_as_served', 'reinstall',
-           'finish_reinstall', 'run_installer', 'set_canary', 'rewrite_plan', 'end_canary', 'roll_back_deployment',
-           'add_deployment']
+           'prepare_folder', 'DeploymentChange', 'PlanChange', 'report_return', 'record_deployment_change',
+           'update_deployment', 'former_champion', 'update_local_plan', 'update_folder_plan', 'same_runtime_as_served',
+           'reinstall', 'finish_reinstall', 'run_installer', 'set_canary', 'rewrite_plan', 'end_canary',
+           'roll_back_deployment', 'add_deployment']
 
 # %% ../../nbs/lifecycle/deployments.ipynb #6fecd1d1
 import os
@@ -163,18 +163,15 @@ class PlanChange:
     ) -> DeploymentChange:
         "Write a plan, wait until it is served, and record it; raises StageError after the former plan serves again."
         path, before = present_plan(self.workspace, self.deployment)
-        request_model(self.deployment.url) # Nothing is changed if it is not reachable
-        after = before
+        wait, after = PlanWait(self.deployment, before, self.timeout), before
+        wait.note_problem() # Nothing is changed if it is not reachable
         try:
-            wait = PlanWait(self.deployment, before, self.timeout)
-            wait.note_problem()
-            after = write()
-            wait.plan = after
+            wait.plan = after = write()
             wait.wait()
         except BaseException as error: # An interruption too
             write_traffic_plan(path, before)
             if after != before and isinstance(error, (MlcycleError, KeyboardInterrupt)):
-                self._return(wait, path.parent, before, after, error)
+                report_return(self, before, after, error)
             raise
         made = self.deployment.model_copy(update={"release": Path(after.champion).name.removesuffix(".tar.gz"), "former": former})
         save_deployment(self.workspace, made)
@@ -182,14 +179,22 @@ class PlanChange:
         record_deployment_change(self.workspace, made, self.kind, self.reason, change.before, change.after)
         return change
 
-    def _return(self, wait: PlanWait, folder: Path, before: TrafficPlan, after: TrafficPlan, error: BaseException) -> None:
-        wait.plan = before
-        with suppress(MlcycleError):
-            wait.wait()
-        record_deployment_change(self.workspace, self.deployment, self.kind, self.reason, describe_plan(folder, before),
-                                 describe_plan(folder, after), failure=str(error) or "interrupted")
-        if isinstance(error, StageError):
-            raise StageError(error.found, "", "The former versions serve again, and the audit log has the reason.") from error
+
+# %% ../../nbs/lifecycle/deployments.ipynb #b5bdadee
+def report_return(
+    change: PlanChange, # That has failed
+    before: TrafficPlan, # That is in force again
+    after: TrafficPlan, # That is not served
+    error: BaseException, # Why
+) -> None:
+    "Wait until a deployment serves its former plan, and record the failure; raises StageError for a StageError."
+    path, _ = present_plan(change.workspace, change.deployment)
+    with suppress(MlcycleError):
+        PlanWait(change.deployment, before, change.timeout).wait()
+    record_deployment_change(change.workspace, change.deployment, change.kind, change.reason, describe_plan(path.parent, before),
+                             describe_plan(path.parent, after), failure=str(error) or "interrupted")
+    if isinstance(error, StageError):
+        raise StageError(error.found, "", "The former versions serve again, and the audit log has the reason.") from error
 
 # %% ../../nbs/lifecycle/deployments.ipynb #9ad5c703
 def record_deployment_change(

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['LOOK_SECONDS', 'ServeTarget', 'find_release_folder', 'find_target', 'target_of_run', 'target_of_model',
-           'traffic_file', 'change_traffic', 'start_traffic', 'served_names', 'AliasFollower', 'service_command',
-           'serve_target']
+           'traffic_file', 'change_traffic', 'start_traffic', 'served_names', 'is_pinned', 'service_url',
+           'AliasFollower', 'service_command', 'serve_target']
 
 # %% ../../nbs/lifecycle/serving.ipynb #c50733f1
 import json
@@ -185,6 +185,24 @@ def served_names(
 # %% ../../nbs/lifecycle/serving.ipynb #77b2d0d0
 LOOK_SECONDS = 2.0 # Between two looks at the registry
 
+# %% ../../nbs/lifecycle/serving.ipynb #c89a40c3
+def is_pinned(
+    workspace: Workspace, # Has the traffic plans
+    served: str, # Name under which the service serves
+) -> bool:
+    "Whether a person has set the champion of a service, so that it does not follow its alias."
+    plan = traffic_file(workspace, served)
+    return plan.is_file() and read_traffic_plan(plan).pinned
+
+# %% ../../nbs/lifecycle/serving.ipynb #20051726
+def service_url(
+    host: str, # That a service listens on
+    port: int, # The same
+) -> str: # Under which this machine reaches it
+    "The address of a local service."
+    reached = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)
+    return f"http://{reached}:{port}"
+
 # %% ../../nbs/lifecycle/serving.ipynb #d1f401b4
 class AliasFollower:
     "Writes the traffic plan of a model again when an alias points to another version."
@@ -207,7 +225,7 @@ class AliasFollower:
         try:
             with registry_errors(self.workspace.tracking_uri):
                 version = get_alias_version(target.model, target.alias)
-            if version is None or version == target.version or self.is_pinned():
+            if version is None or version == target.version or is_pinned(self.workspace, target.served):
                 return False
             self.target = target_of_model(f"{target.model}@{target.alias}", self.workspace)
             change_traffic(self.workspace, target.served, champion=self.target)
@@ -217,11 +235,6 @@ class AliasFollower:
         print(f"{target.model}@{target.alias} points to version {self.target.version} now, and the traffic plan names it.",
               file=sys.stderr, flush=True) # The service says whether it can use the plan
         return True
-
-    def is_pinned(self) -> bool:
-        "Whether a person has set the champion, so that the alias is not followed."
-        plan = traffic_file(self.workspace, self.target.served)
-        return plan.is_file() and read_traffic_plan(plan).pinned
 
     def _report(self, error: MlcycleError) -> None:
         if str(error) != self.problem:

@@ -267,7 +267,8 @@ def test_an_installation_as_a_service_of_systemd(packed, prefix, key, tmp_path):
         done = script(unpacked, "install", *words, "--api-keys", tmp_path / "keys", **where)
         assert done.returncode == 0, done.stderr
         units = ["mlcycle-toy2.socket", "mlcycle-toy2.service"]
-        assert log.read_text().splitlines()[-3:] == [f"enable --quiet {' '.join(units)}", *(f"restart {each}" for each in units)]
+        calls = [f"enable --quiet {' '.join(units)}", f"stop {units[1]}", *(f"restart {each}" for each in units)]
+        assert log.read_text().splitlines()[-4:] == calls
         assert f"LoadCredential=api_keys:{home}/api_keys" in (tmp_path / "units" / units[1]).read_text()
         assert [(home / name).stat().st_mode & 0o777 for name in ("api_keys", "service.env")] == [0o600, 0o600]
         failing.touch()

@@ -160,7 +160,7 @@ a machine of the same kind." 69
         version=$("$found" -c 'import sys, venv; print("%d.%d" % sys.version_info[:2])' 2> /dev/null) || continue
         if [ "$version" = "$PYTHON" ]; then
             interpreter=$("$found" -c 'import os, sys; print(os.path.realpath(sys.executable))')
-            case $systemd$interpreter in yes/home/* | yes/root/*)
+            case $systemd$interpreter in yes/home/* | yes/root"/"*)
                 fail "$interpreter is in a home folder, which the service cannot see. Name another: --python PYTHON" 69 ;;
             esac
             return
