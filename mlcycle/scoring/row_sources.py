@@ -116,8 +116,10 @@ def open_arrow(
     root: Path, # Folder of the source
 ) -> RowSource:
     "Open an Arrow or Feather file, which is mapped into memory."
-    with pa.memory_map(str(path)) as mapped, pa.ipc.open_file(mapped) as file:
-        names, n_rows = flat_names(file.schema), file.count_rows()
+    from pyarrow.dataset import dataset
+
+    data = dataset(path, format="ipc")
+    names, n_rows = flat_names(data.schema), data.count_rows()
 
     def read(wanted: list[str], size: int) -> Iterator[pa.Table]:
         found = {name: names[name] for name in wanted}
