@@ -76,7 +76,8 @@ class ScoreLines:
         now = time.monotonic()
         if now - self.printed >= self.every:
             self.printed = now
-            self.console.print(progress_text(done, total, rejected, now - self.start), markup=False, highlight=False, soft_wrap=True)
+            text = progress_text(done, total, rejected, now - self.start)
+            self.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 # %% ../../nbs/cli/score.ipynb #b3197352
 SOURCE_HELP = "File, folder, pattern, database, Delta table; - for CSV on standard input."

@@ -103,7 +103,7 @@ def open_parquet(
     def read(wanted: list[str], size: int) -> Iterator[pa.Table]:
         found = {name: names[name] for name in wanted if name in names}
         others = {name: constants[name] for name in wanted if name not in names}
-        tops = [name for name in schema.names if name in found.values() or any(each.startswith(f"{name}.") for each in found.values())]
+        tops = [name for name in schema.names if any(each == name or each.startswith(f"{name}.") for each in found.values())]
         with pq.ParquetFile(path) as file:
             batches = file.iter_batches(size, columns=tops, use_threads=False)
             yield from cut_tables((select_columns(pa.Table.from_batches([each]), found, others) for each in batches), size)

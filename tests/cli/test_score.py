@@ -19,7 +19,9 @@ def run(table_run):
 
 
 def test_a_file_is_scored_with_a_summary(run, tmp_path):
-    done = cli("score", "last", "orders.csv", tmp_path / "out.parquet", "--id", "zip", "--with-version", cwd=run.workspace.project)
+    done = cli(
+        "score", "last", "orders.csv", tmp_path / "out.parquet", "--id", "zip", "--with-version", cwd=run.workspace.project
+    )
     assert done.returncode == 0 and not done.stdout, done.stderr
     scored = pd.read_parquet(tmp_path / "out.parquet")
     assert list(scored) == ["zip", "prediction", "score", "model", "version"] and len(scored) == 600
@@ -36,7 +38,14 @@ def test_several_workers_and_a_database(run, tmp_path):
     connection.close()
     base = f"sqlite:///{tmp_path}/shop.db"
     options = ["--workers", "2", "--block-rows", "100", "-q"]
-    done = cli("score", "orders-late", f"{base}#SELECT * FROM orders WHERE paid = 1", f"{base}#scores", *options, cwd=run.workspace.project)
+    done = cli(
+        "score",
+        "orders-late",
+        f"{base}#SELECT * FROM orders WHERE paid = 1",
+        f"{base}#scores",
+        *options,
+        cwd=run.workspace.project,
+    )
     assert done.returncode == 0, done.stderr
     done = cli("score", run.id, "orders.csv", tmp_path / "out.csv", *options, cwd=run.workspace.project)
     assert done.returncode == 0, done.stderr
@@ -83,7 +92,9 @@ def test_what_is_wrong_is_said_in_a_line_and_nothing_is_written(run, tmp_path):
     assert done.returncode == 0 and "3 rows are rejected (type 3)" in done.stderr and "resumed" in done.stderr
 
 
-def test_a_registry_that_is_down_is_one_line(run, tmp_path):
-    done = cli("score", "orders-late@champion", "orders.csv", tmp_path / "out.csv", cwd=run.workspace.project,
-               MLFLOW_TRACKING_URI="http://127.0.0.1:1", MLFLOW_HTTP_REQUEST_MAX_RETRIES="0")
-    assert done.returncode in (0, 1, 2) and "Traceback" not in done.stderr
+def test_a_registry_that_is_down_is_one_error(tmp_path):
+    (tmp_path / "settings.ini").write_text("[stores]\ntracking_uri = http://127.0.0.1:1\n")
+    (tmp_path / "rows.csv").write_text("a,b\n1,2\n")
+    done = cli("score", "toy@1", "rows.csv", "out.csv", cwd=tmp_path, MLFLOW_HTTP_REQUEST_MAX_RETRIES="0")
+    assert done.returncode == 1 and done.stderr.count("Error:") == 1 and "Traceback" not in done.stderr, done.stderr
+    assert "127.0.0.1:1" in done.stderr and not list(tmp_path.glob("out.csv*"))

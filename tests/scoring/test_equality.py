@@ -17,8 +17,8 @@ from mlcycle.service.column_reader import ColumnReader
 from mlcycle.service.edge_rows import edge_rows
 from mlcycle.service.input_values import TrainingValues
 from mlcycle.service.rows import predict_prepared, prepare_rows, to_json_rows
-from mlcycle.stores.sources.rows import convert_types
 from mlcycle.stores.sources.ingest import read_one_source
+from mlcycle.stores.sources.rows import convert_types
 
 PLANS = [
     ColumnCleaningPlan(),
@@ -37,9 +37,9 @@ KNOWN = [
 ]
 DTYPES = ["float64", "int64", "bool", "str", "datetime64[us]"]
 WORDS = (
-    "Lima|NA|nan|inf|-inf|yes|No|1|0|-0|-0.0|+5|007|1.5|.5|5.|1e3|1e999|1,5|1.957|1,957|1.957,25|1 000|12 €|3k|99|-|true|None| 7 |−3|"
-    "9007199254740993|99999999999999999999|0x10|1_000|٣|2024-01-31|2024-02-30|2024-01-31 10:00:00|2024-01-31T10:00:00.5|0001-01-01|"
-    "2024-01-31T10:00:00Z|2024-01-31 24:00:00|31.01.2024|03/04/2024|13/04/2024|20240131|2024-W05-3|Zürich|a\x00b"
+    "Lima|NA|nan|inf|-inf|yes|No|1|0|-0|-0.0|+5|007|1.5|.5|5.|1e3|1e999|1,5|1.957|1,957|1.957,25|1 000|12 €|3k|99|-|true|None|"
+    " 7 |−3|9007199254740993|99999999999999999999|0x10|1_000|٣|2024-01-31|2024-02-30|2024-01-31 10:00:00|2024-01-31T10:00:00.5|"
+    "0001-01-01|2024-01-31T10:00:00Z|2024-01-31 24:00:00|31.01.2024|03/04/2024|13/04/2024|20240131|2024-W05-3|Zürich|a\x00b"
 )
 TEXTS = st.sampled_from(WORDS.split("|")) | st.text(max_size=6) | st.floats().map(str) | st.integers().map(str)
 VALUES = {
@@ -54,7 +54,9 @@ VALUES = {
 @settings(max_examples=300, deadline=None)
 @given(st.data())
 def test_a_column_of_arrow_is_read_as_cell_by_cell(data):
-    reader = ColumnReader("x", data.draw(st.sampled_from(DTYPES)), data.draw(st.sampled_from(KNOWN)), data.draw(st.sampled_from(PLANS)))
+    reader = ColumnReader(
+        "x", data.draw(st.sampled_from(DTYPES)), data.draw(st.sampled_from(KNOWN)), data.draw(st.sampled_from(PLANS))
+    )
     kind = data.draw(st.sampled_from(list(VALUES)))
     values = data.draw(st.lists(st.none() | VALUES[kind], min_size=1, max_size=12))
     if len(set(values)) > 1 and data.draw(st.booleans()):  # Few distinct values among many
@@ -71,7 +73,9 @@ def test_a_column_of_arrow_is_read_as_cell_by_cell(data):
     assert read.values[known].tolist() == expected.values[known].tolist()
     if reader.numpy_dtype.kind == "f":
         assert read.values[known].tobytes() == expected.values[known].tobytes()  # -0.0 is not 0.0
-    assert [(place, error.rule) for place, _, error in read.errors] == [(place, error.rule) for place, _, error in expected.errors]
+    assert [(place, error.rule) for place, _, error in read.errors] == [
+        (place, error.rule) for place, _, error in expected.errors
+    ]
     assert [(place, now) for place, _, now in read.notes] == [(place, now) for place, _, now in expected.notes]
 
 

@@ -94,7 +94,7 @@ OUTPUTS = {
     "out.csv": lambda path: pd.read_csv(path, dtype={"id": str}),
     "out.csv.gz": lambda path: pd.read_csv(path, dtype={"id": str}),
     "out.jsonl": lambda path: pd.DataFrame([json.loads(line) for line in path.read_text().splitlines()]),
-    "out.jsonl.gz": lambda path: pd.DataFrame([json.loads(line) for line in gzip.open(path, "rt")]),
+    "out.jsonl.gz": lambda path: pd.DataFrame([json.loads(line) for line in gzip.decompress(path.read_bytes()).splitlines()]),
 }
 
 
@@ -172,6 +172,8 @@ def test_what_cannot_be_used_leaves_nothing_behind(release, rows, tmp_path):
 
 
 def test_predictions_by_batch_are_exact(release, rows, expected):
-    records = [{name: None if value != value else value for name, value in row.items()} for row in rows[COLUMNS].to_dict("records")]
+    records = [
+        {name: None if value != value else value for name, value in row.items()} for row in rows[COLUMNS].to_dict("records")
+    ]
     predicted = predict_by_batch(release, records, open_release(release)[0])
     assert predicted.labels.tobytes() == expected.tobytes() and predicted.scores is None

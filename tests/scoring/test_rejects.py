@@ -90,7 +90,11 @@ def test_lines_of_json_keep_their_numbers(release, tmp_path):
     summary = score(release, str(tmp_path / "rows.jsonl"), str(tmp_path / "out.csv"), ScoreOptions(block_rows=4))
     assert pd.read_csv(tmp_path / "out.csv").row.tolist() == [1, 2, 4, 5, 6, 8, 9]
     rejects = pd.read_csv(tmp_path / "out.csv.rejects.csv")
-    assert rejects.row.tolist() == [3, 7] and "in row 7" in rejects.message[1] and summary.counts.rules == {"malformed": 1, "type": 1}
+    assert (
+        rejects.row.tolist() == [3, 7]
+        and "in row 7" in rejects.message[1]
+        and summary.counts.rules == {"malformed": 1, "type": 1}
+    )
 
 
 def test_lines_that_are_no_records_are_left_out_of_large_files_too(release, tmp_path, monkeypatch):

@@ -45,13 +45,17 @@ def source(tmp_path_factory):
 
 def companions(output: Path) -> list[bytes]:
     "The bytes of the output and of the files beside it."
-    return [output.read_bytes(), *(path.read_bytes().replace(output.name.encode(), b"") for path in
-                                   sorted(output.parent.glob(f"{output.name}.*")))]
+    return [
+        output.read_bytes(),
+        *(path.read_bytes().replace(output.name.encode(), b"") for path in sorted(output.parent.glob(f"{output.name}.*"))),
+    ]
 
 
 def start(*words) -> subprocess.Popen:
     "Score in a process of its own."
-    return subprocess.Popen([sys.executable, "-c", SCORE, *map(str, words)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        [sys.executable, "-c", SCORE, *map(str, words)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
 
 
 def ends(process: psutil.Process) -> bool:
@@ -79,8 +83,13 @@ def test_a_killed_run_goes_on(release, source, tmp_path, number, ending, workers
     assert not output.exists() and (done := len(list(parts.glob("0*.json")))) < 160
     times = {path.name: path.stat().st_mtime_ns for path in parts.glob("0*.json")}
     seen = {}
-    again = score(release, str(source), str(output), ScoreOptions(block_rows=50), lambda *_: seen.update(
-        {path.name: path.stat().st_mtime_ns for path in parts.glob("0*.json")} if not seen else {}))
+    again = score(
+        release,
+        str(source),
+        str(output),
+        ScoreOptions(block_rows=50),
+        lambda *_: seen.update({path.name: path.stat().st_mtime_ns for path in parts.glob("0*.json")} if not seen else {}),
+    )
     assert again.resumed_rows == 50 * done and "resumed" in again.notes[0] and times.items() <= seen.items()
     assert companions(output) == companions(whole) and not parts.exists()
 
@@ -133,7 +142,10 @@ def test_a_full_disk_is_an_interruption(release, source, tmp_path):
             score(release, str(source), str(tmp_path / "out.csv"), ScoreOptions(block_rows=1000))
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    assert raised.value.errno and sorted(path.name for path in tmp_path.glob("out.csv*")) == ["out.csv.parts", "out.csv.rejects.csv"]
+    assert raised.value.errno and sorted(path.name for path in tmp_path.glob("out.csv*")) == [
+        "out.csv.parts",
+        "out.csv.rejects.csv",
+    ]
     assert score(release, str(source), str(tmp_path / "out.csv"), ScoreOptions(block_rows=1000)).resumed_rows == 8_000
 
 
