@@ -149,7 +149,9 @@ def main(
         console.print(table)
         for ending in endings:
             facts = [score_alone(release, made(folder, size, ending), folder / f"out.{ending}", 1) for size in (rows // 5, rows)]
-            console.print(f"{ending}: peak memory " + ", ".join(f"{fact['mb']:.0f} MB of {fact['rows']:,} rows" for fact in facts))
+            console.print(
+                f"{ending}: peak memory " + ", ".join(f"{fact['mb']:.0f} MB of {fact['rows']:,} rows" for fact in facts)
+            )
         for workers in (1, os.cpu_count() or 1):
             fact = score_alone(release, made(folder, rows, "parquet"), folder / "out.parquet", workers)
             console.print(f"Parquet, {workers} worker(s): {fact['rows'] / fact['seconds']:,.0f} rows/s")
