@@ -105,7 +105,8 @@ def open_parquet(
         others = {name: constants[name] for name in wanted if name not in names}
         tops = [name for name in schema.names if any(each == name or each.startswith(f"{name}.") for each in found.values())]
         with pq.ParquetFile(path) as file:
-            batches = file.iter_batches(size, columns=tops, use_threads=False)
+            batches = (batch for group in range(file.num_row_groups) # One reader for each: it keeps what it has read
+                       for batch in file.iter_batches(size, [group], tops, use_threads=False))
             yield from cut_tables((select_columns(pa.Table.from_batches([each]), found, others) for each in batches), size)
 
     return RowSource(path.name, dict.fromkeys(constants, "") | names, read, file_identity(path), n_rows)
