@@ -65,7 +65,9 @@ def print_error(
 
 # %% ../../nbs/cli/base.ipynb #ca765e3a
 @contextmanager
-def exit_on_error():
+def exit_on_error(
+    interrupted: str = "Interrupted. Finished stages are kept.", # Printed after Ctrl-C
+):
     "Context manager: print an error of mlcycle, a file or a disk as a message, and exit with its code."
     try:
         yield
@@ -76,7 +78,7 @@ def exit_on_error():
             raise
         raise print_error(known) from None
     except KeyboardInterrupt:
-        errors.print("Interrupted. Finished stages are kept.")
+        errors.print(interrupted)
         raise typer.Exit(130) from None
 
 # %% ../../nbs/cli/base.ipynb #47dba6d1

@@ -14,12 +14,12 @@ from contextlib import suppress
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from ..ml.cleaning_plan import NumberFormat
 from ..outcomes import NA_VALUES
 from ..service.column_reader import ColumnReader, ReadColumn, array_of_read_values, make_date_test, read_other, typed_values
 from ..service.input_values import number_limit
+from ..stores.sources.number_formats import pc
 from ..stores.sources.rows import arrow_to_pandas
 
 # %% ../../nbs/scoring/arrow_columns.ipynb #620fd232
@@ -156,8 +156,9 @@ def read_date_texts(
     text: pa.Array, # Text
 ) -> ReadColumn:
     "Read dates that are text."
-    plain = pc.match_substring_regex(text, PLAIN_DATE)
-    if make_date_test(reader.plan) is None or pc.any(pc.invert(plain)).as_py() or pc.count_distinct(text).as_py() < FEW_DISTINCT * len(text):
+    if make_date_test(reader.plan) is None or pc.count_distinct(text).as_py() < FEW_DISTINCT * len(text):
+        return read_distinct(reader, text)
+    if pc.any(pc.invert(pc.match_substring_regex(text, PLAIN_DATE))).as_py():
         return read_distinct(reader, text)
     if reader.plan.na_values and pc.any(pc.is_in(text, pa.array(list(reader.plan.na_values), text.type))).as_py():
         return read_distinct(reader, text)

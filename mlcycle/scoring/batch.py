@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['ScoreOptions', 'TooManyRejectsError', 'ScoreSummary', 'OutputPlace', 'plan_output', 'place_format', 'plain_name',
-           'names_in_folder', 'check_columns', 'choose_columns', 'ignored_columns', 'make_blocks', 'hash_block',
+           'names_in_folder', 'check_source_columns', 'choose_columns', 'ignored_columns', 'make_blocks', 'hash_block',
            'Progress', 'missing_blocks', 'parse_max_rejects', 'check_rejects', 'hash_release', 'finish_output',
-           'standard_streams', 'BatchPlan', 'plan_batch', 'run_blocks', 'rejects_file', 'run_batch', 'write_summary',
-           'score_plan', 'score', 'predict_by_batch']
+           'standard_streams', 'ScoringPlan', 'plan_scoring', 'run_blocks', 'rejects_file', 'score_missing_blocks',
+           'write_score_summary', 'score_plan', 'score', 'predict_by_batch']
 
 # %% ../../nbs/scoring/batch.ipynb #b47a6a92
 import hashlib
@@ -17,7 +17,7 @@ import re
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from itertools import chain, islice
@@ -86,9 +86,10 @@ class ScoreSummary:
         counts, shown = self.counts, self.counts.examples
         lines = [f"{each:,} {'cell' if each == 1 else 'cells'} changed by cleaning, {key}, such as {shown.get(key, '')}."
                  for key, each in counts.changes.items()]
-        lines += [f"{each:,} {'row has a category' if each == 1 else 'rows have categories'} of '{key}' that the training rows do "
-                  f"not have, such as {shown.get(key, '')}." for key, each in counts.unseen.items()]
-        lines += [f"{each:,} {'value' if each == 1 else 'values'} in another notation, {key}." for key, each in counts.coercions.items()]
+        lines += [f"{each:,} {'row has a category' if each == 1 else 'rows have categories'} of '{key}' that the training rows "
+                  f"do not have, such as {shown.get(key, '')}." for key, each in counts.unseen.items()]
+        lines += [f"{each:,} {'value' if each == 1 else 'values'} in another notation, {key}."
+                  for key, each in counts.coercions.items()]
         return [*self.notes, *lines]
 
 # %% ../../nbs/scoring/batch.ipynb #07d493f6
@@ -122,8 +123,8 @@ def plan_output(
     if not is_folder:
         output_format(path)
     if not path.absolute().parent.is_dir():
-        raise ParameterError(f"The folder '{path.absolute().parent}' does not exist.", "An output is written into an existing folder.",
-                             "Create it, or correct the path.")
+        raise ParameterError(f"The folder '{path.absolute().parent}' does not exist.",
+                             "An output is written into an existing folder.", "Create it, or correct the path.")
     if not overwrite and (any(path.iterdir()) if path.is_dir() else path.exists()):
         raise ParameterError(f"The output '{output}' exists.", remedy="Name another one, or replace it with --overwrite.")
     return OutputPlace(output, "folder" if is_folder else "file", path)
@@ -158,7 +159,7 @@ def names_in_folder(
     return {name: f"{name}{ending}" for name in short}
 
 # %% ../../nbs/scoring/batch.ipynb #d86cf06e
-def check_columns(
+def check_source_columns(
     sources: Sequence[RowSource], # All files
     names: Sequence[str], # Columns that each must have
 ) -> None:
@@ -169,8 +170,8 @@ def check_columns(
             where = f" in '{source.name}'" if source.name else ""
             listed = ", ".join(f"'{name}'" for name in absent[:10]) + (" and others" if len(absent) > 10 else "")
             extra = [name for name in source.names if name not in found.values()]
-            raise InputError(f"{'The column' if len(absent) == 1 else 'The columns'} {listed} {'is' if len(absent) == 1 else 'are'} "
-                             f"missing{where}.{similar_names(absent, extra)}", f"Expected columns: {', '.join(names)}.")
+            found = f"The column {listed} is" if len(absent) == 1 else f"The columns {listed} are"
+            raise InputError(f"{found} missing{where}.{similar_names(absent, extra)}", f"Expected columns: {', '.join(names)}.")
 
 # %% ../../nbs/scoring/batch.ipynb #0318b4c4
 def choose_columns(
@@ -190,12 +191,13 @@ def choose_columns(
     row = not options.ids
     wanted = OutputColumns(row, row and one_file and len(sources) > 1, kept, options.intervals, options.version)
     made = ["row"] * wanted.row + ["file"] * wanted.file + ["prediction", "score"] + ["model", "version"] * wanted.version
-    made += [f"score_{label}" for label in bundle.problem.classes] + ["prediction_low", "prediction_high", "prediction_set"] * wanted.intervals
+    made += [f"score_{label}" for label in bundle.problem.classes]
+    made += ["prediction_low", "prediction_high", "prediction_set"] * wanted.intervals
     if twice := [name for name in kept if name in made]:
         raise ParameterError(f"The output has a column '{twice[0]}' of its own, so that of the input cannot be kept.",
-                             "Other names are expected.", "Name the columns to keep: --keep COLUMN,…; or row numbers go: --id COLUMN"
-                             if twice[0] in ("row", "file") else "Name the columns to keep: --keep COLUMN,…")
-    check_columns(sources, [*bundle.columns, *kept])
+                             "Other names are expected.", "Name the columns to keep: --keep COLUMN,…"
+                             + ("; --id COLUMN replaces row numbers" if twice[0] in ("row", "file") else ""))
+    check_source_columns(sources, [*bundle.columns, *kept])
     return wanted
 
 # %% ../../nbs/scoring/batch.ipynb #59acd3bf
@@ -289,7 +291,8 @@ def parse_max_rejects(
     "Parse the limit of rejected rows; raises ParameterError."
     match = re.fullmatch(r"(\d+)|(\d*\.?\d+)(%?)", text.strip()) if text else None
     if text and (not match or (match[2] and float(match[2]) / (100 if match[3] else 1) > 1)):
-        raise ParameterError(f"The limit of rejected rows is '{text}'.", "A number of rows or a share is expected, such as 100 or 1%.")
+        raise ParameterError(f"The limit of rejected rows is '{text}'.",
+                             "A number of rows or a share is expected, such as 100 or 1%.")
     if not match:
         return None, None
     return (float(match[1]), None) if match[1] else (None, float(match[2]) / (100 if match[3] else 1))
@@ -351,7 +354,7 @@ def finish_output(
 def standard_streams(
     source: str, # Address, or `-` for standard input
     output: str, # Address, or `-` for standard output
-) -> Iterator[tuple[str, str]]: # Addresses of files
+) -> Generator[tuple[str, str]]: # Addresses of files
     "Context manager: files in place of the standard streams, which have CSV."
     with TemporaryDirectory(prefix="mlcycle-") if "-" in (source, output) else ExitStack() as folder:
         if source == "-":
@@ -366,7 +369,7 @@ def standard_streams(
 
 # %% ../../nbs/scoring/batch.ipynb #2da4c588
 @dataclass(frozen=True)
-class BatchPlan:
+class ScoringPlan:
     "A run whose source is open and whose columns are known."
 
     sources: list[RowSource] # Files
@@ -381,16 +384,17 @@ class BatchPlan:
         setup = self.setup
         chosen = asdict(setup.wanted) | {"names": setup.names, "block_rows": self.options.block_rows} | asdict(setup.form)
         return {"release": hash_release(setup.release), "rows": [each.identity for each in self.sources],
-                "options": json.loads(json.dumps(chosen)), "software": [__version__, pa.__version__, pd.__version__, np.__version__]}
+                "options": json.loads(json.dumps(chosen)),
+                "software": [__version__, pa.__version__, pd.__version__, np.__version__]}
 
 # %% ../../nbs/scoring/batch.ipynb #049d2cad
-def plan_batch(
+def plan_scoring(
     release: Path, # Folder or archive
     loaded: LoadedRelease, # The same, loaded
     source: str, # Address of the rows
     place: OutputPlace, # Of the output
     options: ScoreOptions, # How
-) -> BatchPlan:
+) -> ScoringPlan:
     "Open the source and choose the columns; raises InputError if rows or columns are missing."
     sources = [each for each in open_row_sources(source, options.block_rows) if each.n_rows != 0]
     if not sources:
@@ -401,11 +405,11 @@ def plan_batch(
     scorer.names = [name for name in scorer.names if name in needed or all(name in each.names for each in sources)]
     setup = WorkerSetup(release, options.functions, wanted, tuple(scorer.names), form, place.beside(".parts"))
     files = names_in_folder(sources, form) if place.kind == "folder" else {}
-    return BatchPlan(sources, place, options, scorer, setup, files)
+    return ScoringPlan(sources, place, options, scorer, setup, files)
 
 # %% ../../nbs/scoring/batch.ipynb #e2aa750f
 def run_blocks(
-    plan: BatchPlan, # Source and columns
+    plan: ScoringPlan, # Source and columns
     progress: Progress, # Counts the blocks
 ) -> Iterator[None]: # After each block
     "Score the blocks that are missing."
@@ -422,15 +426,15 @@ def run_blocks(
 
 # %% ../../nbs/scoring/batch.ipynb #cd62aef6
 def rejects_file(
-    plan: BatchPlan, # Has the option
+    plan: ScoringPlan, # Has the option
     to_stdout: bool, # Whether the output goes to standard output, which has no place beside it
 ) -> Path | None: # None: rejects are only counted
     "Where the rejects go."
     return plan.options.rejects or (None if to_stdout else plan.place.beside(".rejects.csv"))
 
 # %% ../../nbs/scoring/batch.ipynb #b2a527e9
-def run_batch(
-    plan: BatchPlan, # Source and columns
+def score_missing_blocks(
+    plan: ScoringPlan, # Source and columns
     show: Callable[[int, int | None, int], None] | None, # Called after each block
     rejects: Path | None, # File for the rejects
 ) -> tuple[Progress, str]: # Counts of all blocks; a note on an earlier run
@@ -456,17 +460,19 @@ def run_batch(
     return progress, note
 
 # %% ../../nbs/scoring/batch.ipynb #91e03445
-def write_summary(
+def write_score_summary(
     summary: ScoreSummary, # Of a run
     path: Path, # Destination
 ) -> None:
     "Write what does not depend on how often the run was interrupted, as JSON."
-    facts = {key: value for key, value in asdict(summary).items() if key not in ("resumed_rows", "seconds", "cpu_seconds", "notes")}
+    facts = asdict(summary)
+    for name in ("resumed_rows", "seconds", "cpu_seconds", "notes"):
+        del facts[name]
     write_text(path, json.dumps(facts, indent=1, ensure_ascii=False) + "\n")
 
 # %% ../../nbs/scoring/batch.ipynb #381fc795
 def score_plan(
-    plan: BatchPlan, # Source and columns
+    plan: ScoringPlan, # Source and columns
     equal_in_blocks: bool, # Whether each score is bit by bit that of the row alone
     show: Callable[[int, int | None, int], None] | None, # Called after each block
     to_stdout: bool, # Whether the output goes to standard output
@@ -474,16 +480,16 @@ def score_plan(
     "Score the rows, and make the output of the parts."
     rejects, model, lock = rejects_file(plan, to_stdout), plan.scorer.bundle.model, lock_folder(plan.setup.parts)
     try:
-        progress, note = run_batch(plan, show, rejects)
+        progress, note = score_missing_blocks(plan, show, rejects)
         metadata = {"mlcycle": json.dumps({"model": model.name, "version": model.version, "sha256": model.sha256})}
         parts, counts = PartFolder(plan.setup.parts, plan.setup.form), progress.counts()
         finish_output(plan.place, parts, progress, metadata, plan.files, plan.options.overwrite)
         notes = [note] * bool(note) + list(plan.sources[0].notes) + ignored_columns(plan.sources, plan.setup.names)
-        summary = ScoreSummary(model.name, model.version, mask_secrets(plan.place.address), str(rejects or "") * bool(counts.rejected),
-                               counts, tuple(notes), equal_in_blocks, progress.resumed,
-                               cpu_seconds=progress.cpu if plan.options.workers > 1 else 0.0)
+        where, cpu = str(rejects or "") * bool(counts.rejected), progress.cpu if plan.options.workers > 1 else 0.0
+        summary = ScoreSummary(model.name, model.version, mask_secrets(plan.place.address), where, counts, tuple(notes),
+                               equal_in_blocks, progress.resumed, cpu_seconds=cpu)
         if plan.place.kind != "database" and not to_stdout:
-            write_summary(summary, plan.place.beside(".summary.json"))
+            write_score_summary(summary, plan.place.beside(".summary.json"))
         shutil.rmtree(plan.setup.parts)
         return summary
     finally:
@@ -507,7 +513,7 @@ def score(
     with standard_streams(source, output) as (address, target):
         place = plan_output(target, options.overwrite)
         loaded = load_release(release, options.functions)
-        plan = plan_batch(release, loaded, address, place, options)
+        plan = plan_scoring(release, loaded, address, place, options)
         summary = score_plan(plan, loaded.equal_in_blocks, show, output == "-")
     return replace(summary, output=mask_secrets(output), seconds=time.perf_counter() - started,
                    cpu_seconds=time.process_time() - cpu + summary.cpu_seconds)

@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['TEXT_KINDS', 'Block', 'OutputColumns', 'BlockCounts', 'ScoredBlock', 'parse_json_lines', 'flatten_record',
-           'read_table', 'take_rows', 'predict_or_reject', 'prediction_columns', 'to_arrow_array', 'kept_columns',
-           'count_remarks', 'malformed_line', 'read_block', 'reject_cell', 'BlockScorer', 'output_columns']
+           'read_model_columns', 'take_rows', 'predict_or_reject', 'prediction_columns', 'to_arrow_array',
+           'kept_columns', 'count_remarks', 'malformed_line', 'read_block', 'reject_cell', 'BlockScorer',
+           'output_columns']
 
 # %% ../../nbs/scoring/block_scorer.ipynb #a182d9fe
 import json
@@ -115,7 +116,7 @@ def flatten_record(
     return flat
 
 # %% ../../nbs/scoring/block_scorer.ipynb #29438c63
-def read_table(
+def read_model_columns(
     rows: pa.Table, # Columns of a file
     bundle: Bundle, # Columns of the model
 ) -> ColumnTable: # Columns that are read; the one by which intervals are calibrated as it came
@@ -148,7 +149,9 @@ def predict_or_reject(
     except RejectedRowsError as error:
         if prepared.n_rows == 1:
             cell = error.errors[0]
-            what = f"The column '{cell['column']}' has the value {cell['value']}" if cell["column"] else "A row cannot be predicted"
+            what = "A row cannot be predicted"
+            if cell["column"]:
+                what = f"The column '{cell['column']}' has the value {cell['value']}"
             return [], [cell | {"row": prepared.valid[0], "message": f"{what}: the calculations of the model overflow."}]
     middle, places = prepared.n_rows // 2, np.arange(prepared.n_rows)
     halves = [predict_or_reject(bundle, predictor, take_rows(prepared, part)) for part in (places[:middle], places[middle:])]
@@ -172,7 +175,8 @@ def prediction_columns(
     if wanted.intervals:
         made |= intervals_of_rows(bundle, rows, predictions, prepared)
     if wanted.version:
-        made |= {"model": pa.repeat(bundle.model.name, prepared.n_rows), "version": pa.repeat(bundle.model.version, prepared.n_rows)}
+        made["model"] = pa.repeat(bundle.model.name, prepared.n_rows)
+        made["version"] = pa.repeat(bundle.model.version, prepared.n_rows)
     return made
 
 # %% ../../nbs/scoring/block_scorer.ipynb #4f370c86
@@ -182,7 +186,8 @@ def to_arrow_array(
     "Values as an array of Arrow."
     if isinstance(values, pa.Array | pa.ChunkedArray):
         return values
-    cells = [None if value is pd.NaT or value is pd.NA or (isinstance(value, float) and value != value) else value for value in values]
+    cells = [None if value is pd.NaT or value is pd.NA or isinstance(value, float) and value != value else value
+             for value in values]
     kinds = {type(value) for value in cells if value is not None}
     try:
         if len(kinds) <= 1 or kinds == {int, float}:
@@ -272,7 +277,8 @@ def reject_cell(
     row, message, shown = int(numbers[error["row"]]), error["message"], block.rows_before + error["row"] + 1
     if row != shown: # Lines before it are malformed
         message = message.replace(f" in row {shown}", f" in row {row}", 1)
-    return {"row": row, "file": block.file, "message": message, **{key: error[key] for key in ("column", "value", "rule", "expected")}}
+    same = {key: error[key] for key in ("column", "value", "rule", "expected")}
+    return {"row": row, "file": block.file, "message": message, **same}
 
 # %% ../../nbs/scoring/block_scorer.ipynb #bce11ec3
 class BlockScorer:
@@ -295,7 +301,7 @@ class BlockScorer:
     ) -> ScoredBlock:
         "Predict the rows of a block; those that cannot be used are among the rejects."
         rows, numbers, rejects = read_block(block, self.names)
-        sent = read_table(rows, self.bundle) if isinstance(rows, pa.Table) else rows
+        sent = read_model_columns(rows, self.bundle) if isinstance(rows, pa.Table) else rows
         counts, parts, errors, n_malformed = BlockCounts(), [], [], len(rejects)
         try:
             if len(numbers):
@@ -306,14 +312,12 @@ class BlockScorer:
         except RejectedRowsError as error: # None of the rows can be used
             errors = error.errors
         rejects += [reject_cell(block, error, numbers) for error in sorted(errors, key=lambda error: error["row"])]
-        table = self._table(block, rows, sent, numbers, parts)
+        tables = [pa.table(output_columns(self, block, rows, sent, numbers, *part)) for part in parts]
+        table = pa.concat_tables(tables, promote_options="permissive") if tables else pa.table({})
         counts.rows, counts.predicted = len(numbers) + n_malformed, table.num_rows
         counts.rejected, counts.rules = counts.rows - counts.predicted, dict(Counter(each["rule"] for each in rejects))
         return ScoredBlock(table, rejects, counts)
 
-    def _table(self, block: Block, rows: Any, sent: Any, numbers: np.ndarray, parts: list) -> pa.Table:
-        tables = [pa.table(output_columns(self, block, rows, sent, numbers, *part)) for part in parts]
-        return pa.concat_tables(tables, promote_options="permissive") if tables else pa.table({})
 
 # %% ../../nbs/scoring/block_scorer.ipynb #fef5f4e0
 def output_columns(

@@ -14,7 +14,6 @@ from tempfile import TemporaryDirectory
 
 import pandas as pd
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from .row_sources import RowSource, cut_tables, file_identity
 from ..stores.sources.compressed_files import COMPRESSED_ENDINGS, open_decompressed
@@ -22,6 +21,7 @@ from ..stores.sources.csv_dialect import CsvDialect, detect_dialect, fill_unname
 from ..stores.sources.csv_files import has_quotes, needs_line_check, read_csv_file
 from ..stores.sources.encodings import detect_utf8_or_code_page
 from ..stores.sources.malformed_lines import separate_malformed_lines
+from ..stores.sources.number_formats import pc
 from ..stores.sources.other_lines import find_empty_lines, find_notes_below, find_repeated_headers
 
 # %% ../../nbs/scoring/csv_source.ipynb #382818b7
@@ -99,7 +99,8 @@ def leave_out_end(
             yield last
         last = table
     if last is not None:
-        rows = pd.DataFrame(last.slice(max(0, last.num_rows - 1000)).to_pydict(), dtype="str").fillna("").set_axis(list(names), axis=1)
+        end = pd.DataFrame(last.slice(max(0, last.num_rows - 1000)).to_pydict(), dtype="str").fillna("")
+        rows = end.set_axis(list(names), axis=1)
         yield last.slice(0, last.num_rows - (len(find_notes_below(rows)) if footer is None else footer))
 
 # %% ../../nbs/scoring/csv_source.ipynb #b74daed2
@@ -142,7 +143,8 @@ def csv_row_source(
         pieces = (leave_out_headers(piece, names) for piece in pieces)
         yield from cut_tables((pa.table({name: piece[places[name]] for name in wanted}) for piece in pieces), size)
 
-    return RowSource(path.name, {name: name for name in places}, read, file_identity(path), n_rows, True, malformed, (str(dialect),))
+    return RowSource(path.name, {name: name for name in places}, read, file_identity(path), n_rows, True, malformed,
+                     (str(dialect),))
 
 # %% ../../nbs/scoring/csv_source.ipynb #55f1ee51
 def open_csv(

@@ -20,7 +20,7 @@ import pyarrow as pa
 from ..errors import ParameterError
 
 # %% ../../nbs/scoring/output_formats.ipynb #9979c16d
-OUTPUT_ENDINGS = {".parquet": "parquet", ".pq": "parquet", ".csv": "csv", ".jsonl": "lines", ".ndjson": "lines"} # Format by ending
+OUTPUT_ENDINGS = {".parquet": "parquet", ".pq": "parquet", ".csv": "csv", ".jsonl": "lines", ".ndjson": "lines"} # Formats
 
 # %% ../../nbs/scoring/output_formats.ipynb #ae365415
 @dataclass(frozen=True)
@@ -40,8 +40,8 @@ def output_format(
     name = OUTPUT_ENDINGS.get(ending, "")
     if not name or packed and name == "parquet":
         raise ParameterError(f"The output '{path}' has the unknown ending '{path.suffix}'.",
-                             f"Known endings are {', '.join(OUTPUT_ENDINGS)}; .gz may follow csv and jsonl. A folder ends with /, a "
-                             "table of a database is URL#TABLE.")
+                             f"Known endings are {', '.join(OUTPUT_ENDINGS)}; .gz may follow csv and jsonl. A folder ends "
+                             "with /, a table of a database is URL#TABLE.")
     return OutputFormat(name, packed)
 
 # %% ../../nbs/scoring/output_formats.ipynb #4682084c
@@ -51,7 +51,8 @@ def flatten_lists(
     "The same with lists, such as sets of classes, as JSON text."
     for place, name in enumerate(table.column_names):
         if pa.types.is_nested(table.schema.field(name).type):
-            texts = [None if value is None else json.dumps(value, ensure_ascii=False, default=str) for value in table[name].to_pylist()]
+            values = table[name].to_pylist()
+            texts = [None if value is None else json.dumps(value, ensure_ascii=False, default=str) for value in values]
             table = table.set_column(place, name, pa.array(texts, pa.string()))
     return table
 
@@ -146,7 +147,8 @@ def whole_schema(
         if path.stat().st_size:
             with pa.memory_map(str(path)) as mapped, pa.ipc.open_file(mapped) as file:
                 schemas.append(file.schema)
-    return pa.schema([(name, common_type([schema.field(name).type for schema in schemas])) for name in schemas[0].names] if schemas else [])
+    names = schemas[0].names if schemas else []
+    return pa.schema([(name, common_type([schema.field(name).type for schema in schemas])) for name in names])
 
 # %% ../../nbs/scoring/output_formats.ipynb #7565500b
 def join_parts(

@@ -31,7 +31,8 @@ def open_output_database(
     try:
         engine = sa.create_engine(url, poolclass=sa.pool.NullPool)
     except (ImportError, ArgumentError) as error:
-        raise SourceError(f"The database '{mask_secrets(address)}' cannot be reached: {mask_secrets(str(error), address)}.") from None
+        reason = mask_secrets(str(error), address)
+        raise SourceError(f"The database '{mask_secrets(address)}' cannot be reached: {reason}.") from None
     try:
         with engine.begin() as connection:
             yield connection

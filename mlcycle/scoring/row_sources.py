@@ -103,9 +103,10 @@ def open_parquet(
     def read(wanted: list[str], size: int) -> Iterator[pa.Table]:
         found = {name: names[name] for name in wanted if name in names}
         others = {name: constants[name] for name in wanted if name not in names}
-        tops = [name for name in schema.names if name in found.values() or any(each.startswith(f"{name}.") for each in found.values())]
+        tops = [name for name in schema.names if any(each == name or each.startswith(f"{name}.") for each in found.values())]
         with pq.ParquetFile(path) as file:
-            batches = file.iter_batches(size, columns=tops, use_threads=False)
+            batches = (batch for group in range(file.num_row_groups) # One reader for each: it keeps what it has read
+                       for batch in file.iter_batches(size, [group], tops, use_threads=False))
             yield from cut_tables((select_columns(pa.Table.from_batches([each]), found, others) for each in batches), size)
 
     return RowSource(path.name, dict.fromkeys(constants, "") | names, read, file_identity(path), n_rows)
@@ -116,8 +117,10 @@ def open_arrow(
     root: Path, # Folder of the source
 ) -> RowSource:
     "Open an Arrow or Feather file, which is mapped into memory."
-    with pa.memory_map(str(path)) as mapped, pa.ipc.open_file(mapped) as file:
-        names, n_rows = flat_names(file.schema), file.count_rows()
+    from pyarrow.dataset import dataset
+
+    data = dataset(path, format="ipc")
+    names, n_rows = flat_names(data.schema), data.count_rows()
 
     def read(wanted: list[str], size: int) -> Iterator[pa.Table]:
         found = {name: names[name] for name in wanted}

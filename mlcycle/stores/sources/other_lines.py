@@ -36,7 +36,7 @@ def find_summary_lines(
 ) -> list[int]: # Positions
     "The positions of lines that hold totals, averages or other statistics of other lines."
     first = max(0, len(rows) - LAST_ROWS) if len(rows) > MAX_ROWS_EXAMINED else 0
-    words = rows.iloc[first:].astype("str").apply(lambda column: column.str.strip()).replace("", np.nan).bfill(axis=1).iloc[:, 0]
+    words = _first_filled(rows.iloc[first:])
     kinds = {place + first: name for place, word in enumerate(words.fillna("")) for name, pattern in SUMMARY_WORDS.items()
              if pattern.fullmatch(word)}
     records = np.setdiff1d(np.arange(len(rows)), list(kinds))
@@ -50,6 +50,16 @@ def find_summary_lines(
     if proven and records[0] < min(proven) and records[-1] > max(proven): # Summaries begin or end a table
         return []
     return sorted(place for place in proven if kinds[place].startswith("sum") or _is_below(place, proven, len(rows)))
+
+# %% ../../../nbs/stores/sources/other_lines.ipynb #e1f31e0b
+def _first_filled(rows: pd.DataFrame) -> pd.Series:
+    "The first field of each line that is not empty, column by column: filling along the lines would transpose the table."
+    words = pd.Series(np.nan, rows.index, dtype="str")
+    for number in range(rows.shape[1]):
+        words = words.fillna(rows.iloc[:, number].astype("str").str.strip().replace("", np.nan))
+        if not words.isna().any():
+            break
+    return words
 
 # %% ../../../nbs/stores/sources/other_lines.ipynb #b1630d2c
 def _proves(numbers: np.ndarray, records: np.ndarray) -> bool:
