@@ -2750,6 +2750,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                          'mlcycle/lifecycle/value_checks.py'),
                                                 'mlcycle.lifecycle.value_checks.check_store_addresses': ( 'lifecycle/value_checks.html#check_store_addresses',
                                                                                                           'mlcycle/lifecycle/value_checks.py'),
+                                                'mlcycle.lifecycle.value_checks.check_targets': ( 'lifecycle/value_checks.html#check_targets',
+                                                                                                  'mlcycle/lifecycle/value_checks.py'),
                                                 'mlcycle.lifecycle.value_checks.first_plan_error': ( 'lifecycle/value_checks.html#first_plan_error',
                                                                                                      'mlcycle/lifecycle/value_checks.py'),
                                                 'mlcycle.lifecycle.value_checks.merged_problem': ( 'lifecycle/value_checks.html#merged_problem',

@@ -7,12 +7,15 @@ __all__ = ['NOT_COMPARED', 'ComparedRows', 'compare_clouds', 'compare_files', 'p
            'package_release']
 
 # %% ../../nbs/deployment/forms.ipynb #dbfbda1b
+import os
 import subprocess
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from .cloud_parity import predict_by_azure, predict_by_sagemaker, predict_by_score_script, predict_by_vertex
+from .image import read_release_facts
 from .image_build import ImageBuild, build_image, find_image_tool
 from .model_wheel import predict_by_wheel
 from .on_premises import predict_by_installation
@@ -83,6 +86,7 @@ def compare_package(
     release: Path, # Folder of the release
     compared: ComparedRows, # Rows with the predictions of the pipeline
     cold_start: bool = True, # Predict by the wheel in a new Python interpreter; False: in this process
+    base_image: str = "", # Of a container image; empty: Python's slim image
 ) -> FormParity | None: # None: descriptors, which do not predict
     "Predict the rows by a package."
     if target == "wheel":
@@ -90,8 +94,10 @@ def compare_package(
         return compared.compare("library", served, "the wheel in a new Python interpreter without mlcycle" if cold_start else
                                 "the wheel, imported in this process as a private copy")
     if target == "image":
-        how = ImageBuild(find_image_tool())
-        proof = build_image(release, how, rows=lambda bundle: (compared.rows, compared.n_holdout))
+        how = ImageBuild(find_image_tool(), base_image or read_release_facts(release).base_image)
+        folder = os.environ.get("MLCYCLE_WHEELHOUSE")
+        proof = build_image(release, how, wheelhouse=Path(folder) if folder else None,
+                            rows=lambda bundle: (compared.rows, compared.n_holdout))
         return proof.parity.model_copy(update={"proof": f"image {proof.image}, built and run by {proof.tool}"})
     if target == "on-premises":
         served = predict_by_installer(written, compared.rows, compared.bundle)
@@ -100,11 +106,12 @@ def compare_package(
 
 # %% ../../nbs/deployment/forms.ipynb #f57e5211
 def package_release(
-    targets: list[str], # Names of targets
+    targets: Sequence[str], # Names of targets
     release: Path, # Folder of a release
     output: Path, # Folder for the packages; is created
     compared: ComparedRows, # Rows with the predictions of the pipeline
     cold_start: bool = True, # As for `compare_package`
+    base_image: str = "", # As for `compare_package`
 ) -> tuple[dict[str, Path], list[FormParity]]: # What was written, by target; comparison of those that predict
     "Write the packages of a release to a folder and compare those that predict; nothing new is kept if one differs."
     written, forms = {}, []
@@ -113,7 +120,7 @@ def package_release(
         write = find_package_target(target).function()
         with TemporaryDirectory(prefix=".mlcycle-", dir=output) as home:
             draft = write(release, Path(home))
-            if form := compare_package(target, draft, release, compared, cold_start):
+            if form := compare_package(target, draft, release, compared, cold_start, base_image):
                 check_parity([form])
                 forms.append(form)
             written[target] = draft.replace(output / draft.name) if draft.is_file() else write(release, output)

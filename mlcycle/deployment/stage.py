@@ -22,17 +22,9 @@ from ..core.versions import distribution_version
 from ..core.workspace import Workspace
 from .cloud_parity import CLOUD_ENVIRONMENT
 from .forms import NOT_COMPARED, ComparedRows, compare_clouds, compare_files, package_release
-from mlcycle.deployment.parity import (
-    check_parity,
-    compare_accelerator,
-    compare_predictions,
-    compare_protocols,
-    compare_row_scorer,
-    join_predictions,
-    predict_by_pipeline,
-    release_edge_rows,
-    summarise_forms,
-)
+from .parity import (check_parity, compare_accelerator, compare_predictions, compare_protocols,
+                                        compare_row_scorer, join_predictions, predict_by_pipeline, release_edge_rows,
+                                        summarise_forms)
 from ..ml.predictions import Predictions, predict
 from ..outcomes import Candidate, Dataset, FeaturePlan, FormParity, Parity, Problem, Release, Verdict
 from ..service.bundle import Bundle, build_bundle, hash_bundle_files, verify_release
@@ -196,6 +188,7 @@ def release_model(
     run: str = "", # Id of the run, for the record of the access to the holdout
     card: Path | None = None, # Folder with the model card of stage 5; None: the release has none
     targets: Sequence[str] = ("wheel",), # What is packaged in `dist/` of the project, see `deployment.targets`
+    base_image: str = "", # Of the target `image`; empty: Python's slim image
 ) -> tuple[Release, pd.DataFrame]: # Release; labels of service and pipeline
     "Build the bundle of an approved model, and check that each form of it predicts as the pipeline does."
     workspace = workspace or Workspace.from_project()
@@ -211,7 +204,8 @@ def release_model(
     parity, predictions, compared = compare_service_with_pipeline(built, sent, cold_start=cold_start, functions=functions)
     forms = [*parity.forms, *compare_files(built.folder, compared)]
     check_parity(forms)
-    packages, more = package_release(targets, built.folder, workspace.project / "dist", compared, cold_start)
+    packages, more = package_release(targets, built.folder, workspace.project / "dist", compared, cold_start,
+                                     base_image)
     parity = parity.model_copy(update={"forms": [*forms, *more]})
     decision = (f"{candidate.model.name} version {candidate.model.version} is released: {parity.n_equal} of {parity.rows} "
                 f"predictions over HTTP equal those of the pipeline. {summarise_forms(parity.forms)}"

@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['NUMBER_LIMITS', 'TRACKING_SCHEMES', 'check_numbers', 'check_store_addresses', 'merged_problem',
-           'check_problem_values', 'check_data_values', 'check_modelling_values', 'needs_rows', 'check_named_columns',
-           'try_user_functions', 'unchanged_candidates', 'check_plan', 'read_rows_once', 'first_plan_error']
+           'check_problem_values', 'check_data_values', 'check_targets', 'check_modelling_values', 'needs_rows',
+           'check_named_columns', 'try_user_functions', 'unchanged_candidates', 'check_plan', 'read_rows_once',
+           'first_plan_error']
 
 # %% ../../nbs/lifecycle/value_checks.ipynb #33a5e259
 import json
@@ -24,6 +25,7 @@ from ..core.versions import entry_point_names
 from ..data.clean import validate_and_order_cleaning_steps
 from ..data.split import check_split_parameters, split_by_column
 from ..data.stage import CleaningChoices, plan_and_apply_cleaning
+from ..deployment.targets import find_package_target
 from ..errors import MlcycleError, ParameterError, suggest_name
 from .plan import Plan
 from mlcycle.lifecycle.user_code_checks import (
@@ -127,6 +129,18 @@ def check_data_values(
                                time=document.time, entity=document.entity, split_column=parameters["split_column"],
                                holdout_share=parameters["holdout_share"],
                                future_share=0 if parameters["future_from"] else parameters["future_share"])
+
+# %% ../../nbs/lifecycle/value_checks.ipynb #0b3eeb9c
+def check_targets(
+    targets: Sequence[str], # Parameter of stage 6
+) -> None:
+    "Raise InputError if a target is unknown, or no tool can build an image that is wanted."
+    for name in targets:
+        find_package_target(name)
+    if "image" in targets:
+        from mlcycle.deployment.image_build import find_image_tool
+
+        find_image_tool()
 
 # %% ../../nbs/lifecycle/value_checks.ipynb #f414d85c
 def check_modelling_values(
@@ -250,6 +264,8 @@ def check_plan(
     if "validation" in stages:
         given = plan.parameters["validation"]
         verify_check_parameters(given.get("muted_checks") or {}, given.get("check_modules") or [], plan.workspace.project)
+    if "deployment" in stages:
+        check_targets(plan.parameters["deployment"].get("targets") or [])
     with unchanged_candidates():
         _check_with_candidates(plan, stages, document, with_rows)
 
