@@ -33,7 +33,7 @@ def build(
     tag: Annotated[str, typer.Option(help="Name of the image; default: MODEL:VERSION.")] = "",
     tool: Annotated[str, typer.Option(help="docker, podman or buildah; default: the first that works.")] = "",
     isolation: Annotated[str, typer.Option(help="Of Buildah: chroot needs no container runtime.")] = "",
-    wheelhouse: Annotated[Path | None, typer.Option(envvar="MLCYCLE_WHEELHOUSE", help="Folder of wheels: no package index.")] = None,
+    wheelhouse: Annotated[Path | None, typer.Option(envvar="MLCYCLE_WHEELHOUSE", help="Wheels: no package index.")] = None,
     output: Annotated[Path | None, typer.Option(help="File that receives the image as an archive.")] = None,
     functions: Annotated[bool, typer.Option("--functions", help="Trust and execute functions.py of the release.")] = False,
     port: Annotated[int, typer.Option(help="Port for the comparison; 0: a free one.")] = 0,
