@@ -127,4 +127,5 @@ def package_release(
     return written, forms
 
 # %% ../../nbs/deployment/forms.ipynb #a805472e
-NOT_COMPARED = {"container image": "mlcycle image build", "on-premises installation": "mlcycle package on-premises"}
+NOT_COMPARED = {"container image": "mlcycle image build",
+                "on-premises installation": """mlcycle run -p 'targets=["wheel", "on-premises"]'"""} # Commands that compare
