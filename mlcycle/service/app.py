@@ -105,13 +105,14 @@ def watch_traffic_plan(
     plan: Path, # Traffic plan
     accelerate: bool = False, # Predict by accelerators
 ) -> PlanWatcher: # Not started yet
-    "Let a traffic plan serve now, and later whenever its file changes."
+    "Let a traffic plan serve now if its file exists, and later whenever the file changes."
     def open_version(folder: Path, functions: list[Path]) -> ServedModel:
         for file in functions:
             load_functions(file)
         return load_served_model(folder, accelerate)
 
-    service.traffic.apply(plan, open_version)
+    if plan.exists():
+        service.traffic.apply(plan, open_version)
     return PlanWatcher(plan, lambda: service.traffic.apply(plan, open_version))
 
 # %% ../../nbs/service/app.ipynb #8485987b

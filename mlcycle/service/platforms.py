@@ -133,8 +133,8 @@ def platform_defaults(
     "The defaults of the command line in a container; raises InputError for a variable that cannot be used."
     if environment.get("AIP_STORAGE_URI"):
         print("AIP_STORAGE_URI is not read: the release of the image is served.", file=sys.stderr, flush=True)
-    plan = environment.get("MLCYCLE_TRAFFIC", "")
-    traffic = plan if plan and Path(plan).is_file() else ""
-    release, functions = "" if traffic else find_platform_release(environment), environment.get("MLCYCLE_FUNCTIONS", "")
+    traffic = environment.get("MLCYCLE_TRAFFIC", "")
+    release = "" if traffic and Path(traffic).is_file() else find_platform_release(environment)
+    functions = environment.get("MLCYCLE_FUNCTIONS", "")
     return {"host": "0.0.0.0", "port": read_platform_port(environment), "traffic": traffic, "release": release,
             "functions": functions} | platform_settings(environment)

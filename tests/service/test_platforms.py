@@ -26,6 +26,7 @@ from mlcycle.service.bundle import open_release
 from mlcycle.service.local import running_service
 from mlcycle.service.rows import predict_rows, to_json_rows
 from mlcycle.service.server import SERVICE_MAIN, read_arguments
+from mlcycle.service.traffic import TrafficPlan, write_traffic_plan
 from mlcycle.stores.tables.holdout import read_any_table
 
 CSV, LINES = "text/csv", "application/jsonlines"
@@ -230,6 +231,19 @@ def serving(platform: dict[str, str], *words: str) -> Generator[tuple[subprocess
             process.kill()
 
 
+def test_a_container_follows_a_traffic_plan_that_is_written_later(toy, tmp_path):
+    release, _, rows, _ = toy
+    later = toy_release(tmp_path / "releases", 2)
+    platform = {"MLCYCLE_RELEASE": str(release), "PORT": str(free_port()), "MLCYCLE_TRAFFIC": str(tmp_path / "traffic.json")}
+    with serving(platform) as (_, url), httpx.Client(base_url=url, timeout=30) as client:
+        assert client.get("/model").json()["version"] == 1
+        write_traffic_plan(tmp_path / "traffic.json", TrafficPlan(champion=str(later.relative_to(tmp_path))))
+        end = time.monotonic() + 20
+        while client.get("/model").json()["version"] == 1 and time.monotonic() < end:
+            time.sleep(0.1)
+        assert client.post("/predict", json={"rows": rows[:1]}).json()["version"] == 2
+
+
 def test_all_contracts_in_one_process_which_drains_after_sigterm(toy):
     release, bundle, rows, expected = toy
     port = free_port()
@@ -240,7 +254,7 @@ def test_all_contracts_in_one_process_which_drains_after_sigterm(toy):
         ("/vertex", json.dumps({"instances": rows}), "application/json"),
         ("/predict", json.dumps({"rows": rows}), "application/json"),
     ]
-    with serving(platform, "--drain-seconds", "2") as (process, url), httpx.Client(base_url=url, timeout=30) as client:
+    with serving(platform, "--drain-seconds", "4") as (process, url), httpx.Client(base_url=url, timeout=30) as client:
         assert url == f"http://127.0.0.1:{port}"
         assert [client.get(path).status_code for path in ("/ping", "/healthz", "/health/live")] == [200, 200, 200]
 
@@ -253,9 +267,10 @@ def test_all_contracts_in_one_process_which_drains_after_sigterm(toy):
             sent = [threads.submit(send, number) for number in range(30)]
             sent[0].result()
             process.send_signal(signal.SIGTERM)
+            while [client.get(path).status_code for path in ("/ping", "/healthz")] != [503, 503]:  # Refused at the end
+                time.sleep(0.01)
             for each in sent:
                 each.result()
-        assert client.get("/ping").status_code == client.get("/healthz").status_code == 503
         start = time.monotonic()
         assert process.wait(30) == 0 and time.monotonic() - start < 30
 
