@@ -236,10 +236,10 @@ def test_a_container_follows_a_traffic_plan_that_is_written_later(toy, tmp_path)
     later = toy_release(tmp_path / "releases", 2)
     platform = {"MLCYCLE_RELEASE": str(release), "PORT": str(free_port()), "MLCYCLE_TRAFFIC": str(tmp_path / "traffic.json")}
     with serving(platform) as (_, url), httpx.Client(base_url=url, timeout=30) as client:
-        assert client.get("/model").json()["version"] == 1
+        assert client.get("/model").json()["model"]["version"] == 1
         write_traffic_plan(tmp_path / "traffic.json", TrafficPlan(champion=str(later.relative_to(tmp_path))))
         end = time.monotonic() + 20
-        while client.get("/model").json()["version"] == 1 and time.monotonic() < end:
+        while client.get("/model").json()["model"]["version"] == 1 and time.monotonic() < end:
             time.sleep(0.1)
         assert client.post("/predict", json={"rows": rows[:1]}).json()["version"] == 2
 
