@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['MAX_PROFILED_PREDICTIONS', 'MAX_COMPARED_ROWS', 'describe_release', 'release_documents', 'bundle_facts',
            'BuiltRelease', 'build_release', 'predict_one_by_one', 'compare_service_with_pipeline',
-           'make_rejected_release', 'release_model']
+           'make_rejected_release', 'version_without_mlcycle', 'release_model']
 
 # %% ../../nbs/06_deployment.ipynb #dcbd0b27
 import json
@@ -21,12 +21,12 @@ import pandas as pd
 from ..core.versions import distribution_version
 from ..core.workspace import Workspace
 from .cloud_parity import CLOUD_ENVIRONMENT
-from .forms import NOT_COMPARED, ComparedRows, compare_clouds, compare_files, package_release
+from .forms import ComparedRows, compare_clouds, compare_files, forms_not_compared, package_release
 from .parity import (check_parity, compare_accelerator, compare_predictions, compare_protocols,
                                         compare_row_scorer, join_predictions, predict_by_pipeline, release_edge_rows,
                                         summarise_forms)
 from ..ml.predictions import Predictions, predict
-from ..outcomes import Candidate, Dataset, FeaturePlan, FormParity, Parity, Problem, Release, Verdict
+from ..outcomes import Candidate, Dataset, FeaturePlan, FormParity, ModelRef, Parity, Problem, Release, Verdict
 from ..service.bundle import Bundle, build_bundle, hash_bundle_files, verify_release
 from ..service.local import running_service
 from ..service.model_description import describe_served_model
@@ -174,6 +174,14 @@ def make_rejected_release(
     "The outcome of stage 6 for a rejected model, or one that needs a person."
     return Release(released=False, model=candidate.model, decision=f"No model is released. {by_person or verdict.decision}")
 
+# %% ../../nbs/06_deployment.ipynb #c5e5ecc0
+def version_without_mlcycle(
+    model: ModelRef, # Registered version
+) -> Path | None: # None: it was registered without the modules that it needs
+    "The folder of a version that MLflow loads without mlcycle."
+    folder = registered_model_file(model.name, model.version).parent
+    return folder if (folder / "code").is_dir() else None
+
 # %% ../../nbs/06_deployment.ipynb #28272033
 def release_model(
     problem: Problem, # Outcome of stage 1
@@ -202,10 +210,10 @@ def release_model(
     functions = workspace_functions_file(candidate.model.user_functions, workspace)
     sent = holdout.sample(min(len(holdout), parity_rows), random_state=0)
     parity, predictions, compared = compare_service_with_pipeline(built, sent, cold_start=cold_start, functions=functions)
-    forms = [*parity.forms, *compare_files(built.folder, compared)]
+    mlflow = version_without_mlcycle(candidate.model) if cold_start else None
+    forms = [*parity.forms, *compare_files(built.folder, compared, mlflow, functions)]
     check_parity(forms)
-    packages, more = package_release(targets, built.folder, workspace.project / "dist", compared, cold_start,
-                                     base_image)
+    packages, more = package_release(targets, built.folder, workspace.project / "dist", compared, cold_start, base_image)
     parity = parity.model_copy(update={"forms": [*forms, *more]})
     decision = (f"{candidate.model.name} version {candidate.model.version} is released: {parity.n_equal} of {parity.rows} "
                 f"predictions over HTTP equal those of the pipeline. {summarise_forms(parity.forms)}"
@@ -213,5 +221,4 @@ def release_model(
     return Release(released=True, model=candidate.model, parity=parity, decision=decision,
                    not_accelerated=built.not_accelerated, uncompiled=built.uncompiled,
                    packages={name: path.relative_to(workspace.project).as_posix() for name, path in packages.items()},
-                   not_compared={form: command for form, command in NOT_COMPARED.items()
-                                 if form not in {each.form for each in more}}, **bundle_facts(built.folder)), predictions
+                   not_compared=forms_not_compared(parity.forms), **bundle_facts(built.folder)), predictions
