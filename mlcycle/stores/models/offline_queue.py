@@ -20,7 +20,7 @@ from sklearn.base import BaseEstimator
 from ...core.files import atomic_folder
 from ...core.workspace import Workspace
 from ...errors import DiskFullError, RegistryError
-from ...ml.metrics import get_metric
+from ...ml.standard_scores import get_standard_metric
 from ...outcomes import Candidate, Record, Score
 from .model_files import load_model, model_to_skops_bytes
 from .registration import PyfuncDescription, register_model
@@ -92,7 +92,7 @@ def candidate_facts(
     candidate: Candidate, # Outcome of stage 4
 ) -> dict[str, Any]: # Parameters of `register_model`: `scores`, `table`
     "What MLflow shows of a candidate beside its leaderboard: cross-validated scores in the usual metrics, training rows."
-    scores = tuple(Score(metric=name, value=value, lower_is_better=get_metric(name).higher_is_better is False)
+    scores = tuple(Score(metric=name, value=value, lower_is_better=get_standard_metric(name).higher_is_better is False)
                    for name, value in candidate.fold_mean_scores.items())
     return {"scores": scores, "table": candidate.train_table}
 
