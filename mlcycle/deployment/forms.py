@@ -27,6 +27,7 @@ from ..errors import StageError
 from ..ml.predictions import Predictions
 from ..outcomes import FormParity
 from ..scoring.batch import predict_by_batch
+from ..service.bundle import verify_release
 from ..service.local import ServiceClient
 from ..service.release_description import Bundle
 
@@ -78,6 +79,7 @@ def compare_files(
 # %% ../../nbs/deployment/forms.ipynb #74705129
 def predict_by_installer(
     archive: Path, # Of the target `on-premises`
+    signer: str, # Key that signed the release; empty: it is not signed
     rows: list[dict], # Rows of JSON values
     bundle: Bundle, # Description of the release
 ) -> Predictions:
@@ -85,7 +87,8 @@ def predict_by_installer(
     with TemporaryDirectory(prefix="mlcycle-installation-") as home:
         subprocess.run(["tar", "-xzf", str(archive), "-C", home], check=True)
         script = next(Path(home).glob("*/install.sh"))
-        done = subprocess.run(["sh", str(script), "--prefix", f"{home}/prefix", "--no-systemd"], capture_output=True, text=True)
+        command = ["sh", str(script), "install", "--prefix", f"{home}/prefix", "--no-systemd"]
+        done = subprocess.run([*command, *(["--key", signer] if signer else ["--unsigned"])], capture_output=True, text=True)
         if done.returncode:
             raise StageError(f"The installer of {archive.name} failed.", remedy=done.stderr[-1000:])
         return predict_by_installation(Path(home) / "prefix", rows, bundle)
@@ -111,7 +114,7 @@ def compare_package(
                             rows=lambda bundle: (compared.rows, compared.n_holdout))
         return proof.parity.model_copy(update={"proof": f"image {proof.image}, built and run by {proof.tool}"})
     if target == "on-premises":
-        served = predict_by_installer(written, compared.rows, compared.bundle)
+        served = predict_by_installer(written, verify_release(release).signer, compared.rows, compared.bundle)
         return compared.compare("on-premises installation", served, "installed without a network, service of the installation")
     return None
 
