@@ -40,7 +40,12 @@ class ModelLibrary:
                 self._loaded = open_library(self.folder, self.manifest, self.signer)
             return self._loaded
 
-    def predict(self, rows: Any, *, intervals: bool = False) -> "pd.DataFrame":
+    def predict(
+        self,
+        rows: Any, # Data frame, mapping of column names to values, or list of mappings; other columns are ignored
+        *,
+        intervals: bool = False, # Also prediction intervals of a regression, or sets of classes
+    ) -> "pd.DataFrame": # Columns of `predict_table`; index of `rows`
         "Predict rows, with a Python warning for each column that cleaning has changed or that has unseen categories."
         loaded = self.load()
         from mlcycle.service.prediction_table import predict_table
@@ -50,14 +55,20 @@ class ModelLibrary:
             warnings.warn(note, stacklevel=3)
         return table
 
-    def predict_proba(self, rows: Any) -> "pd.DataFrame":
+    def predict_proba(
+        self,
+        rows: Any, # Data frame, mapping of column names to values, or list of mappings; other columns are ignored
+    ) -> "pd.DataFrame": # Index of `rows`
         "Probabilities of all classes, one column for each."
         loaded = self.load()
         from mlcycle.service.prediction_table import probability_table
 
         return probability_table(*loaded, rows)
 
-    def read_document(self, name: str) -> str:
+    def read_document(
+        self,
+        name: str, # Of the file, such as `model_card.md`
+    ) -> str:
         "The text of a file of the release; empty if there is none."
         path = self.folder / name
         return path.read_text("utf-8") if path.is_file() else ""
