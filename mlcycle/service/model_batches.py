@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['BLOCK_ROWS', 'CSV_SUFFIXES', 'PARQUET_SUFFIXES', 'OUTPUT_SUFFIXES', 'table_format', 'read_blocks', 'import_parquet',
-           'read_parquet_blocks', 'csv_remedy', 'columns_to_keep', 'with_missing_rows', 'predict_block', 'TableWriter',
-           'open_writer', 'predict_file', 'row_count', 'summary_text', 'command_parser', 'predict_file_command']
+           'read_parquet_blocks', 'csv_remedy', 'columns_to_keep', 'with_missing_rows', 'predict_file_block',
+           'TableWriter', 'begin_table', 'open_writer', 'predict_file', 'row_count', 'summary_text', 'command_parser',
+           'predict_file_command']
 
 # %% ../../nbs/service/model_batches.ipynb #4c882c25
 import argparse
@@ -121,7 +122,7 @@ def with_missing_rows(
     return (table.astype({"prediction": kind}) if kind else table).reindex(index)
 
 # %% ../../nbs/service/model_batches.ipynb #3e05cbb6
-def predict_block(
+def predict_file_block(
     model: ModelLibrary, # Installed model
     block: pd.DataFrame, # Rows, numbered from 0 through the file
     kept: Sequence[str], # Columns that the output keeps
@@ -157,20 +158,13 @@ class TableWriter:
         if isinstance(target, Path) and kind == "csv":
             self.stream = (gzip.open if packed else open)(target, "wt", encoding="utf-8", newline="")
 
-    def begin(self, table: pd.DataFrame) -> None:
-        "Write the header; all parts get the columns of this table, and in a Parquet file their types."
-        self.columns = list(table)
-        if self.stream:
-            table.head(0).to_csv(self.stream, index=False)
-            return
-        from pyarrow import Schema
-
-        self.parquet = import_parquet().ParquetWriter(self.target, Schema.from_pandas(table, preserve_index=False))
-
-    def write(self, table: pd.DataFrame) -> None:
+    def write(
+        self,
+        table: pd.DataFrame, # Rows
+    ) -> None:
         "Append a part; the first one begins the file."
         if not self.columns:
-            self.begin(table)
+            begin_table(self, table)
         table = table.reindex(columns=self.columns)
         if self.stream:
             table.to_csv(self.stream, header=False, index=False)
@@ -184,6 +178,20 @@ class TableWriter:
         for each in (self.parquet, self.stream if isinstance(self.target, Path) else None):
             if each:
                 each.close()
+
+# %% ../../nbs/service/model_batches.ipynb #1f3af106
+def begin_table(
+    writer: TableWriter, # Has written nothing
+    table: pd.DataFrame, # Rows with the columns of the output
+) -> None:
+    "Write the header; all parts get the columns of a table, and in a Parquet file their types."
+    writer.columns = list(table)
+    if writer.stream:
+        table.head(0).to_csv(writer.stream, index=False)
+        return
+    from pyarrow import Schema
+
+    writer.parquet = import_parquet().ParquetWriter(writer.target, Schema.from_pandas(table, preserve_index=False))
 
 # %% ../../nbs/service/model_batches.ipynb #9ea9cd09
 @contextmanager
@@ -220,10 +228,10 @@ def predict_file(
             if block.empty:
                 continue
             kept = kept if rows else columns_to_keep(model, block, options)
-            table, errors = predict_block(model, block, kept, options)
+            table, errors = predict_file_block(model, block, kept, options)
             waiting.append(table)
             if "prediction" in table and not writer.columns:
-                writer.begin(table)
+                begin_table(writer, table)
             if writer.columns:
                 for each in waiting:
                     writer.write(each)
