@@ -31,7 +31,7 @@ def build(
     model: Annotated[str, typer.Argument(metavar="[MODEL[@V]|RUN|RELEASE]", help="Model, run, or release.")] = "last",
     base_image: Annotated[str, typer.Option(
         help="Base image with the release's version of Python; default: its slim image.")] = "",
-    tag: Annotated[str, typer.Option(help="Name of the image; default: MODEL:VERSION.")] = "",
+    tag: Annotated[str, typer.Option(help="Name of the image once it predicts as the pipeline; default: MODEL:VERSION.")] = "",
     tool: Annotated[str, typer.Option(help="docker, podman or buildah; default: the first that works.")] = "",
     isolation: Annotated[str, typer.Option(help="Isolation of Buildah; chroot needs no container runtime.")] = "",
     wheelhouse: Annotated[Path | None, typer.Option(envvar="MLCYCLE_WHEELHOUSE", help="Wheels: no package index.")] = None,
@@ -41,10 +41,7 @@ def build(
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show the output of the tool.")] = False,
     project: Annotated[Path | None, typer.Option(help="Project folder; found from the working directory.")] = None,
 ):
-    """Build a container image of a release and compare its predictions.
-
-    The image gets its name once its predictions equal the pipeline's.
-    """
+    "Build a container image of a release and compare its predictions."
     with exit_on_error(), warnings.catch_warnings():
         shorten_warnings()
         from mlcycle.core.release_keys import release_keys_setting, trust_release_keys
