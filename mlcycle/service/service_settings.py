@@ -34,7 +34,7 @@ class ServiceSettings:
     log_client: bool = False # The access log contains the address of the client
     log_features: bool = True # The prediction log contains the values of the row
     spool: str = "" # Folder for events that the database cannot take; empty: beside a SQLite file, else the user's state folder
-    max_spool_bytes: int = 2 * 2**30 # Of each worker; further events are dropped and counted
+    max_spool_bytes: int = 2 * 2**30 # Size of the spool of each worker; further events are dropped and counted
     drain_timeout: float = 10 # Seconds that a stopping service waits for the database, before events stay in the spool
     workers: int = 1 # Processes
     accelerate: bool = False # Predict by the accelerator of the release, ONNX Runtime, if the release has one
@@ -56,7 +56,7 @@ def setting_meanings() -> dict[str, str]: # By name of the setting
     "What each setting means: the comment beside it; empty where the source of this module is not installed."
     try:
         comments = dict(re.findall(r"^ {4}(\w+): .*? # (.*)$", inspect.getsource(ServiceSettings), re.MULTILINE))
-    except OSError:
+    except (OSError, TypeError):
         comments = {}
     return {each.name: comments.get(each.name, "") for each in fields(ServiceSettings)}
 
