@@ -148,7 +148,7 @@ def test_commands_name_files_that_exist_and_all_placeholders(folders, cloud):
 
 def test_azure_readme_and_descriptors_name_the_same_endpoint(release, tmp_path, monkeypatch):
     read = azure.read_cloud_release(release)
-    long = replace(read, facts=replace(read.facts, name="a-model-with-a-name-of-forty-characters1"))
+    long = replace(read, facts=replace(read.facts, model="a-model-with-a-name-of-forty-characters1"))
     monkeypatch.setattr(azure, "read_cloud_release", lambda path: long)
     folder = azure.write_azure(release, tmp_path)
     name = yaml.safe_load((folder / "endpoint.yml").read_text())["name"]
