@@ -4,12 +4,12 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import httpx
 import mlflow
 import pytest
+from load import wait_until
 
 import mlcycle as mc
 from mlcycle.service.bundle import build_bundle, open_release
@@ -52,7 +52,7 @@ class Serving:
         url = self.process.stdout.readline().strip()
         assert url, "it did not start"
         self.client = httpx.Client(base_url=url, timeout=60)
-        self.wait_until(self.is_ready)
+        wait_until(self.is_ready)
         return self
 
     def is_ready(self) -> bool:
@@ -60,12 +60,6 @@ class Serving:
             return self.client.get("/health").is_success
         except httpx.TransportError:
             return False
-
-    def wait_until(self, condition) -> None:
-        deadline = time.monotonic() + 60
-        while not condition():
-            assert time.monotonic() < deadline, "it did not happen"
-            time.sleep(0.1)
 
     def version(self, rows: list[dict], key: str = "a") -> int:
         "The version that predicts; each request must succeed."

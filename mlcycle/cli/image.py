@@ -29,10 +29,11 @@ def describe_image_group():
 @image_app.command("build")
 def build(
     model: Annotated[str, typer.Argument(metavar="[MODEL[@V]|RUN|RELEASE]", help="Model, run, or release.")] = "last",
-    base_image: Annotated[str, typer.Option(help="With the release's version of Python; default: its slim image.")] = "",
-    tag: Annotated[str, typer.Option(help="Name of the image; default: MODEL:VERSION.")] = "",
+    base_image: Annotated[str, typer.Option(
+        help="Base image with the release's version of Python; default: its slim image.")] = "",
+    tag: Annotated[str, typer.Option(help="Name of the image once it predicts as the pipeline; default: MODEL:VERSION.")] = "",
     tool: Annotated[str, typer.Option(help="docker, podman or buildah; default: the first that works.")] = "",
-    isolation: Annotated[str, typer.Option(help="Of Buildah: chroot needs no container runtime.")] = "",
+    isolation: Annotated[str, typer.Option(help="Isolation of Buildah; chroot needs no container runtime.")] = "",
     wheelhouse: Annotated[Path | None, typer.Option(envvar="MLCYCLE_WHEELHOUSE", help="Wheels: no package index.")] = None,
     output: Annotated[Path | None, typer.Option(help="File that receives the image as an archive.")] = None,
     functions: Annotated[bool, typer.Option("--functions", help="Trust and execute functions.py of the release.")] = False,
@@ -40,7 +41,7 @@ def build(
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show the output of the tool.")] = False,
     project: Annotated[Path | None, typer.Option(help="Project folder; found from the working directory.")] = None,
 ):
-    "Build a container image of a release; it gets its name once its predictions equal the pipeline's."
+    "Build a container image of a release and compare its predictions."
     with exit_on_error(), warnings.catch_warnings():
         shorten_warnings()
         from mlcycle.core.release_keys import release_keys_setting, trust_release_keys

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['AZURE_REGISTRY', 'AZURE_SCHEMAS', 'INFERENCE_SERVER', 'ENTRY_SCRIPT_TEMPLATE', 'SERVER_PINS', 'CONTEXT_FOLDER',
-           'azure_environment', 'azure_deployment', 'azure_descriptors', 'entry_script_requirements',
-           'entry_script_context', 'write_azure']
+           'azure_environment', 'azure_endpoint_name', 'azure_deployment', 'azure_descriptors',
+           'entry_script_requirements', 'entry_script_context', 'write_azure']
 
 # %% ../../nbs/deployment/azure.ipynb #efdceb8d
 from pathlib import Path
@@ -37,6 +37,13 @@ def azure_environment(
     return {"$schema": f"{AZURE_SCHEMAS}/environment.schema.json", "name": name, "version": str(version), **source,
             "inference_config": {kind: {"port": port, "path": path} for kind, path in zip(kinds, routes, strict=True)}}
 
+# %% ../../nbs/deployment/azure.ipynb #9c7fb222
+def azure_endpoint_name(
+    name: str, # Of the model, as in the tag of its image
+) -> str:
+    "The name of an endpoint: at most 32 letters, digits and hyphens."
+    return name[:32].strip("-")
+
 # %% ../../nbs/deployment/azure.ipynb #b69eb6df
 def azure_deployment(
     release: CloudRelease, # To be served
@@ -49,7 +56,7 @@ def azure_deployment(
     probes = {"initial_delay": 5, "period": 10, "timeout": 2, "success_threshold": 1, "failure_threshold": 30}
     variables = release.environment | {"MLCYCLE_SERVICE_REQUEST_TIMEOUT": "4.5"}
     return {"$schema": f"{AZURE_SCHEMAS}/managedOnlineDeployment.schema.json", "name": f"v{facts.version}",
-            "endpoint_name": facts.name[:32].strip("-"), **more, "environment": f"azureml:{environment}:{facts.version}",
+            "endpoint_name": azure_endpoint_name(facts.name), **more, "environment": f"azureml:{environment}:{facts.version}",
             "instance_type": "Standard_F4s_v2", "instance_count": 2, "request_settings": limits, "liveness_probe": probes,
             "readiness_probe": dict(probes), "environment_variables": variables,
             "tags": {"mlcycle-release": facts.release, "mlcycle-sha256": facts.sha256}}
@@ -60,7 +67,7 @@ def azure_descriptors(
 ) -> dict[str, Any]: # Content by file name
     "Environments, endpoint, model and deployments of both ways."
     facts, script = release.facts, f"{release.facts.name}-entry-script"
-    endpoint = {"$schema": f"{AZURE_SCHEMAS}/managedOnlineEndpoint.schema.json", "name": facts.name[:32].strip("-"),
+    endpoint = {"$schema": f"{AZURE_SCHEMAS}/managedOnlineEndpoint.schema.json", "name": azure_endpoint_name(facts.name),
                 "auth_mode": "key"}
     model = {"$schema": f"{AZURE_SCHEMAS}/model.schema.json", "name": facts.name, "version": str(facts.version),
              "type": "custom_model", "path": "release", "description": facts.release}
@@ -103,7 +110,8 @@ def write_azure(
 ) -> Path: # `<model>-<version>-azure`
     "Write the descriptors for Azure ML; raises ArtifactError if the release was altered or its signature does not fit."
     cloud = read_cloud_release(release)
-    readme = cloud_readme("azure_readme.md", cloud, f"{AZURE_REGISTRY}/{cloud.facts.tag}", deployment=f"v{cloud.facts.version}")
+    readme = cloud_readme("azure_readme.md", cloud, f"{AZURE_REGISTRY}/{cloud.facts.tag}", deployment=f"v{cloud.facts.version}",
+                          endpoint=azure_endpoint_name(cloud.facts.name))
     with unpacked_release(release) as folder:
         context = entry_script_context(cloud, (folder / "requirements.txt").read_text())
     return write_cloud_folder(release, output / f"{cloud.facts.name}-{cloud.facts.version}-azure",

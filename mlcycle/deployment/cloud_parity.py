@@ -19,7 +19,7 @@ from unittest.mock import patch
 import numpy as np
 
 from .azure import ENTRY_SCRIPT_TEMPLATE
-from .parity import predict_by_rows, scores_of_classes
+from .parity import predict_by_rows, read_predictions, scores_of_classes
 from .sagemaker import csv_of_rows
 from ..errors import StageError
 from ..ml.predictions import Predictions
@@ -34,7 +34,7 @@ CLOUD_ENVIRONMENT = {"AIP_HEALTH_ROUTE": "/vertex/health", "AIP_PREDICT_ROUTE": 
 # %% ../../nbs/deployment/cloud_parity.ipynb #d5b1a9fc
 def check_healthy(
     service: ServiceClient, # Client of a running service
-    *paths: str, # That a platform asks for
+    *paths: str, # Health routes of the platform
 ) -> None:
     "Raise StageError if a health route does not respond with status 200."
     for path in paths:
@@ -135,5 +135,4 @@ def predict_by_score_script(
         script["SERVICE"].close()
     if response.status != 200:
         raise StageError(f"The entry script returned {response.status}.", remedy=response.body.decode()[:500])
-    read = json.loads(response.body)
-    return Predictions(np.asarray(read["predictions"]), None if read["scores"] is None else np.asarray(read["scores"], float))
+    return read_predictions(json.loads(response.body))

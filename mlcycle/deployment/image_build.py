@@ -95,7 +95,11 @@ class ImageBuild:
         "The option of Buildah; nothing for other tools."
         return ["--isolation", self.isolation] if self.tool == "buildah" and self.isolation else []
 
-    def build_words(self, context: Path, tag: str) -> list[str]:
+    def build_words(
+        self,
+        context: Path, # Folder with the Dockerfile
+        tag: str, # Name of the image
+    ) -> list[str]:
         "The command that builds an image; the format of Docker keeps the health check."
         more = ["--progress", "plain"] if self.tool == "docker" else ["--format", "docker", *self.isolation_words()]
         arguments = {"BASE_IMAGE": self.base_image} | ({"FUNCTIONS": FUNCTIONS_IN_IMAGE} if self.functions else {})
@@ -143,7 +147,7 @@ def explain_build_error(
     text, last = "\n".join(lines), next((line for line in reversed(lines) if line and "exited with" not in line), "")
     remedy = f"Name another one: --base-image IMAGE, such as {default_base_image(python)}."
     if BASE_PROBLEMS.search(text):
-        return InputError(f"The base image {base_image} cannot be had: {last.removeprefix('Error: ')}.",
+        return InputError(f"The base image {base_image} cannot be pulled: {last.removeprefix('Error: ')}.",
                           f"An image with Python {python} is expected, here or in a registry that can be reached.", remedy)
     if found := re.search(r"^(?:#\d+ [\d.]+ )?(The base image has Python [\d.]+; .*)$", text, re.MULTILINE):
         return InputError(found[1], remedy=remedy)
@@ -275,7 +279,7 @@ def check_trusted_functions(
         if (file := folder / "functions.py").is_file():
             if not functions:
                 raise ArtifactError(f"The model of {release} calls user functions, whose code the image would execute.",
-                                    "It is executed only if somebody trusts it.",
+                                    "It is executed only with --functions.",
                                     "Review functions.py of the release. If you trust it, add --functions.")
             verify_release(folder)
             load_functions(file)

@@ -150,7 +150,7 @@ def make_autoscaler(
 def make_disruption_budget(
     facts: ReleaseFacts, # Of the release
 ) -> KubernetesObject:
-    "The PodDisruptionBudget: at most one pod is away on purpose."
+    "The PodDisruptionBudget: at most one pod is unavailable during maintenance."
     return {"apiVersion": "policy/v1", "kind": "PodDisruptionBudget", "metadata": object_metadata(facts),
             "spec": {"maxUnavailable": 1, "selector": {"matchLabels": selector_labels(facts)}}}
 

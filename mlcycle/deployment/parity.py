@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['PROTOCOLS', 'MAX_EDGE_ROWS', 'predict_by_pipeline', 'compare_predictions', 'json_tensors', 'scores_of_classes',
-           'predict_by_rows', 'predict_by_mlflow_protocol', 'predict_by_open_inference', 'release_edge_rows',
-           'join_predictions', 'compare_row_scorer', 'compare_accelerator', 'compare_protocols', 'check_parity',
-           'summarise_forms']
+           'read_predictions', 'predict_by_rows', 'predict_by_mlflow_protocol', 'predict_by_open_inference',
+           'release_edge_rows', 'join_predictions', 'compare_row_scorer', 'compare_accelerator', 'compare_protocols',
+           'check_parity', 'summarise_forms']
 
 # %% ../../nbs/deployment/parity.ipynb #ed2f6252
 from typing import Any
@@ -71,6 +71,13 @@ def scores_of_classes(
     "Scores as the pipeline gives them: of a binary task only that of the positive class."
     return probabilities[:, bundle.problem.positive_index] if bundle.problem.task == "binary" else probabilities
 
+# %% ../../nbs/deployment/parity.ipynb #cc34601e
+def read_predictions(
+    body: dict[str, Any], # Response of `POST /predict`
+) -> Predictions:
+    "Predictions from the body of a response."
+    return Predictions(np.asarray(body["predictions"]), None if body["scores"] is None else np.asarray(body["scores"], float))
+
 # %% ../../nbs/deployment/parity.ipynb #fa3b77cb
 def predict_by_rows(
     service: ServiceClient, # Client of a running service
@@ -78,8 +85,7 @@ def predict_by_rows(
     rows: list[dict], # Rows of JSON values
 ) -> Predictions:
     "Predict rows by `POST /predict`, all in one request."
-    body = service.predict(rows, [str(place) for place in range(len(rows))])
-    return Predictions(np.asarray(body["predictions"]), None if body["scores"] is None else np.asarray(body["scores"], float))
+    return read_predictions(service.predict(rows, [str(place) for place in range(len(rows))]))
 
 # %% ../../nbs/deployment/parity.ipynb #c91e9bc1
 def predict_by_mlflow_protocol(

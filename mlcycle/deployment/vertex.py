@@ -39,7 +39,7 @@ def vertex_deployment(
                  "autoscalingMetricSpecs": [scaling]}
     return {"deployedModel": {"displayName": release.resource, "model": f"{VERTEX_PARENT}/models/{facts.name}@v{facts.version}",
                               "dedicatedResources": resources},
-            "trafficSplit": {"0": 10, "EARLIER": 90}}
+            "trafficSplit": {"0": 10, "PREVIOUS": 90}}
 
 # %% ../../nbs/deployment/vertex.ipynb #097af005
 def vertex_batch(

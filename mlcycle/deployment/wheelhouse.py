@@ -107,7 +107,8 @@ def download_wheels(
 ) -> None:
     "Let pip download wheels, with a progress bar in a terminal; raises InputError if it fails."
     command = [sys.executable, "-m", "pip", "download", "--only-binary=:all:", "--no-input", "--no-color",
-               "--disable-pip-version-check", "--progress-bar", "off", "--retries", "2", "--dest", str(folder), "--requirement", str(requirements)]
+               "--disable-pip-version-check", "--progress-bar", "off", "--retries", "2", "--dest", str(folder),
+               "--requirement", str(requirements)]
     command += ["--no-index", "--find-links", str(wheels)] if wheels else []
     errors: list[str] = []
     with (subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as pip,

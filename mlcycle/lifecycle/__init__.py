@@ -1,1 +1,1 @@
-"""Runs through the stages: plan, freshness, execution, locks, batches, projects."""
+"""Runs: plan, freshness, execution, locks, batches, projects; deployments, which serve what `mlcycle.deployment` makes."""

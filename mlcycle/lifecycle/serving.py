@@ -218,7 +218,7 @@ class AliasFollower:
         connect_registry(workspace.tracking_uri, workspace.artifacts)
 
     def look(self) -> bool: # Whether the plan was changed
-        "Look at the alias once; a version that is not released yet, or a registry that is away, changes nothing."
+        "Look at the alias once; a version that is not released yet, or a registry that is unavailable, changes nothing."
         from mlcycle.stores.models.registry import get_alias_version, registry_errors
 
         target = self.target

@@ -50,7 +50,7 @@ def table_from_lists(
 # %% ../../nbs/service/line_formats.ipynb #3cf0a756
 def header_parameter(
     content_type: str, # Value of the header Content-Type
-    default: bool | None = None, # Result if it does not say
+    default: bool | None = None, # Result if it is not stated
 ) -> bool | None:
     "Whether a content type says that CSV has a header; raises RequestError with status 415 for other values of `header`."
     for part in content_type.split(";")[1:]:
@@ -66,7 +66,7 @@ def is_csv_header(
     first: Sequence[str], # Fields of the first line
     columns: dict[str, str], # pandas types by name, in the order of the model
 ) -> bool: # False: the line has the values of a row
-    """Tell a header from a row: a header has a column of the model; a row has a number for one of its numeric columns.
+    """Distinguish a header from a row: a header has a column of the model; a row has a number for one of its numeric columns.
 
     Raises InputError if the line has neither, or consists of the positions of the columns.
     """

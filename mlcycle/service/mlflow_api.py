@@ -134,7 +134,7 @@ def inference_row_ids(
 # %% ../../nbs/service/mlflow_api.ipynb #ac6afca8
 def invocation_values(
     served: ServedPredictions, # Predictions of a request
-    options: PredictOptions, # What the request wants
+    options: PredictOptions, # Options of the request
 ) -> list: # One for each row as sent; None where a row was left out
     "The predictions of a response in JSON: labels, lists of probabilities, or objects."
     if options.intervals or options.reasons:
@@ -149,7 +149,7 @@ def invocation_values(
 # %% ../../nbs/service/mlflow_api.ipynb #f92a8697
 def invocation_response(
     served: ServedPredictions, # Predictions of a request
-    options: PredictOptions, # What the request wants
+    options: PredictOptions, # Options of the request
     content_type: str = "application/json", # Of the response: also text/csv or application/jsonlines
     fields: tuple[str, ...] = (), # What a line has, see `LINE_FIELDS`; empty: the label, in JSON lines also its score
 ) -> Response:

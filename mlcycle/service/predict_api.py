@@ -85,7 +85,7 @@ def at_sent_rows(
 # %% ../../nbs/service/predict_api.ipynb #8895831f
 def predict_response(
     served: ServedPredictions, # Predictions of a request
-    options: PredictOptions = DEFAULT_OPTIONS, # What the request wants
+    options: PredictOptions = DEFAULT_OPTIONS, # Options of the request
 ) -> dict: # JSON object
     "The body of the response of `POST /predict`."
     ids, bundle, prepared, scores = served.row_ids, served.bundle, served.prepared, served.predictions.scores

@@ -192,12 +192,14 @@ def add_setting_arguments(
     parser: argparse.ArgumentParser, # Receives an option for each setting
 ) -> None:
     "Add the options of `ServiceSettings`; their defaults are those of the environment."
-    from mlcycle.service.service_settings import ServiceSettings
+    from mlcycle.service.service_settings import ServiceSettings, setting_meanings
 
+    meanings = setting_meanings()
     for name, each in ServiceSettings.__dataclass_fields__.items():
         if name not in ("workers", "api_key_entries"):
             flag: dict[str, Any] = {"nargs": "?", "const": "true", "metavar": "true|false"} if each.type is bool else {}
-            parser.add_argument(f"--{name.replace('_', '-')}", help=f"default: {getattr(ServiceSettings, name)!r}", **flag)
+            text = f"{meanings[name]}; default: {getattr(ServiceSettings, name)!r}".replace("%", "%%")
+            parser.add_argument(f"--{name.replace('_', '-')}", help=text, **flag)
 
 # %% ../../nbs/service/server.ipynb #432f9de4
 def add_serve_arguments(

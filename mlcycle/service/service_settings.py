@@ -4,10 +4,12 @@
 
 # %% auto #0
 __all__ = ['SETTING_TYPES', 'LINE_FIELDS', 'RESPONSE_TYPES', 'SETTING_CHOICES', 'DEFAULT_SETTINGS', 'REQUEST_ID',
-           'ServiceSettings', 'read_setting', 'RowLimitError']
+           'ServiceSettings', 'setting_meanings', 'read_setting', 'RowLimitError']
 
 # %% ../../nbs/service/service_settings.ipynb #2f70d1e3
+import inspect
 import os
+import re
 from contextvars import ContextVar
 from dataclasses import dataclass, fields
 from typing import Any
@@ -32,7 +34,7 @@ class ServiceSettings:
     log_client: bool = False # The access log contains the address of the client
     log_features: bool = True # The prediction log contains the values of the row
     spool: str = "" # Folder for events that the database cannot take; empty: beside a SQLite file, else the user's state folder
-    max_spool_bytes: int = 2 * 2**30 # Of each worker; further events are dropped and counted
+    max_spool_bytes: int = 2 * 2**30 # Size of the spool of each worker; further events are dropped and counted
     drain_timeout: float = 10 # Seconds that a stopping service waits for the database, before events stay in the spool
     workers: int = 1 # Processes
     accelerate: bool = False # Predict by the accelerator of the release, ONNX Runtime, if the release has one
@@ -48,6 +50,15 @@ class ServiceSettings:
         given = {name: os.environ[variable] for name, variable in variables.items() if os.environ.get(variable)}
         given |= {name: value for name, value in overrides.items() if value is not None}
         return cls(**{f.name: read_setting(f.name, f.type, given[f.name]) for f in fields(cls) if f.name in given})
+
+# %% ../../nbs/service/service_settings.ipynb #11690dd4
+def setting_meanings() -> dict[str, str]: # By name of the setting
+    "What each setting means: the comment beside it; empty where the source of this module is not installed."
+    try:
+        comments = dict(re.findall(r"^ {4}(\w+): .*? # (.*)$", inspect.getsource(ServiceSettings), re.MULTILINE))
+    except (OSError, TypeError):
+        comments = {}
+    return {each.name: comments.get(each.name, "") for each in fields(ServiceSettings)}
 
 # %% ../../nbs/service/service_settings.ipynb #dcc8a518
 SETTING_TYPES: dict[type, str] = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}

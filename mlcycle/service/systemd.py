@@ -49,7 +49,7 @@ def inherited_socket(
 def notify_manager(
     state: str, # Such as `READY=1`
 ) -> None:
-    "Report a state to systemd; does nothing if nobody listens."
+    "Report a state to systemd; does nothing if NOTIFY_SOCKET is not set."
     address = os.environ.get("NOTIFY_SOCKET", "")
     if not address:
         return

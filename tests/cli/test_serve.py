@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from commands import cli
+from load import wait_until
 from served_models import Serving
 
 from mlcycle.lifecycle.serving import traffic_file
@@ -18,9 +19,9 @@ def test_a_served_alias_follows_promotion_and_rollback(served):
     with Serving(run.workspace.project, run.release.model.name) as serving:
         assert serving.version(rows) == run.release.model.version
         set_alias(second)
-        serving.wait_until(lambda: serving.version(rows) == second.version)
+        wait_until(lambda: serving.version(rows) == second.version)
         set_alias(run.release.model)
-        serving.wait_until(lambda: serving.version(rows) == run.release.model.version)
+        wait_until(lambda: serving.version(rows) == run.release.model.version)
     assert serving.code == 0
 
 
@@ -31,10 +32,10 @@ def test_canary_and_shadow_of_a_running_service_change_by_one_command(served):
         assert not (Path(f"/proc/{serving.process.pid}/task/{serving.process.pid}/children")).read_text()  # No parent is needed
         done = cli("models", "traffic", name, "--canary", str(second.version), "--canary-share", "1", cwd=project)
         assert done.returncode == 0, done.stderr
-        serving.wait_until(lambda: serving.version(rows) == second.version)
+        wait_until(lambda: serving.version(rows) == second.version)
         done = cli("models", "traffic", name, "--canary", "", "--shadow", str(second.version), cwd=project)
         assert done.returncode == 0, done.stderr
-        serving.wait_until(lambda: serving.version(rows) == run.release.model.version)
+        wait_until(lambda: serving.version(rows) == run.release.model.version)
         assert serving.client.get("/model").json()["traffic"]["shadow"]["version"] == second.version
     assert serving.code == 0
 
@@ -74,7 +75,7 @@ def test_a_service_ends_when_the_process_that_follows_its_alias_is_killed(served
         parent = serving.process.pid
         (service,) = Path(f"/proc/{parent}/task/{parent}/children").read_text().split()
         serving.process.kill()
-        serving.wait_until(lambda: not Path(f"/proc/{service}").exists())
+        wait_until(lambda: not Path(f"/proc/{service}").exists())
         assert not serving.is_ready()
 
 
@@ -103,6 +104,6 @@ def test_a_version_that_is_named_stays_whatever_other_services_serve(served):
     run, second, rows = served
     name, project, first = run.release.model.name, run.workspace.project, run.release.model.version
     with Serving(project, f"{name}@{first}") as one, Serving(project, f"{name}@{second.version}") as two:
-        two.wait_until(lambda: two.version(rows) == second.version)
+        wait_until(lambda: two.version(rows) == second.version)
         time.sleep(2.5)  # Longer than a service takes to notice a changed plan
         assert (one.version(rows), two.version(rows)) == (first, second.version)

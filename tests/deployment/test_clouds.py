@@ -3,6 +3,7 @@
 import json
 import re
 import shlex
+from dataclasses import replace
 from pathlib import Path
 
 import boto3
@@ -16,6 +17,7 @@ from moto import mock_aws
 from toy_releases import toy_release
 
 from mlcycle.core.files import hash_file
+from mlcycle.deployment import azure
 from mlcycle.deployment.cloud_parity import (
     CLOUD_ENVIRONMENT,
     EntryScriptRequest,
@@ -142,6 +144,20 @@ def test_commands_name_files_that_exist_and_all_placeholders(folders, cloud):
     contents = "".join(path.read_text() for path in folder.iterdir() if path.suffix in (".json", ".yml", ".md"))
     assert set(re.findall(r"YOUR_[A-Z_]+", contents)) == replaced
     assert "$" not in re.sub(r"\$\(gcloud auth print-access-token\)|\"\$schema\"|\$schema:", "", contents)
+
+
+def test_azure_readme_and_descriptors_name_the_same_endpoint(release, tmp_path, monkeypatch):
+    read = azure.read_cloud_release(release)
+    long = replace(read, facts=replace(read.facts, model="a-model-with-a-name-of-forty-characters1"))
+    monkeypatch.setattr(azure, "read_cloud_release", lambda path: long)
+    folder = azure.write_azure(release, tmp_path)
+    name = yaml.safe_load((folder / "endpoint.yml").read_text())["name"]
+    assert len(name) <= 32
+    deployments = [yaml.safe_load(path.read_text()) for path in folder.glob("deployment*.yml")]
+    assert {each["endpoint_name"] for each in deployments} == {name}
+    readme = (folder / "README.md").read_text()
+    named = re.findall(r"az ml online-endpoint .*--name (\S+)|--endpoint-name (\S+)", readme)
+    assert {one or other for one, other in named} == {name}
 
 
 def test_azure_folder_has_the_release_unchanged(folders, release):

@@ -145,8 +145,8 @@ def test_the_health_check_looks_at_the_port_of_the_platform(tmp_path):
 @pytest.mark.parametrize(
     ("output", "message"),
     [
-        ("Error: creating build container: initializing source docker://x:1: name unknown", "base image x:1 cannot be had"),
-        ("ERROR: failed to solve: x:1: failed to resolve source metadata for x:1: not found", "base image x:1 cannot be had"),
+        ("Error: creating build container: initializing source docker://x:1: name unknown", "base image x:1 cannot be pulled"),
+        ("ERROR: failed to solve: x:1: failed to resolve source metadata for x:1: not found", "base image x:1 cannot be pulled"),
         ("#7 0.2 The base image has Python 3.12; the release needs Python 3.11.", "^The base image has Python 3.12; "),
         ("/bin/sh: 1: python3: not found", "x:1 lacks Python"),
         ("#9 5.1 ERROR: No matching distribution found for numpy==0.0.1", "packages .* numpy==0.0.1"),

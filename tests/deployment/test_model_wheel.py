@@ -332,11 +332,12 @@ def test_a_registry_that_is_down_is_named(table_run, tmp_path):
     shutil.copytree(table_run("orders").workspace.project, tmp_path / "project", symlinks=True)
     with (tmp_path / "project" / "settings.ini").open("a") as settings:
         settings.write("\n[stores]\ntracking_uri = http://127.0.0.1:9\n")
-    done = cli("package", "wheel", "orders-late@1", cwd=tmp_path / "project", MLFLOW_HTTP_REQUEST_MAX_RETRIES="0")
+    words = ("package", "wheel", "orders-late@1", "--output", "packages")
+    done = cli(*words, cwd=tmp_path / "project", MLFLOW_HTTP_REQUEST_MAX_RETRIES="0")
     assert done.returncode
     assert "127.0.0.1:9" in done.stderr
     assert "Traceback" not in done.stderr
-    assert not (tmp_path / "project" / "dist").exists()
+    assert not (tmp_path / "project" / "packages").exists()
 
 
 def test_a_release_of_an_older_mlcycle_is_refused(toys, tmp_path):

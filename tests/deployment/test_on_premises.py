@@ -1,4 +1,4 @@
-"""An installation from an archive, in a real virtual environment and without a network: install, upgrade, back, remove."""
+"""An installation from an archive, in a real virtual environment and without a network: install, upgrade, rollback, remove."""
 
 import os
 import re
@@ -42,7 +42,7 @@ def needs(tool: str) -> None:
 
 @pytest.fixture(scope="module")
 def packed(wheelhouse, tmp_path_factory):
-    "Three releases, the last of which needs another runtime, and the archive of the first, unpacked."
+    "Three releases, the last of which needs another environment, and the archive of the first, unpacked."
     folder = tmp_path_factory.mktemp("packed")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MLCYCLE_WHEELHOUSE", str(wheelhouse))
@@ -123,10 +123,10 @@ def test_install_update_upgrade_and_rollback_lose_no_request(packed, prefix, key
             deployment = update_deployment(workspace, deployment, str(releases[1])).deployment
             load.wait_for(2)
             assert services(home) == process  # The same process
-            deployment = update_deployment(workspace, deployment, str(releases[2]), reason="another runtime").deployment
+            deployment = update_deployment(workspace, deployment, str(releases[2]), reason="another environment").deployment
             load.wait_for(3)
             assert services(home) != process
-            assert len(list((prefix / ".runtimes").iterdir())) == 2
+            assert len(list((prefix / ".environments").iterdir())) == 2
             status = script(home / "current", "status")
             assert status.returncode == 0, status.stderr
             assert releases[2].name in status.stdout
@@ -151,7 +151,7 @@ def services(home: Path) -> set[str]:
     found = set()
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         try:
-            if f"{home}/installations".encode() in path.read_bytes():
+            if f"{home}/revisions".encode() in path.read_bytes():
                 found.add(path.parent.name)
         except OSError:  # It has just ended
             continue
@@ -275,7 +275,7 @@ def test_an_installation_as_a_service_of_systemd(packed, prefix, key, tmp_path):
         done = script(unpacked, "upgrade", *words, **where)
         assert done.returncode == 1
         assert f"{releases[0].name} serves again" in done.stderr
-        assert os.readlink(home / "current") == "installations/1"
+        assert os.readlink(home / "current") == "revisions/1"
     finally:
         if pid.exists():
             os.kill(int(pid.read_text()), signal.SIGTERM)
@@ -283,7 +283,7 @@ def test_an_installation_as_a_service_of_systemd(packed, prefix, key, tmp_path):
     assert done.returncode == 0, done.stderr
     assert not list((tmp_path / "units").iterdir())
     assert {path.name for path in home.iterdir()} == {"service.env", "api_keys"}
-    assert len(list((prefix / ".runtimes").iterdir())) == 2  # Those of the other installation
+    assert len(list((prefix / ".environments").iterdir())) == 2  # Those of the other installation
 
 
 def shims(folder: Path, **scripts: str) -> str:

@@ -5,7 +5,9 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -13,12 +15,16 @@ from commands import cli
 from load import Load, wait_until
 from served_models import Serving
 
-from mlcycle.lifecycle.deployment_records import read_deployments
+from mlcycle.core.workspace import Workspace
+from mlcycle.errors import StageError
+from mlcycle.lifecycle.deployment_records import Deployment, read_deployments
+from mlcycle.lifecycle.deployment_status import NotReachableError, PlanWait, deployment_status
+from mlcycle.lifecycle.deployments import add_deployment
 from mlcycle.lifecycle.serving import traffic_file
 from mlcycle.service import bundle as bundle_module
 from mlcycle.service.bundle import build_bundle, open_release
 from mlcycle.service.server import SERVICE_MAIN
-from mlcycle.service.traffic import read_traffic_plan
+from mlcycle.service.traffic import TrafficPlan, read_traffic_plan
 from mlcycle.stores.models.audit_log import readable_entries, verify_audit_log
 from mlcycle.stores.models.registry import set_alias
 
@@ -42,10 +48,10 @@ def last_change(workspace) -> tuple[str, str, dict]:
     return entry.action, entry.reason, entry.details
 
 
-def test_a_local_service_is_updated_under_load_and_goes_back(served):
+def test_a_local_service_is_updated_under_load_and_rolled_back(served):
     run, second, rows = served
     name, project, first = run.release.model.name, run.workspace.project, run.release.model.version
-    later, former = f"{name}@{second.version}", f"{name}@{first}"
+    later, previous = f"{name}@{second.version}", f"{name}@{first}"
     with Serving(project, name) as serving, Load(str(serving.client.base_url), rows) as load:
         facts = listed(project)[name]
         assert (facts["kind"], facts["state"], facts["version"], facts["follows"]) == (
@@ -60,26 +66,26 @@ def test_a_local_service_is_updated_under_load_and_goes_back(served):
         assert f"{name}-{port}" not in listed(project)  # It has ended in good order
         load.wait_for(first)
         done = deployments(project, "update", name, later, "--reason", "better")
-        assert f"{name} serves {later}. Before: {former}." in done.stdout
+        assert f"{name} serves {later}. Previous: {previous}." in done.stdout
         assert serving.version(rows) == second.version
         load.wait_for(second.version)
         action, reason, details = last_change(run.workspace)
         assert (action, reason, details["change"]) == ("deploy", "better", "update")
-        assert (details["before"], details["after"]) == ({"champion": former}, {"champion": later})
+        assert (details["before"], details["after"]) == ({"champion": previous}, {"champion": later})
         assert "better" in cli("history", cwd=project).stdout
         set_alias(run.release.model.model_copy(update={"version": 3}), workspace=run.workspace)
         set_alias(run.release.model, workspace=run.workspace)  # It is pinned: the alias is not followed
-        deployments(project, "canary", name, former, "--share", "0.5")
-        assert listed(project)[name]["canary"] == former
+        deployments(project, "canary", name, previous, "--share", "0.5")
+        assert listed(project)[name]["canary"] == previous
         deployments(project, "canary", name, "--end")
-        deployments(project, "canary", name, former, "--share", "1")
+        deployments(project, "canary", name, previous, "--share", "1")
         deployments(project, "canary", name, "--promote")
         assert serving.version(rows) == first
         deployments(project, "rollback", name)
         assert serving.version(rows) == second.version
         deployments(project, "rollback", name)
         assert serving.version(rows) == first
-        assert "No former version" in deployments(project, "rollback", name, code=2).stderr
+        assert "No previous version" in deployments(project, "rollback", name, code=2).stderr
         deployments(project, "update", name, f"{name}@champion")  # Follows the alias again
         assert not read_traffic_plan(traffic_file(run.workspace, name)).pinned
         assert not verify_audit_log(run.workspace)
@@ -133,7 +139,7 @@ def test_a_deployment_folder_is_updated_under_load_and_a_bad_release_changes_not
         assert "cannot serve it" in done.stderr
         assert last_change(run.workspace)[0] == "failed"
         done = deployments(project, "update", "shop", f"{name}@{second.version}", "--reason", "test")
-        assert f"shop serves {name}@{second.version}. Before: {name}@{first}." in done.stdout
+        assert f"shop serves {name}@{second.version}. Previous: {name}@{first}." in done.stdout
         load.wait_for(second.version)
         assert listed(project)["shop"] | {"kind": "container", "state": "serving"} == listed(project)["shop"]
         deployments(project, "canary", "shop", f"{name}@{first}", "--share", "0.25")
@@ -179,3 +185,64 @@ def test_what_cannot_be_changed_is_a_clear_error(served, words, named):
     assert done.returncode in (1, 2)
     assert named in done.stderr
     assert "Traceback" not in done.stderr
+
+
+FOREIGN = {
+    "other JSON": (200, '{"name": "nginx"}'),
+    "a list": (200, "[1]"),
+    "no version": (200, '{"release": {"name": "x"}, "traffic": {"champion": null}}'),
+    "a text in place of a plan": (200, '{"release": {"name": "x"}, "model": {"name": "x", "version": 1}, "traffic": "x"}'),
+    "an empty release": (200, '{"release": {"name": ""}, "model": {}, "traffic": {}}'),
+    "no such page": (404, "{}"),
+    "a text": (200, "hello"),
+    "an empty body": (200, ""),
+    "no response": (0, ""),
+}
+
+
+@contextmanager
+def foreign_server(status: int, body: str):
+    "Something else than a service of mlcycle; its address."
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):  # noqa: N802
+            if status:
+                self.send_response(status)
+                self.end_headers()
+                self.wfile.write(body.encode())
+
+        def log_message(self, *words):
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}"
+        finally:
+            server.shutdown()
+
+
+@pytest.mark.parametrize(("status", "body"), FOREIGN.values(), ids=FOREIGN.keys())
+def test_another_server_is_not_taken_for_a_service(status, body, tmp_path):
+    workspace = Workspace(tmp_path)
+    plan = TrafficPlan(champion="releases/late-1-00")
+    with foreign_server(status, body) as url:
+        with pytest.raises(NotReachableError, match="not reachable" if not status else "does not respond as a service"):
+            add_deployment(workspace, "x", url)
+        assert not read_deployments(workspace)
+        record = Deployment(name="x", kind="endpoint", url=url, since="")
+        status_now = deployment_status(workspace, record)
+        assert status_now.state == "not reachable"
+        assert status_now.problem
+        with pytest.raises(NotReachableError):
+            PlanWait(record, plan, 0.1).note_problem()
+        with pytest.raises(StageError, match="does not serve it after"):
+            PlanWait(record, plan, 0.1).wait()
+
+
+def test_a_foreign_server_is_one_line_on_the_command_line(served):
+    run, _, _ = served
+    project = run.workspace.project
+    with foreign_server(*FOREIGN["other JSON"]) as url:
+        assert "does not respond as a service of mlcycle" in deployments(project, "add", "x", "--url", url, code=1).stderr
+    assert "x" not in listed(project)

@@ -8,10 +8,11 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import httpx
+import load
 import pytest
 import sqlalchemy as sa
 from hypothesis import HealthCheck, given, settings
@@ -26,6 +27,8 @@ from mlcycle.service.service_settings import REQUEST_ID, ServiceSettings
 from mlcycle.stores import event_spool
 from mlcycle.stores.event_spool import EventSpool, close_spool, spool_line, spooled_row_ids
 from mlcycle.stores.events import open_event_database, read_events
+
+wait_until = partial(load.wait_until, seconds=30)
 
 
 def prediction(row_id: object) -> dict:
@@ -45,14 +48,6 @@ def metric(metrics: ServiceMetrics, name: str, **labels: str) -> float:
     "Value of a metric."
     families = text_string_to_metric_families(metrics.text().decode())
     return sum(s.value for f in families for s in f.samples if s.name == name and labels.items() <= s.labels.items())
-
-
-def wait_until(condition: Callable[[], bool], seconds: float = 30) -> None:
-    "Wait for a condition."
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen"
-        time.sleep(0.02)
 
 
 def test_events_have_request_version_and_role(tmp_path):

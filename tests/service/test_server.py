@@ -7,7 +7,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +15,7 @@ from pathlib import Path
 import httpx
 import pytest
 import sqlalchemy as sa
+from load import wait_until
 from toy_releases import toy_release, toy_rows
 
 from mlcycle.stores.events import open_event_database
@@ -51,14 +52,6 @@ def is_ready(url: str) -> bool:
         return httpx.get(f"{url}/health", timeout=30).is_success
     except httpx.TransportError:
         return False
-
-
-def wait_until(condition: Callable[[], bool], seconds: float = 60) -> None:
-    "Wait for a condition."
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen"
-        time.sleep(0.05)
 
 
 def workers_of(pid: int) -> set[int]:

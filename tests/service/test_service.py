@@ -13,6 +13,7 @@ from conftest import stored_rows
 from mlcycle.errors import StageError
 from mlcycle.service.local import running_service
 from mlcycle.service.rows import to_json_rows
+from mlcycle.service.service_settings import setting_meanings
 from mlcycle.stores.events import open_event_database, read_events
 
 
@@ -124,3 +125,6 @@ def test_help_names_the_options():
     shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     assert "--host" in shown
     assert "--port" in shown
+    shown = " ".join(shown.split())
+    for name, meaning in setting_meanings().items():
+        assert name in ("workers", "api_key_entries") or f"{meaning}; default: " in shown, name

@@ -4,12 +4,13 @@ import json
 import subprocess
 import sys
 import threading
-import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import httpx
+import load
 import pytest
 import sqlalchemy as sa
 from toy_releases import COLUMNS, toy_release, toy_rows
@@ -20,6 +21,7 @@ from mlcycle.service.traffic import TrafficPlan, read_traffic_plan, routing_posi
 from mlcycle.stores.events import open_event_database
 
 ROWS = toy_rows(60, seed=1).to_dict("records")
+wait_until = partial(load.wait_until, seconds=30)
 
 
 @pytest.fixture(scope="module")
@@ -41,14 +43,6 @@ def version_of(client: httpx.Client, **headers: str) -> int:
 def traffic_of(client: httpx.Client) -> dict:
     "What `GET /model` says about traffic."
     return client.get("/model").json()["traffic"]
-
-
-def wait_until(condition, seconds: float = 30) -> None:
-    "Wait for a condition."
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen"
-        time.sleep(0.05)
 
 
 def plan_file(folder: Path, releases: dict[int, Path], champion: int, **more) -> Path:

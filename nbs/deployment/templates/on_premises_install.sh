@@ -1,5 +1,5 @@
 #!/bin/sh
-# Installs a model as a prediction service, upgrades it, goes back and removes it. No network is used.
+# Installs a model as a prediction service, upgrades it, rolls it back and removes it. No network is used.
 # shellcheck disable=SC1091,SC2153 # package.env and config are read at run time, and have variables in capitals
 set -eu
 umask 022
@@ -9,7 +9,7 @@ usage() {
 Usage: sudo ./install.sh [install|upgrade|rollback|status|units|uninstall] [options]
 
   install, upgrade   install the release of this folder; an installation of the same name is upgraded
-  rollback           go back to the release before the last upgrade
+  rollback           restore the revision before the last upgrade
   status             what is installed, and whether it serves; exit code 3 if it does not
   units              write the systemd units to --output, without installing anything
   uninstall          remove the installation; data and user stay, unless --purge is given
@@ -192,29 +192,29 @@ make_user() {
     made_user=yes
 }
 
-build_runtime() { # A virtual environment from the wheelhouse alone; kept if another release had the same requirements
-    runtime=$prefix/.runtimes/$RUNTIME
-    if [ -f "$runtime/complete" ]; then return; fi
-    rm -rf -- "$runtime"
-    mkdir -p -- "$prefix/.runtimes"
-    made_runtime=$runtime
-    pip=$(find "$here/wheelhouse" -name 'pip-*.whl')/pip # A wheel can be executed: the runtime needs no pip
-    "$interpreter" -m venv --without-pip "$runtime" || fail "The virtual environment $runtime cannot be made."
+build_environment() { # From the wheelhouse alone; kept if another release had the same requirements
+    environment=$prefix/.environments/$ENVIRONMENT
+    if [ -f "$environment/complete" ]; then return; fi
+    rm -rf -- "$environment"
+    mkdir -p -- "$prefix/.environments"
+    made_environment=$environment
+    pip=$(find "$here/wheelhouse" -name 'pip-*.whl')/pip # A wheel can be executed: the environment needs no pip
+    "$interpreter" -m venv --without-pip "$environment" || fail "The virtual environment $environment cannot be made."
     (
         cd "$1"
         env -i PATH="$PATH" HOME="$work" TMPDIR="$work" PWD="$PWD" PIP_CONFIG_FILE=/dev/null \
-            "$runtime/bin/python" "$pip" install --isolated --quiet --no-index --no-cache-dir \
+            "$environment/bin/python" "$pip" install --isolated --quiet --no-index --no-cache-dir \
             --disable-pip-version-check --root-user-action ignore --find-links "$here/wheelhouse" -r requirements.txt
     ) > "$work/pip.log" 2>&1 || {
         tail -n 5 "$work/pip.log" >&2
         fail "The packages do not fit this machine, see above. Package the release on a machine of the same kind."
     }
-    : > "$runtime/complete"
+    : > "$environment/complete"
 }
 
 place_release() {
-    number=$(($(find "$home/installations" -mindepth 1 -maxdepth 1 2> /dev/null | sed 's|.*/||; s/^0*//' | sort -n | tail -n 1) + 1))
-    new=$home/installations/$number
+    number=$(($(find "$home/revisions" -mindepth 1 -maxdepth 1 2> /dev/null | sed 's|.*/||; s/^0*//' | sort -n | tail -n 1) + 1))
+    new=$home/revisions/$number
     mkdir -p -- "$new/releases"
     made_new=$new
     tar -xzf "$here/$RELEASE.tar.gz" -C "$new/releases" --no-same-owner --no-same-permissions
@@ -222,12 +222,12 @@ place_release() {
 }
 
 finish_release() {
-    ln -s "../../../.runtimes/$RUNTIME" "$new/venv"
+    ln -s "../../../.environments/$ENVIRONMENT" "$new/venv"
     trusted='[]'
     if [ "$functions" = yes ] && [ -f "$new/releases/$RELEASE/functions.py" ]; then trusted="[\"releases/$RELEASE/functions.py\"]"; fi
     printf '{"champion": "releases/%s", "functions": %s}\n' "$RELEASE" "$trusted" > "$new/traffic.json"
     export MLCYCLE_TRUSTED_RELEASE_KEYS="$key"
-    if ! "$runtime/bin/python" -I - "$new/releases/$RELEASE" <<'CODE'; then
+    if ! "$environment/bin/python" -I - "$new/releases/$RELEASE" <<'CODE'; then
 import sys, warnings
 from pathlib import Path
 from mlcycle.errors import MlcycleError
@@ -290,7 +290,7 @@ TEXT
 }
 
 wait_ready() { # Address of a file with it; process id or 0: until the service is ready
-    "$runtime/bin/python" -I - "$1" "$2" "$timeout" <<'CODE'
+    "$environment/bin/python" -I - "$1" "$2" "$timeout" <<'CODE'
 import os, sys, time, urllib.request
 place, process, deadline = sys.argv[1], int(sys.argv[2]), time.monotonic() + float(sys.argv[3])
 opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
@@ -310,24 +310,24 @@ sys.exit(1)
 CODE
 }
 
-try_service() { # Serves the new installation at a free port for a moment: what cannot start is never switched to
+check_start() { # Serves the new revision at a free port for a moment: what cannot start is never switched to
     : > "$work/address"
     (
         cd /
-        exec > "$work/address" 2> "$work/trial.log" < /dev/null 9>&-
-        export MLCYCLE_TRIAL=1
+        exec > "$work/address" 2> "$work/check.log" < /dev/null 9>&-
+        export MLCYCLE_START_CHECK=1
         set -- "$new/serve" --host 127.0.0.1 --port 0 --workers 1 --drain-seconds 0
         [ "$systemd" = no ] || exec setpriv --reuid "$user" --regid "$(id -g "$user")" --clear-groups -- "$@"
         exec "$@"
     ) &
-    trial=$!
+    checked=$!
     ready=no
-    if wait_ready "$work/address" "$trial"; then ready=yes; fi
-    kill -TERM "$trial" 2> /dev/null || true
-    wait "$trial" 2> /dev/null || true
-    trial=''
+    if wait_ready "$work/address" "$checked"; then ready=yes; fi
+    kill -TERM "$checked" 2> /dev/null || true
+    wait "$checked" 2> /dev/null || true
+    checked=''
     [ "$ready" = yes ] || {
-        tail -n 5 "$work/trial.log" >&2
+        tail -n 5 "$work/check.log" >&2
         fail "The release does not start on this machine, see above. Nothing was changed."
     }
 }
@@ -337,7 +337,7 @@ point() { # Link, target: atomically
     mv -T -- "$home/.link.$$" "$home/$1"
 }
 
-former() { readlink -- "$home/$1" 2> /dev/null || true; }
+revision_of() { readlink -- "$home/$1" 2> /dev/null || true; }
 
 restart() { # Activates what `current` names; whether the service is ready afterwards
     if [ "$systemd" = yes ]; then
@@ -366,31 +366,31 @@ record() { # What was done
 
 release_of() { sed -n "s/^RELEASE='\(.*\)'/\1/p" "$home/$1/package.env" 2> /dev/null || true; }
 
-remove_old() { # Installations other than the present and the former one, and runtimes that neither uses
-    for folder in "$home"/installations/*; do
-        case $folder in "$home/$(former current)" | "$home/$(former previous)") ;; *) rm -rf -- "$folder" ;; esac
+remove_old() { # Revisions other than the current and the previous one, and environments that neither uses
+    for folder in "$home"/revisions/*; do
+        case $folder in "$home/$(revision_of current)" | "$home/$(revision_of previous)") ;; *) rm -rf -- "$folder" ;; esac
     done
-    for folder in "$prefix"/.runtimes/*; do
+    for folder in "$prefix"/.environments/*; do
         used=no
-        for link in "$prefix"/*/installations/*/venv; do
+        for link in "$prefix"/*/revisions/*/venv; do
             if [ "$(readlink -f -- "$link")" = "$(readlink -f -- "$folder")" ]; then used=yes; fi
         done
         [ "$used" = yes ] || rm -rf -- "$folder"
     done
-    rmdir -- "$prefix/.runtimes" 2> /dev/null || true
+    rmdir -- "$prefix/.environments" 2> /dev/null || true
 }
 
 clean_up() { # After an error or a signal: nothing half-installed remains
     code=$?
     trap - EXIT INT TERM HUP
-    if [ -n "$trial" ]; then kill "$trial" 2> /dev/null || true; fi
+    if [ -n "$checked" ]; then kill "$checked" 2> /dev/null || true; fi
     if [ "$finished" != yes ]; then
         [ -z "$made_new" ] || rm -rf -- "$made_new"
-        [ -z "$made_runtime" ] || rm -rf -- "$made_runtime"
+        [ -z "$made_environment" ] || rm -rf -- "$made_environment"
         if [ "$began" = yes ] && [ ! -e "$home/current" ]; then
             remove_parts
             if [ "$kept" = no ]; then rm -rf -- "$home"; fi
-            rmdir -- "$prefix/.runtimes" 2> /dev/null || true
+            rmdir -- "$prefix/.environments" 2> /dev/null || true
             if [ "$made_user" = yes ]; then userdel "$user" 2> /dev/null || true; fi
         elif [ -f "$work/config" ]; then
             cp -- "$work/config" "$home/config"
@@ -406,47 +406,47 @@ do_install() {
     check_rights
     verify_package
     check_machine
-    before=$(former current)
-    if [ -z "$before" ]; then check_port; fi
-    [ "$command" = install ] || [ -n "$before" ] || fail "There is no installation $name in $prefix." 2
-    if [ -e "$home" ]; then kept=yes; fi # Data of an earlier installation
+    previous=$(revision_of current)
+    if [ -z "$previous" ]; then check_port; fi
+    [ "$command" = install ] || [ -n "$previous" ] || fail "There is no installation $name in $prefix." 2
+    if [ -e "$home" ]; then kept=yes; fi # Data of a previous installation
     lock
-    if [ -z "$before" ]; then began=yes; fi
+    if [ -z "$previous" ]; then began=yes; fi
     templates=$here
     if [ "$systemd" = no ] && [ -n "$restart_command" ]; then printf '%s\n' "$restart_command" > "$home/restart"; fi
     say "Release $RELEASE: the archive is intact${key:+ and signed with the given key}."
     make_user
     place_release
-    say "Building the runtime from $(find "$here/wheelhouse" -name '*.whl' | wc -l) wheels…"
-    build_runtime "$new/releases/$RELEASE"
+    say "Building the environment from $(find "$here/wheelhouse" -name '*.whl' | wc -l) wheels…"
+    build_environment "$new/releases/$RELEASE"
     write_settings
     finish_release
-    say "Trying the service…"
-    try_service
-    switch_to "installations/$number" "${before:+upgrade}"
-    if [ -z "$before" ]; then
+    say "Checking the service…"
+    check_start
+    switch_to "revisions/$number" "${previous:+upgrade}"
+    if [ -z "$previous" ]; then
         say "Installed $RELEASE in $home."
     else
-        say "Upgraded $home from $(release_of previous) to $RELEASE. Go back: $home/current/install.sh rollback --prefix $prefix --name $name"
+        say "Upgraded $home from $(release_of previous) to $RELEASE. Roll back: $home/current/install.sh rollback --prefix $prefix --name $name"
     fi
     if [ "$systemd" = yes ]; then say "It serves http://$host:$port (unit $unit.service)."; else say "Start it: $home/serve"; fi
 }
 
-switch_to() { # Target of `current`, word for the history: switches, waits, and goes back if the service is not ready
-    before=$(former current) earlier=$(former previous)
+switch_to() { # Target of `current`, word for the history: waits until it is ready, otherwise restores the previous revision
+    previous=$(revision_of current) older=$(revision_of previous)
     point current "$1"
-    if [ -n "$before" ]; then point previous "$before"; fi
+    if [ -n "$previous" ]; then point previous "$previous"; fi
     if ! restart; then
-        if [ -z "$before" ]; then
+        if [ -z "$previous" ]; then
             take_down
             rm -f -- "$home/current"
             fail "The service is not ready after $timeout s. Nothing is installed. Log: journalctl -u $unit"
         fi
-        point current "$before"
+        point current "$previous"
         if [ -f "$work/config" ]; then cp -- "$work/config" "$home/config"; fi
-        if [ -n "$earlier" ]; then point previous "$earlier"; else rm -f -- "$home/previous"; fi
+        if [ -n "$older" ]; then point previous "$older"; else rm -f -- "$home/previous"; fi
         record failed "$(sed -n "s/^RELEASE='\(.*\)'/\1/p" "$home/$1/package.env")"
-        restart || echo "Error: the former state is not ready either. Log: journalctl -u $unit" >&2
+        restart || echo "Error: the previous revision is not ready either. Log: journalctl -u $unit" >&2
         fail "The service is not ready after $timeout s; $(release_of current) serves again. Log: journalctl -u $unit"
     fi
     finished=yes
@@ -457,11 +457,11 @@ switch_to() { # Target of `current`, word for the history: switches, waits, and 
 do_rollback() {
     settle_installed
     lock
-    target=$(former previous)
-    [ -n "$target" ] || fail "There is no former installation of $name." 2
-    runtime=$(readlink -f -- "$home/$target/venv")
+    target=$(revision_of previous)
+    [ -n "$target" ] || fail "There is no previous revision of $name." 2
+    environment=$(readlink -f -- "$home/$target/venv")
     switch_to "$target" rollback
-    say "Went back from $(release_of previous) to $(release_of current)."
+    say "Rolled back from $(release_of previous) to $(release_of current)."
 }
 
 settle_installed() {
@@ -469,18 +469,18 @@ settle_installed() {
     settle_options
     [ -e "$home/current" ] || fail "There is no installation $name in $prefix." 2
     check_rights
-    runtime=$(readlink -f -- "$home/current/venv")
+    environment=$(readlink -f -- "$home/current/venv")
 }
 
 do_status() {
     settle_options
     [ -e "$home/current" ] || fail "There is no installation $name in $prefix." 2
     say "Installation: $home"
-    say "Release: $(release_of current) (installation $(former current))"
+    say "Release: $(release_of current) (revision $(basename -- "$(revision_of current)"))"
     say "Traffic: $(cat "$home/current/traffic.json")"
-    say "Before: $(release_of previous)"
-    say "Runtime: $(readlink -f -- "$home/current/venv")"
-    runtime=$(readlink -f -- "$home/current/venv")
+    say "Previous: $(release_of previous)"
+    say "Environment: $(readlink -f -- "$home/current/venv")"
+    environment=$(readlink -f -- "$home/current/venv")
     timeout=3
     case $host in 0.0.0.0 | ::) reached=127.0.0.1 ;; *:*) reached="[$host]" ;; *) reached=$host ;; esac
     if wait_ready "http://$reached:$port" 0; then say "Ready at http://$reached:$port"; else
@@ -498,7 +498,7 @@ take_down() {
 }
 
 remove_parts() { # All but data and secrets
-    for part in current previous installations serve config restart history trusted_keys; do
+    for part in current previous revisions serve config restart history trusted_keys; do
         rm -rf -- "${home:?}/$part"
     done
 }
@@ -529,8 +529,8 @@ do_units() {
 
 here=$(CDPATH='' cd -- "$(dirname -- "$(readlink -f -- "$0")")" && pwd)
 prefix=/opt/mlcycle name='' key='' unsigned='' host='' port='' workers='' user='' api_keys='' allow='' functions='' python=''
-timeout=120 systemd='' output=. purge=no restart_command='' home='' trial='' finished=no began=no kept=no
-made_new='' made_runtime='' made_user='' unit_folder=${MLCYCLE_UNIT_FOLDER:-/etc/systemd/system}
+timeout=120 systemd='' output=. purge=no restart_command='' home='' checked='' finished=no began=no kept=no
+made_new='' made_environment='' made_user='' unit_folder=${MLCYCLE_UNIT_FOLDER:-/etc/systemd/system}
 parse "$@"
 work=$(mktemp -d)
 trap clean_up EXIT

@@ -1,11 +1,11 @@
 #!/bin/sh
 # Starts the service of this installation in the foreground. Further words are options of mlcycle-service, such as --port 0.
 set -eu
-installation=$(dirname -- "$(readlink -f -- "$0")")
-home=$(dirname -- "$(dirname -- "$installation")")
+revision=$(dirname -- "$(readlink -f -- "$0")")
+home=$(dirname -- "$(dirname -- "$revision")")
 # shellcheck source=/dev/null
 . "$home/config"
-if [ -z "${MLCYCLE_TRIAL:-}" ] && [ -r "$home/service.env" ]; then # Under systemd only root can read it, and the unit has it
+if [ -z "${MLCYCLE_START_CHECK:-}" ] && [ -r "$home/service.env" ]; then # Under systemd, the unit reads it as root
     while IFS= read -r line || [ -n "$line" ]; do
         case $line in [A-Z]*=*) export "${line?}" ;; esac
     done < "$home/service.env"
@@ -15,5 +15,5 @@ if [ -s "$home/trusted_keys" ]; then
     MLCYCLE_TRUSTED_RELEASE_KEYS=$(cat "$home/trusted_keys")
     export MLCYCLE_TRUSTED_RELEASE_KEYS
 fi
-exec "$installation/venv/bin/python" -I -c "from mlcycle.service.server import main; main()" \
-    --traffic "$installation/traffic.json" --host "$HOST" --port "$PORT" --workers "$WORKERS" "$@"
+exec "$revision/venv/bin/python" -I -c "from mlcycle.service.server import main; main()" \
+    --traffic "$revision/traffic.json" --host "$HOST" --port "$PORT" --workers "$WORKERS" "$@"
