@@ -305,7 +305,7 @@ class BlockScorer:
         counts, parts, errors, n_malformed = BlockCounts(), [], [], len(rejects)
         try:
             if len(numbers):
-                prepared = prepare_rows(sent, self.bundle, skip_invalid=True, rows_before=block.rows_before)
+                prepared = prepare_rows(sent, self.bundle, skip_invalid=True, rows_before=block.rows_before, infinite_is_missing=True)
                 counts = count_remarks(prepared, block.is_text)
                 parts, overflows = predict_or_reject(self.bundle, self.predictor, prepared)
                 errors = [*prepared.errors, *overflows]
