@@ -130,8 +130,8 @@ def notation_note(
     if not formats:
         return ""
     names = ", ".join(f"`{name}`" for name in formats)
-    return (f"\n\nNumbers in CSV are read in the notation of the source. It has a decimal comma in {names}: send `1957,5` in quotes, not "
-            "`1957.5`, which is rejected or, as `1.957`, read as 1957 where points separate thousands. Numbers in JSON are plain.")
+    return (f"\n\nNumbers in CSV are read in the notation of the source, with a decimal comma in {names}: send `\"1957,5\"`.\n"
+            "Where points separate thousands, `1957.5` is rejected and `1.957` is 1957. Numbers in JSON have no notation.")
 
 # %% ../../nbs/deployment/sagemaker.ipynb #dac07846
 def csv_of_rows(

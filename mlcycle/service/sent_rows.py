@@ -29,7 +29,7 @@ class RejectedRowsError(InputError):
     ):
         self.errors = errors
         first = errors[0]
-        remedy = "" if first["rule"] in ("row", "overflow") else "Send null for a missing value."
+        remedy = "" if first["rule"] in ("row", "overflow", "digits") else "Send null for a missing value."
         super().__init__(first["message"], first["expected"], remedy)
 
 # %% ../../nbs/service/sent_rows.ipynb #88a743de
