@@ -8,7 +8,6 @@ CPU seconds per million rows, and their ratio. Then the peak memory of two sizes
 
 import json
 import os
-import resource
 import subprocess
 import sys
 import time
@@ -99,7 +98,8 @@ def child(release: str, source: str, output: str, workers: str) -> None:
     warnings.simplefilter("ignore")
     summary = score(Path(release), source, output, ScoreOptions(overwrite=True, workers=int(workers)))
     facts = {"cpu": summary.cpu_seconds, "seconds": summary.seconds, "rows": summary.counts.predicted}
-    print(json.dumps(facts | {"mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}))
+    peak = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+    print(json.dumps(facts | {"mb": int(peak.split()[1]) / 1024}))  # ru_maxrss would contain that of the parent process
 
 
 def pipeline_seconds(release: Path, source: Path, step: int = 1_000_000) -> float:

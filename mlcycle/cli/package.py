@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 from tqdm import tqdm
 
-from .base import app, console, exit_on_error
+from .base import app, console, errors, exit_on_error
 from ..deployment.targets import TARGETS, find_package_target
 from ..errors import shorten_warnings
 
@@ -31,7 +31,7 @@ def usage_of(
 # %% ../../nbs/cli/package.ipynb #7dbd302e
 @app.command(help=f"Write a release in the form in which it is deployed elsewhere.\n\n{TARGET_LIST}")
 def package(
-    target: Annotated[str, typer.Argument(metavar="TARGET", help="One of the forms above.", show_default=False)],
+    target: Annotated[str, typer.Argument(metavar="TARGET", help="One of the targets above.", show_default=False)],
     model: Annotated[str, typer.Argument(metavar="[MODEL[@V]|RUN|RELEASE]",
                                          help="Model by version or alias, run, or release.")] = "last",
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write to.")] = Path("dist"),
@@ -53,5 +53,5 @@ def package(
             bar.set_description(f"Writing {target}")
             written = form.function()(release, output)
         if usage := usage_of(target, written):
-            console.print(usage, soft_wrap=True, highlight=False)
+            errors.print(usage, markup=False, soft_wrap=True, highlight=False) # Standard output is the path, for scripts
         console.print(str(written), soft_wrap=True, highlight=False)

@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['MAX_PROFILED_PREDICTIONS', 'MAX_COMPARED_ROWS', 'describe_release', 'release_documents', 'bundle_facts',
            'BuiltRelease', 'build_release', 'predict_one_by_one', 'compare_service_with_pipeline',
-           'make_rejected_release', 'release_model']
+           'make_rejected_release', 'version_without_mlcycle', 'ComparisonOptions', 'compare_all_forms',
+           'release_model']
 
 # %% ../../nbs/06_deployment.ipynb #dcbd0b27
 import json
@@ -21,12 +22,12 @@ import pandas as pd
 from ..core.versions import distribution_version
 from ..core.workspace import Workspace
 from .cloud_parity import CLOUD_ENVIRONMENT
-from .forms import NOT_COMPARED, ComparedRows, compare_clouds, compare_files, package_release
+from .forms import ComparedRows, compare_clouds, compare_files, forms_not_compared, package_release
 from .parity import (check_parity, compare_accelerator, compare_predictions, compare_protocols,
                                         compare_row_scorer, join_predictions, predict_by_pipeline, release_edge_rows,
                                         summarise_forms)
 from ..ml.predictions import Predictions, predict
-from ..outcomes import Candidate, Dataset, FeaturePlan, FormParity, Parity, Problem, Release, Verdict
+from ..outcomes import Candidate, Dataset, FeaturePlan, FormParity, ModelRef, Parity, Problem, Release, Verdict
 from ..service.bundle import Bundle, build_bundle, hash_bundle_files, verify_release
 from ..service.local import running_service
 from ..service.model_description import describe_served_model
@@ -174,6 +175,44 @@ def make_rejected_release(
     "The outcome of stage 6 for a rejected model, or one that needs a person."
     return Release(released=False, model=candidate.model, decision=f"No model is released. {by_person or verdict.decision}")
 
+# %% ../../nbs/06_deployment.ipynb #c5e5ecc0
+def version_without_mlcycle(
+    model: ModelRef, # Registered version
+) -> Path | None: # None: it was registered without the modules that it needs
+    "The folder of a version that MLflow loads without mlcycle."
+    folder = registered_model_file(model.name, model.version).parent
+    return folder if (folder / "code").is_dir() else None
+
+# %% ../../nbs/06_deployment.ipynb #46e5cbf9
+@dataclass(frozen=True)
+class ComparisonOptions:
+    "What stage 6 compares, and how."
+
+    parity_rows: int = 200 # Maximum number of holdout rows
+    cold_start: bool = True # Start service and wheel in a new Python interpreter; False: in forks and in this process
+    targets: Sequence[str] = ("wheel",) # What is packaged in `dist/` of the project, see `deployment.targets`
+    base_image: str = "" # Of the target `image`; empty: Python's slim image
+
+# %% ../../nbs/06_deployment.ipynb #6412c7ba
+def compare_all_forms(
+    built: BuiltRelease, # Release
+    holdout: pd.DataFrame, # Holdout rows, columns that the model reads
+    workspace: Workspace, # Has the registry; packages go to `dist/` of its project
+    options: ComparisonOptions, # What is compared, and how
+) -> tuple[Parity, pd.DataFrame, dict[str, str]]: # Result; labels of service and pipeline; packages relative to the project
+    "Compare each form with the pipeline, and package the targets; raises StageError for a difference."
+    model, cold_start = built.bundle.model, options.cold_start
+    functions = workspace_functions_file(model.user_functions, workspace)
+    sent = holdout.sample(min(len(holdout), options.parity_rows), random_state=0)
+    parity, predictions, compared = compare_service_with_pipeline(built, sent, cold_start=cold_start, functions=functions)
+    version = version_without_mlcycle(model) if cold_start else None
+    forms = [*parity.forms, *compare_files(built.folder, compared, version, functions)]
+    check_parity(forms)
+    packages, more = package_release(options.targets, built.folder, workspace.project / "dist", compared, cold_start,
+                                     options.base_image)
+    return (parity.model_copy(update={"forms": [*forms, *more]}), predictions,
+            {name: path.relative_to(workspace.project).as_posix() for name, path in packages.items()})
+
 # %% ../../nbs/06_deployment.ipynb #28272033
 def release_model(
     problem: Problem, # Outcome of stage 1
@@ -183,12 +222,9 @@ def release_model(
     verdict: Verdict, # Outcome of stage 5
     workspace: Workspace | None = None, # Receives the bundle; default: that of the working directory
     *,
-    parity_rows: int = 200, # Maximum number of holdout rows for the parity check
-    cold_start: bool = True, # Start the service in a new Python interpreter; False: fork one with all imports
     run: str = "", # Id of the run, for the record of the access to the holdout
     card: Path | None = None, # Folder with the model card of stage 5; None: the release has none
-    targets: Sequence[str] = ("wheel",), # What is packaged in `dist/` of the project, see `deployment.targets`
-    base_image: str = "", # Of the target `image`; empty: Python's slim image
+    options: ComparisonOptions | None = None, # What is compared, and how; None: the defaults
 ) -> tuple[Release, pd.DataFrame]: # Release; labels of service and pipeline
     "Build the bundle of an approved model, and check that each form of it predicts as the pipeline does."
     workspace = workspace or Workspace.from_project()
@@ -199,19 +235,10 @@ def release_model(
                            reason="parity of service and pipeline")[plan.input_columns]
     bundle = describe_release(problem, dataset, plan, candidate, workspace)
     built = build_release(bundle, dataset, holdout, workspace, card)
-    functions = workspace_functions_file(candidate.model.user_functions, workspace)
-    sent = holdout.sample(min(len(holdout), parity_rows), random_state=0)
-    parity, predictions, compared = compare_service_with_pipeline(built, sent, cold_start=cold_start, functions=functions)
-    forms = [*parity.forms, *compare_files(built.folder, compared)]
-    check_parity(forms)
-    packages, more = package_release(targets, built.folder, workspace.project / "dist", compared, cold_start,
-                                     base_image)
-    parity = parity.model_copy(update={"forms": [*forms, *more]})
+    parity, predictions, packages = compare_all_forms(built, holdout, workspace, options or ComparisonOptions())
     decision = (f"{candidate.model.name} version {candidate.model.version} is released: {parity.n_equal} of {parity.rows} "
                 f"predictions over HTTP equal those of the pipeline. {summarise_forms(parity.forms)}"
                 f"{' ' * bool(by_person)}{by_person}")
     return Release(released=True, model=candidate.model, parity=parity, decision=decision,
                    not_accelerated=built.not_accelerated, uncompiled=built.uncompiled,
-                   packages={name: path.relative_to(workspace.project).as_posix() for name, path in packages.items()},
-                   not_compared={form: command for form, command in NOT_COMPARED.items()
-                                 if form not in {each.form for each in more}}, **bundle_facts(built.folder)), predictions
+                   packages=packages, not_compared=forms_not_compared(parity.forms), **bundle_facts(built.folder)), predictions

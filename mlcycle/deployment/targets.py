@@ -33,7 +33,8 @@ TARGETS: dict[str, PackageTarget] = { # By name
     "wheel": PackageTarget("Python package: pip install, then predict(rows)", "mlcycle.deployment.model_wheel:build_model_wheel",
                            "pip install {path}; python -c 'import {name}; help({name})'; "
                            "python -m {name} rows.csv -o predictions.csv"),
-    "image": PackageTarget("build context of a container image: Dockerfile, release, commands",
+    "image": PackageTarget("build context of a container image: Dockerfile, release, commands "
+                           "(`mlcycle image build` builds the image)",
                            "mlcycle.deployment.image:write_image_context", "docker build --tag MODEL:VERSION {path}"),
     "kubernetes": PackageTarget("manifests for Kubernetes: Kustomize base and overlay",
                                 "mlcycle.deployment.kubernetes:write_kubernetes",

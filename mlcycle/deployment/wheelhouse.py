@@ -106,8 +106,8 @@ def download_wheels(
     wheels: Path | None = None, # Folder of wheels that is used instead of a package index; None: the index
 ) -> None:
     "Let pip download wheels, with a progress bar in a terminal; raises InputError if it fails."
-    command = [sys.executable, "-m", "pip", "download", "--only-binary=:all:", "--no-input", "--disable-pip-version-check",
-               "--progress-bar", "off", "--retries", "2", "--dest", str(folder), "--requirement", str(requirements)]
+    command = [sys.executable, "-m", "pip", "download", "--only-binary=:all:", "--no-input", "--no-color",
+               "--disable-pip-version-check", "--progress-bar", "off", "--retries", "2", "--dest", str(folder), "--requirement", str(requirements)]
     command += ["--no-index", "--find-links", str(wheels)] if wheels else []
     errors: list[str] = []
     with (subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as pip,
@@ -120,6 +120,8 @@ def download_wheels(
             elif re.match("ERROR|WARNING|/.*: No module", line):
                 errors.append(line.strip())
     if pip.returncode:
+        if wheels:
+            raise InputError(f"The folder of wheels {wheels} is not complete: {explain_pip_errors(errors)}")
         raise InputError(f"The wheels cannot be downloaded: {explain_pip_errors(errors)}", "Expected is an index of packages "
                          "that can be reached, with wheels for this Python and this machine.",
                          "Check the network and `pip config list`, or copy a wheelhouse from another machine.")

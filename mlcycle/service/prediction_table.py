@@ -22,6 +22,7 @@ def predict_table(
     rows: Any, # Data frame, mapping of column names to values, or list of mappings; other columns are ignored
     intervals: bool = False, # Also prediction intervals of a regression, or sets of classes
     skip_invalid: bool = False, # Leave out rows that cannot be used, instead of raising
+    rows_before: int = 0, # Rows of the same table before these, for the row numbers in messages
 ) -> pd.DataFrame: # `prediction`, `score` or one score per class, intervals; index of `rows`
     """Predict rows and return a table.
 
@@ -29,7 +30,8 @@ def predict_table(
     not have; `attrs["errors"]` has the bad cells of rows that were left out, and `attrs["coverage"]` is the nominal coverage of
     the intervals. Raises InputError for rows that cannot be used.
     """
-    predicted, prepared = predict_rows(bundle, model, rows, skip_invalid=skip_invalid, infinite_is_missing=True)
+    predicted, prepared = predict_rows(bundle, model, rows, skip_invalid=skip_invalid, rows_before=rows_before,
+                                       infinite_is_missing=True)
     table = pd.DataFrame({"prediction": predicted.labels}, index=prepared.index)
     if predicted.scores is not None:
         names = score_columns(bundle.problem)

@@ -47,6 +47,7 @@ class PreparedRows:
     errors: list[dict] = field(default_factory=list) # Bad cells of the rows that are left out
     rows: list[int] | None = None # Positions, from 0, of the predicted rows among the rows as sent; None: all
     coercions: list[dict] = field(default_factory=list) # What came in another form: `column`, `kind`, `count`, perhaps `names`
+    rows_before: int = 0 # Rows of the same table before these, for the row numbers in messages
 
     @property
     def valid(self) -> list[int]:
@@ -186,8 +187,8 @@ def prepare_rows(
         bad = {error["row"] for error in errors}
         if not skip_invalid or len(bad) == sent.n_rows:
             raise RejectedRowsError(errors)
-        return _finish(reader, sent, read, errors, [row for row in range(sent.n_rows) if row not in bad])
-    return _finish(reader, sent, read, [], None)
+        return _finish(reader, sent, read, errors, [row for row in range(sent.n_rows) if row not in bad], rows_before)
+    return _finish(reader, sent, read, [], None, rows_before)
 
 # %% ../../nbs/service/rows.ipynb #65123016
 def _bad_cells(read: dict[str, ReadColumn], sent: SentRows, rows_before: int) -> list[dict]:
@@ -203,7 +204,7 @@ def _bad_cells(read: dict[str, ReadColumn], sent: SentRows, rows_before: int) ->
 
 # %% ../../nbs/service/rows.ipynb #1d7a457b
 def _finish(reader: RowReader, sent: SentRows, read: dict[str, ReadColumn], errors: list[dict],
-            valid: list[int] | None) -> PreparedRows:
+            valid: list[int] | None, rows_before: int) -> PreparedRows:
     "Clean the rows that can be used, and list changes, warnings and coercions."
     columns = {name: column.values for name, column in read.items()}
     kept = None if valid is None else set(valid)
@@ -220,7 +221,7 @@ def _finish(reader: RowReader, sent: SentRows, read: dict[str, ReadColumn], erro
         columns, cleaned = clean_model_input(columns, reader, valid)
         changes = sorted([*changes, *cleaned], key=lambda change: change["row"])
     warnings = find_unseen_categories(columns, reader.categories, valid)
-    return PreparedRows(columns, n_rows, reader.dtypes, sent.index, changes, warnings, errors, valid, coercions)
+    return PreparedRows(columns, n_rows, reader.dtypes, sent.index, changes, warnings, errors, valid, coercions, rows_before)
 
 # %% ../../nbs/service/rows.ipynb #d4538efd
 def _shown(before: Any) -> Any:
@@ -331,13 +332,15 @@ def predict_rows(
     rows: Any, # Data frame, mapping of column names to values, list of mappings, or `ColumnTable`
     *,
     skip_invalid: bool = False, # Leave out rows that cannot be used, instead of raising
+    rows_before: int = 0, # Rows of the same table before these, for the row numbers in messages
     infinite_is_missing: bool = False, # Read infinite numbers as missing, as stage 2 does, instead of rejecting them
 ) -> tuple[Predictions, PreparedRows]: # Predictions of the rows `prepared.valid`
     """Check, clean and predict rows.
 
     Raises InputError for rows that cannot be used, or whose values overflow the calculations of the model.
     """
-    prepared = prepare_rows(rows, bundle, skip_invalid=skip_invalid, infinite_is_missing=infinite_is_missing)
+    prepared = prepare_rows(rows, bundle, skip_invalid=skip_invalid, rows_before=rows_before,
+                            infinite_is_missing=infinite_is_missing)
     return predict_prepared(bundle, model, prepared), prepared
 
 # %% ../../nbs/service/rows.ipynb #38417afa
@@ -355,8 +358,9 @@ def overflow_error(
         column = numbers.max().idxmax()
         place = numbers[column].idxmax()
         value, row = show_value(to_python(frame[column][place])), prepared.valid[place]
+        where = f"in row {prepared.rows_before + row + 1}"
         error |= {"row": row, "column": column, "value": value, "message":
-                  f"The column '{column}' has the value {value} in row {row + 1}: the calculations of the model overflow."}
+                  f"The column '{column}' has the value {value} {where}: the calculations of the model overflow."}
     return RejectedRowsError([error])
 
 # %% ../../nbs/service/rows.ipynb #8e3d5cd6

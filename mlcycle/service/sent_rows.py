@@ -26,11 +26,11 @@ class RejectedRowsError(InputError):
     def __init__(
         self,
         errors: list[dict], # Bad cells; at least one
+        remedy: str = "Send null for a missing value.", # For a bad cell
     ):
         self.errors = errors
         first = errors[0]
-        remedy = "" if first["rule"] in ("row", "overflow", "digits") else "Send null for a missing value."
-        super().__init__(first["message"], first["expected"], remedy)
+        super().__init__(first["message"], first["expected"], "" if first["rule"] in ("row", "overflow", "digits") else remedy)
 
 # %% ../../nbs/service/sent_rows.ipynb #88a743de
 EXPECTED_ROWS = "Expected is a data frame, a mapping of column names to values, or a list of mappings, one for each row."

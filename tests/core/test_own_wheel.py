@@ -6,6 +6,7 @@ import subprocess
 import sys
 from configparser import ConfigParser
 from importlib import import_module
+from io import BytesIO
 from pathlib import Path
 from zipfile import ZipFile
 
@@ -14,7 +15,7 @@ import pytest
 from sklearn.dummy import DummyRegressor
 
 from mlcycle.core import own_wheel
-from mlcycle.core.own_wheel import own_requirement, pack_own_wheel, write_own_wheel
+from mlcycle.core.own_wheel import own_requirement, pack_own_wheel
 from mlcycle.core.versions import DISTRIBUTION
 from mlcycle.core.workspace import Workspace
 from mlcycle.outcomes import LeaderboardEntry, ModelRef, Problem, Score
@@ -100,8 +101,8 @@ def test_the_wheel_is_the_same_each_time(tmp_path, monkeypatch):
     assert pack_own_wheel.__wrapped__() != packed[0], "other code, another hash"
 
 
-def test_the_wheel_is_complete(tmp_path):
-    names = ZipFile(write_own_wheel(tmp_path)).namelist()
+def test_the_wheel_is_complete():
+    names = ZipFile(BytesIO(pack_own_wheel()[1])).namelist()
     assert {"mlcycle/notebooks/04_modelling.ipynb", "mlcycle/service/app.py", "mlcycle/reports/pages.py"} <= set(names)
     assert any(each.startswith("mlcycle/notebooks/reports/templates/") for each in names)
     assert not [each for each in names if each.endswith(".pyc") or "/tests/" in each]
@@ -109,6 +110,8 @@ def test_the_wheel_is_complete(tmp_path):
 
 def test_an_installed_wheel_packs_itself_again(tmp_path):
     "From the wheel, installed where no checkout is, comes the same wheel."
+    name, data = pack_own_wheel()
+    (tmp_path / name).write_bytes(data)
     subprocess.run(
         [
             sys.executable,
@@ -120,7 +123,7 @@ def test_an_installed_wheel_packs_itself_again(tmp_path):
             "--no-index",
             "--target",
             str(tmp_path),
-            write_own_wheel(tmp_path),
+            tmp_path / name,
         ],
         check=True,
     )
@@ -142,9 +145,9 @@ def test_it_is_packed_where_nothing_is_installed(monkeypatch):
     assert f"Name: {DISTRIBUTION}\n" in own_wheel.wheel_metadata()["METADATA"]
 
 
-def test_the_commands_of_the_wheel_exist(tmp_path):
+def test_the_commands_of_the_wheel_exist():
     "Each console script of the wheel, which is packed into releases too, names a function."
-    with ZipFile(write_own_wheel(tmp_path)) as wheel:
+    with ZipFile(BytesIO(pack_own_wheel()[1])) as wheel:
         text = wheel.read(next(name for name in wheel.namelist() if name.endswith("entry_points.txt"))).decode()
     entry_points = ConfigParser(delimiters="=")
     entry_points.read_string(text)

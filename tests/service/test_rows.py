@@ -19,10 +19,9 @@ from mlcycle.ml.cleaning import apply_cleaning_plan
 from mlcycle.ml.cleaning_plan import CleaningPlan
 from mlcycle.outcomes import ModelRef, Problem
 from mlcycle.service.app import create_app
-from mlcycle.service.input_values import is_infinite
 from mlcycle.service.bundle import Bundle, open_release
 from mlcycle.service.edge_rows import edge_rows
-from mlcycle.service.input_values import UnreadableValueError, describe_training_values, read_value
+from mlcycle.service.input_values import UnreadableValueError, describe_training_values, is_infinite, read_value
 from mlcycle.service.prediction_log import flush_prediction_log
 from mlcycle.service.row_scorer import compile_row_scorer
 from mlcycle.service.rows import plan_for_prediction, predict_rows, prepare_rows, to_json_rows

@@ -106,8 +106,9 @@ def version_tags(
 
 # %% ../../../nbs/stores/models/registration.ipynb #59aeab17
 def _run_tags(facts: dict[str, str]) -> dict[str, str]:
-    "Tags of a version as tags of a run, which are shorter."
-    return {key: value[:5000] for key, value in facts.items()}
+    "Tags of a version as tags of a run, which are shorter, with the notebook as source instead of the kernel's program."
+    source = {"mlflow.source.name": facts["notebook"]} if facts.get("notebook") else {}
+    return {key: value[:5000] for key, value in facts.items()} | source
 
 # %% ../../../nbs/stores/models/registration.ipynb #a80b46b1
 @contextmanager

@@ -14,11 +14,14 @@ from collections import Counter, deque
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ...errors import SourceError
 from .compressed_files import open_decompressed
-from .csv_dialect import CsvDialect
 from .progress import ProgressCallback
+
+if TYPE_CHECKING: # It needs PyArrow
+    from mlcycle.stores.sources.csv_dialect import CsvDialect
 
 # %% ../../../nbs/stores/sources/malformed_lines.ipynb #73752211
 MAX_RECORD_LINES = 1000 # Maximum number of lines of one record
@@ -104,7 +107,7 @@ def _count_fields(text: str, separator: str) -> tuple[int, str]:
 # %% ../../../nbs/stores/sources/malformed_lines.ipynb #c4120876
 def separate_malformed_lines(
     path: Path, # Of a file, compressed or not
-    dialect: CsvDialect, # Dialect of the file
+    dialect: "CsvDialect", # Dialect of the file
     clean: Path | None = None, # File for the good records in UTF-8; not written if not given
     progress: ProgressCallback | None = None, # Called with the bytes read
 ) -> tuple[int, list[tuple[int, str, str]]]: # Number of good records, and malformed lines
@@ -128,7 +131,7 @@ def separate_malformed_lines(
     return good, malformed
 
 # %% ../../../nbs/stores/sources/malformed_lines.ipynb #cc2f7292
-def _check_malformed_share(path: Path, malformed: list[tuple[int, str, str]], good: int, dialect: CsvDialect) -> None:
+def _check_malformed_share(path: Path, malformed: list[tuple[int, str, str]], good: int, dialect: "CsvDialect") -> None:
     "Raise if more lines are malformed than good."
     if len(malformed) > max(good, 0):
         number, text, reason = malformed[0]
@@ -137,7 +140,7 @@ def _check_malformed_share(path: Path, malformed: list[tuple[int, str, str]], go
                           _suggest_option([text for _, text, _ in malformed], dialect))
 
 # %% ../../../nbs/stores/sources/malformed_lines.ipynb #d0f6b19a
-def _suggest_option(lines: list[str], dialect: CsvDialect) -> str:
+def _suggest_option(lines: list[str], dialect: "CsvDialect") -> str:
     "The option of the address that would help most of the malformed lines."
     for separator in (",", ";", "\t", "|", " "):
         widths = Counter(len(next(csv.reader([line], delimiter=separator), [])) for line in lines[:200])
