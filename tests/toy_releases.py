@@ -8,6 +8,7 @@ from lightgbm import LGBMRegressor
 from sklearn.linear_model import LinearRegression
 
 from mlcycle.core.files import hash_file
+from mlcycle.ml.cleaning_plan import CleaningPlan
 from mlcycle.outcomes import ModelRef, Problem
 from mlcycle.service.bundle import Bundle, build_bundle
 from mlcycle.stores.models.library_versions import add_versions_to_skops
@@ -21,7 +22,9 @@ def toy_rows(n_rows: int = 400, seed: int = 0) -> pd.DataFrame:
     return pd.DataFrame(np.random.default_rng(seed).normal(size=(n_rows, len(COLUMNS))), columns=COLUMNS)
 
 
-def toy_release(folder: Path, version: int, *, trees: bool = True, columns: dict[str, str] | None = None) -> Path:
+def toy_release(
+    folder: Path, version: int, *, trees: bool = True, columns: dict[str, str] | None = None, cleaning: CleaningPlan | None = None
+) -> Path:
     "A release whose predictions are near its version number."
     rows = toy_rows()
     if columns:
@@ -39,6 +42,7 @@ def toy_release(folder: Path, version: int, *, trees: bool = True, columns: dict
         columns=dict.fromkeys(rows, "float64"),
         threshold=None,
         model=ref,
+        cleaning=cleaning or CleaningPlan(),
         examples=[dict.fromkeys(rows, 0.0), dict.fromkeys(rows, 0.5)],
     )
     return build_bundle(folder / "releases", bundle, file)

@@ -4,13 +4,13 @@
 
 # %% auto #0
 __all__ = ['LINE_SECONDS', 'SOURCE_HELP', 'OUTPUT_HELP', 'COLUMNS', 'KEEP', 'MODEL', 'score_progress', 'progress_text',
-           'ScoreLines', 'score', 'score_release', 'summary_lines']
+           'ScoreLines', 'score', 'score_release', 'columns_to_keep', 'summary_lines']
 
 # %% ../../nbs/cli/score.ipynb #8388e353
 import os
 import time
 import warnings
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -83,7 +83,7 @@ class ScoreLines:
 SOURCE_HELP = "File, folder, pattern, database, Delta table; - for CSV on standard input."
 OUTPUT_HELP = ".parquet, .csv(.gz), .jsonl(.gz), folder/, URL#TABLE; - for CSV on standard output."
 COLUMNS = Annotated[list[str] | None, typer.Option("--id", help="Column that identifies a row; may be repeated.")]
-KEEP = Annotated[str, typer.Option(help="Columns to keep: all, none or COLUMN,…")]
+KEEP = Annotated[list[str] | None, typer.Option(metavar="COLUMN", help="Column to keep; may be repeated; or all, none.")]
 MODEL = Annotated[str, typer.Argument(metavar="MODEL[@V]|RUN|RELEASE", help="Model by version or alias, run, or release.")]
 
 # %% ../../nbs/cli/score.ipynb #b3728280
@@ -92,7 +92,7 @@ def score(
     model: MODEL,
     source: Annotated[str, typer.Argument(metavar="IN", help=SOURCE_HELP)],
     output: Annotated[str, typer.Argument(metavar="OUT", help=OUTPUT_HELP)],
-    id: COLUMNS = None, keep: KEEP = "none",
+    id: COLUMNS = None, keep: KEEP = None,
     intervals: Annotated[bool, typer.Option("--intervals", help="Add prediction intervals, or sets of classes.")] = False,
     with_version: Annotated[bool, typer.Option("--with-version", help="Add columns with the model and its version.")] = False,
     max_rejects: Annotated[str, typer.Option(metavar="N|SHARE", help="Rows that may be rejected, such as 100 or 1%.")] = "",
@@ -113,9 +113,8 @@ def score(
         from mlcycle.scoring.batch import ScoreOptions
 
         target = find_target(model, Workspace.from_project(project))
-        columns = () if keep in ("none", "") else tuple(keep.split(","))
-        options = ScoreOptions(tuple(id or ()), columns, intervals, with_version, overwrite, max_rejects, rejects,
-                               workers or len(os.sched_getaffinity(0)), block_rows, target.functions)
+        options = ScoreOptions(tuple(id or ()), columns_to_keep(keep or ()), intervals, with_version, overwrite, max_rejects,
+                               rejects, workers or len(os.sched_getaffinity(0)), block_rows, target.functions)
         score_release(target.release, source, output, options, quiet)
 
 # %% ../../nbs/cli/score.ipynb #ae0cae4f
@@ -123,7 +122,7 @@ def score_release(
     release: Path, # Folder or archive
     source: str, # Address of the rows
     output: str, # Address of the predictions
-    options: "ScoreOptions", # How
+    options: "ScoreOptions", # Options of scoring
     quiet: bool, # If True, no progress is shown
 ) -> None:
     "Score with progress, and print the summary to standard error."
@@ -135,6 +134,13 @@ def score_release(
     for line in summary_lines(summary):
         errors.print(line, markup=False, highlight=False, soft_wrap=True)
 
+# %% ../../nbs/cli/score.ipynb #948560fd
+def columns_to_keep(
+    words: Sequence[str], # Values of the option `--keep`
+) -> tuple[str, ...]: # `("all",)` for all columns
+    "Columns of the input that the output keeps: names, or one of the words all and none."
+    return ("all",) if "all" in words else tuple(words) if [*words] != ["none"] else ()
+
 # %% ../../nbs/cli/score.ipynb #a0100227
 def summary_lines(
     summary: "ScoreSummary", # Of a run
@@ -142,7 +148,8 @@ def summary_lines(
     "What a run has done, in sentences."
     counts, rate = summary.counts, (summary.counts.rows - summary.resumed_rows) / max(summary.seconds, 1e-9)
     where = "standard output" if summary.output == "-" else summary.output
-    lines = [f"{counts.predicted:,} of {counts.rows:,} rows are predicted by {summary.model} version {summary.version}: {where} "
+    verb = "row is" if counts.rows == 1 else "rows are"
+    lines = [f"{counts.predicted:,} of {counts.rows:,} {verb} predicted by {summary.model} version {summary.version}: {where} "
              f"({summary.seconds:,.1f} s, {rate:,.0f} rows/s)."]
     if counts.rejected:
         rules = ", ".join(f"{rule} {count:,}" for rule, count in counts.rules.items())

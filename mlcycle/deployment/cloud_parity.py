@@ -20,7 +20,7 @@ import numpy as np
 
 from .azure import ENTRY_SCRIPT_TEMPLATE
 from .parity import predict_by_rows, read_predictions, scores_of_classes
-from .sagemaker import csv_of_rows
+from .sagemaker import csv_of_rows, number_formats_of
 from ..errors import StageError
 from ..ml.predictions import Predictions
 from ..nb.notebook import package_file
@@ -50,7 +50,8 @@ def predict_by_sagemaker(
     "Predict rows by SageMaker's contract: CSV without a header, JSON lines as response."
     check_healthy(service, "/ping")
     headers = {"Content-Type": "text/csv; header=absent", "Accept": JSON_LINES}
-    response = service.client.post("/invocations", content=csv_of_rows(rows, list(bundle.columns)), headers=headers)
+    body = csv_of_rows(rows, list(bundle.columns), number_formats_of(bundle))
+    response = service.client.post("/invocations", content=body, headers=headers)
     if response.is_error:
         raise StageError(f"The service returned {response.status_code} for CSV.", remedy=response.text[:500])
     lines = [json.loads(line) for line in response.text.splitlines()]

@@ -4,15 +4,19 @@
 
 # %% auto #0
 __all__ = ['SAGEMAKER_REGISTRY', 'VARIANT', 'sagemaker_model', 'sagemaker_endpoint', 'sagemaker_alarms', 'sagemaker_scaling',
-           'line_fields_of', 'sagemaker_transform', 'csv_of_rows', 'write_sagemaker']
+           'line_fields_of', 'sagemaker_transform', 'number_formats_of', 'write_number', 'notation_note', 'csv_of_rows',
+           'write_sagemaker']
 
 # %% ../../nbs/deployment/sagemaker.ipynb #f88b4a74
 import csv
+from collections.abc import Mapping
 from io import StringIO
 from pathlib import Path
 from typing import Any
 
 from .cloud_files import CloudRelease, cloud_readme, read_cloud_release, write_cloud_folder
+from ..ml.cleaning_plan import NumberFormat
+from ..service.bundle import Bundle
 from ..service.line_formats import csv_cells
 
 # %% ../../nbs/deployment/sagemaker.ipynb #8e612264
@@ -102,14 +106,43 @@ def sagemaker_transform(
             "TransformResources": {"InstanceType": "ml.m5.large", "InstanceCount": 1}, "DataProcessing": {"JoinSource": "Input"},
             "Environment": {"SAGEMAKER_INFERENCE_OUTPUT": ",".join(line_fields_of(release))}}
 
+# %% ../../nbs/deployment/sagemaker.ipynb #cf50b0d6
+def number_formats_of(
+    bundle: Bundle, # Description of a release
+) -> dict[str, NumberFormat]: # By column
+    "The notation of columns in whose text a comma is the decimal mark."
+    formats = {name: bundle.cleaning.columns[name].number_format for name in bundle.columns if name in bundle.cleaning.columns}
+    return {name: form for name, form in formats.items() if form and form.comma == "decimal"}
+
+# %% ../../nbs/deployment/sagemaker.ipynb #669526e9
+def write_number(
+    value: Any, # JSON value
+    form: NumberFormat | None, # Notation of its column, with a decimal comma; None: plain numbers
+) -> Any: # Text for a decimal number, otherwise the value
+    "A number in the notation of its column, without thousands separators."
+    return repr(value).replace(".", ",") if form and isinstance(value, float) else value
+
+# %% ../../nbs/deployment/sagemaker.ipynb #551c29f3
+def notation_note(
+    formats: Mapping[str, NumberFormat], # From `number_formats_of`
+) -> str: # Empty if all numbers are plain
+    "A paragraph on the notation of numbers."
+    if not formats:
+        return ""
+    names = ", ".join(f"`{name}`" for name in formats)
+    return (f"\n\nNumbers in CSV are read in the notation of the source, with a decimal comma in {names}: send `\"1957,5\"`.\n"
+            "Where points separate thousands, `1957.5` is rejected and `1.957` is 1957. Numbers in JSON have no notation.")
+
 # %% ../../nbs/deployment/sagemaker.ipynb #dac07846
 def csv_of_rows(
     rows: list[dict], # Rows of JSON values
     columns: list[str], # Order of the columns
+    formats: Mapping[str, NumberFormat] | None = None, # From `number_formats_of`; None: plain numbers
 ) -> str: # Without a header
-    "Rows as CSV in the order of the model's columns; a missing value is an empty cell."
-    text = StringIO()
-    csv.writer(text, lineterminator="\n").writerows(csv_cells([row[name] for name in columns]) for row in rows)
+    "Rows as CSV in the order of the model's columns, in the notation of the source; a missing value is an empty cell."
+    text, known = StringIO(), formats or {}
+    csv.writer(text, lineterminator="\n").writerows(
+        csv_cells([write_number(row[name], known.get(name)) for name in columns]) for row in rows)
     return text.getvalue()
 
 # %% ../../nbs/deployment/sagemaker.ipynb #3c3e1c4c
@@ -119,10 +152,11 @@ def write_sagemaker(
 ) -> Path: # `<model>-<version>-sagemaker`
     "Write the descriptors for SageMaker; raises ArtifactError if the release was altered or its signature does not fit."
     cloud = read_cloud_release(release)
-    columns = list(cloud.bundle.columns)
+    columns, formats = list(cloud.bundle.columns), number_formats_of(cloud.bundle)
     readme = cloud_readme("sagemaker_readme.md", cloud, f"{SAGEMAKER_REGISTRY}/{cloud.facts.tag}",
-                          columns=", ".join(f"`{name}`" for name in columns), line=" and ".join(line_fields_of(cloud)))
+                          columns=", ".join(f"`{name}`" for name in columns), line=" and ".join(line_fields_of(cloud)),
+                          notation=notation_note(formats))
     files = {"README.md": readme, "create-model.json": sagemaker_model(cloud), **sagemaker_endpoint(cloud),
              **sagemaker_alarms(cloud), **sagemaker_scaling(cloud), "create-transform-job.json": sagemaker_transform(cloud),
-             "request.csv": csv_of_rows(cloud.rows, columns)}
+             "request.csv": csv_of_rows(cloud.rows, columns, formats)}
     return write_cloud_folder(release, output / f"{cloud.facts.name}-{cloud.facts.version}-sagemaker", files)

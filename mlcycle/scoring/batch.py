@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['ScoreOptions', 'TooManyRejectsError', 'ScoreSummary', 'OutputPlace', 'plan_output', 'place_format', 'plain_name',
-           'names_in_folder', 'check_source_columns', 'choose_columns', 'ignored_columns', 'make_blocks', 'hash_block',
-           'Progress', 'missing_blocks', 'parse_max_rejects', 'check_rejects', 'hash_release', 'finish_output',
-           'standard_streams', 'ScoringPlan', 'plan_scoring', 'run_blocks', 'rejects_file', 'score_missing_blocks',
-           'write_score_summary', 'score_plan', 'score', 'predict_by_batch']
+           'names_in_folder', 'check_source_columns', 'choose_columns', 'own_columns', 'list_names', 'ignored_columns',
+           'make_blocks', 'hash_block', 'Progress', 'missing_blocks', 'parse_max_rejects', 'check_rejects',
+           'hash_release', 'finish_output', 'standard_streams', 'ScoringPlan', 'column_notes', 'plan_scoring',
+           'run_blocks', 'rejects_file', 'score_missing_blocks', 'write_score_summary', 'score_plan', 'score',
+           'predict_by_batch']
 
 # %% ../../nbs/scoring/batch.ipynb #b47a6a92
 import hashlib
@@ -39,7 +40,10 @@ from .output_formats import OUTPUT_ENDINGS, OutputFormat, join_parts, output_for
 from .part_files import PartFolder, begin_or_resume, join_rejects, lock_folder, total_counts
 from .row_sources import RowSource
 from .workers import LoadedRelease, WorkerSetup, load_release, score_in_process, score_in_workers
+from ..outcomes import Problem
 from ..service.bundle import unpacked_release
+from ..service.input_values import shorten
+from ..service.prediction_table import score_columns
 from ..service.release_description import Bundle
 from ..service.release_files import MANIFEST_FILE
 from ..service.sent_rows import match_names, similar_names
@@ -48,10 +52,10 @@ from ..stores.sources.compressed_files import COMPRESSED_ENDINGS
 # %% ../../nbs/scoring/batch.ipynb #0b7113a6
 @dataclass(frozen=True)
 class ScoreOptions:
-    "How rows are scored, and what the output has besides predictions."
+    "Options of scoring: which columns the output has besides predictions, limits, processes."
 
     ids: tuple[str, ...] = () # Columns that identify a row; none: the number of the row, and the entity of the problem
-    keep: tuple[str, ...] = () # Further columns of the input; `("all",)`: all of them
+    keep: tuple[str, ...] = () # Further columns of the input; `("all",)`: all whose names the output does not have itself
     intervals: bool = False # Prediction intervals, or sets of classes
     version: bool = False # Columns with name and version of the model
     overwrite: bool = False # Replace an existing output
@@ -74,7 +78,7 @@ class ScoreSummary:
     version: int # Of the model
     output: str # Path or address
     rejects: str # Path of the file of rejects; empty: there are none
-    counts: BlockCounts # Rows, and what was remarkable
+    counts: BlockCounts # Of rows, changes, unseen categories and notations
     notes: tuple[str, ...] # Columns that were ignored, a run that was resumed, lines that were left out
     equal_in_blocks: bool # Whether each score is bit by bit that of the row alone
     resumed_rows: int = 0 # Rows that an earlier run has scored
@@ -82,7 +86,7 @@ class ScoreSummary:
     cpu_seconds: float = 0.0 # Of this run, with its workers
 
     def lines(self) -> list[str]:
-        "What was remarkable, in sentences."
+        "Notes and counts, in sentences."
         counts, shown = self.counts, self.counts.examples
         lines = [f"{each:,} {'cell' if each == 1 else 'cells'} changed by cleaning, {key}, such as {shown.get(key, '')}."
                  for key, each in counts.changes.items()]
@@ -183,35 +187,50 @@ def choose_columns(
     "The columns of the output; raises InputError if one is missing, or two have the same name."
     entity = bundle.problem.entity
     ids = options.ids or ((entity,) if entity and all(entity in source.names for source in sources) else ())
-    keep = tuple(sources[0].names) if options.keep == ("all",) else options.keep
-    kept = tuple(dict.fromkeys([*ids, *keep]))
+    row, everything = not options.ids, options.keep == ("all",)
+    kept = tuple(dict.fromkeys([*ids, *(sources[0].names if everything else options.keep)]))
     for name in kept:
         if name not in sources[0].names:
             raise ParameterError(f"There is no column '{name}' to keep.", remedy=suggest_name(name, list(sources[0].names)))
-    row = not options.ids
-    wanted = OutputColumns(row, row and one_file and len(sources) > 1, kept, options.intervals, options.version)
-    made = ["row"] * wanted.row + ["file"] * wanted.file + ["prediction", "score"] + ["model", "version"] * wanted.version
-    made += [f"score_{label}" for label in bundle.problem.classes]
-    made += ["prediction_low", "prediction_high", "prediction_set"] * wanted.intervals
-    if twice := [name for name in kept if name in made]:
+    wanted = OutputColumns(row, row and one_file and len(sources) > 1, (), options.intervals, options.version)
+    made = own_columns(wanted, bundle.problem)
+    if twice := [name for name in kept if name in made and not (everything and name not in ids)]:
         raise ParameterError(f"The output has a column '{twice[0]}' of its own, so that of the input cannot be kept.",
-                             "Other names are expected.", "Name the columns to keep: --keep COLUMN,…"
-                             + ("; --id COLUMN replaces row numbers" if twice[0] in ("row", "file") else ""))
-    check_source_columns(sources, [*bundle.columns, *kept])
+                             "Other names are expected.", "Rename the column of the input"
+                             + ("; --id COLUMN replaces row numbers." if twice[0] in ("row", "file") else ", or do not keep it."))
+    wanted = replace(wanted, kept=tuple(name for name in kept if name not in made))
+    check_source_columns(sources, [*bundle.columns, *wanted.kept])
     return wanted
+
+# %% ../../nbs/scoring/batch.ipynb #c82ea5c9
+def own_columns(
+    wanted: OutputColumns, # Which columns are wanted besides predictions
+    problem: Problem, # Task and classes
+) -> list[str]:
+    "Names of the columns that an output has besides those of the input."
+    made = ["row"] * wanted.row + ["file"] * wanted.file + ["prediction", *score_columns(problem)]
+    made += ["model", "version"] * wanted.version
+    return made + ["prediction_low", "prediction_high", "prediction_set"] * wanted.intervals
+
+# %% ../../nbs/scoring/batch.ipynb #7a9c2e0b
+def list_names(
+    names: Sequence[str], # Of columns
+) -> str: # The first five, shortened to 60 characters each
+    "Names as a note lists them."
+    return ", ".join(shorten(name) for name in names[:5]) + (f" and {len(names) - 5} others" if len(names) > 5 else "")
 
 # %% ../../nbs/scoring/batch.ipynb #59acd3bf
 def ignored_columns(
     sources: Sequence[RowSource], # All files
     names: Sequence[str], # Columns that are read
+    left_out: Sequence[str] = (), # Columns that another note names
 ) -> list[str]: # A sentence, or nothing
     "Name the columns that are ignored."
     used = {*match_names(sources[0].names, list(names)).values()}
-    extra = [name for name in sources[0].names if name not in used]
+    extra = [name for name in sources[0].names if name not in used and name not in left_out]
     if not extra:
         return []
-    listed = ", ".join(extra[:5]) + (f" and {len(extra) - 5} others" if len(extra) > 5 else "")
-    return [f"{'A column is' if len(extra) == 1 else 'Columns are'} ignored: {listed}."]
+    return [f"{'A column is' if len(extra) == 1 else 'Columns are'} ignored: {list_names(extra)}."]
 
 # %% ../../nbs/scoring/batch.ipynb #2c9ec881
 def make_blocks(
@@ -308,7 +327,8 @@ def check_rejects(
     number, share = parse_max_rejects(text)
     remedy = f"See {rejects}." if rejects else ""
     if whole and counts.rows and not counts.predicted:
-        raise TooManyRejectsError(f"All {counts.rows:,} rows are rejected.", "Rows like those of training are expected.", remedy)
+        rows = f"All {counts.rows:,} rows are" if counts.rows > 1 else "The only row is"
+        raise TooManyRejectsError(f"{rows} rejected.", "Rows like those of training are expected.", remedy)
     if number is not None and counts.rejected > number or whole and share is not None and counts.rejected > share * counts.rows:
         raise TooManyRejectsError(f"{counts.rejected:,} of {counts.rows:,} rows are rejected.", f"At most {text} may be.",
                                   f"{remedy} A higher --max-rejects continues with what is scored.".strip())
@@ -374,7 +394,7 @@ class ScoringPlan:
 
     sources: list[RowSource] # Files
     place: OutputPlace # Of the output
-    options: ScoreOptions # How
+    options: ScoreOptions # Options of scoring
     scorer: BlockScorer # Of this process
     setup: WorkerSetup # For workers
     files: dict[str, str] # Name of the output file by that of the input file, for a folder
@@ -387,13 +407,24 @@ class ScoringPlan:
                 "options": json.loads(json.dumps(chosen)),
                 "software": [__version__, pa.__version__, pd.__version__, np.__version__]}
 
+# %% ../../nbs/scoring/batch.ipynb #c7421bac
+def column_notes(
+    plan: ScoringPlan, # Source and columns
+) -> list[str]: # Sentences
+    "Name the columns of the input that are not kept although all should be, and those that are ignored."
+    wanted, names = plan.setup.wanted, plan.sources[0].names
+    made = own_columns(wanted, plan.scorer.bundle.problem) if plan.options.keep == ("all",) else []
+    own = [name for name in names if name in made and name not in wanted.kept]
+    note = f"The output has columns of these names itself, so those of the input are left out: {list_names(own)}."
+    return [note] * bool(own) + ignored_columns(plan.sources, plan.setup.names, own)
+
 # %% ../../nbs/scoring/batch.ipynb #049d2cad
 def plan_scoring(
     release: Path, # Folder or archive
     loaded: LoadedRelease, # The same, loaded
     source: str, # Address of the rows
     place: OutputPlace, # Of the output
-    options: ScoreOptions, # How
+    options: ScoreOptions, # Options of scoring
 ) -> ScoringPlan:
     "Open the source and choose the columns; raises InputError if rows or columns are missing."
     sources = [each for each in open_row_sources(source, options.block_rows) if each.n_rows != 0]
@@ -484,7 +515,7 @@ def score_plan(
         metadata = {"mlcycle": json.dumps({"model": model.name, "version": model.version, "sha256": model.sha256})}
         parts, counts = PartFolder(plan.setup.parts, plan.setup.form), progress.counts()
         finish_output(plan.place, parts, progress, metadata, plan.files, plan.options.overwrite)
-        notes = [note] * bool(note) + list(plan.sources[0].notes) + ignored_columns(plan.sources, plan.setup.names)
+        notes = [note] * bool(note) + list(plan.sources[0].notes) + column_notes(plan)
         where, cpu = str(rejects or "") * bool(counts.rejected), progress.cpu if plan.options.workers > 1 else 0.0
         summary = ScoreSummary(model.name, model.version, mask_secrets(plan.place.address), where, counts, tuple(notes),
                                equal_in_blocks, progress.resumed, cpu_seconds=cpu)
@@ -500,7 +531,7 @@ def score(
     release: Path, # Folder or archive of a release
     source: str, # File, folder, database or other address of rows; `-`: standard input
     output: str, # File, folder (ends with /) or URL#TABLE; `-`: standard output
-    options: ScoreOptions | None = None, # How
+    options: ScoreOptions | None = None, # Options of scoring
     show: Callable[[int, int | None, int], None] | None = None, # Called with rows done, all rows if known, rejected rows
 ) -> ScoreSummary:
     """Score the rows of a source with a release.
@@ -532,6 +563,6 @@ def predict_by_batch(
     labels = np.asarray([row["prediction"] for row in scored])
     if bundle.problem.task == "regression":
         return Predictions(labels.astype(float))
-    names = ["score"] if bundle.problem.task == "binary" else [f"score_{label}" for label in bundle.problem.classes]
+    names = score_columns(bundle.problem)
     scores = np.array([[row[name] for name in names] for row in scored])
     return Predictions(labels, scores[:, 0] if len(names) == 1 else scores)

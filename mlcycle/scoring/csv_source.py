@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SMALL_CSV', 'CSV_BLOCK', 'parse_csv', 'count_csv_rows', 'leave_out_headers', 'leave_out_end', 'open_large_csv',
-           'csv_row_source', 'open_csv']
+           'describe_reading', 'csv_row_source', 'open_csv']
 
 # %% ../../nbs/scoring/csv_source.ipynb #8fb0a1a0
 from collections.abc import Iterator
@@ -122,6 +122,18 @@ def open_large_csv(
         n_rows, malformed = separate_malformed_lines(path, dialect, Path(clean.name) / "clean.csv")
     return csv_row_source(path, dialect, quotes, n_rows, malformed, clean)
 
+# %% ../../nbs/scoring/csv_source.ipynb #019db438
+def describe_reading(
+    dialect: str, # Such as `CSV, separator ',', UTF-8`, with further facts after that
+) -> str:
+    "A sentence on how a CSV file is read."
+    if not dialect.startswith("CSV, separator "):
+        return dialect
+    separator, *facts = dialect.removeprefix("CSV, ").split(", ")
+    header = ["without a header"] if facts[:1] == ["no header"] else []
+    code, *more = facts[len(header):]
+    return ", ".join([f"Read as CSV, with the {separator} and in {code}", *header, *more]) + "."
+
 # %% ../../nbs/scoring/csv_source.ipynb #a32ed258
 def csv_row_source(
     path: Path, # Of the file
@@ -135,7 +147,11 @@ def csv_row_source(
     places = {name.strip(): str(number) for number, name in enumerate(dialect.names)}
     names = tuple(dialect.names)
 
-    def read(wanted: list[str], size: int) -> Iterator[pa.Table]:
+    def read(
+        wanted: list[str], # Stripped names of columns
+        size: int, # Rows of a block
+    ) -> Iterator[pa.Table]:
+        "Read columns block by block."
         part, copy = dialect, path
         if clean:
             part, copy = replace(dialect, encoding="utf-8", skip=0), Path(clean.name) / "clean.csv"
@@ -144,7 +160,7 @@ def csv_row_source(
         yield from cut_tables((pa.table({name: piece[places[name]] for name in wanted}) for piece in pieces), size)
 
     return RowSource(path.name, {name: name for name in places}, read, file_identity(path), n_rows, True, malformed,
-                     (str(dialect),))
+                     (describe_reading(str(dialect)),))
 
 # %% ../../nbs/scoring/csv_source.ipynb #55f1ee51
 def open_csv(
@@ -162,8 +178,12 @@ def open_csv(
     texts = {name: text.combine_chunks() if isinstance(text, pa.ChunkedArray) else text for name, text in texts.items()}
     table = pa.table({name: pc.if_else(pc.is_in(text, words), pa.scalar(None, text.type), text) for name, text in texts.items()})
 
-    def read(wanted: list[str], size: int) -> Iterator[pa.Table]:
+    def read(
+        wanted: list[str], # Stripped names of columns
+        size: int, # Rows of a block
+    ) -> Iterator[pa.Table]:
+        "Read columns block by block."
         yield from cut_tables([table.select(wanted)], size)
 
     return RowSource(path.name, {name: name for name in names}, read, file_identity(path), table.num_rows, True,
-                     reading.malformed_lines, (reading.description, *reading.notes))
+                     reading.malformed_lines, (describe_reading(reading.description), *reading.notes))

@@ -62,8 +62,13 @@ def open_row_sources(
     if is_delta(place):
         yield open_delta_source(place)
         return
-    root, files = Path(place) if Path(place).is_dir() else Path(place).parent, list_files(place)
-    check_one_format(files)
+    root = Path(place) if Path(place).is_dir() else Path(place).parent
+    try:
+        files = list_files(place)
+        check_one_format(files)
+    except SourceError as error: # Of the readers of stages, which read no Arrow files
+        expected = error.expected.replace(".parquet,", ".parquet, .arrow, .feather,")
+        raise SourceError(error.found, expected, error.remedy) from error
     yield from (rename_source(open_file(path, root, options), path, root) for path in files)
 
 # %% ../../nbs/scoring/open_sources.ipynb #1ccdb7bd

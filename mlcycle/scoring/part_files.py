@@ -24,7 +24,7 @@ from .block_scorer import BlockCounts, ScoredBlock
 from .output_formats import OutputFormat, csv_bytes, encode_part
 
 # %% ../../nbs/scoring/part_files.ipynb #ee0c2561
-REJECT_COLUMNS = ("row", "file", "column", "value", "rule", "message", "expected")
+REJECT_COLUMNS = ("row", "line", "file", "column", "value", "rule", "message", "expected")
 
 # %% ../../nbs/scoring/part_files.ipynb #b3130112
 def rejects_csv(

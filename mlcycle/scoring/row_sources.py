@@ -100,7 +100,11 @@ def open_parquet(
         schema, n_rows = file.schema_arrow, file.metadata.num_rows
     names, constants = flat_names(schema), folder_values(path, root)
 
-    def read(wanted: list[str], size: int) -> Iterator[pa.Table]:
+    def read(
+        wanted: list[str], # Stripped names of columns
+        size: int, # Rows of a block
+    ) -> Iterator[pa.Table]:
+        "Read columns block by block."
         found = {name: names[name] for name in wanted if name in names}
         others = {name: constants[name] for name in wanted if name not in names}
         tops = [name for name in schema.names if any(each == name or each.startswith(f"{name}.") for each in found.values())]
@@ -122,7 +126,11 @@ def open_arrow(
     data = dataset(path, format="ipc")
     names, n_rows = flat_names(data.schema), data.count_rows()
 
-    def read(wanted: list[str], size: int) -> Iterator[pa.Table]:
+    def read(
+        wanted: list[str], # Stripped names of columns
+        size: int, # Rows of a block
+    ) -> Iterator[pa.Table]:
+        "Read columns block by block."
         found = {name: names[name] for name in wanted}
         with pa.memory_map(str(path)) as mapped, pa.ipc.open_file(mapped) as file:
             batches = (file.get_batch(number) for number in range(file.num_record_batches))
@@ -137,10 +145,15 @@ def open_json_lines(
 ) -> RowSource:
     "Open a JSON Lines file."
     def lines() -> Iterator[bytes]:
+        "Lines that are not empty."
         with open_decompressed(path) as file:
             yield from (line for line in file if line.strip())
 
-    def read(wanted: list[str], size: int) -> Iterator[list[bytes]]:
+    def read(
+        wanted: list[str], # Stripped names of columns
+        size: int, # Rows of a block
+    ) -> Iterator[list[bytes]]:
+        "Read columns block by block."
         rest = lines()
         while block := list(islice(rest, size)):
             yield block
@@ -160,7 +173,11 @@ def open_delta_source(
     data = table.to_pyarrow_dataset()
     names = flat_names(data.schema)
 
-    def read(wanted: list[str], size: int) -> Iterator[pa.Table]:
+    def read(
+        wanted: list[str], # Stripped names of columns
+        size: int, # Rows of a block
+    ) -> Iterator[pa.Table]:
+        "Read columns block by block."
         batches = data.to_batches(batch_size=size, use_threads=False)
         found = {name: names[name] for name in wanted}
         yield from cut_tables((select_columns(pa.Table.from_batches([each]), found, {}) for each in batches), size)
@@ -179,7 +196,11 @@ def open_database(
     first = next(frames)
     names, opened = {str(name).strip(): str(name) for name in first.columns}, [chain([first], frames)]
 
-    def read(wanted: list[str], size: int) -> Iterator[pd.DataFrame]:
+    def read(
+        wanted: list[str], # Stripped names of columns
+        size: int, # Rows of a block
+    ) -> Iterator[pd.DataFrame]:
+        "Read columns block by block."
         pieces = opened.pop() if opened else iterate_database(address, size=size)
         yield from (each.set_axis(list(names), axis=1)[wanted] for each in pieces if len(each))
 
@@ -199,7 +220,11 @@ def open_frame(
     names = {str(name).strip(): str(name) for name in rows.columns}
     rows = rows.set_axis(list(names), axis=1)
 
-    def read(wanted: list[str], size: int) -> Iterator[pd.DataFrame]:
+    def read(
+        wanted: list[str], # Stripped names of columns
+        size: int, # Rows of a block
+    ) -> Iterator[pd.DataFrame]:
+        "Read columns block by block."
         yield from (rows[wanted].iloc[start:start + size] for start in range(0, len(rows), size))
 
     return RowSource(name, names, read, identity, len(rows), malformed=reading.malformed_lines, notes=tuple(reading.notes))

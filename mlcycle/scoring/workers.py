@@ -67,7 +67,7 @@ def load_release(
 # %% ../../nbs/scoring/workers.ipynb #427202b4
 @dataclass(frozen=True)
 class WorkerSetup:
-    "What a worker needs to know."
+    "Settings of a worker."
 
     release: Path # Folder or archive
     functions: Path | None # File of trusted user functions
@@ -117,7 +117,7 @@ _SCORERS: list[tuple[BlockScorer, PartFolder]] = [] # Of this process, if it is 
 
 # %% ../../nbs/scoring/workers.ipynb #e5074ac4
 def start_scoring_worker(
-    setup: WorkerSetup, # What it needs to know
+    setup: WorkerSetup, # Settings of the worker
 ) -> None:
     "Load the release in a worker; it ends with its parent process."
     exit_with_parent()
@@ -152,7 +152,7 @@ def score_in_process(
 
 # %% ../../nbs/scoring/workers.ipynb #94c21d24
 def score_in_workers(
-    setup: WorkerSetup, # What a worker needs to know
+    setup: WorkerSetup, # Settings of a worker
     workers: int, # Number of processes
     blocks: Iterator[tuple[Block, str]], # Blocks with the hashes of their rows
 ) -> Iterator[tuple[Block, dict]]: # Blocks with the descriptions of their parts, in the same order

@@ -47,7 +47,7 @@ class MlflowModel:
             if method not in PREDICT_METHODS:
                 expected = suggest_name(str(method), [*PREDICT_METHODS])
                 raise InputError(f"The parameter '{PREDICT_METHOD}' is {method!r}.", expected)
-            predictions = predict_rows(self.bundle, self.model, data)[0]
+            predictions = predict_rows(self.bundle, self.model, data, infinite_is_missing=True)[0]
             if method == "predict":
                 return predictions.labels
             if predictions.scores is None:

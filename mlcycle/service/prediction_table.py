@@ -30,7 +30,8 @@ def predict_table(
     not have; `attrs["errors"]` has the bad cells of rows that were left out, and `attrs["coverage"]` is the nominal coverage of
     the intervals. Raises InputError for rows that cannot be used.
     """
-    predicted, prepared = predict_rows(bundle, model, rows, skip_invalid=skip_invalid, rows_before=rows_before)
+    predicted, prepared = predict_rows(bundle, model, rows, skip_invalid=skip_invalid, rows_before=rows_before,
+                                       infinite_is_missing=True)
     table = pd.DataFrame({"prediction": predicted.labels}, index=prepared.index)
     if predicted.scores is not None:
         names = score_columns(bundle.problem)
@@ -60,7 +61,7 @@ def probability_table(
     problem = bundle.problem
     if problem.task == "regression":
         raise InputError("The model predicts numbers; there are no probabilities.", remedy="Use `predict`.")
-    predicted, prepared = predict_rows(bundle, model, rows)
+    predicted, prepared = predict_rows(bundle, model, rows, infinite_is_missing=True)
     scores = predicted.scores
     assert scores is not None # Of a classification
     if problem.task == "binary":

@@ -29,8 +29,8 @@ from ..ml.conformal import prediction_regions
 from ..ml.predictions import Predictions, predict
 from ..ml.value_parsing import format_value
 from .release_description import Bundle
-from .column_reader import ColumnReader, ReadColumn
-from .input_values import TEXT_DTYPES, TrainingValues, shorten, show_value
+from .column_reader import ColumnReader, ReadColumn, infinite_to_missing
+from .input_values import TEXT_DTYPES, TrainingValues, is_infinite, shorten, show_value
 from .sent_rows import RejectedRowsError, SentRows, match_names, split_into_columns
 
 # %% ../../nbs/service/rows.ipynb #20a5ab69
@@ -171,6 +171,7 @@ def prepare_rows(
     *,
     skip_invalid: bool = False, # Leave out rows that cannot be used, instead of raising
     rows_before: int = 0, # Rows of the same table before these, for the row numbers in messages
+    infinite_is_missing: bool = False, # Read infinite numbers as missing, as stage 2 does, instead of rejecting them
 ) -> PreparedRows:
     """Check and clean rows; every way into prediction uses this function.
 
@@ -179,6 +180,8 @@ def prepare_rows(
     reader = row_reader(bundle)
     sent = split_into_columns(rows, reader.names)
     read = {each.name: each.read(sent.columns[each.name]) for each in reader.readers}
+    if infinite_is_missing:
+        read |= {each.name: infinite_to_missing(read[each.name]) for each in reader.readers if each.numpy_dtype.kind in "fiu"}
     if sent.errors or any(column.errors for column in read.values()):
         errors = sorted([*sent.errors, *_bad_cells(read, sent, rows_before)], key=lambda error: error["row"])
         bad = {error["row"] for error in errors}
@@ -207,7 +210,7 @@ def _finish(reader: RowReader, sent: SentRows, read: dict[str, ReadColumn], erro
     kept = None if valid is None else set(valid)
     if valid is not None:
         columns = {name: reader.settle(name, values[valid]) for name, values in columns.items()}
-    changes = [{"row": row, "column": name, "step": "notation" if now else "sentinels", "before": _shown(before), "after": now}
+    changes = [{"row": row, "column": name, "step": _step(before, now), "before": _shown(before), "after": now}
                for name, column in read.items() for row, before, now in column.notes if kept is None or row in kept]
     counts = [("", sent.coercions), *((name, column.coercions) for name, column in read.items())]
     names = {"names": [shorten(str(name)) for name in sent.extra[:MAX_LISTED_NAMES]]}
@@ -224,6 +227,11 @@ def _finish(reader: RowReader, sent: SentRows, read: dict[str, ReadColumn], erro
 def _shown(before: Any) -> Any:
     "A value before a change, as it is recorded."
     return before if isinstance(before, str | bool | int | float) else format_value(to_python(before))
+
+# %% ../../nbs/service/rows.ipynb #53856f31
+def _step(before: Any, now: Any) -> str:
+    "The name of the rule by which a reader changes a value."
+    return "notation" if now else "infinite" if is_infinite(before) else "sentinels"
 
 # %% ../../nbs/service/rows.ipynb #951708da
 def plan_for_prediction(
@@ -325,12 +333,14 @@ def predict_rows(
     *,
     skip_invalid: bool = False, # Leave out rows that cannot be used, instead of raising
     rows_before: int = 0, # Rows of the same table before these, for the row numbers in messages
+    infinite_is_missing: bool = False, # Read infinite numbers as missing, as stage 2 does, instead of rejecting them
 ) -> tuple[Predictions, PreparedRows]: # Predictions of the rows `prepared.valid`
     """Check, clean and predict rows.
 
     Raises InputError for rows that cannot be used, or whose values overflow the calculations of the model.
     """
-    prepared = prepare_rows(rows, bundle, skip_invalid=skip_invalid, rows_before=rows_before)
+    prepared = prepare_rows(rows, bundle, skip_invalid=skip_invalid, rows_before=rows_before,
+                            infinite_is_missing=infinite_is_missing)
     return predict_prepared(bundle, model, prepared), prepared
 
 # %% ../../nbs/service/rows.ipynb #38417afa

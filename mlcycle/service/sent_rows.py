@@ -30,7 +30,7 @@ class RejectedRowsError(InputError):
     ):
         self.errors = errors
         first = errors[0]
-        super().__init__(first["message"], first["expected"], "" if first["rule"] in ("row", "overflow") else remedy)
+        super().__init__(first["message"], first["expected"], "" if first["rule"] in ("row", "overflow", "digits") else remedy)
 
 # %% ../../nbs/service/sent_rows.ipynb #88a743de
 EXPECTED_ROWS = "Expected is a data frame, a mapping of column names to values, or a list of mappings, one for each row."

@@ -30,6 +30,7 @@ from mlcycle.deployment.cloud_parity import (
 from mlcycle.deployment.parity import compare_predictions, predict_by_pipeline, release_edge_rows
 from mlcycle.deployment.targets import TARGETS
 from mlcycle.errors import ArtifactError, MlcycleError
+from mlcycle.ml.cleaning_plan import CleaningPlan, ColumnCleaningPlan, NumberFormat
 from mlcycle.service.app import create_app
 from mlcycle.service.bundle import open_release
 from mlcycle.service.local import running_service
@@ -199,6 +200,26 @@ def test_each_contract_predicts_as_the_pipeline(table_run, table):
     for predictions in (*served, predict_by_score_script(folder, rows, bundle)):
         compared = compare_predictions("-", expected, predictions)
         assert compared.n_equal == compared.rows == len(rows)
+
+
+def test_each_contract_reads_the_numbers_of_a_source_with_decimal_commas(tmp_path):
+    german = ColumnCleaningPlan(value_type="number", number_format=NumberFormat(comma="decimal", point="thousands"))
+    cleaning = CleaningPlan(columns={"x0": german})
+    release = toy_release(tmp_path / "toy", 3, trees=False, cleaning=cleaning)
+    bundle, model = open_release(release)
+    values = (1.957, 0.5, 1957.0, 1234.567, -1e-7, 12, "1.957", "1.957,5")
+    usual = dict.fromkeys(bundle.columns, 0.25)
+    rows = [usual | {"x0": value, "x7": 1.957} for value in values]
+    expected = predict_by_pipeline(model, bundle, rows)
+    assert expected.labels[6] > expected.labels[0] + 10  # 1957 and 1.957
+    with running_service(release, platform=CLOUD_ENVIRONMENT) as service:
+        for predict in (predict_by_sagemaker, predict_by_vertex, predict_by_azure):
+            assert np.allclose(predict(service, rows, bundle).labels, expected.labels, rtol=1e-9, atol=1e-9)
+        plain = service.client.post("/invocations", content="0.5" + ",0" * 7, headers={"Content-Type": "text/csv; header=absent"})
+    assert plain.status_code == 400 and "a point separates thousands" in plain.text and "0,5" in plain.text
+    folder = TARGETS["sagemaker"].function()(release, tmp_path)
+    assert "decimal comma in `x0`" in (folder / "README.md").read_text()
+    assert (folder / "request.csv").read_text().splitlines()[1].startswith('"0,5",0.5')
 
 
 def test_entry_script_returns_the_response_of_the_service(release, monkeypatch):

@@ -113,6 +113,19 @@ def test_every_output_has_the_exact_numbers(name, release, rows, expected, tmp_p
         assert json.loads(pyarrow.parquet.read_schema(tmp_path / name).metadata[b"mlcycle"])["version"] == 3
 
 
+def test_columns_that_the_output_has_itself_are_left_out_with_a_note(release, rows, expected, tmp_path):
+    wide = rows.assign(prediction=1, row=0, **{"a,b": "x", "long" * 100: "y"})
+    wide.to_csv(tmp_path / "rows.csv", index=False)
+    summary = score(release, str(tmp_path / "rows.csv"), str(tmp_path / "out.parquet"), ScoreOptions(keep=("all",)))
+    scored = pd.read_parquet(tmp_path / "out.parquet")
+    assert scored.columns.tolist() == ["row", *COLUMNS, "id", "a,b", "long" * 100, "prediction"]
+    assert scored.prediction.to_numpy(float).tobytes() == expected.tobytes() and scored.row.tolist() == list(range(1, 251))
+    assert any("are left out: prediction, row." in note for note in summary.notes)
+    summary = score(release, str(tmp_path / "rows.csv"), str(tmp_path / "out.csv"), ScoreOptions(keep=("a,b",)))
+    assert list(pd.read_csv(tmp_path / "out.csv")) == ["row", "a,b", "prediction"]
+    assert max(map(len, summary.notes)) < 200 and "ignored: id, prediction, row, longlong" in summary.notes[-1]
+
+
 def test_a_table_of_a_database_is_written_whole_or_not_at_all(release, rows, expected, tmp_path):
     source, output = write_sqlite(rows, tmp_path / "in.db"), f"sqlite:///{tmp_path}/in.db#scores"
     score(release, source, output, ScoreOptions(ids=("id",), block_rows=100))
@@ -142,6 +155,7 @@ def test_a_folder_becomes_a_folder_or_one_file(release, rows, expected, tmp_path
 def test_what_cannot_be_used_leaves_nothing_behind(release, rows, tmp_path):
     rows.to_csv(tmp_path / "rows.csv", index=False)
     (tmp_path / "empty.csv").touch()
+    (tmp_path / "rows.abc").touch()
     (tmp_path / "bad.parquet").write_text("no Parquet")
     (tmp_path / "header.csv").write_text(",".join(COLUMNS) + "\n")
     rows.drop(columns="x3").rename(columns={"x5": "X_5"}).to_csv(tmp_path / "fewer.csv", index=False)
@@ -151,7 +165,8 @@ def test_what_cannot_be_used_leaves_nothing_behind(release, rows, tmp_path):
         ("rows.csv", "out.foo"): "unknown ending",
         ("rows.csv", "no/out.csv"): "does not exist",
         ("rows.csv", "rows.csv"): "exists",
-        ("none.csv", "out.csv"): "does not exist",
+        ("none.csv", "out.csv"): ".arrow, .feather",
+        ("rows.abc", "out.csv"): ".arrow, .feather",
         ("empty.csv", "out.csv"): "empty",
         ("header.csv", "out.csv"): "no rows",
         ("bad.parquet", "out.csv"): "is not a table",

@@ -3,12 +3,17 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
+from fastapi.testclient import TestClient
 from toy_releases import COLUMNS, toy_release, toy_rows
 
 from mlcycle.errors import ParameterError
 from mlcycle.scoring.batch import ScoreOptions, TooManyRejectsError, score
+from mlcycle.service.app import create_app
+from mlcycle.service.bundle import open_release
+from mlcycle.service.prediction_table import predict_table
 
 pytestmark = pytest.mark.filterwarnings("ignore:The release")
 
@@ -38,17 +43,14 @@ def test_rejects_name_row_column_value_and_rule(release, tmp_path, monkeypatch, 
     source = write_rows(tmp_path / "rows.csv", 30, {3: "three", 14: "inf", 25: "1,957"}, {20: "1;2", 9: '"x,'})
     summary = score(release, source, str(tmp_path / "out.csv"), ScoreOptions(block_rows=10))
     rejects = pd.read_csv(tmp_path / "out.csv.rejects.csv", dtype=str, keep_default_na=False)
-    assert list(rejects) == ["row", "file", "column", "value", "rule", "message", "expected"]
-    found = rejects[["row", "column", "value", "rule"]].to_numpy().tolist()
-    assert found[:2] == [["line 10", "", "'\"x,'", "malformed"], ["line 22", "", "'1;2'", "malformed"]]
-    assert found[2:] == [
-        ["3", "x2", "'three'", "type"],
-        ["14", "x2", "'inf'", "not_finite" if found[3][3] == "not_finite" else "type"],
-        ["25", "x2", "'1,957'", "ambiguous"],
-    ]
+    assert list(rejects) == ["row", "line", "file", "column", "value", "rule", "message", "expected"]
+    found = rejects[["row", "line", "column", "value", "rule"]].to_numpy().tolist()
+    assert found[:2] == [["", "10", "", "'\"x,'", "malformed"], ["", "22", "", "'1;2'", "malformed"]]
+    assert found[2:] == [["3", "", "x2", "'three'", "type"], ["25", "", "x2", "'1,957'", "ambiguous"]]
+    assert summary.counts.changes == {"x2: infinite": 1} and "Read as CSV, with the separator ',' and in UTF-8." in summary.notes
     assert set(rejects.file) == {"rows.csv"} and "in row 25" in rejects.message.iloc[-1]
-    assert summary.counts.rows == 32 and summary.counts.predicted == 27 and summary.counts.rejected == 5
-    assert pd.read_csv(tmp_path / "out.csv").row.tolist() == [row for row in range(1, 31) if row not in (3, 14, 25)]
+    assert summary.counts.rows == 32 and summary.counts.predicted == 28 and summary.counts.rejected == 4
+    assert pd.read_csv(tmp_path / "out.csv").row.tolist() == [row for row in range(1, 31) if row not in (3, 25)]
     facts = json.loads((tmp_path / "out.csv.summary.json").read_text())
     assert facts["counts"]["rules"]["malformed"] == 2 and facts["rejects"].endswith("out.csv.rejects.csv")
 
@@ -107,3 +109,32 @@ def test_lines_that_are_no_records_are_left_out_of_large_files_too(release, tmp_
         summary = score(release, source, str(tmp_path / f"{size}.csv"), ScoreOptions(block_rows=16))
         assert summary.counts.predicted == 50 and not summary.counts.rejected
     assert (tmp_path / "0.csv").read_bytes() == (tmp_path / f"{1 << 20}.csv").read_bytes()
+
+
+@pytest.mark.parametrize("ending", ["csv", "parquet", "jsonl"])
+def test_infinite_numbers_are_missing_in_files_and_frames(release, tmp_path, ending):
+    rows = toy_rows(40)
+    rows.loc[rows.index[::10], "x2"] = [np.inf, -np.inf, np.inf, -np.inf]
+    source, missing = str(tmp_path / f"rows.{ending}"), rows.replace([np.inf, -np.inf], np.nan)
+    if ending == "csv":
+        rows.to_csv(source, index=False)
+    elif ending == "parquet":
+        rows.to_parquet(source)
+    else:
+        Path(source).write_text(
+            "".join(json.dumps(row) + "\n" for row in rows.to_dict("records"))
+        )  # Infinity, as Python writes it
+    summary = score(release, source, str(tmp_path / "out.parquet"))
+    bundle, model = open_release(release)
+    expected = predict_table(bundle, model, missing).prediction
+    table = predict_table(bundle, model, rows)
+    assert pd.read_parquet(tmp_path / "out.parquet").prediction.tolist() == expected.tolist() == table.prediction.tolist()
+    assert summary.counts.changes == {"x2: infinite": 4} and "'infinite'" in table.attrs["notes"][0]
+
+
+def test_the_service_rejects_infinity(release):
+    with TestClient(create_app(release)) as client:
+        for value in ("Infinity", '"inf"', "1e999"):
+            row = json.dumps(dict.fromkeys(COLUMNS, 0.5)).replace("0.5", value, 1)
+            response = client.post("/predict", content=f'{{"rows": [{row}]}}', headers={"Content-Type": "application/json"})
+            assert response.status_code == 422 and "infinity is not a number" in response.text, response.text
