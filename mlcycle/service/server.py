@@ -164,11 +164,13 @@ def serve(
     import uvicorn
 
     from mlcycle.service.http_server import DrainingServer, WorkerSupervisor
+    from mlcycle.stores.events import check_event_driver
 
     common = server_settings(options)
     bound.listen(common["backlog"]) # Connections wait from here on, so the address that is printed can be used at once
     if options.stop_at_eof:
         threading.Thread(target=stop_at_end_of_input, daemon=True).start()
+    check_event_driver(os.environ.get("MLCYCLE_EVENTS_URL", ""))
     if not os.environ.get("MLCYCLE_EVENTS_URL"):
         print("There is no prediction log: MLCYCLE_EVENTS_URL is not set.", file=sys.stderr, flush=True)
     if workers == 1:

@@ -337,3 +337,16 @@ def stopped(options):
 server.make_application = stopped
 server.main()
 """
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_prediction_log_without_its_driver_is_refused(release, workers):
+    url = "mysql+mysqldb://ann:hunter2@127.0.0.1/log"
+    done = subprocess.run([sys.executable, "-c", MAIN, str(release), "--workers", str(workers)],
+                          env=os.environ | {"MLCYCLE_EVENTS_URL": url}, capture_output=True, text=True, timeout=120)  # fmt: skip
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert len(done.stderr.splitlines()) == 1
+    assert "module MySQLdb" in done.stderr
+    assert "pip install 'mysqlclient'" in done.stderr
+    assert "hunter2" not in done.stderr
