@@ -88,7 +88,8 @@ class DrainingServer(Server):
 
     def make_protocol(self) -> asyncio.Protocol:
         "The protocol of a connection, as for all others."
-        return self.config.http_protocol_class(config=self.config, server_state=self.server_state, app_state=self.lifespan.state)
+        protocol: Any = self.config.http_protocol_class
+        return protocol(config=self.config, server_state=self.server_state, app_state=self.lifespan.state)
 
 # %% ../../nbs/service/http_server.ipynb #5c05f7e0
 def accept_waiting(

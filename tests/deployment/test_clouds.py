@@ -132,10 +132,8 @@ def test_routes_of_vertex_and_azure_exist(folders, release):
 
 def test_a_later_version_of_vertex_has_the_same_model_and_a_parent(folders):
     first, later = (json.loads((folders["vertex"] / f"{name}.json").read_text()) for name in ("model", "model-version"))
-    assert later == {
-        "parentModel": f"projects/YOUR_PROJECT/locations/YOUR_REGION/models/{first['modelId']}",
-        "model": first["model"],
-    }
+    parent = f"projects/YOUR_PROJECT/locations/YOUR_REGION/models/{first['modelId']}"
+    assert later == {"parentModel": parent, "model": first["model"]}
 
 
 @pytest.mark.parametrize("cloud", CLOUDS)

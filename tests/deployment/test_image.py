@@ -173,10 +173,12 @@ def fake_docker(tmp_path, monkeypatch, releases):
     folder = tmp_path / "bin"
     folder.mkdir()
     script = f"""#!{sys.executable}
-import os, sys
+import os, sys, time
 open({str(tmp_path / "log")!r}, "a").write(" ".join(sys.argv[1:]) + chr(10))
 if sys.argv[1] == os.environ.get("FAKE_FAILS"):
     sys.exit("Cannot connect to the Docker daemon")
+if sys.argv[1] == os.environ.get("FAKE_SLEEPS"):
+    time.sleep(60)
 if sys.argv[1] == "run":
     port = sys.argv[sys.argv.index("--publish") + 1].split(":")[1]
     code = "from mlcycle.service.server import main; main()"
@@ -252,7 +254,7 @@ def test_bad_words_of_the_command_are_one_clear_message(releases, fake_docker, t
 
 def test_sigterm_ends_a_build_as_ctrl_c_does(releases, fake_docker, tmp_path):
     (temporary := tmp_path / "temporary").mkdir()
-    words = [sys.executable, "-m", "mlcycle", "image", "build", str(releases[0])]
+    words = [str(Path(sys.executable).parent / "mlcycle"), "image", "build", str(releases[0])]
     environment = os.environ | {"FAKE_SLEEPS": "build", "TMPDIR": str(temporary)}
     with subprocess.Popen(words, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True) as process:
         try:
