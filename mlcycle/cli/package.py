@@ -32,7 +32,7 @@ def usage_of(
     return TARGETS[target].usage.format(path=path, name=path.name.split("-")[0], tag=f"{image_name}:{version}", missing=missing)
 
 # %% ../../nbs/cli/package.ipynb #7dbd302e
-@app.command(help=f"Write a form of a release to deploy elsewhere; see also: image build.\n\n{TARGET_LIST}")
+@app.command(help=f"Write a release in another form; see also: image build.\n\n{TARGET_LIST}")
 def package(
     target: Annotated[str, typer.Argument(metavar="TARGET", help="One of the forms above.", show_default=False)],
     model: Annotated[str, typer.Argument(metavar="[MODEL[@V]|RUN|RELEASE]",
