@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from .base import app, console, errors, exit_on_error
 from ..deployment.targets import TARGETS, find_package_target
-from ..errors import shorten_warnings
+from ..errors import ParameterError, shorten_warnings
 
 # %% ../../nbs/cli/package.ipynb #7aca8717
 TARGET_LIST = "\n\n".join(f"{name}: {target.description}." for name, target in TARGETS.items()) # For the help
@@ -24,22 +24,28 @@ TARGET_LIST = "\n\n".join(f"{name}: {target.description}." for name, target in T
 def usage_of(
     target: str, # Name of a target
     path: Path, # What was written
+    image: str = "", # Name of the image in a registry, if it was given
 ) -> str: # How to use it; empty if the target has no such line
-    "How to use what was written, in one line; braces stand for the path and for the beginning of its name."
-    return TARGETS[target].usage.format(path=path, name=path.name.split("-")[0])
+    "How to use what was written, in one line: with its path, its name up to a hyphen, tag of the image, and what is missing yet."
+    image_name, _, version = path.name.rpartition("-")[0].rpartition("-")
+    missing = "Create the Secret (" if image else "Name the image of a registry (--image) and create the Secret ("
+    return TARGETS[target].usage.format(path=path, name=path.name.split("-")[0], tag=f"{image_name}:{version}", missing=missing)
 
 # %% ../../nbs/cli/package.ipynb #7dbd302e
-@app.command(help=f"Write a release in the form in which it is deployed elsewhere.\n\n{TARGET_LIST}")
+@app.command(help=f"Write a release in another form; see also: image build.\n\n{TARGET_LIST}")
 def package(
     target: Annotated[str, typer.Argument(metavar="TARGET", help="One of the targets above.", show_default=False)],
     model: Annotated[str, typer.Argument(metavar="[MODEL[@V]|RUN|RELEASE]",
                                          help="Model by version or alias, run, or release.")] = "last",
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write to.")] = Path("dist"),
+    image: Annotated[str, typer.Option(help="kubernetes, kserve: image in your registry.")] = "",
     project: Annotated[Path | None, typer.Option(help="Project folder; found from the working directory.")] = None,
 ):
     "Write a release in the form in which it is deployed elsewhere."
     with exit_on_error():
         form = find_package_target(target)
+        if image and not form.takes_image:
+            raise ParameterError(f"The target {target} takes no --image.", "Expected is it for kubernetes and kserve.")
         from mlcycle.core.release_keys import release_keys_setting, trust_release_keys
         from mlcycle.core.settings import find_project
         from mlcycle.core.workspace import Workspace
@@ -51,7 +57,7 @@ def package(
             release = find_target(model, Workspace.from_project(project)).release
             bar.update()
             bar.set_description(f"Writing {target}")
-            written = form.function()(release, output)
-        if usage := usage_of(target, written):
+            written = form.function()(release, output, **({"image": image} if image else {}))
+        if usage := usage_of(target, written, image):
             errors.print(usage, markup=False, soft_wrap=True, highlight=False) # Standard output is the path, for scripts
         console.print(str(written), soft_wrap=True, highlight=False)

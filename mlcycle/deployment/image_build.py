@@ -32,7 +32,7 @@ from ..core.progress import report_progress
 from ..core.runs import get_run
 from ..core.workspace import Workspace
 from .image import (FUNCTIONS_IN_IMAGE, ReleaseFacts, default_base_image, read_release_facts,
-                                      write_image_context)
+                                      split_image_name, write_image_context)
 from .parity import check_parity, compare_predictions, predict_by_pipeline, predict_by_rows, release_edge_rows
 from .wheelhouse import explain_pip_errors
 from ..errors import ArtifactError, DiskFullError, InputError, ParameterError, StageError
@@ -330,6 +330,8 @@ def build_image(
 
     If anything fails, neither image nor container is left.
     """
+    if tag:
+        split_image_name(tag)
     bind_socket("127.0.0.1", port).close() # Before the build, which takes its time
     if archive:
         TemporaryFile(dir=archive.absolute().parent).close() # Raises OSError if the folder cannot be written

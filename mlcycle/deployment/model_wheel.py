@@ -32,7 +32,8 @@ from ..errors import ArtifactError, StageError
 from ..ml.predictions import Predictions
 from ..nb.notebook import package_file
 from ..nb.runtime_files import ModuleSources, model_modules, runtime_files
-from ..service.bundle import HTTP_PACKAGES, MODEL_FILE, VerifiedRelease, read_description, unpacked_release, verify_release
+from ..service.bundle import (EVENT_DRIVERS, HTTP_PACKAGES, MODEL_FILE, VerifiedRelease, read_description,
+                                    unpacked_release, verify_release)
 from ..service.prediction_table import score_columns
 from ..service.release_description import Bundle
 from ..service.release_files import MANIFEST_FILE
@@ -68,7 +69,8 @@ def prediction_requirements(
 ) -> list[str]: # Such as `numpy==2.4.6`, sorted
     "The requirements of a release without the packages that only a service needs, and without mlcycle."
     lines = [line.strip() for line in (folder / "requirements.txt").read_text().splitlines()]
-    return sorted(line for line in lines if (match := re.fullmatch(r"([\w.-]+)==\S+", line)) and match[1] not in HTTP_PACKAGES)
+    omitted = {*HTTP_PACKAGES, *EVENT_DRIVERS}
+    return sorted(line for line in lines if (match := re.fullmatch(r"([\w.-]+)==\S+", line)) and match[1] not in omitted)
 
 # %% ../../nbs/deployment/model_wheel.ipynb #b63dc42a
 def literal_text(

@@ -53,9 +53,11 @@ def sagemaker_endpoint(
                                             "MaximumExecutionTimeoutInSeconds": 3600},
                   "AutoRollbackConfiguration": {"Alarms": [{"AlarmName": f"{name}-{kind}"} for kind in ("errors", "latency")]}}
     named = {"EndpointName": name, "EndpointConfigName": release.resource}
+    update = named | {"RetainAllVariantProperties": True, "ExcludeRetainedVariantProperties": [
+        {"VariantPropertyType": "DataCaptureConfig"}], "DeploymentConfig": deployment} # The number of instances is autoscaling's
     return {"create-endpoint-config.json": {"EndpointConfigName": release.resource, "ProductionVariants": [variant],
                                             "DataCaptureConfig": capture},
-            "create-endpoint.json": named, "update-endpoint.json": named | {"DeploymentConfig": deployment}}
+            "create-endpoint.json": named, "update-endpoint.json": update}
 
 # %% ../../nbs/deployment/sagemaker.ipynb #01fec916
 def sagemaker_alarms(

@@ -21,9 +21,10 @@ class PackageTarget:
 
     description: str # One line for `mlcycle package --help`
     write: str # `module:function` of `write(release: Path, output: Path) -> Path`, the folder or file that was written
-    usage: str = "" # How to use it, in one line with `{path}` and `{name}`, the beginning of its file name up to a hyphen
+    usage: str = "" # How to use it, in one line with the fields of `usage_of`
+    takes_image: bool = False # Whether `write` has a parameter `image`, the name of the image in a registry
 
-    def function(self) -> Callable[[Path, Path], Path]:
+    def function(self) -> Callable[..., Path]:
         "The function that writes the target; its module is imported here."
         module, name = self.write.split(":")
         return getattr(import_module(module), name)
@@ -35,12 +36,14 @@ TARGETS: dict[str, PackageTarget] = { # By name
                            "python -m {name} rows.csv -o predictions.csv"),
     "image": PackageTarget("build context of a container image: Dockerfile, release, commands "
                            "(`mlcycle image build` builds the image)",
-                           "mlcycle.deployment.image:write_image_context", "docker build --tag MODEL:VERSION {path}"),
+                           "mlcycle.deployment.image:write_image_context", "docker build --tag {tag} {path}"),
     "kubernetes": PackageTarget("manifests for Kubernetes: Kustomize base and overlay",
                                 "mlcycle.deployment.kubernetes:write_kubernetes",
-                                "kubectl apply --kustomize {path}/overlays/production"),
+                                "{missing}{path}/README.md), then: "
+                                "kubectl apply --kustomize {path}/overlays/production", takes_image=True),
     "kserve": PackageTarget("InferenceService for KServe", "mlcycle.deployment.kubernetes:write_kserve",
-                            "kubectl apply --filename {path}"),
+                            "{missing}{path}/README.md), then: kubectl apply --filename {path}/inference-service.yaml",
+                            takes_image=True),
     "sagemaker": PackageTarget("requests and commands for Amazon SageMaker", "mlcycle.deployment.sagemaker:write_sagemaker"),
     "vertex": PackageTarget("requests and commands for Vertex AI", "mlcycle.deployment.vertex:write_vertex"),
     "azure": PackageTarget("descriptors, entry script and commands for Azure ML", "mlcycle.deployment.azure:write_azure"),

@@ -34,6 +34,7 @@ from .service_metrics import ServiceMetrics
 from .service_settings import DEFAULT_SETTINGS, ServiceSettings
 from .status_api import ReleaseDescriptions, add_documentation, health_routes, model_routes
 from .traffic import PlanWatcher
+from ..stores.events import check_event_driver
 from ..stores.models.function_files import KNOWN_FUNCTIONS, find_estimators_calling_functions, load_functions
 
 resume_garbage_collection(GARBAGE_COLLECTED)
@@ -126,8 +127,10 @@ def create_app(
 ) -> FastAPI:
     """Create the FastAPI application of a release.
 
-    Raises ArtifactError if the release is missing or altered, or the model calls functions that are not loaded.
+    Raises ArtifactError if the release is missing or altered, or the model calls functions that are not loaded; InputError if the
+    driver of the prediction log is not installed.
     """
+    check_event_driver(events_url)
     if functions:
         load_functions(functions)
     champion, metrics = load_served_model(folder, settings.accelerate), ServiceMetrics()

@@ -68,9 +68,14 @@ def is_csv_header(
 ) -> bool: # False: the line has the values of a row
     """Distinguish a header from a row: a header has a column of the model; a row has a number for one of its numeric columns.
 
-    Raises InputError if the line has neither, or consists of the positions of the columns.
+    Raises InputError if the line has neither, consists of the positions of the columns, or has too many or few values.
     """
-    if len(first) != len(columns) or match_names([name.strip() for name in first], list(columns)):
+    if match_names([name.strip() for name in first], list(columns)):
+        return True
+    if len(first) != len(columns):
+        if any(map(_is_number, first)):
+            raise InputError(f"The first line of the CSV has no column of the model, and {len(first)} fields.",
+                             f"Expected are {len(columns)}, the values of: {', '.join(columns)}.")
         return True
     numeric = [value for value, dtype in zip(first, columns.values(), strict=True)
                if dtype.lower().startswith(("int", "uint", "float"))]

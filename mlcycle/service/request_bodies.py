@@ -70,7 +70,8 @@ def read_object(
     "Read a JSON object with known names; raises InputError if it is none, or if a name is missing or unknown."
     read = parse_json_body(body)
     if not isinstance(read, dict):
-        raise InputError("The body is not a JSON object.", f"Expected is an object with {_listed(required)}.")
+        names = _listed(required) or f"some of {', '.join(optional)}"
+        raise InputError("The body is not a JSON object.", f"Expected is an object with {names}.")
     for name in required:
         if name not in read:
             raise InputError(f"The body has no '{name}'.", f"Expected is an object with {_listed(required)}.",

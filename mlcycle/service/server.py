@@ -129,12 +129,12 @@ def server_settings(
     options: ServeOptions, # What is served, and how
 ) -> dict[str, Any]: # Of `uvicorn.Config`
     "What uvicorn is told in each process; raises InputError for a bad setting."
-    from mlcycle.service.http_server import HeadTimeoutProtocol
+    from mlcycle.service.http_server import MAX_QUEUE, HeadTimeoutProtocol
     from mlcycle.service.service_settings import ServiceSettings
 
     head_seconds = ServiceSettings.from_environment(**options.settings).request_timeout
     return {"log_level": "warning", "access_log": False, "server_header": False, "timeout_graceful_shutdown": 20,
-            "http": partial(HeadTimeoutProtocol, head_seconds=head_seconds)}
+            "http": partial(HeadTimeoutProtocol, head_seconds=head_seconds), "backlog": MAX_QUEUE}
 
 # %% ../../nbs/service/server.ipynb #f1b961e7
 def stop_at_end_of_input() -> None:
@@ -163,17 +163,21 @@ def serve(
     bound, address = open_socket(options)
     import uvicorn
 
+    from mlcycle.service.http_server import DrainingServer, WorkerSupervisor
+    from mlcycle.stores.events import check_event_driver
+
     common = server_settings(options)
-    bound.listen(2048) # Connections wait from here on, so the address that is printed can be used at once
+    bound.listen(common["backlog"]) # Connections wait from here on, so the address that is printed can be used at once
     if options.stop_at_eof:
         threading.Thread(target=stop_at_end_of_input, daemon=True).start()
+    check_event_driver(os.environ.get("MLCYCLE_EVENTS_URL", ""))
     if not os.environ.get("MLCYCLE_EVENTS_URL"):
         print("There is no prediction log: MLCYCLE_EVENTS_URL is not set.", file=sys.stderr, flush=True)
     if workers == 1:
         app = make_application(options)
         ignore_stop_signals()
         print(address, flush=True)
-        uvicorn.Server(uvicorn.Config(app, **common)).run(sockets=[bound])
+        DrainingServer(uvicorn.Config(app, **common)).run(sockets=[bound])
         return
     ignore_stop_signals()
     with tempfile.TemporaryDirectory(prefix="mlcycle-metrics-") as folder:
@@ -181,7 +185,6 @@ def serve(
         os.environ |= {SERVE_OPTIONS: json.dumps(passed), "PROMETHEUS_MULTIPROC_DIR": folder}
         config = uvicorn.Config("mlcycle.service.server:app_from_environment", factory=True, workers=workers, **common)
         print(address, flush=True)
-        from mlcycle.service.http_server import WorkerSupervisor
         supervisor = WorkerSupervisor(config, [bound])
         supervisor.run()
         if any(worker.exitcode == STARTUP_FAILURE for worker in supervisor.processes):

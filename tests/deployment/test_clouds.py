@@ -98,6 +98,7 @@ def test_sagemaker_requests_are_accepted_by_aws(folders, aws, release):
     for kind in ("errors", "latency"):
         alarms.put_metric_alarm(**request_of(folder, f"alarm-{kind}"))
     update = request_of(folder, "update-endpoint")
+    assert update["RetainAllVariantProperties"]  # Or the number of instances that autoscaling has reached is lost
     named = {alarm["AlarmName"] for alarm in update["DeploymentConfig"]["AutoRollbackConfiguration"]["Alarms"]}
     assert named == {alarm["AlarmName"] for alarm in alarms.describe_alarms()["MetricAlarms"]}
     with Stubber(sagemaker) as stub:  # moto has no update_endpoint; the client checks the fields
@@ -130,6 +131,12 @@ def test_routes_of_vertex_and_azure_exist(folders, release):
         assert [client.get(config[f"{kind}_route"]["path"]).status_code for kind in ("liveness", "readiness")] == [200, 200]
         assert client.get(container["healthRoute"]).status_code == 200
         assert client.get(container["predictRoute"]).status_code == client.get(config["scoring_route"]["path"]).status_code == 405
+
+
+def test_a_later_version_of_vertex_has_the_same_model_and_a_parent(folders):
+    first, later = (json.loads((folders["vertex"] / f"{name}.json").read_text()) for name in ("model", "model-version"))
+    parent = f"projects/YOUR_PROJECT/locations/YOUR_REGION/models/{first['modelId']}"
+    assert later == {"parentModel": parent, "model": first["model"]}
 
 
 @pytest.mark.parametrize("cloud", CLOUDS)
@@ -165,6 +172,7 @@ def test_azure_folder_has_the_release_unchanged(folders, release):
     copied = folders["azure"] / "release"
     assert {path.name: hash_file(path) for path in copied.iterdir()} == {path.name: hash_file(path) for path in release.iterdir()}
     context = folders["azure"] / "context"
+    assert "scikit_learn.libs/libgomp" in (context / "Dockerfile").read_text()  # LightGBM needs it, and slim images lack it
     wheel = next(release.glob("*.whl")).name
     assert {path.name for path in context.iterdir()} == {"Dockerfile", "requirements.txt", "score.py", wheel}
     ours, theirs = (set((place / "requirements.txt").read_text().splitlines()) for place in (release, context))

@@ -173,10 +173,12 @@ def fake_docker(tmp_path, monkeypatch, releases):
     folder = tmp_path / "bin"
     folder.mkdir()
     script = f"""#!{sys.executable}
-import os, sys
+import os, sys, time
 open({str(tmp_path / "log")!r}, "a").write(" ".join(sys.argv[1:]) + chr(10))
 if sys.argv[1] == os.environ.get("FAKE_FAILS"):
     sys.exit("Cannot connect to the Docker daemon")
+if sys.argv[1] == os.environ.get("FAKE_SLEEPS"):
+    time.sleep(60)
 if sys.argv[1] == "run":
     port = sys.argv[sys.argv.index("--publish") + 1].split(":")[1]
     code = "from mlcycle.service.server import main; main()"
@@ -237,6 +239,7 @@ def test_bad_words_of_the_command_are_one_clear_message(releases, fake_docker, t
         port = server.getsockname()[1]
         cases = {
             "The tool 'kaniko' is not known": ["--tool", "kaniko"],
+            "The image name 'Bad Tag!' is not valid": ["--tag", "Bad Tag!"],
             "podman is not installed": ["--tool", "podman"],
             f"127.0.0.1:{port} cannot be used": ["--port", str(port)],
             "does not exist": ["--output", "nowhere/image.tar"],
@@ -247,6 +250,25 @@ def test_bad_words_of_the_command_are_one_clear_message(releases, fake_docker, t
     done = cli("image", "build", str(releases[0]), cwd=tmp_path, PATH=os.environ["PATH"], FAKE_FAILS="version")
     assert done.returncode == 2 and "Cannot connect to the Docker daemon" in done.stderr
     assert "build" not in fake_docker()
+
+
+def test_sigterm_ends_a_build_as_ctrl_c_does(releases, fake_docker, tmp_path):
+    (temporary := tmp_path / "temporary").mkdir()
+    words = [str(Path(sys.executable).parent / "mlcycle"), "image", "build", str(releases[0])]
+    environment = os.environ | {"FAKE_SLEEPS": "build", "TMPDIR": str(temporary)}
+    with subprocess.Popen(words, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            deadline = time.monotonic() + 60
+            while not ((tmp_path / "log").exists() and "build" in fake_docker()):
+                assert process.poll() is None and time.monotonic() < deadline
+                time.sleep(0.05)
+            assert [*temporary.glob("mlcycle-image-*")]
+            process.send_signal(signal.SIGTERM)
+            _, printed = process.communicate(timeout=60)
+        finally:
+            process.kill()
+    assert process.returncode == 130 and "Nothing is left of the build." in printed
+    assert not [*temporary.glob("mlcycle-image-*")] and fake_docker().splitlines()[-1].startswith("rmi ")
 
 
 # A real image

@@ -12,7 +12,7 @@ import yaml
 from toy_releases import toy_release
 
 from mlcycle.deployment.kubernetes import DRAIN_SECONDS, GRACE_SECONDS, SERVICE_PORT, write_kserve, write_kubernetes
-from mlcycle.errors import ArtifactError
+from mlcycle.errors import ArtifactError, ParameterError
 from mlcycle.service.access_control import OPEN_PATHS
 from mlcycle.service.graceful_stop import GracefulStop
 from mlcycle.service.platforms import DEFAULT_PORT
@@ -69,7 +69,7 @@ def test_the_container_of_kserve_has_the_form_of_a_pod(written):
         pod = {"apiVersion": "v1", "kind": "Pod", "metadata": each["metadata"], "spec": spec}
         kubernetes_validate.validate(pod, VERSION, strict=True)
         assert [*spec] == ["containers", "volumes"] and spec["containers"][0]["name"] == "kserve-container"
-        assert predictor.get("canaryTrafficPercent") == (10 if name.startswith("canary/") else None)
+        assert predictor.get("canaryTrafficPercent") == (10 if name.startswith("canary/") else 100)
         spec["containers"][0]["port"] = 8080
         with pytest.raises(kubernetes_validate.ValidationError):
             kubernetes_validate.validate(pod, VERSION, strict=True)
@@ -115,6 +115,25 @@ def test_objects_refer_to_each_other(written):
     }
 
 
+def test_the_image_of_an_option_is_in_all_overlays(tmp_path):
+    release, digest = toy_release(tmp_path, 4, trees=False), "sha256:" + "0a" * 32
+    plain = read_objects(write_kubernetes(release, tmp_path / "dist", "registry.test:5000/a/toy:v4"))
+    pinned = read_objects(write_kubernetes(release, tmp_path / "dist", f"registry.test/toy@{digest}"))
+    for name in ("overlays/production/kustomization.yaml", "overlays/canary/kustomization.yaml"):
+        assert plain[name]["images"] == [{"name": "toy", "newName": "registry.test:5000/a/toy", "newTag": "v4"}]
+        assert pinned[name]["images"] == [{"name": "toy", "newName": "registry.test/toy", "digest": digest}]
+    for each in read_objects(write_kserve(release, tmp_path / "dist", "registry.test/toy:4")).values():
+        assert each["spec"]["predictor"]["containers"][0]["image"] == "registry.test/toy:4"
+    with pytest.raises(ParameterError, match="not valid"):
+        write_kubernetes(release, tmp_path / "dist", "Bad Tag!")
+
+
+def test_nothing_scrapes_without_a_key(written):
+    """`/metrics` needs a key, which scraping by annotation does not send."""
+    assert "/metrics" not in OPEN_PATHS
+    assert not any("prometheus.io" in path.read_text() for path in written[0].rglob("*.yaml"))
+
+
 def test_ports_probes_and_times_are_those_of_the_service(written):
     objects = read_objects(written[0])
     kserve = [each["spec"]["predictor"]["containers"][0] for each in read_objects(written[1]).values()]
@@ -131,7 +150,7 @@ def test_ports_probes_and_times_are_those_of_the_service(written):
         "Ingress",
         "Egress",
     ]
-    assert [port["port"] for each in rule["egress"] for port in each["ports"]] == [53, 53, 5432]
+    assert [port["port"] for each in rule["egress"] for port in each["ports"]] == [53, 53, 5353, 5353, 5432]
     assert objects["base/service.yaml"]["spec"]["ports"][0]["targetPort"] == SERVICE_PORT
 
 

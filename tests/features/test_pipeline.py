@@ -19,7 +19,7 @@ from mlcycle.errors import InputError, ParameterError
 from mlcycle.features.encode.encode import ENCODINGS, FeatureEncoder
 from mlcycle.features.encode.encoders import SCALERS, columns_to_floats
 from mlcycle.features.encode.pipeline import build_preprocessor, map_outputs_to_features
-from mlcycle.service.bundle import SERVICE_PACKAGES, service_requirements
+from mlcycle.service.bundle import EVENT_DRIVERS, SERVICE_PACKAGES, service_requirements
 from mlcycle.stores.models.library_versions import add_versions_to_skops
 from mlcycle.stores.models.model_files import load_model, model_to_skops_bytes, save_model
 
@@ -274,9 +274,9 @@ def test_holidays_of_a_country_are_told_apart(encoding, tmp_path):
 
     model = make_pipeline(fitted, LGBMClassifier(n_estimators=2, n_jobs=1, verbose=-1)).fit(days, off)
     (tmp_path / "m.skops").write_bytes(add_versions_to_skops(model_to_skops_bytes(model)))  # As it is registered
-    assert needed("m.skops") == [*SERVICE_PACKAGES, "holidays", "lightgbm"]
+    assert needed("m.skops") == [*SERVICE_PACKAGES, *EVENT_DRIVERS, "holidays", "lightgbm"]
     save_model(FITTED[encoding], tmp_path / "plain.skops")
-    assert needed("plain.skops") == list(SERVICE_PACKAGES)
+    assert needed("plain.skops") == [*SERVICE_PACKAGES, *EVENT_DRIVERS]
 
 
 MODELS = [

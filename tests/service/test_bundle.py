@@ -440,6 +440,21 @@ def test_no_rare_value_is_an_example():
         assert row["id"] == 7_000_000 or row["id"] not in set(ids)
 
 
+def test_verify_names_what_to_verify_in_other_forms(tmp_path):
+    whole, archive = tmp_path / "dist" / "toy-1-image" / "release", tmp_path / "toy-1-0a-on-premises.tar.gz"
+    whole.mkdir(parents=True)
+    for path in (whole / "manifest.json", whole / "bundle.json", archive, tmp_path / "toy-1-py3-none-any.whl"):
+        path.write_text("{}")
+    (descriptors := tmp_path / "toy-1-vertex").mkdir()
+    for name in ("README.md", "model.json"):
+        (descriptors / name).write_text("{}")
+    for path, remedy in ((whole.parent, f"mlcycle verify {whole}"), (archive, "install.sh --key KEY verifies"),
+                         (descriptors, "mlcycle verify RELEASE"),
+                         (tmp_path / "toy-1-py3-none-any.whl", "mlcycle verify RELEASE")):  # fmt: skip
+        done = cli("verify", path, cwd=tmp_path)
+        assert (done.returncode, remedy in done.stderr) == (1, True), done.stderr
+
+
 def test_the_command_verifies_and_names_the_file(release, tmp_path):
     done = cli("verify", release, cwd=tmp_path)
     assert done.returncode == 0, done.stderr

@@ -158,6 +158,36 @@ def test_sigterm_under_load_loses_no_acknowledged_prediction(release, tmp_path, 
     assert set(clients.acknowledged) <= logged_row_ids(events)
 
 
+def errors_while_it_stops(url: str, stop: Callable[[], None]) -> list[Exception]:
+    "What ends four clients with keep-alive connections when a service stops."
+    started = threading.Barrier(5)
+
+    def send() -> Exception:
+        with httpx.Client(base_url=url, timeout=60) as client:
+            for place in range(10**6):
+                try:
+                    client.post("/predict", json={"rows": [ROWS[place % 60]]}).raise_for_status()
+                except httpx.HTTPError as error:
+                    return error
+                if place == 5:
+                    started.wait(60)
+        raise AssertionError("The service did not stop.")
+
+    with ThreadPoolExecutor(4) as threads:
+        clients = [threads.submit(send) for _ in range(4)]
+        started.wait(60)
+        stop()
+        return [client.result() for client in clients]
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_connections_of_a_stopping_service_are_refused_not_reset(release, workers):
+    with service_process(release, "--workers", str(workers)) as (process, url):
+        errors = errors_while_it_stops(url, lambda: process.send_signal(signal.SIGTERM))
+        assert [type(error) for error in errors] == [httpx.ConnectError] * 4, errors
+        assert process.wait(30) == 0
+
+
 def test_a_stopping_service_is_not_ready_but_still_serves(release):
     with service_process(release, "--drain-seconds", "3") as (process, url):
         with httpx.Client(base_url=url, timeout=60) as client:
@@ -300,3 +330,16 @@ def stopped(options):
 server.make_application = stopped
 server.main()
 """
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_prediction_log_without_its_driver_is_refused(release, workers):
+    url = "mysql+mysqldb://ann:hunter2@127.0.0.1/log"
+    done = subprocess.run([sys.executable, "-c", MAIN, str(release), "--workers", str(workers)],
+                          env=os.environ | {"MLCYCLE_EVENTS_URL": url}, capture_output=True, text=True, timeout=120)  # fmt: skip
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert len(done.stderr.splitlines()) == 1
+    assert "module MySQLdb" in done.stderr
+    assert "pip install 'mysqlclient'" in done.stderr
+    assert "hunter2" not in done.stderr

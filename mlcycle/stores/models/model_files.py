@@ -6,7 +6,7 @@
 __all__ = ['TRUSTED_TYPES', 'MAX_UNPACKED_BYTES', 'MAX_EXPANSION', 'import_mlcycle_object', 'is_mlcycle_estimator_name',
            'is_sklearn_estimator_name', 'is_ufunc_name', 'select_untrusted', 'model_to_skops_bytes', 'save_model',
            'untrusted_types', 'check_model_archive', 'relocate_model', 'load_model', 'untrusted_error',
-           'explain_load_errors']
+           'missing_library_remedy', 'explain_load_errors']
 
 # %% ../../../nbs/stores/models/model_files.ipynb #1e09c190
 import io
@@ -238,6 +238,17 @@ def untrusted_error(
                          "Only reviewed types are loaded." + since,
                          "If a type is safe, add it to TRUSTED_TYPES in mlcycle.stores.models.model_files.")
 
+# %% ../../../nbs/stores/models/model_files.ipynb #e4f47a8b
+def missing_library_remedy(
+    error: Exception, # Raised while a model was loaded
+) -> str: # Empty if no library of the operating system is missing
+    "What to install if a package needs a library of the operating system, as LightGBM and XGBoost need libgomp."
+    found = re.search(r"(lib[\w.+-]+?\.so[\w.]*): cannot open shared object file", str(error))
+    if not found:
+        return ""
+    package = " (Debian, Ubuntu: apt-get install libgomp1)" if found[1].startswith("libgomp.") else ""
+    return f"Install the library {found[1]} of the operating system{package}."
+
 # %% ../../../nbs/stores/models/model_files.ipynb #559ee4ca
 @contextmanager
 def explain_load_errors(
@@ -257,6 +268,8 @@ def explain_load_errors(
         raise
     except Exception as error: # Libraries raise many types at a file of another version
         why = f"Since it was written: {', '.join(changed)}." if changed else "It was written with the installed versions."
+        if remedy := missing_library_remedy(error):
+            raise ArtifactError(f"The model file {path} cannot be loaded: {error}.", remedy=remedy) from error
         raise ArtifactError(f"The model file {path} cannot be loaded: {error!r}.", why if then else "",
                             "Install those versions again, or run the stage that writes it again.") from error
     if affects_predictions(then):
