@@ -368,7 +368,7 @@ def test_the_readme_has_the_commands_to_verify_the_archive(packed, key, tmp_path
 
 
 class OldService(BaseHTTPRequestHandler):
-    "Answers as a process that was not restarted."
+    "Responds as a process that was not restarted."
 
     def do_GET(self):  # noqa: N802
         self.send_response(200)
