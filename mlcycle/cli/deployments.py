@@ -69,7 +69,7 @@ def print_deployments(
         record = each.deployment
         others = [f"{each.canary} {each.canary_share:.4g}" if each.canary else "", f"shadow {each.shadow}" if each.shadow else ""]
         processes = f"{record.workers} workers" if (record.workers or 1) > 1 else ""
-        version = f"{each.model}@{each.version}" if each.model else ""
+        version = join_lines([f"{each.model}@{each.version}" if each.model else "", "pinned" if each.pinned else ""])
         table.add_row(escape(record.name), record.kind, escape(join_lines([record.url, processes])), escape(version),
                       escape(join_lines(others)), each.state, join_lines(record.since[:16].split("T")))
     console.print(table if table.rows else "Nothing is deployed. Start a service: mlcycle serve MODEL")
@@ -90,7 +90,8 @@ def add(
 ):
     """Add a service that runs elsewhere.
 
-    With its deployment folder, its version can be changed from here.
+    With its deployment folder, its version can be changed from here. The folder is an installation, has a traffic.json, or is
+    empty or new.
     """
     from mlcycle.cli.base import console, exit_on_error
 
@@ -161,7 +162,11 @@ def canary(
 # %% ../../nbs/cli/deployments.ipynb #468d72a0
 @deployment_app.command("rollback")
 def roll_back(name: NAME, reason: REASON = "", timeout: TIMEOUT = 60, project: PROJECT = None):
-    "Restore the version before the last update."
+    """Undo the latest change.
+
+    If a canary is running, it is ended and the champion stays. Otherwise, the champion before the last update is restored; a
+    service that followed an alias follows it again, unless the alias has moved.
+    """
     from mlcycle.cli.base import exit_on_error
 
     with exit_on_error():

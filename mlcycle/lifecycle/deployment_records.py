@@ -35,6 +35,7 @@ class PreviousChampion(Record):
     release: str # As in the traffic plan
     functions: list[str] = [] # Files of trusted user functions
     revision: str = "" # On premises: number of the revision of the installation
+    followed: bool = False # Whether a local service followed its alias
 
 # %% ../../nbs/lifecycle/deployment_records.ipynb #3b782185
 class Deployment(Record):
@@ -86,8 +87,8 @@ def find_deployment(
     "The record of a deployment; raises ParameterError with the nearest name if there is none."
     known = {each.name: each for each in read_deployments(workspace)}
     if name not in known:
-        listed = f"Known: {', '.join(known)}." if known else "None is recorded."
-        raise ParameterError(f"There is no deployment '{name}'.", listed, suggest_name(name, list(known)))
+        raise ParameterError(f"There is no deployment '{name}'.", "" if known else "None is recorded.",
+                             suggest_name(name, list(known)))
     return known[name]
 
 # %% ../../nbs/lifecycle/deployment_records.ipynb #2465b3b8

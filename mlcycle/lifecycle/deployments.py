@@ -7,7 +7,8 @@ __all__ = ['describe_plan', 'current_plan', 'place_release', 'same_requirements'
            'prepare_folder', 'DeploymentChange', 'PlanChange', 'start_change', 'record_served_plan', 'restore_plan',
            'record_deployment_change', 'update_deployment', 'previous_champion', 'update_local_plan',
            'update_folder_plan', 'same_requirements_as_served', 'reinstall', 'finish_reinstall', 'run_installer',
-           'set_canary', 'rewrite_plan', 'end_canary', 'roll_back_deployment', 'add_deployment']
+           'set_canary', 'rewrite_plan', 'end_canary', 'alias_names', 'restore_revision', 'roll_back_deployment',
+           'check_url', 'deployment_folder', 'add_deployment']
 
 # %% ../../nbs/lifecycle/deployments.ipynb #6fecd1d1
 import os
@@ -21,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
+from urllib.parse import urlsplit
 
 from ..core.files import atomic_folder
 from ..core.release_keys import release_keys_setting, trust_release_keys
@@ -28,9 +30,10 @@ from ..core.workspace import Workspace
 from ..deployment.on_premises import write_on_premises
 from ..deployment.wheelhouse import index_requirements
 from ..errors import MlcycleError, ParameterError, RegistryError, StageError
-from .deployment_records import Deployment, PreviousChampion, save_deployment, utc_now
-from .deployment_status import PlanWait, request_model
-from .serving import ServeTarget, change_traffic, find_target
+from .deployment_records import (Deployment, PreviousChampion, is_stopped, read_deployments,
+                                                   save_deployment, utc_now)
+from .deployment_status import PlanWait, check_plan_is_served, request_model
+from .serving import ServeTarget, change_traffic, find_target, target_of_model
 from ..service.bundle import Bundle, unpacked_release, verify_release
 from ..service.traffic import TrafficPlan, read_traffic_plan, write_traffic_plan
 from ..stores.models.audit_log import Action, append_audit_entry
@@ -131,10 +134,13 @@ def prepare_folder(
     folder: Path, # Deployment folder
     url: str, # Of the service
 ) -> None:
-    "Give a deployment folder a traffic plan that names what its service serves, if it has none."
-    if not (folder / "traffic.json").is_file():
+    "Give a deployment folder a traffic plan that names what its service serves; raises ParameterError if it has that of another."
+    path = folder / "traffic.json"
+    if path.is_file():
+        check_plan_is_served(url, path, read_traffic_plan(path))
+    else:
         release = place_release(serving_release(workspace, folder, url), folder)
-        write_traffic_plan(folder / "traffic.json", TrafficPlan(champion=release))
+        write_traffic_plan(path, TrafficPlan(champion=release))
 
 # %% ../../nbs/lifecycle/deployments.ipynb #6c86f575
 @dataclass(frozen=True)
@@ -185,9 +191,11 @@ def start_change(
     reason: str, # For the audit log
     timeout: float, # Seconds until the deployment must serve the plan
 ) -> PlanChange:
-    "Trust the keys of the project and read the plan of a deployment; raises ParameterError if it has none."
+    "Trust the keys of the project and read the plan of a deployment; raises ParameterError if it is not what is served."
     trust_release_keys(release_keys_setting(workspace.project))
     path, plan = current_plan(workspace, deployment)
+    if deployment.folder:
+        check_plan_is_served(deployment.url, path, plan)
     return PlanChange(workspace, deployment, kind, reason, timeout, path, plan, describe_plan(path.parent, plan))
 
 # %% ../../nbs/lifecycle/deployments.ipynb #6391bb4e
@@ -272,7 +280,8 @@ def previous_champion(
     "What a rollback needs, to restore the champion before a change."
     on_premises = change.deployment.kind == "on-premises"
     revision = os.path.basename(os.path.realpath(change.deployment.folder)) if on_premises else ""
-    return PreviousChampion(release=change.plan.champion, functions=change.plan.functions, revision=revision)
+    followed = bool(change.deployment.alias) and not change.plan.pinned
+    return PreviousChampion(release=change.plan.champion, functions=change.plan.functions, revision=revision, followed=followed)
 
 # %% ../../nbs/lifecycle/deployments.ipynb #6f4f7526
 def update_local_plan(
@@ -427,6 +436,38 @@ def end_canary(
     fields |= {"champion": change.plan.canary, "pinned": bool(deployment.alias)}
     return change.apply(lambda: rewrite_plan(change, **fields), [*deployment.previous, previous_champion(change)])
 
+# %% ../../nbs/lifecycle/deployments.ipynb #f7d8bc9b
+def alias_names(
+    change: PlanChange, # Of a local service
+    target: PreviousChampion, # To restore
+) -> bool: # False also if the registry is unavailable
+    "Whether the alias of a local service still points to a previous champion."
+    deployment = change.deployment
+    model = deployment.served.partition("@")[0]
+    try:
+        release = target_of_model(f"{model}@{deployment.alias}", change.workspace).release
+    except MlcycleError:
+        return False
+    return release.name.removesuffix(".tar.gz") == Path(target.release).name.removesuffix(".tar.gz")
+
+# %% ../../nbs/lifecycle/deployments.ipynb #53f94f1e
+def restore_revision(
+    change: PlanChange, # Of an installation on premises
+    target: PreviousChampion, # Of its previous revision
+    previous: list[PreviousChampion], # Previous champions after the change
+) -> DeploymentChange:
+    "Run the installer, so that the previous revision serves a champion that it had; raises ParameterError if it is not there."
+    home = Path(change.deployment.folder).parent
+    revision = home / "revisions" / target.revision
+    if Path(os.path.realpath(home / "previous")) != revision.resolve() or not (revision / target.release).exists():
+        raise ParameterError(f"The revision {target.revision} of {home}, which served {Path(target.release).name}, is not the "
+                             "previous one any more.", "An installer has changed the installation since. Nothing was changed.",
+                             "Name the version: mlcycle deployments update NAME MODEL@V")
+    write_traffic_plan(revision / "traffic.json", TrafficPlan(champion=target.release, functions=target.functions))
+    installer = change.path.parent / "install.sh"
+    run_installer(change, installer, "rollback", ["--keep-plan"], {"champion": Path(target.release).name})
+    return finish_reinstall(change, previous)
+
 # %% ../../nbs/lifecycle/deployments.ipynb #7a28912d
 def roll_back_deployment(
     workspace: Workspace, # Has records and registry
@@ -435,8 +476,10 @@ def roll_back_deployment(
     reason: str = "", # For the audit log
     timeout: float = 60, # Seconds until it must be served
 ) -> DeploymentChange:
-    "Restore what a deployment served before its last update, without canary; needs no registry."
+    "End the canary of a deployment; without one, restore the champion before its last update. Needs no registry."
     change = start_change(workspace, deployment, "rollback", reason, timeout)
+    if change.plan.canary:
+        return change.apply(lambda: rewrite_plan(change, canary=None, canary_share=0.0), deployment.previous)
     if not deployment.previous:
         follows = f"It follows the alias '{deployment.alias}'." if deployment.alias and not change.plan.pinned else ""
         model = deployment.served.partition("@")[0]
@@ -444,12 +487,43 @@ def roll_back_deployment(
                              f"Move the alias back: mlcycle rollback {model} --reason TEXT" if follows else "")
     *previous, target = deployment.previous
     if previous_champion(change).revision != target.revision:
-        installer = change.path.parent / "install.sh"
-        run_installer(change, installer, "rollback", [], {"champion": Path(target.release).name})
-        return finish_reinstall(change, previous)
+        return restore_revision(change, target, previous)
     functions = list(dict.fromkeys([*target.functions, *change.plan.functions]))
-    return change.apply(lambda: rewrite_plan(change, champion=target.release, canary=None, canary_share=0.0,
-                                             functions=functions), previous)
+    pinned = bool(deployment.alias) and not (target.followed and alias_names(change, target))
+    return change.apply(lambda: rewrite_plan(change, champion=target.release, functions=functions, pinned=pinned), previous)
+
+# %% ../../nbs/lifecycle/deployments.ipynb #5a185c4c
+def check_url(
+    workspace: Workspace, # Has the records
+    name: str, # Of the deployment
+    url: str, # Its address
+) -> None:
+    "Raise ParameterError for a text that is no URL, and for the URL of another deployment."
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.netloc:
+        raise ParameterError(f"'{url}' is no URL of a service.", "Expected is a URL such as http://127.0.0.1:8080.")
+    for each in read_deployments(workspace):
+        if each.name != name and each.url == url.rstrip("/") and not is_stopped(each):
+            raise ParameterError(f"The deployment '{each.name}' has the URL {each.url}.", "Expected is that of another service.",
+                                 f"Remove it first: mlcycle deployments remove {each.name}")
+
+# %% ../../nbs/lifecycle/deployments.ipynb #5c3c1088
+def deployment_folder(
+    folder: Path, # As it is given
+) -> Path: # Absolute; of an installation, that of its current revision
+    "The folder with the traffic plan of a deployment; raises ParameterError for a folder that holds something else."
+    folder = folder.absolute()
+    if (folder / "current" / "traffic.json").is_file() and (folder / "config").is_file():
+        return folder / "current" # Of an installation on premises
+    if not folder.parent.is_dir():
+        raise ParameterError(f"There is no folder {folder.parent}.", "Expected is the deployment folder of the service.")
+    if folder.exists() and not folder.is_dir():
+        raise ParameterError(f"{folder} is no folder.", "Expected is the deployment folder of the service.")
+    others = {path.name for path in folder.iterdir()} - {"releases", "lost+found"} if folder.exists() else set()
+    if others and not (folder / "traffic.json").is_file():
+        raise ParameterError(f"{folder} is no deployment folder: it has no traffic.json, but '{min(others)}'.",
+                             "Expected is an installation, a folder with traffic.json, or an empty one. Nothing was written.")
+    return folder
 
 # %% ../../nbs/lifecycle/deployments.ipynb #4754c802
 def add_deployment(
@@ -461,15 +535,13 @@ def add_deployment(
 ) -> Deployment:
     """Record a service that is running elsewhere; raises NotReachableError if it is not reachable.
 
-    A deployment folder without a traffic plan gets one that names what is served.
+    An empty deployment folder gets a traffic plan that names what is served. Raises ParameterError for a folder of another kind
+    or of another service, and for the URL of another deployment.
     """
+    check_url(workspace, name, url)
     release = request_model(url)["release"]["name"]
     if folder is not None:
-        folder = folder.absolute()
-        if not folder.is_dir():
-            raise ParameterError(f"There is no folder {folder}.", "Expected is the deployment folder of the service.")
-        if (folder / "current" / "traffic.json").is_file() and (folder / "config").is_file():
-            folder = folder / "current" # Of an installation on premises
+        folder = deployment_folder(folder)
         trust_release_keys(release_keys_setting(workspace.project))
         prepare_folder(workspace, folder, url)
     installed = folder is not None and (folder.parent / "config").is_file() and (folder / "install.sh").is_file()

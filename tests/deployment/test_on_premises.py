@@ -1,5 +1,7 @@
 """An installation from an archive, in a real virtual environment and without a network: install, upgrade, rollback, remove."""
 
+import fcntl
+import json
 import os
 import re
 import shutil
@@ -8,6 +10,8 @@ import socket
 import subprocess
 import sys
 import tarfile
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -203,6 +207,11 @@ def test_the_units_are_valid_and_hardened(packed, prefix, tmp_path):
         assert exposure < 2.0, rated.stdout
         text = Path(units[0]).read_text()
         assert ("PrivateNetwork=true" in text) != bool(words)
+        if not words:
+            done = script(prefix / "toy" / "current", "units", "--output", tmp_path / "again")
+            assert done.returncode == 0, done.stderr
+            again = (tmp_path / "again" / "mlcycle-toy.service").read_text()
+            assert again == text
         assert "MLCYCLE_EVENTS_URL" not in text  # Secrets are read from the file of the environment
 
 
@@ -301,8 +310,11 @@ def test_what_cannot_be_installed_is_one_line_and_leaves_nothing(packed, key, tm
     damaged = shutil.copytree(folder, tmp_path / "damaged", symlinks=True)
     wheel = next((damaged / "wheelhouse").glob("click-*.whl"))
     wheel.write_bytes(wheel.read_bytes()[:-1])
-    added = shutil.copytree(folder, tmp_path / "added", symlinks=True)
+    added, linked, changed = (shutil.copytree(folder, tmp_path / name, symlinks=True) for name in ("added", "linked", "changed"))
     (added / "wheelhouse" / "numpy-99-py3-none-any.whl").touch()
+    (linked / "sitecustomize.py").symlink_to("README.md")
+    with open(changed / "package.env", "a") as facts:
+        facts.write(f"touch {tmp_path}/executed\nMODEL=$(touch {tmp_path}/executed)\n")
     other = "MFkwEwYHKoZIzj0CAQYIKoZIzj0DAQcDQgAEVPWkBlN6Iw5h+gIlJAB2L3ScqQZxyAWVzRpyvHQ7HNnvb3jHGmbxQYOoYxJz5k3Hzpo8+LzxbmLwXw=="
     old = "print() { echo; }; case $* in *version_info*) echo 3.9 ;; *) exit 1 ;; esac"
     python = dict.fromkeys((f"python{VERSION}", "python3", "python"), old)
@@ -312,6 +324,12 @@ def test_what_cannot_be_installed_is_one_line_and_leaves_nothing(packed, key, tm
         cases = [
             (script(damaged, *common, "--key", key), f"archive is damaged: wheelhouse/{wheel.name}"),
             (script(added, *common, "--key", key), "numpy-99-py3-none-any.whl was added"),
+            (script(linked, *common, "--key", key), "sitecustomize.py was added"),
+            (script(changed, *common, "--key", key), "archive is damaged: package.env"),
+            (script(changed, "status", *common), "no installation toy"),
+            (script(changed, "units", "--output", target), "archive is damaged: package.env"),
+            (script(folder, "units", "--output", folder / "units"), "outside of the archive"),
+            (script(folder, *common, "--key", key, "--python", "/does/not/exist"), "There is no /does/not/exist"),
             (script(folder, *common), "No key is trusted. The release is signed with"),
             (script(folder, *common, "--key", other), "not signed with the given key"),
             (script(folder, *common, "--key", key, path=shims(tmp_path / "a", uname="echo riscv64")), "this machine has riscv64"),
@@ -328,3 +346,63 @@ def test_what_cannot_be_installed_is_one_line_and_leaves_nothing(packed, key, tm
         assert named in done.stderr
         assert len(done.stderr.splitlines()) == 1
     assert not target.exists()
+    assert not (tmp_path / "executed").exists()
+
+
+def test_the_readme_has_the_commands_to_verify_the_archive(packed, key, tmp_path):
+    folder = shutil.copytree(packed[1], tmp_path / "copy", symlinks=True)
+    lines = [line.strip() for line in (folder / "README.md").read_text().splitlines() if "SUMS" in line or "maker.pem" in line]
+    commands = [line.replace(" KEY ", f" '{key}' ") for line in lines if line.startswith(("printf", "openssl", "sha256sum"))]
+    assert len(commands) == 3
+
+    def verify() -> list[int]:
+        return [subprocess.run(line, shell=True, cwd=folder, capture_output=True).returncode for line in commands]
+
+    assert verify() == [0, 0, 0]
+    with open(folder / "install.sh", "a") as altered:
+        altered.write("#")
+    assert verify()[2]
+    with open(folder / "SHA256SUMS", "a") as altered:
+        altered.write("#")
+    assert verify()[1]
+
+
+class OldService(BaseHTTPRequestHandler):
+    "Responds as a process that was not restarted."
+
+    def do_GET(self):  # noqa: N802
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(b'{"release": {"name": "toy-0-00"}}')
+
+    def log_message(self, *words):
+        pass
+
+
+def test_a_rollback_serves_the_release_of_its_revision_and_status_names_what_is_served(packed, prefix, key):
+    releases, unpacked = packed
+    home = prefix / "toy3"
+    with ThreadingHTTPServer(("127.0.0.1", 0), OldService) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        words = ("--name", "toy3", "--port", str(server.server_port))
+        try:
+            assert "127.0.0.1" in install(unpacked, prefix, key, *words).stderr
+            done = install(unpacked, prefix, key, "--name", "toy3", "--port", free_port())
+            assert done.returncode == 0, done.stderr
+            (home / "current" / "traffic.json").write_text('{"champion": "releases/toy-2-00"}')
+            done = script(unpacked, "upgrade", "--prefix", prefix, *words, "--python", PYTHON)
+            assert "until it is restarted" in done.stdout
+            done = script(home / "current", "rollback")
+            assert "until it is restarted" in done.stdout
+            plan = (home / "current" / "traffic.json").read_text()
+            assert json.loads(plan)["champion"] == f"releases/{releases[0].name}"
+            done = script(unpacked, "status", "--prefix", prefix, "--name", "toy3")
+            assert "Served: toy-0-00" in done.stdout
+            assert f"Restart needed: the running process serves toy-0-00, installed is {releases[0].name}" in done.stdout
+            with open(prefix / ".lock", "a") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX)
+                (prefix / ".lock").write_text("4711\n")
+                assert "(process 4711)" in script(home / "current", "rollback").stderr
+        finally:
+            server.shutdown()
+    assert script(home / "current", "uninstall", "--purge").returncode == 0

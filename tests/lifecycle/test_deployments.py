@@ -73,11 +73,15 @@ def test_a_local_service_is_updated_under_load_and_rolled_back(served):
         assert (action, reason, details["change"]) == ("deploy", "better", "update")
         assert (details["before"], details["after"]) == ({"champion": previous}, {"champion": later})
         assert "better" in cli("history", cwd=project).stdout
+        assert (listed(project)[name]["follows"], listed(project)[name]["pinned"]) == ("", True)
+        assert f"{name}: update" in " ".join(cli("history", cwd=project).stdout.split())
         set_alias(run.release.model.model_copy(update={"version": 3}), workspace=run.workspace)
         set_alias(run.release.model, workspace=run.workspace)  # It is pinned: the alias is not followed
         deployments(project, "canary", name, previous, "--share", "0.5")
         assert listed(project)[name]["canary"] == previous
-        deployments(project, "canary", name, "--end")
+        deployments(project, "rollback", name)  # Ends the canary
+        facts = listed(project)[name]
+        assert (facts["version"], facts["canary"], facts["pinned"]) == (second.version, "", True)
         deployments(project, "canary", name, previous, "--share", "1")
         deployments(project, "canary", name, "--promote")
         assert serving.version(rows) == first
@@ -85,7 +89,9 @@ def test_a_local_service_is_updated_under_load_and_rolled_back(served):
         assert serving.version(rows) == second.version
         deployments(project, "rollback", name)
         assert serving.version(rows) == first
+        assert (listed(project)[name]["follows"], listed(project)[name]["pinned"]) == ("champion", False)
         assert "No previous version" in deployments(project, "rollback", name, code=2).stderr
+        deployments(project, "update", name, later)
         deployments(project, "update", name, f"{name}@champion")  # Follows the alias again
         assert not read_traffic_plan(traffic_file(run.workspace, name)).pinned
         assert not verify_audit_log(run.workspace)
@@ -131,6 +137,9 @@ def test_a_deployment_folder_is_updated_under_load_and_a_bad_release_changes_not
     with folder_service(folder) as (url, service), Load(url, rows) as load:
         load.wait_for(first)
         assert "serves" in deployments(project, "add", "shop", "--url", url, "--folder", folder).stdout
+        refuse_other_folders(project, url, tmp_path)
+        another = url.replace("127.0.0.1", "localhost")  # A second address of the service, and a folder that it does not read
+        deployments(project, "add", "twin", "--url", another, "--folder", tmp_path / "twin")
         for release, named in ((foreign, "other packages"), (unlike, "predicts 'another'"), (tmp_path / "none", "none")):
             before = (folder / "traffic.json").read_bytes()
             assert named in deployments(project, "update", "shop", release, code=2).stderr
@@ -144,8 +153,17 @@ def test_a_deployment_folder_is_updated_under_load_and_a_bad_release_changes_not
         assert listed(project)["shop"] | {"kind": "container", "state": "serving"} == listed(project)["shop"]
         deployments(project, "canary", "shop", f"{name}@{first}", "--share", "0.25")
         assert listed(project)["shop"]["canary_share"] == 0.25
+        before = (tmp_path / "twin" / "traffic.json").read_bytes()
+        done = deployments(project, "update", "twin", f"{name}@{second.version}", code=2)
+        assert f"names {source.name}" in done.stderr
+        assert (tmp_path / "twin" / "traffic.json").read_bytes() == before
+        assert [path.name for path in (tmp_path / "twin" / "releases").iterdir()] == [source.name]
+        deployments(project, "remove", "twin")
+        done = deployments(project, "rollback", "shop")
+        assert f"serves {name}@{second.version}. Previous: {name}@{second.version}, canary" in done.stdout
+        before = load.versions[first]
         deployments(project, "rollback", "shop")
-        wait_until(lambda: load.versions[first] > 0)
+        wait_until(lambda: load.versions[first] > before)
         facts = listed(project)["shop"]
         assert (facts["version"], facts["canary"]) == (first, "")
         (folder / "traffic.json").write_text(json.dumps({"champion": f"releases/{altered.name.removesuffix('.tar.gz')}"}))
@@ -155,6 +173,22 @@ def test_a_deployment_folder_is_updated_under_load_and_a_bad_release_changes_not
     assert "is not reachable" in deployments(project, "update", "shop", f"{name}@{second.version}", code=1).stderr
     deployments(project, "remove", "shop")
     assert "There is no deployment 'shop'" in deployments(project, "rollback", "shop", code=2).stderr
+
+
+def refuse_other_folders(project: Path, url: str, place: Path) -> None:
+    "What is no deployment folder of this service is not recorded, and nothing is written into it."
+    (place / "system").mkdir()
+    (place / "system" / "passwd").touch()
+    (place / "other").mkdir()
+    (place / "other" / "traffic.json").write_text('{"champion": "releases/late-7-00"}')
+    for folder, named in (
+        ("system", "is no deployment folder"),
+        ("other", "names late-7-00"),
+        ("no/folder", "There is no folder"),
+    ):
+        assert named in deployments(project, "add", "shop", "--url", url, "--folder", place / folder, code=2).stderr
+    assert [path.name for path in (place / "system").iterdir()] == ["passwd"]
+    assert "'shop' has the URL" in deployments(project, "add", "bad", "--url", url, code=2).stderr
 
 
 def test_a_killed_service_is_stopped_and_replaced_by_the_next_one(served):
@@ -176,6 +210,7 @@ def test_a_killed_service_is_stopped_and_replaced_by_the_next_one(served):
     [
         (["update", "nowhere", "last"], "There is no deployment 'nowhere'"),
         (["add", "x", "--url", "http://127.0.0.1:9"], "is not reachable"),
+        (["add", "x", "--url", "127.0.0.1:9411"], "Expected is a URL such as http://"),
         (["canary", "nowhere", "--end", "--promote"], "One of them"),
     ],
 )

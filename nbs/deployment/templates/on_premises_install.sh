@@ -1,6 +1,6 @@
 #!/bin/sh
 # Installs a model as a prediction service, upgrades it, rolls it back and removes it. No network is used.
-# shellcheck disable=SC1091,SC2153 # package.env and config are read at run time, and have variables in capitals
+# shellcheck disable=SC2153,SC2154 # package.env and config are read at run time, and have variables in capitals
 set -eu
 umask 022
 
@@ -9,9 +9,9 @@ usage() {
 Usage: sudo ./install.sh [install|upgrade|rollback|status|units|uninstall] [options]
 
   install, upgrade   install the release of this folder; an installation of the same name is upgraded
-  rollback           restore the revision before the last upgrade
-  status             what is installed, and whether it serves; exit code 3 if it does not
-  units              write the systemd units to --output, without installing anything
+  rollback           restore the revision before the last upgrade, with the release that it was installed with
+  status             what is installed and what is served; exit code 3 if nothing is
+  units              write the systemd units to the folder --output, without installing anything
   uninstall          remove the installation; data and user stay, unless --purge is given
 
   --prefix FOLDER    default: /opt/mlcycle
@@ -29,6 +29,7 @@ Usage: sudo ./install.sh [install|upgrade|rollback|status|units|uninstall] [opti
   --no-systemd       install files only, for another supervisor; no root is needed
   --restart COMMAND  with --no-systemd: restarts the service after a change
   --output FOLDER    of the command units
+  --keep-plan        rollback: keep the traffic plan that the revision had
   --purge            uninstall: remove data and user as well
 TEXT
 }
@@ -49,6 +50,7 @@ parse() {
             --unsigned) unsigned=yes ;;
             --functions) functions=yes ;;
             --purge) purge=yes ;;
+            --keep-plan) keep_plan=yes ;;
             -h | --help) usage && exit 0 ;;
             --prefix | --name | --key | --host | --port | --workers | --user | --api-keys | --allow | --python | --timeout | \
                 --restart | --output)
@@ -71,7 +73,20 @@ check_option() { # Name, value, characters that are allowed
 
 read_package() { # What this folder installs
     [ -f "$here/package.env" ] || fail "There is no release beside $0. Run the install.sh of an unpacked archive." 2
-    . "$here/package.env"
+    read_values "$here/package.env" RELEASE MODEL VERSION MACHINE PYTHON SIGNER ENVIRONMENT
+    for value in "$RELEASE" "$MODEL" "$ENVIRONMENT"; do # Parts of paths
+        case $value in '' | .* | -* | *[!a-zA-Z0-9_.-]*) fail "The archive is damaged: package.env is not as it was packed. \
+Copy and unpack it again." 65 ;; esac
+    done
+}
+
+read_values() { # File with lines NAME='value', names: sets these variables; nothing of the file is executed
+    file=$1 && shift
+    for variable in "$@"; do
+        # shellcheck disable=SC2034 # eval uses it
+        value=$(sed -n "s/^$variable='\([^']*\)'\$/\1/p" "$file" | head -n 1)
+        eval "$variable=\$value"
+    done
 }
 
 settle_options() { # Command line first, then what was installed, then defaults
@@ -86,7 +101,7 @@ settle_options() { # Command line first, then what was installed, then defaults
     case $prefix in *[!a-zA-Z0-9_./-]*) fail "The prefix $prefix has characters that a unit cannot have." 2 ;; esac
     home=$prefix/$name
     SYSTEMD=yes HOST=127.0.0.1 PORT=8080 WORKERS=1 RUN_AS=mlcycle ALLOW='' FUNCTIONS=no UNSIGNED=no
-    if [ -f "$home/config" ]; then . "$home/config"; fi
+    if [ -f "$home/config" ]; then read_values "$home/config" SYSTEMD HOST PORT WORKERS RUN_AS ALLOW FUNCTIONS UNSIGNED; fi
     systemd=${systemd:-$SYSTEMD} host=${host:-$HOST} port=${port:-$PORT} workers=${workers:-$WORKERS} user=${user:-$RUN_AS}
     allow=${allow:-$ALLOW} functions=${functions:-$FUNCTIONS} unsigned=${unsigned:-$UNSIGNED}
     check_option host "$host" 'a-zA-Z0-9.:_-'
@@ -114,8 +129,9 @@ check_rights() {
 lock() {
     mkdir -p -- "$home" 2> /dev/null || fail "The folder $home cannot be written. Use sudo, or another --prefix." 77
     if command -v flock > /dev/null; then
-        exec 9> "$prefix/.lock"
-        flock -n 9 || fail "Another install.sh works in $prefix. Wait until it has ended." 75
+        exec 9>> "$prefix/.lock"
+        flock -n 9 || fail "Another install.sh works in $prefix (process $(cat "$prefix/.lock")). Wait until it has ended." 75
+        echo $$ > "$prefix/.lock"
     fi
 }
 
@@ -127,15 +143,20 @@ write_key() { # The public key as a PEM file
     esac > "$1" || fail "The key $key cannot be read. Expected is the text of a public key, or a PEM file." 2
 }
 
-verify_package() {
+verify_sums() { # Every file of the archive is as it was packed, and there is no other one
     (cd "$here" && sha256sum --check --strict --quiet SHA256SUMS > /dev/null 2>&1) || {
         damaged=$(cd "$here" && sha256sum --check --strict --quiet SHA256SUMS 2> /dev/null | sed -n '1s/: .*//p')
         fail "The archive is damaged: ${damaged:-SHA256SUMS} is not as it was packed. Copy and unpack it again." 65
     }
-    added=$(cd "$here" && find wheelhouse -type f | while read -r file; do
-        grep -qF "  $file" SHA256SUMS || echo "$file"
-    done | head -n 1)
+    sed 's/^[0-9a-f]*  //' "$here/SHA256SUMS" > "$work/names"
+    added=$(cd "$here" && {
+        find . ! -type d ! -type f # Links would be followed
+        find . -type f ! -path ./SHA256SUMS ! -path ./SHA256SUMS.sig | sed 's|^\./||' | grep -vxFf "$work/names"
+    } | head -n 1)
     [ -z "$added" ] || fail "The archive was altered: $added was added. Copy and unpack it again." 65
+}
+
+verify_signature() { # The hashes were signed by the maker
     if [ -z "$key" ] && [ -s "$home/trusted_keys" ]; then key=$(cat "$home/trusted_keys"); fi
     if [ -z "$key" ]; then
         [ "$unsigned" = yes ] && return
@@ -155,9 +176,16 @@ check_machine() {
     [ "$machine" = "$MACHINE" ] || fail "This archive is for $MACHINE processors, this machine has $machine. Package the release on \
 a machine of the same kind." 69
     seen=
-    for candidate in "$python" "python$PYTHON" python3 python; do
-        found=$(command -v "$candidate" 2> /dev/null) || continue
-        version=$("$found" -c 'import sys, venv; print("%d.%d" % sys.version_info[:2])' 2> /dev/null) || continue
+    if [ -n "$python" ]; then set -- "$python"; else set -- "python$PYTHON" python3 python; fi
+    for candidate in "$@"; do
+        if ! found=$(command -v "$candidate" 2> /dev/null); then
+            [ -z "$python" ] || seen=" There is no $candidate."
+            continue
+        fi
+        if ! version=$("$found" -c 'import sys, venv; print("%d.%d" % sys.version_info[:2])' 2> /dev/null); then
+            [ -z "$python" ] || seen=" $candidate is no Python, or has no module venv."
+            continue
+        fi
         if [ "$version" = "$PYTHON" ]; then
             interpreter=$("$found" -c 'import os, sys; print(os.path.realpath(sys.executable))')
             case $systemd$interpreter in yes/home/* | yes/root"/"*)
@@ -223,9 +251,7 @@ place_release() {
 
 finish_release() {
     ln -s "../../../.environments/$ENVIRONMENT" "$new/venv"
-    trusted='[]'
-    if [ "$functions" = yes ] && [ -f "$new/releases/$RELEASE/functions.py" ]; then trusted="[\"releases/$RELEASE/functions.py\"]"; fi
-    printf '{"champion": "releases/%s", "functions": %s}\n' "$RELEASE" "$trusted" > "$new/traffic.json"
+    write_plan "$new" "$RELEASE"
     export MLCYCLE_TRUSTED_RELEASE_KEYS="$key"
     if ! "$environment/bin/python" -I - "$new/releases/$RELEASE" <<'CODE'; then
 import sys, warnings
@@ -240,11 +266,18 @@ except MlcycleError as error:
 CODE
         fail "The release cannot be verified. Nothing was changed." 65
     fi
-    for file in install.sh README.md package.env; do cp -- "$here/$file" "$new/$file"; done
+    for file in install.sh README.md package.env on_premises.service on_premises.socket; do cp -- "$here/$file" "$new/$file"; done
     cp -- "$here/on_premises_serve.sh" "$new/serve" && chmod 755 "$new/serve"
     ln -s -f -n current/serve "$home/serve"
     mkdir -p -- "$new/units"
     write_units "$new/units"
+}
+
+write_plan() { # Folder of a revision, release
+    trusted='[]'
+    if [ "$functions" = yes ] && [ -f "$1/releases/$2/functions.py" ]; then trusted="[\"releases/$2/functions.py\"]"; fi
+    printf '{"champion": "releases/%s", "functions": %s}\n' "$2" "$trusted" > "$1/traffic.json.new"
+    mv -- "$1/traffic.json.new" "$1/traffic.json"
 }
 
 write_units() { # Folder
@@ -256,9 +289,10 @@ write_units() { # Folder
     case $host in *:*) listen="[$host]:$port" ;; *) listen=$host:$port ;; esac
     if [ "$host" = localhost ]; then listen=127.0.0.1:$port; fi
     for kind in service socket; do
+        [ -f "$here/on_premises.$kind" ] || fail "There is no template $here/on_premises.$kind. Use the install.sh of an archive." 2
         sed -e "s|@NAME@|$name|g; s|@HOME@|$home|g; s|@USER@|$user|g; s|@LISTEN@|$listen|g" \
             -e "s|@CREDENTIALS@|$credentials|g; s|@NETWORK@|$network|g; s|@ALLOW@|$allowed|g" \
-            "$templates/on_premises.$kind" > "$1/$unit.$kind"
+            "$here/on_premises.$kind" > "$1/$unit.$kind" || fail "The folder $1 cannot be written." 77
     done
 }
 
@@ -404,7 +438,8 @@ do_install() {
     read_package
     settle_options
     check_rights
-    verify_package
+    verify_sums
+    verify_signature
     check_machine
     previous=$(revision_of current)
     if [ -z "$previous" ]; then check_port; fi
@@ -412,7 +447,6 @@ do_install() {
     if [ -e "$home" ]; then kept=yes; fi # Data of a previous installation
     lock
     if [ -z "$previous" ]; then began=yes; fi
-    templates=$here
     if [ "$systemd" = no ] && [ -n "$restart_command" ]; then printf '%s\n' "$restart_command" > "$home/restart"; fi
     say "Release $RELEASE: the archive is intact${key:+ and signed with the given key}."
     make_user
@@ -429,7 +463,19 @@ do_install() {
     else
         say "Upgraded $home from $(release_of previous) to $RELEASE. Roll back: $home/current/install.sh rollback --prefix $prefix --name $name"
     fi
-    if [ "$systemd" = yes ]; then say "It serves http://$host:$port (unit $unit.service)."; else say "Start it: $home/serve"; fi
+    if [ "$systemd" = yes ]; then
+        say "It serves http://$host:$port (unit $unit.service)."
+    elif [ -z "$previous" ]; then
+        say "Start it: $home/serve"
+    else
+        say_restart
+    fi
+}
+
+say_restart() { # Without systemd and without --restart, nobody else does it
+    if [ "$systemd" = no ] && [ ! -s "$home/restart" ]; then
+        say "A running process serves $(release_of previous) until it is restarted: $home/serve"
+    fi
 }
 
 switch_to() { # Target of `current`, word for the history: waits until it is ready, otherwise restores the previous revision
@@ -460,8 +506,10 @@ do_rollback() {
     target=$(revision_of previous)
     [ -n "$target" ] || fail "There is no previous revision of $name." 2
     environment=$(readlink -f -- "$home/$target/venv")
+    if [ "$keep_plan" = no ]; then write_plan "$home/$target" "$(release_of previous)"; fi
     switch_to "$target" rollback
     say "Rolled back from $(release_of previous) to $(release_of current)."
+    say_restart
 }
 
 settle_installed() {
@@ -472,18 +520,44 @@ settle_installed() {
     environment=$(readlink -f -- "$home/current/venv")
 }
 
+served_release() { # Address: the champion by its release, from GET /model
+    "$environment/bin/python" -I - "$1" <<'CODE'
+import json, os, sys, urllib.request
+opener, key = urllib.request.build_opener(urllib.request.ProxyHandler({})), os.environ.get("MLCYCLE_API_KEY", "")
+request = urllib.request.Request(sys.argv[1] + "/model", headers={"Authorization": "Bearer " + key} if key else {})
+try:
+    print(json.load(opener.open(request, timeout=10))["release"]["name"])
+except (OSError, ValueError, LookupError, TypeError):
+    sys.exit(1)
+CODE
+}
+
+say_served() { # Address: what the running process serves, and whether that is what the plan names
+    planned=$(sed -n 's|.*"champion": *"releases/\([^"]*\)".*|\1|p' "$home/current/traffic.json")
+    if ! served=$(served_release "$1"); then
+        say "Served: unknown. GET /model needs an API key with the scope read: set MLCYCLE_API_KEY"
+        return
+    fi
+    say "Served: $served"
+    [ "$served" = "${planned%.tar.gz}" ] || say "Restart needed: the running process serves $served, installed is $planned."
+}
+
 do_status() {
+    if [ -f "$here/package.env" ]; then read_package; fi
     settle_options
     [ -e "$home/current" ] || fail "There is no installation $name in $prefix." 2
     say "Installation: $home"
-    say "Release: $(release_of current) (revision $(basename -- "$(revision_of current)"))"
-    say "Traffic: $(cat "$home/current/traffic.json")"
+    say "Revision: $(basename -- "$(revision_of current)"), installed with $(release_of current)"
+    say "Traffic plan: $(tr -s ' \n' ' ' < "$home/current/traffic.json")"
     say "Previous: $(release_of previous)"
     say "Environment: $(readlink -f -- "$home/current/venv")"
     environment=$(readlink -f -- "$home/current/venv")
     timeout=3
     case $host in 0.0.0.0 | ::) reached=127.0.0.1 ;; *:*) reached="[$host]" ;; *) reached=$host ;; esac
-    if wait_ready "http://$reached:$port" 0; then say "Ready at http://$reached:$port"; else
+    if wait_ready "http://$reached:$port" 0; then
+        say "Ready at http://$reached:$port"
+        say_served "http://$reached:$port"
+    else
         say "Not ready at http://$reached:$port"
         finished=yes
         exit 3
@@ -521,15 +595,19 @@ do_uninstall() {
 do_units() {
     read_package
     settle_options
-    templates=$here
-    mkdir -p -- "$output"
+    output=$(readlink -m -- "$output")
+    if [ -f "$here/SHA256SUMS" ]; then # An archive, not an installation
+        verify_sums
+        case $output/ in "$here"/*) fail "Write the units outside of the archive, which would be altered: --output FOLDER" 2 ;; esac
+    fi
+    mkdir -p -- "$output" 2> /dev/null || fail "The folder $output cannot be written." 77
     write_units "$output"
     say "$output/$unit.service"
 }
 
 here=$(CDPATH='' cd -- "$(dirname -- "$(readlink -f -- "$0")")" && pwd)
 prefix=/opt/mlcycle name='' key='' unsigned='' host='' port='' workers='' user='' api_keys='' allow='' functions='' python=''
-timeout=120 systemd='' output=. purge=no restart_command='' home='' checked='' finished=no began=no kept=no
+timeout=120 systemd='' output=. purge=no keep_plan=no restart_command='' home='' checked='' finished=no began=no kept=no
 made_new='' made_environment='' made_user='' unit_folder=${MLCYCLE_UNIT_FOLDER:-/etc/systemd/system}
 parse "$@"
 work=$(mktemp -d)
