@@ -271,7 +271,7 @@ def make_blocks(
         for rows in source.read(sent, size):
             if sent != names and not isinstance(rows, list):
                 rows = rows.rename_columns(names) if isinstance(rows, pa.Table) else rows.set_axis(names, axis=1)
-            yield Block(number, source.name, before, rows, source.is_text, malformed)
+            yield Block(number, source.name, before, rows, source.is_text, malformed, source.decimal)
             before, number, malformed = before + len(rows), number + 1, ()
 
 # %% ../../nbs/scoring/batch.ipynb #26c1b410

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['TEXT_KINDS', 'Block', 'OutputColumns', 'BlockCounts', 'ScoredBlock', 'parse_json_lines', 'flatten_record',
-           'read_model_columns', 'take_rows', 'predict_or_reject', 'prediction_columns', 'to_arrow_array',
-           'kept_columns', 'count_notes_of_block', 'malformed_line', 'read_block', 'reject_cell', 'BlockScorer',
-           'output_columns']
+           'read_model_columns', 'with_decimal_mark', 'take_rows', 'predict_or_reject', 'prediction_columns',
+           'to_arrow_array', 'kept_columns', 'count_notes_of_block', 'malformed_line', 'read_block', 'reject_cell',
+           'BlockScorer', 'output_columns']
 
 # %% ../../nbs/scoring/block_scorer.ipynb #a182d9fe
 import json
@@ -19,6 +19,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
+from ..ml.cleaning_plan import ColumnCleaningPlan, NumberFormat
 from ..ml.column_table import ColumnTable
 from ..ml.predictions import Predictions
 from .arrow_columns import read_arrow_column
@@ -40,6 +41,7 @@ class Block:
     rows: Any # Table of Arrow, data frame of objects, or list of lines that are JSON objects
     is_text: bool = False # Whether the source has no types, as CSV
     malformed: tuple[tuple[int, str, str], ...] = () # Line number, text and reason of lines that are no rows
+    decimal: str = "" # Decimal mark of numbers that are text; empty: that of the training rows
 
 # %% ../../nbs/scoring/block_scorer.ipynb #b4b58afa
 @dataclass(frozen=True)
@@ -130,6 +132,20 @@ def read_model_columns(
     if group and group not in columns and group in rows.column_names:
         columns[group] = rows[group].to_pylist()
     return ColumnTable(columns, rows.num_rows)
+
+# %% ../../nbs/scoring/block_scorer.ipynb #309a15a1
+def with_decimal_mark(
+    bundle: Bundle, # Description of a release
+    decimal: str, # `,` or `.`
+) -> Bundle:
+    "A description of the release by which numbers that are text are read with a decimal mark."
+    marks = {"comma": "decimal", "point": "thousands"} if decimal == "," else {"comma": "thousands", "point": "decimal"}
+    columns = dict(bundle.cleaning.columns)
+    for name in bundle.columns:
+        plan = columns.get(name, ColumnCleaningPlan())
+        form = plan.number_format or NumberFormat()
+        columns[name] = plan.model_copy(update={"number_format": form.model_copy(update=marks)})
+    return bundle.model_copy(update={"cleaning": bundle.cleaning.model_copy(update={"columns": columns})})
 
 # %% ../../nbs/scoring/block_scorer.ipynb #a2c32ac9
 def take_rows(
@@ -294,9 +310,19 @@ class BlockScorer:
         wanted: OutputColumns, # Columns of the output
     ):
         self.bundle, self.predictor, self.wanted = bundle, predictor, wanted
+        self.bundles: dict[str, Bundle] = {} # By decimal mark of a source
         group = bundle.conformal.group_by if bundle.conformal and wanted.intervals else ""
         known = {*bundle.columns, bundle.problem.target, ""}
         self.names = list(dict.fromkeys([*bundle.columns, *wanted.kept, *([] if group in known else [group])]))
+
+    def bundle_for(
+        self,
+        decimal: str, # Decimal mark of the source; empty: that of the training rows
+    ) -> Bundle: # The same one each time, as the reader of its columns is made once
+        "The description of the release by which text is read."
+        if decimal and decimal not in self.bundles:
+            self.bundles[decimal] = with_decimal_mark(self.bundle, decimal)
+        return self.bundles[decimal] if decimal else self.bundle
 
     def score(
         self,
@@ -304,7 +330,8 @@ class BlockScorer:
     ) -> ScoredBlock:
         "Predict the rows of a block; those that cannot be used are among the rejects."
         rows, numbers, rejects = read_block(block, self.names)
-        sent = read_model_columns(rows, self.bundle) if isinstance(rows, pa.Table) else rows
+        bundle = self.bundle_for(block.decimal)
+        sent = read_model_columns(rows, bundle) if isinstance(rows, pa.Table) else rows
         counts, parts, errors, n_malformed = BlockCounts(), [], [], len(rejects)
         try:
             if len(numbers):

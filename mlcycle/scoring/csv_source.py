@@ -159,8 +159,8 @@ def csv_row_source(
         pieces = (leave_out_headers(piece, names) for piece in pieces)
         yield from cut_tables((pa.table({name: piece[places[name]] for name in wanted}) for piece in pieces), size)
 
-    return RowSource(path.name, {name: name for name in places}, read, file_identity(path), n_rows, True, malformed,
-                     (describe_reading(str(dialect)),))
+    return RowSource(path.name, {name: name for name in places}, read, [*file_identity(path), str(dialect), dialect.options.decimal], n_rows, True,
+                     malformed, (describe_reading(str(dialect)),), dialect.options.decimal)
 
 # %% ../../nbs/scoring/csv_source.ipynb #55f1ee51
 def open_csv(
@@ -185,5 +185,5 @@ def open_csv(
         "Read columns block by block."
         yield from cut_tables([table.select(wanted)], size)
 
-    return RowSource(path.name, {name: name for name in names}, read, file_identity(path), table.num_rows, True,
-                     reading.malformed_lines, (describe_reading(reading.description), *reading.notes))
+    return RowSource(path.name, {name: name for name in names}, read, [*file_identity(path), options], table.num_rows, True,
+                     reading.malformed_lines, (describe_reading(reading.description), *reading.notes), reading.options.decimal)

@@ -33,6 +33,7 @@ class RowSource:
     is_text: bool = False # Whether all values are text, because the source has no types
     malformed: list[tuple[int, str, str]] = field(default_factory=list) # Line number, text and reason of lines that are no rows
     notes: tuple[str, ...] = () # Dialect, lines that are left out
+    decimal: str = "" # Decimal mark of numbers that are text, if the address sets it
 
 # %% ../../nbs/scoring/row_sources.ipynb #c9c340ac
 def file_identity(

@@ -125,7 +125,7 @@ def test_rejected_rows_leave_labels_as_they_are(command, tmp_path):
     assert code == 2
     assert "in row 2: " in reported and reported.endswith("Leave the cell empty.\n")
     for size, words in (("1", ("--keep", "all")), ("50", ("--keep", "id", "--keep", "town", "--keep", "a"))):
-        code, _, reported = command("rows.csv", "-o", "out.csv", "--skip-invalid", "--block-rows", size, *words)
+        code, _, reported = command("rows.csv", "-o", "out.csv", "--overwrite", "--skip-invalid", "--block-rows", size, *words)
         assert code == 0, reported
         assert reported.endswith("2 of 4 rows predicted to out.csv; 2 rejected.\n")
         assert "in row 4: " in reported
