@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['ScoreOptions', 'TooManyRejectsError', 'ScoreSummary', 'OutputPlace', 'plan_output', 'check_output_apart',
            'place_format', 'plain_name', 'names_in_folder', 'check_source_columns', 'choose_columns', 'own_columns',
-           'list_names', 'ignored_columns', 'make_blocks', 'hash_block', 'Progress', 'missing_blocks',
-           'parse_max_rejects', 'check_rejects', 'hash_release', 'finish_output', 'standard_streams', 'ScoringPlan',
-           'column_notes', 'plan_scoring', 'run_blocks', 'rejects_file', 'score_missing_blocks', 'write_score_summary',
-           'score_plan', 'score', 'predict_by_batch']
+           'list_names', 'ignored_columns', 'split_malformed', 'make_blocks', 'hash_block', 'Progress',
+           'missing_blocks', 'parse_max_rejects', 'check_rejects', 'hash_release', 'finish_output', 'standard_streams',
+           'ScoringPlan', 'column_notes', 'plan_scoring', 'run_blocks', 'rejects_file', 'score_missing_blocks',
+           'write_score_summary', 'score_plan', 'score', 'predict_by_batch']
 
 # %% ../../nbs/scoring/batch.ipynb #b47a6a92
 import hashlib
@@ -24,6 +24,7 @@ from dataclasses import asdict, dataclass, replace
 from itertools import chain, islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -38,7 +39,7 @@ from .block_scorer import Block, BlockCounts, BlockScorer, OutputColumns
 from .open_sources import named_paths, open_row_sources
 from .output_formats import OUTPUT_ENDINGS, OutputFormat, join_parts, output_format, read_tables, whole_schema
 from .part_files import PartFolder, begin_or_resume, join_rejects, lock_folder, total_counts
-from .row_sources import RowSource
+from .row_sources import ROW_NUMBER, RowSource
 from .workers import LoadedRelease, WorkerSetup, load_release, score_in_process, score_in_workers
 from ..outcomes import Problem
 from ..service.bundle import unpacked_release
@@ -258,6 +259,26 @@ def ignored_columns(
         return []
     return [f"{'A column is' if len(extra) == 1 else 'Columns are'} ignored: {list_names(extra)}."]
 
+# %% ../../nbs/scoring/batch.ipynb #24f65a51
+def split_malformed(
+    tables: Iterator[Any], # Blocks of rows
+    malformed: Sequence[tuple[int, str, str]], # Malformed lines of the file
+) -> Iterator[tuple[Any, np.ndarray | None, tuple, tuple[int, ...]]]: # Rows, their numbers, malformed lines, and their numbers
+    "Divide the malformed lines of a file among its blocks."
+    rest, last, following = list(malformed), 0, next(tables, None)
+    while (rows := following) is not None:
+        following = next(tables, None)
+        if not isinstance(rows, pa.Table) or ROW_NUMBER not in rows.column_names:
+            yield rows, None, tuple(rest), ()
+            rest = []
+            continue
+        numbers = rows[ROW_NUMBER].to_numpy()
+        gaps = np.setdiff1d(np.arange(last + 1, numbers[-1] + 1), numbers).tolist()
+        if following is None:
+            gaps += range(numbers[-1] + 1, numbers[-1] + 1 + len(rest) - len(gaps))
+        yield rows.drop_columns([ROW_NUMBER]), numbers, tuple(rest[:len(gaps)]), tuple(gaps)
+        rest, last = rest[len(gaps):], numbers[-1]
+
 # %% ../../nbs/scoring/batch.ipynb #2c9ec881
 def make_blocks(
     sources: Sequence[RowSource], # All files
@@ -267,12 +288,12 @@ def make_blocks(
     "Read the files one after the other, block by block."
     number = 0
     for source in sources:
-        before, malformed, sent = 0, tuple(source.malformed), [match_names(source.names, names)[name] for name in names]
-        for rows in source.read(sent, size):
+        before, sent = 0, [match_names(source.names, names)[name] for name in names]
+        for rows, numbers, malformed, places in split_malformed(source.read(sent, size), source.malformed):
             if sent != names and not isinstance(rows, list):
                 rows = rows.rename_columns(names) if isinstance(rows, pa.Table) else rows.set_axis(names, axis=1)
-            yield Block(number, source.name, before, rows, source.is_text, malformed, source.decimal)
-            before, number, malformed = before + len(rows), number + 1, ()
+            yield Block(number, source.name, before, rows, source.is_text, malformed, source.decimal, numbers, places)
+            before, number = before + len(rows), number + 1
 
 # %% ../../nbs/scoring/batch.ipynb #26c1b410
 def hash_block(

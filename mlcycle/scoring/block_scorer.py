@@ -42,6 +42,8 @@ class Block:
     is_text: bool = False # Whether the source has no types, as CSV
     malformed: tuple[tuple[int, str, str], ...] = () # Line number, text and reason of lines that are no rows
     decimal: str = "" # Decimal mark of numbers that are text; empty: that of the training rows
+    numbers: np.ndarray | None = None # Number of each row in the file, from 1, if there are malformed lines between them
+    malformed_rows: tuple[int, ...] = () # Number of each malformed line among the rows, if it is known
 
 # %% ../../nbs/scoring/block_scorer.ipynb #b4b58afa
 @dataclass(frozen=True)
@@ -258,13 +260,13 @@ def count_notes_of_block(
 # %% ../../nbs/scoring/block_scorer.ipynb #6927de18
 def malformed_line(
     file: str, # Name of the file
-    row: int | None, # Number of the row, where each line is one
+    row: int | None, # Number of the row, if it is known
     line: int, # Number of the line in the file; 0 if it is not known
     text: str, # The line
     reason: str, # Why it is no row
 ) -> dict: # As the rejects of `ScoredBlock`
     "A line that is no row, as a reject."
-    where = f"Row {row}" if row else f"Line {line}"
+    where = f"Line {line}" if line else f"Row {row}"
     return {"row": row or None, "line": line or None, "file": file, "column": "", "value": show_value(text), "rule": "malformed",
             "message": f"{where} is no record: {reason}.", "expected": "Expected is one record with all fields."}
 
@@ -274,9 +276,11 @@ def read_block(
     names: list[str], # Columns that are wanted
 ) -> tuple[Any, np.ndarray, list[dict]]: # Rows; their numbers in the file, from 1; malformed lines as rejects
     "The rows of a block, without malformed lines."
-    rejects = [malformed_line(block.file, None, line, text, reason) for line, text, reason in block.malformed]
+    known = block.malformed_rows or [None] * len(block.malformed)
+    rejects = [malformed_line(block.file, row, *each) for row, each in zip(known, block.malformed, strict=True)]
     if not isinstance(block.rows, list):
-        return block.rows, block.rows_before + 1 + np.arange(len(block.rows)), rejects
+        numbers = block.rows_before + 1 + np.arange(len(block.rows)) if block.numbers is None else block.numbers
+        return block.rows, numbers, rejects
     records, good = parse_json_lines(block.rows, names), []
     for place, record in enumerate(records):
         if isinstance(record, dict):
@@ -343,6 +347,7 @@ class BlockScorer:
         except RejectedRowsError as error: # None of the rows can be used
             errors = error.errors
         rejects += [reject_cell(block, error, numbers) for error in sorted(errors, key=lambda error: error["row"])]
+        rejects.sort(key=lambda each: each["row"] or 0)
         tables = [pa.table(output_columns(self, block, rows, sent, numbers, *part)) for part in parts]
         table = pa.concat_tables(tables, promote_options="permissive") if tables else pa.table({})
         counts.rows, counts.predicted = len(numbers) + n_malformed, table.num_rows
