@@ -95,7 +95,7 @@ def score(
     id: COLUMNS = None, keep: KEEP = None,
     intervals: Annotated[bool, typer.Option("--intervals", help="Add prediction intervals, or sets of classes.")] = False,
     with_version: Annotated[bool, typer.Option("--with-version", help="Add columns with the model and its version.")] = False,
-    max_rejects: Annotated[str, typer.Option(metavar="N|SHARE", help="Rows that may be rejected, such as 100 or 1%.")] = "",
+    max_rejects: Annotated[str, typer.Option(metavar="N|SHARE", help="Rows that may be rejected, such as 100 or 1%; default: any share below 100%.")] = "",
     rejects: Annotated[Path | None, typer.Option(help="File for rejected rows; default: OUT.rejects.csv.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing output.")] = False,
     workers: Annotated[int | None, typer.Option(min=1, help="Processes; default: one for each processor.")] = None,
@@ -156,5 +156,6 @@ def summary_lines(
         lines.append(f"{counts.rejected:,} {'row is' if counts.rejected == 1 else 'rows are'} rejected ({rules})"
                      + (f": {summary.rejects}" if summary.rejects else "") + ".")
     if not summary.equal_in_blocks:
-        lines.append("The model multiplies matrices: the last digit of a score may depend on the block of the row.")
+        lines.append("The last digit of a score may depend on the rows that are predicted together, as the model computes "
+                     "matrix products.")
     return lines + summary.lines()

@@ -81,7 +81,8 @@ def leave_out_headers(
     if not pc.any(same).as_py():
         return table
     places = pc.indices_nonzero(same).to_numpy()
-    rows = pd.DataFrame(table.select(range(len(names))).take(pa.array(places)).to_pydict(), dtype="str").fillna("").set_axis(list(names), axis=1)
+    records = table.select(range(len(names))).take(pa.array(places)).to_pydict()
+    rows = pd.DataFrame(records, dtype="str").fillna("").set_axis(list(names), axis=1)
     out = places[sorted({*find_repeated_headers(rows), *find_empty_lines(rows)})]
     return table.filter(pc.invert(pc.is_in(pa.array(range(table.num_rows)), pa.array(out)))) if len(out) else table
 
@@ -101,7 +102,8 @@ def leave_out_end(
             yield last
         last = table
     if last is not None:
-        end = pd.DataFrame(last.select(range(len(names))).slice(max(0, last.num_rows - 1000)).to_pydict(), dtype="str").fillna("")
+        records = last.select(range(len(names))).slice(max(0, last.num_rows - 1000)).to_pydict()
+        end = pd.DataFrame(records, dtype="str").fillna("")
         rows = end.set_axis(list(names), axis=1)
         yield last.slice(0, last.num_rows - (len(find_notes_below(rows)) if footer is None else footer))
 
@@ -239,5 +241,6 @@ def open_csv(
         "Read columns block by block."
         yield from cut_tables([table.select([*wanted, ROW_NUMBER] if ROW_NUMBER in table.column_names else wanted)], size)
 
+    notes = (describe_reading(reading.description), *reading.notes)
     return RowSource(path.name, {name: name for name in names}, read, [*file_identity(path), options], table.num_rows, True,
-                     reading.malformed_lines, (describe_reading(reading.description), *reading.notes), reading.options.decimal)
+                     reading.malformed_lines, notes, reading.options.decimal)

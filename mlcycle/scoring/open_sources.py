@@ -60,6 +60,9 @@ def open_row_sources(
         return
     address = address if Path(address).exists() else expand_variables(address)
     place, options = split_address_fragment(address) if not Path(address).exists() else (address, "")
+    if place.lower().endswith((".db", ".sqlite", ".sqlite3")):
+        raise SourceError(f"'{place}' is a file of a database.", "The address of a database is a URL.",
+                          f"sqlite:///{place}#{options or 'TABLE'}")
     if is_delta(place):
         yield open_delta_source(place)
         return

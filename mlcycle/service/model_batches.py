@@ -99,11 +99,12 @@ def columns_to_keep(
 ) -> list[str]: # Names
     "The columns of the input that the output keeps; raises ParameterError for an unknown one, and for one of the output itself."
     named = [f"column{place}" for place in range(block.shape[1])] # Without a name in the file
-    every = [name for name, own in zip(block, named, strict=True) if name != own or block[name].notna().any()]
-    kept = [name for word in options.keep for name in
-            (every if word == "all" and word not in block else [] if word == "none" and word not in block else [word])]
     made = ["prediction", *score_columns(model.load()[0].problem)]
     made += ["prediction_low", "prediction_high", "prediction_set"] * options.intervals
+    every = [name for name, own in zip(block, named, strict=True)
+             if name not in made and (name != own or block[name].notna().any())]
+    kept = [name for word in options.keep for name in
+            (every if word == "all" and word not in block else [] if word == "none" and word not in block else [word])]
     for name in kept:
         if name not in block:
             raise ParameterError(f"There is no column '{name}' to keep.", remedy=suggest_name(name, list(block)))
@@ -230,6 +231,9 @@ def check_output(
     if not output.absolute().parent.is_dir():
         raise ParameterError(f"The folder {output.absolute().parent} does not exist.",
                              "An output is written into an existing folder.", "Create it, or correct the path.")
+    if not os.access(output.absolute().parent, os.W_OK | os.X_OK):
+        raise ParameterError(f"The output {output} cannot be written: there is no permission to write into its folder.",
+                             remedy="Name an output in another folder.")
     if output.exists() and not options.overwrite:
         raise ParameterError(f"The output {output} exists.", remedy="Name another one, or replace it with --overwrite.")
 

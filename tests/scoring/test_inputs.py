@@ -1,5 +1,6 @@
 """What the input of a run may be: never its output, and with another decimal mark."""
 
+import errno
 import os
 import shutil
 import sqlite3
@@ -9,7 +10,7 @@ import pandas as pd
 import pytest
 from toy_releases import toy_release, toy_rows
 
-from mlcycle.errors import ParameterError
+from mlcycle.errors import DiskFullError, ParameterError, SourceError
 from mlcycle.scoring.batch import ScoreOptions, score
 
 pytestmark = pytest.mark.filterwarnings("ignore:The release")
@@ -79,3 +80,33 @@ def test_a_decimal_comma_is_read_or_ambiguous(release, tmp_path, monkeypatch, la
     for number, options in enumerate(("decimal=,", "separator=;&decimal=,")):
         score(release, f"{source}#{options}", str(tmp_path / f"three{number}.csv"))
         pd.testing.assert_frame_equal(pd.read_csv(tmp_path / f"three{number}.csv"), pd.read_csv(tmp_path / "plain.out.csv"))
+
+
+def test_places_that_cannot_be_used_are_named_as_given(release, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    toy_rows(5).to_csv("rows.csv", index=False)
+    (tmp_path / "shop.db").touch()
+    with pytest.raises(SourceError, match="sqlite:///shop.db#rows"):
+        score(release, "shop.db#rows", "out.csv")
+
+    def full(*words, **options):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("mlcycle.scoring.batch.finish_output", full)
+    with pytest.raises(DiskFullError, match=f"{tmp_path} is full.*goes on with what is scored"):
+        score(release, "rows.csv", "out.csv")
+    monkeypatch.setattr(os, "access", lambda *words, **options: False)
+    with pytest.raises(ParameterError, match="The output 'new.csv' cannot be written"):
+        score(release, "rows.csv", "new.csv")
+    assert not (tmp_path / "new.csv.parts").exists()
+
+
+def test_a_run_that_cannot_be_resumed_names_the_options(release, tmp_path):
+    toy_rows(5).to_csv(tmp_path / "rows.csv", index=False)
+    source, output = str(tmp_path / "rows.csv"), str(tmp_path / "out.csv")
+    with open(source, "a") as file:
+        file.write("x" + ",1" * 7 + "\n")
+    with pytest.raises(Exception, match="1 of 6 rows"):
+        score(release, source, output, ScoreOptions(max_rejects="0"))
+    summary = score(release, source, output, ScoreOptions(block_rows=3, version=True))
+    assert "as these have changed: --with-version, --block-rows." in summary.notes[0]
