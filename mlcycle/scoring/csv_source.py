@@ -212,8 +212,9 @@ def csv_row_source(
         found = {name: places[name] for name in wanted} | ({ROW_NUMBER: ROW_NUMBER} if before else {})
         yield from cut_tables((pa.table({name: piece[place] for name, place in found.items()}) for piece in pieces), size)
 
-    return RowSource(path.name, {name: name for name in places}, read, [*file_identity(path), str(dialect),
-                     dialect.options.decimal], n_rows, True, malformed, (describe_reading(str(dialect)),), dialect.options.decimal)
+    identity, decimal = [*file_identity(path), str(dialect), dialect.options.decimal], dialect.options.decimal
+    return RowSource(path.name, {name: name for name in places}, read, identity, n_rows, True, malformed,
+                     (describe_reading(str(dialect)),), decimal)
 
 # %% ../../nbs/scoring/csv_source.ipynb #55f1ee51
 def open_csv(
