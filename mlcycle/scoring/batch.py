@@ -12,7 +12,6 @@ __all__ = ['ScoreOptions', 'TooManyRejectsError', 'AllRejectedError', 'ScoreSumm
            'predict_by_batch']
 
 # %% ../../nbs/scoring/batch.ipynb #b47a6a92
-import errno
 import hashlib
 import json
 import os
@@ -26,7 +25,6 @@ from dataclasses import asdict, dataclass, replace
 from itertools import chain, islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -35,7 +33,7 @@ import pyarrow as pa
 from .. import __version__
 from ..core.files import atomic_folder, atomic_write, hash_file, is_same_file, write_text
 from ..core.secrets import mask_secrets
-from ..errors import DiskFullError, InputError, MlcycleError, ParameterError, SourceError, suggest_name
+from ..errors import DiskFullError, InputError, MlcycleError, ParameterError, SourceError, StorageError, suggest_name
 from ..ml.predictions import Predictions
 from .block_scorer import Block, BlockCounts, BlockScorer, OutputColumns
 from .open_sources import named_paths, open_row_sources
@@ -271,9 +269,9 @@ def ignored_columns(
 
 # %% ../../nbs/scoring/batch.ipynb #24f65a51
 def split_malformed(
-    tables: Iterator[Any], # Blocks of rows
+    tables: Iterator[pa.Table | pd.DataFrame | list], # Blocks of rows
     malformed: Sequence[tuple[int, str, str]], # Malformed lines of the file
-) -> Iterator[tuple[Any, np.ndarray | None, tuple, tuple[int, ...]]]: # Rows, their numbers, malformed lines, and their numbers
+) -> Iterator[tuple]: # Rows, their numbers, malformed lines, and their numbers
     "Divide the malformed lines of a file among its blocks."
     rest, last, following = list(malformed), 0, next(tables, None)
     while (rows := following) is not None:
@@ -595,7 +593,7 @@ def score_plan(
     except BaseException as error:
         if isinstance(error, AllRejectedError) or not any(plan.setup.parts.glob("[0-9]*.json")): # Nothing to continue
             shutil.rmtree(plan.setup.parts, ignore_errors=True)
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if isinstance(error, OSError) and isinstance(StorageError.from_os_error(error), DiskFullError):
             raise full_disk_error(error, plan.setup.parts) from error
         raise
     finally:
