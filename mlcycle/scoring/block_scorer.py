@@ -6,7 +6,7 @@
 __all__ = ['TEXT_KINDS', 'Block', 'OutputColumns', 'BlockCounts', 'ScoredBlock', 'parse_json_lines', 'flatten_record',
            'read_model_columns', 'with_decimal_mark', 'take_rows', 'predict_or_reject', 'prediction_columns',
            'to_arrow_array', 'kept_columns', 'count_notes_of_block', 'malformed_line', 'read_block', 'reject_cell',
-           'BlockScorer', 'output_columns']
+           'BlockScorer', 'bundle_for', 'output_columns']
 
 # %% ../../nbs/scoring/block_scorer.ipynb #a182d9fe
 import json
@@ -319,22 +319,13 @@ class BlockScorer:
         known = {*bundle.columns, bundle.problem.target, ""}
         self.names = list(dict.fromkeys([*bundle.columns, *wanted.kept, *([] if group in known else [group])]))
 
-    def bundle_for(
-        self,
-        decimal: str, # Decimal mark of the source; empty: that of the training rows
-    ) -> Bundle: # The same one each time, as the reader of its columns is made once
-        "The description of the release by which text is read."
-        if decimal and decimal not in self.bundles:
-            self.bundles[decimal] = with_decimal_mark(self.bundle, decimal)
-        return self.bundles[decimal] if decimal else self.bundle
-
     def score(
         self,
         block: Block, # Rows with the columns of the model
     ) -> ScoredBlock:
         "Predict the rows of a block; those that cannot be used are among the rejects."
         rows, numbers, rejects = read_block(block, self.names)
-        bundle = self.bundle_for(block.decimal)
+        bundle = bundle_for(self, block.decimal)
         sent = read_model_columns(rows, bundle) if isinstance(rows, pa.Table) else rows
         counts, parts, errors, n_malformed = BlockCounts(), [], [], len(rejects)
         try:
@@ -354,6 +345,16 @@ class BlockScorer:
         counts.rejected, counts.rules = counts.rows - counts.predicted, dict(Counter(each["rule"] for each in rejects))
         return ScoredBlock(table, rejects, counts)
 
+
+# %% ../../nbs/scoring/block_scorer.ipynb #5e75d400
+def bundle_for(
+    scorer: BlockScorer, # Has the description of the release
+    decimal: str, # Decimal mark of the source; empty: that of the training rows
+) -> Bundle: # The same one each time, as the reader of its columns is made once
+    "The description of the release by which text is read."
+    if decimal and decimal not in scorer.bundles:
+        scorer.bundles[decimal] = with_decimal_mark(scorer.bundle, decimal)
+    return scorer.bundles[decimal] if decimal else scorer.bundle
 
 # %% ../../nbs/scoring/block_scorer.ipynb #fef5f4e0
 def output_columns(
