@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['TEXT_KINDS', 'Block', 'OutputColumns', 'BlockCounts', 'ScoredBlock', 'parse_json_lines', 'flatten_record',
-           'read_model_columns', 'take_rows', 'predict_or_reject', 'prediction_columns', 'to_arrow_array',
-           'kept_columns', 'count_notes_of_block', 'malformed_line', 'read_block', 'reject_cell', 'BlockScorer',
-           'output_columns']
+           'read_model_columns', 'with_decimal_mark', 'take_rows', 'predict_or_reject', 'prediction_columns',
+           'to_arrow_array', 'kept_columns', 'count_notes_of_block', 'malformed_line', 'read_block', 'reject_cell',
+           'BlockScorer', 'bundle_for', 'output_columns']
 
 # %% ../../nbs/scoring/block_scorer.ipynb #a182d9fe
 import json
@@ -19,6 +19,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
+from ..ml.cleaning_plan import ColumnCleaningPlan, NumberFormat
 from ..ml.column_table import ColumnTable
 from ..ml.predictions import Predictions
 from .arrow_columns import read_arrow_column
@@ -40,6 +41,9 @@ class Block:
     rows: Any # Table of Arrow, data frame of objects, or list of lines that are JSON objects
     is_text: bool = False # Whether the source has no types, as CSV
     malformed: tuple[tuple[int, str, str], ...] = () # Line number, text and reason of lines that are no rows
+    decimal: str = "" # Decimal mark of numbers that are text; empty: that of the training rows
+    numbers: np.ndarray | None = None # Number of each row in the file, from 1, if there are malformed lines between them
+    malformed_rows: tuple[int, ...] = () # Number of each malformed line among the rows, if it is known
 
 # %% ../../nbs/scoring/block_scorer.ipynb #b4b58afa
 @dataclass(frozen=True)
@@ -130,6 +134,20 @@ def read_model_columns(
     if group and group not in columns and group in rows.column_names:
         columns[group] = rows[group].to_pylist()
     return ColumnTable(columns, rows.num_rows)
+
+# %% ../../nbs/scoring/block_scorer.ipynb #309a15a1
+def with_decimal_mark(
+    bundle: Bundle, # Description of a release
+    decimal: str, # `,` or `.`
+) -> Bundle:
+    "A description of the release by which numbers that are text are read with a decimal mark."
+    marks = {"comma": "decimal", "point": "thousands"} if decimal == "," else {"comma": "thousands", "point": "decimal"}
+    columns = dict(bundle.cleaning.columns)
+    for name in bundle.columns:
+        plan = columns.get(name, ColumnCleaningPlan())
+        form = plan.number_format or NumberFormat()
+        columns[name] = plan.model_copy(update={"number_format": form.model_copy(update=marks)})
+    return bundle.model_copy(update={"cleaning": bundle.cleaning.model_copy(update={"columns": columns})})
 
 # %% ../../nbs/scoring/block_scorer.ipynb #a2c32ac9
 def take_rows(
@@ -242,13 +260,13 @@ def count_notes_of_block(
 # %% ../../nbs/scoring/block_scorer.ipynb #6927de18
 def malformed_line(
     file: str, # Name of the file
-    row: int | None, # Number of the row, where each line is one
+    row: int | None, # Number of the row, if it is known
     line: int, # Number of the line in the file; 0 if it is not known
     text: str, # The line
     reason: str, # Why it is no row
 ) -> dict: # As the rejects of `ScoredBlock`
     "A line that is no row, as a reject."
-    where = f"Row {row}" if row else f"Line {line}"
+    where = f"Line {line}" if line else f"Row {row}"
     return {"row": row or None, "line": line or None, "file": file, "column": "", "value": show_value(text), "rule": "malformed",
             "message": f"{where} is no record: {reason}.", "expected": "Expected is one record with all fields."}
 
@@ -258,9 +276,11 @@ def read_block(
     names: list[str], # Columns that are wanted
 ) -> tuple[Any, np.ndarray, list[dict]]: # Rows; their numbers in the file, from 1; malformed lines as rejects
     "The rows of a block, without malformed lines."
-    rejects = [malformed_line(block.file, None, line, text, reason) for line, text, reason in block.malformed]
+    known = block.malformed_rows or [None] * len(block.malformed)
+    rejects = [malformed_line(block.file, row, *each) for row, each in zip(known, block.malformed, strict=True)]
     if not isinstance(block.rows, list):
-        return block.rows, block.rows_before + 1 + np.arange(len(block.rows)), rejects
+        numbers = block.rows_before + 1 + np.arange(len(block.rows)) if block.numbers is None else block.numbers
+        return block.rows, numbers, rejects
     records, good = parse_json_lines(block.rows, names), []
     for place, record in enumerate(records):
         if isinstance(record, dict):
@@ -294,6 +314,7 @@ class BlockScorer:
         wanted: OutputColumns, # Columns of the output
     ):
         self.bundle, self.predictor, self.wanted = bundle, predictor, wanted
+        self.bundles: dict[str, Bundle] = {} # By decimal mark of a source
         group = bundle.conformal.group_by if bundle.conformal and wanted.intervals else ""
         known = {*bundle.columns, bundle.problem.target, ""}
         self.names = list(dict.fromkeys([*bundle.columns, *wanted.kept, *([] if group in known else [group])]))
@@ -304,7 +325,8 @@ class BlockScorer:
     ) -> ScoredBlock:
         "Predict the rows of a block; those that cannot be used are among the rejects."
         rows, numbers, rejects = read_block(block, self.names)
-        sent = read_model_columns(rows, self.bundle) if isinstance(rows, pa.Table) else rows
+        bundle = bundle_for(self, block.decimal)
+        sent = read_model_columns(rows, bundle) if isinstance(rows, pa.Table) else rows
         counts, parts, errors, n_malformed = BlockCounts(), [], [], len(rejects)
         try:
             if len(numbers):
@@ -316,12 +338,23 @@ class BlockScorer:
         except RejectedRowsError as error: # None of the rows can be used
             errors = error.errors
         rejects += [reject_cell(block, error, numbers) for error in sorted(errors, key=lambda error: error["row"])]
+        rejects.sort(key=lambda each: each["row"] or 0)
         tables = [pa.table(output_columns(self, block, rows, sent, numbers, *part)) for part in parts]
         table = pa.concat_tables(tables, promote_options="permissive") if tables else pa.table({})
         counts.rows, counts.predicted = len(numbers) + n_malformed, table.num_rows
         counts.rejected, counts.rules = counts.rows - counts.predicted, dict(Counter(each["rule"] for each in rejects))
         return ScoredBlock(table, rejects, counts)
 
+
+# %% ../../nbs/scoring/block_scorer.ipynb #5e75d400
+def bundle_for(
+    scorer: BlockScorer, # Has the description of the release
+    decimal: str, # Decimal mark of the source; empty: that of the training rows
+) -> Bundle: # The same one each time, as the reader of its columns is made once
+    "The description of the release by which text is read."
+    if decimal and decimal not in scorer.bundles:
+        scorer.bundles[decimal] = with_decimal_mark(scorer.bundle, decimal)
+    return scorer.bundles[decimal] if decimal else scorer.bundle
 
 # %% ../../nbs/scoring/block_scorer.ipynb #fef5f4e0
 def output_columns(

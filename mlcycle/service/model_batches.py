@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['BLOCK_ROWS', 'CSV_SUFFIXES', 'PARQUET_SUFFIXES', 'OUTPUT_SUFFIXES', 'table_format', 'read_blocks', 'import_parquet',
            'read_parquet_blocks', 'csv_remedy', 'columns_to_keep', 'with_missing_rows', 'predict_file_block',
-           'TableWriter', 'begin_table', 'open_writer', 'predict_file', 'row_count', 'summary_text', 'command_parser',
-           'predict_file_command']
+           'TableWriter', 'begin_table', 'open_writer', 'check_output', 'predict_file', 'row_count', 'summary_text',
+           'command_parser', 'predict_file_command']
 
 # %% ../../nbs/service/model_batches.ipynb #4c882c25
 import argparse
@@ -21,7 +21,7 @@ from typing import IO, Any
 
 import pandas as pd
 
-from ..core.files import atomic_write
+from ..core.files import atomic_write, is_same_file
 from ..errors import InputError, MlcycleError, ParameterError, StorageError, suggest_name
 from .model_library import ModelLibrary
 from .plain_csv import read_plain_csv
@@ -99,11 +99,12 @@ def columns_to_keep(
 ) -> list[str]: # Names
     "The columns of the input that the output keeps; raises ParameterError for an unknown one, and for one of the output itself."
     named = [f"column{place}" for place in range(block.shape[1])] # Without a name in the file
-    every = [name for name, own in zip(block, named, strict=True) if name != own or block[name].notna().any()]
-    kept = [name for word in options.keep for name in
-            (every if word == "all" and word not in block else [] if word == "none" and word not in block else [word])]
     made = ["prediction", *score_columns(model.load()[0].problem)]
     made += ["prediction_low", "prediction_high", "prediction_set"] * options.intervals
+    every = [name for name, own in zip(block, named, strict=True)
+             if name not in made and (name != own or block[name].notna().any())]
+    kept = [name for word in options.keep for name in
+            (every if word == "all" and word not in block else [] if word == "none" and word not in block else [word])]
     for name in kept:
         if name not in block:
             raise ParameterError(f"There is no column '{name}' to keep.", remedy=suggest_name(name, list(block)))
@@ -215,6 +216,27 @@ def open_writer(
         finally:
             writer.close()
 
+# %% ../../nbs/service/model_batches.ipynb #374144f2
+def check_output(
+    options: argparse.Namespace, # Of the command
+) -> None:
+    "Raise ParameterError if the output is the file of the rows, is a folder, or exists and may not be replaced."
+    output = options.output
+    if output is None:
+        return
+    if is_same_file(options.rows, output):
+        raise ParameterError(f"The output {output} would replace the input.", remedy="Name another output.")
+    if output.is_dir():
+        raise ParameterError(f"The output {output} is a folder.", "The name of a file is expected.")
+    if not output.absolute().parent.is_dir():
+        raise ParameterError(f"The folder {output.absolute().parent} does not exist.",
+                             "An output is written into an existing folder.", "Create it, or correct the path.")
+    if not os.access(output.absolute().parent, os.W_OK | os.X_OK):
+        raise ParameterError(f"The output {output} cannot be written: there is no permission to write into its folder.",
+                             remedy="Name an output in another folder.")
+    if output.exists() and not options.overwrite:
+        raise ParameterError(f"The output {output} exists.", remedy="Name another one, or replace it with --overwrite.")
+
 # %% ../../nbs/service/model_batches.ipynb #c0c59d87
 def predict_file(
     model: ModelLibrary, # Installed model
@@ -223,6 +245,7 @@ def predict_file(
     "Predict the rows of a file; raises InputError if it cannot be used."
     rows, rejected, shown, kept = 0, 0, [], []
     waiting: list[pd.DataFrame] = [] # Parts without predictions, before the first one that has the columns of the output
+    check_output(options)
     with open_writer(options.output) as writer:
         for block in read_blocks(options.rows, options.separator, options.block_rows):
             if block.empty:
@@ -274,6 +297,7 @@ def command_parser(
     parser = argparse.ArgumentParser(name, description="Predict the rows of a CSV or Parquet file.")
     parser.add_argument("rows", type=Path, help="file with the columns that the model reads; other columns are ignored")
     parser.add_argument("-o", "--output", type=Path, help=".csv, .csv.gz or .parquet; default: CSV on standard output")
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing output")
     parser.add_argument("--keep", action="append", default=[], metavar="COLUMN",
                         help="copy a column to the output; may be repeated; all or none")
     parser.add_argument("--intervals", action="store_true", help="add prediction intervals, or sets of classes")

@@ -44,8 +44,10 @@ class InstalledRelease:
         self,
         name: str, # Of the file, such as `model_card.md`
     ) -> str:
-        "The text of a file of the release; empty if there is none."
+        "The text of a file of the release, empty if there is none; raises ArtifactError if the release is missing."
         path = self.folder / name
+        if not (self.folder / MANIFEST_FILE).is_file():
+            raise ArtifactError(f"The release {self.folder} of the package is missing.", remedy="Install the package again.")
         return path.read_text("utf-8") if path.is_file() else ""
 
 # %% ../../nbs/service/model_library.ipynb #948de807
@@ -89,7 +91,11 @@ def open_library(
     """
     from mlcycle.service.release_signature import verify_signature
 
-    files = verify_files(folder, ignored=["__pycache__"]) # An installer compiles `functions.py`; the result is not used
+    try:
+        files = verify_files(folder, ignored=["__pycache__"]) # An installer compiles `functions.py`; the result is not used
+    except (ArtifactError, OSError) as error:
+        found = error.found if isinstance(error, ArtifactError) else f"The release {folder} cannot be read: {error.strerror}."
+        raise ArtifactError(found, "The files of the package are expected, unchanged.", "Install the package again.") from None
     if files[MANIFEST_FILE] != manifest or verify_signature(folder, files) != signer:
         raise ArtifactError(f"The release {folder} is not the one that the package was made for.",
                             "Its manifest and the key of its signature are expected to be those of the package.",

@@ -33,7 +33,7 @@ class RejectedRowsError(InputError):
         super().__init__(first["message"], first["expected"], "" if first["rule"] in ("row", "overflow", "digits") else remedy)
 
 # %% ../../nbs/service/sent_rows.ipynb #88a743de
-EXPECTED_ROWS = "Expected is a data frame, a mapping of column names to values, or a list of mappings, one for each row."
+EXPECTED_ROWS = "Expected is a data frame, a mapping of column names to single values, or a list of mappings, one for each row."
 
 # %% ../../nbs/service/sent_rows.ipynb #ce46c9f8
 OTHER_FORM = "column name in another Unicode form" # Kind of coercion

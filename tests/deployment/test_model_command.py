@@ -1,5 +1,7 @@
 """The command of a model's wheel reads a CSV file as `mlcycle score` does, or refuses it by line number."""
 
+import os
+import shutil
 import sys
 import zipfile
 from importlib import import_module
@@ -125,7 +127,7 @@ def test_rejected_rows_leave_labels_as_they_are(command, tmp_path):
     assert code == 2
     assert "in row 2: " in reported and reported.endswith("Leave the cell empty.\n")
     for size, words in (("1", ("--keep", "all")), ("50", ("--keep", "id", "--keep", "town", "--keep", "a"))):
-        code, _, reported = command("rows.csv", "-o", "out.csv", "--skip-invalid", "--block-rows", size, *words)
+        code, _, reported = command("rows.csv", "-o", "out.csv", "--overwrite", "--skip-invalid", "--block-rows", size, *words)
         assert code == 0, reported
         assert reported.endswith("2 of 4 rows predicted to out.csv; 2 rejected.\n")
         assert "in row 4: " in reported
@@ -152,13 +154,40 @@ def test_one_row_is_one_row_and_options_are_those_of_batch_scoring(command, tmp_
     assert command("rows.csv", "-o", "out.csv", "--keep", "none")[2] == "1 row predicted to out.csv.\n"
     assert (tmp_path / "out.csv").read_text().startswith("prediction,score\n0,")
     for word, message in {
-        "all": "The output has a column 'prediction' of its own, so that of the input cannot be kept.",
         "prediction": "The output has a column 'prediction' of its own, so that of the input cannot be kept.",
         "twon": "There is no column 'twon' to keep. Did you mean 'town'?",
     }.items():
         code, _, reported = command("rows.csv", "--keep", word)
         assert code == 2 and message in reported
+    assert command("rows.csv", "--keep", "all")[1].startswith("town,a,prediction,score\nLima,1,0,")
     with pytest.raises(SystemExit):
         command("rows.csv", "--block-rows", "0")
     code, _, reported = command("rows.csv", "--separator", "ab")
     assert code == 2 and "The separator is 'ab'." in reported
+
+
+def test_an_output_replaces_no_input_and_no_file_without_overwrite(command, tmp_path, monkeypatch):
+    rows = tmp_path / "rows.csv"
+    rows.write_text("town,a\nLima,1\n")
+    os.link(rows, "hard.csv")
+    for output in ("rows.csv", f"../{tmp_path.name}/rows.csv", "hard.csv"):
+        code, _, reported = command("rows.csv", "-o", output, "--overwrite")
+        assert code == 2 and "would replace the input" in reported and rows.read_text() == "town,a\nLima,1\n"
+    (tmp_path / "out.csv").write_text("mine")
+    code, _, reported = command("rows.csv", "-o", "out.csv")
+    assert code == 2 and "--overwrite" in reported and (tmp_path / "out.csv").read_text() == "mine"
+    assert command("rows.csv", "-o", "out.csv", "--overwrite")[0] == 0
+    assert "does not exist" in command("rows.csv", "-o", "no/out.csv")[2] and not (tmp_path / "no").exists()
+    monkeypatch.setattr(os, "access", lambda *words, **options: False)
+    reported = command("rows.csv", "-o", "new.csv")[2]
+    assert "The output new.csv cannot be written" in reported and "--project" not in reported
+
+
+def test_a_package_without_its_release_is_to_be_installed_again(release, tmp_path):
+    with zipfile.ZipFile(build_model_wheel(release, tmp_path / "dist")) as archive:
+        archive.extractall(tmp_path)
+    shutil.rmtree(tmp_path / "towns" / "release")
+    with imported_model(tmp_path, "towns") as model:
+        for call in (model.input_schema, model.model_card, lambda: model.predict({"town": "Lima", "a": 1})):
+            with pytest.raises(model.ArtifactError, match="Install the package again"):
+                call()

@@ -45,12 +45,16 @@ def test_rejects_name_row_column_value_and_rule(release, tmp_path, monkeypatch, 
     rejects = pd.read_csv(tmp_path / "out.csv.rejects.csv", dtype=str, keep_default_na=False)
     assert list(rejects) == ["row", "line", "file", "column", "value", "rule", "message", "expected"]
     found = rejects[["row", "line", "column", "value", "rule"]].to_numpy().tolist()
-    assert found[:2] == [["", "10", "", "'\"x,'", "malformed"], ["", "22", "", "'1;2'", "malformed"]]
-    assert found[2:] == [["3", "", "x2", "'three'", "type"], ["25", "", "x2", "'1,957'", "ambiguous"]]
+    assert found == [
+        ["3", "", "x2", "three", "type"],
+        ["9", "10", "", '"x,', "malformed"],
+        ["21", "22", "", "1;2", "malformed"],
+        ["27", "", "x2", "1,957", "ambiguous"],
+    ]
     assert summary.counts.changes == {"x2: infinite": 1} and "Read as CSV, with the separator ',' and in UTF-8." in summary.notes
-    assert set(rejects.file) == {"rows.csv"} and "in row 25" in rejects.message.iloc[-1]
+    assert set(rejects.file) == {"rows.csv"} and "in row 27" in rejects.message.iloc[-1]
     assert summary.counts.rows == 32 and summary.counts.predicted == 28 and summary.counts.rejected == 4
-    assert pd.read_csv(tmp_path / "out.csv").row.tolist() == [row for row in range(1, 31) if row not in (3, 25)]
+    assert pd.read_csv(tmp_path / "out.csv").row.tolist() == [row for row in range(1, 33) if row not in (3, 9, 21, 27)]
     facts = json.loads((tmp_path / "out.csv.summary.json").read_text())
     assert facts["counts"]["rules"]["malformed"] == 2 and facts["rejects"].endswith("out.csv.rejects.csv")
 
@@ -58,7 +62,7 @@ def test_rejects_name_row_column_value_and_rule(release, tmp_path, monkeypatch, 
 def test_too_many_rejects_give_no_output_but_can_be_continued(release, tmp_path):
     source, output = write_rows(tmp_path / "rows.csv", 40, {3: "three", 14: "x"}), tmp_path / "out.parquet"
     for limit in ("1", "2%", "0.04"):
-        with pytest.raises(TooManyRejectsError, match="of 40 rows are rejected|of 20 rows"):
+        with pytest.raises(TooManyRejectsError, match=r"of [24]0 rows are rejected.* kept in .*out.parquet.parts"):
             score(release, source, str(output), ScoreOptions(max_rejects=limit, block_rows=10))
         assert not output.exists() and len(pd.read_csv(f"{output}.rejects.csv")) == 2
     summary = score(release, source, str(output), ScoreOptions(max_rejects="5%", block_rows=10))
@@ -72,6 +76,7 @@ def test_all_rows_rejected_is_an_error(release, tmp_path):
     with pytest.raises(TooManyRejectsError, match="All 20 rows"):
         score(release, source, str(tmp_path / "out.csv"), ScoreOptions(block_rows=7))
     assert not (tmp_path / "out.csv").exists() and len(pd.read_csv(tmp_path / "out.csv.rejects.csv")) == 20
+    assert not (tmp_path / "out.csv.parts").exists()
 
 
 def test_rejects_of_a_replaced_output_go(release, tmp_path):
@@ -138,3 +143,26 @@ def test_the_service_rejects_infinity(release):
             row = json.dumps(dict.fromkeys(COLUMNS, 0.5)).replace("0.5", value, 1)
             response = client.post("/predict", content=f'{{"rows": [{row}]}}', headers={"Content-Type": "application/json"})
             assert response.status_code == 422 and "infinity is not a number" in response.text, response.text
+
+
+@pytest.mark.parametrize("large", [False, True])
+@pytest.mark.parametrize("size", [3, 50])
+def test_row_numbers_are_those_of_the_file_without_errors(release, tmp_path, monkeypatch, large, size):
+    if large:
+        monkeypatch.setattr("mlcycle.scoring.csv_source.SMALL_CSV", 0)
+    rows = toy_rows(20)
+    rows.to_csv(tmp_path / "clean.csv", index=False)
+    score(release, str(tmp_path / "clean.csv"), str(tmp_path / "clean.out.csv"))
+    lines = (tmp_path / "clean.csv").read_text().splitlines()
+    lines[1] = "1;2"
+    lines[8] = '1,"two\nlines",3'
+    lines[9] = "oops"
+    lines[20] = '"open'
+    lines.insert(5, lines[0])  # A repeated header is no record
+    (tmp_path / "rows.csv").write_text("\n".join(lines) + "\n")
+    summary = score(release, str(tmp_path / "rows.csv"), str(tmp_path / "out.csv"), ScoreOptions(block_rows=size))
+    expected, bad = pd.read_csv(tmp_path / "clean.out.csv"), [1, 8, 9, 20]
+    pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "out.csv"), expected[~expected.row.isin(bad)].reset_index(drop=True))
+    rejects = pd.read_csv(tmp_path / "out.csv.rejects.csv")
+    assert rejects.row.tolist() == bad and rejects.line.tolist() == [2, 10, 12, 23]
+    assert (summary.counts.rows, summary.counts.rejected, summary.counts.rules) == (20, 4, {"malformed": 4})

@@ -75,6 +75,8 @@ def _read_quoted_record(line: str, waiting: deque, lines: Iterator[str], separat
         fields, trouble = _count_fields(text, separator)
     if fields == width:
         return taken, ""
+    if taken and not trouble and all(_count_fields(each, separator)[0] != width for each in islice(waiting, taken)):
+        return taken, _wrong_width(fields, width)
     lenient = len(next(csv.reader([line], delimiter=separator), []))
     if lenient == width and line.count('"') % 2 == 0: # Such as "3"x
         return 0, ""
@@ -110,6 +112,7 @@ def separate_malformed_lines(
     dialect: "CsvDialect", # Dialect of the file
     clean: Path | None = None, # File for the good records in UTF-8; not written if not given
     progress: ProgressCallback | None = None, # Called with the bytes read
+    places: list[int] | None = None, # Receives the number of good records before each malformed line
 ) -> tuple[int, list[tuple[int, str, str]]]: # Number of good records, and malformed lines
     """Separate the malformed lines of a CSV file from its good records.
 
@@ -124,6 +127,7 @@ def separate_malformed_lines(
             if reason:
                 readable = text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
                 malformed.append((number, readable.rstrip("\r\n"), reason))
+                places.append(good) if places is not None else None
             else:
                 output.write(text)
                 good += 1
