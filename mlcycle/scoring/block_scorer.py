@@ -325,8 +325,7 @@ class BlockScorer:
     ) -> ScoredBlock:
         "Predict the rows of a block; those that cannot be used are among the rejects."
         rows, numbers, rejects = read_block(block, self.names)
-        bundle = bundle_for(self, block.decimal)
-        sent = read_model_columns(rows, bundle) if isinstance(rows, pa.Table) else rows
+        sent = read_model_columns(rows, bundle_for(self, block.decimal)) if isinstance(rows, pa.Table) else rows
         counts, parts, errors, n_malformed = BlockCounts(), [], [], len(rejects)
         try:
             if len(numbers):
@@ -337,8 +336,7 @@ class BlockScorer:
                 errors = [*prepared.errors, *overflows]
         except RejectedRowsError as error: # None of the rows can be used
             errors = error.errors
-        rejects += [reject_cell(block, error, numbers) for error in sorted(errors, key=lambda error: error["row"])]
-        rejects.sort(key=lambda each: each["row"] or 0)
+        rejects = sorted([*rejects, *(reject_cell(block, error, numbers) for error in errors)], key=lambda each: each["row"] or 0)
         tables = [pa.table(output_columns(self, block, rows, sent, numbers, *part)) for part in parts]
         table = pa.concat_tables(tables, promote_options="permissive") if tables else pa.table({})
         counts.rows, counts.predicted = len(numbers) + n_malformed, table.num_rows
