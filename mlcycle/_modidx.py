@@ -1072,6 +1072,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                             'mlcycle/deployment/on_premises.py'),
                                                 'mlcycle.deployment.on_premises.sign_sums': ( 'deployment/on_premises.html#sign_sums',
                                                                                               'mlcycle/deployment/on_premises.py'),
+                                                'mlcycle.deployment.on_premises.unpack_on_premises': ( 'deployment/on_premises.html#unpack_on_premises',
+                                                                                                       'mlcycle/deployment/on_premises.py'),
                                                 'mlcycle.deployment.on_premises.write_on_premises': ( 'deployment/on_premises.html#write_on_premises',
                                                                                                       'mlcycle/deployment/on_premises.py'),
                                                 'mlcycle.deployment.on_premises.write_scripts': ( 'deployment/on_premises.html#write_scripts',

@@ -20,7 +20,7 @@ from .image import read_release_facts
 from .image_build import ImageBuild, build_image, find_image_tool
 from .mlflow_form import predict_by_mlflow
 from .model_wheel import predict_by_wheel
-from .on_premises import predict_by_installation
+from .on_premises import predict_by_installation, unpack_on_premises
 from .parity import check_parity, compare_predictions
 from .targets import find_package_target
 from ..errors import StageError
@@ -90,8 +90,7 @@ def predict_by_installer(
 ) -> Predictions:
     "Install an archive to a temporary folder, without systemd, and predict rows by the service of the installation."
     with TemporaryDirectory(prefix="mlcycle-installation-") as home:
-        subprocess.run(["tar", "-xzf", str(archive), "-C", home], check=True)
-        script = next(Path(home).glob("*/install.sh"))
+        script = unpack_on_premises(archive, Path(home))
         command = ["sh", str(script), "install", "--prefix", f"{home}/prefix", "--no-systemd"]
         done = subprocess.run([*command, *(["--key", signer] if signer else ["--unsigned"])], capture_output=True, text=True)
         if done.returncode:

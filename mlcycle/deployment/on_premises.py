@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SCRIPT_FILES', 'WHEELHOUSE_VARIABLE', 'environment_id', 'package_facts', 'write_scripts', 'sign_sums', 'pack_folder',
-           'write_on_premises', 'predict_by_installation']
+           'write_on_premises', 'unpack_on_premises', 'predict_by_installation']
 
 # %% ../../nbs/deployment/on_premises.ipynb #167da9fe
 import gzip
@@ -136,6 +136,15 @@ def write_on_premises(
         except OSError as error:
             raise ParameterError(f"The folder {output} cannot be written: {error.strerror}.") from error
         return target
+
+# %% ../../nbs/deployment/on_premises.ipynb #ecfa519a
+def unpack_on_premises(
+    archive: Path, # From `write_on_premises`
+    folder: Path, # Existing folder
+) -> Path: # Its `install.sh`, in a folder of the archive's name
+    "Unpack an archive by tar, as its README says."
+    subprocess.run(["tar", "-xzf", str(archive), "-C", str(folder)], check=True)
+    return folder / archive.name.removesuffix(".tar.gz") / "install.sh"
 
 # %% ../../nbs/deployment/on_premises.ipynb #fea7aab8
 def predict_by_installation(

@@ -31,7 +31,7 @@ class PackageTarget:
 
 # %% ../../nbs/deployment/targets.ipynb #ec1a2908
 TARGETS: dict[str, PackageTarget] = { # By name
-    "wheel": PackageTarget("Python package: pip install, then predict(rows)", "mlcycle.deployment.model_wheel:build_model_wheel",
+    "wheel": PackageTarget("Python package of the model, with predict(rows)", "mlcycle.deployment.model_wheel:build_model_wheel",
                            "pip install {path}; python -c 'import {name}; help({name})'; "
                            "python -m {name} rows.csv -o predictions.csv"),
     "image": PackageTarget("build context of a container image: Dockerfile, release, commands "

@@ -15,7 +15,6 @@ import os
 import shutil
 import subprocess
 import sys
-import tarfile
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -27,7 +26,7 @@ from urllib.parse import urlsplit
 from ..core.files import atomic_folder
 from ..core.release_keys import release_keys_setting, trust_release_keys
 from ..core.workspace import Workspace
-from ..deployment.on_premises import write_on_premises
+from ..deployment.on_premises import unpack_on_premises, write_on_premises
 from ..deployment.wheelhouse import index_requirements
 from ..errors import MlcycleError, ParameterError, RegistryError, StageError
 from .deployment_records import (Deployment, PreviousChampion, is_stopped, read_deployments,
@@ -338,9 +337,7 @@ def reinstall(
     "Pack an archive of a release and run its installer, which makes an environment, restarts the service, or rolls back."
     with TemporaryDirectory(prefix="mlcycle-update-") as temporary:
         archive = write_on_premises(target.release, Path(temporary))
-        with tarfile.open(archive) as packed:
-            packed.extractall(temporary, filter="data")
-        installer = archive.with_name(archive.name.removesuffix(".tar.gz")) / "install.sh"
+        installer = unpack_on_premises(archive, Path(temporary))
         words = ["--timeout", f"{change.timeout:.0f}", *(["--functions"] if target.functions else [])]
         run_installer(change, installer, "upgrade", words, {"champion": _named(target.release)})
     return finish_reinstall(change, previous)

@@ -9,7 +9,6 @@ import signal
 import socket
 import subprocess
 import sys
-import tarfile
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -22,7 +21,7 @@ from toy_releases import toy_release, toy_rows
 
 from mlcycle.core.files import hash_file
 from mlcycle.core.workspace import Workspace
-from mlcycle.deployment.on_premises import predict_by_installation, write_on_premises
+from mlcycle.deployment.on_premises import predict_by_installation, unpack_on_premises, write_on_premises
 from mlcycle.deployment.parity import predict_by_pipeline
 from mlcycle.errors import ArtifactError, ParameterError
 from mlcycle.lifecycle.deployments import add_deployment, roll_back_deployment, update_deployment
@@ -54,8 +53,7 @@ def packed(wheelhouse, tmp_path_factory):
         plain = bundle_module.service_requirements
         patch.setattr(bundle_module, "service_requirements", lambda path: f"{plain(path)}wcwidth\n")
         releases.append(toy_release(folder, 3, trees=False))
-        with tarfile.open(write_on_premises(releases[0], folder / "dist")) as archive:
-            archive.extractall(folder, filter="data")
+        unpack_on_premises(write_on_premises(releases[0], folder / "dist"), folder)
     return releases, folder / f"{releases[0].name}-on-premises"
 
 
