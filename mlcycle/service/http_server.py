@@ -113,7 +113,7 @@ class WorkerProcess(multiprocess.Process):
 
 # %% ../../nbs/service/http_server.ipynb #a08d1436
 class WorkerSupervisor(Multiprocess):
-    "Parent of the workers, which says so when it replaces one, and leaves accepting connections to them."
+    "Parent of the workers: prints a line when it replaces one, and leaves accepting connections to them."
 
     def __init__(self, *arguments: Any):
         super().__init__(*arguments)

@@ -52,7 +52,7 @@ def header_parameter(
     content_type: str, # Value of the header Content-Type
     default: bool | None = None, # Result if it is not stated
 ) -> bool | None:
-    "Whether a content type says that CSV has a header; raises RequestError with status 415 for other values of `header`."
+    "Whether a content type states that CSV has a header; raises RequestError with status 415 for other values of `header`."
     for part in content_type.split(";")[1:]:
         name, _, value = (text.strip().strip('"').lower() for text in part.partition("="))
         if name == "header":

@@ -314,7 +314,7 @@ def predict_file_command(
     name: str, # Of the command
     words: Sequence[str], # Of the command line
 ) -> int: # Exit code
-    "Predict a file as the command line says; errors are one line on standard error."
+    "Predict a file with the options of the command line; errors are one line on standard error."
     options = command_parser(name).parse_args(words)
     try:
         rows, rejected, errors = predict_file(model, options)

@@ -52,7 +52,7 @@ PREDICT_FIELDS = ("row_ids", "intervals", "probabilities", "reasons", "on_error"
 def read_options(
     fields: dict, # JSON object with known names
 ) -> PredictOptions:
-    "Read what a request wants besides labels and scores; raises InputError for other values than expected."
+    "Read the options of a request; raises InputError for other values than expected."
     reasons = fields.get("reasons", 0)
     if isinstance(reasons, bool) or not isinstance(reasons, int) or not 0 <= reasons <= MAX_REASONS:
         raise InputError(f"The field 'reasons' is {show_value(reasons)}.", f"Expected is a whole number from 0 to {MAX_REASONS}.")

@@ -40,7 +40,7 @@ class ServiceSettings:
     accelerate: bool = False # Predict by the accelerator of the release, ONNX Runtime, if the release has one
     line_fields: str = "" # What a line of CSV and JSON lines has, of `LINE_FIELDS`; empty: label, and score in JSON lines
     default_accept: str = "application/json" # Form of predictions from /invocations for clients that accept any
-    csv_header: str = "detect" # Whether CSV has a header, unless its content type says so: `present`, `absent`; `detect`: look
+    csv_header: str = "detect" # Whether CSV has a header, unless its content type states it: `present`, `absent`; `detect`: look
 
     @classmethod
     def from_environment(cls, **overrides: Any) -> "ServiceSettings":

@@ -204,7 +204,7 @@ def load_registered_model(
 
 # %% ../../../nbs/stores/models/registry.ipynb #dbb7f53c
 CHAMPION, CHALLENGER = "champion", "challenger"
-REASON_TAG = "_reason" # End of the tag of a version that says why it has an alias
+REASON_TAG = "_reason" # End of the tag with the reason of an alias
 ALIAS_HISTORY_TAG = "alias_history." # Prefix of the tags of a registered model that record moves
 
 # %% ../../../nbs/stores/models/registry.ipynb #7e9bb263

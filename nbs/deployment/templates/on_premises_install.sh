@@ -167,7 +167,7 @@ verify_signature() { # The hashes were signed by the maker
     command -v openssl > /dev/null || fail "openssl is not installed; it verifies the signature. Install it." 69
     write_key "$work/key.pem"
     openssl dgst -sha256 -verify "$work/key.pem" -signature "$here/SHA256SUMS.sig" "$here/SHA256SUMS" > /dev/null 2>&1 ||
-        fail "The archive is not signed with the given key. Do not install it; ask its maker. Nothing was changed." 65
+        fail "The archive is not signed with the given key. Do not install it; contact its maker. Nothing was changed." 65
     key=$(sed '/-----/d' "$work/key.pem" | tr -d '\n')
 }
 
