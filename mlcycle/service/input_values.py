@@ -171,8 +171,6 @@ def _number_from_text(text: str, known: TrainingValues, plan: ColumnCleaningPlan
         return int(text) # Exact beyond 2^53
     plain = plan.number_format is None
     if plain and "," in text and "." not in text and (readings := _comma_readings(text)):
-        if len(readings) == 1: # Such as 545,8512, where the comma cannot separate thousands
-            return readings[0]
         shown = [format_value(each) for each in readings if kind == "a number" or each % 1 == 0]
         raise UnreadableValueError("the comma may be a decimal mark or separate thousands",
                                    f"{kind}, such as {' or '.join(shown)}" if shown else kind, "ambiguous")

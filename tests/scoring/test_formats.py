@@ -164,7 +164,7 @@ def test_what_cannot_be_used_leaves_nothing_behind(release, rows, tmp_path):
     wrong = {
         ("rows.csv", "out.foo"): "unknown ending",
         ("rows.csv", "no/out.csv"): "does not exist",
-        ("rows.csv", "rows.csv"): "exists",
+        ("rows.csv", "rows.csv"): "would replace the input",
         ("none.csv", "out.csv"): ".arrow, .feather",
         ("rows.abc", "out.csv"): ".arrow, .feather",
         ("empty.csv", "out.csv"): "empty",
