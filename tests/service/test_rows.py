@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from conftest import orders
 from fastapi.testclient import TestClient
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from mlcycle.data.clean import add_source_formats, plan_cleaning
@@ -317,16 +317,18 @@ def post(client, path, body):
 @pytest.mark.filterwarnings("ignore")
 @QUIET
 @given(st.sampled_from(list(ROW)), VALUES)
+@example("placed", float("inf"))
 def test_no_value_breaks_the_service_and_the_library_agrees(doors, name, value):
     run, client, _ = doors
     rows = [ROW, ROW | {name: value}]
     response = post(client, "/predict", {"rows": rows})
     assert response.status_code in (200, 422), (response.status_code, response.text)
     result = response.json()["scores"] if response.is_success else response.json()["detail"]
-    if "infinity is not a number" in result:  # Missing in the library
-        assert np.isfinite(through_library(run, rows)).all() and is_infinite(value)
+    found = through_library(run, rows)
+    if "infinity is not a number" in result and not isinstance(found, str):  # Missing in a column of numbers
+        assert np.isfinite(found).all() and is_infinite(value)
     else:
-        assert result == through_library(run, rows)
+        assert result == found
     assert isinstance(result, str) or np.isfinite(result).all()
 
 
