@@ -9,6 +9,7 @@ __all__ = ['ModuleSources', 'find_import_statements', 'imported_modules', 'reloc
 import ast
 import re
 from collections.abc import Generator, Iterable
+from itertools import chain
 from pathlib import Path
 from typing import BinaryIO
 from zipfile import ZipFile
@@ -49,7 +50,8 @@ def find_import_statements(
     node: ast.AST, # A module, or a part of it
 ) -> Generator[ast.Import | ast.ImportFrom]:
     "The import statements of a module, also those inside functions, without those for type checking."
-    for each in ast.iter_child_nodes(node):
+    blocks = (getattr(node, name, ()) for name in ("body", "orelse", "handlers", "finalbody", "cases")) # No expressions
+    for each in chain.from_iterable(blocks):
         if isinstance(each, ast.Import | ast.ImportFrom):
             yield each
         elif not (isinstance(each, ast.If) and ast.unparse(each.test).endswith("TYPE_CHECKING")):
