@@ -27,7 +27,6 @@ from ..core.files import atomic_folder
 from ..core.release_keys import release_keys_setting, trust_release_keys
 from ..core.workspace import Workspace
 from ..deployment.on_premises import unpack_on_premises, write_on_premises
-from ..deployment.wheelhouse import index_requirements
 from ..errors import MlcycleError, ParameterError, RegistryError, StageError
 from .deployment_records import (Deployment, PreviousChampion, is_stopped, read_deployments,
                                                    save_deployment, utc_now)
@@ -95,8 +94,8 @@ def same_requirements(
     first: Path, # Folder of a release
     second: Path, # Folder of another one
 ) -> bool:
-    "Whether two releases need the same packages, in the same versions."
-    one, two = (sorted(index_requirements(folder / "requirements.txt")) for folder in (first, second))
+    "Whether two releases need the same version of Python and the same packages, mlcycle itself included."
+    one, two = ((folder / "requirements.txt").read_bytes() for folder in (first, second))
     return one == two
 
 # %% ../../nbs/lifecycle/deployments.ipynb #d776e32e
