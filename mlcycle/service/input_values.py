@@ -267,6 +267,8 @@ def read_text(
 
     Raises UnreadableValueError for other values, and for a third word where the training rows have two opposite ones.
     """
+    if isinstance(value, float | Decimal) and is_infinite(value):
+        raise not_finite_error()
     if isinstance(value, Decimal):
         value = int(value) if value == value.to_integral_value() else float(value)
     if isinstance(value, float) and abs(value) > EXACT_FLOATS:
