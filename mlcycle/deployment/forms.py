@@ -73,9 +73,10 @@ def compare_files(
 ) -> list[FormParity]:
     "Predict the rows by batch scoring, by the entry script of Azure ML, and by MLflow's pyfunc."
     rows, bundle = compared.rows, compared.bundle
+    entry = predict_by_score_script(release, rows, bundle) # Before the thread, as it changes the environment for a moment
     with ThreadPoolExecutor(1) as threads:
         loaded = threads.submit(predict_by_mlflow, version, rows, bundle, functions) if version else None
-        batch, entry = predict_by_batch(release, rows, bundle), predict_by_score_script(release, rows, bundle)
+        batch = predict_by_batch(release, rows, bundle)
         mlflow = loaded.result() if loaded else None
     more = [compared.compare(MLFLOW_FORM, mlflow, "load_model in a new Python interpreter without mlcycle")] if mlflow else []
     return [*more, compared.compare("batch scoring", batch, "a file of JSON Lines, scored and read again"),
@@ -92,7 +93,9 @@ def predict_by_installer(
     with TemporaryDirectory(prefix="mlcycle-installation-") as home:
         script = unpack_on_premises(archive, Path(home))
         command = ["sh", str(script), "install", "--prefix", f"{home}/prefix", "--no-systemd"]
-        done = subprocess.run([*command, *(["--key", signer] if signer else ["--unsigned"])], capture_output=True, text=True)
+        command += ["--key", signer] if signer else ["--unsigned"]
+        command += ["--functions"] if bundle.model.user_functions else [] # Of the project, which has made the release
+        done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
             raise StageError(f"The installer of {archive.name} failed.", remedy=done.stderr[-1000:])
         return predict_by_installation(Path(home) / "prefix", rows, bundle)
@@ -112,7 +115,8 @@ def compare_package(
         return compared.compare("library", served, "the wheel in a new Python interpreter without mlcycle" if cold_start else
                                 "the wheel, imported in this process as a private copy")
     if target == "image":
-        how = ImageBuild(find_image_tool(), base_image or read_release_facts(release).base_image)
+        how = ImageBuild(find_image_tool(), base_image or read_release_facts(release).base_image,
+                         functions=bool(compared.bundle.model.user_functions))
         folder = os.environ.get("MLCYCLE_WHEELHOUSE")
         proof = build_image(release, how, wheelhouse=Path(folder) if folder else None,
                             rows=lambda bundle: (compared.rows, compared.n_holdout))
@@ -131,18 +135,19 @@ def package_release(
     cold_start: bool = True, # As for `compare_package`
     base_image: str = "", # As for `compare_package`
 ) -> tuple[dict[str, Path], list[FormParity]]: # What was written, by target; comparison of those that predict
-    "Write the packages of a release to a folder and compare those that predict; nothing new is kept if one differs."
-    written, forms = {}, []
+    """Write the packages of a release to a folder and compare those that predict.
+
+    Raises StageError if one differs; the folder is then as before.
+    """
+    writers = {target: find_package_target(target).function() for target in targets}
     output.mkdir(parents=True, exist_ok=True)
-    for target in targets:
-        write = find_package_target(target).function()
-        with TemporaryDirectory(prefix=".mlcycle-", dir=output) as home:
-            draft = write(release, Path(home))
-            if form := compare_package(target, draft, release, compared, cold_start, base_image):
-                check_parity([form])
-                forms.append(form)
-            written[target] = draft.replace(output / draft.name) if draft.is_file() else write(release, output)
-    return written, forms
+    with TemporaryDirectory(prefix=".mlcycle-", dir=output) as home:
+        drafts = {target: write(release, Path(home)) for target, write in writers.items()}
+        forms = [form for target, draft in drafts.items()
+                 if (form := compare_package(target, draft, release, compared, cold_start, base_image))]
+        check_parity(forms)
+        return {target: draft.replace(output / draft.name) if draft.is_file() else writers[target](release, output)
+                for target, draft in drafts.items()}, forms
 
 # %% ../../nbs/deployment/forms.ipynb #a805472e
 NOT_COMPARED = {MLFLOW_FORM: "mlcycle run -p cold_start=true", "container image": "mlcycle image build",
