@@ -308,7 +308,8 @@ def hash_block(
     block: Block, # Rows of a source that cannot tell whether they have changed
 ) -> str: # Hexadecimal
     "A hash of the values of a block."
-    values = [block.rows[name].tolist() for name in block.rows] if isinstance(block.rows, pd.DataFrame) else str(block.rows)
+    rows = block.rows.to_pandas() if isinstance(block.rows, pa.Table) else block.rows
+    values = [rows[name].tolist() for name in rows] if isinstance(rows, pd.DataFrame) else rows
     return hashlib.sha256(json.dumps(values, default=str).encode()).hexdigest()
 
 # %% ../../nbs/scoring/batch.ipynb #dbe5153c

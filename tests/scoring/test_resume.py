@@ -10,6 +10,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+import sqlalchemy as sa
 from toy_releases import toy_release, toy_rows
 
 from mlcycle.errors import DiskFullError, ParameterError
@@ -102,20 +103,36 @@ def test_parallel_is_serial(release, source, tmp_path):
     assert companions(tmp_path / "1.parquet") == companions(tmp_path / "2.parquet")
 
 
+class Stopped(Exception):
+    "Ends a run in a test."
+
+
+def stop(done, total, rejected):
+    "Stop a run after its second block."
+    if done >= 2000:
+        raise Stopped
+
+
+def test_a_changed_block_of_a_database_is_scored_again(release, tmp_path):
+    "A database does not say whether its rows have changed, so that each block is compared."
+    engine = sa.create_engine(f"sqlite:///{tmp_path}/shop.db")
+    toy_rows(4_000, seed=2).to_sql("orders", engine, index=False)
+    arguments = (release, f"sqlite:///{tmp_path}/shop.db#orders", f"{tmp_path}/out.csv")
+    with pytest.raises(Stopped):
+        score(*arguments, ScoreOptions(block_rows=1000), stop)
+    with engine.begin() as connection:
+        connection.exec_driver_sql("UPDATE orders SET x2 = x2 + 1 WHERE rowid = 1500")
+    assert score(*arguments, ScoreOptions(block_rows=1000)).resumed_rows == 1000
+    score(*arguments[:2], f"{tmp_path}/again.csv", ScoreOptions(block_rows=1000))
+    assert (tmp_path / "out.csv").read_bytes() == (tmp_path / "again.csv").read_bytes()
+
+
 def test_other_rows_options_or_release_begin_anew(release, source, tmp_path):
     rows, output = tmp_path / "rows.csv", tmp_path / "out.csv"
     rows.write_bytes(source.read_bytes())
 
-    class Stopped(Exception):
-        pass
-
-    def interrupted(folder: Path, **options) -> list[str]:
-        "What the next run says about this one, which is stopped after its second block."
-
-        def stop(done, total, rejected):
-            if done >= 2000:
-                raise Stopped
-
+    def interrupted(folder: Path, **options) -> None:
+        "Stop a run after its second block."
         with pytest.raises(Stopped):
             score(folder, str(rows), str(output), ScoreOptions(block_rows=1000, **options), stop)
 
