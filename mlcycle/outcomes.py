@@ -10,7 +10,7 @@ __all__ = ['Label', 'Task', 'NA_VALUES', 'RareClasses', 'LeakageKind', 'ColumnTy
            'ScorePeriod', 'SeedStability', 'SingleColumn', 'ReferenceModel', 'Generalization', 'GroupCoverage',
            'Uncertainty', 'PartialDependence', 'Contribution', 'RowExplanation', 'Explanations', 'Gate', 'WeakSlice',
            'GroupComparison', 'Perturbation', 'CheckResult', 'Verdict', 'FormParity', 'Parity', 'Release',
-           'ColumnDrift', 'Window', 'Health']
+           'ColumnDrift', 'Window', 'VersionHealth', 'OutlierRow', 'Alarm', 'Health']
 
 # %% ../nbs/outcomes.ipynb #d262a4f8
 from typing import Any, ClassVar, Literal
@@ -694,30 +694,76 @@ class Release(Outcome):
 
 # %% ../nbs/outcomes.ipynb #6a2656d5
 class ColumnDrift(Record):
-    "Drift test of a column: monitored rows against training rows."
+    "Drift of a column, of the prediction, or of all columns jointly: monitored rows against the reference profile."
 
-    column: str
-    test: str # Kolmogorov-Smirnov or chi-squared
+    column: str # Name; `(prediction)` or `(joint)`
+    test: str # Kolmogorov-Smirnov, G test, domain classifier
     statistic: float # 0: equal distributions, 1: no overlap
-    p_value: float # Adjusted for the number of columns
-    drifted: bool
+    p_value: float # Of the last window alone, adjusted for the number of columns
+    drifted: bool # Whether the alarm is raised: significant over all windows, at least the minimum effect, and persistent
+    effect: float | None = None # In standard deviations of the reference (numbers), or share of the rows that moved (categories)
+    change: str = "" # In units of the column, such as `median 12.1 -> 15.3`
+    finding: Literal["", "vanished", "all missing", "constant", "type changed", "missing values", "unseen categories",
+                     "out of range"] = "" # What is wrong besides, the gravest first
+    e_value: float | None = None # Evidence against "no drift" accumulated over all windows; None: a single window
+    since: str = "" # Start of the first window of the alarm; empty: no alarm
 
 # %% ../nbs/outcomes.ipynb #0f542c44
 class Window(Record):
-    "The primary metric in one window of the prediction log."
+    "What was measured in one window of the prediction log."
 
     start: str
     end: str
+    rows: int # Predictions
+    score: Score | None = None # Primary metric of the rows with actual values; None: too few
+    n_labelled: int = 0 # Rows with actual values
+    estimated: Score | None = None # Primary metric estimated without actual values; None: not possible
+    latency_ms: dict[str, float] = {} # Percentiles `p50`, `p95`, `p99` in milliseconds
+    n_rejected: int = 0 # Requests that were rejected because of their rows
+    n_failed: int = 0 # Requests that failed in the service
+    n_outliers: int = 0 # Rows with an outlier p-value below the level
+    versions: dict[str, int] = {} # Predictions by model version
+    drifted: list[str] = [] # Columns with a drift alarm in this window
+
+# %% ../nbs/outcomes.ipynb #34db5d4c
+class VersionHealth(Record):
+    "What one model version did in the monitored time."
+
+    version: str
+    role: str # champion, canary or shadow
     rows: int
-    score: Score
+    n_labelled: int
+    score: Score | None = None # Primary metric of the rows with actual values
+    latency_ms: dict[str, float] = {} # Percentiles `p50`, `p95`, `p99` in milliseconds
+    n_failed: int = 0 # Requests that failed in the service
+
+# %% ../nbs/outcomes.ipynb #6626b8dd
+class OutlierRow(Record):
+    "A row that is unlike the training rows."
+
+    row_id: str
+    when: str
+    p_value: float # Share of training rows that are at least as unusual
+    columns: list[str] # Those that make it unusual, the most unusual first
+
+# %% ../nbs/outcomes.ipynb #17b969a5
+class Alarm(Record):
+    "A condition that monitoring has found, with its evidence."
+
+    rule: str # Such as `drift`, `quality`, `latency`, `missing column`
+    severity: Literal["info", "warning", "critical"]
+    summary: str # One sentence with the figures
+    subject: str = "" # Column, version or metric; with the rule, it identifies the alarm
+    columns: list[str] = [] # The columns that contribute most
+    since: str = "" # Start of the first window in which it holds
 
 # %% ../nbs/outcomes.ipynb #2b4548c8
 class Health(Outcome):
-    "Outcome of stage 7: latency, quality, drift, and the action to take."
+    "Outcome of stage 7: latency, quality, drift, outliers, alarms, and the action to take."
 
     volatile: ClassVar[tuple[str, ...]] = ("latency_ms",)
     stage: ClassVar[str] = "monitoring"
-    monitored_table: str # `future`, `holdout` or `none`
+    monitored: Literal["traffic", "future", "holdout", "none"] # Recorded predictions; rows of a replay; nothing
     rows: int
     latency_ms: dict[str, float] # Percentiles `p50`, `p95`, `p99` in milliseconds
     windows: list[Window]
@@ -725,6 +771,14 @@ class Health(Outcome):
     action: Literal["nothing", "investigate", "relabel", "retrain", "roll back"]
     reason: str
     back_to_stage: str = "" # Stage to go back to; empty: none
+    model: str = "" # Name of the registered model
+    n_labelled: int = 0 # Rows with actual values
+    score: Score | None = None # Primary metric of all rows with actual values
+    estimated: Score | None = None # Primary metric of all rows, estimated without actual values
+    versions: list[VersionHealth] = []
+    outliers: list[OutlierRow] = [] # The smallest p-values first
+    alarms: list[Alarm] = [] # The gravest first
+    notes: list[str] = [] # What could not be judged, or was left out, and why
 
 # %% ../nbs/outcomes.ipynb #524f7d44
 OUTCOME_TYPES = {kind.stage: kind for kind in (Problem, Dataset, FeaturePlan, Candidate, Verdict, Release, Health)}

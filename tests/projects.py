@@ -91,7 +91,7 @@ FIELDS = {
     "validation": {"approved": False, "gates": [], "scores": [], "baseline_scores": [], "generalization_gap": {},
                    "holdout_rows": 1},
     "deployment": {"released": False, "model": MODEL},
-    "monitoring": {"monitored_table": "none", "rows": 0, "latency_ms": {}, "windows": [], "drift": [], "action": "nothing",
+    "monitoring": {"monitored": "none", "rows": 0, "latency_ms": {}, "windows": [], "drift": [], "action": "nothing",
                    "reason": ""},
 }
 

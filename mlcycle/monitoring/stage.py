@@ -8,6 +8,7 @@ __all__ = ['MAX_HOLDOUT_ROWS', 'ACTION_HEADLINES', 'read_rows_to_replay', 'repla
 
 # %% ../../nbs/07_monitoring.ipynb #e023ba3d
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pandas as pd
@@ -33,9 +34,9 @@ def read_rows_to_replay(
     workspace: Workspace, # Holds the tables
     max_rows: int, # Maximum number of rows
     run: str = "", # Id of the run, for the record of an access to the holdout
-) -> tuple[str, pd.DataFrame]: # `future` or `holdout`; the rows, in order of time
+) -> tuple[Literal["future", "holdout"], pd.DataFrame]: # Name of the table; its rows, in order of time
     "Read the rows that are sent through the service."
-    name = "future" if "future" in dataset.tables else "holdout"
+    name: Literal["future", "holdout"] = "future" if "future" in dataset.tables else "holdout"
     rows = (read_table(workspace.tables, dataset.tables[name]) if name == "future"
             else read_holdout(workspace, dataset.tables[name], run=run, stage="monitoring",
                               reason="monitoring, since there are no future rows"))
@@ -88,7 +89,7 @@ def health_without_release(
     release: Release, # Outcome of stage 6 without a released model
 ) -> Health:
     "The outcome of stage 7 if no model was released."
-    return Health(decision="There is nothing to monitor: no model was released.", monitored_table="none", rows=0, latency_ms={},
+    return Health(decision="There is nothing to monitor: no model was released.", monitored="none", rows=0, latency_ms={},
                   windows=[], drift=[], action="investigate", reason=release.decision, back_to_stage="modelling")
 
 # %% ../../nbs/07_monitoring.ipynb #8a641959
@@ -128,5 +129,5 @@ def monitor_model(
     decision = f"{ACTION_HEADLINES[action]}: {reason}" + (f" Back to stage {back_to}." if back_to else "")
     if table_name == "holdout":
         decision += " There are no future rows: the rows are from the holdout and say nothing about the quality on new data."
-    return Health(decision=decision, monitored_table=table_name, rows=len(events), latency_ms=latency_ms, drift=drift,
+    return Health(decision=decision, monitored=table_name, rows=len(events), latency_ms=latency_ms, drift=drift,
                   windows=score_by_window(events, problem, windows), action=action, reason=reason, back_to_stage=back_to), events

@@ -185,7 +185,7 @@ def outcome_severity(
         return "good" if outcome["approved"] else "warn" if outcome.get("needs_approval") else "bad"
     if "released" in outcome:
         return "good" if outcome["released"] else "warn"
-    if "action" in outcome and outcome["monitored_table"] != "none":
+    if "action" in outcome and outcome["monitored"] != "none":
         return "good" if outcome["action"] == "nothing" else "warn"
     return ""
 

@@ -135,7 +135,7 @@ def next_steps(
     if verdict.get("approved") and not outcomes["problem"].get("sign_off"):
         yield "The problem is not signed off: let its owner confirm question, metric and criteria (stage 1)."
     yield from _steps_of_approval(outcomes, decisions)
-    if health.get("action") not in (None, "", "nothing") and health.get("monitored_table") != "none":
+    if health.get("action") not in (None, "", "nothing") and health.get("monitored") != "none":
         yield f"Monitoring: {health['decision']}"
     elif release.get("released") and not (decisions and _withdraws(decisions[-1], outcomes)):
         yield f"Serve the release: `mlcycle serve {release['model']['name']}`"

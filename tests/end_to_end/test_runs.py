@@ -75,7 +75,7 @@ def test_beats_guessing_and_answers_alike(run):
 
 def test_without_a_future_the_holdout_rows_are_watched(run):
     health = run.health
-    assert (health.monitored_table, health.action) == ("holdout", "nothing")
+    assert (health.monitored, health.action) == ("holdout", "nothing")
     assert "there are no future rows" in (run.workspace.reports / run.id / page_name("monitoring")).read_text()
     assert health.latency_ms["p50"] <= health.latency_ms["p95"] <= health.latency_ms["p99"]
     events, features = read_events(open_event_database(run.workspace.events_url), run.id)
@@ -94,7 +94,7 @@ def test_flights_in_time_order(tmp_path):
     afterwards = {"dep_time", "dep_delay", "arr_time", "arr_delay", "air_time"}
     assert not afterwards & set(run.plan.input_columns)
     assert afterwards <= set(run.plan.dropped_columns)
-    assert run.health.monitored_table == "future"
+    assert run.health.monitored == "future"
     starts = [window.start for window in run.health.windows]
     assert starts == sorted(starts)
     features = (run.workspace.reports / run.id / page_name("features")).read_text()
@@ -110,7 +110,7 @@ def test_a_rejected_model_is_not_released(table_run, tmp_path):
     assert run.verdict.current_champion is None
     assert not run.release.released
     assert not (run.workspace.root / "releases").exists()
-    assert (run.health.monitored_table, run.health.back_to_stage) == ("none", "modelling")
+    assert (run.health.monitored, run.health.back_to_stage) == ("none", "modelling")
 
 
 def test_the_same_inputs_give_the_same_outcomes(table_run, tmp_path):
