@@ -230,7 +230,8 @@ def release_model(
                            reason="parity of service and pipeline, references of monitoring")
     bundle = describe_release(problem, dataset, plan, candidate, workspace)
     built = build_release(bundle, dataset, holdout, workspace, card)
-    parity, predictions, packages = compare_all_forms(built, holdout[plan.input_columns], workspace, options or ComparisonOptions())
+    parity, predictions, packages = compare_all_forms(built, holdout[plan.input_columns], workspace,
+                                                      options or ComparisonOptions())
     decision = (f"{candidate.model.name} version {candidate.model.version} is released: {parity.n_equal} of {parity.rows} "
                 f"predictions over HTTP equal those of the pipeline. {summarise_forms(parity.forms)}"
                 f"{' ' * bool(by_person)}{by_person}")

@@ -4,16 +4,19 @@
 
 # %% auto #0
 __all__ = ['MAX_CODED_ROWS', 'MAX_EMPTY_WINDOWS', 'LABELLED_COLUMNS', 'Block', 'WindowSummary', 'default_width', 'equal_width',
-           'summarise_log', 'merge_summaries', 'empty_summary']
+           'summarise_log', 'merge_summaries', 'empty_summary', 'FrameBlock', 'summarise_frame']
 
-# %% ../../nbs/monitoring/windows.ipynb #4b425fb2
+# %% ../../nbs/monitoring/windows.ipynb #23d57b25
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from datetime import datetime, timedelta
 from typing import Protocol
 
 import numpy as np
 import pandas as pd
+from pandas.util import hash_pandas_object
 
+from ..ml.predictions import Predictions
 from ..ml.table_profile import ColumnProfile, TableProfile, code_rows, count_column, count_table
 from ..service.monitoring_references import References
 from ..service.reference_profile import comparable_predictions
@@ -36,13 +39,13 @@ class Block(Protocol):
     @property
     def bad_types(self) -> dict[str, int]: ...
 
-# %% ../../nbs/monitoring/windows.ipynb #959ac4e1
+# %% ../../nbs/monitoring/windows.ipynb #ef450b6b
 @dataclass(eq=False)
 class WindowSummary:
     "What was predicted in one window of time."
 
-    start: pd.Timestamp
-    end: pd.Timestamp # The next window begins
+    start: datetime # UTC
+    end: datetime # The next window begins
     rows: int
     columns: TableProfile
     predictions: ColumnProfile
@@ -60,33 +63,33 @@ class WindowSummary:
         "Rows with a value of another type, by column."
         return {name: each.bad_types for name, each in self.columns.columns.items() if each.bad_types}
 
-# %% ../../nbs/monitoring/windows.ipynb #af59fc8e
+# %% ../../nbs/monitoring/windows.ipynb #ac84904f
 def default_width(
-    first: pd.Timestamp, # Time of the first prediction
-    last: pd.Timestamp, # Time of the last one
-) -> pd.Timedelta:
+    first: datetime, # Time of the first prediction
+    last: datetime, # Time of the last one
+) -> timedelta:
     "A day, or an hour if the log spans less than three days."
-    return pd.Timedelta(days=1) if last - first >= pd.Timedelta(days=3) else pd.Timedelta(hours=1)
+    return timedelta(days=1) if last - first >= timedelta(days=3) else timedelta(hours=1)
 
-# %% ../../nbs/monitoring/windows.ipynb #ec1f9083
+# %% ../../nbs/monitoring/windows.ipynb #14c8f828
 def equal_width(
-    first: pd.Timestamp, # Time of the first prediction
-    last: pd.Timestamp, # Time of the last one
+    first: datetime, # Time of the first prediction
+    last: datetime, # Time of the last one
     windows: int, # Number of windows
-) -> pd.Timedelta:
-    "The width of windows that divide a stretch of time equally."
-    return max((last - first) / windows + pd.Timedelta(microseconds=1), pd.Timedelta(microseconds=1))
+) -> timedelta:
+    "The width of windows that divide a stretch of time equally, if the first one starts with the first prediction."
+    return (last - first) / windows + timedelta(microseconds=1)
 
-# %% ../../nbs/monitoring/windows.ipynb #89a33a8f
+# %% ../../nbs/monitoring/windows.ipynb #b07d6922
 def summarise_log(
     blocks: Iterable[Block], # Of the prediction log, best in order of time
     references: References, # Of the release
-    width: pd.Timedelta, # Of a window
-    start: pd.Timestamp | None = None, # Start of a window; None: a multiple of the width
+    width: timedelta, # Of a window
+    start: datetime | None = None, # Start of a window; None: a multiple of the width since 1970
 ) -> list[WindowSummary]: # In order of time, with empty windows between
     "Summarise the log in windows, in one pass."
     windows: dict[int, WindowSummary] = {}
-    origin = start or pd.Timestamp(0)
+    origin = start or datetime(1970, 1, 1)
     for block in blocks:
         for number, summary in _summarise_block(block, references, width, origin):
             windows[number] = merge_summaries(windows[number], summary) if number in windows else summary
@@ -96,33 +99,39 @@ def summarise_log(
     return [windows[number] if number in windows else empty_summary(references, origin + number * width, width)
             for number in numbers]
 
-# %% ../../nbs/monitoring/windows.ipynb #628d3130
-def _summarise_block(block: Block, references: References, width: pd.Timedelta, origin: pd.Timestamp) -> list:
+# %% ../../nbs/monitoring/windows.ipynb #5f4ecf28
+def _summarise_block(block: Block, references: References, width: timedelta, origin: datetime) -> list:
     "Number and summary of each window that a block has rows of."
     events, features = block.events, block.features
-    numbers = ((events["when"] - origin) // width).to_numpy()
+    numbers = np.floor_divide((events["when"] - origin).to_numpy("timedelta64[us]"), np.timedelta64(width))
+    if not len(numbers):
+        return []
     if (np.diff(numbers) < 0).any():
         order = np.argsort(numbers, kind="stable")
         events, features, numbers = events.iloc[order], features.iloc[order], numbers[order]
-    starts = np.flatnonzero(np.append(True, numbers[1:] != numbers[:-1])) if len(numbers) else np.empty(0, dtype=int)
-    if not len(starts):
-        return []
-    missing = set(block.missing_columns)
-    tables = count_table(features.drop(columns=[name for name in missing if name in features]), references.profile.layout, starts)
+    starts = np.flatnonzero(np.append(True, numbers[1:] != numbers[:-1]))
+    tables = _count_features(block, features, references, starts)
+    values, scores = comparable_predictions(events["prediction"].array, events["score"].array, references.bundle.problem)
+    predicted, profile = count_column(values, references.predictions.bins, starts), references.score_profile
+    scored = [None] * len(starts) if profile is None or scores is None else count_column(scores, profile.bins, starts)
+    found, ends = [], np.append(starts[1:], len(numbers))
+    for table, prediction, score, begin, end in zip(tables, predicted, scored, starts, ends, strict=True):
+        when, part = origin + int(numbers[begin]) * width, events.iloc[begin:end]
+        codes, hashes = _coded_sample(features.iloc[begin:end], part["row_id"], references)
+        found.append((int(numbers[begin]), WindowSummary(
+            when, when + width, int(end - begin), table, prediction, score, codes, hashes, **_event_facts(part),
+            missing_columns=set(block.missing_columns))))
+    return found
+
+# %% ../../nbs/monitoring/windows.ipynb #57146551
+def _count_features(block: Block, features: pd.DataFrame, references: References, starts: np.ndarray) -> list[TableProfile]:
+    "Profiles of the features of each window of a block."
+    present = features.drop(columns=[name for name in block.missing_columns if name in features])
+    tables = count_table(present, references.profile.layout, starts)
     for name, n in block.bad_types.items():
         if name in references.profile.columns:
             _move_bad_types([each.columns[name] for each in tables], n)
-    values, scores = comparable_predictions(events["prediction"].array, events["score"].array, references.bundle.problem)
-    predicted = count_column(values, references.predictions.bins, starts)
-    profile = references.score_profile
-    scored = [None] * len(starts) if profile is None or scores is None else count_column(scores, profile.bins, starts)
-    ends, found = np.append(starts[1:], len(numbers)), []
-    for place, (begin, end) in enumerate(zip(starts, ends, strict=True)):
-        when, part, rows = origin + int(numbers[begin]) * width, events.iloc[begin:end], features.iloc[begin:end]
-        found.append((int(numbers[begin]), WindowSummary(
-            when, when + width, int(end - begin), tables[place], predicted[place], scored[place],
-            *_coded_sample(rows, part["row_id"], references), **_event_facts(part), missing_columns=set(missing))))
-    return found
+    return tables
 
 # %% ../../nbs/monitoring/windows.ipynb #34a26aac
 def _event_facts(events: pd.DataFrame) -> dict:
@@ -137,18 +146,28 @@ def _known_floats(values: pd.Series) -> np.ndarray:
     "Known numbers."
     return pd.to_numeric(values, errors="coerce").dropna().to_numpy(dtype="float64")
 
-# %% ../../nbs/monitoring/windows.ipynb #7f834309
+# %% ../../nbs/monitoring/windows.ipynb #d3679ad1
 def _move_bad_types(profiles: list[ColumnProfile], n: int) -> None:
-    "Values that could not be read are missing in a block: count them as values of another type, windows in proportion."
-    missing = np.array([each.missing for each in profiles])
-    before = np.append(0, np.round(missing.cumsum() * min(n / max(missing.sum(), 1), 1)).astype(int))
-    for profile, moved in zip(profiles, np.diff(before).tolist(), strict=True):
-        profile.missing, profile.bad_types = profile.missing - moved, profile.bad_types + moved
+    """Count values of another type as such, in proportion if there are several windows.
 
-# %% ../../nbs/monitoring/windows.ipynb #8e817acf
+    In a block they are missing, or texts that are no category of the reference.
+    """
+    is_text = profiles[0].bins.kind == "category" and any(isinstance(name, str) for name in profiles[0].bins.names)
+    affected = np.array([each.counts[-1] + each.counts[-2] if is_text else each.missing for each in profiles])
+    before = np.append(0, np.round(affected.cumsum() * min(n / max(affected.sum(), 1), 1)).astype(int))
+    for profile, moved in zip(profiles, np.diff(before).tolist(), strict=True):
+        profile.bad_types += moved
+        if is_text:
+            unseen = min(moved, int(profile.counts[-1]))
+            profile.counts = profile.counts.copy()
+            profile.counts[-2:] -= (moved - unseen, unseen)
+        else:
+            profile.missing -= moved
+
+# %% ../../nbs/monitoring/windows.ipynb #188d1ec2
 def _coded_sample(features: pd.DataFrame, row_ids: pd.Series, references: References) -> tuple[np.ndarray, np.ndarray]:
     "Codes of the rows with the smallest hashes of their ids, and these hashes."
-    hashes = pd.util.hash_pandas_object(row_ids.astype("str"), index=False).to_numpy()
+    hashes = hash_pandas_object(row_ids.astype("str"), index=False).to_numpy()
     chosen = np.argsort(hashes, kind="stable")[:MAX_CODED_ROWS]
     layout = {name: references.profile.columns[name].bins for name in references.column_names}
     return code_rows(features.iloc[chosen], layout), hashes[chosen]
@@ -171,11 +190,11 @@ def merge_summaries(
         {name: one.versions.get(name, 0) + other.versions.get(name, 0) for name in names},
         one.missing_columns & other.missing_columns)
 
-# %% ../../nbs/monitoring/windows.ipynb #41e179f9
+# %% ../../nbs/monitoring/windows.ipynb #e0fa94fa
 def empty_summary(
     references: References, # Of the release
-    start: pd.Timestamp, # Of the window
-    width: pd.Timedelta, # Of the window
+    start: datetime, # Of the window
+    width: timedelta, # Of the window
 ) -> WindowSummary:
     "The summary of a window without rows."
     (columns,) = count_table(pd.DataFrame(columns=list(references.profile.columns)), references.profile.layout)
@@ -184,3 +203,39 @@ def empty_summary(
                          None if scores is None else count_column(pd.Series(dtype=float), scores.bins)[0],
                          np.empty((0, len(references.column_names)), dtype=np.uint8), np.empty(0, dtype=np.uint64),
                          pd.DataFrame(columns=list(LABELLED_COLUMNS)), np.empty(0), np.empty(0))
+
+# %% ../../nbs/monitoring/windows.ipynb #4598d89f
+@dataclass(frozen=True, eq=False)
+class FrameBlock:
+    "Rows of a table in the form of a block of the prediction log."
+
+    events: pd.DataFrame
+    features: pd.DataFrame
+    missing_columns: set[str]
+    bad_types: dict[str, int] = field(default_factory=dict)
+
+# %% ../../nbs/monitoring/windows.ipynb #875c254a
+def summarise_frame(
+    frame: pd.DataFrame, # Rows with the columns that the model reads; some may be missing
+    references: References, # Of the release
+    when: pd.Series | None = None, # Time of each row, UTC; None: all rows are one window
+    width: timedelta | None = None, # Of a window; None: a day, or an hour if the rows span less than three days
+    predictions: Predictions | None = None, # Of these rows; None: predictions are not compared
+) -> list[WindowSummary]: # In order of time; rows without a time are left out
+    "Summarise rows of production that are not in a prediction log."
+    names = [name for name in references.profile.columns if name in frame]
+    times = pd.Series(pd.Timestamp(0), frame.index) if when is None else when
+    events = pd.DataFrame({"row_id": frame.index.astype("str"), "when": times.to_numpy("datetime64[us]"), "model_version": "",
+                           "role": "", "latency_ms": np.nan, "outlier_p": np.nan,
+                           "prediction": None, "score": None, "actual": None})
+    if predictions is not None:
+        scores = predictions.scores
+        events["prediction"] = pd.Series(predictions.labels).astype(object)
+        events["score"] = None if scores is None else pd.Series(scores.tolist(), dtype=object)
+    known = events["when"].notna().to_numpy()
+    block = FrameBlock(events[known], frame.loc[known, names], set(references.profile.columns) - set(names))
+    if not known.any():
+        return []
+    first, last = block.events["when"].min(), block.events["when"].max()
+    width = width or (timedelta(days=1) if when is None else default_width(first, last))
+    return summarise_log([block], references, width)
