@@ -82,6 +82,10 @@ class StoreAddresses:
     def events_url(self) -> str:
         return os.path.expandvars(self.stores["events_url"]) or f"sqlite:///{self.root / 'events.db'}"
 
+    @property
+    def rehearsal_url(self) -> str: # Prediction log of replays, which are no traffic
+        return f"sqlite:///{self.root / 'rehearsal.db'}"
+
 # %% ../../nbs/core/workspace.ipynb #b5c84d06
 @dataclass(frozen=True) # A dataclass too, so that __post_init__ is called
 class Workspace(StoreAddresses):

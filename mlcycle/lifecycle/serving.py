@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['LOOK_SECONDS', 'ServeTarget', 'find_release_folder', 'find_target', 'target_of_run', 'target_of_model',
            'traffic_file', 'change_traffic', 'start_traffic', 'served_names', 'is_pinned', 'service_url',
-           'AliasFollower', 'service_command', 'serve_target']
+           'AliasFollower', 'service_command', 'log_environment', 'serve_target']
 
 # %% ../../nbs/lifecycle/serving.ipynb #c50733f1
 import json
@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from ..core.runs import get_run
+from ..core.settings import read_settings, section_with_defaults
 from ..core.workspace import Workspace
 from ..errors import ArtifactError, InputError, MlcycleError, ParameterError, RegistryError
 from ..service.server import SERVICE_MAIN
@@ -252,6 +253,14 @@ def service_command(
     words = [word for name, value in named.items() if value not in (None, "") for word in (f"--{name}", str(value))]
     return [sys.executable, "-c", SERVICE_MAIN, str(target.release), *words]
 
+# %% ../../nbs/lifecycle/serving.ipynb #0481d951
+def log_environment(
+    workspace: Workspace, # Of a project with a section `[log]`
+) -> dict[str, str]: # By variable
+    "The environment variables by which a service learns which personal columns are hashed or dropped."
+    options = section_with_defaults(read_settings(workspace.project), "log")
+    return {f"MLCYCLE_SERVICE_LOG_{name.upper()}": options[name] for name in ("hash_columns", "drop_columns") if options[name]}
+
 # %% ../../nbs/lifecycle/serving.ipynb #9b05e032
 def serve_target(
     target: ServeTarget, # What is served
@@ -263,7 +272,7 @@ def serve_target(
     "Serve until the service ends; without an alias, this process becomes the service and the function does not return."
     command = service_command(target, plan, options | {"fd": bound.fileno()})
     bound.set_inheritable(True)
-    environment = os.environ | {"MLCYCLE_EVENTS_URL": workspace.events_url}
+    environment = log_environment(workspace) | os.environ | {"MLCYCLE_EVENTS_URL": workspace.events_url}
     if not target.alias:
         sys.stdout.flush()
         os.execve(command[0], command, environment)

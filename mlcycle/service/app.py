@@ -27,6 +27,7 @@ from .mlflow_api import mlflow_routes
 from .open_inference_api import open_inference_routes
 from .operation import add_operation
 from .predict_api import predict_routes
+from .personal_columns import check_personal_columns
 from .prediction_log import PredictionLog
 from .prediction_service import PredictionService, ServedModel, warm_up
 from .row_scorer import compile_row_scorer
@@ -128,12 +129,13 @@ def create_app(
     """Create the FastAPI application of a release.
 
     Raises ArtifactError if the release is missing or altered, or the model calls functions that are not loaded; InputError if the
-    driver of the prediction log is not installed.
+    driver of the prediction log is not installed, or a personal column is not one of the release.
     """
     check_event_driver(events_url)
     if functions:
         load_functions(functions)
     champion, metrics = load_served_model(folder, settings.accelerate), ServiceMetrics()
+    check_personal_columns(settings, champion.bundle.columns)
     service = PredictionService(champion, PredictionLog(events_url, run, settings, metrics), metrics)
     watcher = watch_traffic_plan(service, plan, settings.accelerate) if plan else None
 

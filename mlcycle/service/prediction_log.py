@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['GATHER_SECONDS', 'WRITE_SECONDS', 'MAX_WAITING', 'TAKE_OVER_SECONDS', 'QueuedEvents', 'PredictionLogError',
-           'DatabaseConnections', 'EventDatabase', 'read_spooled', 'write_events', 'write_batch', 'LogReports',
-           'EventWriter', 'keep_refused', 'event_lines', 'append_requests', 'SpoolingQueue', 'PredictionLog',
-           'flush_prediction_log', 'find_unpredicted', 'close_queue']
+           'DatabaseConnections', 'create_missing_views', 'EventDatabase', 'read_spooled', 'write_events',
+           'write_batch', 'LogReports', 'EventWriter', 'keep_refused', 'event_lines', 'append_requests',
+           'SpoolingQueue', 'PredictionLog', 'flush_prediction_log', 'find_unpredicted', 'close_queue']
 
 # %% ../../nbs/service/prediction_log.ipynb #fd504d85
 import os
@@ -14,6 +14,7 @@ import queue
 import sys
 import threading
 import time
+from collections.abc import Mapping
 from threading import Event
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,7 +22,8 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic_core import from_json
 
-from ..errors import MlcycleError
+from ..errors import InputError, MlcycleError
+from .personal_columns import PersonalColumns
 from .service_metrics import ServiceMetrics
 from .service_settings import DEFAULT_SETTINGS, REQUEST_ID, ServiceSettings
 from mlcycle.stores.event_spool import (
@@ -34,10 +36,12 @@ from mlcycle.stores.event_spool import (
     spool_line,
     spooled_row_ids,
 )
+from ..stores.event_views import create_release_view
 from mlcycle.stores.events import (
     add_event_batch,
     connect_event_database,
     create_event_tables,
+    define_event_tables,
     find_unknown_row_ids,
     sqlite_file_id,
 )
@@ -79,6 +83,24 @@ class DatabaseConnections:
         if self.owned and self._engine is not None:
             self._engine.dispose()
 
+# %% ../../nbs/service/prediction_log.ipynb #512849d5
+def create_missing_views(
+    engine: "sa.Engine", # Of a database that has its tables
+    releases: Mapping[tuple[str, str], dict[str, str]], # Columns that are recorded, by model and version
+    viewed: set[tuple[str, str]], # Those that have a view; receives the new ones
+) -> None:
+    "Create the views of releases; a database that refuses one, such as for missing rights, still gets predictions."
+    from sqlalchemy.exc import DBAPIError
+
+    for (model, version), columns in list(releases.items()):
+        if (model, version) not in viewed:
+            viewed.add((model, version))
+            try:
+                create_release_view(engine, model, version, columns)
+            except DBAPIError as error:
+                print(f"There is no view of {model}, version {version}, in the prediction log: {type(error.orig).__name__}.",
+                      file=sys.stderr, flush=True)
+
 # %% ../../nbs/service/prediction_log.ipynb #c97e85be
 class EventDatabase(DatabaseConnections):
     "The event database, which may be away for a while."
@@ -86,6 +108,8 @@ class EventDatabase(DatabaseConnections):
     def __init__(self, target: "str | sa.Engine"):
         super().__init__(target)
         self.ready, self.file_id = False, None # Id of a SQLite file, when its tables were made
+        self.releases: dict[tuple[str, str], dict[str, str]] = {} # Columns that are recorded, by model and version
+        self.viewed: set[tuple[str, str]] = set() # Those that have a view, or can have none
 
     def prepared(self) -> "sa.Engine":
         "The engine of a database that has its tables; raises SQLAlchemyError if it is away."
@@ -99,6 +123,8 @@ class EventDatabase(DatabaseConnections):
             if not self.ready:
                 create_event_tables(engine)
                 self.file_id, self.ready = sqlite_file_id(engine), True
+                self.viewed = set()
+            create_missing_views(engine, self.releases, self.viewed)
         return engine
 
     def replaced(self) -> bool:
@@ -106,13 +132,13 @@ class EventDatabase(DatabaseConnections):
         with self.lock:
             return self.ready and sqlite_file_id(self.engine) != self.file_id
 
-    def unknown_row_ids(self, run: str, row_ids: list[str]) -> list[str]:
+    def unknown_row_ids(self, run: str, row_ids: list[str], model: str = "") -> list[str]:
         "Row ids without a prediction in the database; raises PredictionLogError if it is away."
         from sqlalchemy.exc import SQLAlchemyError
 
         try:
-            return find_unknown_row_ids(self.prepared(), run, row_ids) if row_ids else []
-        except SQLAlchemyError as error:
+            return find_unknown_row_ids(self.prepared(), run, row_ids, model) if row_ids else []
+        except (SQLAlchemyError, InputError) as error: # InputError: tables of something else
             raise PredictionLogError(f"The prediction log cannot be read at present ({type(error).__name__}).") from error
 
 # %% ../../nbs/service/prediction_log.ipynb #e1f1fd0d
@@ -138,7 +164,7 @@ def write_events(
     "Write events in one transaction, or one by one if the content of one is refused; raises SQLAlchemyError in an outage."
     from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, StatementError
 
-    refused = [event for event in events if event["table"] not in ("predictions", "actuals")]
+    refused = [event for event in events if event["table"] not in define_event_tables()]
     try:
         add_event_batch(engine, events)
     except StatementError as error: # The base of all errors of the database, and of values that SQLAlchemy cannot convert
@@ -267,13 +293,14 @@ QueuedEvents = tuple[str, list[dict], dict[str, Any]] # Table, events, and colum
 def event_lines(
     queued: QueuedEvents, # Of one request
     reports: LogReports, # Receives the number of events that cannot be written as JSON
+    personal: PersonalColumns, # Columns that are hashed or dropped
 ) -> list[bytes]: # For the spool
     "The events of a request as lines."
     table, events, common = queued
     lines = []
     for event in events:
         try:
-            lines.append(spool_line(table, common | event))
+            lines.append(spool_line(table, common | personal.protect(event)))
         except (ValueError, TypeError, RecursionError): # Of pydantic's serializer
             reports.count("rejected", 1)
             reports.warn("json", "An event cannot be written as JSON and is not recorded.")
@@ -302,8 +329,9 @@ def append_requests(
 class SpoolingQueue(threading.Thread):
     "Queue of events, and the thread that appends them to the spool."
 
-    def __init__(self, writer: EventWriter):
+    def __init__(self, writer: EventWriter, personal: PersonalColumns):
         super().__init__(daemon=True, name="mlcycle-event-spool")
+        self.personal = personal
         self.writer, self.spool, self.reports = writer, writer.spool, writer.reports
         self.items: queue.SimpleQueue[QueuedEvents | Event | None] = queue.SimpleQueue() # None: the end
         self.n_waiting, self.lock, self.hurry = 0, threading.Lock(), Event()
@@ -330,7 +358,8 @@ class SpoolingQueue(threading.Thread):
             while not self.items.empty():
                 items.append(self.items.get())
             if (requests := [item for item in items if isinstance(item, tuple)]):
-                append_requests(self.spool, [event_lines(item, self.reports) for item in requests], self.reports)
+                append_requests(self.spool, [event_lines(item, self.reports, self.personal) for item in requests],
+                                self.reports)
                 with self.lock:
                     self.n_waiting -= sum(len(events) for _, events, _ in requests)
                 self.reports.show_backlog(self.spool.backlog)
@@ -344,13 +373,13 @@ class PredictionLog:
 
     def __init__(self, database: "str | sa.Engine | None", run: str, settings: ServiceSettings = DEFAULT_SETTINGS,
                  metrics: ServiceMetrics | None = None):
-        self.run, self.settings = run, settings
+        self.run, self.settings, self.personal = run, settings, PersonalColumns(settings)
         self.database = EventDatabase(database) if database else None
         self.queue: SpoolingQueue | None = None # None: no log, or closed
         if self.database is not None:
             folder = Path(settings.spool) if settings.spool else default_spool_folder(self.database.url)
             self.spool = EventSpool(folder, settings.max_spool_bytes)
-            self.queue = SpoolingQueue(EventWriter(self.database, self.spool, LogReports(metrics)))
+            self.queue = SpoolingQueue(EventWriter(self.database, self.spool, LogReports(metrics)), self.personal)
             self.queue.writer.start()
             self.queue.start()
 
@@ -360,7 +389,7 @@ class PredictionLog:
         return self.database.engine if self.database else None
 
     def add(self, table: str, events: list[dict]) -> None:
-        "Queue events for a table, `predictions` or `actuals`, and return at once."
+        "Queue events for a table, `predictions`, `actuals` or `request_errors`, and return at once."
         if self.queue is None or not events:
             return
         if not self.settings.log_features:
@@ -368,9 +397,17 @@ class PredictionLog:
         common = {"run": self.run, "received": datetime.now(UTC).replace(tzinfo=None), "request_id": REQUEST_ID.get() or None}
         self.queue.put((table, events, common))
 
-    def unknown_row_ids(self, row_ids: list[str]) -> list[str]:
+    def show_release(self, model: str, version: str, columns: Mapping[str, str]) -> None:
+        "Note the columns of a version that predicts, so that the database gets a view of its predictions."
+        if self.database is not None and self.settings.log_features:
+            self.database.releases[model, version] = self.personal.recorded(columns)
+
+    def unknown_row_ids(self, row_ids: list[str], model: str = "") -> list[str]:
         "Row ids without a prediction in spool or database; PredictionLogError if the database is needed and away."
-        return row_ids if self.queue is None else find_unpredicted(self, self.queue, row_ids)
+        if self.queue is None:
+            return row_ids
+        recorded = {self.personal.row_id(row_id): row_id for row_id in row_ids}
+        return [recorded[row_id] for row_id in find_unpredicted(self, self.queue, list(recorded), model)]
 
     def close(self) -> None:
         "Write all events to the database, or leave them in the spool if that fails or takes longer than `drain_timeout`."
@@ -398,22 +435,26 @@ def flush_prediction_log(
 def find_unpredicted(
     log: PredictionLog, # With its database
     events: SpoolingQueue, # Its queue
-    row_ids: list[str], # Row ids of actual values
+    row_ids: list[str], # Row ids of actual values, as they are recorded
+    model: str = "", # Registered model, whose predictions count whatever their run
 ) -> list[str]: # Those that were not predicted
-    "Row ids that no prediction has. The spool is read before the database, since events move from one to the other."
-    unknown = row_ids
-    for _ in range(2 if log.settings.workers > 1 else 1):
+    """Row ids that no prediction has. The spool is read before the database, since events move from one to the other.
+
+    If a prediction may wait in the queue of another worker, or in the spool of another machine, one waits and looks again.
+    """
+    unknown, shared = row_ids, bool(log.database and not log.database.url.startswith("sqlite"))
+    for attempt in range(2 if log.settings.workers > 1 or shared else 1):
+        if attempt:
+            time.sleep(3 * GATHER_SECONDS + shared * 2 * WRITE_SECONDS)
         appended = Event()
         events.items.put(appended)
         events.hurry.set()
         appended.wait(10)
-        spooled = spooled_row_ids(log.spool, log.run, set(unknown))
+        spooled = spooled_row_ids(log.spool, log.run, set(unknown), model)
         rest = [row_id for row_id in unknown if row_id not in spooled]
-        unknown = log.database.unknown_row_ids(log.run, rest) if log.database else rest
+        unknown = log.database.unknown_row_ids(log.run, rest, model) if log.database else rest
         if not unknown:
             break
-        if log.settings.workers > 1: # A prediction may wait in the queue of another worker
-            time.sleep(3 * GATHER_SECONDS)
     return unknown
 
 # %% ../../nbs/service/prediction_log.ipynb #3bea9a6a

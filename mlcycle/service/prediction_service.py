@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['MAX_ROWS_PER_REQUEST', 'ServedPredictions', 'ServedModel', 'check_row_count', 'notes_by_row', 'PredictJob',
            'count_rows', 'predict_jobs', 'predict_block', 'finish_job', 'raise_if_error', 'warm_up', 'count_result',
-           'PredictionRecords', 'VersionPredictions', 'predict_or_fall_back', 'after_response', 'PredictionService',
-           'routing_key', 'prediction_events', 'check_predicted']
+           'request_errors', 'PredictionRecords', 'VersionPredictions', 'predict_or_fall_back', 'after_response',
+           'PredictionService', 'routing_key', 'prediction_events', 'check_predicted']
 
 # %% ../../nbs/service/prediction_service.ipynb #86bed9f7
 import sys
@@ -238,6 +238,26 @@ def count_result(
         for rule, count in Counter(each["rule"] for each in errors).items():
             metrics.count_rejected(version, rule, count)
 
+# %% ../../nbs/service/prediction_service.ipynb #bf2add70
+def request_errors(
+    job: PredictJob, # Request
+    result: ServedPredictions | Exception, # What became of it
+) -> list[dict]: # One for each rule, without values; none if all rows were predicted
+    "The events of rows that were rejected or not predicted; as in the metrics, what a canary rejects, the champion reads again."
+    model = job.served.bundle.model
+    common = {"model": model.name, "model_version": str(model.version), "role": job.role, "request_id": job.request_id or None}
+    if isinstance(result, Exception) and (not isinstance(result, InputError) or job.role == "shadow"):
+        return [common | {"kind": "failed", "rule": type(result).__name__, "rows": count_rows(job.rows)}]
+    if job.role != "champion":
+        return []
+    errors = result.prepared.errors if isinstance(result, ServedPredictions) else getattr(result, "errors", None)
+    if errors is None: # Of the request as a whole
+        return [common | {"kind": "rejected", "rule": "request", "rows": count_rows(job.rows)}]
+    rows: dict[str, set] = {}
+    for error in errors:
+        rows.setdefault(error["rule"], set()).add(error["row"])
+    return [common | {"kind": "rejected", "rule": rule, "rows": len(found)} for rule, found in rows.items()]
+
 # %% ../../nbs/service/prediction_service.ipynb #474b8691
 class PredictionRecords:
     "The prediction log and the metrics of a service."
@@ -254,6 +274,7 @@ class PredictionRecords:
                                              if isinstance(result, ServedPredictions) for event in prediction_events(result)])
             for job, result in zip(jobs, results, strict=True):
                 count_result(self.metrics, job, result)
+                self.log.add("request_errors", request_errors(job, result))
         except Exception as error:
             print(f"A prediction was not recorded: {error!r}", file=sys.stderr)
 
@@ -266,7 +287,10 @@ class PredictionRecords:
 
     def _show_models(self, versions: Versions, loaded: bool) -> None:
         for role, served in versions.by_role().items():
-            self.metrics.show_model(served.bundle.model.name, served.bundle.model.version, role, loaded)
+            bundle = served.bundle
+            self.metrics.show_model(bundle.model.name, bundle.model.version, role, loaded)
+            if loaded:
+                self.log.show_release(bundle.model.name, str(bundle.model.version), bundle.columns)
 
 # %% ../../nbs/service/prediction_service.ipynb #bca08712
 class VersionPredictions(PredictionRecords):
@@ -367,8 +391,10 @@ class PredictionService(VersionPredictions):
         "Log actual values and return their number; InputError, and nothing logged, if one is impossible or was not predicted."
         check_row_count(actuals, self.log.settings.max_rows)
         values, ids = read_actuals(actuals, row_ids, self.champion.bundle.problem)
-        check_predicted(self.log, ids)
-        self.log.add("actuals", [{"row_id": row_id, "actual": actual} for row_id, actual in zip(ids, values, strict=True)])
+        model = self.champion.bundle.model.name
+        check_predicted(self.log, ids, model)
+        self.log.add("actuals", [{"row_id": row_id, "model": model, "actual": actual}
+                                 for row_id, actual in zip(ids, values, strict=True)])
         return len(values)
 
     def close(self) -> None:
@@ -395,7 +421,8 @@ def prediction_events(
     labels, scores = served.predictions.labels.tolist(), served.predictions.scores
     columns = {"row_id": served.predicted_ids, "features": to_json_rows(served.prepared.columns), "prediction": labels,
                "score": [None] * len(labels) if scores is None else scores.tolist()}
-    common = {"latency_ms": served.latency_ms, "model_version": str(served.bundle.model.version), "role": served.role}
+    model = served.bundle.model
+    common = {"latency_ms": served.latency_ms, "model": model.name, "model_version": str(model.version), "role": served.role}
     return [dict(zip(columns, values, strict=True)) | common | notes
             for *values, notes in zip(*columns.values(), notes_by_row(served.prepared), strict=True)]
 
@@ -403,12 +430,13 @@ def prediction_events(
 def check_predicted(
     log: PredictionLog, # Has the predictions
     row_ids: list[str], # Of actual values
+    model: str = "", # Registered model, whose earlier versions may have predicted them
 ) -> None:
     "Raise InputError if there is no prediction log, and RejectedActualsError if rows were not predicted."
     if log.engine is None:
         raise InputError("The service has no prediction log, so actual values cannot be recorded.",
                          remedy="Start it with MLCYCLE_EVENTS_URL, the SQLAlchemy URL of a database.")
-    if (unknown := log.unknown_row_ids(row_ids)):
+    if (unknown := log.unknown_row_ids(row_ids, model)):
         places = {row_id: row for row, row_id in enumerate(row_ids)}
         expected = "Expected are row ids of rows that were predicted."
         raise RejectedActualsError([row_id_error(places[row_id], row_id, "has no prediction", expected) for row_id in unknown])

@@ -33,6 +33,8 @@ class ServiceSettings:
     access_log: str = "off" # `json`: a line on standard output for each request; `off`: none
     log_client: bool = False # The access log contains the address of the client
     log_features: bool = True # The prediction log contains the values of the row
+    log_hash_columns: str = "" # Personal columns that the prediction log has as keyed hashes, separated by `,`; also `row_id`
+    log_drop_columns: str = "" # Personal columns that the prediction log does not have, separated by `,`
     spool: str = "" # Folder for events that the database cannot take; empty: beside a SQLite file, else the user's state folder
     max_spool_bytes: int = 2 * 2**30 # Size of the spool of each worker; further events are dropped and counted
     drain_timeout: float = 10 # Seconds that a stopping service waits for the database, before events stay in the spool

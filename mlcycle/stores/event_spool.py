@@ -244,11 +244,11 @@ def close_spool(
 
 # %% ../../nbs/stores/event_spool.ipynb #88aa30f6
 def spool_line(
-    table: str, # `predictions` or `actuals`
+    table: str, # `predictions`, `actuals` or `request_errors`
     event: dict, # Columns of the table
 ) -> bytes: # One line
     "An event as a line of a segment."
-    row_id = event["row_id"]
+    row_id = event.get("row_id", "") # First, so that it is found without parsing the line
     return to_json({"row_id": row_id, "table": table} | {key: value for key, value in event.items() if key != "row_id"}) + b"\n"
 
 # %% ../../nbs/stores/event_spool.ipynb #dcc55ac1
@@ -256,6 +256,7 @@ def spooled_row_ids(
     spool: EventSpool, # Of this process; the segments of other processes in its folder are read as well
     run: str, # Id of the run
     row_ids: set[str], # Row ids of actual values
+    model: str = "", # Registered model, whose predictions count whatever their run
 ) -> set[str]: # Those with a prediction in the spool
     "Find row ids whose prediction is in the spool."
     wanted = {to_json(row_id): row_id for row_id in row_ids}
@@ -269,8 +270,10 @@ def spooled_row_ids(
             continue
         for line in data.split(b"\n"):
             row_id = line[len(b'{"row_id":'):line.find(b',"table":"predictions"')]
-            if row_id in wanted and from_json(line, allow_partial=True).get("run") == run:
-                found.add(wanted[row_id])
+            if row_id in wanted:
+                event = from_json(line, allow_partial=True)
+                if event.get("run") == run or model and event.get("model") == model:
+                    found.add(wanted[row_id])
     return found
 
 # %% ../../nbs/stores/event_spool.ipynb #c1ee0f98

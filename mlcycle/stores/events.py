@@ -4,15 +4,17 @@
 
 # %% auto #0
 __all__ = ['DRIVER_PACKAGES', 'define_event_tables', 'connect_event_database', 'check_event_driver', 'create_event_tables',
-           'open_event_database', 'sqlite_file_id', 'add_events', 'add_event_batch', 'delete_events_of_run',
-           'find_unknown_row_ids', 'read_events']
+           'open_event_database', 'sqlite_file_id', 'typed_values', 'add_events', 'add_event_batch',
+           'delete_events_of_run', 'find_unknown_row_ids', 'read_events']
 
 # %% ../../nbs/stores/events.ipynb #9c4dbe21
 import os
 from functools import cache
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import pandas as pd
+
+from pydantic_core import from_json, to_json
 
 from ..errors import InputError
 from .event_spool import default_spool_folder, discard_spooled_run
@@ -21,36 +23,61 @@ if TYPE_CHECKING: # Imported late: most importers of this module open no databas
     import sqlalchemy as sa
 
 # %% ../../nbs/stores/events.ipynb #f233edfe
-@cache
-def define_event_tables() -> dict[str, "sa.Table"]: # Tables by name
-    "Define the tables `predictions` and `actuals`."
+def _common_columns(table: str) -> list["sa.Column | sa.Index"]:
+    "Columns and indexes of each table."
     import sqlalchemy as sa
 
-    def table(name, *columns):
-        return sa.Table(
-            name, schema,
-            sa.Column("number", sa.Integer, primary_key=True),
-            sa.Column("run", sa.String(80), nullable=False, index=True), # Under which the service records
-            sa.Column("row_id", sa.String(80), nullable=False),
-            sa.Column("received", sa.DateTime, nullable=False), # UTC
-            sa.Column("request_id", sa.String(128)), # Of the HTTP request
-            sa.Column("event_id", sa.String(80)), # An event that is written again, such as after a crash, is ignored
-            sa.Index(f"ix_{name}_event_id", "event_id", unique=True),
-            *columns) # Columns and indexes
+    return [
+        sa.Column("number", sa.BigInteger().with_variant(sa.Integer, "sqlite"), primary_key=True),
+        sa.Column("run", sa.String(80), nullable=False, index=True), # Under which the service records
+        sa.Column("model", sa.String(200)), # Name of the registered model; null in events of earlier versions of mlcycle
+        sa.Column("received", sa.DateTime, nullable=False), # UTC
+        sa.Column("request_id", sa.String(128)), # Of the HTTP request
+        sa.Column("event_id", sa.String(80)), # An event that is written again, such as after a crash, is ignored
+        sa.Index(f"ix_{table}_event_id", "event_id", unique=True),
+        *([sa.Index(f"ix_{table}_model_received", "model", "received")] if table != "actuals" else [])] # Read by row id
 
-    schema = sa.MetaData()
-    predictions = table(
-        "predictions",
+# %% ../../nbs/stores/events.ipynb #3704af7a
+def _prediction_columns() -> list["sa.Column | sa.Index"]:
+    "Further columns of the table of predictions."
+    import sqlalchemy as sa
+
+    return [
+        sa.Column("row_id", sa.String(80), nullable=False),
         sa.Column("model_version", sa.String(80)), # Version that predicted
         sa.Column("role", sa.String(20)), # champion, canary, or shadow: whose prediction was not returned
         sa.Column("latency_ms", sa.Float, nullable=False),
         sa.Column("features", sa.JSON, nullable=False),
         sa.Column("prediction", sa.JSON, nullable=False), # Label, or number in regression
-        sa.Column("score", sa.JSON), # Probability of the positive class, or one for each class
+        sa.Column("predicted_label", sa.Text), # The same if it is a text or boolean
+        sa.Column("predicted_number", sa.Float), # The same if it is a number
+        sa.Column("score", sa.JSON), # A probability for each class; null in a binary task, and in regression
+        sa.Column("probability", sa.Float), # Of the positive class of a binary task
+        sa.Column("outlier_p", sa.Float), # Share of the training rows that are at least as unusual
         sa.Column("changes", sa.JSON(none_as_null=True)), # Cells that cleaning has changed, with their values before and after
         sa.Column("warnings", sa.JSON(none_as_null=True)), # Categories that the training rows do not have
-        sa.Index("ix_predictions_run_row_id", "run", "row_id"))
-    return {"predictions": predictions, "actuals": table("actuals", sa.Column("actual", sa.JSON, nullable=False))}
+        sa.Index("ix_predictions_row_id", "row_id")]
+
+# %% ../../nbs/stores/events.ipynb #aafaf494
+@cache
+def define_event_tables() -> dict[str, "sa.Table"]: # Tables by name
+    "Define the tables `predictions`, `actuals` and `request_errors`."
+    import sqlalchemy as sa
+
+    schema, columns = sa.MetaData(), {"predictions": _prediction_columns()}
+    columns["actuals"] = [
+        sa.Column("row_id", sa.String(80), nullable=False),
+        sa.Column("actual", sa.JSON, nullable=False),
+        sa.Column("actual_label", sa.Text), # The same if it is a text or boolean
+        sa.Column("actual_number", sa.Float), # The same if it is a number
+        sa.Index("ix_actuals_row_id", "row_id")]
+    columns["request_errors"] = [
+        sa.Column("model_version", sa.String(80)),
+        sa.Column("role", sa.String(20)),
+        sa.Column("kind", sa.String(20), nullable=False), # rejected: for its rows; failed: in the service
+        sa.Column("rule", sa.String(80), nullable=False), # Rule that rows break, or name of the exception
+        sa.Column("rows", sa.Integer, nullable=False)]
+    return {name: sa.Table(name, schema, *_common_columns(name), *own) for name, own in columns.items()}
 
 # %% ../../nbs/stores/events.ipynb #710ab33a
 def connect_event_database(
@@ -60,10 +87,16 @@ def connect_event_database(
     import sqlalchemy as sa
     from sqlalchemy import event
 
-    engine = sa.create_engine(url, pool_pre_ping=not url.startswith("sqlite"))
+    engine = sa.create_engine(url, pool_pre_ping=not url.startswith("sqlite"), json_serializer=_json_text,
+                              json_deserializer=from_json)
     if engine.dialect.name == "sqlite":
         event.listen(engine, "connect", _allow_concurrent_sqlite)
     return engine
+
+# %% ../../nbs/stores/events.ipynb #bbd55745
+def _json_text(value: Any) -> str:
+    "A value as JSON; several times faster than the standard library."
+    return to_json(value).decode()
 
 # %% ../../nbs/stores/events.ipynb #1944a90f
 DRIVER_PACKAGES = {"psycopg": "psycopg[binary]", "psycopg2": "psycopg2-binary", "MySQLdb": "mysqlclient"} # By module
@@ -117,13 +150,20 @@ def open_event_database(
 
 # %% ../../nbs/stores/events.ipynb #f743636e
 def _add_missing_columns(connection: "sa.Connection", table: "sa.Table") -> None:
-    "Add columns that the table of an earlier version does not have."
+    "Add columns that the table of an earlier version does not have; raise InputError if it is no table of mlcycle."
     import sqlalchemy as sa
 
-    present = {column["name"] for column in sa.inspect(connection).get_columns(table.name)}
+    present = {column["name"]: column["type"] for column in sa.inspect(connection).get_columns(table.name)}
+    if (lacking := {"number", "run", "received"} - present.keys()):
+        address = connection.engine.url.render_as_string(hide_password=True)
+        raise InputError(f"The database {address} has a table '{table.name}' that is no prediction log: it has no column "
+                         f"'{sorted(lacking)[0]}'.", remedy="Name another database as the event database (events_url).")
     for column in (column for column in table.columns if column.name not in present):
         kind = column.type.compile(connection.dialect)
         connection.execute(sa.text(f"ALTER TABLE {table.name} ADD COLUMN {column.name} {kind}"))
+    if connection.dialect.name == "postgresql" and not isinstance(present["number"], sa.BigInteger): # 2 billion events at most
+        connection.execute(sa.text(f"ALTER TABLE {table.name} ALTER COLUMN number TYPE BIGINT"))
+        connection.execute(sa.text(f"ALTER SEQUENCE IF EXISTS {table.name}_number_seq AS BIGINT"))
 
 # %% ../../nbs/stores/events.ipynb #eb847030
 def _allow_concurrent_sqlite(connection, _) -> None:
@@ -144,28 +184,42 @@ def sqlite_file_id(
         return None
     return facts.st_dev, facts.st_ino
 
+# %% ../../nbs/stores/events.ipynb #467f9e2d
+def typed_values(
+    event: dict, # Of the service
+) -> dict: # With its prediction, score or actual value in the column of its type
+    "Add to an event the columns that depend on the type of a value."
+    typed: dict[str, Any] = {}
+    for name, prefix in (("prediction", "predicted"), ("actual", "actual")):
+        value = event.get(name)
+        if isinstance(value, str | bool):
+            typed[f"{prefix}_label"] = value if isinstance(value, str) else str(value).lower()
+        elif value is not None:
+            typed[f"{prefix}_number"] = value
+    if isinstance(event.get("score"), int | float):
+        typed |= {"probability": event["score"], "score": None}
+    return event | typed
+
 # %% ../../nbs/stores/events.ipynb #369fea58
 def add_events(
     engine: "sa.Engine", # Of the event database
-    table: Literal["predictions", "actuals"], # Table to append to
+    table: Literal["predictions", "actuals", "request_errors"], # Table to append to
     events: list[dict], # One dict per row, with column names as keys
 ) -> None:
     "Append events to a table in one transaction; events whose `event_id` is in the table already are ignored."
-    if events:
-        with engine.begin() as connection:
-            _insert_new_events(connection, define_event_tables()[table], events)
+    add_event_batch(engine, [event | {"table": table} for event in events])
 
 # %% ../../nbs/stores/events.ipynb #864738dc
 def add_event_batch(
     engine: "sa.Engine", # Of the event database
     batch: list[dict], # Events, each with the name of its table as `table`; unknown keys are ignored
 ) -> None:
-    "Append events to both tables in one transaction; events whose `event_id` is in the table already are ignored."
+    "Append events to their tables in one transaction; events whose `event_id` is in the table already are ignored."
     with engine.begin() as connection:
         for name, table in define_event_tables().items():
             columns = [column.name for column in table.columns if column.name != "number"]
-            if (events := [{column: event.get(column) for column in columns} for event in batch if event["table"] == name]):
-                _insert_new_events(connection, table, events)
+            if (events := [typed_values(event) for event in batch if event["table"] == name]):
+                _insert_new_events(connection, table, [{column: event.get(column) for column in columns} for event in events])
 
 # %% ../../nbs/stores/events.ipynb #aacdf946
 def _insert_new_events(connection: "sa.Connection", table: "sa.Table", events: list[dict]) -> None:
@@ -198,15 +252,17 @@ def find_unknown_row_ids(
     engine: "sa.Engine", # Of the event database
     run: str, # Id of the run
     row_ids: list[str], # Row ids of actual values
+    model: str = "", # Registered model, whose predictions count whatever their run
 ) -> list[str]: # Those without a prediction
-    "Find row ids that no prediction of a run has."
+    "Find row ids that no prediction of a run or model has."
     table = define_event_tables()["predictions"]
     known: set[str] = set()
+    own = (table.c.run == run) | (table.c.model == model) if model else table.c.run == run
     with engine.connect() as connection:
         for start in range(0, len(row_ids), 1000): # Databases limit the number of parameters
             wanted = table.c.row_id.in_(row_ids[start:start + 1000])
             known |= {row.row_id for row in connection.execute(table.select().with_only_columns(table.c.row_id)
-                                                               .where(table.c.run == run, wanted))}
+                                                               .where(own, wanted))}
     return [row_id for row_id in row_ids if row_id not in known]
 
 # %% ../../nbs/stores/events.ipynb #90be853c
@@ -219,9 +275,9 @@ def read_events(
 
     `actual` is missing where no actual value was received. Both frames are empty if the run has no predictions.
     """
-    predictions, actuals = (table.select().where(table.c.run == run).order_by(table.c.number)
-                            for table in define_event_tables().values())
-    role = define_event_tables()["predictions"].c.role
+    tables = [define_event_tables()[name] for name in ("predictions", "actuals")]
+    predictions, actuals = (table.select().where(table.c.run == run).order_by(table.c.number) for table in tables)
+    role = tables[0].c.role
     predictions = predictions.where(role == "shadow" if shadow else role.is_distinct_from("shadow"))
     with engine.connect() as connection:
         events = pd.DataFrame([row._asdict() for row in connection.execute(predictions)])
@@ -230,4 +286,5 @@ def read_events(
         return events, pd.DataFrame()
     features = pd.DataFrame(events.pop("features").tolist(), index=events.index)
     events["actual"] = events.row_id.map(known)
+    events["score"] = events.score.where(events.probability.isna(), events.probability)
     return events, features
