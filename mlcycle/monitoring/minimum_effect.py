@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['MINIMUM_EFFECT', 'REFERENCE_ERROR_RATE', 'EXPECTED_EXCESSES', 'VALUE_GROUPS', 'ScoreFunctions', 'share_tolerance',
            'number_scores', 'category_scores', 'bound_reference_scores', 'ColumnBets', 'stake_bets', 'make_column_bets',
-           'window_e_value', 'subsample_counts']
+           'mean_e_value', 'window_e_value', 'subsample_counts']
 
 # %% ../../nbs/monitoring/minimum_effect.ipynb #c7429a39
 from dataclasses import dataclass
@@ -135,14 +135,21 @@ def make_column_bets(
     return ColumnBets(np.repeat(scores.names, n_stakes).tolist(), factors.reshape(-1, len(counts)).T,
                       np.repeat(weight * scores.weights / n_stakes, n_stakes))
 
-# %% ../../nbs/monitoring/minimum_effect.ipynb #03cf1882
+# %% ../../nbs/monitoring/minimum_effect.ipynb #065f6f40
+def mean_e_value(
+    log_e_values: np.ndarray, # Logarithms of the e-values of bets, shape (…, bets)
+    weights: np.ndarray, # Of the bets, shape (bets,)
+) -> np.ndarray: # Shape (…)
+    "The weighted mean of e-values, which is an e-value."
+    return np.exp(np.clip(np.logaddexp.reduce(log_e_values + np.log(weights / weights.sum()), axis=-1), -700, 700))
+
+# %% ../../nbs/monitoring/minimum_effect.ipynb #1873e0dd
 def window_e_value(
     bets: ColumnBets, # On one column
     counts: np.ndarray, # Rows of the windows by bin, the last one missing values; shape (…, bins + 1)
 ) -> np.ndarray: # Shape (…)
     "Evidence of each window alone: the mean of the e-values of all bets; 1 over it is a conservative p-value."
-    log_e = bets.log_e_values(np.asarray(counts, dtype=float)) + np.log(bets.weights / bets.weights.sum())
-    return np.exp(np.clip(np.logaddexp.reduce(log_e, axis=-1), -700, 700))
+    return mean_e_value(bets.log_e_values(np.asarray(counts, dtype=float)), bets.weights)
 
 # %% ../../nbs/monitoring/minimum_effect.ipynb #6e6573cd
 def subsample_counts(

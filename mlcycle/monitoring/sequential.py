@@ -84,7 +84,7 @@ def select_drifted(
     reached = np.flatnonzero(evidence[order] * np.arange(1, len(order) + 1) >= threshold)
     return order[:reached[-1] + 1] if len(reached) else order[:0]
 
-# %% ../../nbs/monitoring/sequential.ipynb #55e7ea08
+# %% ../../nbs/monitoring/sequential.ipynb #9af9ca9f
 class DriftDetector:
     "Detector of drift in several columns. Attributes: `evidence`, `alarms` (all of them, in order), `n_windows`."
 
@@ -119,6 +119,10 @@ class DriftDetector:
         self.alarms += raised
         self._end_alarms()
         return raised
+
+    def active_columns(self) -> list[str]:
+        "Columns with an alarm that has not ended."
+        return [self.names[place] for place in sorted(self._active)]
 
     def _make_alarm(self, place: int) -> DriftAlarm | None:
         best, window = self.evidence.best_bet(place), self.n_windows - 1
