@@ -57,7 +57,7 @@ def encode_inputs(
             columns.append(np.where(codes < 0, np.nan, codes))
     return np.column_stack(columns) if columns else np.empty((len(features), 0))
 
-# %% ../../nbs/service/loss_model.ipynb #d1e6c506
+# %% ../../nbs/service/loss_model.ipynb #ac4271c2
 @dataclass(frozen=True)
 class LossModel:
     "A booster that predicts losses, with its calibration."
@@ -65,7 +65,7 @@ class LossModel:
     text: str # LightGBM's text
     inputs: dict[str, list[str] | str] # How columns become numbers
     knots: np.ndarray # Calibration: predicted and calibrated losses, shape (2, knots)
-    variance: float # Of the difference between a loss and its prediction
+    variance: float # Of the difference between a loss and its prediction, relative to the mean square of predictions
     rows: int # Holdout rows that it was fitted on
 
     def to_arrays(self) -> dict[str, np.ndarray]:
@@ -87,7 +87,7 @@ LOSS_MODEL_ROUNDS = 60
 LOSS_MODEL_FOLDS = 3
 MIN_LOSS_MODEL_ROWS = 200
 
-# %% ../../nbs/service/loss_model.ipynb #da34224a
+# %% ../../nbs/service/loss_model.ipynb #e65a7daf
 def fit_loss_model(
     features: pd.DataFrame, # Holdout rows, columns that the model reads
     predicted: np.ndarray, # Predicted numbers, shape (n,)
@@ -109,10 +109,11 @@ def fit_loss_model(
     isotonic = IsotonicRegression(out_of_bounds="clip").fit(held_out, losses)
     knots = np.stack([isotonic.X_thresholds_, isotonic.y_thresholds_])
     booster = lgb.train(LOSS_MODEL_PARAMETERS, lgb.Dataset(table, losses), LOSS_MODEL_ROUNDS)
-    variance = float(np.var(losses - np.interp(held_out, *knots)))
+    calibrated = np.interp(held_out, *knots)
+    variance = float(np.var(losses - calibrated) / max((calibrated**2).mean(), 1e-300))
     return LossModel(booster.model_to_string(), inputs, knots, variance, len(losses))
 
-# %% ../../nbs/service/loss_model.ipynb #c5f7a513
+# %% ../../nbs/service/loss_model.ipynb #3b2ee3d2
 def predict_row_loss(
     model: LossModel, # Of a release
     features: pd.DataFrame, # Rows, columns that the model reads
@@ -121,6 +122,6 @@ def predict_row_loss(
     "Predict the loss of each row."
     import lightgbm as lgb
 
-    booster = lgb.Booster(params={"num_threads": 1, "verbose": -1}, model_str=model.text)
+    booster = lgb.Booster(model_str=model.text)
     table = np.column_stack([np.asarray(predicted, dtype=float), encode_inputs(features, model.inputs)])
     return np.interp(np.asarray(booster.predict(table, num_threads=1)), *model.knots) if len(table) else np.empty(0)
