@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['N_CALIBRATIONS', 'N_LABEL_DRAWS', 'MAX_DRAWN_ROWS', 'MEAN_METRICS', 'ROOT_METRICS', 'MIN_CHECKED_WINDOWS',
            'ScoreCalibrator', 'fit_score_calibrator', 'choose_calibration', 'PerformanceEstimator',
-           'fit_performance_estimator', 'expected_score', 'draw_scores', 'estimate_class_score', 'why_not_estimated',
-           'estimate_number_score', 'EstimateCheck', 'check_estimates']
+           'fit_performance_estimator', 'expected_score', 'score_drawn_labels', 'draw_scores', 'estimate_class_score',
+           'why_not_estimated', 'estimate_number_score', 'EstimateCheck', 'check_estimates']
 
-# %% ../../nbs/monitoring/estimation.ipynb #913e2969
+# %% ../../nbs/monitoring/estimation.ipynb #2c597cb6
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -16,6 +16,7 @@ import numpy as np
 from scipy import stats
 
 from ..ml.bootstrap import interval_in_range, score_resamples
+from ..ml.metric_definitions import Metric
 from ..ml.metrics import bind_metric_to_problem, score_encoded, select_scores_or_labels
 from ..ml.predictions import Predictions
 from ..outcomes import Problem, Score
@@ -43,7 +44,7 @@ def _log_odds_parts(scores: np.ndarray) -> np.ndarray:
     clipped = np.clip(np.asarray(scores, dtype=float), 1e-6, 1 - 1e-6)
     return np.column_stack([np.log(clipped), -np.log1p(-clipped)])
 
-# %% ../../nbs/monitoring/estimation.ipynb #957869fb
+# %% ../../nbs/monitoring/estimation.ipynb #0ad1a2fa
 def fit_score_calibrator(
     kind: str, # `isotonic` or `logistic`
     scores: np.ndarray, # Probabilities, shape (n,)
@@ -61,7 +62,7 @@ def fit_score_calibrator(
         return ScoreCalibrator(kind, fitted.X_thresholds_.astype(float), fitted.y_thresholds_.astype(float))
     from sklearn.linear_model import LogisticRegression
 
-    model = LogisticRegression(C=100.0, max_iter=200).fit(_log_odds_parts(scores), positive)
+    model = LogisticRegression(C=100.0, solver="newton-cholesky").fit(_log_odds_parts(scores), positive)
     return ScoreCalibrator(kind, np.r_[model.intercept_, model.coef_[0]], np.empty(0))
 
 # %% ../../nbs/monitoring/estimation.ipynb #2b245790
@@ -134,7 +135,26 @@ def expected_score(
     given = np.tile(given, classes) if given.ndim == 1 else np.tile(given, (classes, 1))
     return float(score_resamples(metric, problem, codes == 1 if problem.task == "binary" else codes, given, weights)[0])
 
-# %% ../../nbs/monitoring/estimation.ipynb #a807c2b0
+# %% ../../nbs/monitoring/estimation.ipynb #16a2fadc
+def score_drawn_labels(
+    metric: Metric, # Bound to the problem
+    problem: Problem, # Task and classes
+    codes: np.ndarray, # Drawn class numbers, shape (draws, n)
+    given: np.ndarray, # Scores or encoded labels, as the metric needs
+) -> np.ndarray: # Shape (draws,), NaN for a draw of one class only
+    "The metric of the same predictions for several draws of the actual values."
+    classes = max(len(problem.classes), 2)
+    single = (codes == codes[:, :1]).all(axis=1)
+    if metric.from_confusion or metric.weighted_function:
+        tiled = np.tile(given, classes) if given.ndim == 1 else np.tile(given, (classes, 1))
+        every = np.repeat(np.arange(classes), codes.shape[1])
+        weights = np.concatenate([codes == k for k in range(classes)], axis=1).astype(float)
+        scored = score_resamples(metric, problem, every == 1 if problem.task == "binary" else every, tiled, weights)
+        return np.where(single, np.nan, scored)
+    return np.array([np.nan if one else score_encoded(metric, row == 1 if problem.task == "binary" else row, given)
+                     for one, row in zip(single, codes, strict=True)])
+
+# %% ../../nbs/monitoring/estimation.ipynb #5c101347
 def draw_scores(
     estimator: PerformanceEstimator, # Of the release
     name: str, # Metric of a classification
@@ -144,16 +164,15 @@ def draw_scores(
     "The metric for actual values that are drawn from the calibrated probabilities."
     problem, rng = estimator.problem, np.random.default_rng(seed)
     metric, scores = bind_metric_to_problem(name, problem), np.asarray(predictions.scores, dtype=float)
-    given, drawn = select_scores_or_labels(metric, problem, predictions), np.full(N_LABEL_DRAWS, np.nan)
-    for fit in range(fits := len(estimator.calibrators)):
+    given, fits, drawn = select_scores_or_labels(metric, problem, predictions), len(estimator.calibrators), []
+    for fit in range(fits):
         cumulated = estimator.probabilities(scores, fit).cumsum(axis=1)[:, :-1]
-        for place in range(fit, N_LABEL_DRAWS, fits):
-            codes = (rng.random(len(scores))[:, None] > cumulated).sum(axis=1)
-            if len(np.unique(codes)) > 1:
-                drawn[place] = score_encoded(metric, codes == 1 if problem.task == "binary" else codes, given)
-    return drawn
+        size = (N_LABEL_DRAWS - fit - 1) // fits + 1
+        codes = (rng.random((size, len(scores), 1)) > cumulated).sum(axis=2)
+        drawn.append(score_drawn_labels(metric, problem, codes, given))
+    return np.concatenate(drawn)
 
-# %% ../../nbs/monitoring/estimation.ipynb #f8ca30b4
+# %% ../../nbs/monitoring/estimation.ipynb #601ca156
 def estimate_class_score(
     estimator: PerformanceEstimator, # Of the release
     name: str, # Metric of a classification
@@ -174,12 +193,12 @@ def estimate_class_score(
     return Score(metric=metric.name, value=value, low=float(low), high=float(high),
                  lower_is_better=metric.higher_is_better is False)
 
-# %% ../../nbs/monitoring/estimation.ipynb #1058ec3f
+# %% ../../nbs/monitoring/estimation.ipynb #83aca714
 MEAN_METRICS = {"mae", "mean_squared_error", "mean_absolute_percentage_error", "mean_squared_log_error", "mean_poisson_deviance",
                 "mean_gamma_deviance"}
 ROOT_METRICS = {"rmse", "root_mean_squared_log_error"}
 
-# %% ../../nbs/monitoring/estimation.ipynb #ddca8033
+# %% ../../nbs/monitoring/estimation.ipynb #67e4a5ce
 def why_not_estimated(
     reference: ReferenceScores | None, # Of the release
     problem: Problem, # Task and primary metric
@@ -194,7 +213,7 @@ def why_not_estimated(
         return f"{name} is not a function of the mean loss of rows"
     return "" if reference.loss_model is not None else "the holdout has too few rows for a loss model"
 
-# %% ../../nbs/monitoring/estimation.ipynb #3fb52146
+# %% ../../nbs/monitoring/estimation.ipynb #bccd4ea8
 def estimate_number_score(
     reference: ReferenceScores, # Of a regression, with its loss model
     problem: Problem, # Has the primary metric
@@ -219,10 +238,10 @@ def estimate_number_score(
     return Score(metric=metric.name, value=float(value), low=float(low), high=float(high),
                  lower_is_better=metric.higher_is_better is False)
 
-# %% ../../nbs/monitoring/estimation.ipynb #e88913a9
+# %% ../../nbs/monitoring/estimation.ipynb #854d1d20
 MIN_CHECKED_WINDOWS = 3
 
-# %% ../../nbs/monitoring/estimation.ipynb #93fa5862
+# %% ../../nbs/monitoring/estimation.ipynb #8086d4f8
 @dataclass(frozen=True)
 class EstimateCheck:
     "Estimated scores of windows compared with those realised later, on the same rows."
@@ -243,7 +262,7 @@ class EstimateCheck:
                 f"mean absolute error {self.mean_absolute_error:.4f}{unchanged}, {self.covered:.0%} within its 95 % interval; "
                 f"{verdict}.")
 
-# %% ../../nbs/monitoring/estimation.ipynb #485c76fa
+# %% ../../nbs/monitoring/estimation.ipynb #fc4c09f2
 def check_estimates(
     estimated: Sequence[Score], # Of windows, with intervals
     realised: Sequence[Score], # Of the same rows
@@ -257,5 +276,8 @@ def check_estimates(
     inside = [one.interval[0] <= other.value <= one.interval[1] for one, other in zip(estimated, realised, strict=True)]
     unchanged = np.nan if holdout is None else float(np.mean([abs(each.value - holdout.value) for each in realised]))
     error, few = float(np.abs(errors).mean()), stats.binom.cdf(sum(inside), len(inside), 0.95) < 0.01
-    reliable = None if len(errors) < MIN_CHECKED_WINDOWS else not (few and error > tolerance)
+    spread = np.array([(one.interval[1] - one.interval[0]) / 3.92 for one in estimated])
+    biased = abs(errors.sum()) > 2.58 * np.sqrt((spread**2).sum())
+    wrong = few and error > tolerance or biased and abs(errors.mean()) > tolerance
+    reliable = None if len(errors) < MIN_CHECKED_WINDOWS else not wrong
     return EstimateCheck(len(errors), error, unchanged, float(np.mean(inside)), reliable)
