@@ -12,6 +12,7 @@ import typer
 
 from .. import __version__
 from . import checks, doctor, governance, image, package, project, run, runs, score, serve
+from .alerts import alert_app
 from .base import app
 from .contract import contract_app
 from .data import data_app
@@ -24,7 +25,7 @@ from ..core.cache_folders import choose_cache_folders
 # %% ../../nbs/cli/app.ipynb #1d6776aa
 COMMANDS = (project, doctor, run, runs, checks, governance, serve, score, package, image) # Importing a module adds its commands
 for group, name in ((data_app, "data"), (contract_app, "contract"), (model_app, "models"), (problem_app, "problem"),
-                    (key_app, "key"), (deployment_app, "deployments")):
+                    (key_app, "key"), (deployment_app, "deployments"), (alert_app, "alerts")):
     app.add_typer(group, name=name)
 
 # %% ../../nbs/cli/app.ipynb #c90963a4

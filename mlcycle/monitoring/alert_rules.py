@@ -104,10 +104,10 @@ QUALITY_RULES = (
             "whether the process that sends feedback runs, and whether its row ids are those of the predictions.",
             "Send actual values to POST /feedback."))
 
-# %% ../../nbs/monitoring/alert_rules.ipynb #8f3005ef
+# %% ../../nbs/monitoring/alert_rules.ipynb #695ade3f
 SERVICE_RULES = (
     _rule("latency", "warning", 24, "rows",
-          "The 95th percentile of the response time of predictions is above the budget of the problem.",
+          "Predictions take longer than the budget of the problem allows.",
           "response times over time, per version and per number of rows; the queue delay in the metrics of the service.",
           "Add workers or instances, serve with --accelerate, or choose a faster model.", "modelling")
     | _rule("errors", "critical", 6, "nothing",
