@@ -74,8 +74,9 @@ setup: .venv/ready  ## Create the environment .venv
 	python -m pip install --quiet --no-deps --no-build-isolation -e .
 	@touch $@
 
-system:  ## Install the system packages of some tests: a browser, promtool, tools for images (Debian, as root)
-	apt-get update -qq && apt-get install -y -qq --no-install-recommends buildah chromium debootstrap fonts-liberation prometheus
+system:  ## Install the system packages of some tests: a browser, Prometheus, Alertmanager, tools for images (Debian, as root)
+	apt-get update -qq && apt-get install -y -qq --no-install-recommends buildah chromium debootstrap fonts-liberation prometheus \
+		prometheus-alertmanager
 
 LOCK := uv pip compile --quiet --universal --python-version 3.11 --extra docs --extra holidays --extra lab --extra onnx --extra postgres \
 	--extra test --generate-hashes --no-annotate --no-header pyproject.toml

@@ -7,7 +7,6 @@ __all__ = ['HOOK_VARIABLES', 'hook_payload', 'call_webhook_or_command']
 
 # %% ../../nbs/lifecycle/hooks.ipynb #8f91cd42
 import json
-import logging
 import os
 import re
 import shlex
@@ -17,12 +16,10 @@ from pathlib import Path
 from tempfile import TemporaryFile
 from typing import TYPE_CHECKING, Any
 
-from ..core.retries import retry_policy
 from ..core.secrets import mask_secrets
+from ..core.webhooks import post_to_webhook
 
 if TYPE_CHECKING:
-    import httpx
-
     from mlcycle.core.runs import Run
 
 # %% ../../nbs/lifecycle/hooks.ipynb #93da6deb
@@ -57,36 +54,8 @@ def call_webhook_or_command(
         return f"The hook names the environment variable {unset[0]}, which is not set."
     body = json.dumps(facts, default=str)
     if is_webhook:
-        return _call_webhook(address, body, timeout, attempts, backoff)
+        return post_to_webhook(address, body, timeout, attempts, backoff)
     return _run_command(hook, facts, body, timeout) if address else ""
-
-# %% ../../nbs/lifecycle/hooks.ipynb #b3032473
-def _call_webhook(address: str, body: str, timeout: float, attempts: int, backoff: float) -> str:
-    "Post to a webhook; return an error message, empty on success."
-    import httpx
-
-    for name in ("httpx", "httpcore"): # Their logs contain the whole address
-        logging.getLogger(name).setLevel(logging.WARNING)
-    try:
-        url = httpx.URL(address)
-        where = f"The webhook at {url.scheme}://{url.host}"
-    except httpx.InvalidURL:
-        return "The address of the webhook cannot be read."
-    try:
-        status = retry_policy(attempts, backoff)(_post, url, body, timeout).status_code
-    except httpx.TimeoutException:
-        return f"{where} did not respond within {timeout:g} seconds, in {attempts} attempts."
-    except (httpx.HTTPError, OSError) as error: # Its message may contain the address
-        return f"{where} cannot be reached: {type(error).__name__}."
-    return "" if 200 <= status < 300 else f"{where} responded with status {status}."
-
-# %% ../../nbs/lifecycle/hooks.ipynb #4611ed81
-def _post(url: "httpx.URL", body: str, timeout: float) -> "httpx.Response":
-    "Make one attempt; the body of the response is not read."
-    import httpx
-
-    with httpx.stream("POST", url, content=body, headers={"Content-Type": "application/json"}, timeout=timeout) as response:
-        return response
 
 # %% ../../nbs/lifecycle/hooks.ipynb #006b787e
 HOOK_VARIABLES = {"MLCYCLE_RUN": "id", "MLCYCLE_STATUS": "status", "MLCYCLE_DECISION": "decision", "MLCYCLE_PAGES": "pages"}
