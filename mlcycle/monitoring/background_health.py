@@ -22,15 +22,15 @@ from ..stores.events import define_event_tables, sqlite_file_id
 if TYPE_CHECKING: # Imported late: a fake log needs no database
     import sqlalchemy as sa
 
-# %% ../../nbs/monitoring/background_health.ipynb #4890c271
+# %% ../../nbs/monitoring/background_health.ipynb #a29c6234
 def log_state(
     engine: "sa.Engine", # Of the event database
 ) -> tuple[int | None, ...]: # None for a table without events, or that does not exist
     "A value that changes whenever events are added to the prediction log."
     import sqlalchemy as sa
 
-    tables = define_event_tables()
-    if engine.dialect.name == "sqlite" and engine.url.database and sqlite_file_id(engine) is None: # Connecting would create it
+    tables = define_event_tables() # A file that does not exist would be created by connecting
+    if engine.dialect.name == "sqlite" and engine.url.database and sqlite_file_id(engine) is None:
         return (None,) * len(tables)
     with engine.connect() as connection:
         present = set(sa.inspect(connection).get_table_names())

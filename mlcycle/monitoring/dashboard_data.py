@@ -9,12 +9,12 @@ __all__ = ['WATCH_RANGES', 'ACTION_WORDS', 'MAX_VERSIONS', 'MAX_LINES', 'PANELS'
            'drift_panel', 'outlier_panel', 'version_row', 'version_panel', 'ShownAlert', 'alert_panel',
            'dashboard_data']
 
-# %% ../../nbs/monitoring/dashboard_data.ipynb #30575267
+# %% ../../nbs/monitoring/dashboard_data.ipynb #6453c2ed
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, Protocol
 
 from ..outcomes import ColumnDrift, Health, Score, VersionHealth, Window
 from ..score_format import format_estimate, interval_decimals
@@ -347,33 +347,38 @@ def version_panel(
     return panel("versions", "Model versions", tables=[text_table("Model versions", heads, map(version_row, health.versions))],
                  empty="" if health.versions else "No model version predicted in this range.")
 
-# %% ../../nbs/monitoring/dashboard_data.ipynb #8dcb1f70
-@dataclass(frozen=True)
-class ShownAlert:
-    "An alert as the page shows it."
+# %% ../../nbs/monitoring/dashboard_data.ipynb #1509eb35
+class ShownAlert(Protocol):
+    "What the page reads of an alert."
 
-    state: str # Such as active, acknowledged, muted, resolved
-    severity: str # info, warning or critical
-    rule: str
-    summary: str # One sentence
-    subject: str = "" # Column, version or metric
-    since: str = "" # When it began
-    runbook: str = "" # What to do
+    @property
+    def state(self) -> str: ... # firing, acknowledged or resolved
+    @property
+    def severity(self) -> str: ... # info, warning or critical
+    @property
+    def rule(self) -> str: ...
+    @property
+    def subject(self) -> str: ... # Column, version or metric; may be empty
+    @property
+    def summary(self) -> str: ... # One sentence
+    @property
+    def since(self) -> str: ... # Start of the first window in which it holds; may be empty
+    @property
+    def runbook(self) -> str: ... # What to do
 
-# %% ../../nbs/monitoring/dashboard_data.ipynb #56209683
+# %% ../../nbs/monitoring/dashboard_data.ipynb #aad48d12
 def alert_panel(
     health: Health, # Its alarms are shown if there are no alerts
     alerts: Sequence[ShownAlert] | None = None, # The gravest first; None: no store of alerts
 ) -> dict[str, Any]: # JSON types
     "Alerts with their state, severity and runbook."
+    shown = health.alarms if alerts is None else alerts
+    rows = [(each.severity, getattr(each, "state", "found"), each.rule + (f": {each.subject}" if each.subject else ""),
+             each.summary, short_time(each.since) or "–", getattr(each, "runbook", "")) for each in shown]
+    heads: tuple[str, ...] = ("Severity", "State", "Rule", "Summary", "Since", "What to do")
     if alerts is None:
-        alerts = [ShownAlert("found", each.severity, each.rule, each.summary, each.subject, each.since) for each in health.alarms]
-    rows = [(each.severity, each.state, each.rule + (f": {each.subject}" if each.subject else ""), each.summary,
-             short_time(each.since) or "–", each.runbook or "–") for each in alerts]
-    heads = ("Severity", "State", "Rule", "Summary", "Since", "What to do")
-    if not any(each.runbook for each in alerts):
         heads, rows = heads[:-1], [row[:-1] for row in rows]
-    table = text_table("Alerts", heads, rows) | {"badges": [0, 1]}
+    table = text_table("Alerts", heads, rows) | {"badges": [0, 1], "runbooks": [] if alerts is None else [5]}
     return panel("alerts", "Alerts", tables=[table], empty="" if rows else "No alerts.")
 
 # %% ../../nbs/monitoring/dashboard_data.ipynb #2780c44a

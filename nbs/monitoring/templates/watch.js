@@ -225,15 +225,17 @@
     })]);
     return { caption: chart.title, heads, rows, numeric: heads.map((_, i) => i > 0) };
   }
-  const TONES = { critical: "failed", warning: "advice", info: "running", active: "failed", resolved: "approved" };
+  const TONES = { critical: "failed", warning: "advice", info: "running", firing: "failed", resolved: "approved" };
   function tableOf(table, quiet) {
-    const long = table.heads.map((_, i) => table.rows.some((row) => row[i].length > 30));
-    const short = table.heads.map((_, i) => table.rows.every((row) => row[i].length <= 24));
+    const isFold = (i) => Boolean(table.runbooks?.includes(i));
+    const long = table.heads.map((_, i) => !isFold(i) && table.rows.some((row) => row[i].length > 30));
+    const short = table.heads.map((_, i) => !isFold(i) && table.rows.every((row) => row[i].length <= 24));
     const kind = (i) => [table.numeric[i] ? "numeric" : "", long[i] ? "long" : "", short[i] ? "nowrap" : ""].join(" ").trim();
-    const value = (text, i) => (table.badges?.includes(i) ? make("span", { class: `badge ${TONES[text] || ""}` }, text) : text);
+    const value = (text, i, row) => isFold(i) && text ? foldOf(`runbook-${row[2]}`, "Runbook", () => make("p", { class: "runbook" }, text)) :
+      (table.badges?.includes(i) ? make("span", { class: `badge ${TONES[text] || ""}` }, text) : text);
     const head = make("tr", {}, ...table.heads.map((text, i) => make("th", { scope: "col", class: kind(i) }, text)));
     const rows = table.rows.map((row) => make("tr", {}, ...row.map((text, i) =>
-      make(i === 0 && !table.badges ? "th" : "td", { scope: i === 0 && !table.badges ? "row" : "", class: kind(i) }, value(text, i)))));
+      make(i === 0 && !table.badges ? "th" : "td", { scope: i === 0 && !table.badges ? "row" : "", class: kind(i) }, value(text, i, row)))));
     const caption = make("caption", { class: table.folded || quiet ? "hear" : "" }, table.caption);
     return make("div", { class: "wide", "data-label": table.caption }, make("table", {}, caption, make("thead", {}, head), make("tbody", {}, ...rows)));
   }
