@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from .. import __version__
-from . import checks, doctor, governance, image, package, project, run, runs, score, serve
+from . import checks, doctor, governance, image, package, project, run, runs, score, serve, watch
 from .base import app
 from .contract import contract_app
 from .data import data_app
@@ -22,7 +22,7 @@ from .project import problem_app
 from ..core.cache_folders import choose_cache_folders
 
 # %% ../../nbs/cli/app.ipynb #1d6776aa
-COMMANDS = (project, doctor, run, runs, checks, governance, serve, score, package, image) # Importing a module adds its commands
+COMMANDS = (project, doctor, run, runs, checks, governance, serve, score, package, image, watch) # Importing one adds its commands
 for group, name in ((data_app, "data"), (contract_app, "contract"), (model_app, "models"), (problem_app, "problem"),
                     (key_app, "key"), (deployment_app, "deployments")):
     app.add_typer(group, name=name)
