@@ -724,6 +724,7 @@ class Window(Record):
     n_outliers: int = 0 # Rows with an outlier p-value below the level
     versions: dict[str, int] = {} # Predictions by model version
     drifted: list[str] = [] # Columns with a drift alarm in this window
+    e_values: dict[str, float] = {} # Evidence against "no drift" accumulated up to this window, by column
 
 # %% ../nbs/outcomes.ipynb #34db5d4c
 class VersionHealth(Record):
@@ -779,6 +780,9 @@ class Health(Outcome):
     outliers: list[OutlierRow] = [] # The smallest p-values first
     alarms: list[Alarm] = [] # The gravest first
     notes: list[str] = [] # What could not be judged, or was left out, and why
+    reference_score: Score | None = None # Primary metric on the holdout, with which scores are compared
+    latency_budget_ms: float | None = None # Maximum of the 95th percentile of the latency
+    e_value_threshold: float | None = None # E-value from which a column has drifted
 
 # %% ../nbs/outcomes.ipynb #524f7d44
 OUTCOME_TYPES = {kind.stage: kind for kind in (Problem, Dataset, FeaturePlan, Candidate, Verdict, Release, Health)}

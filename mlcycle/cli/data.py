@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 # %% ../../nbs/cli/data.ipynb #69e9d761
 data_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None,
-                         help="Tables of a workspace: versions, differences, lineage, cleaning.")
+                         help="Tables: versions, differences, lineage, cleaning.")
 PROJECT = Annotated[Path | None, typer.Option(help="Project folder; found from the working directory.")]
 ROWS = Annotated[int, typer.Option(min=0, help="Maximum number of rows to show.")]
 MAX_COLUMNS_ACROSS = 8 # A table with more columns is printed transposed
