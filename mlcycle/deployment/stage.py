@@ -31,6 +31,8 @@ from ..outcomes import Candidate, Dataset, FeaturePlan, FormParity, ModelRef, Pa
 from ..service.bundle import Bundle, build_bundle, hash_bundle_files, verify_release
 from ..service.local import running_service
 from ..service.model_description import describe_served_model
+from ..service.outlier_fit import fit_outlier_model
+from ..service.outlier_model import OUTLIER_MODEL_FILE, outlier_model_content
 from ..service.reference_profile import make_reference_profile
 from ..service.rows import to_json_rows
 from ..stores.models.decisions import is_released_by_person
@@ -70,7 +72,8 @@ def release_documents(
     profile = make_reference_profile(train, predict(model, sample, bundle.problem, bundle.threshold), bundle.problem)
     files = {"contract.yaml": workspace.root / dataset.contract.path,
              **{name: Path(card or "") / name for name in ("model_card.md", "model_card.html") if card}}
-    return {"reference_profile.json": (json.dumps(profile, indent=1, ensure_ascii=False) + "\n").encode(),
+    return {OUTLIER_MODEL_FILE: outlier_model_content(fit_outlier_model(train)),
+            "reference_profile.json": (json.dumps(profile, indent=1, ensure_ascii=False) + "\n").encode(),
             **{name: path for name, path in files.items() if path.is_file()}}
 
 # %% ../../nbs/06_deployment.ipynb #92adad73

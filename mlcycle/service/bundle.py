@@ -78,7 +78,8 @@ MODEL_FILE = "model.skops"
 FILE_CONTENTS = {
     "model.skops": "fitted pipeline", "bundle.json": "columns with their types, cleaning plan, decision threshold",
     "contract.yaml": "data contract", "input_schema.json": "JSON Schema of a row, with examples",
-    "reference_profile.json": "distribution of columns and predictions in the training rows", "model_card.md": "model card",
+    "reference_profile.json": "distribution of columns and predictions in the training rows",
+    "outlier_model.npz": "how unlike the training rows a row is", "model_card.md": "model card",
     "model_card.html": "model card as a page", "requirements.txt": "packages to install, with versions",
     "requirements-accelerator.txt": "package for the accelerator",
     "functions.py": "user functions", "sbom.cdx.json": "packages and model, for scanners", PUBLIC_KEY_FILE: "public key",

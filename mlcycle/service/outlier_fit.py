@@ -24,10 +24,11 @@ from mlcycle.service.outlier_model import (
     outlier_scores,
 )
 
-# %% ../../nbs/service/outlier_fit.ipynb #9608cad5
+# %% ../../nbs/service/outlier_fit.ipynb #5ccddd4f
 MAX_FIT_ROWS = 20_000 # Training rows for the fit and for the calibration
 MAX_LISTED_CATEGORIES = 200 # With a code of their own, by column
-KNOT_SHARES = np.unique([0, .0005, .001, .0025, .005, .01, .02, *np.linspace(.03, .97, 50), .98, .99, .995, .9975, .999, .9995, 1])
+KNOT_SHARES = np.unique([0, .0005, .001, .0025, .005, .01, .02, *np.linspace(.03, .97, 50),
+                         .98, .99, .995, .9975, .999, .9995, 1])
 MIN_DATE_SPAN = 30 * 86_400.0 # Seconds
 CLOSED = 1.5 # Factor of the normal score of what the training rows exclude
 
