@@ -10,7 +10,7 @@ __all__ = ['OUTLIER_MODEL_FILE', 'MISSING_CODE', 'OTHER_CODE', 'MAX_SCORE', 'FEW
 
 # %% ../../nbs/service/outlier_model.ipynb #afac63d3
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from io import BytesIO
@@ -114,6 +114,8 @@ def read_outlier_numbers(
         column = columns[name]
         if column.dtype.kind == "M" or name in model.dates:
             column = dates_to_seconds(column)
+        elif column.dtype.kind == "O":
+            column = to_floats(column)
         values[:, place] = column
     return values
 
@@ -176,9 +178,12 @@ def outlier_deviations(
     model: OutlierModel, # Center, scale and precision
     columns: Mapping[str, Any], # Prepared rows
     n_rows: int, # Number of rows
-) -> Deviations: # Of each row
+    unknown: Collection[str] = (), # Columns whose values are not known, such as those that the prediction log does not have
+) -> Deviations: # Of each row; 0 in unknown columns
     "The deviations of the features of rows from their means, in their scales."
     away = (outlier_features(model, columns, n_rows) - model.center) / model.scale
+    if unknown:
+        away[:, np.isin(model.owners, [place for place, name in enumerate(model.names) if name in unknown])] = 0
     correlated = away[:, model.correlated]
     return Deviations(correlated, correlated @ model.precision, away[:, model.separate])
 
@@ -210,9 +215,10 @@ def unusual_columns(
     columns: Mapping[str, Any], # Prepared rows
     n_rows: int, # Number of rows
     max_columns: int = 5, # Names for each row
+    unknown: Collection[str] = (), # Columns whose values are not known; they are not named
 ) -> list[list[str]]: # For each row one name or more, the most unusual column first; none if nothing deviates
     "The columns that make each row unusual."
-    away = outlier_deviations(model, columns, n_rows)
+    away = outlier_deviations(model, columns, n_rows, unknown)
     return [_unusual_columns_of_row(model, away.correlated[row].copy(), away.separate[row].copy(), max_columns)
             for row in range(n_rows)]
 
