@@ -192,9 +192,10 @@ def outlier_scores(
     model: OutlierModel, # Fitted
     columns: Mapping[str, Any], # Prepared rows; see `outlier_columns` for those of a data frame
     n_rows: int, # Number of rows
+    unknown: Collection[str] = (), # Columns whose values are not known
 ) -> np.ndarray: # Shape (n,); about 0 for a typical row, 1 for one that 1 % of the rows exceed
     "How unlike the training rows each row is."
-    total, largest = outlier_deviations(model, columns, n_rows).statistics(model)
+    total, largest = outlier_deviations(model, columns, n_rows, unknown).statistics(model)
     middle, width, middle_largest, width_largest = model.spread
     return np.round(np.maximum((total - middle) / width, (largest - middle_largest) / width_largest), 6).astype(np.float32)
 
