@@ -746,6 +746,7 @@ class OutlierRow(Record):
     when: str
     p_value: float # Share of training rows that are at least as unusual
     columns: list[str] # Those that make it unusual, the most unusual first
+    significant: bool = False # Whether it is unlike the training rows, at a false discovery rate of 5 % among all rows
 
 # %% ../nbs/outcomes.ipynb #17b969a5
 class Alarm(Record):

@@ -26,6 +26,7 @@ from .error_responses import add_error_handlers
 from .mlflow_api import mlflow_routes
 from .open_inference_api import open_inference_routes
 from .operation import add_operation
+from .outlier_model import read_outlier_model
 from .predict_api import predict_routes
 from .personal_columns import check_personal_columns
 from .prediction_log import PredictionLog
@@ -83,7 +84,9 @@ def load_served_model(
     bundle, model = open_release(folder)
     check_functions_known(model, folder)
     onnx = read_accelerator(folder, bundle) if accelerate else {}
-    served = ServedModel(bundle, model, Path(folder), compile_row_scorer(model, bundle, onnx))
+    with unpacked_release(folder) as release:
+        outliers = read_outlier_model(release)
+    served = ServedModel(bundle, model, Path(folder), compile_row_scorer(model, bundle, onnx), outliers=outliers)
     if onnx:
         print(f"Accelerator: {bundle.model.name} version {bundle.model.version} is predicted by {served.predicted_by}.",
               file=sys.stderr, flush=True)

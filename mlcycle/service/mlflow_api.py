@@ -137,7 +137,7 @@ def invocation_values(
     options: PredictOptions, # Options of the request
 ) -> list: # One for each row as sent; None where a row was left out
     "The predictions of a response in JSON: labels, lists of probabilities, or objects."
-    if options.intervals or options.reasons:
+    if options.intervals or options.reasons or options.outliers:
         columns = line_columns(served, ())
         values: list[Any] = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
     elif options.probabilities:

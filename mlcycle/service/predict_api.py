@@ -46,7 +46,7 @@ from .request_bodies import read_choice, read_content_type, read_object
 
 # %% ../../nbs/service/predict_api.ipynb #29131363
 MAX_REASONS = 20 # Columns that a request may want as reasons of a prediction
-PREDICT_FIELDS = ("row_ids", "intervals", "probabilities", "reasons", "on_error") # Besides `rows`
+PREDICT_FIELDS = ("row_ids", "intervals", "probabilities", "reasons", "on_error", "outliers") # Besides `rows`
 
 # %% ../../nbs/service/predict_api.ipynb #e3b1fb4c
 def read_options(
@@ -57,8 +57,9 @@ def read_options(
     if isinstance(reasons, bool) or not isinstance(reasons, int) or not 0 <= reasons <= MAX_REASONS:
         raise InputError(f"The field 'reasons' is {show_value(reasons)}.", f"Expected is a whole number from 0 to {MAX_REASONS}.")
     skip = read_choice(fields, "on_error", ("reject", "skip")) == "skip"
-    flags = [read_choice(fields, name, (False, True)) for name in ("intervals", "probabilities")]
-    return PredictOptions(*flags, reasons, skip)
+    intervals, probabilities, outliers = (read_choice(fields, name, (False, True))
+                                          for name in ("intervals", "probabilities", "outliers"))
+    return PredictOptions(intervals, probabilities, reasons, skip, outliers)
 
 # %% ../../nbs/service/predict_api.ipynb #66a3cc1d
 def read_predict_body(
@@ -153,11 +154,12 @@ def request_schemas(
                "fewer if fewer columns change it. A request with reasons has at most "
                f"{min(max_rows_with_reasons(len(bundle.columns)), MAX_ROWS_PER_REQUEST):,} rows."}
     flags = {"intervals": "Prediction intervals, or sets of plausible classes.",
-             "probabilities": "The probability of each class."}
+             "probabilities": "The probability of each class.",
+             "outliers": "How unlike the training rows each row is: a p-value, and the columns that make it small."}
     on_error = {"enum": ["reject", "skip"], "default": "reject", "description": "Reject the request, or skip the rows that "
                 "cannot be used."}
     options = {name: {**BOOLEAN, "default": False, "description": text} for name, text in flags.items()
-               if name == "intervals" and bundle.conformal or name == "probabilities" and problem.classes}
+               if {"intervals": bundle.conformal, "probabilities": problem.classes}.get(name, True)}
     actual = {"type": "number"} if problem.task == "regression" else {"enum": [*problem.classes]}
     actuals = {"type": "array", "minItems": 1, "maxItems": MAX_ROWS_PER_REQUEST, "items": described(
         actual, f"Actual value of {problem.target}; other spellings of a class that stage 1 knows are accepted too.")}
@@ -184,7 +186,10 @@ def note_schemas(
         "names": list_of(TEXT, description="Names of the first extra columns.")})
     reason = object_of({"column": TEXT, "value": JSON_VALUE, "typical": described(JSON_VALUE, "The typical training value."),
                         "change": described(NUMBER, f"The {score} minus that with the typical value in this column.")})
-    return {"Change": change, "Warning": warning, "Coercion": coercion, "Reason": reason}
+    p_value = described(NUMBER, "Share of the training rows that are at least as unusual.")
+    unusual = list_of(TEXT, description="Columns that make the row unusual, most unusual first; none for p-values above 0.05.")
+    return {"Change": change, "Warning": warning, "Coercion": coercion, "Reason": reason,
+            "Outlier": object_of({"p_value": p_value, "columns": unusual})}
 
 # %% ../../nbs/service/predict_api.ipynb #cbf94030
 def output_schemas(
@@ -198,7 +203,7 @@ def output_schemas(
         outputs = {"prediction_set": list_of(label)}
     if problem.classes:
         outputs["probabilities"] = object_of({class_name(each): NUMBER for each in problem.classes})
-    outputs["reasons"] = list_of(schema_ref("Reason"))
+    outputs |= {"reasons": list_of(schema_ref("Reason")), "outliers": schema_ref("Outlier")}
     return {name: list_of(or_null(schema)) for name, schema in outputs.items()}
 
 # %% ../../nbs/service/predict_api.ipynb #fc28db92

@@ -18,6 +18,8 @@ from ..ml.predictions import Predictions
 from ..ml.value_parsing import format_value
 from ..outcomes import Label, Problem
 from .bundle import Bundle
+from .outlier_model import OutlierModel
+from .outlier_outputs import outliers_of_rows
 from .prediction_reasons import find_reasons
 from .rows import PreparedRows, intervals_of_rows
 
@@ -30,6 +32,7 @@ class PredictOptions:
     probabilities: bool = False # The probability of each class
     reasons: int = 0 # Number of columns that are named as reasons of each prediction
     skip_invalid: bool = False # Leave out rows that cannot be used, instead of rejecting all
+    outliers: bool = False # How unlike the training rows each row is, and in which columns
 
 
 DEFAULT_OPTIONS = PredictOptions()
@@ -59,6 +62,7 @@ def optional_outputs(
     prepared: PreparedRows, # The same rows, as the model read them
     predictions: Predictions, # For these rows
     options: PredictOptions, # What is wanted
+    outlier_model: OutlierModel | None = None, # Of the release; None: it has none
 ) -> dict[str, list]: # One list for each output, with a value for each predicted row; empty if nothing is wanted
     "Compute what a request wants besides labels and scores; raises InputError for what the release does not have."
     outputs: dict[str, list] = {}
@@ -70,4 +74,6 @@ def optional_outputs(
         outputs["probabilities"] = [dict(zip(names, row, strict=True)) for row in table]
     if options.reasons:
         outputs["reasons"] = find_reasons(bundle, score, prepared, predictions, options.reasons)
+    if options.outliers:
+        outputs["outliers"] = outliers_of_rows(outlier_model, prepared)
     return outputs

@@ -29,6 +29,8 @@ from .batching import ClientGoneError, MicroBatcher, ServiceBusyError
 from .block_equality import blocks_equal_rows, is_equal_in_blocks
 from .bundle import Bundle
 from .current_request import CURRENT_REQUEST
+from .outlier_model import OutlierModel
+from .outlier_outputs import RowsToLog, fill_outlier_p
 from .prediction_log import PredictionLog
 from .prediction_options import DEFAULT_OPTIONS, PredictOptions, optional_outputs
 from .rows import PreparedRows, predict_prepared, prepare_rows, to_json_rows
@@ -68,6 +70,7 @@ class ServedModel:
     folder: Path # Of the release
     scorer: Any = None # Compiled row scorer; None: the pipeline predicts
     in_blocks: bool = False # Whether a row in a block is predicted bit by bit as it is alone
+    outliers: OutlierModel | None = None # How unlike the training rows a row is; None: the release has no such file
 
     @property
     def predicted_by(self) -> str:
@@ -188,7 +191,8 @@ def finish_job(
     "Add to the predictions of a request what its options ask for."
     bundle = job.served.bundle
     try:
-        outputs = optional_outputs(bundle, job.served.score_columns, job.rows, prepared, predictions, job.options)
+        outputs = optional_outputs(bundle, job.served.score_columns, job.rows, prepared, predictions, job.options,
+                                   job.served.outliers)
     except Exception as error:
         return error
     return ServedPredictions(bundle, predictions, prepared, ids, outputs, (time.perf_counter() - start) * 1000, job.role)
@@ -269,14 +273,18 @@ class PredictionRecords:
         "Log and count the results of a block; an error must not stop the service."
         try:
             if self.log.database is not None:
-                self.log.add("predictions", [event | {"request_id": job.request_id or None}
-                                             for job, result in zip(jobs, results, strict=True)
-                                             if isinstance(result, ServedPredictions) for event in prediction_events(result)])
+                made = [(job, each) for job, each in zip(jobs, results, strict=True) if isinstance(each, ServedPredictions)]
+                rows = [RowsToLog(job.served.outliers, each.bundle.model.version, each.prepared) for job, each in made]
+                self.log.add("predictions", [event | {"request_id": job.request_id or None} for job, each in made
+                                             for event in prediction_events(each)], (self._complete, rows))
             for job, result in zip(jobs, results, strict=True):
                 count_result(self.metrics, job, result)
                 self.log.add("request_errors", request_errors(job, result))
         except Exception as error:
             print(f"A prediction was not recorded: {error!r}", file=sys.stderr)
+
+    def _complete(self, parts: list[tuple[list[dict], list[RowsToLog]]]) -> None:
+        fill_outlier_p(parts, self.metrics)
 
     def observe(self, jobs: Sequence[PredictJob], delay: float, seconds: float) -> None:
         "Measure a block, for each version in it."

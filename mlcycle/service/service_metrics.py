@@ -68,6 +68,7 @@ def prediction_metrics(
         predictions=counter("predictions", "Predicted rows.", "version", "role"),
         errors=counter("prediction_errors", "Requests that a model version failed to predict.", "version", "role"),
         rejected=counter("rejected_rows", "Rows that were rejected, by the rule that they break.", "version", "rule"),
+        outliers=counter("outlier_rows", "Logged rows whose outlier p-value is at most 0.001.", "version"),
         coerced=counter("coerced_values", "Values that arrived in another spelling of the same thing.", "kind"),
         log=counter("prediction_log_events", "Events of the prediction log, by what became of them.", "outcome"),
         changes=counter("model_changes", "Changes of the model versions that serve, by outcome.", "outcome"),
@@ -90,6 +91,10 @@ class PredictionCounts:
     def count_rejected(self, version: object, rule: str, n: int = 1) -> None:
         "Count rows that were rejected by a rule."
         self.prediction.rejected.labels(version, rule).inc(n)
+
+    def count_outliers(self, version: object, n: int = 1) -> None:
+        "Count logged rows that are unlike the training rows."
+        self.prediction.outliers.labels(version).inc(n)
 
     def count_coercions(self, kind: str, n: int = 1) -> None:
         "Count values that arrived in another spelling of the same thing."
