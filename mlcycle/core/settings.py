@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['SETTINGS_FILE', 'STORE_DEFAULTS', 'ENGINE_DEFAULTS', 'HOOK_DEFAULTS', 'GOVERNANCE_DEFAULTS', 'LOG_DEFAULTS',
-           'SECTION_DEFAULTS', 'OPTION_CHOICES', 'find_project', 'read_settings', 'section_with_defaults']
+           'ALERT_DEFAULTS', 'SECTION_DEFAULTS', 'OPTION_CHOICES', 'find_project', 'read_settings',
+           'section_with_defaults']
 
 # %% ../../nbs/core/settings.ipynb #9df5cb56
 from configparser import ConfigParser
@@ -45,11 +46,27 @@ LOG_DEFAULTS = {
     "hash_columns": "", # Personal columns that the prediction log has as keyed hashes, separated by commas; also `row_id`
     "drop_columns": "", # Personal columns that the prediction log does not have, separated by commas
 }
-SECTION_DEFAULTS = {"log": LOG_DEFAULTS, "stores": STORE_DEFAULTS, "engine": ENGINE_DEFAULTS, "hooks": HOOK_DEFAULTS,
-                    "governance": GOVERNANCE_DEFAULTS}
+ALERT_DEFAULTS = {
+    "file": "alerts.jsonl", # JSON Lines, relative to the workspace; empty: none
+    "webhook": "", # URL; variables are filled in from the environment
+    "email": "", # Recipients, separated by commas
+    "email_from": "", # Sender; by default the first recipient
+    "smtp": "", # smtp://HOST:PORT (STARTTLS) or smtps://HOST:PORT
+    "smtp_tls": "required", # `off`: without encryption, and without a password
+    "smtp_user": "", # As $NAME of an environment variable
+    "smtp_password": "", # As $NAME of an environment variable
+    "alertmanager": "", # URL of Prometheus' Alertmanager
+    "prometheus": "", # Folder of the node exporter's textfile collector
+    "severity": "", # One line `rule: severity` for each rule to change
+    "cooldown": "", # One line `rule: 12h` for each rule to change
+    "mute": "", # Rules that never notify, one a line
+}
+SECTION_DEFAULTS = {"stores": STORE_DEFAULTS, "engine": ENGINE_DEFAULTS, "hooks": HOOK_DEFAULTS,
+                    "governance": GOVERNANCE_DEFAULTS, "log": LOG_DEFAULTS, "alerts": ALERT_DEFAULTS}
 
 # %% ../../nbs/core/settings.ipynb #a534ad9f
-OPTION_CHOICES = {"approval": ("automatic", "manual"), "four_eyes": ("true", "false")} # Options with a fixed set of values
+OPTION_CHOICES = {"approval": ("automatic", "manual"), "four_eyes": ("true", "false"), # Options with a fixed set of values
+                  "smtp_tls": ("required", "off")}
 
 # %% ../../nbs/core/settings.ipynb #67aa77ec
 def find_project(
@@ -90,7 +107,7 @@ def read_settings(
 # %% ../../nbs/core/settings.ipynb #792ad416
 def section_with_defaults(
     settings: dict[str, dict[str, str]], # As `read_settings` returns them
-    name: str, # `stores`, `engine`, `hooks`, `governance` or `log`
+    name: str, # `stores`, `engine`, `hooks`, `governance`, `log` or `alerts`
 ) -> dict[str, str]: # Every option of the section
     """A section, completed with its defaults.
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from ..ml.table_profile import CODED_KINDS, TableProfile, code_rows, profile_reference, profile_reference_column, profile_to_json
+from ..ml.table_profile import CODED_KINDS, TableProfile, code_rows, profile_reference_column, profile_to_json
 from ..outcomes import Problem
 from .release_description import Bundle
 
