@@ -6,14 +6,11 @@
 __all__ = ['MAX_REFERENCE_PREDICTIONS', 'monitoring_documents']
 
 # %% ../../nbs/deployment/monitoring_documents.ipynb #34faab5b
-import json
-
 import pandas as pd
 
 from ..ml.predictions import predict
-from ..ml.table_profile import profile_reference
 from ..outcomes import Problem
-from ..service.reference_profile import coded_columns, encode_reference_rows, known_categories, make_reference_profile
+from ..service.reference_profile import reference_documents
 from ..service.release_description import Bundle
 
 # %% ../../nbs/deployment/monitoring_documents.ipynb #18994676
@@ -28,9 +25,6 @@ def monitoring_documents(
     problem: Problem, # Task and classes
 ) -> dict[str, bytes]: # Content by file name
     "Describe training rows, and predictions for the holdout, as monitoring compares them."
-    profile = profile_reference(train, known_categories(bundle))
     rows = holdout.sample(min(len(holdout), MAX_REFERENCE_PREDICTIONS), random_state=0)
     predictions = predict(model, rows[list(bundle.columns)], problem, bundle.threshold)
-    described = make_reference_profile(profile, predictions.labels, predictions.scores, problem)
-    return {"reference_profile.json": (json.dumps(described, ensure_ascii=False) + "\n").encode(),
-            "reference_rows.npz": encode_reference_rows(train, profile, coded_columns(profile, problem))}
+    return reference_documents(bundle, train, predictions.labels, predictions.scores)

@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['PROFILE_BINS', 'MAX_PROFILE_CATEGORIES', 'MIN_ROWS_PER_BIN', 'MAX_UNSEEN_NAMES', 'MAX_OTHER_SHARE',
            'MIN_MANY_CATEGORIES', 'MIN_NAMED_SHARE', 'CODED_BINS', 'CODED_KINDS', 'ColumnBins', 'ColumnProfile',
-           'add_profiles', 'TableProfile', 'read_numbers', 'read_dates', 'read_lengths', 'bin_categories', 'bin_values',
-           'count_column', 'count_table', 'number_bins', 'frequent_categories', 'profile_categories',
-           'profile_reference_column', 'profile_reference', 'profile_quantile', 'profile_to_json', 'profile_from_json',
-           'bin_codes', 'code_rows']
+           'add_profiles', 'TableProfile', 'read_numbers', 'read_dates', 'read_lengths', 'bin_categories',
+           'read_values', 'bin_values', 'count_column', 'count_table', 'number_bins', 'frequent_categories',
+           'profile_categories', 'profile_reference_column', 'profile_reference', 'profile_quantile', 'profile_to_json',
+           'profile_from_json', 'bin_codes', 'code_rows']
 
 # %% ../../nbs/ml/table_profile.ipynb #c2836aa5
 from collections.abc import Callable, Mapping
@@ -177,20 +177,30 @@ def bin_categories(
         table[[not isinstance(value, str) for value in found]] = -2
     return np.append(table, -1)[codes], codes, found # The last is for code -1
 
-# %% ../../nbs/ml/table_profile.ipynb #1648fe45
+# %% ../../nbs/ml/table_profile.ipynb #20fbcd1c
+def read_values(
+    values: pd.Series, # Of any type
+    kind: str, # Of the column in the reference: number, text or date
+) -> tuple[np.ndarray, np.ndarray]: # Numbers, lengths or dates, NaN where there is none; which values are of another type
+    "Read values as the kind of the column asks for."
+    readers: dict[str, Callable] = {"number": read_numbers, "text": read_lengths, "date": read_dates}
+    return readers[kind](values)
+
+# %% ../../nbs/ml/table_profile.ipynb #329ada5e
 def bin_values(
     values: pd.Series, # Of any type
     bins: ColumnBins, # Of the column
-) -> tuple[np.ndarray, np.ndarray]: # Bin, -1 missing, -2 another type; numbers, lengths or dates, or NaN
-    "The bin of each value of a column that is not of categories."
-    readers: dict[str, Callable] = {"number": read_numbers, "text": read_lengths, "date": read_dates}
-    numbers, bad = readers[bins.kind](values)
+) -> np.ndarray: # Bin of each row, -1 missing, -2 another type
+    "The bin of each value."
+    if bins.kind == "category":
+        return bin_categories(values, bins)[0]
+    numbers, bad = read_values(values, bins.kind)
     places = np.zeros(len(numbers), dtype=np.int64) if bins.kind == "date" else np.searchsorted(bins.edges, numbers)
     places[np.isnan(numbers)] = -1
     places[bad] = -2
-    return places, numbers
+    return places
 
-# %% ../../nbs/ml/table_profile.ipynb #5174570d
+# %% ../../nbs/ml/table_profile.ipynb #60cdac67
 def count_column(
     values: pd.Series, # Of any type
     bins: ColumnBins, # Of the column
@@ -200,35 +210,41 @@ def count_column(
     starts = np.zeros(1, dtype=np.int64) if starts is None else np.asarray(starts)
     if not len(values):
         return [ColumnProfile(bins, np.zeros(bins.n_bins, dtype=np.int64)) for _ in starts]
-    sizes = np.diff(np.append(starts, len(values)))
+    ends = np.append(starts[1:], len(values))
     if bins.kind == "category":
-        places, codes, found = bin_categories(values, bins)
-    else:
-        places, numbers = bin_values(values, bins)
+        return _count_categories(values, bins, starts, ends)
+    numbers, bad = read_values(values, bins.kind)
+    n_bad = np.add.reduceat(bad, starts, dtype=np.int64) if bad.any() else np.zeros(len(starts), dtype=np.int64)
+    return [_count_numbers(numbers[start:end], bins, int(n)) for start, end, n in zip(starts, ends, n_bad, strict=True)]
+
+# %% ../../nbs/ml/table_profile.ipynb #9f2a9915
+def _count_numbers(numbers: np.ndarray, bins: ColumnBins, n_bad: int) -> ColumnProfile:
+    "Count numbers of which some are NaN."
+    ordered = np.sort(numbers)
+    n = int(np.searchsorted(ordered, np.nan))
+    counts = np.diff(np.searchsorted(ordered[:n], bins.edges, side="right"), prepend=0, append=n)
+    profile = ColumnProfile(bins, counts, len(numbers), len(numbers) - n - n_bad, bad_types=n_bad)
+    if n:
+        profile.low, profile.high = float(ordered[0]), float(ordered[n - 1])
+        with np.errstate(over="ignore", invalid="ignore"):
+            standard = (ordered[:n] - bins.centre) / bins.scale
+        if not (np.isfinite(standard[0]) and np.isfinite(standard[-1])):
+            standard = standard[np.isfinite(standard)]
+        profile.total, profile.squares = float(standard.sum()), float(standard @ standard)
+    return profile
+
+# %% ../../nbs/ml/table_profile.ipynb #a2dbdfcf
+def _count_categories(values: pd.Series, bins: ColumnBins, starts: np.ndarray, ends: np.ndarray) -> list[ColumnProfile]:
+    "Count categories of groups."
+    places, codes, found = bin_categories(values, bins)
     width = bins.n_bins + 2
-    shifted = places + 2 if len(starts) == 1 else places + np.repeat(np.arange(len(starts)) * width + 2, sizes)
+    shifted = places + 2 if len(starts) == 1 else places + np.repeat(np.arange(len(starts)) * width + 2, ends - starts)
     counts = np.bincount(shifted, minlength=width * len(starts)).reshape(len(starts), width)
     profiles = [ColumnProfile(bins, each[2:], int(size), int(each[1]), bad_types=int(each[0]))
-                for each, size in zip(counts, sizes.tolist(), strict=True)]
-    if bins.kind != "category":
-        _add_moments(profiles, numbers, starts)
-    elif counts[:, -1].any():
+                for each, size in zip(counts, ends - starts, strict=True)]
+    if counts[:, -1].any():
         _add_unseen(profiles, places, codes, found, starts)
     return profiles
-
-# %% ../../nbs/ml/table_profile.ipynb #c5750859
-def _add_moments(profiles: list[ColumnProfile], numbers: np.ndarray, starts: np.ndarray) -> None:
-    "Set smallest and largest number, and the sums for mean and standard deviation."
-    bins = profiles[0].bins
-    lows, highs = np.fmin.reduceat(numbers, starts), np.fmax.reduceat(numbers, starts)
-    with np.errstate(over="ignore", invalid="ignore"):
-        standard = (numbers - bins.centre) / bins.scale
-        standard[~np.isfinite(standard)] = 0
-        totals, squares = np.add.reduceat(standard, starts), np.add.reduceat(standard * standard, starts)
-    for place, profile in enumerate(profiles):
-        profile.total, profile.squares = float(totals[place]), float(squares[place])
-        if not np.isnan(lows[place]):
-            profile.low, profile.high = float(lows[place]), float(highs[place])
 
 # %% ../../nbs/ml/table_profile.ipynb #8bf013da
 def _add_unseen(profiles: list[ColumnProfile], places: np.ndarray, codes: np.ndarray, found: pd.Index, starts) -> None:
@@ -294,7 +310,7 @@ def frequent_categories(
     counts = values.value_counts()
     return tuple(to_python(value) for value in counts[counts >= MIN_ROWS_PER_BIN].head(MAX_PROFILE_CATEGORIES).index)
 
-# %% ../../nbs/ml/table_profile.ipynb #1033b06c
+# %% ../../nbs/ml/table_profile.ipynb #05bf66eb
 def profile_categories(
     values: pd.Series, # Of the reference
     known: frozenset | None = None, # All categories, if their number is limited
@@ -309,7 +325,8 @@ def profile_categories(
     chosen = np.random.default_rng(0).random(len(values)) < 0.5
     bins = replace(bins, names=frequent_categories(values[chosen]))
     (half,) = count_column(values[~chosen], bins)
-    if half.counts[:-2].sum() >= MIN_NAMED_SHARE * half.known or pd.api.types.is_numeric_dtype(values):
+    limited = known is not None or pd.api.types.is_numeric_dtype(values)
+    if limited or half.counts[:-2].sum() >= MIN_NAMED_SHARE * half.known:
         return replace(half, rows=profile.rows, missing=profile.missing)
     bins = replace(number_bins(read_lengths(values)[0], "text"), expected_unseen=bins.expected_unseen)
     return count_column(values, bins)[0]
@@ -406,7 +423,7 @@ def bin_codes(
         numbered = numbered * CODED_BINS // bins.n_bins
     return np.append(numbered + 1, [0, 0]).astype(np.uint8)
 
-# %% ../../nbs/ml/table_profile.ipynb #ffde9d39
+# %% ../../nbs/ml/table_profile.ipynb #3334c879
 def code_rows(
     frame: pd.DataFrame, # Rows; columns may be missing
     layout: Mapping[str, ColumnBins], # Bins of the columns that are coded
@@ -415,6 +432,5 @@ def code_rows(
     codes = np.zeros((len(frame), len(layout)), dtype=np.uint8)
     for place, (name, bins) in enumerate(layout.items()):
         if name in frame and len(frame):
-            values = frame[name]
-            codes[:, place] = bin_codes(bins)[(bin_categories if bins.kind == "category" else bin_values)(values, bins)[0]]
+            codes[:, place] = bin_codes(bins)[bin_values(frame[name], bins)]
     return codes

@@ -17,8 +17,10 @@ from ..core.workspace import Workspace
 from .decision import decide_action
 from .drift import detect_drift
 from .quality import latency_percentiles, score_by_window, score_events
+from .windows import summarise_frame
 from ..outcomes import Dataset, FeaturePlan, Health, Problem, Release, Verdict
 from ..service.local import running_service
+from ..service.monitoring_references import read_references
 from ..service.rows import to_json_rows
 from ..stores.events import delete_events_of_run, open_event_database, read_events
 from ..stores.models.function_files import workspace_functions_file
@@ -109,7 +111,7 @@ def monitor_model(
     """Send rows through the released service, measure quality, drift and latency, and decide on an action.
 
     The score is that of all rows with a known actual value, and is compared with the score on the holdout.
-    For drift, all rows sent are compared with a random sample of at most 5,000 training rows.
+    For drift, all rows sent are compared with the reference profile of the release.
     """
     workspace = workspace or Workspace.from_project()
     if not release.released:
@@ -121,8 +123,9 @@ def monitor_model(
                            events_url=workspace.events_url, functions=functions)
     events, features = read_events(open_event_database(workspace.events_url), run)
     events["when"] = rows[problem.time].to_numpy() if problem.time else events.received
-    train = read_table(workspace.tables, dataset.tables["train"])[plan.input_columns]
-    drift = detect_drift(train.sample(min(len(train), 5000), random_state=0), cast_like(features, train))
+    references = read_references(workspace.root / release.bundle)
+    (window,) = summarise_frame(features, references)
+    drift = detect_drift(references, window.columns)
     current, latency_ms = score_events(events.dropna(subset=["actual"]), problem), latency_percentiles(events)
     budget = problem.latency_budget_ms if latency_budget_ms is None else latency_budget_ms
     action, reason, back_to = decide_action(current, verdict.scores[0], drift, latency_ms, latency_budget_ms=budget)

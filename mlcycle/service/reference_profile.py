@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['PROFILE_FORMAT', 'MAX_REFERENCE_ROWS', 'known_categories', 'comparable_predictions', 'make_reference_profile',
-           'coded_columns', 'encode_reference_rows', 'decode_reference_rows']
+           'coded_columns', 'encode_reference_rows', 'decode_reference_rows', 'reference_documents']
 
-# %% ../../nbs/service/reference_profile.ipynb #f0771980
+# %% ../../nbs/service/reference_profile.ipynb #c1f971f5
+import json
 from collections.abc import Iterable
 from io import BytesIO
 from typing import Any
@@ -14,7 +15,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from ..ml.table_profile import CODED_KINDS, TableProfile, code_rows, profile_reference_column, profile_to_json
+from ..ml.table_profile import (CODED_KINDS, TableProfile, code_rows, profile_reference, profile_reference_column,
+                                        profile_to_json)
 from ..outcomes import Problem
 from .release_description import Bundle
 
@@ -96,3 +98,18 @@ def decode_reference_rows(
     if codes.dtype != np.uint8 or codes.ndim != 2 or codes.shape[1] != len(names):
         raise ValueError("The coded rows have another type or shape.")
     return names, codes
+
+# %% ../../nbs/service/reference_profile.ipynb #74f5d773
+def reference_documents(
+    bundle: Bundle, # Description of the release
+    train: pd.DataFrame, # Training rows, columns that the model reads
+    labels: Iterable, # Predictions for rows that the model was not trained with
+    scores: Any = None, # Their probabilities; None: a regression
+    private: Iterable[str] = (), # Columns that are left out of the coded rows, beside entities and free texts
+) -> dict[str, bytes]: # Content by file name
+    "The files of a release with which rows of production are compared."
+    profile = profile_reference(train, known_categories(bundle))
+    described = make_reference_profile(profile, labels, scores, bundle.problem)
+    names = coded_columns(profile, bundle.problem, private)
+    return {"reference_profile.json": (json.dumps(described, ensure_ascii=False) + "\n").encode(),
+            "reference_rows.npz": encode_reference_rows(train, profile, names)}
