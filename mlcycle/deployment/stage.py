@@ -26,7 +26,7 @@ from .parity import (check_parity, compare_accelerator, compare_predictions, com
                                         compare_row_scorer, join_predictions, predict_by_pipeline, release_edge_rows,
                                         summarise_forms)
 from ..ml.predictions import Predictions
-from ..outcomes import Candidate, Dataset, FeaturePlan, FormParity, ModelRef, Parity, Problem, Release, Verdict
+from ..outcomes import Candidate, Dataset, FeaturePlan, FormParity, ModelRef, Parity, Problem, Release, Score, Verdict
 from ..service.bundle import Bundle, build_bundle, hash_bundle_files, verify_release
 from ..service.local import running_service
 from ..service.model_description import describe_served_model
@@ -59,12 +59,13 @@ def release_documents(
     holdout: pd.DataFrame, # Holdout rows, with the target
     workspace: Workspace, # Holds the files
     card: Path | None = None, # Folder with the model card of stage 5
+    scores: Sequence[Score] = (), # On the holdout, from stage 5
 ) -> dict[str, bytes | Path]: # Content, or path of a file, by file name
     "Collect contract and model card, where they exist, and compute the references of monitoring."
-    train = read_table(workspace.tables, dataset.tables["train"])[list(bundle.columns)]
+    train = read_table(workspace.tables, dataset.tables["train"])
     files = {"contract.yaml": workspace.root / dataset.contract.path,
              **{name: Path(card or "") / name for name in ("model_card.md", "model_card.html") if card}}
-    return {**monitoring_documents(bundle, model, train, holdout, bundle.problem),
+    return {**monitoring_documents(bundle, model, train, holdout, scores),
             **{name: path for name, path in files.items() if path.is_file()}}
 
 # %% ../../nbs/06_deployment.ipynb #92adad73
@@ -98,6 +99,7 @@ def build_release(
     holdout: pd.DataFrame, # Holdout rows, with the target
     workspace: Workspace, # Receives the bundle
     card: Path | None = None, # Folder with the model card of stage 5
+    scores: Sequence[Score] = (), # On the holdout, from stage 5
 ) -> BuiltRelease:
     """Compare row scorer and accelerator with the pipeline, and build the bundle.
 
@@ -117,7 +119,7 @@ def build_release(
     accelerated, onnx, reason = compare_accelerator(model, scorer, bundle, rows, edge)
     names = {member: f"accelerator_{place}.onnx" for place, member in enumerate(onnx)}
     bundle = bundle.model_copy(update={"accelerator": names})
-    documents = release_documents(bundle, dataset, model, holdout, workspace, card)
+    documents = release_documents(bundle, dataset, model, holdout, workspace, card, scores)
     documents |= {names[member]: content for member, content in onnx.items()}
     if onnx:
         documents["requirements-accelerator.txt"] = f"onnxruntime=={distribution_version('onnxruntime')}\n".encode()
@@ -229,7 +231,7 @@ def release_model(
     holdout = read_holdout(workspace, dataset.tables["holdout"], run=run, stage="deployment",
                            reason="parity of service and pipeline, references of monitoring")
     bundle = describe_release(problem, dataset, plan, candidate, workspace)
-    built = build_release(bundle, dataset, holdout, workspace, card)
+    built = build_release(bundle, dataset, holdout, workspace, card, verdict.scores)
     parity, predictions, packages = compare_all_forms(built, holdout[plan.input_columns], workspace,
                                                       options or ComparisonOptions())
     decision = (f"{candidate.model.name} version {candidate.model.version} is released: {parity.n_equal} of {parity.rows} "
