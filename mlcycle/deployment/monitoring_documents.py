@@ -48,7 +48,8 @@ def season_documents(
 ) -> dict[str, bytes]: # Empty without times, and for tables with very many columns
     "The distribution of each column by month, weekday and hour of the time column."
     time, columns = bundle.problem.time, list(bundle.columns)
-    if not time or time not in train or len(columns) > MAX_SEASON_COLUMNS or not pd.api.types.is_datetime64_any_dtype(train[time]):
+    has_times = time in train and pd.api.types.is_datetime64_any_dtype(train[time])
+    if not has_times or len(columns) > MAX_SEASON_COLUMNS:
         return {}
     profile = profile_reference(train[columns], known_categories(bundle))
     found = {season: seasons_to_json(profile_seasons(train[columns], train[time], profile, season)) for season in SEASONS}
