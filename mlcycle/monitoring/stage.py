@@ -5,30 +5,34 @@
 # %% auto #0
 __all__ = ['MAX_HOLDOUT_ROWS', 'DEFAULT_REHEARSAL', 'REHEARSAL_NOTES', 'ALL_TRAFFIC', 'read_rows_to_replay',
            'replay_through_service', 'RehearsalOptions', 'rehearse', 'replay_times', 'health_without_release',
-           'TrafficOptions', 'monitor_model']
+           'health_without_log', 'open_recorded_log', 'TrafficOptions', 'monitor_model']
 
 # %% ../../nbs/07_monitoring.ipynb #f6cc46a0
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import pandas as pd
 
 from ..core.workspace import Workspace
+from ..errors import InputError
 from .monitor import DEFAULT_MONITORING, MonitoredLog, MonitoringOptions, collect_log, judge_log
 from .recorded_traffic import log_span, monitor_traffic, with_times
 from .windows import equal_width
-from ..outcomes import Dataset, FeaturePlan, Health, Problem, Release
+from ..outcomes import Alarm, Dataset, FeaturePlan, Health, Problem, Release
 from ..service.local import running_service
 from ..service.monitoring_references import References, read_references
 from ..service.rows import to_json_rows
 from ..stores.event_log import open_event_log, read_log, read_requests
-from ..stores.events import delete_events_of_run, open_event_database
+from ..stores.events import connect_event_database, delete_events_of_run, open_event_database, sqlite_file_id
 from ..stores.models.function_files import workspace_functions_file
 from ..stores.tables.datasets import read_table
 from ..stores.tables.holdout import read_holdout
+
+if TYPE_CHECKING: # Imported late: it takes long
+    import sqlalchemy as sa
 
 # %% ../../nbs/07_monitoring.ipynb #72238c88
 MAX_HOLDOUT_ROWS = 300 # Maximum number of holdout rows that are sent: their score is known from stage 5
@@ -127,6 +131,29 @@ def health_without_release(
     return Health(decision="There is nothing to monitor: no model was released.", monitored="none", rows=0, latency_ms={},
                   windows=[], drift=[], action="investigate", reason=release.decision, back_to_stage="modelling")
 
+# %% ../../nbs/07_monitoring.ipynb #fc83c09d
+def health_without_log(
+    release: Release, # Outcome of stage 6
+    error: InputError, # Why the prediction log cannot be read
+) -> Health:
+    "The outcome of stage 7 if the prediction log cannot be read: nothing is known about the traffic."
+    return Health(decision=f"Nothing can be judged: {error.found}", monitored="none", rows=0, latency_ms={}, windows=[], drift=[],
+                  action="investigate", reason=str(error), back_to_stage="deployment", model=release.model.name, notes=[str(error)],
+                  alarms=[Alarm(rule="errors", severity="critical", subject="prediction log", summary=error.found)])
+
+# %% ../../nbs/07_monitoring.ipynb #eb41a4c8
+def open_recorded_log(
+    workspace: Workspace, # Has the address of the prediction log
+    model: str, # Registered model
+    since: datetime | None = None, # First time, UTC; None: all
+) -> "sa.Engine | None": # None: the model has no recorded predictions in this time
+    "Open the prediction log if it has predictions of a model; raises InputError if it cannot be read."
+    engine = connect_event_database(workspace.events_url)
+    if engine.dialect.name == "sqlite" and engine.url.database and sqlite_file_id(engine) is None:
+        return None
+    engine = open_event_log(workspace.events_url)
+    return engine if log_span(engine, model, since=since) else None
+
 # %% ../../nbs/07_monitoring.ipynb #2718c10e
 REHEARSAL_NOTES = {
     "future": "Rehearsal: no predictions are recorded yet, so future rows were replayed through the service. Serve the model "
@@ -166,8 +193,11 @@ def monitor_model(
         return health_without_release(release), None
     now = now or datetime.now(UTC).replace(tzinfo=None)
     references = read_references(workspace.root / release.bundle, traffic.season)
-    engine = open_event_log(workspace.events_url)
-    if log_span(engine, release.model.name, since=traffic.since):
+    try:
+        engine = open_recorded_log(workspace, release.model.name, traffic.since)
+    except InputError as error:
+        return health_without_log(release, error), None
+    if engine is not None:
         monitored = monitor_traffic(engine, references, now, since=traffic.since, width=traffic.width, options=options)
         return monitored.health, monitored
     monitored = rehearse(problem, dataset, plan.input_columns, release, references, workspace, options, rehearsal, run)
