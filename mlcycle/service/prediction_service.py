@@ -391,10 +391,9 @@ class PredictionService(VersionPredictions):
         "Log actual values and return their number; InputError, and nothing logged, if one is impossible or was not predicted."
         check_row_count(actuals, self.log.settings.max_rows)
         values, ids = read_actuals(actuals, row_ids, self.champion.bundle.problem)
-        model = self.champion.bundle.model.name
-        check_predicted(self.log, ids, model)
-        self.log.add("actuals", [{"row_id": row_id, "model": model, "actual": actual}
-                                 for row_id, actual in zip(ids, values, strict=True)])
+        check_predicted(self.log, ids, model := self.champion.bundle.model.name)
+        both = zip(ids, values, strict=True)
+        self.log.add("actuals", [{"row_id": row_id, "model": model, "actual": actual} for row_id, actual in both])
         return len(values)
 
     def close(self) -> None:
