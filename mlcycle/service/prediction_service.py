@@ -6,7 +6,7 @@
 __all__ = ['MAX_ROWS_PER_REQUEST', 'ServedPredictions', 'ServedModel', 'check_row_count', 'notes_by_row', 'PredictJob',
            'count_rows', 'predict_jobs', 'predict_block', 'finish_job', 'raise_if_error', 'warm_up', 'count_result',
            'request_errors', 'PredictionRecords', 'VersionPredictions', 'predict_or_fall_back', 'after_response',
-           'PredictionService', 'routing_key', 'prediction_events', 'check_predicted']
+           'PredictionService', 'routing_key', 'prediction_events', 'block_events', 'check_predicted']
 
 # %% ../../nbs/service/prediction_service.ipynb #86bed9f7
 import sys
@@ -269,9 +269,8 @@ class PredictionRecords:
         "Log and count the results of a block; an error must not stop the service."
         try:
             if self.log.database is not None:
-                self.log.add("predictions", [event | {"request_id": job.request_id or None}
-                                             for job, result in zip(jobs, results, strict=True)
-                                             if isinstance(result, ServedPredictions) for event in prediction_events(result)])
+                n_rows = sum(result.prepared.n_rows for result in results if isinstance(result, ServedPredictions))
+                self.log.add("predictions", partial(block_events, jobs, results), n_rows)
             for job, result in zip(jobs, results, strict=True):
                 count_result(self.metrics, job, result)
                 self.log.add("request_errors", request_errors(job, result))
@@ -424,6 +423,15 @@ def prediction_events(
     common = {"latency_ms": served.latency_ms, "model": model.name, "model_version": str(model.version), "role": served.role}
     return [dict(zip(columns, values, strict=True)) | common | notes
             for *values, notes in zip(*columns.values(), notes_by_row(served.prepared), strict=True)]
+
+# %% ../../nbs/service/prediction_service.ipynb #e2d20a7a
+def block_events(
+    jobs: Sequence[PredictJob], # Requests of a block
+    results: Sequence[ServedPredictions | Exception], # Their results
+) -> list[dict]: # One for each predicted row
+    "The events of a block for the prediction log."
+    return [event | {"request_id": job.request_id or None} for job, result in zip(jobs, results, strict=True)
+            if isinstance(result, ServedPredictions) for event in prediction_events(result)]
 
 # %% ../../nbs/service/prediction_service.ipynb #42d5229b
 def check_predicted(

@@ -205,7 +205,8 @@ def test_a_log_of_an_earlier_version_is_migrated(engine):
             ("predictions", "latency_ms, features, prediction, score", """1.5, '{"x": 1.0}', '"yes"', '0.25'"""),
             ("actuals", "actual", """'"no"'"""),
         ):
-            row = f"INSERT INTO {table} (run, row_id, received, {columns}) VALUES ('run', '1', '2023-12-01 00:00:00.000000', {values})"
+            row = f"INSERT INTO {table} (run, row_id, received, {columns})"
+            row += f" VALUES ('run', '1', '2023-12-01 00:00:00.000000', {values})"
             connection.exec_driver_sql(row)
     again = open_event_database(engine.url.render_as_string(hide_password=False))
     add_events(again, "predictions", predictions([2]))
