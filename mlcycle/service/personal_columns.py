@@ -71,7 +71,7 @@ class PersonalColumns:
     def __init__(self, settings: ServiceSettings):
         self.hashed = set(split_names(settings.log_hash_columns))
         self.dropped = set(split_names(settings.log_drop_columns))
-        self.hashes_row_ids = ROW_ID in self.hashed
+        self.hashes_row_ids, self.has_features = ROW_ID in self.hashed, settings.log_features
         self.key = load_hash_key() if self.hashed else b""
 
     def hash(self, name: str, value: object) -> str | None:
@@ -86,6 +86,8 @@ class PersonalColumns:
 
     def protect(self, event: dict) -> dict:
         "An event as it is recorded."
+        if not self.has_features and "features" in event:
+            event = event | {"features": {}}
         if not self.hashed and not self.dropped:
             return event
         event = dict(event)

@@ -407,14 +407,19 @@ def to_json_rows(
     rows: pd.DataFrame | Mapping[str, np.ndarray], # Numbers, booleans, text and dates; or columns of `PreparedRows`
 ) -> list[dict]: # One dictionary per row, with JSON values
     "Convert rows to JSON records for a request or for the prediction log."
-    columns = [[_json_value(value) for value in _python_values(values)] for _, values in rows.items()]
+    columns = [_json_values(values) for _, values in rows.items()]
     return [dict(zip(rows, record, strict=True)) for record in zip(*columns, strict=True)]
 
 # %% ../../nbs/service/rows.ipynb #c940c1a7
-def _python_values(values: pd.Series | np.ndarray) -> list:
-    "The values of a column as Python objects."
-    is_date = isinstance(values, np.ndarray) and values.dtype.kind == "M" # In nanoseconds, `tolist` gives integers
-    return values.astype("datetime64[us]").tolist() if is_date else values.tolist()
+def _json_values(values: pd.Series | np.ndarray) -> list:
+    "The values of a column as JSON values; a service does this for each request, so numbers are not looked at one by one."
+    kind = values.dtype.kind if isinstance(values, np.ndarray) else "O"
+    if kind == "f":
+        return [value if value == value else None for value in values.tolist()]
+    if kind in "biu":
+        return values.tolist()
+    is_date = kind == "M" # In nanoseconds, `tolist` gives integers
+    return [_json_value(value) for value in (values.astype("datetime64[us]") if is_date else values).tolist()]
 
 # %% ../../nbs/service/rows.ipynb #87a91345
 def _json_value(value: Any) -> Any:

@@ -21,7 +21,6 @@ from pydantic_core import from_json
 from ..core.files import atomic_write
 from ..errors import InputError, ParameterError
 from .event_log import LogBlock, read_log
-from .event_views import HASHED_SUFFIX
 from .events import define_event_tables
 
 if TYPE_CHECKING: # Imported late: slow

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['DRIVER_PACKAGES', 'define_event_tables', 'connect_event_database', 'check_event_driver', 'create_event_tables',
-           'open_event_database', 'sqlite_file_id', 'typed_values', 'add_events', 'add_event_batch',
+           'open_event_database', 'sqlite_file_id', 'with_typed_columns', 'add_events', 'add_event_batch',
            'delete_events_of_run', 'find_unknown_row_ids', 'read_events']
 
 # %% ../../nbs/stores/events.ipynb #9c4dbe21
@@ -185,7 +185,7 @@ def sqlite_file_id(
     return facts.st_dev, facts.st_ino
 
 # %% ../../nbs/stores/events.ipynb #467f9e2d
-def typed_values(
+def with_typed_columns(
     event: dict, # Of the service
 ) -> dict: # With its prediction, score or actual value in the column of its type
     "Add to an event the columns that depend on the type of a value."
@@ -218,7 +218,7 @@ def add_event_batch(
     with engine.begin() as connection:
         for name, table in define_event_tables().items():
             columns = [column.name for column in table.columns if column.name != "number"]
-            if (events := [typed_values(event) for event in batch if event["table"] == name]):
+            if (events := [with_typed_columns(event) for event in batch if event["table"] == name]):
                 _insert_new_events(connection, table, [{column: event.get(column) for column in columns} for event in events])
 
 # %% ../../nbs/stores/events.ipynb #aacdf946
