@@ -128,13 +128,15 @@ def score_text(
     "A score with its interval, without the name of the metric."
     return "–" if score is None else format_estimate(score.value, score.low, score.high)
 
-# %% ../../nbs/monitoring/dashboard_data.ipynb #55789b13
+# %% ../../nbs/monitoring/dashboard_data.ipynb #34ae186f
 def share_text(
     part: float, # Number of some
     whole: float, # Number of all
 ) -> str: # Such as `12.5 %`; `–` if there are none
     "A share in percent."
-    return f"{100 * part / whole:.1f} %" if whole else "–"
+    if not whole:
+        return "–"
+    return "< 0.1 %" if 0 < part / whole < 0.0005 else f"{100 * part / whole:.1f} %"
 
 # %% ../../nbs/monitoring/dashboard_data.ipynb #5c1bc457
 def latency_text(
