@@ -22,10 +22,10 @@ from ..stores.events import connect_event_database, read_events
 if TYPE_CHECKING:
     import sqlalchemy as sa
 
-# %% ../../nbs/lifecycle/watched_model.ipynb #7d789929
+# %% ../../nbs/lifecycle/watched_model.ipynb #f6967954
 def traffic_windows(
     events: pd.DataFrame, # Prediction log
-    stretch: WatchRange,
+    stretch: WatchRange, # What is looked at
     now: datetime, # End of the last window, UTC
 ) -> list[Window]: # Empty without events
     "Rows, versions, response times and actual values of each window."
@@ -39,11 +39,11 @@ def traffic_windows(
                               versions={str(name): int(count) for name, count in counts.items()}))
     return windows
 
-# %% ../../nbs/lifecycle/watched_model.ipynb #f52c5c69
+# %% ../../nbs/lifecycle/watched_model.ipynb #c4723a75
 def recorded_traffic(
     engine: "sa.Engine", # Of the event database
     run: str, # Under which predictions are logged
-    stretch: WatchRange,
+    stretch: WatchRange, # What is looked at
     now: datetime, # End of the stretch, UTC
 ) -> Health: # Without a judgement of quality and drift
     "What is known of recorded predictions without the references of a release."

@@ -71,11 +71,11 @@ class WatchSource:
     alerts: Callable[[], Sequence[ShownAlert] | None] = lambda: None # The alerts at present; None: no store of alerts
     now: Callable[[], datetime] = lambda: datetime.now(UTC)
 
-# %% ../../nbs/monitoring/background_health.ipynb #c15bcb3f
+# %% ../../nbs/monitoring/background_health.ipynb #9955ff3e
 def refresh_result(
     old: HealthResult, # Of the same range
-    stretch: WatchRange,
-    source: WatchSource,
+    stretch: WatchRange, # What is looked at
+    source: WatchSource, # Log, alerts and clock
     may_compute: bool = True, # Whether a result that is outdated may be computed again now
 ) -> HealthResult:
     "Compute a result again if the prediction log has changed; after an error, the old one is kept."
@@ -125,13 +125,13 @@ class WantedRanges:
             self._closed = True
             self._changed.notify_all()
 
-# %% ../../nbs/monitoring/background_health.ipynb #98aa09b4
+# %% ../../nbs/monitoring/background_health.ipynb #afe448e6
 class BackgroundHealth:
     "The newest `Health` of each range, computed by one thread."
 
     def __init__(
         self,
-        source: WatchSource,
+        source: WatchSource, # Log, alerts and clock
         rest: float = 4.0, # Pause before a range is computed again, in times of its computation
     ):
         self._source, self._rest, self._wanted = source, rest, WantedRanges()

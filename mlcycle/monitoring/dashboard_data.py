@@ -106,10 +106,10 @@ def text_table(
     return {"caption": caption, "heads": [head.removeprefix("#") for head in heads], "folded": folded,
             "numeric": [head.startswith("#") for head in heads], "rows": [[str(value) for value in row] for row in rows]}
 
-# %% ../../nbs/monitoring/dashboard_data.ipynb #21802154
+# %% ../../nbs/monitoring/dashboard_data.ipynb #3784e451
 def panel(
     name: str, # Id on the page
-    title: str,
+    title: str, # Heading
     *,
     note: str = "", # What the panel says, in a sentence
     empty: str = "", # Why there is nothing to see; empty: there is something
