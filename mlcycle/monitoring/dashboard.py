@@ -152,7 +152,7 @@ def create_dashboard(
 
     return app
 
-# %% ../../nbs/monitoring/dashboard.ipynb #508819c2
+# %% ../../nbs/monitoring/dashboard.ipynb #4d816339
 def watch_model(
     source: WatchSource, # Judges the prediction log
     model: str = "", # Name of the model, for the title
@@ -164,9 +164,10 @@ def watch_model(
     "Serve the live page until SIGTERM or Ctrl-C; raises InputError if the address cannot be used."
     import uvicorn
 
-    from mlcycle.service.server import bind_socket
+    from mlcycle.service.server import bind_socket, ignore_stop_signals
 
     bound = bind_socket(host, port)
+    ignore_stop_signals()
     background = BackgroundHealth(source)
     config = uvicorn.Config(create_dashboard(background, source, model, host), log_level="warning", access_log=False,
                             server_header=False, timeout_graceful_shutdown=2)
