@@ -27,15 +27,16 @@ def browser():
 
 @pytest.fixture
 def open_page(browser):
-    "Opens a page that remembers complaints and requests that leave the file system."
+    "Opens a page that remembers complaints, and requests that leave the file system or the server that it is from."
     pages = []
 
     def opened(address, **options):
         page = browser.new_page(**({"viewport": DESK} | options))
         page.complaints = []
+        own = "/".join(address.split("/")[:3]) + "/" if address.startswith("http:") else "file:"
         page.on("console", lambda message: page.complaints.append(message.text) if message.type in ("error", "warning") else None)
         page.on("pageerror", lambda error: page.complaints.append(str(error)))
-        page.on("request", lambda r: page.complaints.append(r.url) if not r.url.startswith(("file:", "data:")) else None)
+        page.on("request", lambda r: page.complaints.append(r.url) if not r.url.startswith((own, "data:")) else None)
         pages.append(page)
         page.goto(address)
         return page

@@ -185,7 +185,7 @@ def history(
     name: Annotated[str, typer.Argument(metavar="[MODEL]", help="Only this model.")] = "",
     as_json: JSON_OUTPUT = False, project: PROJECT = None,
 ):
-    "Audit log: alias moves and decisions with reasons."
+    "List the audit log: alias moves and decisions, with reasons."
     from mlcycle.cli.base import console, exit_on_error
     from mlcycle.core.workspace import Workspace
     from mlcycle.errors import ParameterError, suggest_name

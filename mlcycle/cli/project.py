@@ -19,7 +19,7 @@ from .base import PROJECT, SOURCE, TARGET, app, console, errors, exit_on_error, 
 def init(
     folder: Annotated[Path, typer.Argument(help="Folder of the new project; created if needed.")],
 ):
-    "Create a project: settings, seven notebooks, a README."
+    "Create a project: settings, seven notebooks to edit, a README."
     from mlcycle.lifecycle.project import init_project
 
     with exit_on_error():

@@ -13,7 +13,7 @@ import typer
 
 from .base import PROJECT, app, console, errors, exit_on_error
 
-# %% ../../nbs/cli/watch.ipynb #11f6cd3a
+# %% ../../nbs/cli/watch.ipynb #06de79b0
 @app.command()
 def watch(
     what: Annotated[str, typer.Argument(metavar="[MODEL[@V]|RUN]", help="Model by version or alias, or run.")] = "last",
@@ -42,5 +42,5 @@ def watch(
             return
         if host not in ("127.0.0.1", "::1", "localhost"):
             errors.print("Whoever reaches this address sees the page, with row ids and values of columns.")
-        watch_model(open_watch_source(target, workspace), target.model or target.run, host=host, port=port,
+        watch_model(open_watch_source(target, workspace), target.model or target.run or target.release.name, host=host, port=port,
                     started=lambda address: print(address, flush=True))

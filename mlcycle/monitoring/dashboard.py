@@ -26,10 +26,10 @@ from ..service.error_responses import json_response
 if TYPE_CHECKING:
     from jinja2 import Environment
 
-# %% ../../nbs/monitoring/dashboard.ipynb #9e9036fd
+# %% ../../nbs/monitoring/dashboard.ipynb #f2714146
 def clock_text(
     when: datetime, # In UTC
-    now: datetime,
+    now: datetime, # In UTC
 ) -> str: # Such as `12:02:10 UTC`
     "A time of day; with the date if it is another day."
     return f"{when:%H:%M:%S} UTC" if when.date() == now.date() else f"{when:%Y-%m-%d %H:%M:%S} UTC"
@@ -37,10 +37,10 @@ def clock_text(
 # %% ../../nbs/monitoring/dashboard.ipynb #cf6f3f8b
 SLOW = timedelta(seconds=60) # After which the page warns that the prediction log has not responded
 
-# %% ../../nbs/monitoring/dashboard.ipynb #6fddf596
+# %% ../../nbs/monitoring/dashboard.ipynb #bce7b140
 def data_status(
-    result: HealthResult,
-    now: datetime,
+    result: HealthResult, # Of a range
+    now: datetime, # In UTC
 ) -> dict[str, Any]: # `text`, `warning` (empty: none), `busy`
     "When the data are from, and whether they may be outdated."
     as_of = f"data of {clock_text(result.as_of, now)}" if result.as_of else ""
@@ -152,7 +152,7 @@ def create_dashboard(
 
     return app
 
-# %% ../../nbs/monitoring/dashboard.ipynb #508819c2
+# %% ../../nbs/monitoring/dashboard.ipynb #4d816339
 def watch_model(
     source: WatchSource, # Judges the prediction log
     model: str = "", # Name of the model, for the title
@@ -164,9 +164,10 @@ def watch_model(
     "Serve the live page until SIGTERM or Ctrl-C; raises InputError if the address cannot be used."
     import uvicorn
 
-    from mlcycle.service.server import bind_socket
+    from mlcycle.service.server import bind_socket, ignore_stop_signals
 
     bound = bind_socket(host, port)
+    ignore_stop_signals()
     background = BackgroundHealth(source)
     config = uvicorn.Config(create_dashboard(background, source, model, host), log_level="warning", access_log=False,
                             server_header=False, timeout_graceful_shutdown=2)

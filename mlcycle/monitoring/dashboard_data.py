@@ -106,10 +106,10 @@ def text_table(
     return {"caption": caption, "heads": [head.removeprefix("#") for head in heads], "folded": folded,
             "numeric": [head.startswith("#") for head in heads], "rows": [[str(value) for value in row] for row in rows]}
 
-# %% ../../nbs/monitoring/dashboard_data.ipynb #21802154
+# %% ../../nbs/monitoring/dashboard_data.ipynb #3784e451
 def panel(
     name: str, # Id on the page
-    title: str,
+    title: str, # Heading
     *,
     note: str = "", # What the panel says, in a sentence
     empty: str = "", # Why there is nothing to see; empty: there is something
@@ -128,13 +128,15 @@ def score_text(
     "A score with its interval, without the name of the metric."
     return "–" if score is None else format_estimate(score.value, score.low, score.high)
 
-# %% ../../nbs/monitoring/dashboard_data.ipynb #55789b13
+# %% ../../nbs/monitoring/dashboard_data.ipynb #34ae186f
 def share_text(
     part: float, # Number of some
     whole: float, # Number of all
 ) -> str: # Such as `12.5 %`; `–` if there are none
     "A share in percent."
-    return f"{100 * part / whole:.1f} %" if whole else "–"
+    if not whole:
+        return "–"
+    return "< 0.1 %" if 0 < part / whole < 0.0005 else f"{100 * part / whole:.1f} %"
 
 # %% ../../nbs/monitoring/dashboard_data.ipynb #5c1bc457
 def latency_text(

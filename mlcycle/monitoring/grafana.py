@@ -43,11 +43,11 @@ def rate_of(
     "Sum of the rates of a counter over all services."
     return f"sum{f' by ({by})' if by else ''} (rate({counter}{{{labels}}}[$__rate_interval]))"
 
-# %% ../../nbs/monitoring/grafana.ipynb #953960eb
+# %% ../../nbs/monitoring/grafana.ipynb #bd5a4f68
 def quantiles_of(
     histogram: str, # Name of a histogram
     labels: str, # Matchers
-    quantiles: Sequence[float] = (0.5, 0.95, 0.99),
+    quantiles: Sequence[float] = (0.5, 0.95, 0.99), # From 0 to 1
     by: str = "", # Label to keep; empty: none
 ) -> tuple[tuple[str, str], ...]: # PromQL and legend of each
     "Quantiles of a histogram over all services, interpolated within its buckets."
@@ -156,9 +156,9 @@ def dashboard_variables(
             query_variable("version", "Version", f"label_values({info}, version)"),
             query_variable("route", "Route", f"label_values(mlcycle_requests_total{{{SERVICES}}}, route)")]
 
-# %% ../../nbs/monitoring/grafana.ipynb #840a59a3
+# %% ../../nbs/monitoring/grafana.ipynb #b54dc63e
 def panel_json(
-    panel: GrafanaPanel,
+    panel: GrafanaPanel, # What it shows
     number: int, # Id in the dashboard
     x: int, # Column of its left edge
     y: int, # Row of its upper edge

@@ -306,8 +306,8 @@
       make("dd", {}, each.value, each.note ? make("small", {}, each.note) : ""))));
     find("figures").hidden = !data.figures.length;
     find("start").hidden = !data.empty;
+    find("content").hidden = false; // Before the panels, which are as wide as it is
     showPanels(data.panels);
-    find("content").hidden = false;
   }
 
   // Status
