@@ -260,7 +260,7 @@ def test_a_sink_that_fails_keeps_its_notifications_until_it_takes_them(store, tm
     settings = AlertSettings(file=str(tmp_path / "alerts.jsonl"), webhook="http://127.0.0.1:9/T0p-Secret?key=T0p-Secret")
     process_alarms(health(DRIFT, make_alarm("latency", "Slow.")), store, settings, START)
     printed = capsys.readouterr().err
-    assert printed.count("Warning: The webhook of alerts at http://127.0.0.1:9 cannot be reached") == 1
+    assert printed.count("Warning: The webhook of alerts at http://127.0.0.1 cannot be reached") == 1
     assert "T0p-Secret" not in printed
     assert count_waiting_notifications(store)["webhook"][0] == 2
     assert len((tmp_path / "alerts.jsonl").read_text().splitlines()) == 2, "the other sink is not affected"

@@ -46,24 +46,31 @@ def test_promtool_and_amtool_accept_the_files(tmp_path, model, budget):
         assert routed.stdout.strip() == f"mlcycle-{severity}"
 
 
-@pytest.mark.parametrize(
-    ("right", "wrong"),
-    [
-        ("> 0.05", "> 0.2"),  # It never fires
-        ("> 10000", "> 10"),  # It always fires
-        ("unless", "and"),  # It fires while all is well
-        ("for: 10m", "for: 1m"),  # It fires too early
-        ("> 2 * 24 * 3600", "> 24 * 3600"),
-        ("* 1000 > 50", "* 1000 > 5"),
-    ],
-)
-def test_the_unit_tests_notice_a_wrong_rule(tmp_path, right, wrong):
+WRONG = {  # What is replaced in a rule
+    "MlcycleRequestErrorsCritical": ("> 0.05", "> 0.2"),  # It never fires
+    "MlcyclePredictionLogBacklog": ("> 10000", "> 10"),  # It always fires
+    "MlcycleNoPredictions": ("unless", "and"),  # It fires while all is well
+    "MlcycleLatencyP99": ("10m", "1m"),  # Of its `for`: it fires too early
+    "MlcycleMonitoringStale": ("> 2 * 24 * 3600", "> 24 * 3600"),
+    "MlcycleLatencyP95": ("* 1000 > 50", "* 1000 > 5"),
+    "MlcycleCanaryErrors": ('role="canary"', 'role="champion"'),
+    "MlcyclePredictionLogDropped": ("dropped", "written"),
+}
+
+
+def test_the_unit_tests_notice_each_wrong_rule(tmp_path):
     need_tools("promtool")
     rules, tests, _ = write_prometheus_files(tmp_path, "flights", 50)
-    text = rules.read_text()
-    assert right in text
-    rules.write_text(text.replace(right, wrong))
-    assert run("promtool", "test", "rules", tests).returncode == 1
+    content = yaml.safe_load(rules.read_text())
+    for rule in (rule for group in content["groups"] for rule in group["rules"] if rule["alert"] in WRONG):
+        right, wrong = WRONG[rule["alert"]]
+        part = "for" if rule["for"] == right else "expr"
+        assert right in rule[part]
+        rule[part] = rule[part].replace(right, wrong)
+    rules.write_text(yaml.safe_dump(content))
+    done = run("promtool", "test", "rules", tests)
+    assert done.returncode == 1
+    assert set(re.findall(r"alertname: ?(\w+)", done.stdout + done.stderr)) == set(WRONG)
 
 
 def test_each_rule_has_a_runbook_and_is_tested_over_time(tmp_path):
