@@ -40,6 +40,8 @@ GOVERNANCE_DEFAULTS = {
     "release_keys": "", # Public keys whose releases are accepted, one a line
     "openlineage_url": "", # OpenLineage events are sent there as well; empty: they are only written to files
 }
+
+# %% ../../nbs/core/settings.ipynb #2ff1b5bf
 ALERT_DEFAULTS = {
     "file": "alerts.jsonl", # JSON Lines, relative to the workspace; empty: none
     "webhook": "", # URL; variables are filled in from the environment
