@@ -14,7 +14,7 @@ from .retries import retry_policy
 if TYPE_CHECKING:
     import httpx
 
-# %% ../../nbs/core/webhooks.ipynb #d2d2102d
+# %% ../../nbs/core/webhooks.ipynb #918bd547
 def post_to_webhook(
     address: str, # Beginning with http:// or https://; variables are filled in already
     body: str, # JSON
@@ -32,8 +32,6 @@ def post_to_webhook(
         url = httpx.URL(address)
     except httpx.InvalidURL:
         return f"The address of {receiver[0].lower()}{receiver[1:]} cannot be read."
-    if url.scheme not in ("http", "https") or not url.host:
-        return f"The address of {receiver[0].lower()}{receiver[1:]} does not begin with http:// or https:// and a host."
     where = f"{receiver} at {url.scheme}://{url.host}"
     try:
         status = retry_policy(attempts, backoff)(_post, url, body, timeout).status_code
