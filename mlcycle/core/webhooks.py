@@ -14,7 +14,7 @@ from .retries import retry_policy
 if TYPE_CHECKING:
     import httpx
 
-# %% ../../nbs/core/webhooks.ipynb #5c1dc149
+# %% ../../nbs/core/webhooks.ipynb #918bd547
 def post_to_webhook(
     address: str, # Beginning with http:// or https://; variables are filled in already
     body: str, # JSON
@@ -23,7 +23,7 @@ def post_to_webhook(
     backoff: float = 1, # Seconds before the second attempt; doubled for each further one
     receiver: str = "The webhook", # What messages call it
 ) -> str: # Error message; empty on success
-    "Post to a webhook; return an error message with scheme, host and port of the address, empty on success."
+    "Post to a webhook; return an error message with scheme and host of the address, empty on success."
     import httpx
 
     for name in ("httpx", "httpcore"): # Their logs contain the whole address
@@ -32,9 +32,7 @@ def post_to_webhook(
         url = httpx.URL(address)
     except httpx.InvalidURL:
         return f"The address of {receiver[0].lower()}{receiver[1:]} cannot be read."
-    if url.scheme not in ("http", "https") or not url.host:
-        return f"The address of {receiver[0].lower()}{receiver[1:]} does not begin with http:// or https:// and a host."
-    where = f"{receiver} at {url.scheme}://{url.host}{f':{url.port}' if url.port else ''}"
+    where = f"{receiver} at {url.scheme}://{url.host}"
     try:
         status = retry_policy(attempts, backoff)(_post, url, body, timeout).status_code
     except httpx.TimeoutException:

@@ -147,14 +147,14 @@ def make_alarm(
     return Alarm(rule=rule, severity=severity or find_alert_rule(rule).severity, summary=summary, subject=subject,
                  columns=list(columns), since=since)
 
-# %% ../../nbs/monitoring/alert_rules.ipynb #986a25c3
+# %% ../../nbs/monitoring/alert_rules.ipynb #431ebc63
 TIME_UNITS = {"m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 
 def parse_duration(
     text: str, # Such as `30m`, `12h`, `7d`
 ) -> timedelta:
     "A duration from a number and a unit; raises ParameterError for any other text, and for more than ten years."
-    found = re.fullmatch(r"(\d{1,6})\s*([mhdw])", text.strip())
+    found = re.fullmatch(r"([0-9]{1,6})\s*([mhdw])", text.strip())
     if found is None or (length := timedelta(**{TIME_UNITS[found[2]]: int(found[1])})) > timedelta(days=3653):
         raise ParameterError(f"'{text}' is not a duration.", "A number and a unit are expected, such as 30m, 12h, 7d or 2w; "
                              "at most ten years.")

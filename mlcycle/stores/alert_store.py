@@ -55,18 +55,25 @@ def define_alert_tables() -> dict[str, "sa.Table"]: # Tables by name
              sa.Column("delivered", time, index=True), sa.Column("error", sa.Text, nullable=False, default=""))
     return dict(schema.tables)
 
-# %% ../../nbs/stores/alert_store.ipynb #b4572c99
+# %% ../../nbs/stores/alert_store.ipynb #93b31888
 def create_alert_tables(
     engine: "sa.Engine", # Of the event database
 ) -> None:
     "Create missing tables; several processes may do so at the same time."
     import sqlalchemy as sa
+    from sqlalchemy.exc import IntegrityError, ProgrammingError
 
-    with engine.begin() as connection:
-        for table in define_alert_tables().values():
-            connection.execute(sa.schema.CreateTable(table, if_not_exists=True))
-            for index in table.indexes:
-                connection.execute(sa.schema.CreateIndex(index, if_not_exists=True))
+    for attempt in range(5):
+        try:
+            with engine.begin() as connection:
+                for table in define_alert_tables().values():
+                    connection.execute(sa.schema.CreateTable(table, if_not_exists=True))
+                    for index in table.indexes:
+                        connection.execute(sa.schema.CreateIndex(index, if_not_exists=True))
+            return
+        except (IntegrityError, ProgrammingError): # PostgreSQL, where another process creates them at the same time
+            if attempt == 4:
+                raise
 
 # %% ../../nbs/stores/alert_store.ipynb #1387ee1d
 class AlertStore:
@@ -239,13 +246,13 @@ def add_notifications(
         connection.execute(table.insert(), rows)
     connection.execute(table.delete().where(table.c.delivered < now - KEPT_NOTIFICATIONS))
 
-# %% ../../nbs/stores/alert_store.ipynb #1d3f8dfb
+# %% ../../nbs/stores/alert_store.ipynb #04f5f459
 def claim_notifications(
     store: AlertStore, # Of the event database
     sink: str, # Name of a sink
     now: datetime, # UTC
-    limit: int = 100, # Maximum number
-) -> list[dict[str, Any]]: # Columns by name, in order of creation; those that failed before last, so that none blocks the others
+    limit: int = 1000, # Maximum number
+) -> list[dict[str, Any]]: # Columns by name, in order of creation
     "Claim the notifications that a sink has not taken yet."
     import sqlalchemy as sa
 
@@ -253,8 +260,7 @@ def claim_notifications(
     free = (table.c.sink == sink) & table.c.delivered.is_(None) & sa.or_(table.c.claimed_until.is_(None),
                                                                          table.c.claimed_until <= now)
     with store.locked(f"{SINK_LOCK}{sink}", now) as connection:
-        found = [row._asdict() for row in connection.execute(table.select().where(free).order_by(table.c.attempts, table.c.number)
-                                                          .limit(limit))]
+        found = [row._asdict() for row in connection.execute(table.select().where(free).order_by(table.c.number).limit(limit))]
         numbers = [row["number"] for row in found]
         connection.execute(table.update().where(table.c.number.in_(numbers)).values(claimed_until=now + CLAIM_TIME))
     return found
