@@ -180,7 +180,7 @@ def add_category_means(
     "Compute the means that replace categories."
     if not model.texts:
         return
-    codes = [np.array([get(value, OTHER_CODE) for value in columns[name].tolist()])
+    codes = [np.array([get(value, OTHER_CODE) for value in columns[name].tolist()], dtype=int)
              for name, get in zip(model.texts, (each.get for each in model.lookups), strict=True)]
     scores = outlier_features(model, columns, n_rows)[:, :len(model.numbers)]
     targets, owners = dependency_targets(scores, codes)

@@ -149,7 +149,7 @@ def outlier_features(
         features[:, n_numbers:2 * n_numbers] = np.where(missing, *model.missing)
     if n_texts:
         codes = np.array([[get(value, OTHER_CODE) for value in columns[name].tolist()]
-                          for name, get in zip(model.texts, (each.get for each in model.lookups), strict=True)])
+                          for name, get in zip(model.texts, (each.get for each in model.lookups), strict=True)], dtype=int)
         features[:, 2 * n_numbers:] = model.tables[:, np.arange(n_texts)[:, None], codes].reshape(3 * n_texts, n_rows).T
     return features
 
