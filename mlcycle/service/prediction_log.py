@@ -268,7 +268,7 @@ QueuedEvents = tuple[str, list[dict], dict[str, Any], Completion | None] # Table
 # %% ../../nbs/service/prediction_log.ipynb #cd8b13fd
 def complete_events(
     requests: list[QueuedEvents], # That were waiting
-) -> None:
+) -> list[QueuedEvents]: # The same, complete
     "Call each function that adds values to events once, with all its events."
     functions: dict[Callable, list[tuple[list[dict], Any]]] = {}
     for _, events, _, completion in requests:
@@ -276,6 +276,7 @@ def complete_events(
             functions.setdefault(completion[0], []).append((events, completion[1]))
     for function, parts in functions.items():
         function(parts)
+    return requests
 
 # %% ../../nbs/service/prediction_log.ipynb #17a9eabb
 def event_lines(
@@ -344,8 +345,7 @@ class SpoolingQueue(threading.Thread):
             while not self.items.empty():
                 items.append(self.items.get())
             if (requests := [item for item in items if isinstance(item, tuple)]):
-                complete_events(requests)
-                append_requests(self.spool, [event_lines(item, self.reports) for item in requests], self.reports)
+                append_requests(self.spool, [event_lines(item, self.reports) for item in complete_events(requests)], self.reports)
                 with self.lock:
                     self.n_waiting -= sum(len(item[1]) for item in requests)
                 self.reports.show_backlog(self.spool.backlog)
