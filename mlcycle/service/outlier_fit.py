@@ -85,6 +85,7 @@ def number_pieces(
     pieces[:2, 0], pieces[:2, 1:count + 1] = (knots[0], scores[0]), (knots, scores)
     with np.errstate(over="ignore"):
         pieces[2, 0], pieces[2, 1:count], pieces[2, count] = below, np.diff(scores) / np.diff(knots), above
+    pieces[2] = pieces[2] if is_date else np.clip(pieces[2], 1e-300, 1e300) # Zero times infinity is no number
     return pieces
 
 # %% ../../nbs/service/outlier_fit.ipynb #90e483a3
