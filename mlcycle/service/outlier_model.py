@@ -233,6 +233,7 @@ def _unusual_columns_of_row(model: OutlierModel, correlated: np.ndarray, separat
         residuals = np.zeros(len(model.names))
         np.maximum.at(residuals, owners, products ** 2 / model.conditional)
         np.maximum.at(residuals, separate_owners, separate ** 2)
+        residuals[[model.names.index(name) for name in found]] = 0 # Rounding leaves something of huge deviations
         column = int(residuals.argmax())
         if residuals[column] < (MIN_RESIDUAL ** 2 if found else 1e-9):
             break
