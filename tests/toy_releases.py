@@ -23,7 +23,13 @@ def toy_rows(n_rows: int = 400, seed: int = 0) -> pd.DataFrame:
 
 
 def toy_release(
-    folder: Path, version: int, *, trees: bool = True, columns: dict[str, str] | None = None, cleaning: CleaningPlan | None = None
+    folder: Path,
+    version: int,
+    *,
+    trees: bool = True,
+    columns: dict[str, str] | None = None,
+    cleaning: CleaningPlan | None = None,
+    documents: dict[str, bytes] | None = None,
 ) -> Path:
     "A release whose predictions are near its version number."
     rows = toy_rows()
@@ -45,4 +51,4 @@ def toy_release(
         cleaning=cleaning or CleaningPlan(),
         examples=[dict.fromkeys(rows, 0.0), dict.fromkeys(rows, 0.5)],
     )
-    return build_bundle(folder / "releases", bundle, file)
+    return build_bundle(folder / "releases", bundle, file, documents=documents)

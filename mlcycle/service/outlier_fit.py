@@ -85,6 +85,7 @@ def number_pieces(
     pieces[:2, 0], pieces[:2, 1:count + 1] = (knots[0], scores[0]), (knots, scores)
     with np.errstate(over="ignore"):
         pieces[2, 0], pieces[2, 1:count], pieces[2, count] = below, np.diff(scores) / np.diff(knots), above
+    pieces[2] = pieces[2] if is_date else np.clip(pieces[2], 1e-300, 1e300) # Zero times infinity is no number
     return pieces
 
 # %% ../../nbs/service/outlier_fit.ipynb #90e483a3
@@ -180,7 +181,7 @@ def add_category_means(
     "Compute the means that replace categories."
     if not model.texts:
         return
-    codes = [np.array([get(value, OTHER_CODE) for value in columns[name].tolist()])
+    codes = [np.array([get(value, OTHER_CODE) for value in columns[name].tolist()], dtype=int)
              for name, get in zip(model.texts, (each.get for each in model.lookups), strict=True)]
     scores = outlier_features(model, columns, n_rows)[:, :len(model.numbers)]
     targets, owners = dependency_targets(scores, codes)

@@ -149,7 +149,7 @@ def outlier_features(
         features[:, n_numbers:2 * n_numbers] = np.where(missing, *model.missing)
     if n_texts:
         codes = np.array([[get(value, OTHER_CODE) for value in columns[name].tolist()]
-                          for name, get in zip(model.texts, (each.get for each in model.lookups), strict=True)])
+                          for name, get in zip(model.texts, (each.get for each in model.lookups), strict=True)], dtype=int)
         features[:, 2 * n_numbers:] = model.tables[:, np.arange(n_texts)[:, None], codes].reshape(3 * n_texts, n_rows).T
     return features
 
@@ -233,6 +233,7 @@ def _unusual_columns_of_row(model: OutlierModel, correlated: np.ndarray, separat
         residuals = np.zeros(len(model.names))
         np.maximum.at(residuals, owners, products ** 2 / model.conditional)
         np.maximum.at(residuals, separate_owners, separate ** 2)
+        residuals[[model.names.index(name) for name in found]] = 0 # Rounding leaves something of huge deviations
         column = int(residuals.argmax())
         if residuals[column] < (MIN_RESIDUAL ** 2 if found else 1e-9):
             break

@@ -14,7 +14,7 @@ from mlcycle.stores.events import add_events, open_event_database
 def run(tmp_path, monkeypatch):
     "A function that runs a command in a project with a prediction log: 3 old predictions and 2 new ones."
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "settings.ini").write_text("[log]\nretention = 30d\n")
+    (tmp_path / "settings.ini").write_text("[prediction_log]\nretention = 30d\n")
     (tmp_path / ".mlcycle").mkdir()
     engine, now = open_event_database(f"sqlite:///{tmp_path}/.mlcycle/events.db"), datetime.now(UTC).replace(tzinfo=None)
     common = {"run": "r", "model": "churn", "model_version": "1", "latency_ms": 1.0, "prediction": "yes", "score": 0.25}
