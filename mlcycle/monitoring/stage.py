@@ -124,8 +124,7 @@ def monitor_model(
     events, features = read_events(open_event_database(workspace.events_url), run)
     events["when"] = rows[problem.time].to_numpy() if problem.time else events.received
     references = read_references(workspace.root / release.bundle)
-    (window,) = summarise_frame(features, references)
-    drift = detect_drift(references, window.columns)
+    drift = detect_drift(references, summarise_frame(features, references)[0].columns)
     current, latency_ms = score_events(events.dropna(subset=["actual"]), problem), latency_percentiles(events)
     budget = problem.latency_budget_ms if latency_budget_ms is None else latency_budget_ms
     action, reason, back_to = decide_action(current, verdict.scores[0], drift, latency_ms, latency_budget_ms=budget)
