@@ -217,7 +217,7 @@ def count_column(
     n_bad = np.add.reduceat(bad, starts, dtype=np.int64) if bad.any() else np.zeros(len(starts), dtype=np.int64)
     return [_count_numbers(numbers[start:end], bins, int(n)) for start, end, n in zip(starts, ends, n_bad, strict=True)]
 
-# %% ../../nbs/ml/table_profile.ipynb #9f2a9915
+# %% ../../nbs/ml/table_profile.ipynb #c9ee8817
 def _count_numbers(numbers: np.ndarray, bins: ColumnBins, n_bad: int) -> ColumnProfile:
     "Count numbers of which some are NaN."
     ordered = np.sort(numbers)
@@ -228,9 +228,9 @@ def _count_numbers(numbers: np.ndarray, bins: ColumnBins, n_bad: int) -> ColumnP
         profile.low, profile.high = float(ordered[0]), float(ordered[n - 1])
         with np.errstate(over="ignore", invalid="ignore"):
             standard = (ordered[:n] - bins.centre) / bins.scale
-        if not (np.isfinite(standard[0]) and np.isfinite(standard[-1])):
-            standard = standard[np.isfinite(standard)]
-        profile.total, profile.squares = float(standard.sum()), float(standard @ standard)
+            if not (np.isfinite(standard[0]) and np.isfinite(standard[-1])):
+                standard = standard[np.isfinite(standard)]
+            profile.total, profile.squares = float(standard.sum()), float(standard @ standard)
     return profile
 
 # %% ../../nbs/ml/table_profile.ipynb #a2dbdfcf
@@ -282,7 +282,7 @@ MAX_OTHER_SHARE = 0.01 # Share of rows in other categories, above which frequent
 MIN_MANY_CATEGORIES = 20 # Number of categories up to which all rows are counted
 MIN_NAMED_SHARE = 0.5 # Share of rows in frequent categories, below which a column is free text
 
-# %% ../../nbs/ml/table_profile.ipynb #84efc379
+# %% ../../nbs/ml/table_profile.ipynb #96d00172
 def number_bins(
     numbers: np.ndarray, # Of the reference; NaN and infinite ones are left out
     kind: Literal["number", "text"] = "number", # Numbers, or lengths of text
@@ -298,9 +298,9 @@ def number_bins(
     edges = np.unique(np.concatenate([cuts, frequent, np.nextafter(frequent, -np.inf), np.nextafter(ordered[:1], -np.inf)]))
     with np.errstate(over="ignore", invalid="ignore"):
         centre, scale = float(ordered.mean()), float(ordered.std())
-    usable = np.isfinite(centre) and np.isfinite(scale) and scale > 0
-    return ColumnBins(kind, edges, centre=centre if usable else float(ordered[n // 2]), scale=scale if usable else 1.0,
-                      whole=bool((ordered % 1 == 0).all()))
+    if not (np.isfinite(centre) and np.isfinite(scale)): # Sums of the numbers are too large
+        centre, scale = 0.0, float(np.abs(ordered).max())
+    return ColumnBins(kind, edges, centre=centre, scale=scale or 1.0, whole=bool((ordered % 1 == 0).all()))
 
 # %% ../../nbs/ml/table_profile.ipynb #e7546dc5
 def frequent_categories(

@@ -19,11 +19,11 @@ from .column_tests import column_distance, column_p_values, missing_increase, pr
 from ..outcomes import ColumnDrift
 from ..service.monitoring_references import References
 
-# %% ../../nbs/monitoring/drift.ipynb #d450f25b
+# %% ../../nbs/monitoring/drift.ipynb #f8d3ed31
 SIGNIFICANCE_LEVEL = 0.01 # Of adjusted p-values, and of findings after Bonferroni's correction
 FINDINGS = ("vanished", "all missing", "type changed", "constant", "missing values", "unseen categories", "out of range")
 GRAVE_FINDINGS = FINDINGS[:4] # Faults of the data, whatever the distribution
-MIN_MISSING_ROWS = 5 # Of a window, below which "all missing" is not concluded from the values
+MIN_MISSING_ROWS = 5 # Of a window, below which missing values are no finding
 Finding = Literal["", "vanished", "all missing", "type changed", "constant", "missing values", "unseen categories",
                   "out of range"]
 
@@ -34,18 +34,18 @@ def distance_of_shift(
     "The distance of the distribution functions of two normal distributions."
     return float(2 * special.ndtr(abs(shift) / 2) - 1)
 
-# %% ../../nbs/monitoring/drift.ipynb #1d7225c1
+# %% ../../nbs/monitoring/drift.ipynb #556032b3
 def is_constant(
     profile: ColumnProfile, # Of numbers or categories
-) -> bool: # False for dates and free text
+) -> bool: # False for dates, free text, rare and unseen categories
     "Whether all known values are equal."
     if profile.bins.kind == "number":
         return profile.known > 0 and profile.low == profile.high
     if profile.bins.kind != "category" or not profile.known:
         return False
-    return profile.known in (profile.counts[:-2].max(initial=0), *profile.unseen.values())
+    return profile.known == profile.counts[:-2].max(initial=0)
 
-# %% ../../nbs/monitoring/drift.ipynb #606f48e4
+# %% ../../nbs/monitoring/drift.ipynb #f7eec72c
 def find_fault(
     reference: ColumnProfile, # Of the training rows
     window: ColumnProfile, # Of the window
@@ -66,7 +66,8 @@ def find_fault(
     if is_constant(window) and not is_constant(reference) and by_chance < level:
         return "constant"
     shares = (reference.missing, reference.rows), (window.missing, window.rows)
-    if missing_increase(reference, window) >= tolerance and proportion_p_value(*shares) < level:
+    enough = window.rows >= MIN_MISSING_ROWS and missing_increase(reference, window) >= tolerance
+    if enough and proportion_p_value(*shares) < level:
         return "missing values"
     return _find_new_values(reference, window, level)
 

@@ -6,9 +6,9 @@
 __all__ = ['MAX_CODED_ROWS', 'MAX_EMPTY_WINDOWS', 'LABELLED_COLUMNS', 'LoggedRows', 'WindowSummary', 'default_width',
            'equal_width', 'summarise_log', 'merge_summaries', 'empty_summary', 'FrameBlock', 'summarise_frame']
 
-# %% ../../nbs/monitoring/windows.ipynb #23d57b25
+# %% ../../nbs/monitoring/windows.ipynb #e440f9c0
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Protocol
 
@@ -80,7 +80,7 @@ def equal_width(
     "The width of windows that divide a stretch of time equally, if the first one starts with the first prediction."
     return (last - first) / windows + timedelta(microseconds=1)
 
-# %% ../../nbs/monitoring/windows.ipynb #d7ea959a
+# %% ../../nbs/monitoring/windows.ipynb #aec9849c
 def summarise_log(
     blocks: Iterable[LoggedRows], # Of the prediction log, best in order of time
     references: References, # Of the release
@@ -96,10 +96,11 @@ def summarise_log(
     numbers = range(min(windows), max(windows) + 1) if windows else range(0)
     if len(numbers) - len(windows) > MAX_EMPTY_WINDOWS:
         return [windows[number] for number in sorted(windows)]
-    return [windows[number] if number in windows else empty_summary(references, origin + number * width, width)
-            for number in numbers]
+    empty = empty_summary(references, origin, width)
+    return [windows[number] if number in windows
+            else replace(empty, start=origin + number * width, end=origin + (number + 1) * width) for number in numbers]
 
-# %% ../../nbs/monitoring/windows.ipynb #cb0533e3
+# %% ../../nbs/monitoring/windows.ipynb #59659aa2
 def _summarise_block(block: LoggedRows, references: References, width: timedelta, origin: datetime) -> list:
     "Number and summary of each window that a block has rows of."
     events, features = block.events, block.features
@@ -114,13 +115,13 @@ def _summarise_block(block: LoggedRows, references: References, width: timedelta
     values, scores = comparable_predictions(events["prediction"].array, events["score"].array, references.bundle.problem)
     predicted, profile = count_column(values, references.predictions.bins, starts), references.score_profile
     scored = [None] * len(starts) if profile is None or scores is None else count_column(scores, profile.bins, starts)
-    found, ends = [], np.append(starts[1:], len(numbers))
-    for table, prediction, score, begin, end in zip(tables, predicted, scored, starts, ends, strict=True):
-        when, part = origin + int(numbers[begin]) * width, events.iloc[begin:end]
-        codes, hashes = _coded_sample(features.iloc[begin:end], part["row_id"], references)
+    codes, hashes = _coded_samples(features, events["row_id"], references, starts)
+    facts, found = _event_facts(events, starts), []
+    for place, (begin, end) in enumerate(zip(starts, np.append(starts[1:], len(numbers)), strict=True)):
+        when = origin + int(numbers[begin]) * width
         found.append((int(numbers[begin]), WindowSummary(
-            when, when + width, int(end - begin), table, prediction, score, codes, hashes, **_event_facts(part),
-            missing_columns=set(block.missing_columns))))
+            when, when + width, int(end - begin), tables[place], predicted[place], scored[place], codes[place], hashes[place],
+            **facts[place], missing_columns=set(block.missing_columns))))
     return found
 
 # %% ../../nbs/monitoring/windows.ipynb #b1f1c788
@@ -133,18 +134,21 @@ def _count_features(block: LoggedRows, features: pd.DataFrame, references: Refer
             _move_bad_types([each.columns[name] for each in tables], n)
     return tables
 
-# %% ../../nbs/monitoring/windows.ipynb #34a26aac
-def _event_facts(events: pd.DataFrame) -> dict:
-    "Labelled rows, response times, outlier p-values and versions of some events."
-    renamed = events.rename(columns={"model_version": "version"})
-    return {"labelled": renamed[list(LABELLED_COLUMNS)].reset_index(drop=True),
-            "latency": _known_floats(events["latency_ms"]), "outlier_p": _known_floats(events["outlier_p"]),
-            "versions": {str(name): int(n) for name, n in events["model_version"].value_counts().sort_index().items()}}
-
-# %% ../../nbs/monitoring/windows.ipynb #dfcd8c99
-def _known_floats(values: pd.Series) -> np.ndarray:
-    "Known numbers."
-    return pd.to_numeric(values, errors="coerce").dropna().to_numpy(dtype="float64")
+# %% ../../nbs/monitoring/windows.ipynb #371aa378
+def _event_facts(events: pd.DataFrame, starts: np.ndarray) -> list[dict]:
+    "Labelled rows, response times, outlier p-values and versions of each window."
+    renamed = events.rename(columns={"model_version": "version"})[list(LABELLED_COLUMNS)]
+    latency, outlier_p = (pd.to_numeric(events[name], errors="coerce").to_numpy(dtype="float64")
+                          for name in ("latency_ms", "outlier_p"))
+    codes, names = pd.factorize(events["model_version"], sort=True)
+    facts = []
+    for start, end in zip(starts, np.append(starts[1:], len(events)), strict=True):
+        parts = [values[start:end] for values in (latency, outlier_p)]
+        counts = np.bincount(codes[start:end] + 1, minlength=len(names) + 1)[1:].tolist()
+        facts.append({"labelled": renamed.iloc[start:end], "latency": parts[0][~np.isnan(parts[0])],
+                      "outlier_p": parts[1][~np.isnan(parts[1])],
+                      "versions": {str(name): n for name, n in zip(names, counts, strict=True) if n}})
+    return facts
 
 # %% ../../nbs/monitoring/windows.ipynb #d3679ad1
 def _move_bad_types(profiles: list[ColumnProfile], n: int) -> None:
@@ -164,13 +168,17 @@ def _move_bad_types(profiles: list[ColumnProfile], n: int) -> None:
         else:
             profile.missing -= moved
 
-# %% ../../nbs/monitoring/windows.ipynb #bf0da243
-def _coded_sample(features: pd.DataFrame, row_ids: pd.Series, references: References) -> tuple[np.ndarray, np.ndarray]:
-    "Codes of the rows with the smallest hashes of their ids, and these hashes."
+# %% ../../nbs/monitoring/windows.ipynb #15e21f45
+def _coded_samples(features: pd.DataFrame, row_ids: pd.Series, references: References, starts: np.ndarray) -> tuple[list, list]:
+    "Codes of the rows with the smallest hashes of their ids in each window, and these hashes."
     hashes = hash_pandas_object(row_ids.astype("str"), index=False).to_numpy() # ty: ignore[not-callable] - imported lazily
-    chosen = np.argsort(hashes, kind="stable")[:MAX_CODED_ROWS]
+    ends = np.append(starts[1:], len(hashes))
+    chosen = [start + np.argsort(hashes[start:end], kind="stable")[:MAX_CODED_ROWS]
+              for start, end in zip(starts, ends, strict=True)]
     layout = {name: references.profile.columns[name].bins for name in references.column_names}
-    return code_rows(features.iloc[chosen], layout), hashes[chosen]
+    codes = code_rows(features.iloc[np.concatenate(chosen)], layout)
+    cuts = np.cumsum([len(each) for each in chosen])[:-1]
+    return np.split(codes, cuts), [hashes[each] for each in chosen]
 
 # %% ../../nbs/monitoring/windows.ipynb #5d6a74b4
 def merge_summaries(

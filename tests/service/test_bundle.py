@@ -41,6 +41,7 @@ from mlcycle.outcomes import ModelRef, Problem
 from mlcycle.service.bundle import FILE_CONTENTS, Bundle, build_bundle, hash_bundle_files, open_release, verify_release
 from mlcycle.service.input_schema import example_rows, row_schema
 from mlcycle.service.input_values import describe_training_values
+from mlcycle.service.monitoring_references import read_references
 from mlcycle.service.release_files import unpack_archive, write_archive, write_manifest
 from mlcycle.service.rows import prepare_rows
 from mlcycle.service.sbom import runtime_packages
@@ -485,8 +486,13 @@ def test_the_release_of_a_run_is_complete(table_run, monkeypatch):
     train = stored_rows(run, "train")
     assert list(profile["columns"]) == run.plan.input_columns
     for name, about in profile["columns"].items():
-        assert about["missing"] == pytest.approx(train[name].isna().mean(), abs=1e-6)
-    assert {name for name, _ in profile["predictions"]["shares"]} <= set(run.problem.classes)
+        assert about["rows"] == len(train)
+        assert about["missing"] / about["rows"] == pytest.approx(train[name].isna().mean(), abs=1e-6)
+    assert set(profile["predictions"]["names"]) <= {str(each) for each in run.problem.classes}
+    references = read_references(folder)
+    assert len(references.rows) == len(train)
+    assert references.score_profile is not None
+    assert references.score_profile.rows == run.dataset.tables["holdout"].rows
     bundle, _ = open_release(folder)
     assert prepare_rows(bundle.examples, bundle).warnings == []
     shown = train[run.plan.input_columns].astype("str").to_dict("records")
