@@ -84,7 +84,7 @@ def select_drifted(
     reached = np.flatnonzero(evidence[order] * np.arange(1, len(order) + 1) >= threshold)
     return order[:reached[-1] + 1] if len(reached) else order[:0]
 
-# %% ../../nbs/monitoring/sequential.ipynb #9af9ca9f
+# %% ../../nbs/monitoring/sequential.ipynb #14ad52c3
 class DriftDetector:
     "Detector of drift in several columns. Attributes: `evidence`, `alarms` (all of them, in order), `n_windows`."
 
@@ -113,7 +113,8 @@ class DriftDetector:
         if not rows:
             return []
         self.evidence.add(log_e_values, self.n_windows - 1)
-        drifted = select_drifted(self.evidence.columns, self.threshold).tolist()
+        columns = self.evidence.columns
+        drifted = select_drifted(columns, self.threshold).tolist() if columns.sum() >= self.threshold else []
         raised = [alarm for place in drifted if place not in self._active and (alarm := self._make_alarm(place))]
         self._active |= {self.names.index(alarm.column): alarm for alarm in raised}
         self.alarms += raised

@@ -7,7 +7,7 @@ __all__ = ['MAX_WATCHED_CATEGORIES', 'JOINT_WEIGHT', 'MIN_JOINT_ROWS', 'MAX_FITS
            'reference_counts', 'column_scores', 'profiles_by_column', 'StreamBets', 'window_log_e_values',
            'StreamDrift', 'add_stream_evidence', 'pooled_codes', 'windows_in_a_year', 'monitor_stream']
 
-# %% ../../nbs/monitoring/stream.ipynb #4ebed421
+# %% ../../nbs/monitoring/stream.ipynb #99cb5ec9
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 
@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 
 from ..ml.table_profile import ColumnProfile
+from .dependence import reference_dependence
 from .joint_drift import JointTest, joint_stream, joint_window_test, make_joint_bets
 from .minimum_effect import (MINIMUM_EFFECT, ColumnBets, ScoreFunctions, category_scores, make_column_bets,
                                                mean_e_value, number_scores, subsample_counts)
@@ -77,7 +78,7 @@ def profiles_by_column(
     "All that is watched, by name."
     return columns | {"(prediction)": predictions} | ({} if scores is None else {"(score)": scores})
 
-# %% ../../nbs/monitoring/stream.ipynb #4118648d
+# %% ../../nbs/monitoring/stream.ipynb #6080d1df
 class StreamBets:
     "Bets on all columns, for windows of any mixture of seasons."
 
@@ -87,11 +88,16 @@ class StreamBets:
         weight: float, # Of all columns together
         error_rate: float, # Of the bounds of the reference
         minimum_effect: float, # In standard deviations
+        windows_per_day: float, # How often one looks
     ):
         self.references, self.error_rate, self.minimum_effect = references, error_rate, minimum_effect
+        self.windows_per_day, days = windows_per_day, getattr(references, "days", None)
         self.profiles = profiles_by_column(references.profile.columns, references.predictions, references.score_profile)
         self.counts = {name: reference_counts(each) for name, each in self.profiles.items()}
         self.weight, self._made = weight / len(self.profiles), {}
+        season = references.seasons.season if references.seasons is not None else ""
+        numbers = {name for name, each in self.profiles.items() if each.bins.kind in ("number", "text")}
+        self.dependence = reference_dependence(days, numbers, season) if days is not None else {}
 
     def key(self, window: WindowSummary) -> Hashable:
         "The mixture of seasons of a window."
@@ -110,7 +116,7 @@ class StreamBets:
             parts = {part: reference_counts(seasons.parts[part].columns[name]) if part != ALL_ROWS else counts for part in shares}
             counts, rate = mix_counts(parts, shares), self.error_rate / (len(seasons.parts) + 1)
         scores = column_scores(self.profiles[name], self.counts[name], self.minimum_effect)
-        return make_column_bets(scores, counts, self.weight, rate)
+        return make_column_bets(scores, counts, self.weight, rate, self.dependence.get(name), self.windows_per_day)
 
 # %% ../../nbs/monitoring/stream.ipynb #024a08bc
 def window_log_e_values(
@@ -194,7 +200,7 @@ def windows_in_a_year(
     width = (windows[0].end - windows[0].start) / pd.Timedelta(days=365.25)
     return max(1 / max(width, 1e-9), 1.0)
 
-# %% ../../nbs/monitoring/stream.ipynb #a2cc73e0
+# %% ../../nbs/monitoring/stream.ipynb #64f73ffe
 def monitor_stream(
     references: References, # Of the release
     windows: Sequence[WindowSummary], # In order of time, of equal width
@@ -212,7 +218,7 @@ def monitor_stream(
         return StreamDrift([], [], np.empty((0, 0)), np.empty((0, 0)), np.inf, notes=["There is no window."])
     with_joint, notes = _is_joint_possible(references)
     error_rate, per_year = yearly_false_alarm_rate / 2, windows_in_a_year(windows)
-    bets = StreamBets(references, 1 - JOINT_WEIGHT * with_joint, error_rate, minimum_effect)
+    bets = StreamBets(references, 1 - JOINT_WEIGHT * with_joint, error_rate, minimum_effect, per_year / 365.25)
     every = -(-len(windows) // max_fits)
     joint = make_joint_bets(len(references.rows) // 2, per_year / every + 1, JOINT_WEIGHT, error_rate)
     members = bets.bets(()) | ({"(joint)": joint.as_column()} if with_joint else {})
