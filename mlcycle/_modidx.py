@@ -3794,6 +3794,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                               'mlcycle/monitoring/stream.py'),
                                            'mlcycle.monitoring.stream.column_scores': ( 'monitoring/stream.html#column_scores',
                                                                                         'mlcycle/monitoring/stream.py'),
+                                           'mlcycle.monitoring.stream.joint_columns': ( 'monitoring/stream.html#joint_columns',
+                                                                                        'mlcycle/monitoring/stream.py'),
                                            'mlcycle.monitoring.stream.monitor_stream': ( 'monitoring/stream.html#monitor_stream',
                                                                                          'mlcycle/monitoring/stream.py'),
                                            'mlcycle.monitoring.stream.pooled_codes': ( 'monitoring/stream.html#pooled_codes',

@@ -17,26 +17,23 @@ from ..service.reference_seasons import season_parts
 MAX_LAG_DAYS = 7
 MIN_DAYS = 30 # Of the reference; with fewer, rows count as independent
 
-# %% ../../nbs/monitoring/dependence.ipynb #36584c7e
+# %% ../../nbs/monitoring/dependence.ipynb #2e3fc761
 def day_correlations(
     sums: np.ndarray, # Of the deviations from the mean by day, shape (days, functions)
     squares: np.ndarray, # Sum of all squared deviations, shape (functions,)
     rows: np.ndarray, # By day, shape (days, functions)
-    days: np.ndarray, # Days since 1970, ascending, shape (days,)
 ) -> np.ndarray: # Shape (functions,), at least 0
     "Long-run correlation of rows; two standard errors are subtracted, so that independent rows have none."
     variance = np.maximum(squares / np.maximum(rows.sum(axis=0), 1), 1e-12)
     pairs = np.maximum((rows * (rows - 1.0)).sum(axis=0), 1)
     total, error = ((sums ** 2).sum(axis=0) - squares) / pairs / variance, 2 / pairs
-    calendar = np.zeros((days[-1] - days[0] + 1, 2, sums.shape[1]))
-    calendar[days - days[0]] = np.stack([sums, rows], axis=1)
-    for lag in range(1, MAX_LAG_DAYS + 1):
-        products = (calendar[lag:] * calendar[:-lag]).sum(axis=0)
-        pairs, weight = np.maximum(products[1], 1), 2 * (1 - lag / (MAX_LAG_DAYS + 1))
-        total, error = total + weight * products[0] / pairs / variance, error + weight ** 2 / pairs
+    for lag in range(1, min(MAX_LAG_DAYS, len(rows) - 1) + 1):
+        pairs, weight = np.maximum((rows[lag:] * rows[:-lag]).sum(axis=0), 1), 2 * (1 - lag / (MAX_LAG_DAYS + 1))
+        total += weight * (sums[lag:] * sums[:-lag]).sum(axis=0) / pairs / variance
+        error += weight ** 2 / pairs
     return np.maximum(total - 2 * np.sqrt(error), 0)
 
-# %% ../../nbs/monitoring/dependence.ipynb #f4c66fda
+# %% ../../nbs/monitoring/dependence.ipynb #3e266963
 def column_dependence(
     counts: np.ndarray, # Rows by day and bin, the last one missing values; shape (days, bins + 1)
     days: np.ndarray, # Days since 1970, ascending, shape (days,)
@@ -55,7 +52,7 @@ def column_dependence(
         part = kinds == kind
         means[part] = totals[part].sum(axis=0) / np.maximum(rows[part].sum(axis=0), 1)
     squares = (totals_squared - 2 * means * totals + means ** 2 * rows).sum(axis=0)
-    found = day_correlations(totals - means * rows, squares, rows, days)
+    found = day_correlations(totals - means * rows, squares, rows)
     return RowDependence(dict(zip(scores.names, found.tolist(), strict=True)), float(counts.sum() / len(days))) if found.any() else None
 
 # %% ../../nbs/monitoring/dependence.ipynb #a44786c6
