@@ -33,7 +33,7 @@ def day_correlations(
         error += weight ** 2 / pairs
     return np.maximum(total - 2 * np.sqrt(error), 0)
 
-# %% ../../nbs/monitoring/dependence.ipynb #3e266963
+# %% ../../nbs/monitoring/dependence.ipynb #47b0e8f2
 def column_dependence(
     counts: np.ndarray, # Rows by day and bin, the last one missing values; shape (days, bins + 1)
     days: np.ndarray, # Days since 1970, ascending, shape (days,)
@@ -44,7 +44,8 @@ def column_dependence(
     if len(days) < MIN_DAYS:
         return None
     scores = (number_scores if is_number else category_scores)(counts.sum(axis=0)[:-1], MINIMUM_EFFECT)
-    kinds = season_parts(pd.Series(pd.to_datetime(days, unit="D")), season) if season in ("month", "weekday") else np.zeros(len(days))
+    dates = pd.Series(pd.to_datetime(days, unit="D"))
+    kinds = season_parts(dates, season) if season in ("month", "weekday") else np.zeros(len(days))
     rows = np.where(scores.known_only, counts[:, :-1].sum(axis=1)[:, None], counts.sum(axis=1)[:, None]).astype(float)
     totals, totals_squared = counts @ scores.values.T, counts @ (scores.values ** 2).T
     means = np.zeros_like(rows)
@@ -53,14 +54,15 @@ def column_dependence(
         means[part] = totals[part].sum(axis=0) / np.maximum(rows[part].sum(axis=0), 1)
     squares = (totals_squared - 2 * means * totals + means ** 2 * rows).sum(axis=0)
     found = day_correlations(totals - means * rows, squares, rows)
-    return RowDependence(dict(zip(scores.names, found.tolist(), strict=True)), float(counts.sum() / len(days))) if found.any() else None
+    correlations = dict(zip(scores.names, found.tolist(), strict=True))
+    return RowDependence(correlations, float(counts.sum() / len(days))) if found.any() else None
 
-# %% ../../nbs/monitoring/dependence.ipynb #a44786c6
+# %% ../../nbs/monitoring/dependence.ipynb #1975d535
 def reference_dependence(
     reference: ReferenceDays, # Counts of the training rows by day
     numbers: set[str], # Columns whose bins are in the order of the values
     season: str = "", # With which windows are compared
 ) -> dict[str, RowDependence]: # Of columns with dependent rows
     "Correlations of all columns."
-    found = {name: column_dependence(counts, reference.days, name in numbers, season) for name, counts in reference.counts.items()}
+    found = {name: column_dependence(each, reference.days, name in numbers, season) for name, each in reference.counts.items()}
     return {name: each for name, each in found.items() if each is not None}

@@ -55,7 +55,7 @@ def select_pairs(
     best = np.argsort(-difference[first, second], kind="stable")[:PAIR_FEATURES]
     return np.column_stack([first[best], second[best]])
 
-# %% ../../nbs/monitoring/joint_drift.ipynb #1f6758d1
+# %% ../../nbs/monitoring/joint_drift.ipynb #63685e52
 @dataclass(frozen=True)
 class DomainClassifier:
     "Predicts whether coded rows are from a window or from the reference."
@@ -71,7 +71,7 @@ class DomainClassifier:
 
     def predict(self, codes: np.ndarray) -> np.ndarray:
         "Log odds that each row is from the window."
-        return self.booster.predict(self.features(codes), raw_score=True, num_threads=1)
+        return np.asarray(self.booster.predict(self.features(codes), raw_score=True, num_threads=1))
 
     def column_gains(self) -> np.ndarray:
         "Share of the gain by column; that of a product belongs to both columns."
@@ -114,7 +114,7 @@ def rank_among(
     ordered = np.sort(reference)
     return (np.searchsorted(ordered, rows, "left") + np.searchsorted(ordered, rows, "right")) / (2 * len(ordered))
 
-# %% ../../nbs/monitoring/joint_drift.ipynb #983d17c4
+# %% ../../nbs/monitoring/joint_drift.ipynb #d743354d
 def joint_window_test(
     reference: np.ndarray, # Coded reference rows, shape (rows, columns)
     rows: np.ndarray, # Coded rows of a window
@@ -133,7 +133,8 @@ def joint_window_test(
         p_values.append(stats.norm.sf((aucs[-1] - minimum_auc) / error))
         gains += classifier.column_gains() / 2
     order = np.argsort(-gains, kind="stable")
-    return JointTest(float(np.mean(aucs)), float(min(2 * min(p_values), 1.0)), {names[each]: float(gains[each]) for each in order})
+    columns = {names[each]: float(gains[each]) for each in order}
+    return JointTest(float(np.mean(aucs)), float(min(2 * min(p_values), 1.0)), columns)
 
 # %% ../../nbs/monitoring/joint_drift.ipynb #1eb28948
 @dataclass(frozen=True)

@@ -75,10 +75,10 @@ def category_scores(
     return ScoreFunctions([*(f"category {each}" for each in range(len(counts))), "missing"], np.eye(size),
                           np.zeros(size, dtype=bool), np.full(size, share_tolerance(minimum_effect)), np.full(size, 1 / size))
 
-# %% ../../nbs/monitoring/minimum_effect.ipynb #773c2fae
+# %% ../../nbs/monitoring/minimum_effect.ipynb #4525dfca
 @dataclass(frozen=True)
 class RowDependence:
-    "How rows of the same day and of neighbouring days depend on each other, see `mlcycle.monitoring.dependence`."
+    "How rows of the same day and of neighbouring days depend on each other."
 
     correlations: dict[str, float] # Long-run correlation of two rows of a day, by score function
     rows_per_day: float # Of the reference

@@ -80,7 +80,7 @@ def profiles_by_column(
     "All that is watched, by name."
     return columns | {"(prediction)": predictions} | ({} if scores is None else {"(score)": scores})
 
-# %% ../../nbs/monitoring/stream.ipynb #ea3079a7
+# %% ../../nbs/monitoring/stream.ipynb #777b904c
 class StreamBets:
     "Bets on all columns, for windows of any mixture of seasons."
 
@@ -120,14 +120,19 @@ class StreamBets:
             parts = {part: reference_counts(seasons.parts[part].columns[name]) if part != ALL_ROWS else counts for part in shares}
             counts, rate = mix_counts(parts, shares), self.error_rate / (len(seasons.parts) + 1)
         scores = column_scores(self.profiles[name], self.counts[name], self.minimum_effect)
-        return make_column_bets(scores, counts, self.weight, rate, self.dependence.get(name), self.windows_per_day)
+        dependence = self.dependence.get(name)
+        return make_column_bets(scores, counts, self.weight, rate, dependence, self.windows_per_day)
 
-# %% ../../nbs/monitoring/stream.ipynb #024a08bc
+# %% ../../nbs/monitoring/stream.ipynb #05329cfe
 def window_log_e_values(
     bets: StreamBets, # On all columns
     windows: Sequence[WindowSummary], # Of a stream
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]: # Of the bets (windows, bets); of the columns (windows, columns); which are sub-sampled
-    "Logarithms of the e-values of each bet, and the e-values of each window alone by column."
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]: # See below
+    """E-values of windows.
+
+    Logarithms of those of the bets, shape (windows, bets); those of each window alone by column, shape (windows, columns); which
+    windows were sub-sampled, shape (windows,).
+    """
     keys = [bets.key(window) for window in windows]
     profiles = [profiles_by_column(each.columns.columns, each.predictions, each.scores) for each in windows]
     log_e, e_values = [], np.ones((len(windows), len(bets.profiles)))
@@ -196,15 +201,15 @@ def pooled_codes(
         chosen, rows = [window.codes, *chosen], rows + len(window.codes)
     return np.vstack(chosen)[-max_rows:]
 
-# %% ../../nbs/monitoring/stream.ipynb #273e5c18
+# %% ../../nbs/monitoring/stream.ipynb #2ec722de
 def windows_in_a_year(
     windows: Sequence[WindowSummary], # Of equal width
 ) -> float: # Not necessarily whole
     "How often one looks."
-    width = (windows[0].end - windows[0].start) / pd.Timedelta(days=365.25)
-    return max(1 / max(width, 1e-9), 1.0)
+    seconds = (windows[0].end - windows[0].start).total_seconds()
+    return max(365.25 * 86_400 / max(seconds, 1e-6), 1.0)
 
-# %% ../../nbs/monitoring/stream.ipynb #4c22d30a
+# %% ../../nbs/monitoring/stream.ipynb #60a2d761
 def monitor_stream(
     references: References, # Of the release
     windows: Sequence[WindowSummary], # In order of time, of equal width
@@ -233,12 +238,13 @@ def monitor_stream(
     detector = DriftDetector(members, per_year, yearly_false_alarm_rate, persistence)
     joint_log_e = joint_stream(references.rows[:, chosen], [each.codes[:, chosen] for each in windows], joint,
                                every)[0] if with_joint else None
-    stream = StreamDrift([*members], [each.start for each in windows], *np.ones((2, len(windows), len(members))), detector.threshold,
+    shape = len(windows), len(members)
+    stream = StreamDrift([*members], [each.start for each in windows], np.ones(shape), np.zeros(shape), detector.threshold,
                          detector.alarms, notes=notes)
     n_larger = _follow(detector, stream, bets, windows, joint_log_e)
     if n_larger:
-        notes.append(f"{n_larger} of {len(windows)} windows are larger than the reference of {references.profile.rows:,} rows and "
-                     "were sub-sampled to its size.")
+        notes.append(f"{n_larger} of {len(windows)} windows are larger than the reference of {references.profile.rows:,} rows "
+                     "and were sub-sampled to its size.")
     if with_joint:
         stream.joint = joint_window_test(references.rows[:, chosen], pooled_codes(windows)[:, chosen],
                                          [references.column_names[place] for place in chosen])
@@ -256,12 +262,12 @@ def joint_columns(
     chosen = [place for place, effect in enumerate(effects) if effect <= MAX_JOINT_EFFECT]
     return chosen, float(max((effects[place] for place in chosen), default=1.0))
 
-# %% ../../nbs/monitoring/stream.ipynb #32c0becb
+# %% ../../nbs/monitoring/stream.ipynb #001e45e7
 def _is_joint_possible(references: References) -> tuple[bool, list[str]]:
     "Whether joint drift can be tested, and notes."
     if references.seasons is not None:
-        return False, [f"Windows are compared with training rows of the same {references.seasons.season}, the prediction with all "
-                       "rows; joint drift is not tested."]
+        return False, [f"Windows are compared with training rows of the same {references.seasons.season}, the prediction with "
+                       "all rows; joint drift is not tested."]
     if len(references.column_names) < 2 or len(references.rows) < MIN_JOINT_ROWS:
         return False, [f"Joint drift is not tested: it needs two columns and {MIN_JOINT_ROWS} coded rows in the reference."]
     return True, []

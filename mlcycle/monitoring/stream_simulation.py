@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['CATEGORIES', 'COLUMN_WEIGHT', 'SimulationSettings', 'draw_numbers', 'draw_correlated_numbers', 'draw_categories',
-           'draw_stream', 'simulated_bets', 'SimulatedYear', 'simulate_year', 'column_p_values', 'benjamini_hochberg',
-           'SimulationResult', 'simulate_years', 'draw_codes', 'simulate_joint_windows', 'simulate_joint_year']
+           'draw_stream', 'simulated_bets', 'SimulatedYear', 'simulate_year', 'single_window_p_values',
+           'benjamini_hochberg', 'SimulationResult', 'simulate_years', 'draw_codes', 'simulate_joint_windows',
+           'simulate_joint_year']
 
 # %% ../../nbs/monitoring/stream_simulation.ipynb #7d32f7bd
 from dataclasses import dataclass
@@ -121,7 +122,7 @@ class SimulatedYear:
     significant: bool # Whether a column was significant in any window (Benjamini-Hochberg)
     in_a_row: bool # Whether a column was significant in three windows in a row
 
-# %% ../../nbs/monitoring/stream_simulation.ipynb #232c7e37
+# %% ../../nbs/monitoring/stream_simulation.ipynb #c7758d2b
 def simulate_year(
     settings: SimulationSettings, # Columns, rows, drift
     seed: int, # Of the year
@@ -136,13 +137,13 @@ def simulate_year(
             detector.update(row)
     delays = [alarm.window - settings.change + 1 for alarm in detector.alarms]
     later = [delay for delay in delays if delay > 0]
-    significant = benjamini_hochberg(column_p_values(columns, numeric))
+    significant = benjamini_hochberg(single_window_p_values(columns, numeric))
     in_a_row = significant[2:] & significant[1:-1] & significant[:-2]
     return SimulatedYear(later[0] if later else None, min(delays, default=1) < 1 or bool(later and not settings.shift),
                          bool(significant.any()), bool(in_a_row.any()))
 
-# %% ../../nbs/monitoring/stream_simulation.ipynb #5a69ffe1
-def column_p_values(
+# %% ../../nbs/monitoring/stream_simulation.ipynb #accc63dd
+def single_window_p_values(
     columns: list[tuple[np.ndarray, np.ndarray]], # See `draw_stream`
     numeric: list[bool], # Whether a column is numeric
 ) -> np.ndarray: # Shape (windows, columns)
@@ -155,8 +156,9 @@ def column_p_values(
             found.append(special.kolmogorov(distance * np.sqrt(n * m / (n + m))))
         else:
             both = (counts + reference) / (n + m)[:, None]
-            squares = [(part - both * size) ** 2 / np.maximum(both * size, 1e-12) for part, size in ((counts, n[:, None]), (reference, m))]
-            found.append(special.chdtrc(len(reference) - 1, sum(squares).sum(axis=1)))
+            pairs = [(counts, both * n[:, None]), (reference, both * m)]
+            squares = sum((part - expected) ** 2 / np.maximum(expected, 1e-12) for part, expected in pairs)
+            found.append(special.chdtrc(len(reference) - 1, squares.sum(axis=1)))
     return np.array(found).T
 
 # %% ../../nbs/monitoring/stream_simulation.ipynb #fe52d119
@@ -218,7 +220,7 @@ def simulate_joint_windows(
     return np.array([joint_window_test(draw_codes(rng, reference_rows), draw_codes(rng, window_rows, correlation), names).p_value
                      for _ in range(windows)])
 
-# %% ../../nbs/monitoring/stream_simulation.ipynb #bb7ca4ff
+# %% ../../nbs/monitoring/stream_simulation.ipynb #9bcd0525
 def simulate_joint_year(
     settings: SimulationSettings, # Rows, windows, change
     correlation: float, # Of two columns from the change on
@@ -231,7 +233,8 @@ def simulate_joint_year(
     windows = [draw_codes(rng, settings.window_rows, correlation if window >= settings.change else 0.0)
                for window in range(settings.windows)]
     every = -(-settings.windows // max_fits)
-    bets = make_joint_bets(len(reference) // 2, settings.windows_per_year / every + 1, 1 - COLUMN_WEIGHT, YEARLY_FALSE_ALARM_RATE / 2)
+    fits = settings.windows_per_year / every + 1
+    bets = make_joint_bets(len(reference) // 2, fits, 1 - COLUMN_WEIGHT, YEARLY_FALSE_ALARM_RATE / 2)
     detector = DriftDetector({"(joint)": bets.as_column()}, settings.windows_per_year)
     for row in joint_stream(reference, windows, bets, every)[0]:
         detector.update(row)

@@ -69,13 +69,14 @@ def encode_days(
                         widths=np.array(widths, dtype=np.int32), counts=counts.astype(np.uint32))
     return file.getvalue()
 
-# %% ../../nbs/service/reference_days.ipynb #fcaf60fd
+# %% ../../nbs/service/reference_days.ipynb #2e694b0e
 def decode_days(
     content: bytes, # Of `encode_days`
 ) -> ReferenceDays:
     "Read counts by day, without unpickling; raises ValueError or KeyError if they are not valid."
     with np.load(BytesIO(content), allow_pickle=False) as file:
-        days, names, widths, counts = file["days"].astype(np.int64), file["names"], file["widths"], file["counts"].astype(np.int64)
+        names, widths = file["names"], file["widths"]
+        days, counts = file["days"].astype(np.int64), file["counts"].astype(np.int64)
     if counts.shape != (len(days), widths.sum()) or len(names) != len(widths):
         raise ValueError("The counts by day have another shape.")
     parts = np.split(counts, np.cumsum(widths)[:-1], axis=1)
