@@ -55,7 +55,7 @@ def select_pairs(
     best = np.argsort(-difference[first, second], kind="stable")[:PAIR_FEATURES]
     return np.column_stack([first[best], second[best]])
 
-# %% ../../nbs/monitoring/joint_drift.ipynb #1f6758d1
+# %% ../../nbs/monitoring/joint_drift.ipynb #63685e52
 @dataclass(frozen=True)
 class DomainClassifier:
     "Predicts whether coded rows are from a window or from the reference."
@@ -71,7 +71,7 @@ class DomainClassifier:
 
     def predict(self, codes: np.ndarray) -> np.ndarray:
         "Log odds that each row is from the window."
-        return self.booster.predict(self.features(codes), raw_score=True, num_threads=1)
+        return np.asarray(self.booster.predict(self.features(codes), raw_score=True, num_threads=1))
 
     def column_gains(self) -> np.ndarray:
         "Share of the gain by column; that of a product belongs to both columns."
@@ -114,7 +114,7 @@ def rank_among(
     ordered = np.sort(reference)
     return (np.searchsorted(ordered, rows, "left") + np.searchsorted(ordered, rows, "right")) / (2 * len(ordered))
 
-# %% ../../nbs/monitoring/joint_drift.ipynb #983d17c4
+# %% ../../nbs/monitoring/joint_drift.ipynb #d743354d
 def joint_window_test(
     reference: np.ndarray, # Coded reference rows, shape (rows, columns)
     rows: np.ndarray, # Coded rows of a window
@@ -133,9 +133,10 @@ def joint_window_test(
         p_values.append(stats.norm.sf((aucs[-1] - minimum_auc) / error))
         gains += classifier.column_gains() / 2
     order = np.argsort(-gains, kind="stable")
-    return JointTest(float(np.mean(aucs)), float(min(2 * min(p_values), 1.0)), {names[each]: float(gains[each]) for each in order})
+    columns = {names[each]: float(gains[each]) for each in order}
+    return JointTest(float(np.mean(aucs)), float(min(2 * min(p_values), 1.0)), columns)
 
-# %% ../../nbs/monitoring/joint_drift.ipynb #8e5194ee
+# %% ../../nbs/monitoring/joint_drift.ipynb #1eb28948
 @dataclass(frozen=True)
 class JointBets:
     "Bets that the ROC AUC of classifiers exceeds its bound."
@@ -143,6 +144,7 @@ class JointBets:
     bound: float # Largest mean rank under the null hypothesis
     stakes: np.ndarray # Shape (bets,)
     weights: np.ndarray # Sum to the weight of the joint test among all columns, shape (bets,)
+    effect: float = 1.0 # Number of dependent rows that are worth one independent row
 
     def as_column(self) -> ColumnBets:
         "Names and weights for the detector."
@@ -150,21 +152,22 @@ class JointBets:
 
     def log_e_values(self, ranks: np.ndarray) -> np.ndarray:
         "Logarithms of the e-values of a window, shape (bets,), from the ranks of its rows."
-        return np.log1p(self.stakes * (ranks[:, None] - self.bound)).sum(axis=0)
+        return np.log1p(self.stakes * (ranks[:, None] - self.bound)).sum(axis=0) / self.effect
 
-# %% ../../nbs/monitoring/joint_drift.ipynb #95d5d0c3
+# %% ../../nbs/monitoring/joint_drift.ipynb #8c8ced01
 def make_joint_bets(
     n_held_out: int, # Reference rows that no classifier is trained on
     n_classifiers: float, # In a year
     weight: float, # Of the joint test among all columns
     error_rate: float = REFERENCE_ERROR_RATE, # Of the bounds of all columns together
     minimum_auc: float = MINIMUM_AUC, # Up to which there is no drift
+    effect: float = 1.0, # Number of dependent rows of a window that are worth one independent row
 ) -> JointBets:
     "Bets against the null hypothesis that rows of windows cannot be told from those of the reference."
-    error = stats.norm.isf(error_rate * weight / max(n_classifiers, 1)) / np.sqrt(12 * max(n_held_out, 1))
+    error = stats.norm.isf(error_rate * weight / max(n_classifiers, 1)) / np.sqrt(12 * max(n_held_out / effect, 1))
     bound = min(0.5 + float(np.hypot(error, minimum_auc - 0.5)), 0.99)
     stakes = stake_bets(np.array([bound]), np.array([1 / 12]))[0]
-    return JointBets(bound, stakes, np.full(len(stakes), weight / len(stakes)))
+    return JointBets(bound, stakes, np.full(len(stakes), weight / len(stakes)), effect)
 
 # %% ../../nbs/monitoring/joint_drift.ipynb #a4198e7d
 def joint_stream(

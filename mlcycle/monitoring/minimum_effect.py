@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['MINIMUM_EFFECT', 'REFERENCE_ERROR_RATE', 'EXPECTED_EXCESSES', 'VALUE_GROUPS', 'ScoreFunctions', 'share_tolerance',
-           'number_scores', 'category_scores', 'bound_reference_scores', 'ColumnBets', 'stake_bets', 'make_column_bets',
-           'mean_e_value', 'window_e_value', 'subsample_counts']
+           'number_scores', 'category_scores', 'RowDependence', 'design_effect', 'bound_reference_scores', 'ColumnBets',
+           'stake_bets', 'make_column_bets', 'mean_e_value', 'window_e_value', 'subsample_counts']
 
 # %% ../../nbs/monitoring/minimum_effect.ipynb #c7429a39
 from dataclasses import dataclass
@@ -75,11 +75,32 @@ def category_scores(
     return ScoreFunctions([*(f"category {each}" for each in range(len(counts))), "missing"], np.eye(size),
                           np.zeros(size, dtype=bool), np.full(size, share_tolerance(minimum_effect)), np.full(size, 1 / size))
 
-# %% ../../nbs/monitoring/minimum_effect.ipynb #1de54405
+# %% ../../nbs/monitoring/minimum_effect.ipynb #4525dfca
+@dataclass(frozen=True)
+class RowDependence:
+    "How rows of the same day and of neighbouring days depend on each other."
+
+    correlations: dict[str, float] # Long-run correlation of two rows of a day, by score function
+    rows_per_day: float # Of the reference
+
+    def of(self, names: list[str]) -> np.ndarray:
+        "Correlations of some score functions, 0 if there is none."
+        return np.array([self.correlations.get(name, 0.0) for name in names])
+
+# %% ../../nbs/monitoring/minimum_effect.ipynb #007b296f
+def design_effect(
+    rows_per_day: float | np.ndarray, # Shape (…)
+    correlations: np.ndarray, # Of two rows of a day
+) -> np.ndarray: # At least 1
+    "The number of dependent rows that are worth one independent row."
+    return 1 + np.maximum(rows_per_day - 1, 0) * correlations
+
+# %% ../../nbs/monitoring/minimum_effect.ipynb #5325b668
 def bound_reference_scores(
     scores: ScoreFunctions, # Of one column
     counts: np.ndarray, # Reference rows by bin, the last one missing values; shape (bins + 1,)
     error_rates: np.ndarray, # Probability that the mean score of the population exceeds its bound, shape (functions,)
+    effects: np.ndarray | float = 1.0, # Design effects of the reference, shape (functions,)
 ) -> tuple[np.ndarray, np.ndarray]: # Largest mean score under the null hypothesis, variance of the score of a row
     "Mean scores of the reference, plus the minimum effect and the sampling error of the reference."
     rows = np.where(scores.known_only, counts[:-1].sum(), counts.sum())
@@ -87,14 +108,14 @@ def bound_reference_scores(
     size = np.maximum(rows, 1)
     mean = total / size
     variance = np.maximum(squares / size - mean ** 2, 0)
-    normal = mean + stats.norm.isf(error_rates) * np.sqrt(variance / size)
-    exact = stats.beta.isf(error_rates, total + 1, np.maximum(rows - total, 1e-9))
+    normal = mean + stats.norm.isf(error_rates) * np.sqrt(variance / size * effects)
+    exact = stats.beta.isf(error_rates, total / effects + 1, np.maximum((rows - total) / effects, 1e-9))
     is_share = ((scores.values == 0) | (scores.values == 1)).all(axis=1)
     upper = np.where(rows == 0, 1.0, np.where(is_share, exact, normal))
     bound = mean + np.hypot(np.minimum(upper, 1.0) - mean, scores.tolerances)
     return bound, np.where(is_share, bound * (1 - bound), variance)
 
-# %% ../../nbs/monitoring/minimum_effect.ipynb #8430e700
+# %% ../../nbs/monitoring/minimum_effect.ipynb #ddfa8009
 @dataclass(frozen=True)
 class ColumnBets:
     "Bets on a column: log factors of each row by bin, from which the e-values of a window follow."
@@ -102,10 +123,15 @@ class ColumnBets:
     names: list[str] # What a bet wins on, such as `location up`
     log_factors: np.ndarray # Shape (bins + 1, bets)
     weights: np.ndarray # Sum to the weight of the column among all columns, shape (bets,)
+    correlations: np.ndarray | None = None # Of two rows of a day, shape (bets,); None: independent rows
+    windows_per_day: float = 1.0 # How often one looks
 
     def log_e_values(self, counts: np.ndarray) -> np.ndarray:
         "Logarithms of the e-values, shape (…, bets), of windows with rows by bin, the last one missing values: (…, bins + 1)."
-        return counts @ self.log_factors
+        if self.correlations is None:
+            return counts @ self.log_factors
+        rows = np.asarray(counts).sum(axis=-1, keepdims=True) * self.windows_per_day
+        return counts @ self.log_factors / design_effect(rows, self.correlations)
 
 # %% ../../nbs/monitoring/minimum_effect.ipynb #30ef2980
 def stake_bets(
@@ -116,16 +142,21 @@ def stake_bets(
     excess = np.array(EXPECTED_EXCESSES)
     return np.minimum(excess / np.maximum(variances, 1e-4)[:, None], 0.75 / np.maximum(bounds, 1e-9)[:, None])
 
-# %% ../../nbs/monitoring/minimum_effect.ipynb #71f408da
+# %% ../../nbs/monitoring/minimum_effect.ipynb #43edd71f
 def make_column_bets(
     scores: ScoreFunctions, # Of the column, see `number_scores` and `category_scores`
     counts: np.ndarray, # Reference rows by bin, the last one missing values; shape (bins + 1,)
     weight: float = 1.0, # Of the column among all columns
     error_rate: float = REFERENCE_ERROR_RATE, # Of the bounds of all columns together
+    dependence: RowDependence | None = None, # Of rows of the same day; None: independent rows
+    windows_per_day: float = 1.0, # How often one looks
 ) -> ColumnBets:
     "Bets against the null hypothesis that a column differs from the reference by at most the minimum effect."
-    scores = scores.both_directions()
-    bounds, variance = bound_reference_scores(scores, counts, error_rate * weight * scores.weights)
+    both = scores.both_directions()
+    correlations = np.zeros(len(both.names)) if dependence is None else np.tile(dependence.of(scores.names), 2)
+    effects = design_effect(dependence.rows_per_day if dependence else 1.0, correlations)
+    scores = both
+    bounds, variance = bound_reference_scores(scores, counts, error_rate * weight * scores.weights, effects)
     stakes = stake_bets(bounds, variance)
     with np.errstate(invalid="ignore"):
         factors = np.log1p(stakes[..., None] * (scores.values[:, None, :] - bounds[:, None, None]))
@@ -133,7 +164,8 @@ def make_column_bets(
     factors[scores.known_only, :, -1] = 0 # A missing value says nothing about known ones
     n_stakes = stakes.shape[1]
     return ColumnBets(np.repeat(scores.names, n_stakes).tolist(), factors.reshape(-1, len(counts)).T,
-                      np.repeat(weight * scores.weights / n_stakes, n_stakes))
+                      np.repeat(weight * scores.weights / n_stakes, n_stakes),
+                      np.repeat(correlations, n_stakes) if correlations.any() else None, windows_per_day)
 
 # %% ../../nbs/monitoring/minimum_effect.ipynb #065f6f40
 def mean_e_value(

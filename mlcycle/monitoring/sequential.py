@@ -84,7 +84,17 @@ def select_drifted(
     reached = np.flatnonzero(evidence[order] * np.arange(1, len(order) + 1) >= threshold)
     return order[:reached[-1] + 1] if len(reached) else order[:0]
 
-# %% ../../nbs/monitoring/sequential.ipynb #9af9ca9f
+# %% ../../nbs/monitoring/sequential.ipynb #ac2089ea
+def _make_alarm(detector: "DriftDetector", place: int) -> DriftAlarm | None:
+    "The alarm of a column; None if its evidence is not from enough windows in a row."
+    evidence, window = detector.evidence, detector.n_windows - 1
+    best = evidence.best_bet(place)
+    since = int(evidence.since[best])
+    if window - since + 1 < detector.persistence:
+        return None
+    return DriftAlarm(detector.names[place], window, since, float(evidence.columns[place]), detector.bet_names[best])
+
+# %% ../../nbs/monitoring/sequential.ipynb #f50e22c7
 class DriftDetector:
     "Detector of drift in several columns. Attributes: `evidence`, `alarms` (all of them, in order), `n_windows`."
 
@@ -99,7 +109,8 @@ class DriftDetector:
         self.bet_names = [name for each in bets.values() for name in each.names]
         self.threshold, self.mean_without_drift = alarm_threshold(windows_per_year, yearly_false_alarm_rate), windows_per_year
         starts = np.cumsum([0, *(len(each.weights) for each in bets.values())])[:-1]
-        self.evidence = StreamEvidence(np.concatenate([each.weights for each in bets.values()]), starts, self.threshold, persistence)
+        weights = np.concatenate([each.weights for each in bets.values()])
+        self.evidence = StreamEvidence(weights, starts, self.threshold, persistence)
         self.alarms: list[DriftAlarm] = []
         self.n_windows, self._active, self._quiet = 0, {}, {}
 
@@ -113,8 +124,9 @@ class DriftDetector:
         if not rows:
             return []
         self.evidence.add(log_e_values, self.n_windows - 1)
-        drifted = select_drifted(self.evidence.columns, self.threshold).tolist()
-        raised = [alarm for place in drifted if place not in self._active and (alarm := self._make_alarm(place))]
+        columns = self.evidence.columns
+        drifted = select_drifted(columns, self.threshold).tolist() if columns.sum() >= self.threshold else []
+        raised = [alarm for place in drifted if place not in self._active and (alarm := _make_alarm(self, place))]
         self._active |= {self.names.index(alarm.column): alarm for alarm in raised}
         self.alarms += raised
         self._end_alarms()
@@ -123,13 +135,6 @@ class DriftDetector:
     def active_columns(self) -> list[str]:
         "Columns with an alarm that has not ended."
         return [self.names[place] for place in sorted(self._active)]
-
-    def _make_alarm(self, place: int) -> DriftAlarm | None:
-        best, window = self.evidence.best_bet(place), self.n_windows - 1
-        since = int(self.evidence.since[best])
-        if window - since + 1 < self.persistence:
-            return None
-        return DriftAlarm(self.names[place], window, since, float(self.evidence.columns[place]), self.bet_names[best])
 
     def _end_alarms(self) -> None:
         for place, alarm in list(self._active.items()):

@@ -19,7 +19,7 @@ from ..ml.table_profile import ColumnProfile, TableProfile, count_table
 SEASONS = ("month", "weekday", "hour")
 SEASON_FORMAT = 1
 
-# %% ../../nbs/service/reference_seasons.ipynb #b5101414
+# %% ../../nbs/service/reference_seasons.ipynb #47e8a8cf
 def season_parts(
     times: pd.Series, # Dates and times
     season: str, # One of `SEASONS`
@@ -27,7 +27,8 @@ def season_parts(
     "The part of the year, week or day."
     if season not in SEASONS:
         raise ValueError(f"The season is one of {', '.join(SEASONS)}, not {season!r}.")
-    return getattr(pd.to_datetime(times).dt, season).fillna(-1).to_numpy(dtype=int)
+    part = "day_of_week" if season == "weekday" else season
+    return getattr(pd.to_datetime(times).dt, part).fillna(-1).to_numpy(dtype=int)
 
 # %% ../../nbs/service/reference_seasons.ipynb #1ceb3ec4
 @dataclass(frozen=True, eq=False)
