@@ -95,8 +95,8 @@ def sum_evidence(
     strongest = max(parts, key=lambda part: part.values[-1] if len(part.values) else 0)
     return Evidence(np.mean([part.values for part in parts], axis=0), strongest.since)
 
-# %% ../../nbs/monitoring/loss_monitor.ipynb #20dd0c65
-REFERENCE_SHARE = 0.2
+# %% ../../nbs/monitoring/loss_monitor.ipynb #2ef0ad71
+REFERENCE_SHARE = 0.5
 TOLERANCE = 0.05 # Of the mean loss: the smallest change that matters
 
 # %% ../../nbs/monitoring/loss_monitor.ipynb #460672ba

@@ -29,10 +29,13 @@ def events_to_predictions(
     """Convert logged predictions to `Predictions`, as metrics expect them.
 
     `score` holds a probability for a binary task, a list of probabilities for several classes, and is unused for a regression.
+    If a row has none, there are labels only.
     """
     labels = np.asarray(events.prediction.tolist())
     if problem.task == "regression":
         return Predictions(labels.astype(float))
+    if events.score.isna().any():
+        return Predictions(labels)
     return Predictions(labels, np.array(events.score.tolist(), dtype=float))
 
 # %% ../../nbs/monitoring/quality.ipynb #a2555074
@@ -169,7 +172,7 @@ def compare_class_shares(
                        f"({shares[label][0]:.1%} [{low_high[0]:.1%}, {low_high[1]:.1%}]), on the holdout {shares[label][1]:.1%}: "
                        f"p = {p_value:.2g}")
 
-# %% ../../nbs/monitoring/quality.ipynb #e27790d6
+# %% ../../nbs/monitoring/quality.ipynb #1db262d0
 def compare_target(
     actual: pd.Series, # Known actual values, in the form of the problem
     reference: np.ndarray, # Those of the holdout
@@ -182,7 +185,9 @@ def compare_target(
         return compare_class_shares(actual, reference, problem)
     values, error = actual.to_numpy(float), stats.sem(actual.astype(float))
     spread = np.var(values) + np.var(reference) > 0
-    p_value = float(stats.ttest_ind(values, reference, equal_var=False).pvalue) if spread else float(values[0] == reference[0])
+    moments = [each for part in (values, reference) for each in (part.mean(), part.std(ddof=1), len(part))]
+    welch = stats.ttest_ind_from_stats(*moments, equal_var=False) if spread else None
+    p_value = float(welch.pvalue) if welch is not None else float(values[0] == reference[0])
     return TargetShift(p_value, f"mean actual value {values.mean():.4g} ± {1.96 * error:.2g} of {len(values):,} rows, "
                        f"on the holdout {reference.mean():.4g}: p = {p_value:.2g}")
 

@@ -79,7 +79,7 @@ class Quality:
     alarms: list[Alarm] = field(default_factory=list)
     notes: list[str] = field(default_factory=list) # What could not be judged, and why
 
-# %% ../../nbs/monitoring/quality_over_time.ipynb #e574b794
+# %% ../../nbs/monitoring/quality_over_time.ipynb #41d620be
 def rows_to_judge(
     window: LabelledWindow, # Of the log
     problem: Problem, # Task and classes
@@ -91,8 +91,8 @@ def rows_to_judge(
     rows = rows.assign(actual=match_labels(rows.actual, problem), prediction=match_labels(rows.prediction, problem),
                        _unknown=rows.actual.notna().to_numpy())
     rows["_unknown"] &= rows.actual.isna()
-    if problem.task != "regression":
-        rows = rows[rows.score.notna()] if rows.score.notna().any() else rows
+    if bind_metric_to_problem(problem.metric, problem).response_method == "predict_proba":
+        rows = rows[rows.score.notna()]
     rows = rows[rows.prediction.notna()]
     return rows.sort_values("actual_when", kind="stable") if "actual_when" in rows else rows
 
@@ -134,7 +134,7 @@ def is_worse(
     higher = bind_metric_to_problem(problem.metric, problem).higher_is_better
     return score.high < holdout.value if higher else score.low > holdout.value
 
-# %% ../../nbs/monitoring/quality_over_time.ipynb #749885dd
+# %% ../../nbs/monitoring/quality_over_time.ipynb #cdd2116f
 @dataclass(frozen=True)
 class Estimator:
     "What is needed to estimate scores of windows; fitted once."
@@ -149,8 +149,9 @@ class Estimator:
         if self.reason or len(rows) < MIN_ROWS or self.reference is None:
             return None
         if self.classes is not None:
-            given = events_to_predictions(rows, self.problem)
-            return estimate_class_score(self.classes, self.problem.metric, given)
+            scored = rows[rows.score.notna()]
+            given = events_to_predictions(scored, self.problem)
+            return estimate_class_score(self.classes, self.problem.metric, given) if len(scored) >= MIN_ROWS else None
         losses = rows.estimated_loss.to_numpy(float) if "estimated_loss" in rows else np.full(len(rows), np.nan)
         known = np.isfinite(losses)
         predicted = rows.prediction.to_numpy(float)
@@ -314,10 +315,11 @@ def describe_single_class(
     judged = f" Still: {', '.join(map(str, scores))}" + (f"; {shift.summary}" if shift else "")
     return f"{reason[:1].upper()}{reason[1:]}.{judged}."
 
-# %% ../../nbs/monitoring/quality_over_time.ipynb #1e65d4ed
+# %% ../../nbs/monitoring/quality_over_time.ipynb #74b8eee3
 def label_notes(
     windows: Sequence[LabelledWindow], # Of the log
     judged: Sequence[pd.DataFrame], # Rows of each window that are judged
+    problem: Problem, # Task
     version: str, # Judged version; empty: all
 ) -> list[str]:
     "Say which rows are not judged, and how many have no actual value."
@@ -325,7 +327,10 @@ def label_notes(
     labelled, unknown = (sum(int(each[name].sum()) if name == "_unknown" else int(each.actual.notna().sum()) for each in judged)
                          for name in ("actual", "_unknown"))
     others = pd.concat([each.labelled[["version", "role"]] for each in windows]) if windows else pd.DataFrame()
-    notes = []
+    missing = sum(int(each.labelled.score.isna().sum()) for each in windows) if problem.task != "regression" else 0
+    notes = [] if windows and rows else ["There are no predictions to judge."]
+    if missing:
+        notes.append(f"{missing:,} predictions have no probabilities: left out of what needs them.")
     if rows and not labelled:
         notes.append(f"No actual values are known for the {rows:,} predictions: realised quality cannot be judged.")
     elif labelled < rows:
@@ -419,7 +424,7 @@ def compare_logged_versions(
     rows = rows.assign(actual=match_labels(rows.actual, problem), prediction=match_labels(rows.prediction, problem))
     return compare_versions(rows[rows.actual.notna() & rows.prediction.notna()], problem)
 
-# %% ../../nbs/monitoring/quality_over_time.ipynb #a1f8ce77
+# %% ../../nbs/monitoring/quality_over_time.ipynb #640966af
 def measure_quality(
     references: Any, # Of the release; its `scores` are `ReferenceScores` or None
     windows: Sequence[LabelledWindow], # Of the log, in order of time
@@ -437,7 +442,7 @@ def measure_quality(
     effect = reference_losses(reference, problem).effect if reference and reference.resampling.unit == "entity" else 1.0
     blocks = bool(reference and reference.resampling.unit == "block")
     measured = measure_windows(windows, judged, problem, estimator, blocks, effect)
-    check, notes = check_windows(measured, judged, estimator, holdout), label_notes(windows, judged, version)
+    check, notes = check_windows(measured, judged, estimator, holdout), label_notes(windows, judged, problem, version)
     monitored, alarms, more = quality_alarms(windows, known, problem, reference, holdout)
     if holdout is not None and metric.higher_is_better is not None and not estimator.reason:
         alarms += estimated_alarm(measured, window_years(windows), holdout, check, problem)

@@ -7,12 +7,13 @@ __all__ = ['MAX_REFERENCE_ROWS', 'MAX_REFERENCE_CELLS', 'ReferenceScores', 'make
            'score_holdout', 'fit_reference_loss', 'write_reference_scores', 'read_reference_scores',
            'estimate_row_loss']
 
-# %% ../../nbs/service/reference_scores.ipynb #a17ee3ca
+# %% ../../nbs/service/reference_scores.ipynb #7ce4f27f
 import io
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 import pandas as pd
@@ -160,7 +161,7 @@ def write_reference_scores(
     np.savez_compressed(buffer, allow_pickle=False, **arrays)
     return buffer.getvalue()
 
-# %% ../../nbs/service/reference_scores.ipynb #cf32d31c
+# %% ../../nbs/service/reference_scores.ipynb #caf28639
 def read_reference_scores(
     content: bytes, # Of `reference_scores.npz`
 ) -> ReferenceScores:
@@ -175,7 +176,7 @@ def read_reference_scores(
         units = Resampling(about["unit"], arrays.get("units"), about["block_share"], about["column"])
         return ReferenceScores(arrays["actual"], arrays["labels"], arrays.get("values"), about["holdout_rows"],
                                tuple(Score(**each) for each in about["scores"]), units, LossModel.from_arrays(arrays))
-    except (KeyError, ValueError, OSError, TypeError) as error:
+    except (KeyError, ValueError, OSError, TypeError, EOFError, BadZipFile) as error:
         raise ArtifactError(f"The file reference_scores.npz cannot be read: {type(error).__name__}: {error}.",
                             "It is made by stage 6.", "Release the model again: mlcycle run --only deployment.") from error
 
