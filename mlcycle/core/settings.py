@@ -46,6 +46,8 @@ LOG_DEFAULTS = {
     "hash_columns": "", # Personal columns that the prediction log has as keyed hashes, separated by commas; also `row_id`
     "drop_columns": "", # Personal columns that the prediction log does not have, separated by commas
 }
+
+# %% ../../nbs/core/settings.ipynb #2ff1b5bf
 ALERT_DEFAULTS = {
     "file": "alerts.jsonl", # JSON Lines, relative to the workspace; empty: none
     "webhook": "", # URL; variables are filled in from the environment
@@ -62,7 +64,7 @@ ALERT_DEFAULTS = {
     "mute": "", # Rules that never notify, one a line
 }
 SECTION_DEFAULTS = {"stores": STORE_DEFAULTS, "engine": ENGINE_DEFAULTS, "hooks": HOOK_DEFAULTS,
-                    "governance": GOVERNANCE_DEFAULTS, "log": LOG_DEFAULTS, "alerts": ALERT_DEFAULTS}
+                    "governance": GOVERNANCE_DEFAULTS, "prediction_log": LOG_DEFAULTS, "alerts": ALERT_DEFAULTS}
 
 # %% ../../nbs/core/settings.ipynb #a534ad9f
 OPTION_CHOICES = {"approval": ("automatic", "manual"), "four_eyes": ("true", "false"), # Options with a fixed set of values

@@ -255,7 +255,7 @@ def service_command(
 
 # %% ../../nbs/lifecycle/serving.ipynb #0481d951
 def log_environment(
-    workspace: Workspace, # Of a project with a section `[log]`
+    workspace: Workspace, # Of a project with a section `[prediction_log]`
 ) -> dict[str, str]: # By variable
     "The environment variables by which a service learns which personal columns are hashed or dropped."
     options = section_with_defaults(read_settings(workspace.project), "log")

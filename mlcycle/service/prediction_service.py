@@ -6,7 +6,7 @@
 __all__ = ['MAX_ROWS_PER_REQUEST', 'ServedPredictions', 'ServedModel', 'check_row_count', 'notes_by_row', 'PredictJob',
            'count_rows', 'predict_jobs', 'predict_block', 'finish_job', 'raise_if_error', 'warm_up', 'count_result',
            'request_errors', 'PredictionRecords', 'VersionPredictions', 'predict_or_fall_back', 'after_response',
-           'PredictionService', 'routing_key', 'prediction_events', 'check_predicted']
+           'PredictionService', 'routing_key', 'prediction_events', 'block_events', 'check_predicted']
 
 # %% ../../nbs/service/prediction_service.ipynb #86bed9f7
 import sys
@@ -275,8 +275,8 @@ class PredictionRecords:
             if self.log.database is not None:
                 made = [(job, each) for job, each in zip(jobs, results, strict=True) if isinstance(each, ServedPredictions)]
                 rows = [RowsToLog(job.served.outliers, each.bundle.model.version, each.prepared) for job, each in made]
-                self.log.add("predictions", [event | {"request_id": job.request_id or None} for job, each in made
-                                             for event in prediction_events(each)], (self._complete, rows))
+                self.log.add("predictions", partial(block_events, jobs, results), sum(each.prepared.n_rows for _, each in made),
+                             (self._complete, rows))
             for job, result in zip(jobs, results, strict=True):
                 count_result(self.metrics, job, result)
                 self.log.add("request_errors", request_errors(job, result))
@@ -399,10 +399,9 @@ class PredictionService(VersionPredictions):
         "Log actual values and return their number; InputError, and nothing logged, if one is impossible or was not predicted."
         check_row_count(actuals, self.log.settings.max_rows)
         values, ids = read_actuals(actuals, row_ids, self.champion.bundle.problem)
-        model = self.champion.bundle.model.name
-        check_predicted(self.log, ids, model)
-        self.log.add("actuals", [{"row_id": row_id, "model": model, "actual": actual}
-                                 for row_id, actual in zip(ids, values, strict=True)])
+        check_predicted(self.log, ids, model := self.champion.bundle.model.name)
+        both = zip(ids, values, strict=True)
+        self.log.add("actuals", [{"row_id": row_id, "model": model, "actual": actual} for row_id, actual in both])
         return len(values)
 
     def close(self) -> None:
@@ -433,6 +432,15 @@ def prediction_events(
     common = {"latency_ms": served.latency_ms, "model": model.name, "model_version": str(model.version), "role": served.role}
     return [dict(zip(columns, values, strict=True)) | common | notes
             for *values, notes in zip(*columns.values(), notes_by_row(served.prepared), strict=True)]
+
+# %% ../../nbs/service/prediction_service.ipynb #e2d20a7a
+def block_events(
+    jobs: Sequence[PredictJob], # Requests of a block
+    results: Sequence[ServedPredictions | Exception], # Their results
+) -> list[dict]: # One for each predicted row
+    "The events of a block for the prediction log."
+    return [event | {"request_id": job.request_id or None} for job, result in zip(jobs, results, strict=True)
+            if isinstance(result, ServedPredictions) for event in prediction_events(result)]
 
 # %% ../../nbs/service/prediction_service.ipynb #42d5229b
 def check_predicted(
