@@ -124,7 +124,7 @@ def export(
 # %% ../../nbs/cli/log.ipynb #0ee88246
 @log_app.command("prune")
 def prune(
-    older_than: Annotated[str, typer.Option(help="Age, such as 400d; default: retention under [prediction_log] of settings.ini.")] = "",
+    older_than: Annotated[str, typer.Option(help="Age, such as 400d; default: that of settings.ini.")] = "",
     export_to: Annotated[Path | None, typer.Option("--export", help="Folder for a Parquet file of each model, before.")] = None,
     project: LOG_PROJECT = None,
 ):

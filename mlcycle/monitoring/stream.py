@@ -78,7 +78,7 @@ def profiles_by_column(
     scores: ColumnProfile | None, # Of the probabilities; None: a regression
 ) -> dict[str, ColumnProfile]:
     "All that is watched, by name."
-    return columns | {"(prediction)": predictions} | ({} if scores is None else {"(score)": scores})
+    return columns | {"(prediction)": predictions if scores is None else scores}
 
 # %% ../../nbs/monitoring/stream.ipynb #777b904c
 class StreamBets:

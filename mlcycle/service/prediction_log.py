@@ -6,7 +6,7 @@
 __all__ = ['GATHER_SECONDS', 'WRITE_SECONDS', 'MAX_WAITING', 'TAKE_OVER_SECONDS', 'Completion', 'EventSource',
            'PredictionLogError', 'DatabaseConnections', 'create_missing_views', 'EventDatabase', 'read_spooled',
            'write_events', 'write_batch', 'LogReports', 'EventWriter', 'keep_refused', 'QueuedEvents', 'make_events',
-           'event_lines', 'append_requests', 'SpoolingQueue', 'PredictionLog', 'flush_prediction_log',
+           'event_lines', 'append_requests', 'SpoolingQueue', 'PredictionLog', 'flush_prediction_log', 'note_release',
            'find_unpredicted', 'close_queue']
 
 # %% ../../nbs/service/prediction_log.ipynb #fd504d85
@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic_core import from_json
 
 from ..errors import InputError, MlcycleError
-from .personal_columns import PersonalColumns
+from .personal_columns import PersonalColumns, columns_as_recorded
 from .service_metrics import ServiceMetrics
 from .service_settings import DEFAULT_SETTINGS, REQUEST_ID, ServiceSettings
 from mlcycle.stores.event_spool import (
@@ -39,14 +39,8 @@ from mlcycle.stores.event_spool import (
     spooled_row_ids,
 )
 from ..stores.event_views import create_release_view
-from mlcycle.stores.events import (
-    add_event_batch,
-    connect_event_database,
-    create_event_tables,
-    define_event_tables,
-    find_unknown_row_ids,
-    sqlite_file_id,
-)
+from ..stores.events import add_event_batch, connect_event_database, create_event_tables, define_event_tables
+from ..stores.events import find_unknown_row_ids, sqlite_file_id
 
 if TYPE_CHECKING: # Imported late: sqlalchemy is loaded by the thread that writes
     import sqlalchemy as sa
@@ -363,8 +357,7 @@ class SpoolingQueue(threading.Thread):
 
     def __init__(self, writer: EventWriter, personal: PersonalColumns):
         super().__init__(daemon=True, name="mlcycle-event-spool")
-        self.personal = personal
-        self.writer, self.spool, self.reports = writer, writer.spool, writer.reports
+        self.writer, self.personal, self.spool, self.reports = writer, personal, writer.spool, writer.reports
         self.items: queue.SimpleQueue[QueuedEvents | Event | None] = queue.SimpleQueue() # None: the end
         self.n_waiting, self.lock, self.hurry = 0, threading.Lock(), Event()
 
@@ -391,8 +384,7 @@ class SpoolingQueue(threading.Thread):
                 items.append(self.items.get())
             if (requests := [item for item in items if isinstance(item, QueuedEvents)]):
                 make_events(requests, self.reports)
-                append_requests(self.spool, [event_lines(item, self.reports, self.personal) for item in requests],
-                                self.reports)
+                append_requests(self.spool, [event_lines(item, self.reports, self.personal) for item in requests], self.reports)
                 with self.lock:
                     self.n_waiting -= sum(item.n_events for item in requests)
                 self.reports.show_backlog(self.spool.backlog)
@@ -432,17 +424,9 @@ class PredictionLog:
         common = {"run": self.run, "received": datetime.now(UTC).replace(tzinfo=None), "request_id": REQUEST_ID.get() or None}
         self.queue.put(QueuedEvents(table, events, common, n_events, completion))
 
-    def show_release(self, model: str, version: str, columns: Mapping[str, str]) -> None:
-        "Note the columns of a version that predicts, so that the database gets a view of its predictions."
-        if self.database is not None and self.settings.log_features:
-            self.database.releases[model, version] = self.personal.recorded(columns)
-
     def unknown_row_ids(self, row_ids: list[str], model: str = "") -> list[str]:
         "Row ids without a prediction in spool or database; PredictionLogError if the database is needed and away."
-        if self.queue is None:
-            return row_ids
-        recorded = {self.personal.row_id(row_id): row_id for row_id in row_ids}
-        return [recorded[row_id] for row_id in find_unpredicted(self, self.queue, list(recorded), model)]
+        return row_ids if self.queue is None else find_unpredicted(self, self.queue, row_ids, model)
 
     def close(self) -> None:
         "Write all events to the database, or leave them in the spool if that fails or takes longer than `drain_timeout`."
@@ -466,18 +450,30 @@ def flush_prediction_log(
         time.sleep(0.01)
     return not log.spool.backlog
 
+# %% ../../nbs/service/prediction_log.ipynb #9ed31392
+def note_release(
+    log: PredictionLog, # Receives predictions of the release
+    model: str, # Registered model
+    version: str, # Its version
+    columns: Mapping[str, str], # pandas type by column
+) -> None:
+    "Note the columns of a version that predicts, so that the database gets a view of its predictions."
+    if log.database is not None and log.settings.log_features:
+        log.database.releases[model, version] = columns_as_recorded(log.personal, columns)
+
 # %% ../../nbs/service/prediction_log.ipynb #7f6ae19a
 def find_unpredicted(
     log: PredictionLog, # With its database
     events: SpoolingQueue, # Its queue
-    row_ids: list[str], # Row ids of actual values, as they are recorded
+    row_ids: list[str], # Row ids of actual values
     model: str = "", # Registered model, whose predictions count whatever their run
 ) -> list[str]: # Those that were not predicted
     """Row ids that no prediction has. The spool is read before the database, since events move from one to the other.
 
     If a prediction may wait in the queue of another worker, or in the spool of another machine, one waits and looks again.
     """
-    unknown, shared = row_ids, bool(log.database and not log.database.url.startswith("sqlite"))
+    recorded = {log.personal.row_id(row_id): row_id for row_id in row_ids}
+    unknown, shared = list(recorded), bool(log.database and not log.database.url.startswith("sqlite"))
     for attempt in range(2 if log.settings.workers > 1 or shared else 1):
         if attempt:
             time.sleep(3 * GATHER_SECONDS + shared * 2 * WRITE_SECONDS)
@@ -490,7 +486,7 @@ def find_unpredicted(
         unknown = log.database.unknown_row_ids(log.run, rest, model) if log.database else rest
         if not unknown:
             break
-    return unknown
+    return [recorded[row_id] for row_id in unknown]
 
 # %% ../../nbs/service/prediction_log.ipynb #3bea9a6a
 def close_queue(

@@ -31,7 +31,7 @@ from .bundle import Bundle
 from .current_request import CURRENT_REQUEST
 from .outlier_model import OutlierModel
 from .outlier_outputs import RowsToLog, fill_outlier_p
-from .prediction_log import PredictionLog
+from .prediction_log import PredictionLog, note_release
 from .prediction_options import DEFAULT_OPTIONS, PredictOptions, optional_outputs
 from .rows import PreparedRows, predict_prepared, prepare_rows, to_json_rows
 from .service_metrics import ServiceMetrics
@@ -298,7 +298,7 @@ class PredictionRecords:
             bundle = served.bundle
             self.metrics.show_model(bundle.model.name, bundle.model.version, role, loaded)
             if loaded:
-                self.log.show_release(bundle.model.name, str(bundle.model.version), bundle.columns)
+                note_release(self.log, bundle.model.name, str(bundle.model.version), bundle.columns)
 
 # %% ../../nbs/service/prediction_service.ipynb #bca08712
 class VersionPredictions(PredictionRecords):
@@ -400,8 +400,7 @@ class PredictionService(VersionPredictions):
         check_row_count(actuals, self.log.settings.max_rows)
         values, ids = read_actuals(actuals, row_ids, self.champion.bundle.problem)
         check_predicted(self.log, ids, model := self.champion.bundle.model.name)
-        both = zip(ids, values, strict=True)
-        self.log.add("actuals", [{"row_id": row_id, "model": model, "actual": actual} for row_id, actual in both])
+        self.log.add("actuals", [{"row_id": i, "model": model, "actual": v} for i, v in zip(ids, values, strict=True)])
         return len(values)
 
     def close(self) -> None:
