@@ -74,12 +74,14 @@ class StreamEvidence:
         bets = slice(self.starts[column], (*self.starts, len(self.weights))[column + 1])
         return int(self.starts[column] + np.argmax(self.weights[bets] * self.statistics[bets]))
 
-# %% ../../nbs/monitoring/sequential.ipynb #651cf9d2
+# %% ../../nbs/monitoring/sequential.ipynb #6b78dc3e
 def select_drifted(
     evidence: np.ndarray, # Weighted evidence of each column, shape (columns,)
     threshold: float, # Of the sum
 ) -> np.ndarray: # Places of the columns
     "The columns that drift, by the e-Benjamini-Hochberg procedure; none if the evidence of all does not reach the threshold."
+    if evidence.sum() < threshold:
+        return np.empty(0, dtype=int)
     order = np.argsort(-evidence, kind="stable")
     reached = np.flatnonzero(evidence[order] * np.arange(1, len(order) + 1) >= threshold)
     return order[:reached[-1] + 1] if len(reached) else order[:0]
@@ -104,7 +106,7 @@ def _end_alarms(detector: "DriftDetector") -> None:
             alarm.resolved = detector.n_windows - 1
             del detector.active[place], detector.quiet[place]
 
-# %% ../../nbs/monitoring/sequential.ipynb #bf7bbd7e
+# %% ../../nbs/monitoring/sequential.ipynb #58818f69
 class DriftDetector:
     "Detector of drift in several columns. Attributes: `evidence`, `alarms` (all of them, in order), `n_windows`."
 
@@ -115,13 +117,12 @@ class DriftDetector:
         yearly_false_alarm_rate: float = YEARLY_FALSE_ALARM_RATE, # Chance of any alarm in a year without drift
         persistence: int = PERSISTENCE, # Windows in a row that an alarm takes to begin and to end
     ):
-        self.names, self.persistence = list(bets), persistence
+        self.names, self.persistence, self.alarms = list(bets), persistence, []
         self.bet_names = [name for each in bets.values() for name in each.names]
         self.threshold, self.mean_without_drift = alarm_threshold(windows_per_year, yearly_false_alarm_rate), windows_per_year
         starts = np.cumsum([0, *(len(each.weights) for each in bets.values())])[:-1]
         weights = np.concatenate([each.weights for each in bets.values()])
         self.evidence = StreamEvidence(weights, starts, self.threshold, persistence)
-        self.alarms: list[DriftAlarm] = []
         self.n_windows, self.active, self.quiet = 0, {}, {}
 
     def update(
@@ -134,8 +135,7 @@ class DriftDetector:
         if not rows:
             return []
         self.evidence.add(log_e_values, self.n_windows - 1)
-        columns = self.evidence.columns
-        drifted = select_drifted(columns, self.threshold).tolist() if columns.sum() >= self.threshold else []
+        drifted = select_drifted(self.evidence.columns, self.threshold).tolist()
         raised = [alarm for place in drifted if place not in self.active and (alarm := _make_alarm(self, place))]
         self.active |= {self.names.index(alarm.column): alarm for alarm in raised}
         self.alarms += raised
