@@ -74,12 +74,14 @@ class StreamEvidence:
         bets = slice(self.starts[column], (*self.starts, len(self.weights))[column + 1])
         return int(self.starts[column] + np.argmax(self.weights[bets] * self.statistics[bets]))
 
-# %% ../../nbs/monitoring/sequential.ipynb #651cf9d2
+# %% ../../nbs/monitoring/sequential.ipynb #6b78dc3e
 def select_drifted(
     evidence: np.ndarray, # Weighted evidence of each column, shape (columns,)
     threshold: float, # Of the sum
 ) -> np.ndarray: # Places of the columns
     "The columns that drift, by the e-Benjamini-Hochberg procedure; none if the evidence of all does not reach the threshold."
+    if evidence.sum() < threshold:
+        return np.empty(0, dtype=int)
     order = np.argsort(-evidence, kind="stable")
     reached = np.flatnonzero(evidence[order] * np.arange(1, len(order) + 1) >= threshold)
     return order[:reached[-1] + 1] if len(reached) else order[:0]
@@ -94,7 +96,17 @@ def _make_alarm(detector: "DriftDetector", place: int) -> DriftAlarm | None:
         return None
     return DriftAlarm(detector.names[place], window, since, float(evidence.columns[place]), detector.bet_names[best])
 
-# %% ../../nbs/monitoring/sequential.ipynb #f50e22c7
+# %% ../../nbs/monitoring/sequential.ipynb #70979166
+def _end_alarms(detector: "DriftDetector") -> None:
+    "End the alarms whose columns have been quiet for enough windows in a row."
+    for place, alarm in list(detector.active.items()):
+        is_quiet = detector.evidence.columns[place] < detector.mean_without_drift
+        detector.quiet[place] = detector.quiet.get(place, 0) + 1 if is_quiet else 0
+        if detector.quiet[place] >= detector.persistence:
+            alarm.resolved = detector.n_windows - 1
+            del detector.active[place], detector.quiet[place]
+
+# %% ../../nbs/monitoring/sequential.ipynb #58818f69
 class DriftDetector:
     "Detector of drift in several columns. Attributes: `evidence`, `alarms` (all of them, in order), `n_windows`."
 
@@ -105,14 +117,13 @@ class DriftDetector:
         yearly_false_alarm_rate: float = YEARLY_FALSE_ALARM_RATE, # Chance of any alarm in a year without drift
         persistence: int = PERSISTENCE, # Windows in a row that an alarm takes to begin and to end
     ):
-        self.names, self.persistence = list(bets), persistence
+        self.names, self.persistence, self.alarms = list(bets), persistence, []
         self.bet_names = [name for each in bets.values() for name in each.names]
         self.threshold, self.mean_without_drift = alarm_threshold(windows_per_year, yearly_false_alarm_rate), windows_per_year
         starts = np.cumsum([0, *(len(each.weights) for each in bets.values())])[:-1]
         weights = np.concatenate([each.weights for each in bets.values()])
         self.evidence = StreamEvidence(weights, starts, self.threshold, persistence)
-        self.alarms: list[DriftAlarm] = []
-        self.n_windows, self._active, self._quiet = 0, {}, {}
+        self.n_windows, self.active, self.quiet = 0, {}, {}
 
     def update(
         self,
@@ -124,22 +135,13 @@ class DriftDetector:
         if not rows:
             return []
         self.evidence.add(log_e_values, self.n_windows - 1)
-        columns = self.evidence.columns
-        drifted = select_drifted(columns, self.threshold).tolist() if columns.sum() >= self.threshold else []
-        raised = [alarm for place in drifted if place not in self._active and (alarm := _make_alarm(self, place))]
-        self._active |= {self.names.index(alarm.column): alarm for alarm in raised}
+        drifted = select_drifted(self.evidence.columns, self.threshold).tolist()
+        raised = [alarm for place in drifted if place not in self.active and (alarm := _make_alarm(self, place))]
+        self.active |= {self.names.index(alarm.column): alarm for alarm in raised}
         self.alarms += raised
-        self._end_alarms()
+        _end_alarms(self)
         return raised
 
     def active_columns(self) -> list[str]:
         "Columns with an alarm that has not ended."
-        return [self.names[place] for place in sorted(self._active)]
-
-    def _end_alarms(self) -> None:
-        for place, alarm in list(self._active.items()):
-            is_quiet = self.evidence.columns[place] < self.mean_without_drift
-            self._quiet[place] = self._quiet.get(place, 0) + 1 if is_quiet else 0
-            if self._quiet[place] >= self.persistence:
-                alarm.resolved = self.n_windows - 1
-                del self._active[place], self._quiet[place]
+        return [self.names[place] for place in sorted(self.active)]
