@@ -88,7 +88,7 @@ def p_values(windows: int = 1000) -> None:
     start = time.perf_counter()
     sizes = ((20, 20_000), (100, 20_000), (500, 20_000), (5000, 20_000), (500, 500))
     table = {f"{n:,} of {reference:,}": (names["simulate"](n, reference, windows) < 0.05).mean() for n, reference in sizes}
-    print(pd.DataFrame(table).T.round(3), round(time.perf_counter() - start), "s")
+    print(pd.DataFrame(table).T.round(3).to_string(), round(time.perf_counter() - start), "s")
 
 
 if __name__ == "__main__":
