@@ -114,16 +114,16 @@ def join_rare(
         n_joined += 1
     return np.column_stack([both[:, :n_joined].sum(axis=1), both[:, n_joined:]])
 
-# %% ../../nbs/monitoring/column_tests.ipynb #77956835
+# %% ../../nbs/monitoring/column_tests.ipynb #8fd5c2f1
 @lru_cache(maxsize=5000)
 def _resample_homogeneity(shares: tuple[float, ...], reference_rows: int, rows: int) -> np.ndarray:
     "Ascending chi-squared statistics of two samples of a distribution; the first is taken as exact if `reference_rows` is 0."
-    rng, expected = np.random.default_rng(rows), np.array(shares)
+    rng, expected = np.random.default_rng(rows), np.array(shares) / sum(shares)
     difference = rng.multinomial(rows, expected, RESAMPLES // 2) / rows
     difference -= rng.multinomial(reference_rows, expected, RESAMPLES // 2) / reference_rows if reference_rows else expected
     return np.sort((difference ** 2 / expected).sum(axis=1))
 
-# %% ../../nbs/monitoring/column_tests.ipynb #c5a74acc
+# %% ../../nbs/monitoring/column_tests.ipynb #f9d55cfe
 def homogeneity_p_value(
     reference: np.ndarray, # Rows in each category
     window: np.ndarray, # Rows in the same categories, no more than in the reference
@@ -139,6 +139,8 @@ def homogeneity_p_value(
     order = np.argsort(reference, kind="stable") # Categories of which less than one row is expected are joined
     enough = int(np.argmax(reference[order].cumsum() * m >= n)) + 1
     joined_cells = max(enough, int(np.searchsorted(reference[order] * m, n)))
+    if joined_cells == len(order):
+        return joined
     shares, found = (np.append(each[order[:joined_cells]].sum(), each[order[joined_cells:]])
                      for each in (reference / n, window / m))
     resampled = _resample_homogeneity(tuple(shares.tolist()), 0 if n >= 20 * m else n, m)
