@@ -82,6 +82,8 @@ FILE_CONTENTS = {
     "reference_rows.npz": "training rows as numbers of bins, for monitoring",
     "reference_scores.npz": "predictions and actual values of the holdout, for monitoring",
     "reference_seasons.json": "distribution of columns by season, for monitoring",
+    "reference_days.npz": "distribution of columns by day, for monitoring",
+    "reference_prediction_days.npz": "distribution of predictions by day, for monitoring",
     "outlier_model.npz": "how unlike the training rows a row is", "model_card.md": "model card",
     "model_card.html": "model card as a page", "requirements.txt": "packages to install, with versions",
     "requirements-accelerator.txt": "package for the accelerator",

@@ -16,6 +16,7 @@ from ..errors import ArtifactError, ParameterError
 from ..ml.table_profile import ColumnProfile, TableProfile, profile_from_json
 from .bundle import read_description
 from .outlier_model import OutlierModel, read_outlier_model
+from .reference_days import ReferenceDays, decode_days
 from .reference_profile import PROFILE_FORMAT, decode_reference_rows, known_categories
 from .reference_scores import ReferenceScores, read_reference_scores
 from .reference_seasons import SEASONS, SeasonalReference, seasons_from_json
@@ -34,6 +35,8 @@ class References:
     rows: np.ndarray # Coded training rows, uint8
     scores: ReferenceScores | None = None # Predictions and actual values of the holdout
     outliers: OutlierModel | None = None # How unlike the training rows a row is
+    days: ReferenceDays | None = None # Training rows by day; None: rows count as independent
+    prediction_days: ReferenceDays | None = None # Predictions for the holdout by day
     seasons: SeasonalReference | None = None # Profiles of the parts of the year, week or day; None: all rows together
 
 # %% ../../nbs/service/monitoring_references.ipynb #dcc388ef
@@ -71,11 +74,14 @@ def read_references(
         columns = {name: profile_from_json(each, known.get(name)) for name, each in about["columns"].items()}
         classes = frozenset(str(each) for each in bundle.problem.classes) or None
         profile = TableProfile(about["rows"], columns)
-        score_file = folder / "reference_scores.npz"
+        files = {name: folder / f"reference_{name}.npz" for name in ("scores", "days", "prediction_days")}
+        contents = {name: path.read_bytes() for name, path in files.items() if path.is_file()}
         return References(bundle, profile, profile_from_json(about["predictions"], classes),
                           profile_from_json(about["scores"]) if "scores" in about else None, names, rows,
-                          read_reference_scores(score_file.read_bytes()) if score_file.is_file() else None,
-                          read_outlier_model(folder), read_seasons(folder, profile, season) if season else None)
+                          read_reference_scores(contents["scores"]) if "scores" in contents else None,
+                          read_outlier_model(folder), *(decode_days(contents[name]) if name in contents else None
+                                                        for name in ("days", "prediction_days")),
+                          read_seasons(folder, profile, season) if season else None)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError) as error:
         raise ArtifactError(f"The release {folder.name} cannot be monitored: {error}.", "A reference profile is expected.",
                             "It was built by an earlier version, or is damaged: run stage 6 again.") from error
