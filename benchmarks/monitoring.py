@@ -30,7 +30,7 @@ from mlcycle.service.reference_scores import estimate_row_loss, make_reference_s
 
 app = typer.Typer(add_completion=False, help=__doc__)
 CHUNK, COLUMNS, METRICS = 5_000, 10, ["roc_auc", "accuracy", "f1"]
-SIZES = {"moderate": (0.1, 0.2, 0.3, 0.4), "strong": (0.55, 0.7, 0.85, 1.0)}  # Of a shift
+SIZES = {"moderate": (0.1, 0.2, 0.3, 0.4), "strong": (0.25, 0.5, 0.75, 1.0)}  # Of a shift
 
 
 def problem_of(metric: str, task: str = "binary") -> Problem:
