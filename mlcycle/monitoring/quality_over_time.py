@@ -6,11 +6,11 @@
 __all__ = ['YEARLY_LEVELS', 'PRIOR_TOLERANCE', 'MEAN_TOLERANCE', 'LabelledWindow', 'WindowQuality', 'Quality', 'rows_to_judge',
            'known_rows', 'known_values', 'metric_tolerance', 'is_worse', 'Estimator', 'make_estimator',
            'estimated_evidence', 'ReferenceLosses', 'reference_losses', 'monitor_loss', 'quality_alarm',
-           'target_indicators', 'prior_evidence', 'prior_alarm', 'window_years', 'describe_single_class', 'label_notes',
+           'monitored_target', 'prior_evidence', 'prior_alarm', 'window_years', 'describe_single_class', 'label_notes',
            'measure_windows', 'check_windows', 'estimated_alarm', 'quality_alarms', 'compare_logged_versions',
            'measure_quality', 'estimate_notes']
 
-# %% ../../nbs/monitoring/quality_over_time.ipynb #c050ec11
+# %% ../../nbs/monitoring/quality_over_time.ipynb #c048baf9
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -23,7 +23,7 @@ from ..ml.metrics import bind_metric_to_problem
 from ..ml.row_losses import RowLoss, fit_row_loss
 from .estimation import (EstimateCheck, PerformanceEstimator, check_estimates, estimate_class_score,
                                             estimate_number_score, fit_performance_estimator, why_not_estimated)
-from .loss_monitor import (TOLERANCE, Evidence, MonitoredMean, design_effect, log_gains_of_p_values,
+from .loss_monitor import (TOLERANCE, RestartedEvidence, MonitoredMean, design_effect, log_gains_of_p_values,
                                               monitor_mean, restarted_evidence)
 from .quality import (MIN_ROWS, compare_target, events_to_predictions, judge_single_class, match_labels,
                                          score_rows)
@@ -167,13 +167,13 @@ def make_estimator(
     classes = fit_performance_estimator(reference, problem) if not reason and problem.task != "regression" and reference else None
     return Estimator(reference, problem, classes, reason)
 
-# %% ../../nbs/monitoring/quality_over_time.ipynb #2027e16a
+# %% ../../nbs/monitoring/quality_over_time.ipynb #ee43e3bd
 def estimated_evidence(
     estimates: Sequence[Score | None], # Of each window
     years: np.ndarray, # Duration of each window
     holdout: Score, # On the holdout
     problem: Problem, # Has the direction of the metric
-) -> Evidence:
+) -> RestartedEvidence:
     "Evidence that the estimated score is worse than on the holdout by more than the tolerance, both with their errors."
     sign, tolerance = bind_metric_to_problem(problem.metric, problem).sign, metric_tolerance(holdout, problem)
     own = (holdout.interval[1] - holdout.interval[0]) / 3.92 if holdout.low is not None else 0.0
@@ -247,8 +247,8 @@ def quality_alarm(
 PRIOR_TOLERANCE = 0.2 # Of the share of the rarer side: a smaller change is not an alarm
 MEAN_TOLERANCE = 0.1 # Standard deviations, for the mean of a number
 
-# %% ../../nbs/monitoring/quality_over_time.ipynb #3777e87c
-def target_indicators(
+# %% ../../nbs/monitoring/quality_over_time.ipynb #456daa69
+def monitored_target(
     values: np.ndarray, # Actual values
     reference: np.ndarray, # Those of the holdout
     problem: Problem, # Task and classes
@@ -260,7 +260,7 @@ def target_indicators(
     classes = problem.classes if problem.task == "multiclass" else [problem.positive]
     return {str(label): (values == label).astype(float) for label in classes}
 
-# %% ../../nbs/monitoring/quality_over_time.ipynb #1745a773
+# %% ../../nbs/monitoring/quality_over_time.ipynb #72622e04
 def prior_evidence(
     known: Sequence[pd.DataFrame], # Rows with actual values of each window
     years: np.ndarray, # Duration of each window
@@ -268,11 +268,11 @@ def prior_evidence(
     problem: Problem, # Task and classes
 ) -> MonitoredMean: # The strongest of the tests
     "Test whether the share of a class, or the mean, is higher or lower than on the holdout."
-    reference, tests = target_indicators(losses.actual, losses.actual, problem), []
+    reference, tests = monitored_target(losses.actual, losses.actual, problem), []
     level = YEARLY_LEVELS["prior shift"] / (2 * len(reference))
     values = [known_values(rows, problem) for rows in known]
     for name, own in reference.items():
-        given = [target_indicators(each, losses.actual, problem)[name] for each in values]
+        given = [monitored_target(each, losses.actual, problem)[name] for each in values]
         tolerance = (MEAN_TOLERANCE / 8 if problem.task == "regression" else
                      PRIOR_TOLERANCE * min(own.mean(), 1 - own.mean()))
         tests += [monitor_mean([each if up else 1 - each for each in given], years, own if up else 1 - own, level=level,
