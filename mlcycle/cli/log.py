@@ -69,11 +69,11 @@ def show_log(
     with exit_on_error():
         from mlcycle.core.secrets import mask_secrets
         from mlcycle.core.workspace import Workspace
-        from mlcycle.stores.event_export import summarise_log
+        from mlcycle.stores.event_export import recorded_versions
         from mlcycle.stores.event_log import open_event_log
 
         url = Workspace.from_project(project).events_url
-        found = summarise_log(open_event_log(url))
+        found = recorded_versions(open_event_log(url))
         if as_json:
             console.print_json(found.to_json(orient="records", date_format="iso"))
             return
@@ -82,7 +82,7 @@ def show_log(
 
 # %% ../../nbs/cli/log.ipynb #5e052691
 def print_log_summary(
-    found: "pd.DataFrame", # Of `summarise_log`
+    found: "pd.DataFrame", # Of `recorded_versions`
 ) -> None:
     "Print what the log has as a table."
     from rich.markup import escape
@@ -107,13 +107,13 @@ def export(
         from tqdm import tqdm
 
         from mlcycle.core.workspace import Workspace
-        from mlcycle.stores.event_export import export_log, recorded_columns, summarise_log
+        from mlcycle.stores.event_export import export_log, recorded_columns, recorded_versions
         from mlcycle.stores.event_log import open_event_log
 
         workspace, span = Workspace.from_project(project), {"since": read_utc_time(since), "until": read_utc_time(until)}
         engine = open_event_log(workspace.events_url)
         columns = recorded_columns(engine, model, partial(described_types, workspace, model))
-        if not columns and model not in (known := summarise_log(engine).model.dropna().unique().tolist()):
+        if not columns and model not in (known := recorded_versions(engine).model.dropna().unique().tolist()):
             raise ParameterError(f"The prediction log has no predictions of the model '{model}'.",
                                  remedy=suggest_name(model, known) or f"It has: {', '.join(known) or 'nothing yet'}.")
         with tqdm(desc="Writing", unit=" rows", unit_scale=True, disable=None, leave=False) as bar:
@@ -158,11 +158,11 @@ def export_old(
     folder: Path, # Receives the files
 ) -> None:
     "Write the old predictions of each model to a file, `MODEL-FIRST-LAST.parquet`, whose path is printed."
-    from mlcycle.stores.event_export import export_log, recorded_columns, summarise_log
+    from mlcycle.stores.event_export import export_log, recorded_columns, recorded_versions
     from mlcycle.stores.event_log import open_event_log
 
     engine = open_event_log(workspace.events_url)
-    found = summarise_log(engine)
+    found = recorded_versions(engine)
     if found.model.isna().any() and (found[found.model.isna()]["first"] < before).any():
         raise ParameterError("Old predictions without the name of a model, of an earlier version of mlcycle, cannot be exported.",
                              remedy="Delete them without --export, or keep them with a higher --older-than.")

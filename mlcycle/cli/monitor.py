@@ -34,7 +34,7 @@ def monitor(
 ):
     """Judge recorded predictions: quality, drift, latency; decide.
 
-    Rows are compared with the references of the release; the training table is not read. The same log gives the same result.
+    Rows are compared with the references of the release. Alerts are updated by a look at the whole log.
     """
     with exit_on_error():
         from datetime import UTC, datetime
@@ -46,18 +46,16 @@ def monitor(
 
         workspace, now = Workspace.from_project(project), datetime.now(UTC).replace(tzinfo=None)
         times = {name: read_time(text, f"--{name}", now) for name, text in (("since", since), ("until", until)) if text}
-        target = find_target(what, workspace)
+        width, target = read_duration(window, "--window") if window else None, find_target(what, workspace)
         with errors.status("Judging the prediction log …"):
-            monitored = monitor_target(target, workspace, width=read_duration(window, "--window") if window else None,
-                                       season=season, now=now, **times)
-        health, version = monitored.health, monitored.version
-        updated = update_alerts(health, workspace, now) if alerts and not times and health.rows else []
-        save_health(health, path := health_file(workspace, health.model, version), now)
+            monitored = monitor_target(target, workspace, width=width, season=season, now=now, **times)
+        health = monitored.health
+        updated = update_alerts(health, workspace, now) if alerts and not times else []
+        save_health(health, health_file(workspace, health.model, monitored.version), now)
         if as_json:
             console.print_json(health.model_dump_json())
         else:
-            print_health(health, version, updated)
-            errors.print(f"As JSON: {path}", markup=False, highlight=False, soft_wrap=True)
+            print_health(health, monitored.version, updated)
         if exit_code and health.action != "nothing":
             raise typer.Exit(3)
 

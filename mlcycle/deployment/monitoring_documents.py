@@ -97,4 +97,5 @@ def monitoring_documents(
     predictions = predict(model, rows[columns], problem, bundle.threshold)
     return {**reference_documents(bundle, train[columns], predictions.labels, predictions.scores),
             "reference_scores.npz": score_document(problem, rows, columns, predictions, scores),
-            **time_documents(bundle, train), **prediction_day_documents(bundle, rows, predictions), OUTLIER_MODEL_FILE: outlier_model_content(fit_outlier_model(train[columns]))}
+            **time_documents(bundle, train), **prediction_day_documents(bundle, rows, predictions),
+            OUTLIER_MODEL_FILE: outlier_model_content(fit_outlier_model(train[columns]))}

@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['DEFAULT_MONITORING', 'NARROW_COLUMNS', 'MIN_RECENT_ROWS', 'FINDING_RULES', 'FINDING_TEXTS', 'MAX_CONTRADICTORY_SHARE',
            'SEVERITY_ORDER', 'ACTION_HEADLINES', 'MonitoringOptions', 'VersionFilter', 'CollectedLog', 'collect_log',
-           'join_windows', 'log_notes', 'recent_drift', 'drift_alarms', 'version_health', 'WindowRows', 'label_alarms',
-           'MonitoredLog', 'describe_decision', 'describe_no_alarm', 'few_window_notes', 'finite', 'labelled_rows',
-           'window_records', 'judge_log']
+           'join_windows', 'log_notes', 'recent_drift', 'order_drift', 'drift_alarms', 'version_health', 'WindowRows',
+           'label_alarms', 'MonitoredLog', 'describe_decision', 'describe_no_alarm', 'few_window_notes', 'finite',
+           'labelled_rows', 'window_records', 'judge_log']
 
 # %% ../../nbs/monitoring/monitor.ipynb #3e8f54d5
 from collections.abc import Iterable, Iterator, Sequence
@@ -31,6 +31,7 @@ from .traffic_windows import TrafficCollector, TrafficWindow, add_request_errors
 from .windows import WindowSummary, empty_summary, summarise_log
 from ..outcomes import Alarm, ColumnDrift, Health, VersionHealth, Window
 from ..service.monitoring_references import References
+from ..service.reference_scores import estimate_row_loss
 from ..stores.event_log import LogBlock
 
 # %% ../../nbs/monitoring/monitor.ipynb #8ee9df23
@@ -56,15 +57,16 @@ class VersionFilter:
     def __init__(
         self,
         version: str, # Judged
+        references: References, # Of its release; the loss model of a regression estimates the loss of its rows
     ):
-        self.version, self.parts = version, []
+        self.version, self.references, self.parts = version, references, []
         self.n_skewed = self.n_without_features = self.n_contradictory = 0
 
     def watch(self, blocks: Iterable[LogBlock]) -> Iterator[LogBlock]:
         "The rows of the version, block by block."
         for block in blocks:
-            self._keep(block)
             own = ((block.events["model_version"] == self.version) & (block.events["role"] != "shadow")).to_numpy()
+            self._keep(block, own)
             if own.all():
                 yield block
             elif own.any():
@@ -73,8 +75,13 @@ class VersionFilter:
                               features=block.features[own].reset_index(drop=True),
                               bad_types={name: round(n * share) for name, n in block.bad_types.items()})
 
-    def _keep(self, block: LogBlock) -> None:
-        self.parts.append(block.events.rename(columns={"model_version": "version"})[list(NARROW_COLUMNS)])
+    def _keep(self, block: LogBlock, own: np.ndarray) -> None:
+        part = block.events.rename(columns={"model_version": "version"})[list(NARROW_COLUMNS)]
+        if self.references.scores is not None and self.references.scores.loss_model is not None and own.any():
+            losses = np.full(len(part), np.nan)
+            losses[own] = estimate_row_loss(self.references, block.features[own], part.prediction[own].astype(float))
+            part = part.assign(estimated_loss=losses)
+        self.parts.append(part)
         self.n_skewed += block.skewed
         self.n_without_features += block.without_features
         self.n_contradictory += int((block.events["n_actuals"] > 1).sum())
@@ -108,7 +115,7 @@ def collect_log(
     version = str(references.bundle.model.version)
     step: Any = pd.Timedelta(width) # ty: might be NaT
     origin: Any = None if start is None else pd.Timestamp(start)
-    narrow, traffic = VersionFilter(version), TrafficCollector(step, origin)
+    narrow, traffic = VersionFilter(version, references), TrafficCollector(step, origin)
     outliers = OutlierCollector(references.outliers, version)
     summaries = summarise_log(outliers.watch(narrow.watch(traffic.watch(blocks))), references, step, origin)
     add_request_errors(traffic, requests)
@@ -176,6 +183,18 @@ def recent_drift(
         columns, predictions = columns + each.columns, predictions + each.predictions
         scores = scores + each.scores if scores is not None and each.scores is not None else None
     return detect_drift(references, columns, predictions, scores, minimum_effect=minimum_effect)
+
+# %% ../../nbs/monitoring/monitor.ipynb #3e36f273
+def order_drift(
+    drift: Sequence[ColumnDrift], # Of columns, of the prediction, and joint
+) -> list[ColumnDrift]:
+    "Grave findings first, then drifted columns, the largest change first; the prediction and joint drift after the columns."
+    def rank(each: ColumnDrift) -> tuple:
+        grave = GRAVE_FINDINGS.index(each.finding) if each.finding in GRAVE_FINDINGS else len(GRAVE_FINDINGS)
+        return grave, not each.drifted, ["(prediction)", "(joint)"].index(each.column) + 1 if each.column in (
+            "(prediction)", "(joint)") else 0, -each.statistic, each.column
+
+    return sorted(drift, key=rank)
 
 # %% ../../nbs/monitoring/monitor.ipynb #43a9f8d9
 def drift_alarms(
@@ -349,7 +368,7 @@ def judge_log(
     quality = measure_quality(references, windows, problem, version=collected.version)
     stream = monitor_stream(references, windows, minimum_effect=options.minimum_effect,
                             yearly_false_alarm_rate=options.yearly_false_alarm_rate)
-    drift = add_stream_evidence(recent_drift(references, windows, options.minimum_effect), stream)
+    drift = order_drift(add_stream_evidence(recent_drift(references, windows, options.minimum_effect), stream))
     outliers = find_outliers(windows, collected.outliers)
     n_rows = sum(window.rows for window in windows)
     alarms = [*quality.alarms, *drift_alarms(drift), *times.alarms, *outliers.alarms,

@@ -23,7 +23,8 @@ from ..ml.metrics import bind_metric_to_problem
 from ..ml.row_losses import RowLoss, fit_row_loss
 from .estimation import (EstimateCheck, PerformanceEstimator, check_estimates, estimate_class_score,
                                             estimate_number_score, fit_performance_estimator, why_not_estimated)
-from .loss_monitor import (TOLERANCE, RestartedEvidence, MonitoredMean, design_effect, log_gains_of_p_values,
+from .loss_monitor import (TOLERANCE, RestartedEvidence, MonitoredMean, kish_design_effect,
+                                             log_gains_of_p_values,
                                               monitor_mean, restarted_evidence)
 from .quality import (MIN_ROWS, compare_target, events_to_predictions, judge_single_class, match_labels,
                                          score_rows)
@@ -204,7 +205,7 @@ def reference_losses(
     loss = fit_row_loss(problem, actual, given)
     rows = loss.of_rows(actual, given)
     known = np.isfinite(rows)
-    return ReferenceLosses(loss, loss(actual, given), design_effect(rows[known], reference.resampling[known]), actual)
+    return ReferenceLosses(loss, loss(actual, given), kish_design_effect(rows[known], reference.resampling[known]), actual)
 
 # %% ../../nbs/monitoring/quality_over_time.ipynb #820b41e2
 def monitor_loss(

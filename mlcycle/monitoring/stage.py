@@ -139,7 +139,8 @@ def health_without_log(
     "The outcome of stage 7 if the prediction log cannot be read: nothing is known about the traffic."
     return Health(decision=f"Nothing can be judged: {error.found}", monitored="none", rows=0, latency_ms={}, windows=[], drift=[],
                   action="investigate", reason=str(error), back_to_stage="deployment", model=release.model.name,
-                  notes=[str(error)], alarms=[Alarm(rule="errors", severity="critical", subject="prediction log", summary=error.found)])
+                  notes=[str(error)], alarms=[Alarm(rule="errors", severity="critical", subject="prediction log",
+                                                    summary=error.found)])
 
 # %% ../../nbs/07_monitoring.ipynb #eb41a4c8
 def open_recorded_log(

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['OUTLIER_MODEL_FILE', 'MISSING_CODE', 'OTHER_CODE', 'MAX_SCORE', 'FEW_ROWS', 'MIN_RESIDUAL', 'ARRAYS',
-           'dates_to_seconds', 'outlier_columns', 'OutlierModel', 'read_outlier_numbers', 'find_pieces',
-           'outlier_features', 'Deviations', 'outlier_deviations', 'outlier_scores', 'outlier_p_values',
+           'dates_to_seconds', 'outlier_columns', 'OutlierArrays', 'OutlierModel', 'read_outlier_numbers',
+           'find_pieces', 'outlier_features', 'Deviations', 'outlier_deviations', 'outlier_scores', 'outlier_p_values',
            'unusual_columns', 'outlier_model_content', 'read_outlier_model']
 
 # %% ../../nbs/service/outlier_model.ipynb #afac63d3
@@ -59,8 +59,8 @@ def outlier_columns(
 
 # %% ../../nbs/service/outlier_model.ipynb #0c3b2074
 @dataclass(frozen=True, eq=False)
-class OutlierModel:
-    "Scores rows by how unlike the training rows they are."
+class OutlierArrays:
+    "The fitted arrays of an outlier model, as its file has them."
 
     numbers: list[str] # Columns of numbers, booleans and dates
     dates: list[str] # Those of them that are dates
@@ -75,6 +75,11 @@ class OutlierModel:
     precision: np.ndarray # Inverse of their covariance
     spread: np.ndarray # Median, and distance of the 99th percentile from it: of the distance, then of the largest residual
     calibration: np.ndarray # Scores of training rows that were not used for the fit, in ascending order
+
+# %% ../../nbs/service/outlier_model.ipynb #b7aaca52
+@dataclass(frozen=True, eq=False)
+class OutlierModel(OutlierArrays):
+    "Scores rows by how unlike the training rows they are."
 
     @property
     def names(self) -> list[str]:

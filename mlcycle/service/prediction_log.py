@@ -363,9 +363,8 @@ class SpoolingQueue(threading.Thread):
 
     def put(self, queued: QueuedEvents) -> None:
         "Queue events, or drop and count them if too many are waiting."
-        n_events = queued.n_events
         with self.lock:
-            if (fits := self.n_waiting + n_events <= MAX_WAITING):
+            if (fits := self.n_waiting + (n_events := queued.n_events) <= MAX_WAITING):
                 self.n_waiting += n_events
                 self.items.put(queued)
         if not fits:
@@ -414,10 +413,7 @@ class PredictionLog:
         return self.database.engine if self.database else None
 
     def add(self, table: str, events: EventSource, n_events: int | None = None, completion: Completion | None = None) -> None:
-        """Queue events for a table, or what makes `n_events`, and return at once.
-
-        The function of the completion adds values to events before they are written; it gets those of several calls together.
-        """
+        "Queue events for a table, or what makes `n_events`, and return at once; the completion adds values to them later."
         n_events = len(events) if isinstance(events, list) else n_events
         if self.queue is None or not n_events:
             return

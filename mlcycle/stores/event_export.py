@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['AGE_UNITS', 'SAMPLED_ROWS', 'DELETED_ROWS', 'read_age', 'recorded_columns', 'infer_type', 'join_types',
            'export_schema', 'feature_name', 'export_block', 'export_log', 'delete_in_steps', 'prune_log',
-           'summarise_log']
+           'recorded_versions']
 
 # %% ../../nbs/stores/event_export.ipynb #9d9fcc6d
 import re
@@ -209,7 +209,7 @@ def prune_log(
     return deleted
 
 # %% ../../nbs/stores/event_export.ipynb #d94abf45
-def summarise_log(
+def recorded_versions(
     engine: "sa.Engine", # Of the prediction log
 ) -> pd.DataFrame: # `model`, `version`, `rows`, `shadow_rows`, `labelled`, `first`, `last`
     "What the log has of each version of each model: rows, those of the shadow, those with actual values, first and last time."

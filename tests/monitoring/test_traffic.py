@@ -8,7 +8,13 @@ from hypothesis import strategies as st
 
 from mlcycle.monitoring.latency import measure_response_times, usual_requests
 from mlcycle.monitoring.share_monitor import monitor_share
-from mlcycle.monitoring.traffic_windows import LatencySketch, TrafficCollector, add_predictions, add_request_errors
+from mlcycle.monitoring.traffic_windows import (
+    LatencySketch,
+    TrafficCollector,
+    add_predictions,
+    add_request_errors,
+    bucket_latencies,
+)
 
 DAY, HOUR = pd.Timedelta(days=1), pd.Timedelta(hours=1)
 MONDAY = pd.Timestamp("2026-01-05")
@@ -78,7 +84,7 @@ numbers = st.lists(st.floats(0, 1e7), max_size=30)
 @settings(max_examples=60, deadline=None)
 def test_sketches_add_up(parts):
     total, values = sum(map(LatencySketch, map(np.array, parts)), LatencySketch()), np.array([x for part in parts for x in part])
-    bucketed = sum((LatencySketch(np.array(part)).bucketed() for part in parts), LatencySketch())
+    bucketed = sum((bucket_latencies(LatencySketch(np.array(part))) for part in parts), LatencySketch())
     assert total.n == bucketed.n == len(values)
     for share in (0.5, 0.95, 1):
         if len(values):

@@ -13,7 +13,7 @@ from mlcycle.errors import InputError
 from mlcycle.service.prediction_log import PredictionLog
 from mlcycle.service.service_settings import ServiceSettings
 from mlcycle.stores import event_export
-from mlcycle.stores.event_export import export_log, prune_log, recorded_columns, summarise_log
+from mlcycle.stores.event_export import export_log, prune_log, recorded_columns, recorded_versions
 from mlcycle.stores.event_log import open_event_log, read_log, read_requests
 from mlcycle.stores.event_views import create_release_view
 from mlcycle.stores.events import add_events, connect_event_database, open_event_database
@@ -182,7 +182,7 @@ def test_what_is_pruned_was_exported_and_actual_values_of_kept_rows_stay(engine,
     assert [str(exported.schema.field(name).type) for name in TYPES] == ["double", "string", "bool", "timestamp[us]", "int64"]
     assert len(events) == 80
     assert events.actual.eq("yes").all()
-    assert summarise_log(engine).loc[0, ["rows", "labelled"]].tolist() == [80, 80]
+    assert recorded_versions(engine).loc[0, ["rows", "labelled"]].tolist() == [80, 80]
     assert read_requests(engine, "model").rows.tolist() == [2]
 
 
