@@ -5,14 +5,15 @@
 # %% auto #0
 __all__ = ['DEFAULT_MONITORING', 'NARROW_COLUMNS', 'MIN_RECENT_ROWS', 'FINDING_RULES', 'FINDING_TEXTS', 'MAX_CONTRADICTORY_SHARE',
            'SEVERITY_ORDER', 'ACTION_HEADLINES', 'MonitoringOptions', 'VersionFilter', 'CollectedLog', 'collect_log',
-           'join_windows', 'log_notes', 'recent_drift', 'order_drift', 'drift_alarms', 'version_health', 'WindowRows',
-           'label_alarms', 'MonitoredLog', 'describe_decision', 'describe_no_alarm', 'few_window_notes', 'finite',
+           'join_windows', 'log_notes', 'recent_drift', 'order_drift', 'drift_alarms', 'version_health', 'label_alarms',
+           'MonitoredLog', 'datetime_of', 'describe_decision', 'describe_no_alarm', 'few_window_notes', 'finite',
            'labelled_rows', 'window_records', 'judge_log']
 
 # %% ../../nbs/monitoring/monitor.ipynb #3e8f54d5
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
+from types import SimpleNamespace
 from typing import Any, Literal
 
 import numpy as np
@@ -96,7 +97,7 @@ class CollectedLog:
     "A prediction log in windows of equal width."
 
     version: str # Judged
-    windows: list[WindowSummary] # Rows of the judged version; `labelled` has those of all versions
+    windows: list[Any] # `WindowSummary`, rows of the judged version; `labelled` has those of all versions
     traffic: list[TrafficWindow] # Requests of all versions, in the same windows
     outliers: OutlierCollector # p-values and the most unusual rows of the version
     first_prediction: pd.Timestamp | None # Of the version; None: it has none
@@ -134,8 +135,8 @@ def join_windows(
 ) -> list[WindowSummary]: # As many as `traffic`
     "Windows of the judged version for the time of all versions, with the rows of all versions as `labelled`."
     by_start = {each.start: each for each in summaries}
-    groups = dict(iter(rows.groupby(collector.numbers(rows.when), sort=False))) if len(rows) else {}
-    by_window = {collector.window(number).start: part for number, part in groups.items()}
+    groups: Any = rows.groupby(collector.numbers(rows.when), sort=False) if len(rows) else {}.items()
+    by_window = {collector.window(number).start: part for number, part in groups}
     empty = rows.iloc[:0]
     return [replace(by_start.get(each.start) or empty_summary(references, each.start, each.end - each.start),
                     labelled=by_window.get(each.start, empty)) for each in traffic]
@@ -224,23 +225,17 @@ def version_health(
 ) -> list[VersionHealth]:
     "What each version did in the monitored time."
     problem, table = references.bundle.problem, times.table
+    groups: Any = rows.groupby(["version", "role"], sort=True)
     found = []
-    for (name, role), part in rows.groupby(["version", "role"], sort=True):
-        judged = rows_to_judge(WindowRows(part.assign(role="champion")), problem)
-        known = known_rows(judged)
+    for (name, role), part in groups:
+        whole: Any = SimpleNamespace(labelled=part.assign(role="champion")) # All rows as one window
+        known = known_rows(rows_to_judge(whole, problem))
         failed = table[table.version == name].failed.sum() if len(table) and (table.version == name).any() else (
             table[table.version == "all"].failed.sum() if len(table) and rows.version.nunique() == 1 else 0)
         found.append(VersionHealth(version=str(name), role=str(role), rows=len(part), n_labelled=len(known), n_failed=int(failed),
                                    score=score_rows(known, problem).score if len(known) else None,
                                    latency_ms={} if role == "shadow" else times.by_version.get(str(name), {})))
     return found
-
-# %% ../../nbs/monitoring/monitor.ipynb #e81579a9
-@dataclass(frozen=True)
-class WindowRows:
-    "Some rows in the form of a window."
-
-    labelled: pd.DataFrame # In a narrow form
 
 # %% ../../nbs/monitoring/monitor.ipynb #46ca0957
 MAX_CONTRADICTORY_SHARE = 0.05 # Of the rows with actual values
@@ -275,6 +270,13 @@ class MonitoredLog:
 
 # %% ../../nbs/monitoring/monitor.ipynb #94aa2362
 SEVERITY_ORDER = ("critical", "warning", "info")
+
+# %% ../../nbs/monitoring/monitor.ipynb #c67d849f
+def datetime_of(
+    time: datetime, # Of any kind
+) -> Any: # Timestamp
+    "A time as pandas has it."
+    return pd.Timestamp(time)
 
 # %% ../../nbs/monitoring/monitor.ipynb #9efee5d3
 ACTION_HEADLINES = {"nothing": "No action", "investigate": "Investigate", "relabel": "Relabel", "retrain": "Retrain",
@@ -362,9 +364,9 @@ def judge_log(
     options: MonitoringOptions = DEFAULT_MONITORING, # How it is judged
 ) -> MonitoredLog:
     "Measure response times, quality, drift and outliers of a log, and decide what to do."
-    problem, windows = references.bundle.problem, collected.windows
+    problem, windows, moment = references.bundle.problem, collected.windows, datetime_of(now)
     budget = problem.latency_budget_ms if options.latency_budget_ms is None else options.latency_budget_ms
-    times = measure_response_times(collected.traffic, budget, pd.Timestamp(now))
+    times = measure_response_times(collected.traffic, budget, moment)
     quality = measure_quality(references, windows, problem, version=collected.version)
     stream = monitor_stream(references, windows, minimum_effect=options.minimum_effect,
                             yearly_false_alarm_rate=options.yearly_false_alarm_rate)
@@ -375,7 +377,7 @@ def judge_log(
               *label_alarms(collected, quality.n_labelled, n_rows)]
     alarms = sorted(alarms, key=lambda each: SEVERITY_ORDER.index(each.severity))
     first = collected.first_prediction
-    serving = None if monitored != "traffic" or first is None else pd.Timestamp(now).to_pydatetime() - first.to_pydatetime()
+    serving = None if monitored != "traffic" or first is None else moment - first
     decision = decide_action(alarms, quality.n_labelled, serving, options.rules, describe_no_alarm(quality, n_rows))
     notes = [*collected.notes, *quality.notes, *stream.notes, *times.notes, *outliers.notes, *few_window_notes(windows)]
     health = Health(

@@ -51,7 +51,7 @@ def window_width(
 ) -> tuple[timedelta, list[str]]: # Width, and a note if it is another one than wished
     "The width of the windows of a log."
     if width is None:
-        return default_width(pd.Timestamp(span[0]), pd.Timestamp(span[1])), []
+        return default_width(*span), []
     if (span[1] - span[0]) / width <= MAX_WINDOWS:
         return width, []
     wider = timedelta(seconds=int((span[1] - span[0]).total_seconds() / MAX_WINDOWS) + 1)
