@@ -359,7 +359,7 @@ def window_records(
 def judge_log(
     collected: CollectedLog, # In windows
     references: References, # Of the release of the judged version
-    monitored: Literal["traffic", "future", "holdout"], # What the rows are
+    monitored: Literal["traffic", "rows", "future", "holdout"], # What the rows are
     now: datetime, # Present time in UTC; for a replay, the end of the log
     options: MonitoringOptions = DEFAULT_MONITORING, # How it is judged
 ) -> MonitoredLog:
