@@ -201,8 +201,9 @@ def recent_drift(
         columns, predictions = columns + each.columns, predictions + each.predictions
         scores = scores + each.scores if scores is not None and each.scores is not None else None
     found = detect_drift(references, columns, predictions, scores, minimum_effect=minimum_effect)
-    return [each.model_copy(update={"finding": "", "drifted": False})
-            if each.finding == "constant" and is_constant_by_day(references, each.column, len(chosen)) else each for each in found]
+    usual = {each.column for each in found if each.finding == "constant" and
+             is_constant_by_day(references, each.column, len(chosen))}
+    return [each.model_copy(update={"finding": "", "drifted": False}) if each.column in usual else each for each in found]
 
 # %% ../../nbs/monitoring/monitor.ipynb #3e36f273
 def order_drift(
