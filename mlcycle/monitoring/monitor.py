@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['DEFAULT_MONITORING', 'NARROW_COLUMNS', 'MIN_RECENT_ROWS', 'FINDING_RULES', 'FINDING_TEXTS', 'MAX_CONSTANT_CHANCE',
-           'MAX_CONTRADICTORY_SHARE', 'SEVERITY_ORDER', 'ACTION_HEADLINES', 'MonitoringOptions', 'VersionFilter',
-           'CollectedLog', 'collect_log', 'join_windows', 'log_notes', 'is_constant_by_day', 'recent_drift',
-           'order_drift', 'drift_alarms', 'version_health', 'label_alarms', 'MonitoredLog', 'datetime_of',
-           'describe_decision', 'describe_no_alarm', 'few_window_notes', 'finite', 'labelled_rows', 'window_records',
-           'judge_log']
+           'MAX_CONTRADICTORY_SHARE', 'ACTION_HEADLINES', 'MonitoringOptions', 'VersionFilter', 'CollectedLog',
+           'collect_log', 'join_windows', 'log_notes', 'finding_alarm', 'is_constant_by_day', 'recent_drift',
+           'order_drift', 'drift_alarms', 'version_health', 'batch_quality_alarm', 'label_alarms', 'MonitoredLog',
+           'datetime_of', 'describe_decision', 'describe_no_alarm', 'few_window_notes', 'finite', 'labelled_rows',
+           'window_records', 'judge_log']
 
 # %% ../../nbs/monitoring/monitor.ipynb #3e8f54d5
 from collections.abc import Iterable, Iterator, Sequence
@@ -20,7 +20,8 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 
-from .decision import DEFAULT_RULES, Decision, RetrainingRules, decide_action
+from ..ml.metrics import get_metric
+from .decision import DEFAULT_RULES, Decision, RetrainingRules, decide_action, sort_alarms
 from .drift import GRAVE_FINDINGS, detect_drift
 from .latency import ResponseTimes, measure_response_times
 from .minimum_effect import MINIMUM_EFFECT
@@ -165,6 +166,16 @@ FINDING_RULES = {"vanished": "missing column", "all missing": "all missing", "ty
 FINDING_TEXTS = {"vanished": "is not among the columns of the rows", "all missing": "is missing in all rows",
                  "type changed": "has values of another type", "constant": "has one value only"}
 
+# %% ../../nbs/monitoring/monitor.ipynb #69b269b1
+def finding_alarm(
+    drift: ColumnDrift, # With a grave finding
+) -> Alarm:
+    "The alarm of a broken column."
+    change = f": {drift.change}" if drift.change and drift.finding not in GRAVE_FINDINGS[:2] else ""
+    return Alarm(rule=FINDING_RULES[drift.finding], subject=drift.column, columns=[drift.column], since=drift.since,
+                 severity="critical" if drift.finding in GRAVE_FINDINGS[:2] else "warning",
+                 summary=f"The column '{drift.column}' {FINDING_TEXTS[drift.finding]}{change}.")
+
 # %% ../../nbs/monitoring/monitor.ipynb #8c690fbd
 MAX_CONSTANT_CHANCE = 0.001 # That a column is constant in the last windows, by its days in the training rows
 
@@ -201,9 +212,9 @@ def recent_drift(
         columns, predictions = columns + each.columns, predictions + each.predictions
         scores = scores + each.scores if scores is not None and each.scores is not None else None
     found = detect_drift(references, columns, predictions, scores, minimum_effect=minimum_effect)
-    usual = {each.column for each in found if each.finding == "constant" and
+    usual = {each.column for each in found if each.column == "(prediction)" or each.finding == "constant" and
              is_constant_by_day(references, each.column, len(chosen))}
-    return [each.model_copy(update={"finding": "", "drifted": False}) if each.column in usual else each for each in found]
+    return [each.model_copy(update={"finding": ""}) if each.column in usual else each for each in found]
 
 # %% ../../nbs/monitoring/monitor.ipynb #3e36f273
 def order_drift(
@@ -220,21 +231,22 @@ def order_drift(
 # %% ../../nbs/monitoring/monitor.ipynb #43a9f8d9
 def drift_alarms(
     drift: Sequence[ColumnDrift], # With the evidence of all windows
+    joint_columns: Sequence[str] = (), # Columns that contribute most to joint drift
 ) -> list[Alarm]:
-    "The alarms of grave findings and of drift."
-    found = []
-    for each in drift:
-        if each.finding in GRAVE_FINDINGS:
-            found.append(Alarm(rule=FINDING_RULES[each.finding], subject=each.column, columns=[each.column], since=each.since,
-                               severity="critical" if each.finding in GRAVE_FINDINGS[:2] else "warning",
-                               summary=f"The column '{each.column}' {FINDING_TEXTS[each.finding]}: {each.change}."))
-        elif each.drifted:
-            joint = each.column == "(joint)"
-            what = ("The columns have drifted jointly" if joint else "The prediction has drifted" if each.column.startswith("(")
-                    else f"The column '{each.column}' has drifted")
-            found.append(Alarm(rule="joint drift" if joint else "drift", severity="warning", subject=each.column,
-                               since=each.since, columns=[] if each.column.startswith("(") else [each.column],
-                               summary=f"{what} since {each.since}: {each.change}."))
+    "The alarms of grave findings and of drift; joint drift raises one only if no column explains it."
+    found = [finding_alarm(each) for each in drift if each.finding in GRAVE_FINDINGS]
+    drifted = [each for each in drift if each.drifted and each.finding not in GRAVE_FINDINGS]
+    for each in drifted:
+        if each.column == "(joint)":
+            continue
+        what, columns = (("The prediction has drifted", []) if each.column == "(prediction)" else
+                         (f"The column '{each.column}' has drifted", [each.column]))
+        found.append(Alarm(rule="drift", severity="warning", subject=each.column, columns=columns, since=each.since,
+                           summary=f"{what} since {each.since[:16]}: {each.change}."))
+    joint = next((each for each in drifted if each.column == "(joint)"), None)
+    if joint and not any(alarm.columns for alarm in found):
+        found.append(Alarm(rule="joint drift", severity="warning", subject="(joint)", columns=list(joint_columns),
+                           since=joint.since, summary=f"The columns have drifted jointly, by evidence since {joint.since[:16]}: {joint.change}."))
     return found
 
 # %% ../../nbs/monitoring/monitor.ipynb #4d08ef89
@@ -242,23 +254,45 @@ def version_health(
     rows: pd.DataFrame, # Of all versions, in a narrow form
     references: References, # Have the problem
     times: ResponseTimes, # Of all versions
+    quality: Quality, # Of the judged version
 ) -> list[VersionHealth]:
     "What each version did in the monitored time."
-    problem, table = references.bundle.problem, times.table
+    problem, table, known_score = references.bundle.problem, times.table, quality.score
     groups: Any = rows.groupby(["version", "role"], sort=True)
     found = []
     for (name, role), part in groups:
         whole: Any = SimpleNamespace(labelled=part.assign(role="champion")) # All rows as one window
         known = known_rows(rows_to_judge(whole, problem))
+        judged = role != "shadow" and name == str(references.bundle.model.version)
         failed = table[table.version == name].failed.sum() if len(table) and (table.version == name).any() else (
             table[table.version == "all"].failed.sum() if len(table) and rows.version.nunique() == 1 else 0)
         found.append(VersionHealth(version=str(name), role=str(role), rows=len(part), n_labelled=len(known), n_failed=int(failed),
-                                   score=score_rows(known, problem).score if len(known) else None,
+                                   score=known_score if judged else score_rows(known, problem).score if len(known) else None,
                                    latency_ms={} if role == "shadow" else times.by_version.get(str(name), {})))
     return found
 
 # %% ../../nbs/monitoring/monitor.ipynb #46ca0957
 MAX_CONTRADICTORY_SHARE = 0.05 # Of the rows with actual values
+
+# %% ../../nbs/monitoring/monitor.ipynb #1e937937
+def batch_quality_alarm(
+    quality: Quality, # Of all windows
+    monitored: str, # What the rows are
+) -> list[Alarm]: # At most one
+    "The alarm `quality` of rows that are looked at once, if their 95 % interval is entirely worse than that of the holdout."
+    score, holdout = quality.score, quality.holdout
+    if monitored not in ("rows", "future") or score is None or holdout is None:
+        return []
+    if any(alarm.rule == "quality" for alarm in quality.alarms):
+        return []
+    if score.low is None or score.high is None or holdout.low is None or holdout.high is None:
+        return []
+    sign = get_metric(score.metric).sign
+    if (score.high >= holdout.low) if sign > 0 else (score.low <= holdout.high):
+        return []
+    return [Alarm(rule="quality", severity="critical", subject=score.metric,
+                  summary=f"{score} of {quality.n_labelled:,} rows is worse than on the holdout, {holdout}: the intervals are "
+                          "apart.")]
 
 # %% ../../nbs/monitoring/monitor.ipynb #4d8d3760
 def label_alarms(
@@ -288,9 +322,6 @@ class MonitoredLog:
     times: ResponseTimes # Of all versions
     outliers: OutlierFindings # Of the version
 
-# %% ../../nbs/monitoring/monitor.ipynb #94aa2362
-SEVERITY_ORDER = ("critical", "warning", "info")
-
 # %% ../../nbs/monitoring/monitor.ipynb #c67d849f
 def datetime_of(
     time: datetime, # Of any kind
@@ -319,11 +350,12 @@ def describe_no_alarm(
     if not n_rows:
         return "There are no predictions in this time: nothing is judged."
     if quality.score is not None and quality.holdout is not None:
-        return (f"No alarm was raised by {n_rows:,} predictions; {quality.score} with {quality.n_labelled:,} actual values, "
+        return (f"No alarm on {n_rows:,} predictions; {quality.score} with {quality.n_labelled:,} actual values, "
                 f"{quality.holdout} on the holdout.")
+    reason = next((each.reason for each in reversed(quality.windows) if each.reason and each.n_labelled), "")
     estimate = f"; {quality.estimated} is estimated without actual values" if quality.estimated is not None else ""
-    return (f"No alarm was raised by {n_rows:,} predictions; {quality.n_labelled:,} actual values are too few for a score"
-            f"{estimate}.")
+    return (f"No alarm on {n_rows:,} predictions; {quality.n_labelled:,} actual values, and no score"
+            f"{f': {reason}' if reason else ''}{estimate}.")
 
 # %% ../../nbs/monitoring/monitor.ipynb #e8284906
 def few_window_notes(
@@ -393,9 +425,9 @@ def judge_log(
     drift = order_drift(add_stream_evidence(recent_drift(references, windows, options.minimum_effect), stream))
     outliers = find_outliers(windows, collected.outliers)
     n_rows = sum(window.rows for window in windows)
-    alarms = [*quality.alarms, *drift_alarms(drift), *times.alarms, *outliers.alarms,
-              *label_alarms(collected, quality.n_labelled, n_rows)]
-    alarms = sorted(alarms, key=lambda each: SEVERITY_ORDER.index(each.severity))
+    joint = [*stream.joint.columns][:3] if stream.joint is not None else []
+    alarms = sort_alarms([*quality.alarms, *batch_quality_alarm(quality, monitored), *drift_alarms(drift, joint), *times.alarms,
+                          *outliers.alarms, *label_alarms(collected, quality.n_labelled, n_rows)])
     first = collected.first_prediction
     serving = None if monitored != "traffic" or first is None else moment - first
     decision = decide_action(alarms, quality.n_labelled, serving, options.rules, describe_no_alarm(quality, n_rows))
@@ -405,6 +437,6 @@ def judge_log(
         windows=window_records(windows, quality, times, stream, outliers), action=decision.action, reason=decision.reason,
         back_to_stage=decision.back_to_stage, model=references.bundle.model.name, n_labelled=quality.n_labelled,
         score=quality.score, estimated=quality.estimated, outliers=outliers.rows, alarms=alarms, notes=notes,
-        versions=version_health(labelled_rows(windows), references, times), reference_score=quality.holdout,
+        versions=version_health(labelled_rows(windows), references, times, quality), reference_score=quality.holdout,
         latency_budget_ms=budget, e_value_threshold=finite(stream.threshold))
     return MonitoredLog(collected.version, health, windows, stream, quality, times, outliers)
