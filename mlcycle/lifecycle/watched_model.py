@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from ..core.workspace import Workspace
-from .model_monitoring import monitoring_options, target_references
+from .model_monitoring import monitoring_options, target_references, unrecorded_columns
 from .serving import ServeTarget
 from ..monitoring.background_health import WatchSource
 from ..monitoring.dashboard_data import ShownAlert, WatchRange
@@ -40,12 +40,13 @@ def open_watch_source(
 ) -> WatchSource:
     "The source of the live page of a model; the database need not be reachable yet."
     engine, references = connect_event_database(workspace.events_url), target_references(target)
-    options = monitoring_options(workspace.project)
+    options, unrecorded = monitoring_options(workspace.project), unrecorded_columns(workspace.project)
 
     def load(stretch: WatchRange) -> Health:
         now = datetime.now(UTC).replace(tzinfo=None)
         create_event_tables(engine)
-        return monitor_traffic(engine, references, now, since=now - stretch.span, width=stretch.width, options=options).health
+        return monitor_traffic(engine, references, now, since=now - stretch.span, width=stretch.width, options=options,
+                               unrecorded=unrecorded).health
 
     return WatchSource(load=load, state=lambda: log_state(engine),
                        alerts=lambda: current_alerts(engine, references.bundle.model.name))

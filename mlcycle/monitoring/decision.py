@@ -19,10 +19,10 @@ Action = Literal["nothing", "investigate", "relabel", "retrain", "roll back"]
 SCORE_RULES = ("quality", "estimated quality") # They lead to a new model
 RULE_ACTIONS: dict[str, tuple[Action, str]] = { # Action and stage to go back to, the gravest rule first
     "version": ("roll back", "deployment"), "missing column": ("investigate", "data"), "all missing": ("investigate", "data"),
-    "type change": ("investigate", "data"), "constant": ("investigate", "data"), "quality": ("retrain", "data"),
-    "estimated quality": ("retrain", "data"), "contradictory actual values": ("relabel", "data"),
-    "drift": ("investigate", "data"), "joint drift": ("investigate", "data"), "prior shift": ("investigate", "data"),
-    "outliers": ("investigate", "data"), "errors": ("investigate", "deployment"), "no traffic": ("investigate", "deployment"),
+    "type change": ("investigate", "data"), "constant": ("investigate", "data"),
+    "contradictory actual values": ("relabel", "data"), "quality": ("retrain", "data"), "estimated quality": ("retrain", "data"),
+    "no traffic": ("investigate", "deployment"), "errors": ("investigate", "deployment"), "drift": ("investigate", "data"),
+    "joint drift": ("investigate", "data"), "prior shift": ("investigate", "data"), "outliers": ("investigate", "data"),
     "latency": ("investigate", "modelling"), "no actual values": ("relabel", "data")}
 
 # %% ../../nbs/monitoring/decision.ipynb #1d84ff23

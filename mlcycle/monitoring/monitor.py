@@ -4,16 +4,18 @@
 
 # %% auto #0
 __all__ = ['DEFAULT_MONITORING', 'NARROW_COLUMNS', 'MIN_RECENT_ROWS', 'FINDING_RULES', 'FINDING_TEXTS', 'MAX_CONSTANT_CHANCE',
-           'MAX_CONTRADICTORY_SHARE', 'ACTION_HEADLINES', 'MonitoringOptions', 'VersionFilter', 'CollectedLog',
-           'collect_log', 'join_windows', 'log_notes', 'finding_alarm', 'is_constant_by_day', 'recent_drift',
+           'MIN_FAULT_ROWS', 'MAX_CONTRADICTORY_SHARE', 'MAX_WAIT_FOR_LABELS', 'ACTION_HEADLINES', 'MonitoringOptions',
+           'first_block', 'without_columns', 'VersionFilter', 'CollectedLog', 'collect_log', 'join_windows',
+           'log_notes', 'finding_alarm', 'is_constant_by_day', 'recent_windows', 'windows_drift', 'recent_drift',
            'order_drift', 'drift_alarms', 'version_health', 'batch_quality_alarm', 'label_alarms', 'MonitoredLog',
-           'datetime_of', 'describe_decision', 'describe_no_alarm', 'few_window_notes', 'finite', 'labelled_rows',
-           'window_records', 'judge_log']
+           'datetime_of', 'describe_decision', 'describe_no_alarm', 'single_look_notes', 'finite', 'nothing_to_judge',
+           'labelled_rows', 'window_records', 'judge_log']
 
 # %% ../../nbs/monitoring/monitor.ipynb #3e8f54d5
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
+from itertools import chain
 from types import SimpleNamespace
 from typing import Any, Literal
 
@@ -22,7 +24,7 @@ import pandas as pd
 
 from ..ml.metrics import get_metric
 from .decision import DEFAULT_RULES, Decision, RetrainingRules, decide_action, sort_alarms
-from .drift import GRAVE_FINDINGS, detect_drift
+from .drift import GRAVE_FINDINGS, SIGNIFICANCE_LEVEL, detect_drift
 from .latency import ResponseTimes, measure_response_times
 from .minimum_effect import MINIMUM_EFFECT
 from .outlier_rows import OutlierCollector, OutlierFindings, find_outliers
@@ -53,6 +55,29 @@ DEFAULT_MONITORING = MonitoringOptions()
 # %% ../../nbs/monitoring/monitor.ipynb #1d4a7641
 NARROW_COLUMNS = ("row_id", "when", "version", "role", "prediction", "score", "actual", "actual_when")
 
+# %% ../../nbs/monitoring/monitor.ipynb #317367ae
+def first_block(
+    blocks: Iterable[LogBlock], # Of the prediction log
+) -> tuple[LogBlock | None, Iterable[LogBlock]]: # The first one, None without any; all of them
+    "Look at the first block of the log."
+    iterator = iter(blocks)
+    first = next(iterator, None)
+    return first, iterator if first is None else chain([first], iterator)
+
+# %% ../../nbs/monitoring/monitor.ipynb #7e370e79
+def without_columns(
+    references: References, # Of a release
+    names: Iterable[str], # Columns that are left out
+) -> References:
+    "References without some columns, such as those that the log has as hashes only."
+    left_out = set(names) & {*references.profile.columns}
+    if not left_out:
+        return references
+    kept = [place for place, name in enumerate(references.column_names) if name not in left_out]
+    columns = {name: each for name, each in references.profile.columns.items() if name not in left_out}
+    return replace(references, profile=replace(references.profile, columns=columns), rows=references.rows[:, kept],
+                   column_names=[references.column_names[place] for place in kept])
+
 # %% ../../nbs/monitoring/monitor.ipynb #79caa3b6
 class VersionFilter:
     "Passes on the rows of one version without those of a shadow, and keeps all rows in a narrow form."
@@ -70,6 +95,8 @@ class VersionFilter:
         for block in blocks:
             own = ((block.events["model_version"] == self.version) & (block.events["role"] != "shadow")).to_numpy()
             self._keep(block, own)
+            if block.without_features:
+                own = own & block.features.notna().any(axis=1).to_numpy()
             if own.all():
                 yield block
             elif own.any():
@@ -105,6 +132,7 @@ class CollectedLog:
     first_prediction: pd.Timestamp | None # Of the version; None: it has none
     notes: list[str] # About the log itself
     n_contradictory: int # Rows with actual values that contradict each other
+    references: References # With which they are compared, without columns that the log has not by its settings
 
 # %% ../../nbs/monitoring/monitor.ipynb #ab617225
 def collect_log(
@@ -113,9 +141,13 @@ def collect_log(
     references: References, # Of the release of the judged version
     width: timedelta, # Of a window
     start: datetime | None = None, # Start of a window; None: a multiple of the width
+    unrecorded: Iterable[str] = (), # Columns that the log does not have by its settings
 ) -> CollectedLog:
     "Read the log once, and summarise it in windows."
     version = str(references.bundle.model.version)
+    first, blocks = first_block(blocks)
+    unrecorded = set(unrecorded) | (first.hashed_columns if first is not None else set())
+    references = without_columns(references, unrecorded)
     step: Any = pd.Timedelta(width) # ty: might be NaT
     origin: Any = None if start is None else pd.Timestamp(start)
     narrow, traffic = VersionFilter(version, references), TrafficCollector(step, origin)
@@ -125,7 +157,8 @@ def collect_log(
     rows, requested = narrow.rows(), traffic.windows()
     own = rows[(rows.version == version) & (rows.role != "shadow")]
     return CollectedLog(version, join_windows(summaries, requested, rows, references, traffic), requested, outliers,
-                        own.when.min() if len(own) else None, log_notes(narrow, rows), narrow.n_contradictory)
+                        own.when.min() if len(own) else None, log_notes(narrow, rows, unrecorded), narrow.n_contradictory,
+                        references)
 
 # %% ../../nbs/monitoring/monitor.ipynb #4643973e
 def join_windows(
@@ -147,6 +180,7 @@ def join_windows(
 def log_notes(
     narrow: VersionFilter, # After the log was read
     rows: pd.DataFrame, # Of all versions
+    unrecorded: Iterable[str] = (), # Columns that the log does not have by its settings
 ) -> list[str]:
     "What is wrong with the log itself."
     notes, versions = [], rows[rows.role != "shadow"].version.value_counts().sort_index()
@@ -157,6 +191,8 @@ def log_notes(
         notes.append(f"{narrow.n_skewed:,} rows have a time in the future or before that of an earlier row: a clock is wrong.")
     if narrow.n_without_features:
         notes.append(f"{narrow.n_without_features:,} rows were recorded without features, and are not tested for drift.")
+    if names := ", ".join(sorted(unrecorded)):
+        notes.append(f"By its settings, the log does not have the values of {names}; they are not tested.")
     return notes
 
 # %% ../../nbs/monitoring/monitor.ipynb #13000f4c
@@ -192,6 +228,39 @@ def is_constant_by_day(
     constant = (known[known.sum(axis=1) > 1] > 0).sum(axis=1) <= 1
     return bool(len(constant)) and float(constant.mean()) ** days >= MAX_CONSTANT_CHANCE
 
+# %% ../../nbs/monitoring/monitor.ipynb #5e312d32
+def recent_windows(
+    windows: Sequence[WindowSummary], # In order of time
+    min_rows: int, # That they have together, if there are as many
+) -> list[WindowSummary]: # In order of time, without those that are empty
+    "The last windows."
+    chosen, rows = [], 0
+    for window in reversed(windows):
+        if rows >= min_rows:
+            break
+        chosen, rows = [window, *chosen] if window.rows else chosen, rows + window.rows
+    return chosen
+
+# %% ../../nbs/monitoring/monitor.ipynb #4c7570e6
+MIN_FAULT_ROWS = 20 # Of the last windows in which a broken column is looked for
+
+# %% ../../nbs/monitoring/monitor.ipynb #cbea79ec
+def windows_drift(
+    references: References, # Of the release
+    windows: Sequence[WindowSummary], # That are looked at together
+    minimum_effect: float = MINIMUM_EFFECT, # In standard deviations
+) -> list[ColumnDrift]:
+    "Compare some windows with the references; a column that may be constant by chance, and the prediction, have no finding."
+    first, *others = windows
+    columns, predictions, scores = first.columns, first.predictions, first.scores
+    for each in others:
+        columns, predictions = columns + each.columns, predictions + each.predictions
+        scores = scores + each.scores if scores is not None and each.scores is not None else None
+    found = detect_drift(references, columns, predictions, scores, minimum_effect=minimum_effect)
+    usual = {each.column for each in found if each.column == "(prediction)" or each.finding == "constant" and
+             is_constant_by_day(references, each.column, len(windows))}
+    return [each.model_copy(update={"finding": ""}) if each.column in usual else each for each in found]
+
 # %% ../../nbs/monitoring/monitor.ipynb #fa6b59d5
 def recent_drift(
     references: References, # Of the release
@@ -199,22 +268,15 @@ def recent_drift(
     minimum_effect: float = MINIMUM_EFFECT, # In standard deviations
 ) -> list[ColumnDrift]: # Of the last windows alone
     "Compare the last windows with the references."
-    chosen, rows = [], 0
-    for window in reversed(windows):
-        if rows >= MIN_RECENT_ROWS:
-            break
-        chosen, rows = [window, *chosen] if window.rows else chosen, rows + window.rows
+    chosen = recent_windows(windows, MIN_RECENT_ROWS)
     if not chosen:
         return []
-    first, *others = chosen
-    columns, predictions, scores = first.columns, first.predictions, first.scores
-    for each in others:
-        columns, predictions = columns + each.columns, predictions + each.predictions
-        scores = scores + each.scores if scores is not None and each.scores is not None else None
-    found = detect_drift(references, columns, predictions, scores, minimum_effect=minimum_effect)
-    usual = {each.column for each in found if each.column == "(prediction)" or each.finding == "constant" and
-             is_constant_by_day(references, each.column, len(chosen))}
-    return [each.model_copy(update={"finding": ""}) if each.column in usual else each for each in found]
+    found = {each.column: each for each in windows_drift(references, chosen, minimum_effect)}
+    latest = recent_windows(windows, MIN_FAULT_ROWS)
+    if len(latest) < len(chosen): # A column may be broken since the last window
+        alone = windows_drift(references, latest, minimum_effect)
+        found |= {each.column: each for each in alone if each.finding in GRAVE_FINDINGS}
+    return list(found.values())
 
 # %% ../../nbs/monitoring/monitor.ipynb #3e36f273
 def order_drift(
@@ -246,7 +308,8 @@ def drift_alarms(
     joint = next((each for each in drifted if each.column == "(joint)"), None)
     if joint and not any(alarm.columns for alarm in found):
         found.append(Alarm(rule="joint drift", severity="warning", subject="(joint)", columns=list(joint_columns),
-                           since=joint.since, summary=f"The columns have drifted jointly, by evidence since {joint.since[:16]}: {joint.change}."))
+                           since=joint.since, summary="The columns have drifted jointly, by evidence since "
+                                   f"{joint.since[:16]}: {joint.change}."))
     return found
 
 # %% ../../nbs/monitoring/monitor.ipynb #4d08ef89
@@ -273,6 +336,7 @@ def version_health(
 
 # %% ../../nbs/monitoring/monitor.ipynb #46ca0957
 MAX_CONTRADICTORY_SHARE = 0.05 # Of the rows with actual values
+MAX_WAIT_FOR_LABELS = timedelta(days=14) # A longer log without any actual value raises an alarm
 
 # %% ../../nbs/monitoring/monitor.ipynb #1e937937
 def batch_quality_alarm(
@@ -304,10 +368,14 @@ def label_alarms(
     if n_labelled and collected.n_contradictory > max(MAX_CONTRADICTORY_SHARE * n_labelled, 10):
         return [Alarm(rule="contradictory actual values", severity="warning",
                       summary=f"{collected.n_contradictory:,} rows got several different actual values; the last one counts.")]
-    if n_rows and not n_labelled:
-        return [Alarm(rule="no actual values", severity="info",
-                      summary=f"None of the {n_rows:,} predictions has an actual value yet: the score is only estimated.")]
-    return []
+    if not n_rows or n_labelled:
+        return []
+    first, span = collected.windows[0].start, collected.windows[-1].end - collected.windows[0].start
+    if span < MAX_WAIT_FOR_LABELS:
+        return []
+    return [Alarm(rule="no actual values", severity="warning", since=str(first),
+                  summary=f"None of the {n_rows:,} predictions of {span.days} days has an actual value: concept drift cannot be "
+                          "noticed.")]
 
 # %% ../../nbs/monitoring/monitor.ipynb #728f6771
 @dataclass(eq=False)
@@ -347,26 +415,31 @@ def describe_no_alarm(
     n_rows: int, # Predictions
 ) -> str: # One sentence or two
     "Why nothing needs to be done: what was judged, and on how many rows."
-    if not n_rows:
-        return "There are no predictions in this time: nothing is judged."
     if quality.score is not None and quality.holdout is not None:
         return (f"No alarm on {n_rows:,} predictions; {quality.score} with {quality.n_labelled:,} actual values, "
                 f"{quality.holdout} on the holdout.")
     reason = next((each.reason for each in reversed(quality.windows) if each.reason and each.n_labelled), "")
-    estimate = f"; {quality.estimated} is estimated without actual values" if quality.estimated is not None else ""
+    estimate = (f"; {quality.estimated} is estimated without them, which cannot reflect concept drift"
+                if quality.estimated is not None else "")
     return (f"No alarm on {n_rows:,} predictions; {quality.n_labelled:,} actual values, and no score"
             f"{f': {reason}' if reason else ''}{estimate}.")
 
 # %% ../../nbs/monitoring/monitor.ipynb #e8284906
-def few_window_notes(
+def single_look_notes(
     windows: Sequence[WindowSummary], # In order of time
+    drift: Sequence[ColumnDrift], # Of the last windows, with the evidence of all
 ) -> list[str]:
-    "Whether there are enough windows for an alarm about drift."
+    "What a single look at the last windows finds, and whether there are enough windows for an alarm about drift."
     used = [window for window in windows if window.rows]
+    waiting = [each.column for each in drift if not each.since and each.p_value < SIGNIFICANCE_LEVEL and each.statistic >= 0.05
+               and each.finding not in GRAVE_FINDINGS]
+    more = f" and {len(waiting) - 8} more" if len(waiting) > 8 else ""
+    notes = [f"Different in the last windows by a single look, without an alarm: {', '.join(waiting[:8])}{more}. An alarm needs "
+             "evidence that persists."] * bool(waiting)
     if len(used) >= PERSISTENCE:
-        return []
-    return [f"{len(used)} window{'s' * (len(used) != 1)} with predictions: an alarm about drift takes {PERSISTENCE} in a row. "
-            "p-values and effect sizes are those of a single look."]
+        return notes
+    return [*notes, f"{len(used)} window{'s' * (len(used) != 1)} with predictions: an alarm about drift takes {PERSISTENCE} in a "
+            "row. p-values and effect sizes are those of a single look."]
 
 # %% ../../nbs/monitoring/monitor.ipynb #1febd103
 def finite(
@@ -374,6 +447,16 @@ def finite(
 ) -> float | None: # None: infinite or not a number
     "A number that JSON can hold."
     return float(value) if np.isfinite(value) else None
+
+# %% ../../nbs/monitoring/monitor.ipynb #e1a1d5bb
+def nothing_to_judge(
+    collected: CollectedLog, # Without predictions of the judged version
+) -> Decision:
+    "What to do if the version has no predictions in this time: nobody can tell whether it is well."
+    others = labelled_rows(collected.windows).version.value_counts().sort_index()
+    served = ", ".join(f"version {name}: {n:,}" for name, n in others.items())
+    return Decision("investigate", f"Nothing is judged: version {collected.version} has no predictions in this time"
+                    f"{f' ({served})' if served else ''}.", "deployment")
 
 # %% ../../nbs/monitoring/monitor.ipynb #d1c09a11
 def labelled_rows(
@@ -417,6 +500,7 @@ def judge_log(
 ) -> MonitoredLog:
     "Measure response times, quality, drift and outliers of a log, and decide what to do."
     problem, windows, moment = references.bundle.problem, collected.windows, datetime_of(now)
+    references = collected.references
     budget = problem.latency_budget_ms if options.latency_budget_ms is None else options.latency_budget_ms
     times = measure_response_times(collected.traffic, budget, moment)
     quality = measure_quality(references, windows, problem, version=collected.version)
@@ -430,13 +514,16 @@ def judge_log(
                           *outliers.alarms, *label_alarms(collected, quality.n_labelled, n_rows)])
     first = collected.first_prediction
     serving = None if monitored != "traffic" or first is None else moment - first
-    decision = decide_action(alarms, quality.n_labelled, serving, options.rules, describe_no_alarm(quality, n_rows))
-    notes = [*collected.notes, *quality.notes, *stream.notes, *times.notes, *outliers.notes, *few_window_notes(windows)]
+    decision = (decide_action(alarms, quality.n_labelled, serving, options.rules, describe_no_alarm(quality, n_rows))
+                if n_rows else nothing_to_judge(collected))
+    notes = [*collected.notes, *quality.notes, *stream.notes, *times.notes, *outliers.notes]
     health = Health(
-        decision=describe_decision(decision), monitored=monitored, rows=n_rows, latency_ms=times.latency_ms, drift=drift,
+        decision=describe_decision(decision), monitored=monitored if n_rows else "none", rows=n_rows, drift=drift,
+        latency_ms=times.latency_ms,
         windows=window_records(windows, quality, times, stream, outliers), action=decision.action, reason=decision.reason,
         back_to_stage=decision.back_to_stage, model=references.bundle.model.name, n_labelled=quality.n_labelled,
-        score=quality.score, estimated=quality.estimated, outliers=outliers.rows, alarms=alarms, notes=notes,
+        score=quality.score, estimated=quality.estimated, outliers=outliers.rows, alarms=alarms,
+        notes=[*notes, *single_look_notes(windows, drift)],
         versions=version_health(labelled_rows(windows), references, times, quality), reference_score=quality.holdout,
         latency_budget_ms=budget, e_value_threshold=finite(stream.threshold))
     return MonitoredLog(collected.version, health, windows, stream, quality, times, outliers)

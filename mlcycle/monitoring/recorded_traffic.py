@@ -67,6 +67,7 @@ def monitor_traffic(
     until: datetime | None = None, # First time after the last one, UTC; None: the end of the log
     width: timedelta | None = None, # Of a window; None: a day, or an hour for less than three days
     options: MonitoringOptions = DEFAULT_MONITORING, # How it is judged
+    unrecorded: Iterable[str] = (), # Columns that the log does not have by its settings
 ) -> MonitoredLog:
     "Judge the recorded predictions of a version, beside those of other versions of the model."
     model = references.bundle.model.name
@@ -74,8 +75,9 @@ def monitor_traffic(
     step, notes = window_width(span or (now, now), width)
     blocks = read_log(engine, model, references.bundle.columns, since=since, until=until, shadow=None, now=now)
     requests = read_requests(engine, model, since=since, until=until)
-    collected = collect_log(blocks, requests, references, step)
-    return judge_log(replace(collected, notes=[*notes, *collected.notes]), references, "traffic", now, options)
+    collected = collect_log(blocks, requests, references, step, unrecorded=unrecorded)
+    end = now if until is None else min(now, until) # Traffic after the time that is looked at is not missed
+    return judge_log(replace(collected, notes=[*notes, *collected.notes]), references, "traffic", end, options)
 
 # %% ../../nbs/monitoring/recorded_traffic.ipynb #8458cb81
 def with_times(

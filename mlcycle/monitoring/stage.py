@@ -8,6 +8,7 @@ __all__ = ['MAX_HOLDOUT_ROWS', 'DEFAULT_REHEARSAL', 'MIN_WINDOW_ROWS', 'REHEARSA
            'health_without_log', 'open_recorded_log', 'TrafficOptions', 'monitor_model']
 
 # %% ../../nbs/07_monitoring.ipynb #f6cc46a0
+from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -172,6 +173,7 @@ class TrafficOptions:
 
     since: datetime | None = None # First time, UTC; None: all
     width: timedelta | None = None # Of a window; None: a day, or an hour for less than three days
+    unrecorded: Collection[str] = () # Columns that the log does not have by its settings
     season: str = "" # Windows are compared with the same `month`, `weekday` or `hour`; empty: with all training rows
 
 
@@ -202,7 +204,8 @@ def monitor_model(
     except InputError as error:
         return health_without_log(release, error), None
     if engine is not None:
-        monitored = monitor_traffic(engine, references, now, since=traffic.since, width=traffic.width, options=options)
+        monitored = monitor_traffic(engine, references, now, since=traffic.since, width=traffic.width, options=options,
+                                    unrecorded=traffic.unrecorded)
         return monitored.health, monitored
     monitored = rehearse(problem, dataset, plan.input_columns, release, references, workspace, options, rehearsal, run)
     health = monitored.health
