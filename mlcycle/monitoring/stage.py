@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['MAX_HOLDOUT_ROWS', 'DEFAULT_REHEARSAL', 'REHEARSAL_NOTES', 'ALL_TRAFFIC', 'read_rows_to_replay',
            'replay_through_service', 'RehearsalOptions', 'rehearse', 'replay_times', 'health_without_release',
-           'health_without_log', 'open_recorded_log', 'TrafficOptions', 'monitor_model']
+           'health_without_log', 'open_recorded_log', 'describe_rehearsal', 'TrafficOptions', 'monitor_model']
 
 # %% ../../nbs/07_monitoring.ipynb #f6cc46a0
 from dataclasses import dataclass
@@ -162,6 +162,16 @@ REHEARSAL_NOTES = {
     "holdout": "Rehearsal: no predictions are recorded yet and there are no future rows, so rows of the holdout were replayed. "
                "They test service and log, and tell nothing about the quality on new rows."}
 
+# %% ../../nbs/07_monitoring.ipynb #ee751adf
+def describe_rehearsal(
+    monitored: str, # Replayed rows: future or holdout
+    model: str, # Registered model
+    since: datetime | None = None, # First time of the predictions that would be judged, UTC; None: all
+) -> str:
+    "Why rows were replayed, and what they tell."
+    text = REHEARSAL_NOTES[monitored].replace("MODEL", model)
+    return text if since is None else text.replace("recorded yet", f"recorded since {since:%Y-%m-%d %H:%M}")
+
 # %% ../../nbs/07_monitoring.ipynb #977c4b12
 @dataclass(frozen=True)
 class TrafficOptions:
@@ -203,5 +213,5 @@ def monitor_model(
         return monitored.health, monitored
     monitored = rehearse(problem, dataset, plan.input_columns, release, references, workspace, options, rehearsal, run)
     health = monitored.health
-    notes = [REHEARSAL_NOTES[health.monitored].replace("MODEL", release.model.name), *health.notes]
+    notes = [describe_rehearsal(health.monitored, release.model.name, traffic.since), *health.notes]
     return health.model_copy(update={"decision": f"{health.decision} {notes[0].split(',')[0]}.", "notes": notes}), monitored
