@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 import pandas as pd
 
+from ..core.secrets import mask_secrets
 from ..core.workspace import Workspace
 from ..errors import InputError
 from .monitor import DEFAULT_MONITORING, MonitoredLog, MonitoringOptions, collect_log, judge_log
@@ -135,12 +136,13 @@ def health_without_release(
 def health_without_log(
     release: Release, # Outcome of stage 6
     error: InputError, # Why the prediction log cannot be read
+    address: str = "", # Of the log as `settings.ini` has it; the values of its environment variables are masked
 ) -> Health:
     "The outcome of stage 7 if the prediction log cannot be read: nothing is known about the traffic."
-    return Health(decision=f"Nothing can be judged: {error.found}", monitored="none", rows=0, latency_ms={}, windows=[], drift=[],
-                  action="investigate", reason=str(error), back_to_stage="deployment", model=release.model.name,
-                  notes=[str(error)], alarms=[Alarm(rule="errors", severity="critical", subject="prediction log",
-                                                    summary=error.found)])
+    found, reason = mask_secrets(error.found, address), mask_secrets(str(error), address)
+    return Health(decision=f"Nothing can be judged: {found}", monitored="none", rows=0, latency_ms={}, windows=[], drift=[],
+                  action="investigate", reason=reason, back_to_stage="deployment", model=release.model.name, notes=[reason],
+                  alarms=[Alarm(rule="errors", severity="critical", subject="prediction log", summary=found)])
 
 # %% ../../nbs/07_monitoring.ipynb #eb41a4c8
 def open_recorded_log(
@@ -207,7 +209,7 @@ def monitor_model(
     try:
         engine = open_recorded_log(workspace, release.model.name, traffic.since)
     except InputError as error:
-        return health_without_log(release, error), None
+        return health_without_log(release, error, workspace.stores["events_url"]), None
     if engine is not None:
         monitored = monitor_traffic(engine, references, now, since=traffic.since, width=traffic.width, options=options)
         return monitored.health, monitored

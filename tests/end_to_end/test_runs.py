@@ -78,7 +78,7 @@ def test_without_a_future_the_holdout_rows_are_watched(run):
     assert (health.monitored, health.action) == ("holdout", "nothing")
     assert "there are no future rows" in (run.workspace.reports / run.id / page_name("monitoring")).read_text()
     assert health.latency_ms["p50"] <= health.latency_ms["p95"] <= health.latency_ms["p99"]
-    events, features = read_events(open_event_database(run.workspace.events_url), run.id)
+    events, features = read_events(open_event_database(run.workspace.rehearsal_url), run.id)
     assert len(events) == health.rows == len(features)
     assert events.actual.notna().all()
 
