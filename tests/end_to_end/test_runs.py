@@ -95,6 +95,7 @@ def test_flights_in_time_order(tmp_path):
     assert not afterwards & set(run.plan.input_columns)
     assert afterwards <= set(run.plan.dropped_columns)
     assert run.health.monitored == "future"
+    assert {"reference_seasons.json", "reference_days.npz", "reference_prediction_days.npz"} <= set(run.release.files)
     starts = [window.start for window in run.health.windows]
     assert starts == sorted(starts)
     features = (run.workspace.reports / run.id / page_name("features")).read_text()
