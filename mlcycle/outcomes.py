@@ -765,7 +765,7 @@ class Health(Outcome):
 
     volatile: ClassVar[tuple[str, ...]] = ("latency_ms",)
     stage: ClassVar[str] = "monitoring"
-    monitored: Literal["traffic", "future", "holdout", "none"] # Recorded predictions; rows of a replay; nothing
+    monitored: Literal["traffic", "rows", "future", "holdout", "none"] # Recorded predictions; a table; a replay; nothing
     rows: int
     latency_ms: dict[str, float] # Percentiles `p50`, `p95`, `p99` in milliseconds
     windows: list[Window]

@@ -141,7 +141,7 @@ def prune(
         from mlcycle.stores.event_log import open_event_log
 
         workspace = Workspace.from_project(project)
-        age = read_age(older_than or section_with_defaults(read_settings(workspace.project), "log")["retention"])
+        age = read_age(older_than or section_with_defaults(read_settings(workspace.project), "prediction_log")["retention"])
         engine, before = open_event_log(workspace.events_url), datetime.now(UTC).replace(tzinfo=None) - age
         if export_to:
             export_old(workspace, before, export_to)

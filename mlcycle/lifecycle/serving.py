@@ -258,7 +258,7 @@ def log_environment(
     workspace: Workspace, # Of a project with a section `[prediction_log]`
 ) -> dict[str, str]: # By variable
     "The environment variables by which a service learns which personal columns are hashed or dropped."
-    options = section_with_defaults(read_settings(workspace.project), "log")
+    options = section_with_defaults(read_settings(workspace.project), "prediction_log")
     return {f"MLCYCLE_SERVICE_LOG_{name.upper()}": options[name] for name in ("hash_columns", "drop_columns") if options[name]}
 
 # %% ../../nbs/lifecycle/serving.ipynb #9b05e032

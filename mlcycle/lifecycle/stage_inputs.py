@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['TABLE_FILES', 'UNTRACKED_PARAMETERS', 'USER_METRIC_FUNCTION', 'input_file_hashes', 'hash_path',
-           'hash_modules_named_in_parameters', 'governance_inputs', 'stage_inputs', 'changed_inputs',
+           'hash_modules_named_in_parameters', 'governance_inputs', 'traffic_inputs', 'stage_inputs', 'changed_inputs',
            'summarise_changes']
 
 # %% ../../nbs/lifecycle/stage_inputs.ipynb #4c523a14
@@ -22,6 +22,7 @@ from ..core.workspace import StoreAddresses
 from .plan import Plan
 from ..nb.dependencies import ModuleIndex, find_reachable_code
 from ..nb.fingerprints import code_cells, hash_cell, used_library_versions
+from ..stores.events import connect_event_database, log_state
 from ..stores.models.audit_log import readable_entries
 
 # %% ../../nbs/lifecycle/stage_inputs.ipynb #c3300e8c
@@ -116,6 +117,22 @@ def governance_inputs(
     made = [entry.hash for entry in readable_entries(plan.workspace) if entry.action in ("approve", "reject")]
     return {"decisions of persons": short_json_hash(made)} if made and stage == "deployment" else {}
 
+# %% ../../nbs/lifecycle/stage_inputs.ipynb #6cec29da
+def traffic_inputs(
+    plan: Plan, # Has the workspace
+    stage: str, # Name of the stage
+) -> dict[str, str]: # Empty for other stages, and if nothing is recorded
+    "The state of the prediction log, on which stage 7 depends."
+    if stage != "monitoring":
+        return {}
+    from sqlalchemy.exc import SQLAlchemyError # Imported late: other stages do not need it
+
+    try:
+        state = log_state(connect_event_database(plan.workspace.events_url))
+    except (SQLAlchemyError, ImportError, ValueError) as error: # The stage reports it
+        return {"prediction log": f"cannot be read: {type(error).__name__}"}
+    return {"prediction log": short_json_hash(list(state))} if any(state) else {}
+
 # %% ../../nbs/lifecycle/stage_inputs.ipynb #082ed853
 def stage_inputs(
     plan: Plan, # Notebooks and parameters
@@ -137,7 +154,7 @@ def stage_inputs(
             | {"order of cells": short_json_hash(list(cells))}
             | {f"cell {name}": hash_cell(source, modules.summaries) for name, source in cells.items()}
             | {f"code {name}": value for name, value in reach.code.items()}
-            | used_library_versions(reach) | user_modules | governance_inputs(plan, stage)
+            | used_library_versions(reach) | user_modules | governance_inputs(plan, stage) | traffic_inputs(plan, stage)
             | {f"outcome {name}": value for name, value in outcome_hashes.items()})
 
 # %% ../../nbs/lifecycle/stage_inputs.ipynb #aaf1ba7d

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING
 from ..core.workspace import Workspace
 from .model_monitoring import monitoring_options, target_references
 from .serving import ServeTarget
-from ..monitoring.background_health import WatchSource, log_state
+from ..monitoring.background_health import WatchSource
 from ..monitoring.dashboard_data import ShownAlert, WatchRange
 from ..monitoring.recorded_traffic import monitor_traffic
 from ..outcomes import Health
-from ..stores.events import connect_event_database, create_event_tables
+from ..stores.events import connect_event_database, create_event_tables, log_state
 
 if TYPE_CHECKING: # Imported late: it takes long
     import sqlalchemy as sa

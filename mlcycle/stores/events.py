@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['DRIVER_PACKAGES', 'TABLES_LOCK', 'define_event_tables', 'connect_event_database', 'check_event_driver',
            'create_event_tables', 'open_event_database', 'sqlite_file_id', 'with_typed_columns', 'add_events',
-           'add_event_batch', 'delete_events_of_run', 'find_unknown_row_ids', 'read_events']
+           'add_event_batch', 'delete_events_of_run', 'find_unknown_row_ids', 'read_events', 'log_state']
 
 # %% ../../nbs/stores/events.ipynb #9c4dbe21
 import os
@@ -293,3 +293,18 @@ def read_events(
     events["actual"] = events.row_id.map(known)
     events["score"] = events.score.where(events.probability.isna(), events.probability)
     return events, features
+
+# %% ../../nbs/stores/events.ipynb #a29c6234
+def log_state(
+    engine: "sa.Engine", # Of the event database
+) -> tuple[int | None, ...]: # None for a table without events, or that does not exist
+    "A value that changes whenever events are added to the prediction log."
+    import sqlalchemy as sa
+
+    tables = define_event_tables() # A file that does not exist would be created by connecting
+    if engine.dialect.name == "sqlite" and engine.url.database and sqlite_file_id(engine) is None:
+        return (None,) * len(tables)
+    with engine.connect() as connection:
+        present = set(sa.inspect(connection).get_table_names())
+        return tuple(connection.scalar(sa.select(sa.func.max(*table.primary_key.columns))) if name in present else None
+                     for name, table in tables.items())

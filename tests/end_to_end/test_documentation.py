@@ -1,5 +1,6 @@
 """README and guide: every command is one that exists, and those of the README are carried out."""
 
+import json
 import re
 import shlex
 import signal
@@ -93,16 +94,20 @@ def test_the_commands_of_the_readme_work(project):
     run = mc.open("last", project)
     assert run.verdict.decision.startswith("Approved: orders-late version ")
     assert list(run.predict(orders(5)).columns) == ["prediction", "score"]
-    assert run.health.action in ("nothing", "investigate", "retrain")
+    assert run.health.action in ("nothing", "investigate", "relabel", "retrain", "roll back")
 
 
 def serve_and_ask(project: Path, words: list[str]) -> None:
-    "Start the service of the README on a free port, and ask for its health."
+    "Start the service of the README on a free port, ask for its health, send a row and later its actual value."
     command = [Path(sys.executable).with_name("mlcycle"), *words, "--port", "0"]
     with subprocess.Popen(command, cwd=project, stdout=subprocess.PIPE, text=True) as process:
         try:
             address = next(found[0] for line in process.stdout if (found := re.search(r"http://127\.0\.0\.1:\d+", line)))
             assert httpx.get(f"{address}/health", timeout=30).status_code == 200
+            rows = json.loads(orders(1).drop(columns="late").to_json(orient="records"))
+            sent = httpx.post(f"{address}/predict", json={"rows": rows, "row_ids": ["order-17"]}, timeout=30)
+            known = httpx.post(f"{address}/feedback", json={"actuals": ["Yes"], "row_ids": ["order-17"]}, timeout=30)
+            assert (sent.status_code, known.status_code) == (200, 200), sent.text + known.text
         finally:
             process.send_signal(signal.SIGTERM)
             process.wait(30)

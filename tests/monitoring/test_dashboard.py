@@ -12,12 +12,12 @@ from browsing import DESK, PHONE, browser, open_page  # noqa: F401
 from playwright.sync_api import expect
 from starlette.testclient import TestClient
 
-from mlcycle.monitoring.background_health import BackgroundHealth, WatchSource, log_state
+from mlcycle.monitoring.background_health import BackgroundHealth, WatchSource
 from mlcycle.monitoring.dashboard import create_dashboard
 from mlcycle.monitoring.dashboard_data import WATCH_RANGES, dashboard_data
 from mlcycle.outcomes import Alarm, ColumnDrift, Health, OutlierRow, Score, VersionHealth, Window
 from mlcycle.service.server import bind_socket
-from mlcycle.stores.events import add_events, connect_event_database, open_event_database
+from mlcycle.stores.events import add_events, connect_event_database, log_state, open_event_database
 
 NOW = datetime(2026, 5, 4, 12, tzinfo=UTC)
 BARS = "#traffic .chart >> nth=0 >> svg[role=img] rect.fill.s1"  # Of version 3, one in each window
