@@ -96,6 +96,8 @@ PREDICTION_PANELS = (
                  "Rows that break the input schema; the sender has changed."),
     GrafanaPanel("Coerced values", ((rate_of("mlcycle_coerced_values_total", SERVICES, "kind"), "{{kind}}"),), "short",
                  "Values that arrived in another spelling of the same thing."),
+    GrafanaPanel("Outliers by version", ((rate_of("mlcycle_outlier_rows_total", ROWS, "version"), "version {{version}}"),),
+                 "rows/s", "Rows unlike the training rows: their p-value is at most 0.001."),
     GrafanaPanel("Model changes", ((rate_of("mlcycle_model_changes_total", SERVICES, "outcome"), "{{outcome}}"),),
                  "short", "Changes of the versions that serve, a second."))
 

@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['DEFAULT_MONITORING', 'NARROW_COLUMNS', 'MIN_RECENT_ROWS', 'FINDING_RULES', 'FINDING_TEXTS', 'MAX_CONSTANT_CHANCE',
            'MIN_FAULT_ROWS', 'MAX_CONTRADICTORY_SHARE', 'MAX_WAIT_FOR_LABELS', 'ACTION_HEADLINES', 'MonitoringOptions',
-           'first_block', 'without_columns', 'VersionFilter', 'CollectedLog', 'collect_log', 'join_windows',
-           'log_notes', 'finding_alarm', 'is_constant_by_day', 'recent_windows', 'windows_drift', 'recent_drift',
-           'order_drift', 'drift_alarms', 'version_health', 'batch_quality_alarm', 'label_alarms', 'MonitoredLog',
-           'datetime_of', 'describe_decision', 'describe_no_alarm', 'single_look_notes', 'finite', 'nothing_to_judge',
-           'labelled_rows', 'window_records', 'judge_log']
+           'first_block', 'without_columns', 'select_rows', 'VersionFilter', 'CollectedLog', 'collect_log',
+           'join_windows', 'log_notes', 'finding_alarm', 'is_constant_by_day', 'recent_windows', 'windows_drift',
+           'recent_drift', 'order_drift', 'drift_alarms', 'version_health', 'batch_quality_alarm', 'label_alarms',
+           'MonitoredLog', 'datetime_of', 'describe_decision', 'describe_no_alarm', 'single_look_notes', 'finite',
+           'nothing_to_judge', 'labelled_rows', 'window_records', 'judge_log']
 
 # %% ../../nbs/monitoring/monitor.ipynb #3e8f54d5
 from collections.abc import Iterable, Iterator, Sequence
@@ -78,6 +78,15 @@ def without_columns(
     return replace(references, profile=replace(references.profile, columns=columns), rows=references.rows[:, kept],
                    column_names=[references.column_names[place] for place in kept])
 
+# %% ../../nbs/monitoring/monitor.ipynb #7d12307d
+def select_rows(
+    block: LogBlock, # Of the prediction log
+    chosen: np.ndarray, # Booleans
+) -> LogBlock:
+    "Some rows of a block; values of another type are counted in proportion."
+    return replace(block, events=block.events[chosen].reset_index(drop=True), features=block.features[chosen].reset_index(drop=True),
+                   bad_types={name: round(n * chosen.mean()) for name, n in block.bad_types.items()})
+
 # %% ../../nbs/monitoring/monitor.ipynb #79caa3b6
 class VersionFilter:
     "Passes on the rows of one version without those of a shadow, and keeps all rows in a narrow form."
@@ -97,13 +106,8 @@ class VersionFilter:
             self._keep(block, own)
             if block.without_features:
                 own = own & block.features.notna().any(axis=1).to_numpy()
-            if own.all():
-                yield block
-            elif own.any():
-                share = own.mean()
-                yield replace(block, events=block.events[own].reset_index(drop=True),
-                              features=block.features[own].reset_index(drop=True),
-                              bad_types={name: round(n * share) for name, n in block.bad_types.items()})
+            if own.any():
+                yield block if own.all() else select_rows(block, own)
 
     def _keep(self, block: LogBlock, own: np.ndarray) -> None:
         part = block.events.rename(columns={"model_version": "version"})[list(NARROW_COLUMNS)]

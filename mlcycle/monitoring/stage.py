@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['MAX_HOLDOUT_ROWS', 'DEFAULT_REHEARSAL', 'MIN_WINDOW_ROWS', 'REHEARSAL_NOTES', 'ALL_TRAFFIC', 'read_rows_to_replay',
            'replay_through_service', 'RehearsalOptions', 'rehearse', 'replay_times', 'health_without_release',
-           'health_without_log', 'open_recorded_log', 'TrafficOptions', 'monitor_model']
+           'health_without_log', 'open_recorded_log', 'describe_rehearsal', 'TrafficOptions', 'monitor_model']
 
 # %% ../../nbs/07_monitoring.ipynb #f6cc46a0
 from collections.abc import Collection
@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 import pandas as pd
 
+from ..core.secrets import mask_secrets
 from ..core.workspace import Workspace
 from ..errors import InputError
 from .monitor import DEFAULT_MONITORING, MonitoredLog, MonitoringOptions, collect_log, judge_log
@@ -139,12 +140,13 @@ def health_without_release(
 def health_without_log(
     release: Release, # Outcome of stage 6
     error: InputError, # Why the prediction log cannot be read
+    address: str = "", # Of the log as `settings.ini` has it; the values of its environment variables are masked
 ) -> Health:
     "The outcome of stage 7 if the prediction log cannot be read: nothing is known about the traffic."
-    return Health(decision=f"Nothing can be judged: {error.found}", monitored="none", rows=0, latency_ms={}, windows=[], drift=[],
-                  action="investigate", reason=str(error), back_to_stage="deployment", model=release.model.name,
-                  notes=[str(error)], alarms=[Alarm(rule="errors", severity="critical", subject="prediction log",
-                                                    summary=error.found)])
+    found, reason = mask_secrets(error.found, address), mask_secrets(str(error), address)
+    return Health(decision=f"Nothing can be judged: {found}", monitored="none", rows=0, latency_ms={}, windows=[], drift=[],
+                  action="investigate", reason=reason, back_to_stage="deployment", model=release.model.name, notes=[reason],
+                  alarms=[Alarm(rule="errors", severity="critical", subject="prediction log", summary=found)])
 
 # %% ../../nbs/07_monitoring.ipynb #eb41a4c8
 def open_recorded_log(
@@ -165,6 +167,16 @@ REHEARSAL_NOTES = {
               "and run stage 7 again: mlcycle serve MODEL",
     "holdout": "Rehearsal: no predictions are recorded yet and there are no future rows, so rows of the holdout were replayed. "
                "They test service and log, and tell nothing about the quality on new rows."}
+
+# %% ../../nbs/07_monitoring.ipynb #ee751adf
+def describe_rehearsal(
+    monitored: str, # Replayed rows: future or holdout
+    model: str, # Registered model
+    since: datetime | None = None, # First time of the predictions that would be judged, UTC; None: all
+) -> str:
+    "Why rows were replayed, and what they tell."
+    text = REHEARSAL_NOTES[monitored].replace("MODEL", model)
+    return text if since is None else text.replace("recorded yet", f"recorded since {since:%Y-%m-%d %H:%M}")
 
 # %% ../../nbs/07_monitoring.ipynb #977c4b12
 @dataclass(frozen=True)
@@ -202,12 +214,12 @@ def monitor_model(
     try:
         engine = open_recorded_log(workspace, release.model.name, traffic.since)
     except InputError as error:
-        return health_without_log(release, error), None
+        return health_without_log(release, error, workspace.stores["events_url"]), None
     if engine is not None:
         monitored = monitor_traffic(engine, references, now, since=traffic.since, width=traffic.width, options=options,
                                     unrecorded=traffic.unrecorded)
         return monitored.health, monitored
     monitored = rehearse(problem, dataset, plan.input_columns, release, references, workspace, options, rehearsal, run)
     health = monitored.health
-    notes = [REHEARSAL_NOTES[health.monitored].replace("MODEL", release.model.name), *health.notes]
+    notes = [describe_rehearsal(health.monitored, release.model.name, traffic.since), *health.notes]
     return health.model_copy(update={"decision": f"{health.decision} {notes[0].split(',')[0]}.", "notes": notes}), monitored

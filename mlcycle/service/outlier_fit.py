@@ -51,7 +51,9 @@ def number_knots(
     n_rows, first, last = len(values), values[0], values[-1]
     if first == last:
         size, top = max(abs(first), 1.0), float(normal_score(1.0, n_rows)) * CLOSED
-        return first + size * np.array([-1e-9, 0, 1e-9]), np.array([-top, 0, top]), 1 / size, 1 / size
+        with np.errstate(over="ignore"): # Nothing is above the largest number, which needs no knot there
+            knots = first + size * np.array([-1e-9, 0, 1e-9])
+        return knots[np.isfinite(knots)], np.array([-top, 0, top])[np.isfinite(knots)], 1 / size, 1 / size
     knots = np.unique(values[np.round(KNOT_SHARES * (n_rows - 1)).astype(int)])
     middle = (np.searchsorted(values, knots) + np.searchsorted(values, knots, side="right")) / 2 / n_rows
     scores = normal_score(middle, n_rows)

@@ -146,9 +146,10 @@ def test_secrets_stay_in_the_environment(wine):
     (wine / "settings.ini").write_text(
         "[stores]\nevents_url = sqlite:///$EVENTS_FOLDER/$EVENTS_SECRET.db\n[problem]\nsource = wine.csv\ntarget = target\n"
     )
+    (wine / "hunter2.db").write_text("This is no database, which stage 7 reports.")
     done = cli("run", "-q", *WORDS, cwd=wine, EVENTS_FOLDER=str(wine), EVENTS_SECRET="hunter2")
     assert done.returncode == 0, done.stderr
-    assert (wine / "hunter2.db").is_file()
+    assert "$EVENTS_FOLDER/$EVENTS_SECRET.db cannot be read" in mc.open("last", wine).health.decision
     written = [p for p in (*wine.glob("reports/**/*"), *wine.glob(".mlcycle/runs/**/*")) if p.is_file()]
     assert written
     assert not any("hunter2" in path.read_text(errors="ignore") for path in written)

@@ -78,7 +78,7 @@ def test_without_a_future_the_holdout_rows_are_watched(run):
     assert (health.monitored, health.action) == ("holdout", "nothing")
     assert "there are no future rows" in (run.workspace.reports / run.id / page_name("monitoring")).read_text()
     assert health.latency_ms["p50"] <= health.latency_ms["p95"] <= health.latency_ms["p99"]
-    events, features = read_events(open_event_database(run.workspace.events_url), run.id)
+    events, features = read_events(open_event_database(run.workspace.rehearsal_url), run.id)
     assert len(events) == health.rows == len(features)
     assert events.actual.notna().all()
 
@@ -95,6 +95,7 @@ def test_flights_in_time_order(tmp_path):
     assert not afterwards & set(run.plan.input_columns)
     assert afterwards <= set(run.plan.dropped_columns)
     assert run.health.monitored == "future"
+    assert {"reference_seasons.json", "reference_days.npz", "reference_prediction_days.npz"} <= set(run.release.files)
     starts = [window.start for window in run.health.windows]
     assert starts == sorted(starts)
     features = (run.workspace.reports / run.id / page_name("features")).read_text()

@@ -14,7 +14,9 @@ import pytest
 from commands import cli
 from load import Load, wait_until
 from served_models import Serving
+from typer.testing import CliRunner
 
+from mlcycle.cli.app import app
 from mlcycle.core.workspace import Workspace
 from mlcycle.errors import StageError
 from mlcycle.lifecycle.deployment_records import Deployment, read_deployments
@@ -29,11 +31,12 @@ from mlcycle.stores.models.audit_log import readable_entries, verify_audit_log
 from mlcycle.stores.models.registry import set_alias
 
 
-def deployments(project: Path, *words: str, code: int = 0, **environment: str):
-    "Run `mlcycle deployments …`."
-    done = cli("deployments", *words, cwd=project, **environment)
-    assert done.returncode == code, done.stdout + done.stderr
-    assert "Traceback" not in done.stderr
+def deployments(project: Path, *words: str, code: int = 0):
+    "Run `mlcycle deployments …` in this process, where MLflow has opened the registry already."
+    given = ["deployments", *map(str, words), "--project", str(project)]
+    done = CliRunner().invoke(app, given, env={"COLUMNS": "200"})
+    assert done.exit_code == code, done.output
+    assert done.exception is None or isinstance(done.exception, SystemExit), done.exception
     return done
 
 
@@ -131,8 +134,9 @@ def test_a_deployment_folder_is_updated_under_load_and_a_bad_release_changes_not
     unlike = other(89, bundle.problem.model_copy(update={"target": "another"}))
     wrong = other(90, sha256="0" * 64)  # It is intact, and cannot be loaded
     plain = bundle_module.service_requirements
-    monkeypatch.setattr(bundle_module, "service_requirements", lambda path: plain(path) + "shap==1\n")
-    foreign = other(91)
+    with monkeypatch.context() as patch:
+        patch.setattr(bundle_module, "service_requirements", lambda path: plain(path) + "shap==1\n")
+        foreign = other(91)
     altered = next(releases.glob(f"{name}-{second.version}-*[!z]"))
     with folder_service(folder) as (url, service), Load(url, rows) as load:
         load.wait_for(first)

@@ -35,6 +35,7 @@ def make_references(train: pd.DataFrame, times: pd.Series | None = None, season:
         rows=code_rows(train.iloc[:4000], profile.layout),
         seasons=profile_seasons(train, times, profile, season) if season else None,
         days=count_days(train, times, profile) if dependent else None,
+        prediction_days=None,
     )
 
 

@@ -477,9 +477,10 @@ def test_the_release_of_a_run_is_complete(table_run, monkeypatch):
     verified = verify_release(run.workspace.root / run.release.archive)
     assert run.release.signed_by == verified.signer
     assert run.release.files == hash_bundle_files(folder)
-    assert {name for name in FILE_CONTENTS if name not in ("functions.py", "requirements-accelerator.txt")} < set(
-        run.release.files
-    )
+    of_a_time_column = {"reference_seasons.json", "reference_days.npz", "reference_prediction_days.npz"}
+    optional = {"functions.py", "requirements-accelerator.txt"} | of_a_time_column  # Penguins have none
+    assert set(FILE_CONTENTS) - optional < set(run.release.files)
+    assert of_a_time_column < set(FILE_CONTENTS) and not of_a_time_column & set(run.release.files)
     assert (folder / "contract.yaml").read_bytes() == (run.workspace.root / run.dataset.contract.path).read_bytes()
     assert (folder / "model_card.md").read_text().startswith("# ")
     profile = json.loads((folder / "reference_profile.json").read_text())
