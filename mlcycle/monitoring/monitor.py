@@ -84,7 +84,8 @@ def select_rows(
     chosen: np.ndarray, # Booleans
 ) -> LogBlock:
     "Some rows of a block; values of another type are counted in proportion."
-    return replace(block, events=block.events[chosen].reset_index(drop=True), features=block.features[chosen].reset_index(drop=True),
+    events, features = (each[chosen].reset_index(drop=True) for each in (block.events, block.features))
+    return replace(block, events=events, features=features,
                    bad_types={name: round(n * chosen.mean()) for name, n in block.bad_types.items()})
 
 # %% ../../nbs/monitoring/monitor.ipynb #79caa3b6
