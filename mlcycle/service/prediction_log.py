@@ -22,8 +22,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pydantic_core import from_json
-
 from ..errors import InputError, MlcycleError
 from .personal_columns import PersonalColumns, columns_as_recorded
 from .service_metrics import ServiceMetrics
@@ -35,18 +33,19 @@ from mlcycle.stores.event_spool import (
     SpoolFullError,
     close_spool,
     default_spool_folder,
+    split_line,
     spool_line,
     spooled_row_ids,
 )
 from ..stores.event_views import create_release_view
-from ..stores.events import add_event_batch, connect_event_database, create_event_tables, define_event_tables
+from ..stores.events import JsonText, add_event_batch, connect_event_database, create_event_tables, define_event_tables
 from ..stores.events import find_unknown_row_ids, sqlite_file_id
 
 if TYPE_CHECKING: # Imported late: sqlalchemy is loaded by the thread that writes
     import sqlalchemy as sa
 
 # %% ../../nbs/service/prediction_log.ipynb #c23c8e38
-GATHER_SECONDS = 0.01 # Events of this time are appended to the spool together
+GATHER_SECONDS = 0.05 # Events of this time are appended to the spool together
 WRITE_SECONDS = 0.1 # Time between transactions, unless many events wait
 MAX_WAITING = 100_000 # Events in the queue; further ones are dropped and counted
 TAKE_OVER_SECONDS = 5 # An idle writer looks for segments of dead processes this often
@@ -145,8 +144,10 @@ def read_spooled(
     events = []
     for line, event_id in zip(batch.lines, batch.ids(), strict=True):
         try:
-            event = from_json(line) | {"event_id": event_id}
-            event["received"] = datetime.fromisoformat(event["received"])
+            event, features = split_line(line)
+            event |= {"event_id": event_id, "received": datetime.fromisoformat(event["received"])}
+            if features is not None:
+                event["features"] = JsonText(features)
         except (ValueError, TypeError, KeyError):
             event = {"table": "", "event_id": event_id}
         events.append(event)
@@ -163,7 +164,7 @@ def write_events(
     refused = [event for event in events if event["table"] not in define_event_tables()]
     try:
         add_event_batch(engine, events)
-    except StatementError as error: # The base of all errors of the database, and of values that SQLAlchemy cannot convert
+    except (StatementError, TypeError, ValueError, OverflowError) as error: # Of the database; of values that cannot be converted
         if isinstance(error, DBAPIError) and not isinstance(error, DataError | IntegrityError):
             raise
         if len(events) == 1:
@@ -326,7 +327,7 @@ def event_lines(
     lines: list[bytes] = []
     for event in queued.events:
         try:
-            lines.append(spool_line(queued.table, queued.common | personal.protect(event)))
+            lines.append(spool_line(queued.table, personal.protect(event), queued.common))
         except (ValueError, TypeError, RecursionError): # Of pydantic's serializer
             reports.count("rejected", 1)
             reports.warn("json", "An event cannot be written as JSON and is not recorded.")
