@@ -82,10 +82,12 @@ def measure_pairs(services: list, bodies: list[bytes], rounds: int, seconds: flo
         found = {port: measure(process.pid, port, bodies, seconds, pause) for process, port in order}
         if number >= 0:
             pairs.append([found[port] for _, port in services])
-    plain, logged = (np.mean([[each.per_second, each.request_cpu, each.log_cpu] for each in side], axis=0)
-                     for side in zip(*pairs, strict=True))  # fmt: skip
-    print(f"\n{rounds} pairs of {seconds:g} s; {plain[0]:.0f} requests a second without log, {logged[0]:.0f} with it; CPU per "
-          f"request {1e6 * plain[1:].sum():.0f} us without log, {1e6 * logged[1]:.0f} + {1e6 * logged[2]:.0f} us with it\n")  # fmt: skip
+    plain, logged = (
+        np.mean([[each.per_second, 1e6 * each.request_cpu, 1e6 * each.log_cpu] for each in side], axis=0)
+        for side in zip(*pairs, strict=True)
+    )
+    print(f"\n{rounds} pairs of {seconds:g} s; {plain[0]:.0f} requests a second without log, {logged[0]:.0f} with it;")
+    print(f"CPU per request {plain[1]:.0f} us without log; with it {logged[1]:.0f} us, and {logged[2]:.0f} us of its threads\n")
     print("| with / without log | median | quartiles |\n| --- | --- | --- |")
     quartiles = np.percentile([with_log.ratios(without) for without, with_log in pairs], [25, 50, 75], axis=0)
     for name, (low, middle, high) in zip(NAMES, quartiles.T, strict=True):

@@ -6350,6 +6350,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                  'mlcycle/service/prediction_log.py'),
                                                 'mlcycle.service.prediction_log.read_spooled': ( 'service/prediction_log.html#read_spooled',
                                                                                                  'mlcycle/service/prediction_log.py'),
+                                                'mlcycle.service.prediction_log.spool_requests': ( 'service/prediction_log.html#spool_requests',
+                                                                                                   'mlcycle/service/prediction_log.py'),
                                                 'mlcycle.service.prediction_log.write_batch': ( 'service/prediction_log.html#write_batch',
                                                                                                 'mlcycle/service/prediction_log.py'),
                                                 'mlcycle.service.prediction_log.write_events': ( 'service/prediction_log.html#write_events',

@@ -6,8 +6,8 @@
 __all__ = ['GATHER_SECONDS', 'WRITE_SECONDS', 'WORK_SECONDS', 'PAUSE_SECONDS', 'MAX_WAITING', 'TAKE_OVER_SECONDS', 'Completion',
            'EventSource', 'Pauses', 'PredictionLogError', 'DatabaseConnections', 'create_missing_views',
            'EventDatabase', 'read_spooled', 'write_events', 'write_batch', 'LogReports', 'EventWriter', 'keep_refused',
-           'QueuedEvents', 'make_events', 'event_lines', 'append_requests', 'SpoolingQueue', 'PredictionLog',
-           'flush_prediction_log', 'note_release', 'find_unpredicted', 'close_queue']
+           'QueuedEvents', 'make_events', 'event_lines', 'append_requests', 'spool_requests', 'SpoolingQueue',
+           'PredictionLog', 'flush_prediction_log', 'note_release', 'find_unpredicted', 'close_queue']
 
 # %% ../../nbs/service/prediction_log.ipynb #fd504d85
 import os
@@ -372,6 +372,18 @@ def append_requests(
     if spool.error:
         reports.warn("spool", f"No file can be written in {spool.folder}: {spool.error}. Events are kept in memory.")
 
+# %% ../../nbs/service/prediction_log.ipynb #058be156
+def spool_requests(
+    spool: EventSpool, # Receives the events
+    requests: list[QueuedEvents], # That were waiting
+    reports: LogReports, # Receives the number of events that are not recorded
+    personal: PersonalColumns, # Columns that are hashed or dropped
+) -> None:
+    "Make the events of requests and append them to the spool."
+    make_events(requests, reports)
+    pauses = Pauses()
+    append_requests(spool, [event_lines(queued, reports, personal, pauses) for queued in requests], reports)
+
 # %% ../../nbs/service/prediction_log.ipynb #992bfe38
 class SpoolingQueue(threading.Thread):
     "Queue of events, and the thread that appends them to the spool."
@@ -403,10 +415,7 @@ class SpoolingQueue(threading.Thread):
             while not self.items.empty():
                 items.append(self.items.get())
             if (requests := [item for item in items if isinstance(item, QueuedEvents)]):
-                make_events(requests, self.reports)
-                pauses = Pauses()
-                blocks = [event_lines(item, self.reports, self.personal, pauses) for item in requests]
-                append_requests(self.spool, blocks, self.reports)
+                spool_requests(self.spool, requests, self.reports, self.personal)
                 with self.lock:
                     self.n_waiting -= sum(item.n_events for item in requests)
                 self.reports.show_backlog(self.spool.backlog)
