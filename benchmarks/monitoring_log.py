@@ -1,8 +1,9 @@
 """What the prediction log costs a service, beside the same service without one.
 
 `python benchmarks/monitoring.py log PROJECT` starts two services of the last release of a project, with and without a prediction
-log, and sends each of them 1,000 rows a second in turn, for some seconds at a time: CPU of the process and latency, as ratios of
-pairs; how many rows a second the log has written.
+log, and sends each of them 1,000 rows a second in turn, a second at a time: latency, CPU of the threads that receive and predict,
+and CPU of the process, as ratios of pairs, by their median and quartiles; then with as many requests as the services take.
+The load of other processes moves latencies, but hardly the CPU of threads.
 """
 
 import asyncio
@@ -10,12 +11,14 @@ import json
 import os
 import sys
 import time
+from dataclasses import dataclass
+from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Annotated
 
 import numpy as np
 import typer
-from serving import Project, Server, cpu_seconds, send, started
+from serving import Project, Server, send, started
 from serving_rows import released_run, request_rows
 
 from mlcycle.stores.event_export import recorded_versions
@@ -23,49 +26,101 @@ from mlcycle.stores.event_log import open_event_log
 
 app = typer.Typer(add_completion=False, help=__doc__)
 
+NAMES = ("p50", "p95", "requests a second", "CPU of the request path", "CPU of the process")
+NAMED_THREADS = """
+import threading
+start = threading.Thread._bootstrap_inner
+def bootstrap(thread):
+    with open(f"/proc/self/task/{threading.get_native_id()}/comm", "w") as file:
+        file.write(thread.name[:15])
+    start(thread)
+threading.Thread._bootstrap_inner = bootstrap
+from mlcycle.service.server import main
+main()
+"""
 
-def measure(process, port: int, bodies: list[bytes], seconds: float, pause: float) -> tuple[float, np.ndarray, float]:
-    """CPU seconds of a server per request, latencies in milliseconds, and requests per second."""
-    before, start = cpu_seconds(process), time.perf_counter()
+
+@dataclass(frozen=True)
+class Measured:
+    """What one service did for some seconds."""
+
+    latencies: np.ndarray  # Milliseconds
+    per_second: float  # Requests
+    request_cpu: float  # Seconds per request, of all threads but those of the log
+    log_cpu: float  # Of these
+
+    def ratios(self, plain: "Measured") -> list[float]:
+        """Ratios to another service, in the order of `NAMES`."""
+        percentiles = [np.percentile(self.latencies, q) / np.percentile(plain.latencies, q) for q in (50, 95)]
+        whole = (self.request_cpu + self.log_cpu) / (plain.request_cpu + plain.log_cpu)
+        return [*percentiles, self.per_second / plain.per_second, self.request_cpu / plain.request_cpu, whole]
+
+
+def thread_seconds(pid: int) -> np.ndarray:
+    """CPU seconds of the threads that receive and predict, and of those of the prediction log."""
+    seconds = np.zeros(2)
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        is_log = (task / "comm").read_text().startswith("mlcycle-event")
+        seconds[int(is_log)] += int((task / "schedstat").read_text().split()[0]) / 1e9
+    return seconds
+
+
+def measure(pid: int, port: int, bodies: list[bytes], seconds: float, pause: float) -> Measured:
+    """Send requests for some seconds."""
+    before, start = thread_seconds(pid), time.perf_counter()
     latencies = np.array(asyncio.run(send(port, "/predict", bodies, 4, seconds, pause))) * 1000
     elapsed = time.perf_counter() - start
-    return (cpu_seconds(process) - before) / len(latencies), latencies, len(latencies) / elapsed
+    request_cpu, log_cpu = (thread_seconds(pid) - before) / len(latencies)
+    return Measured(latencies, len(latencies) / elapsed, request_cpu, log_cpu)
+
+
+def measure_pairs(services: list, bodies: list[bytes], rounds: int, seconds: float, pause: float) -> None:
+    """Measure the services without and with a log in turn, and print medians and quartiles of the ratios."""
+    pairs = []
+    for number in range(-1, rounds):  # The first one is a warm-up
+        order = services if number % 2 else services[::-1]
+        found = {port: measure(process.pid, port, bodies, seconds, pause) for process, port in order}
+        if number >= 0:
+            pairs.append([found[port] for _, port in services])
+    plain, logged = (
+        np.mean([[each.per_second, 1e6 * each.request_cpu, 1e6 * each.log_cpu] for each in side], axis=0)
+        for side in zip(*pairs, strict=True)
+    )
+    print(f"\n{rounds} pairs of {seconds:g} s; {plain[0]:.0f} requests a second without log, {logged[0]:.0f} with it;")
+    print(f"CPU per request {plain[1]:.0f} us without log; with it {logged[1]:.0f} us, and {logged[2]:.0f} us of its threads\n")
+    print("| with / without log | median | quartiles |\n| --- | --- | --- |")
+    quartiles = np.percentile([with_log.ratios(without) for without, with_log in pairs], [25, 50, 75], axis=0)
+    for name, (low, middle, high) in zip(NAMES, quartiles.T, strict=True):
+        print(f"| {name} | {middle:.3f} | {low:.3f} to {high:.3f} |", flush=True)
 
 
 @app.command()
 def log(
     project: Project,
-    rounds: Annotated[int, typer.Option(help="Pairs of measurements.")] = 6,
-    seconds: Annotated[float, typer.Option(help="Length of each measurement.")] = 5.0,
+    rounds: Annotated[int, typer.Option(help="Pairs of measurements.")] = 60,
+    seconds: Annotated[float, typer.Option(help="Length of each measurement.")] = 1.0,
     rows: Annotated[int, typer.Option(help="Rows of a request.")] = 10,
     rate: Annotated[float, typer.Option(help="Rows per second.")] = 1000.0,
+    saturated: Annotated[int, typer.Option(help="Pairs of measurements with as many requests as the services take.")] = 20,
     url: Annotated[str, typer.Option(help="SQLAlchemy URL of the log; default: a SQLite file in a new folder.")] = "",
     port: Annotated[int, typer.Option(help="The first of two free ports.")] = 18481,
 ) -> None:
-    """CPU and latency with a prediction log, as ratios to those without, in interleaved pairs."""
+    """Latency and CPU with a prediction log, as ratios to those without, in interleaved pairs."""
     run = released_run(project)
     bundle, sent = str(run.workspace.root / run.release.bundle), request_rows(run, 20 * rows)
     bodies = [json.dumps({"rows": sent[start : start + rows]}).encode() for start in range(0, len(sent), rows)]
+    print(f"{os.cpu_count()} cores; {len(sent[0])} columns; {rows} rows a request")
     with TemporaryDirectory() as folder:
         url = url or f"sqlite:///{folder}/events.db"
-        command = [sys.executable, "-c", "from mlcycle.service.server import main; main()", bundle, "--port"]
+        command = [sys.executable, "-c", NAMED_THREADS, bundle, "--port"]
         plain = Server("without", [*command, str(port)], "/predict", "rows", {"MLCYCLE_EVENTS_URL": ""})
         logged = Server("with", [*command, str(port + 1)], "/predict", "rows", {"MLCYCLE_EVENTS_URL": url})
-        ratios = []
         with started(plain, port, bodies[0]) as without, started(logged, port + 1, bodies[0]) as with_log:
-            pairs = [(without, port), (with_log, port + 1)]
-            for number in range(-1, rounds):  # The first one is a warm-up
-                found = {}
-                for process, at in pairs if number % 2 else pairs[::-1]:
-                    found[at] = measure(process, at, bodies, seconds, 4 * rows / rate)
-                if number >= 0:
-                    (cpu, latency, _), (cpu_log, latency_log, per_second) = (found[at] for _, at in pairs)
-                    percentiles = [np.percentile(latency_log, q) / np.percentile(latency, q) for q in (50, 95)]
-                    ratios.append([cpu_log / cpu, *percentiles, per_second * rows])
-                    print(" ".join(f"{value:.3f}" for value in ratios[-1]), flush=True)
-            time.sleep(1)  # The last events are written
-        written = int(recorded_versions(engine := open_event_log(url)).rows.sum())
+            services = [(without, port), (with_log, port + 1)]
+            measure_pairs(services, bodies, rounds, seconds, 4 * rows / rate)
+            if saturated:
+                measure_pairs(services, bodies, saturated, seconds, 0)
+            time.sleep(2)  # The last events are written
+        engine = open_event_log(url)
+        print(f"\nwritten: {int(recorded_versions(engine).rows.sum()):,} rows")
         engine.dispose()
-    cpu, p50, p95, per_second = np.median(ratios, axis=0)
-    print(f"{os.cpu_count()} cores; {len(sent[0])} columns; {rows} rows a request; {rounds} pairs of {seconds:g} s; medians:")
-    print(f"rows a second {per_second:.0f}, written {written:,}; with / without log: CPU {cpu:.3f}, p50 {p50:.3f}, p95 {p95:.3f}")

@@ -422,15 +422,20 @@ def routing_key(
 # %% ../../nbs/service/prediction_service.ipynb #700d4604
 def prediction_events(
     served: ServedPredictions, # Predictions of a request
+    request_id: str = "", # Of the HTTP request
 ) -> list[dict]: # One for each row
     "The events of a request for the prediction log."
-    labels, scores = served.predictions.labels.tolist(), served.predictions.scores
-    columns = {"row_id": served.predicted_ids, "features": to_json_rows(served.prepared.columns), "prediction": labels,
-               "score": [None] * len(labels) if scores is None else scores.tolist()}
-    model = served.bundle.model
-    common = {"latency_ms": served.latency_ms, "model": model.name, "model_version": str(model.version), "role": served.role}
-    return [dict(zip(columns, values, strict=True)) | common | notes
-            for *values, notes in zip(*columns.values(), notes_by_row(served.prepared), strict=True)]
+    labels, scores, model = served.predictions.labels.tolist(), served.predictions.scores, served.bundle.model
+    common = {"latency_ms": served.latency_ms, "model": model.name, "model_version": str(model.version), "role": served.role,
+              "request_id": request_id or None}
+    values = zip(served.predicted_ids, to_json_rows(served.prepared.columns), labels,
+                 [None] * len(labels) if scores is None else scores.tolist(), strict=True)
+    events = [{"row_id": row_id, "features": features, "prediction": label, "score": score, **common}
+              for row_id, features, label, score in values]
+    if served.prepared.changes or served.prepared.warnings:
+        for event, notes in zip(events, notes_by_row(served.prepared), strict=True):
+            event |= notes
+    return events
 
 # %% ../../nbs/service/prediction_service.ipynb #e2d20a7a
 def block_events(
@@ -438,8 +443,8 @@ def block_events(
     results: Sequence[ServedPredictions | Exception], # Their results
 ) -> list[dict]: # One for each predicted row
     "The events of a block for the prediction log."
-    return [event | {"request_id": job.request_id or None} for job, result in zip(jobs, results, strict=True)
-            if isinstance(result, ServedPredictions) for event in prediction_events(result)]
+    return [event for job, result in zip(jobs, results, strict=True)
+            if isinstance(result, ServedPredictions) for event in prediction_events(result, job.request_id)]
 
 # %% ../../nbs/service/prediction_service.ipynb #42d5229b
 def check_predicted(

@@ -418,8 +418,8 @@ def _json_values(values: pd.Series | np.ndarray) -> list:
         return [value if value == value else None for value in values.tolist()]
     if kind in "biu":
         return values.tolist()
-    is_date = kind == "M" # In nanoseconds, `tolist` gives integers
-    return [_json_value(value) for value in (values.astype("datetime64[us]") if is_date else values).tolist()]
+    listed = (values.astype("datetime64[us]") if kind == "M" else values).tolist() # In nanoseconds, `tolist` gives integers
+    return listed if {str, type(None)}.issuperset(map(type, listed)) else [_json_value(value) for value in listed]
 
 # %% ../../nbs/service/rows.ipynb #87a91345
 def _json_value(value: Any) -> Any:

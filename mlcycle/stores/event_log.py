@@ -329,8 +329,14 @@ def read_log(
     def actual_values(page: Page) -> pd.DataFrame:
         return read_actual_values(engine, model, page["received"][0], page["received"][-1])
 
-    for page, actuals in read_pages(engine, query, block_rows, actual_values):
-        yield make_block(page, actuals, reader, now)
+    with ThreadPoolExecutor(1, thread_name_prefix="mlcycle-log-blocks") as pool:
+        coming = None
+        for page, actuals in read_pages(engine, query, block_rows, actual_values):
+            before, coming = coming, pool.submit(make_block, page, actuals, reader, now)
+            if before is not None: # The caller works on it while the next one is parsed
+                yield before.result()
+        if coming is not None:
+            yield coming.result()
 
 # %% ../../nbs/stores/event_log.ipynb #5c96cd0f
 def make_block(
