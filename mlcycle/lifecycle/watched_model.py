@@ -8,6 +8,7 @@ __all__ = ['current_alerts', 'open_watch_source']
 # %% ../../nbs/lifecycle/watched_model.ipynb #2922c231
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from ..core.workspace import Workspace
@@ -17,6 +18,7 @@ from ..monitoring.background_health import WatchSource
 from ..monitoring.dashboard_data import ShownAlert, WatchRange
 from ..monitoring.recorded_traffic import monitor_traffic
 from ..outcomes import Health
+from ..stores.event_log import has_event_log
 from ..stores.events import connect_event_database, create_event_tables, log_state
 
 if TYPE_CHECKING: # Imported late: it takes long
@@ -44,8 +46,12 @@ def open_watch_source(
 
     def load(stretch: WatchRange) -> Health:
         now = datetime.now(UTC).replace(tzinfo=None)
-        create_event_tables(engine)
-        return monitor_traffic(engine, references, now, since=now - stretch.span, width=stretch.width, options=options).health
+        with TemporaryDirectory(prefix="mlcycle-watch-") as folder: # Looking at a log that does not exist does not create it
+            known = has_event_log(workspace.events_url)
+            log = engine if known else connect_event_database(f"sqlite:///{folder}/empty.db")
+            create_event_tables(log)
+            return monitor_traffic(log, references, now, since=now - stretch.span, width=stretch.width, options=options).health
 
     return WatchSource(load=load, state=lambda: log_state(engine),
-                       alerts=lambda: current_alerts(engine, references.bundle.model.name))
+                       alerts=lambda: current_alerts(engine, references.bundle.model.name)
+                       if has_event_log(workspace.events_url) else [])
