@@ -8,6 +8,7 @@ from lightgbm import LGBMRegressor
 from sklearn.linear_model import LinearRegression
 
 from mlcycle.core.files import hash_file
+from mlcycle.deployment.monitoring_documents import monitoring_documents
 from mlcycle.ml.cleaning_plan import CleaningPlan
 from mlcycle.outcomes import ModelRef, Problem
 from mlcycle.service.bundle import Bundle, build_bundle
@@ -30,13 +31,15 @@ def toy_release(
     columns: dict[str, str] | None = None,
     cleaning: CleaningPlan | None = None,
     documents: dict[str, bytes] | None = None,
+    monitored: bool = False,
 ) -> Path:
-    "A release whose predictions are near its version number."
+    "A release whose predictions are near its version number; with what its traffic is compared with if it is monitored."
     rows = toy_rows()
     if columns:
         rows = rows.rename(columns=dict(zip(COLUMNS, columns, strict=False)))[list(columns)]
     model = LGBMRegressor(n_estimators=5, verbose=-1, n_jobs=1) if trees else LinearRegression()
-    model.fit(rows, version + rows.iloc[:, 0] * 0.01 + rows.iloc[:, -1] * 0.001)
+    target = version + rows.iloc[:, 0] * 0.01 + rows.iloc[:, -1] * 0.001
+    model.fit(rows, target)
     texts = dict.fromkeys(("decision", "question", "owner", "source", "source_sha256"), "-")
     problem = Problem(**texts, target="y", task="regression", metric="r2", metrics=["r2"], criteria=[], rows=len(rows))
     folder.mkdir(parents=True, exist_ok=True)
@@ -51,4 +54,6 @@ def toy_release(
         cleaning=cleaning or CleaningPlan(),
         examples=[dict.fromkeys(rows, 0.0), dict.fromkeys(rows, 0.5)],
     )
+    if monitored:
+        documents = (documents or {}) | monitoring_documents(bundle, model, rows, rows.assign(y=target))
     return build_bundle(folder / "releases", bundle, file, documents=documents)

@@ -9,6 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from mlcycle.cli.app import app
+from mlcycle.cli.base import console
 from mlcycle.monitoring.alert_rules import AlertSettings, make_alarm
 from mlcycle.monitoring.alerts import process_alarms
 from mlcycle.outcomes import Health
@@ -36,6 +37,7 @@ def project(tmp_path, monkeypatch):
     "A project with two alerts."
     monkeypatch.delenv("MLCYCLE_EVENTS_URL", raising=False)
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(console, "width", 200)  # A worker of pytest has imported it with another
     (tmp_path / "settings.ini").write_text("[stores]\n")
     (tmp_path / ".mlcycle").mkdir()
     look(tmp_path, *ALARMS)
