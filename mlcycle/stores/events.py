@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['DRIVER_PACKAGES', 'TABLES_LOCK', 'PIECE_EVENTS', 'define_event_tables', 'connect_event_database', 'JsonText',
-           'check_event_driver', 'open_event_database', 'sqlite_file_id', 'with_typed_columns', 'add_events',
-           'add_event_batch', 'delete_events_of_run', 'find_unknown_row_ids', 'read_events', 'log_state']
+           'check_event_driver', 'create_event_tables', 'open_event_database', 'sqlite_file_id', 'with_typed_columns',
+           'add_events', 'add_event_batch', 'delete_events_of_run', 'find_unknown_row_ids', 'read_events', 'log_state']
 
 # %% ../../nbs/stores/events.ipynb #9c4dbe21
 import os
@@ -140,11 +140,7 @@ def create_event_tables(
     import sqlalchemy as sa
 
     with engine.begin() as connection:
-<<<<<<< /tmp/tmpcq98iv4h
         if engine.dialect.name == "postgresql": # IF NOT EXISTS fails there if another process creates the table at this moment
-=======
-        if engine.dialect.name == "postgresql": # Where two sessions that create the same table fail, also with IF NOT EXISTS
->>>>>>> /tmp/tmpfxdn2q3m
             connection.execute(sa.select(sa.func.pg_advisory_xact_lock(TABLES_LOCK)))
         for table in define_event_tables().values():
             connection.execute(sa.schema.CreateTable(table, if_not_exists=True))
