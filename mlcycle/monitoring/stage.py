@@ -164,7 +164,7 @@ def open_recorded_log(
 # %% ../../nbs/07_monitoring.ipynb #2718c10e
 REHEARSAL_NOTES = {
     "future": "Rehearsal: no predictions are recorded yet, so future rows were replayed through the service. Serve the model "
-              "and run stage 7 again: mlcycle serve MODEL",
+              "and run stage 7 again: `mlcycle serve MODEL`",
     "holdout": "Rehearsal: no predictions are recorded yet and there are no future rows, so rows of the holdout were replayed. "
                "They test service and log, and tell nothing about the quality on new rows."}
 
