@@ -12,14 +12,13 @@ import os
 from functools import cache
 from typing import TYPE_CHECKING, Any, Literal
 
-import pandas as pd
-
 from pydantic_core import from_json, to_json
 
 from ..errors import InputError
 from .event_spool import default_spool_folder, discard_spooled_run
 
 if TYPE_CHECKING: # Imported late: most importers of this module open no database
+    import pandas as pd
     import sqlalchemy as sa
 
 # %% ../../nbs/stores/events.ipynb #f233edfe
@@ -306,11 +305,13 @@ def read_events(
     engine: "sa.Engine", # Of the event database
     run: str, # Id of the run
     shadow: bool = False, # Only predictions of the shadow, which were not returned to clients; else only those that were
-) -> tuple[pd.DataFrame, pd.DataFrame]: # Events with a column `actual`; features of the same events
+) -> "tuple[pd.DataFrame, pd.DataFrame]": # Events with a column `actual`; features of the same events
     """Read the predictions of a run in the order of arrival, joined with actual values.
 
     `actual` is missing where no actual value was received. Both frames are empty if the run has no predictions.
     """
+    import pandas as pd
+
     tables = [define_event_tables()[name] for name in ("predictions", "actuals")]
     predictions, actuals = (table.select().where(table.c.run == run).order_by(table.c.number) for table in tables)
     role = tables[0].c.role
