@@ -240,6 +240,7 @@ def quality_alarm(
         return []
     odds = f"{monitored.evidence.values[-1]:.0f}" if monitored.evidence.values[-1] < 1e3 else "over 1,000"
     return [Alarm(rule="quality", severity="critical", subject=score.metric, since=str(windows[since].start),
+                  n_labelled=len(rows),
                   summary=f"{score} on the {len(rows):,} rows with actual values since {windows[since].start}, {holdout} on the "
                           f"holdout; the sequential test of the loss has {odds} times its stake; the chance of a false alarm in "
                           f"a year is {monitored.level:.0%}.")]
@@ -391,6 +392,7 @@ def estimated_alarm(
     last = [each.estimated for each in measured[evidence.since:] if each.estimated is not None]
     start = measured[evidence.since].start
     return [Alarm(rule="estimated quality", severity="warning", subject=holdout.metric, since=start,
+                  n_labelled=sum(each.n_labelled for each in measured[evidence.since:]),
                   summary=f"{last[-1]} is estimated without actual values in the last window, {holdout} on the holdout; "
                           f"estimates have been worse since {start}. The chance of a false alarm in a year is {level:.0%}.")]
 

@@ -236,3 +236,19 @@ def test_a_pickled_array_is_not_loaded(tmp_path):
     np.savez(tmp_path / "pickled.npz", about=np.array([{"format": 1}], dtype=object))
     with pytest.raises(ArtifactError, match="allow_pickle"):
         read_reference_scores((tmp_path / "pickled.npz").read_bytes())
+
+
+def test_an_alarm_counts_the_actual_values_since_it_began():
+    "Not those of the good time before, from which no new model can learn what has changed."
+    problem = a_problem()
+    references = references_of(problem)
+    windows = [a_window(problem, references, k, worse=k > 6) for k in range(12)]
+    quality = measure_quality(references, windows, problem)
+    (alarm,) = [alarm for alarm in quality.alarms if alarm.rule == "quality"]
+    began = (pd.Timestamp(alarm.since) - windows[0].start).days
+    assert quality.n_labelled == 4800 and alarm.n_labelled == 400 * (12 - began) <= 2800
+    flat = [a_window(problem, references, k, actual=None) for k in range(8)]
+    for each in flat[2:]:
+        each.labelled["score"] = each.labelled.score * 0.1 + 0.2
+    (alarm,) = [alarm for alarm in measure_quality(references, flat, problem).alarms if alarm.rule == "estimated quality"]
+    assert alarm.n_labelled == 0
