@@ -82,7 +82,7 @@ def restarted_evidence(
     since, values = since.astype(int), np.empty(len(gains))
     for place, (gain, stake) in enumerate(zip(gains, np.log(np.maximum(years, 1e-12)), strict=True)):
         wealth = np.logaddexp(wealth, stake) + gain
-        since = np.where(stake > best, place, since)
+        since = np.where(stake >= best - 1e-9, place, since) # Windows without rows are not the start of a bet
         best = np.maximum(best, stake) + gain
         values[place] = np.logaddexp.reduce(wealth) - np.log(len(wealth))
     return RestartedEvidence(np.exp(np.minimum(values, 700)), int(since[np.argmax(wealth)]) if len(gains) else 0)

@@ -252,3 +252,13 @@ def test_an_alarm_counts_the_actual_values_since_it_began():
         each.labelled["score"] = each.labelled.score * 0.1 + 0.2
     (alarm,) = [alarm for alarm in measure_quality(references, flat, problem).alarms if alarm.rule == "estimated quality"]
     assert alarm.n_labelled == 0
+
+
+def test_an_alarm_began_when_there_were_rows():
+    "Windows before the first actual value prove nothing, and are not its beginning."
+    problem = a_problem()
+    references = references_of(problem)
+    empty = [a_window(problem, references, k, 40, actual=None) for k in range(6)]
+    windows = [*empty, *(a_window(problem, references, k, worse=True) for k in range(6, 10))]
+    alarms = measure_quality(references, windows, problem).alarms
+    assert {alarm.rule: alarm.since[:10] for alarm in alarms} == {"quality": "2026-03-07"}
