@@ -28,7 +28,7 @@ from .loss_monitor import (TOLERANCE, RestartedEvidence, MonitoredMean, kish_des
                                               monitor_mean, restarted_evidence)
 from .quality import (MIN_ROWS, compare_target, events_to_predictions, judge_single_class, match_labels,
                                          score_rows)
-from .version_comparison import VersionComparison, compare_versions, version_alarms
+from .version_comparison import VersionComparison, compare_versions, version_alarms, version_notes
 from ..outcomes import Alarm, Problem, Score
 from ..service.reference_scores import ReferenceScores
 
@@ -452,7 +452,7 @@ def measure_quality(
     versions = compare_logged_versions(windows, problem)
     labelled, every = (pd.concat(parts) if parts else pd.DataFrame() for parts in (known, judged))
     total = score_rows(labelled, problem, blocks=blocks, effect=effect) if len(labelled) else None
-    notes += more + estimate_notes(estimator, check)
+    notes += [*more, *estimate_notes(estimator, check), *version_notes(versions)]
     if total and total.score is None and len(labelled) >= MIN_ROWS and problem.task != "regression":
         notes.append(describe_single_class(labelled, total.reason, problem, reference))
     return Quality(measured, len(labelled), total.score if total else None, estimator(every) if len(every) else None, holdout,

@@ -262,3 +262,23 @@ def test_an_alarm_began_when_there_were_rows():
     windows = [*empty, *(a_window(problem, references, k, worse=True) for k in range(6, 10))]
     alarms = measure_quality(references, windows, problem).alarms
     assert {alarm.rule: alarm.since[:10] for alarm in alarms} == {"quality": "2026-03-07"}
+
+
+def test_a_version_that_had_failed_is_no_reason_to_roll_back():
+    "Its good days are over: it is compared by its last rows, and a note names them."
+    problem = a_problem()
+    references = references_of(problem)
+    windows = [a_window(problem, references, k, 100) for k in range(24)]
+    for place, each in enumerate(windows):
+        flip = each.labelled.score if place < 18 else 1 - each.labelled.score  # The relation has turned round on day 18
+        shown = flip if place < 21 else each.labelled.score * 0.2 + 0.4 * np.random.default_rng(place).random(100)
+        windows[place].labelled = each.labelled.assign(
+            score=shown, prediction=(shown > 0.5).astype(int).astype(object), version="0" if place < 21 else "1"
+        )
+    quality = measure_quality(references, windows, problem, version="1")
+    assert quality.versions[0].difference.value > 0.1 and not [alarm for alarm in quality.alarms if alarm.rule == "version"]
+    assert quality.versions[0].other_rows == 300
+    assert any(
+        "Version 1 is compared with version 0 by its last 300 rows with actual values, 2026-03-19 to 2026-03-21" in note
+        for note in quality.notes
+    )
