@@ -23,7 +23,7 @@ from ..ml.metrics import bind_metric_to_problem
 from ..ml.row_losses import RowLoss, fit_row_loss
 from .estimation import (EstimateCheck, PerformanceEstimator, check_estimates, estimate_class_score,
                                             estimate_number_score, fit_performance_estimator, why_not_estimated)
-from .loss_monitor import (TOLERANCE, RestartedEvidence, MonitoredMean, kish_design_effect,
+from .loss_monitor import (TOLERANCE, Recovery, RestartedEvidence, MonitoredMean, kish_design_effect,
                                              log_gains_of_p_values,
                                               monitor_mean, restarted_evidence)
 from .quality import (MIN_ROWS, compare_target, events_to_predictions, judge_single_class, match_labels,
@@ -174,16 +174,20 @@ def estimated_evidence(
     years: np.ndarray, # Duration of each window
     holdout: Score, # On the holdout
     problem: Problem, # Has the direction of the metric
+    rows: Sequence[int] | None = None, # Of each window, for the end of an alarm; None: equally many
 ) -> RestartedEvidence:
     "Evidence that the estimated score is worse than on the holdout by more than the tolerance, both with their errors."
     sign, tolerance = bind_metric_to_problem(problem.metric, problem).sign, metric_tolerance(holdout, problem)
     own = (holdout.interval[1] - holdout.interval[0]) / 3.92 if holdout.low is not None else 0.0
-    p_values = np.full(len(estimates), np.nan)
+    p_values, excess = np.full(len(estimates), np.nan), np.zeros(len(estimates))
     for place, each in enumerate(estimates):
         if each is not None:
             error = np.hypot((each.interval[1] - each.interval[0]) / 3.92, own)
-            p_values[place] = stats.norm.sf((sign * (holdout.value - each.value) - tolerance) / max(error, 1e-12))
-    return restarted_evidence(log_gains_of_p_values(p_values), years)
+            excess[place] = sign * (holdout.value - each.value) - tolerance
+            p_values[place] = stats.norm.sf(excess[place] / max(error, 1e-12))
+    counts = np.where(np.isnan(p_values), 0, 1 if rows is None else rows)
+    return restarted_evidence(log_gains_of_p_values(p_values), years,
+                              Recovery(excess * counts, counts, YEARLY_LEVELS["estimated quality"]))
 
 # %% ../../nbs/monitoring/quality_over_time.ipynb #f621d28a
 @dataclass(frozen=True)
@@ -385,7 +389,8 @@ def estimated_alarm(
     problem: Problem, # Has the direction of the metric
 ) -> list[Alarm]: # At most one
     "Raise an alarm if the estimated score is worse, unless estimates were found to be wrong."
-    evidence = estimated_evidence([each.estimated for each in measured], years, holdout, problem)
+    rows = [each.rows for each in measured]
+    evidence = estimated_evidence([each.estimated for each in measured], years, holdout, problem, rows)
     level = YEARLY_LEVELS["estimated quality"]
     if check.reliable is False or not evidence.is_alarm(level):
         return []

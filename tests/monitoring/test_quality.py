@@ -282,3 +282,29 @@ def test_a_version_that_had_failed_is_no_reason_to_roll_back():
         "Version 1 is compared with version 0 by its last 300 rows with actual values, 2026-03-19 to 2026-03-21" in note
         for note in quality.notes
     )
+
+
+def test_an_alarm_ends_when_the_scores_are_back():
+    "Of the loss, of the target and of the estimate; the score since the onset would stay low for ever."
+    problem = a_problem()
+    references = references_of(problem)
+    windows = [a_window(problem, references, k, 200, worse=4 <= k < 10) for k in range(22)]
+    assert {alarm.rule for alarm in measure_quality(references, windows[:10], problem).alarms} == {"quality"}
+    assert not measure_quality(references, windows, problem).alarms
+    for place, each in enumerate(windows):
+        if 4 <= place < 8:
+            each.labelled["score"] = each.labelled.score * 0.1 + 0.2
+            each.labelled["actual"] = pd.Series([1, 1, 1, 0, 0] * 40, dtype=object)
+    rules = [{alarm.rule for alarm in measure_quality(references, part, problem).alarms} for part in (windows[:8], windows)]
+    assert rules == [{"quality", "estimated quality", "prior shift"}, set()]
+
+
+def test_the_end_of_an_alarm_takes_three_quiet_windows_and_no_row_is_no_quiet():
+    rng = np.random.default_rng(0)
+    rates = np.r_[np.full(20, 0.2), np.full(10, 0.35), np.full(20, 0.2), np.full(10, 0.35)]
+    days = [(rng.random(300) < rate).astype(float) for rate in rates]
+    reference = (rng.random(5000) < 0.2).astype(float)
+    alarms = monitor_mean(days, np.full(60, 1 / 365), reference).alarms
+    assert not alarms[:20].any() and alarms[24:31].all() and not alarms[36:50].any() and alarms[54:].all()
+    blind = [*days[:30], *[np.empty(0)] * 10]
+    assert monitor_mean(blind, np.full(40, 1 / 365), reference).alarms[24:].all()
