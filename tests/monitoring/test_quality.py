@@ -12,6 +12,7 @@ from mlcycle.ml.predictions import Predictions, predictions_from_values
 from mlcycle.ml.resampling import Resampling
 from mlcycle.ml.row_losses import fit_row_loss
 from mlcycle.monitoring.loss_monitor import monitor_mean
+from mlcycle.monitoring.quality import match_labels
 from mlcycle.monitoring.quality_over_time import measure_quality
 from mlcycle.outcomes import Problem
 from mlcycle.service.reference_scores import (
@@ -308,3 +309,19 @@ def test_the_end_of_an_alarm_takes_three_quiet_windows_and_no_row_is_no_quiet():
     assert not alarms[:20].any() and alarms[24:31].all() and not alarms[36:50].any() and alarms[54:].all()
     blind = [*days[:30], *[np.empty(0)] * 10]
     assert monitor_mean(blind, np.full(40, 1 / 365), reference).alarms[24:].all()
+
+
+def test_nearly_empty_windows_cost_next_to_nothing(monkeypatch):
+    "Rows are converted once, and not once for each window."
+    problem = a_problem("binary", "brier")
+    references = references_of(problem, 300)
+    windows = [a_window(problem, references, k, k % 2) for k in range(100)]
+    calls = []
+
+    def counted(values, problem):
+        calls.append(len(values))
+        return match_labels(values, problem)
+
+    monkeypatch.setattr("mlcycle.monitoring.quality_over_time.match_labels", counted)
+    quality = measure_quality(references, windows, problem)
+    assert [each.n_labelled for each in quality.windows] == [0, 1] * 50 and calls == [50, 50]
