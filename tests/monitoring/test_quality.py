@@ -325,3 +325,17 @@ def test_nearly_empty_windows_cost_next_to_nothing(monkeypatch):
     monkeypatch.setattr("mlcycle.monitoring.quality_over_time.match_labels", counted)
     quality = measure_quality(references, windows, problem)
     assert [each.n_labelled for each in quality.windows] == [0, 1] * 50 and calls == [50, 50]
+
+
+def test_actual_numbers_of_another_order_are_left_out_and_reported():
+    problem = a_problem("regression", "r2")
+    references = references_of(problem, 500)
+    windows = [a_window(problem, references, k, 200) for k in range(5)]
+    plain = measure_quality(references, windows, problem)
+    windows[3].labelled.loc[7, "actual"] = windows[3].labelled.loc[9, "actual"] = 1e12
+    quality = measure_quality(references, windows, problem)
+    (alarm,) = quality.alarms
+    assert (
+        alarm.rule == "prior shift" and "2 of 1,000 actual values are far outside" in alarm.summary and "1e+12" in alarm.summary
+    )
+    assert quality.n_labelled == 998 and abs(quality.score.value - plain.score.value) < 0.01 and not plain.alarms
