@@ -4376,6 +4376,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                                  'mlcycle/monitoring/quality_over_time.py'),
                                                       'mlcycle.monitoring.quality_over_time.find_far_values': ( 'monitoring/quality_over_time.html#find_far_values',
                                                                                                                 'mlcycle/monitoring/quality_over_time.py'),
+                                                      'mlcycle.monitoring.quality_over_time.find_label_gap': ( 'monitoring/quality_over_time.html#find_label_gap',
+                                                                                                               'mlcycle/monitoring/quality_over_time.py'),
                                                       'mlcycle.monitoring.quality_over_time.is_worse': ( 'monitoring/quality_over_time.html#is_worse',
                                                                                                          'mlcycle/monitoring/quality_over_time.py'),
                                                       'mlcycle.monitoring.quality_over_time.join_labelled': ( 'monitoring/quality_over_time.html#join_labelled',

@@ -339,3 +339,17 @@ def test_actual_numbers_of_another_order_are_left_out_and_reported():
         alarm.rule == "prior shift" and "2 of 1,000 actual values are far outside" in alarm.summary and "1e+12" in alarm.summary
     )
     assert quality.n_labelled == 998 and abs(quality.score.value - plain.score.value) < 0.01 and not plain.alarms
+
+
+@pytest.mark.parametrize(("delay", "alarms"), [("1 day", ["no actual values"]), ("30 days", [])])
+def test_labels_that_stop_arriving_are_reported(delay, alarms):
+    problem = a_problem("binary", "brier")
+    references = references_of(problem, 500)
+    windows = [a_window(problem, references, k, 50) for k in range(12)]
+    for place, each in enumerate(windows):
+        each.labelled["actual_when"] = each.start + pd.Timedelta(delay) if place < 6 else pd.NaT
+        each.labelled["actual"] = each.labelled.actual if place < 6 else None
+    quality = measure_quality(references, windows, problem)
+    assert [alarm.rule for alarm in quality.alarms] == alarms
+    assert "No actual value is known for predictions since 2026-03-07 (300 rows)." in quality.notes
+    assert not any("since 2026" in note for note in measure_quality(references, windows[:9], problem).notes)
