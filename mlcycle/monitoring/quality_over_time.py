@@ -283,9 +283,9 @@ def quality_alarm(
     odds = f"{monitored.evidence.values[-1]:.0f}" if monitored.evidence.values[-1] < 1e3 else "over 1,000"
     return [Alarm(rule="quality", severity="critical", subject=score.metric, since=str(windows[since].start),
                   n_labelled=len(rows),
-                  summary=f"{score} on the {len(rows):,} rows with actual values since {windows[since].start}, {holdout} on the "
-                          f"holdout; the sequential test of the loss has {odds} times its stake; the chance of a false alarm in "
-                          f"a year is {monitored.level:.0%}.")]
+                  summary=f"{score} on {count_things(len(rows), 'row')} with actual values since {windows[since].start}, {holdout} on "
+                          f"the holdout; the sequential test of the loss has {odds} times its stake; the chance of a false alarm "
+                          f"in a year is {monitored.level:.0%}.")]
 
 # %% ../../nbs/monitoring/quality_over_time.ipynb #452f63f3
 PRIOR_TOLERANCE = 0.2 # Of the share of the rarer side: a smaller change is not an alarm
@@ -400,24 +400,19 @@ def label_notes(
     every: pd.DataFrame, # All rows of the log
     judged: pd.DataFrame, # Rows that are judged
     problem: Problem, # Task
-    version: str, # Judged version; empty: all
 ) -> list[str]:
     "Say which rows are not judged, and how many have no actual value."
     rows, labelled, unknown = len(judged), int(judged.actual.notna().sum()), int(judged._unknown.sum())
     missing = int(every.score.isna().sum()) if problem.task != "regression" else 0
     notes = [] if rows else ["There are no predictions to judge."]
     if missing:
-        notes.append(f"{missing:,} predictions have no probabilities: left out of what needs them.")
+        notes.append(f"{count_things(missing, 'prediction')} without probabilities: left out of what needs them.")
     if rows and not labelled:
-        notes.append(f"No actual values are known for the {rows:,} predictions: realised quality cannot be judged.")
+        notes.append(f"No actual values are known for {count_things(rows, 'prediction')}: realised quality cannot be judged.")
     elif labelled < rows:
-        notes.append(f"Actual values are known for {labelled:,} of {rows:,} predictions ({labelled / rows:.0%}).")
+        notes.append(f"Actual values are known for {labelled:,} of {count_things(rows, 'prediction')} ({labelled / rows:.0%}).")
     if unknown:
         notes.append(f"{unknown:,} actual value{'s' * (unknown != 1)} cannot be read as values of the target, and are left out.")
-    if version:
-        left_out = every[(every.version.astype(str) != version) & (every.role != "shadow")].version.value_counts().sort_index()
-        notes += [f"{count:,} predictions of version {name} are not part of the scores, which are those of version {version}."
-                  for name, count in left_out.items()]
     return notes
 
 # %% ../../nbs/monitoring/quality_over_time.ipynb #6b6069fe
@@ -551,7 +546,7 @@ def measure_quality(
     effect = reference_losses(reference, problem).effect if reference and reference.resampling.unit == "entity" else 1.0
     blocks = bool(reference and reference.resampling.unit == "block")
     measured = measure_windows(windows, judged, problem, estimator, blocks, effect)
-    check, notes = check_windows(measured, judged, estimator, holdout), label_notes(every, judged, problem, version)
+    check, notes = check_windows(measured, judged, estimator, holdout), label_notes(every, judged, problem)
     monitored, alarms, more = quality_alarms(windows, known, problem, reference, holdout)
     if holdout is not None and metric.higher_is_better is not None and not estimator.reason:
         alarms += estimated_alarm(measured, window_years(windows), holdout, check, problem)

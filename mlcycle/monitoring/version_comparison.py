@@ -181,6 +181,13 @@ def version_alarms(
 def version_notes(
     comparisons: list[VersionComparison], # Of the versions in the log
 ) -> list[str]:
-    "Which rows of the version before were compared."
-    return [f"Version {each.version} is compared with version {each.other} by its last {each.other_rows:,} rows with actual "
-            f"values, {each.other_period}." for each in comparisons if each.kind == "before" and each.difference is not None]
+    "Which rows of the version before were compared; and a shadow version that is worse: it raises no alarm."
+    notes, judged = [], [each for each in comparisons if each.difference is not None]
+    for each in judged:
+        if each.kind == "before":
+            notes.append(f"Version {each.version} is compared with version {each.other} by its last {each.other_rows:,} rows with "
+                         f"actual values, {each.other_period}.")
+        if each.role == "shadow" and each.is_worse and each.difference is not None:
+            notes.append(f"The shadow version {each.version} is worse than version {each.other}: the difference of "
+                         f"{each.difference} (negative: worse), from {each.rows:,} rows with actual values.")
+    return notes

@@ -188,7 +188,20 @@ def test_versions_are_compared_and_only_the_judged_one_is_scored():
     assert [alarm.rule for alarm in quality.alarms] == ["version"] and "Version 2 (champion) is worse" in quality.alarms[
         0
     ].summary
-    assert quality.n_labelled == 1500 and any("1,500 predictions of version 2" in note for note in quality.notes)
+    assert quality.n_labelled == 1500
+
+
+def test_a_shadow_that_is_worse_gets_a_note_and_numbers_their_plural():
+    problem = a_problem("binary", "accuracy")
+    references = references_of(problem, 300)
+    window = a_window(problem, references, 0, 400, row_id=[str(k) for k in range(400)])
+    shadow = window.labelled.assign(role="shadow", version="2", prediction=1 - window.labelled.prediction.astype(int))
+    window.labelled = pd.concat([window.labelled, shadow])
+    quality = measure_quality(references, [window], problem, version="1")
+    assert not quality.alarms and any("shadow version 2 is worse than version 1" in note for note in quality.notes)
+    window.labelled = window.labelled.head(1).assign(score=None)
+    notes = measure_quality(references, [window], problem).notes
+    assert any("1 prediction without" in note for note in notes) and not any("1 predictions" in note for note in notes)
 
 
 def test_dependent_rows_make_the_test_slower():
