@@ -758,6 +758,7 @@ class Alarm(Record):
     subject: str = "" # Column, version or metric; with the rule, it identifies the alarm
     columns: list[str] = [] # The columns that contribute most
     since: str = "" # Start of the first window in which it holds
+    n_labelled: int | None = None # Rows with actual values since it began; None: not counted
 
 # %% ../nbs/outcomes.ipynb #2b4548c8
 class Health(Outcome):

@@ -12,6 +12,7 @@ from mlcycle.ml.predictions import Predictions, predictions_from_values
 from mlcycle.ml.resampling import Resampling
 from mlcycle.ml.row_losses import fit_row_loss
 from mlcycle.monitoring.loss_monitor import monitor_mean
+from mlcycle.monitoring.quality import match_labels
 from mlcycle.monitoring.quality_over_time import measure_quality
 from mlcycle.outcomes import Problem
 from mlcycle.service.reference_scores import (
@@ -187,7 +188,20 @@ def test_versions_are_compared_and_only_the_judged_one_is_scored():
     assert [alarm.rule for alarm in quality.alarms] == ["version"] and "Version 2 (champion) is worse" in quality.alarms[
         0
     ].summary
-    assert quality.n_labelled == 1500 and any("1,500 predictions of version 2" in note for note in quality.notes)
+    assert quality.n_labelled == 1500
+
+
+def test_a_shadow_that_is_worse_gets_a_note_and_numbers_their_plural():
+    problem = a_problem("binary", "accuracy")
+    references = references_of(problem, 300)
+    window = a_window(problem, references, 0, 400, row_id=[str(k) for k in range(400)])
+    shadow = window.labelled.assign(role="shadow", version="2", prediction=1 - window.labelled.prediction.astype(int))
+    window.labelled = pd.concat([window.labelled, shadow])
+    quality = measure_quality(references, [window], problem, version="1")
+    assert not quality.alarms and any("shadow version 2 is worse than version 1" in note for note in quality.notes)
+    window.labelled = window.labelled.head(1).assign(score=None)
+    notes = measure_quality(references, [window], problem).notes
+    assert any("1 prediction without" in note for note in notes) and not any("1 predictions" in note for note in notes)
 
 
 def test_dependent_rows_make_the_test_slower():
@@ -236,3 +250,119 @@ def test_a_pickled_array_is_not_loaded(tmp_path):
     np.savez(tmp_path / "pickled.npz", about=np.array([{"format": 1}], dtype=object))
     with pytest.raises(ArtifactError, match="allow_pickle"):
         read_reference_scores((tmp_path / "pickled.npz").read_bytes())
+
+
+def test_an_alarm_counts_the_actual_values_since_it_began():
+    "Not those of the good time before, from which no new model can learn what has changed."
+    problem = a_problem()
+    references = references_of(problem)
+    windows = [a_window(problem, references, k, worse=k > 6) for k in range(12)]
+    quality = measure_quality(references, windows, problem)
+    (alarm,) = [alarm for alarm in quality.alarms if alarm.rule == "quality"]
+    began = (pd.Timestamp(alarm.since) - windows[0].start).days
+    assert quality.n_labelled == 4800 and alarm.n_labelled == 400 * (12 - began) <= 2800
+    flat = [a_window(problem, references, k, actual=None) for k in range(8)]
+    for each in flat[2:]:
+        each.labelled["score"] = each.labelled.score * 0.1 + 0.2
+    (alarm,) = [alarm for alarm in measure_quality(references, flat, problem).alarms if alarm.rule == "estimated quality"]
+    assert alarm.n_labelled == 0
+
+
+def test_an_alarm_began_when_there_were_rows():
+    "Windows before the first actual value prove nothing, and are not its beginning."
+    problem = a_problem()
+    references = references_of(problem)
+    empty = [a_window(problem, references, k, 40, actual=None) for k in range(6)]
+    windows = [*empty, *(a_window(problem, references, k, worse=True) for k in range(6, 10))]
+    alarms = measure_quality(references, windows, problem).alarms
+    assert {alarm.rule: alarm.since[:10] for alarm in alarms} == {"quality": "2026-03-07"}
+
+
+def test_a_version_that_had_failed_is_no_reason_to_roll_back():
+    "Its good days are over: it is compared by its last rows, and a note names them."
+    problem = a_problem()
+    references = references_of(problem)
+    windows = [a_window(problem, references, k, 100) for k in range(24)]
+    for place, each in enumerate(windows):
+        flip = each.labelled.score if place < 18 else 1 - each.labelled.score  # The relation has turned round on day 18
+        shown = flip if place < 21 else each.labelled.score * 0.2 + 0.4 * np.random.default_rng(place).random(100)
+        windows[place].labelled = each.labelled.assign(
+            score=shown, prediction=(shown > 0.5).astype(int).astype(object), version="0" if place < 21 else "1"
+        )
+    quality = measure_quality(references, windows, problem, version="1")
+    assert quality.versions[0].difference.value > 0.1 and not [alarm for alarm in quality.alarms if alarm.rule == "version"]
+    assert quality.versions[0].other_rows == 300
+    assert any(
+        "Version 1 is compared with version 0 by its last 300 rows with actual values, 2026-03-19 to 2026-03-21" in note
+        for note in quality.notes
+    )
+
+
+def test_an_alarm_ends_when_the_scores_are_back():
+    "Of the loss, of the target and of the estimate; the score since the onset would stay low for ever."
+    problem = a_problem()
+    references = references_of(problem)
+    windows = [a_window(problem, references, k, 200, worse=4 <= k < 10) for k in range(22)]
+    assert {alarm.rule for alarm in measure_quality(references, windows[:10], problem).alarms} == {"quality"}
+    assert not measure_quality(references, windows, problem).alarms
+    for place, each in enumerate(windows):
+        if 4 <= place < 8:
+            each.labelled["score"] = each.labelled.score * 0.1 + 0.2
+            each.labelled["actual"] = pd.Series([1, 1, 1, 0, 0] * 40, dtype=object)
+    rules = [{alarm.rule for alarm in measure_quality(references, part, problem).alarms} for part in (windows[:8], windows)]
+    assert rules == [{"quality", "estimated quality", "prior shift"}, set()]
+
+
+def test_the_end_of_an_alarm_takes_three_quiet_windows_and_no_row_is_no_quiet():
+    rng = np.random.default_rng(0)
+    rates = np.r_[np.full(20, 0.2), np.full(10, 0.35), np.full(20, 0.2), np.full(10, 0.35)]
+    days = [(rng.random(300) < rate).astype(float) for rate in rates]
+    reference = (rng.random(5000) < 0.2).astype(float)
+    alarms = monitor_mean(days, np.full(60, 1 / 365), reference).alarms
+    assert not alarms[:20].any() and alarms[24:31].all() and not alarms[36:50].any() and alarms[54:].all()
+    blind = [*days[:30], *[np.empty(0)] * 10]
+    assert monitor_mean(blind, np.full(40, 1 / 365), reference).alarms[24:].all()
+
+
+def test_nearly_empty_windows_cost_next_to_nothing(monkeypatch):
+    "Rows are converted once, and not once for each window."
+    problem = a_problem("binary", "brier")
+    references = references_of(problem, 300)
+    windows = [a_window(problem, references, k, k % 2) for k in range(100)]
+    calls = []
+
+    def counted(values, problem):
+        calls.append(len(values))
+        return match_labels(values, problem)
+
+    monkeypatch.setattr("mlcycle.monitoring.quality_over_time.match_labels", counted)
+    quality = measure_quality(references, windows, problem)
+    assert [each.n_labelled for each in quality.windows] == [0, 1] * 50 and calls == [50, 50]
+
+
+def test_actual_numbers_of_another_order_are_left_out_and_reported():
+    problem = a_problem("regression", "r2")
+    references = references_of(problem, 500)
+    windows = [a_window(problem, references, k, 200) for k in range(5)]
+    plain = measure_quality(references, windows, problem)
+    windows[3].labelled.loc[7, "actual"] = windows[3].labelled.loc[9, "actual"] = 1e12
+    quality = measure_quality(references, windows, problem)
+    (alarm,) = quality.alarms
+    assert (
+        alarm.rule == "prior shift" and "2 of 1,000 actual values are far outside" in alarm.summary and "1e+12" in alarm.summary
+    )
+    assert quality.n_labelled == 998 and abs(quality.score.value - plain.score.value) < 0.01 and not plain.alarms
+
+
+@pytest.mark.parametrize(("delay", "alarms"), [("1 day", ["no actual values"]), ("30 days", [])])
+def test_labels_that_stop_arriving_are_reported(delay, alarms):
+    problem = a_problem("binary", "brier")
+    references = references_of(problem, 500)
+    windows = [a_window(problem, references, k, 50) for k in range(12)]
+    for place, each in enumerate(windows):
+        each.labelled["actual_when"] = each.start + pd.Timedelta(delay) if place < 6 else pd.NaT
+        each.labelled["actual"] = each.labelled.actual if place < 6 else None
+    quality = measure_quality(references, windows, problem)
+    assert [alarm.rule for alarm in quality.alarms] == alarms
+    assert "No actual value is known for predictions since 2026-03-07 (300 rows)." in quality.notes
+    assert not any("since 2026" in note for note in measure_quality(references, windows[:9], problem).notes)
