@@ -4063,6 +4063,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                             'mlcycle/monitoring/estimation.py'),
                                                'mlcycle.monitoring.estimation.fit_score_calibrator': ( 'monitoring/estimation.html#fit_score_calibrator',
                                                                                                        'mlcycle/monitoring/estimation.py'),
+                                               'mlcycle.monitoring.estimation.judge_estimates': ( 'monitoring/estimation.html#judge_estimates',
+                                                                                                  'mlcycle/monitoring/estimation.py'),
                                                'mlcycle.monitoring.estimation.score_drawn_labels': ( 'monitoring/estimation.html#score_drawn_labels',
                                                                                                      'mlcycle/monitoring/estimation.py'),
                                                'mlcycle.monitoring.estimation.why_not_estimated': ( 'monitoring/estimation.html#why_not_estimated',
