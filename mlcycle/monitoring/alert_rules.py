@@ -18,6 +18,7 @@ from ..core.secrets import VARIABLE
 from ..core.settings import SETTINGS_FILE, read_settings, section_with_defaults
 from ..core.workspace import StoreAddresses
 from ..errors import ParameterError, suggest_name
+from .decision import RULE_ACTIONS
 from ..outcomes import Alarm, Record
 
 Value = TypeVar("Value")
@@ -45,60 +46,65 @@ class AlertRule(Record):
 # %% ../../nbs/monitoring/alert_rules.ipynb #da8dbc92
 def _rule(name: str, severity: Severity, hours: int, needs: Literal["nothing", "rows", "labels"],
           *texts: str) -> dict[str, AlertRule]: # One entry
-    "A rule under its name; the texts are meaning, first look, action, and the stage to go back to."
-    return {name: AlertRule(**dict(zip(("meaning", "look_at", "action", "back_to_stage"), texts, strict=False)), name=name,
-                            severity=severity, cooldown=timedelta(hours=hours), needs=needs)}
+    "A rule under its name; the texts are meaning, first look and action."
+    return {name: AlertRule(**dict(zip(("meaning", "look_at", "action"), texts, strict=True)), name=name, severity=severity,
+                            cooldown=timedelta(hours=hours), needs=needs, back_to_stage=RULE_ACTIONS[name][1])}
 
 # %% ../../nbs/monitoring/alert_rules.ipynb #25e7eb31
 COLUMN_RULES = (
     _rule("drift", "warning", 72, "rows",
           "The values of a column are distributed differently from the training rows, by more than the minimum effect, in "
           "several windows.",
-          "the plot of the column on the page of stage 7 and the time since when it holds; a release of the sending system, "
-          "a new unit or a new group of customers at that time; quality, which drift alone does not lower.",
-          "If the source is wrong, correct it there. If the change is real and quality falls, retrain on recent rows.", "data")
+          "the change of the column in the table of the page of stage 7, and in the plot of the evidence the time since "
+          "when it holds; a release of the sending system, a new unit or a new group of customers at that time; quality, which "
+          "drift alone does not lower.",
+          "If the source is wrong, correct it there. If the change is real and quality falls, retrain on recent rows.")
     | _rule("joint drift", "warning", 72, "rows",
             "The columns together are distributed differently from the training rows, even where each column alone is not: a "
             "classifier tells monitored rows from training rows.",
             "the columns that the classifier uses most, in pairs: a correlation between them may have changed.",
-            "Find which group of rows is new. If quality falls, retrain on recent rows.", "data")
+            "Find which group of rows is new. If quality falls, retrain on recent rows.")
     | _rule("missing column", "critical", 24, "rows",
             "A column of the model is no longer sent; the model predicts without it.",
             "the version of the sending system and the input schema of the service.",
-            "Send the column again. If it is gone for good, train a model without it.", "features"))
+            "Send the column again. If it is gone for good, train a model without it."))
 COLUMN_RULES |= (
     _rule("all missing", "critical", 24, "rows",
           "A column of the model has arrived without any value; the model predicts without it.",
           "the table or sensor that the column is from, and the share of missing values over time.",
-          "Repair the source. If it is gone for good, train a model without the column.", "features")
+          "Repair the source. If it is gone for good, train a model without the column.")
     | _rule("constant", "critical", 24, "rows",
             "A column that varied in training has had one value in all monitored rows.",
             "the value: a default of the sending system, a sensor that has stopped, or traffic of one customer only.",
-            "Repair the source; if the traffic is of one kind by intent, mute the alert until other traffic is back.", "data")
+            "Repair the source; if the traffic is of one kind by intent, mute the alert until other traffic is back.")
     | _rule("type change", "critical", 24, "rows",
             "Values of a column arrive as another type than in training, such as text instead of numbers.",
             "rejected and coerced values in the metrics of the service, and the version of the sending system.",
-            "Send the type that the input schema of the service states; change the contract if the new type is meant.", "data"))
+            "Send the type that the input schema of the service states; change the contract if the new type is meant."))
 
 # %% ../../nbs/monitoring/alert_rules.ipynb #4dd6c2ab
 QUALITY_RULES = (
     _rule("quality", "critical", 24, "labels",
           "The metric on rows with actual values is worse than validated, by more than chance explains.",
           "quality over time and per model version, and whether the rows with actual values are typical of all rows.",
-          "Retrain on recent labelled rows; roll back if the version before is better on the same rows.", "data")
+          "Retrain on recent labelled rows; roll back if the version before is better on the same rows.")
     | _rule("estimated quality", "warning", 72, "rows",
             "The metric as estimated without actual values is worse than validated. It reflects changes of the inputs, not of "
             "the relation between inputs and target.",
             "the drifted columns and the check of the estimate against actual values that arrived later.",
-            "Have recent rows labelled to confirm the loss, then retrain.", "data")
+            "Have recent rows labelled to confirm the loss, then retrain.")
     | _rule("prior shift", "warning", 72, "rows",
             "The share of the classes, or the mean of the target, differs from training.",
             "predictions and actual values over time; a change of who sends requests.",
-            "Adjust the threshold or calibrate again; retrain if quality falls.", "modelling")
+            "Adjust the threshold or calibrate again; retrain if quality falls.")
     | _rule("version", "critical", 24, "rows",
-            "A model version is worse than the one before it: in quality, errors or response time.",
-            "the comparison of the versions on the page of stage 7, on the same time.",
-            "Roll back: mlcycle rollback. Then find what changed between the versions: mlcycle models.", "validation")
+            "The primary metric of a model version is worse than that of the version that it is compared with.",
+            "the table of versions on the page of stage 7, and whether both predicted rows of the same kind.",
+            "Roll back: mlcycle rollback. Then find what changed between the versions: mlcycle models.")
+    | _rule("contradictory actual values", "warning", 72, "labels",
+            "Predictions have got several different actual values; the last one counts in scores.",
+            "which process sends feedback twice, and whether row ids are unique.",
+            "Correct the source of the actual values, and send the right ones again to POST /feedback.")
     | _rule("no actual values", "info", 168, "rows",
             "Predictions are recorded, but no actual values have arrived: quality cannot be measured.",
             "whether the process that sends feedback runs, and whether its row ids are those of the predictions.",
@@ -109,19 +115,19 @@ SERVICE_RULES = (
     _rule("latency", "warning", 24, "rows",
           "Predictions take longer than the budget of the problem allows.",
           "response times over time, per version and per number of rows; the queue delay in the metrics of the service.",
-          "Add workers or instances, serve with --accelerate, or choose a faster model.", "modelling")
+          "Add workers or instances, serve with --accelerate, or choose a faster model.")
     | _rule("errors", "critical", 6, "nothing",
-            "Requests fail in the service, or are rejected, more often than usual.",
-            "the log of the service and the rules by which rows were rejected.",
-            "Repair the sender for rejected rows; roll back if a new version fails: mlcycle rollback.", "deployment")
+            "Significantly more than 1 % of the requests have failed in the service.",
+            "the log of the service, and the version in which requests began to fail.",
+            "Repair what the log names; roll back if a new version fails: mlcycle rollback.")
     | _rule("outliers", "info", 72, "rows",
             "More rows than expected are unlike the training rows; predictions for them are less reliable.",
             "the list of outliers with the columns that make them unusual.",
-            "Find out whether they are errors of the source or a new group; have rows of a new group labelled.", "data")
+            "Find out whether they are errors of the source or a new group; have rows of a new group labelled.")
     | _rule("no traffic", "warning", 24, "nothing",
             "No predictions were recorded in the monitored time.",
             "whether the service is up, whether clients reach it, and whether it writes to this event database.",
-            "Start the service, or correct MLCYCLE_EVENTS_URL.", "deployment"))
+            "Start the service, or correct MLCYCLE_EVENTS_URL."))
 ALERT_RULES: dict[str, AlertRule] = COLUMN_RULES | QUALITY_RULES | SERVICE_RULES
 
 # %% ../../nbs/monitoring/alert_rules.ipynb #2fd73fa0

@@ -19,6 +19,8 @@ from mlcycle.errors import ParameterError
 from mlcycle.monitoring.alert_rules import ALERT_RULES, AlertSettings, make_alarm, parse_duration, read_alert_settings
 from mlcycle.monitoring.alert_state import SEVERITIES
 from mlcycle.monitoring.alerts import process_alarms
+from mlcycle.monitoring.decision import RULE_ACTIONS
+from mlcycle.monitoring.latency import MAX_FAILED_SHARE
 from mlcycle.outcomes import STAGES, Alarm
 from mlcycle.stores.alert_store import (
     AlertStore,
@@ -284,12 +286,14 @@ def test_a_notification_that_a_sink_refuses_does_not_block_the_others(store):
 # Rules and settings
 
 
-def test_each_rule_has_a_runbook_and_an_existing_stage():
+def test_each_rule_has_a_runbook_and_the_stage_of_the_decision():
+    assert set(ALERT_RULES) == set(RULE_ACTIONS)
     for name, rule in ALERT_RULES.items():
         assert rule.name == name
-        assert rule.back_to_stage in ("", *STAGES)
+        assert rule.back_to_stage == RULE_ACTIONS[name][1] and rule.back_to_stage in STAGES
         assert len(rule.runbook.splitlines()) == 4
         assert make_alarm(name, "It holds.").severity == rule.severity
+    assert f"{100 * MAX_FAILED_SHARE:g} %" in ALERT_RULES["errors"].meaning
 
 
 @pytest.mark.parametrize(
