@@ -26,8 +26,8 @@ from .estimation import (EstimateCheck, PerformanceEstimator, check_estimates, e
 from .loss_monitor import (TOLERANCE, RestartedEvidence, MonitoredMean, kish_design_effect,
                                              log_gains_of_p_values,
                                               monitor_mean, restarted_evidence)
-from .quality import (MIN_ROWS, compare_target, events_to_predictions, judge_single_class, match_labels,
-                                         score_rows)
+from .quality import (MIN_ROWS, compare_target, events_to_predictions, ScoredRows, judge_single_class, match_labels,
+                                        score_rows, why_not_scored)
 from .version_comparison import VersionComparison, compare_versions, version_alarms
 from ..outcomes import Alarm, Problem, Score
 from ..service.reference_scores import ReferenceScores
@@ -79,6 +79,7 @@ class Quality:
     versions: list[VersionComparison] = field(default_factory=list)
     alarms: list[Alarm] = field(default_factory=list)
     notes: list[str] = field(default_factory=list) # What could not be judged, and why
+    reason: str = "" # Why there is no score of all rows; empty with one
 
 # %% ../../nbs/monitoring/quality_over_time.ipynb #41d620be
 def rows_to_judge(
@@ -449,12 +450,13 @@ def measure_quality(
         alarms += estimated_alarm(measured, window_years(windows), holdout, check, problem)
     versions = compare_logged_versions(windows, problem)
     labelled, every = (pd.concat(parts) if parts else pd.DataFrame() for parts in (known, judged))
-    total = score_rows(labelled, problem, blocks=blocks, effect=effect) if len(labelled) else None
+    total = score_rows(labelled, problem, blocks=blocks, effect=effect) if len(labelled) else ScoredRows(
+        None, why_not_scored(pd.Series(dtype=object), problem))
     notes += more + estimate_notes(estimator, check)
-    if total and total.score is None and len(labelled) >= MIN_ROWS and problem.task != "regression":
+    if total.score is None and len(labelled) >= MIN_ROWS and problem.task != "regression":
         notes.append(describe_single_class(labelled, total.reason, problem, reference))
-    return Quality(measured, len(labelled), total.score if total else None, estimator(every) if len(every) else None, holdout,
-                   check, monitored, versions, [*version_alarms(versions), *alarms], notes)
+    return Quality(measured, len(labelled), total.score, estimator(every) if len(every) else None, holdout, check, monitored,
+                   versions, [*version_alarms(versions), *alarms], notes, total.reason)
 
 # %% ../../nbs/monitoring/quality_over_time.ipynb #d7dcbc6f
 def estimate_notes(

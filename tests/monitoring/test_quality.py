@@ -177,6 +177,7 @@ def test_strange_windows_never_fail():
             quality = measure_quality(references, windows, problem)
             assert len(quality.windows) == len(windows)
             assert quality.notes
+            assert bool(quality.reason) == (quality.score is None)
         assert any("No actual values" in note for note in measure_quality(references, [blind], problem).notes)
 
 
@@ -186,6 +187,7 @@ def test_one_class_is_judged_as_far_as_it_can_be():
     references = references_of(problem)
     quality = measure_quality(references, [a_window(problem, references, rows=150, actual=0)], problem)
     (note,) = [note for note in quality.notes if "needs rows of both classes" in note]
+    assert quality.reason == "all 150 known actual values are '0', and roc_auc needs rows of both classes"
     assert "All 150 known actual values are '0'" in note and "accuracy" in note and "brier" in note and "on the holdout" in note
     assert [alarm.rule for alarm in quality.alarms] == ["prior shift"] and "p = " in quality.alarms[0].summary
 
