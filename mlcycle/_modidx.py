@@ -4502,6 +4502,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                               'mlcycle/monitoring/stream.py'),
                                            'mlcycle.monitoring.stream.column_scores': ( 'monitoring/stream.html#column_scores',
                                                                                         'mlcycle/monitoring/stream.py'),
+                                           'mlcycle.monitoring.stream.dependence_notes': ( 'monitoring/stream.html#dependence_notes',
+                                                                                           'mlcycle/monitoring/stream.py'),
                                            'mlcycle.monitoring.stream.dependence_of_rows': ( 'monitoring/stream.html#dependence_of_rows',
                                                                                              'mlcycle/monitoring/stream.py'),
                                            'mlcycle.monitoring.stream.joint_columns': ( 'monitoring/stream.html#joint_columns',

@@ -23,11 +23,10 @@ from ..ml.metrics import bind_metric_to_problem
 from ..ml.row_losses import RowLoss, fit_row_loss
 from .estimation import (EstimateCheck, PerformanceEstimator, check_estimates, estimate_class_score,
                                             estimate_number_score, fit_performance_estimator, why_not_estimated)
-from .loss_monitor import (TOLERANCE, RestartedEvidence, MonitoredMean, kish_design_effect,
-                                             log_gains_of_p_values,
-                                              monitor_mean, restarted_evidence)
-from .quality import (MIN_ROWS, compare_target, events_to_predictions, ScoredRows, judge_single_class, match_labels,
-                                        score_rows, why_not_scored)
+from .loss_monitor import (TOLERANCE, MonitoredMean, RestartedEvidence, kish_design_effect,
+                                             log_gains_of_p_values, monitor_mean, restarted_evidence)
+from .quality import (MIN_ROWS, ScoredRows, compare_target, events_to_predictions, judge_single_class,
+                                        match_labels, score_rows, why_not_scored)
 from .version_comparison import VersionComparison, compare_versions, version_alarms
 from ..outcomes import Alarm, Problem, Score
 from ..service.reference_scores import ReferenceScores
