@@ -4155,6 +4155,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                            'mlcycle/monitoring/loss_monitor.py'),
                                                  'mlcycle.monitoring.loss_monitor.MonitoredMean.is_alarm': ( 'monitoring/loss_monitor.html#monitoredmean.is_alarm',
                                                                                                              'mlcycle/monitoring/loss_monitor.py'),
+                                                 'mlcycle.monitoring.loss_monitor.MonitoredMean.threshold': ( 'monitoring/loss_monitor.html#monitoredmean.threshold',
+                                                                                                              'mlcycle/monitoring/loss_monitor.py'),
                                                  'mlcycle.monitoring.loss_monitor.RestartedEvidence': ( 'monitoring/loss_monitor.html#restartedevidence',
                                                                                                         'mlcycle/monitoring/loss_monitor.py'),
                                                  'mlcycle.monitoring.loss_monitor.RestartedEvidence.is_alarm': ( 'monitoring/loss_monitor.html#restartedevidence.is_alarm',

@@ -148,9 +148,9 @@ def describe_number_change(
     name = "mean" if abs(shifts["mean"]) > 2 * abs(shifts["median"]) else "median"
     if abs(shifts[name]) < effect / 4 and not np.isclose(reference.deviation, window.deviation, rtol=effect / 4):
         return f"standard deviation {_from_to(reference.deviation, window.deviation)}"
-    sign = "-" if shifts[name] < 0 else "+"
+    sign, size = "-" if shifts[name] < 0 else "+", plain_number(abs(shifts[name]), 2)
     what = f"{name} length" if reference.bins.kind == "text" else name
-    return f"{what} {_from_to(*(medians if name == 'median' else means))} ({sign}{plain_number(abs(shifts[name]), 2)} standard deviations)"
+    return f"{what} {_from_to(*(medians if name == 'median' else means))} ({sign}{size} standard deviations)"
 
 # %% ../../nbs/monitoring/drift.ipynb #3adf9661
 def describe_category_change(

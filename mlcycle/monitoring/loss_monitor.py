@@ -106,12 +106,17 @@ class MonitoredMean:
     @property
     def is_alarm(self) -> bool:
         "Whether the last window is in alarm."
-        return self.evidence.is_alarm(self.level * (1 - REFERENCE_SHARE))
+        return self.evidence.is_alarm(1 / self.threshold)
+
+    @property
+    def threshold(self) -> float:
+        "Evidence from which there is an alarm."
+        return 1 / (self.level * (1 - REFERENCE_SHARE))
 
     @property
     def alarms(self) -> np.ndarray:
         "Whether each window was in alarm when it ended, shape (windows,)."
-        return self.evidence.values >= 1 / (self.level * (1 - REFERENCE_SHARE))
+        return self.evidence.values >= self.threshold
 
 # %% ../../nbs/monitoring/loss_monitor.ipynb #73baf08d
 def monitor_mean(

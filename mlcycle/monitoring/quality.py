@@ -19,6 +19,7 @@ from ..ml.bootstrap import bootstrap_intervals, wilson_interval
 from ..ml.metrics import bind_metric_to_problem, compute_score
 from ..ml.predictions import Predictions, prediction_errors
 from ..ml.resampling import Resampling, choose_resampling
+from .drift import plain_percent
 from ..outcomes import Problem, Score
 
 # %% ../../nbs/monitoring/quality.ipynb #275f181f
@@ -157,7 +158,8 @@ def compare_class_shares(
     label = max(shares, key=lambda each: abs(shares[each][0] - shares[each][1]))
     some, low_high = int((actual == label).sum()), wilson_interval(int((actual == label).sum()), len(actual))
     return TargetShift(float(p_value), f"{some or 'no'} '{label}' among {len(actual):,} rows with actual values "
-                       f"({shares[label][0]:.1%} [{low_high[0]:.1%}, {low_high[1]:.1%}]), on the holdout {shares[label][1]:.1%}: "
+                       f"({plain_percent(shares[label][0])} [{plain_percent(low_high[0])}, {plain_percent(low_high[1])}]), "
+                       f"on the holdout {plain_percent(shares[label][1])}: "
                        f"p = {p_value:.2g}")
 
 # %% ../../nbs/monitoring/quality.ipynb #1db262d0

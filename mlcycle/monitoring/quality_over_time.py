@@ -21,6 +21,7 @@ from scipy import stats
 
 from ..ml.metrics import bind_metric_to_problem
 from ..ml.row_losses import RowLoss, fit_row_loss
+from .drift import plain_percent
 from .estimation import (EstimateCheck, PerformanceEstimator, check_estimates, estimate_class_score,
                                             estimate_number_score, fit_performance_estimator, why_not_estimated)
 from .loss_monitor import (TOLERANCE, MonitoredMean, RestartedEvidence, kish_design_effect,
@@ -238,11 +239,12 @@ def quality_alarm(
     score = score_rows(rows, problem, effect=effect).score
     if score is None or not is_worse(score, holdout, problem):
         return []
-    odds = f"{monitored.evidence.values[-1]:.0f}" if monitored.evidence.values[-1] < 1e3 else "over 1,000"
+    evidence = monitored.evidence.values[-1]
+    shown = f"{evidence:,.0f}" if evidence < 1e6 else "over 1,000,000"
     return [Alarm(rule="quality", severity="critical", subject=score.metric, since=str(windows[since].start),
                   summary=f"{score} on the {len(rows):,} rows with actual values since {windows[since].start}, {holdout} on the "
-                          f"holdout; the sequential test of the loss has {odds} times its stake; the chance of a false alarm in "
-                          f"a year is {monitored.level:.0%}.")]
+                          f"holdout; evidence of a higher loss {shown} (threshold {monitored.threshold:,.0f}); the chance of a "
+                          f"false alarm in a year is {100 * monitored.level:g} %.")]
 
 # %% ../../nbs/monitoring/quality_over_time.ipynb #452f63f3
 PRIOR_TOLERANCE = 0.2 # Of the share of the rarer side: a smaller change is not an alarm
@@ -335,7 +337,7 @@ def label_notes(
     if rows and not labelled:
         notes.append(f"No actual values are known for the {rows:,} predictions: realised quality cannot be judged.")
     elif labelled < rows:
-        notes.append(f"Actual values are known for {labelled:,} of {rows:,} predictions ({labelled / rows:.0%}).")
+        notes.append(f"Actual values are known for {labelled:,} of {rows:,} predictions ({plain_percent(labelled / rows)}).")
     if unknown:
         notes.append(f"{unknown:,} actual value{'s' * (unknown != 1)} cannot be read as values of the target, and are left out.")
     if version and len(others):
@@ -392,7 +394,7 @@ def estimated_alarm(
     start = measured[evidence.since].start
     return [Alarm(rule="estimated quality", severity="warning", subject=holdout.metric, since=start,
                   summary=f"{last[-1]} is estimated without actual values in the last window, {holdout} on the holdout; "
-                          f"estimates have been worse since {start}. The chance of a false alarm in a year is {level:.0%}.")]
+                          f"estimates have been worse since {start}. The chance of a false alarm in a year is {100 * level:g} %.")]
 
 # %% ../../nbs/monitoring/quality_over_time.ipynb #225af15a
 def quality_alarms(

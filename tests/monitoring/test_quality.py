@@ -1,5 +1,6 @@
 """Realised and estimated quality: every task, late and strange actual values, alarms and their absence."""
 
+import re
 from types import SimpleNamespace
 
 import numpy as np
@@ -85,6 +86,7 @@ def test_every_task_is_measured_estimated_and_checked(task):
     assert large.check.reliable and "smallest change that matters" in str(large.check)
     worse = [*windows, *(a_window(problem, references, k, worse=True) for k in range(6, 14))]
     alarms = [alarm for alarm in measure_quality(references, worse, problem).alarms if alarm.rule == "quality"]
+    assert re.search(r"evidence of a higher loss [0-9,a-z ]+ \(threshold 67\); .* in a year is 3 %\.", alarms[0].summary)
     assert len(alarms) == 1 and "2026-03-06" <= alarms[0].since[:10] <= "2026-03-09"
 
 
