@@ -226,10 +226,10 @@ def mute_alert(
 
     with exit_on_error():
         from mlcycle.core.files import user_name
-        from mlcycle.monitoring.alert_rules import parse_duration
+        from mlcycle.core.durations import read_duration
         from mlcycle.stores.alert_store import add_mute
 
-        duration = parse_duration(length)
+        duration = read_duration(length, "--for")
         with open_alerts(project) as (store, now):
             check_monitored_model(store, model)
             add_mute(store, **{"model": model} | find_muted_thing(store, what), until=now + duration, user=user_name(), now=now)

@@ -394,7 +394,8 @@ def estimated_alarm(
     start = measured[evidence.since].start
     return [Alarm(rule="estimated quality", severity="warning", subject=holdout.metric, since=start,
                   summary=f"{last[-1]} is estimated without actual values in the last window, {holdout} on the holdout; "
-                          f"estimates have been worse since {start}. The chance of a false alarm in a year is {100 * level:g} %.")]
+                          f"estimates have been worse since {start}. The chance of a false alarm in a year is "
+                          f"{100 * level:g} %.")]
 
 # %% ../../nbs/monitoring/quality_over_time.ipynb #225af15a
 def quality_alarms(
