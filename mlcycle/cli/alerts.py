@@ -170,7 +170,7 @@ def describe_alert(
     return [f"{what} ({alert.severity}), model {alert.model}: {alert.state}",
             alert.summary, "", *line("columns", ", ".join(alert.columns)), *line("holds since", alert.since),
             *line("first seen", alert.first_seen), *line("last seen", alert.last_seen),
-            *line("looks that found it", alert.times_seen),
+            *line("times found", alert.times_seen),
             *line("notified", alert.notified_at), *line("resolved", alert.resolved_at),
             *line("acknowledged by", alert.acknowledged_by), *line("acknowledged", alert.acknowledged_at),
             *line("note", alert.note), *line("id", alert.id), "", alert.runbook]
