@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['RESAMPLES', 'SMALL_WINDOW', 'RESAMPLED_TAIL', 'effective_rows', 'thin_counts', 'distribution_distance',
            'distance_p_value', 'total_variation', 'join_rare', 'homogeneity_p_value', 'proportion_p_value',
-           'known_counts', 'column_distance', 'missing_increase', 'p_values_by_test', 'correct_p_values',
+           'non_missing_counts', 'column_distance', 'missing_increase', 'p_values_by_test', 'correct_p_values',
            'column_p_values']
 
 # %% ../../nbs/monitoring/column_tests.ipynb #0e64eb1c
@@ -167,7 +167,7 @@ def proportion_p_value(
     return float(min(1, 2 * min(tails.cdf(b), tails.sf(b - 1))))
 
 # %% ../../nbs/monitoring/column_tests.ipynb #d98137b9
-def known_counts(
+def non_missing_counts(
     reference: ColumnProfile, # Of the reference
     window: ColumnProfile, # Of the window, in the same bins
 ) -> tuple[np.ndarray, np.ndarray]: # Of the reference; of at most as many rows of the window
@@ -197,7 +197,7 @@ def p_values_by_test(
     window: ColumnProfile, # Of the window, in the same bins
 ) -> dict[str, float]: # Not adjusted for the number of tests; empty: nothing to test
     "The p-values of equal distributions of known values, of rare or unseen categories, and of missing values."
-    counts, p_values = known_counts(reference, window), {}
+    counts, p_values = non_missing_counts(reference, window), {}
     if reference.bins.kind == "category":
         p_values["chi-squared"] = homogeneity_p_value(*counts)
         rest = [(int(each[-2:].sum()), int(each.sum())) for each in counts]
@@ -232,7 +232,7 @@ def column_p_values(
 # %% ../../nbs/monitoring/column_tests.ipynb #7196360c
 def _conservative_p_value(reference: ColumnProfile, window: ColumnProfile, tolerance: float) -> float:
     "p-value of the null hypothesis that no distance of a column is above the tolerance."
-    counts = known_counts(reference, window)
+    counts = non_missing_counts(reference, window)
     n, m = (float(each.sum()) for each in counts)
     size, p_values = effective_rows(n, m), [1.0]
     if reference.bins.kind == "category" and size:

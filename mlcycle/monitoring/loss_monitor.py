@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['BETS', 'REFERENCE_SHARE', 'TOLERANCE', 'kish_design_effect', 'upper_mean', 'log_gains', 'RestartedEvidence',
-           'restarted_evidence', 'MonitoredMean', 'monitor_mean', 'log_gains_of_p_values']
+           'restarted_evidence', 'SequentialMeanTest', 'monitor_mean', 'log_gains_of_p_values']
 
 # %% ../../nbs/monitoring/loss_monitor.ipynb #1a8d5305
 from collections.abc import Sequence
@@ -93,7 +93,7 @@ TOLERANCE = 0.05 # Of the mean loss: the smallest change that matters
 
 # %% ../../nbs/monitoring/loss_monitor.ipynb #e1791f60
 @dataclass(frozen=True)
-class MonitoredMean:
+class SequentialMeanTest:
     "The test of a mean in windows."
 
     reference: float # Mean on the holdout
@@ -127,13 +127,13 @@ def monitor_mean(
     level: float = 0.05, # Chance of a false alarm in a year without change
     tolerance: float | None = None, # Change that is no alarm; None: 5 % of the mean
     effect: float = 1.0, # Design effect of the rows
-) -> MonitoredMean:
+) -> SequentialMeanTest:
     "Test in each window whether the mean loss is higher than on the holdout."
     mean = float(np.mean(reference))
     bound = max(upper_mean(reference, level * REFERENCE_SHARE, effect),
                 min(mean + (TOLERANCE * mean if tolerance is None else tolerance), 1.0))
     gains = np.array([log_gains(losses, bound, effect) for losses in windows]).reshape(len(windows), len(BETS))
-    return MonitoredMean(mean, bound, np.array([losses.mean() if len(losses) else np.nan for losses in windows]),
+    return SequentialMeanTest(mean, bound, np.array([losses.mean() if len(losses) else np.nan for losses in windows]),
                          np.array([len(losses) for losses in windows]), restarted_evidence(gains, years), level)
 
 # %% ../../nbs/monitoring/loss_monitor.ipynb #460aabc3

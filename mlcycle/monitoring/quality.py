@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['MIN_ROWS', 'MAX_RESAMPLED_ROWS', 'MAX_RESAMPLED_CELLS', 'events_to_predictions', 'match_labels', 'ScoredRows',
            'why_not_scored', 'score_rows', 'block_units', 'TargetShift', 'compare_class_shares', 'compare_target',
-           'judge_single_class']
+           'score_single_class']
 
 # %% ../../nbs/monitoring/quality.ipynb #b49f4f21
 from dataclasses import dataclass
@@ -182,7 +182,7 @@ def compare_target(
                        f"on the holdout {reference.mean():.4g}: p = {p_value:.2g}")
 
 # %% ../../nbs/monitoring/quality.ipynb #47e138f2
-def judge_single_class(
+def score_single_class(
     rows: pd.DataFrame, # With predictions and known actual values
     problem: Problem, # Task and classes
 ) -> list[Score]: # Accuracy, log loss and Brier score, as far as there are probabilities

@@ -24,9 +24,9 @@ from ..ml.row_losses import RowLoss, fit_row_loss
 from .drift import plain_percent
 from .estimation import (EstimateCheck, PerformanceEstimator, check_estimates, estimate_class_score,
                                             estimate_number_score, fit_performance_estimator, why_not_estimated)
-from .loss_monitor import (TOLERANCE, MonitoredMean, RestartedEvidence, kish_design_effect,
+from .loss_monitor import (TOLERANCE, SequentialMeanTest, RestartedEvidence, kish_design_effect,
                                              log_gains_of_p_values, monitor_mean, restarted_evidence)
-from .quality import (MIN_ROWS, ScoredRows, compare_target, events_to_predictions, judge_single_class,
+from .quality import (MIN_ROWS, ScoredRows, compare_target, events_to_predictions, score_single_class,
                                         match_labels, score_rows, why_not_scored)
 from .version_comparison import VersionComparison, compare_versions, version_alarms
 from ..outcomes import Alarm, Problem, Score
@@ -75,7 +75,7 @@ class Quality:
     estimated: Score | None # Of all rows
     holdout: Score | None # What both are compared with
     check: EstimateCheck # Estimate against realised scores
-    loss: MonitoredMean | None # Sequential test of the loss; None without reference scores
+    loss: SequentialMeanTest | None # Sequential test of the loss; None without reference scores
     versions: list[VersionComparison] = field(default_factory=list)
     alarms: list[Alarm] = field(default_factory=list)
     notes: list[str] = field(default_factory=list) # What could not be judged, and why
@@ -214,7 +214,7 @@ def monitor_loss(
     years: np.ndarray, # Duration of each window
     losses: ReferenceLosses, # Of the holdout
     problem: Problem, # Task
-) -> MonitoredMean:
+) -> SequentialMeanTest:
     "Test whether the loss of the primary metric is higher than on the holdout."
     windows = [losses.loss(known_values(rows, problem), events_to_predictions(rows, problem)) if len(rows) else np.empty(0)
                for rows in known]
@@ -224,7 +224,7 @@ def monitor_loss(
 
 # %% ../../nbs/monitoring/quality_over_time.ipynb #e3c3951e
 def quality_alarm(
-    monitored: MonitoredMean, # Test of the loss
+    monitored: SequentialMeanTest, # Test of the loss
     known: Sequence[pd.DataFrame], # Rows with actual values of each window
     windows: Sequence[LabelledWindow], # The same windows
     holdout: Score, # Primary metric on the holdout
@@ -269,7 +269,7 @@ def prior_evidence(
     years: np.ndarray, # Duration of each window
     losses: ReferenceLosses, # Has the actual values of the holdout
     problem: Problem, # Task and classes
-) -> MonitoredMean: # The strongest of the tests
+) -> SequentialMeanTest: # The strongest of the tests
     "Test whether the share of a class, or the mean, is higher or lower than on the holdout."
     reference, tests = monitored_target(losses.actual, losses.actual, problem), []
     level = YEARLY_LEVELS["prior shift"] / (2 * len(reference))
@@ -284,7 +284,7 @@ def prior_evidence(
 
 # %% ../../nbs/monitoring/quality_over_time.ipynb #e3d94ed9
 def prior_alarm(
-    monitored: MonitoredMean, # Strongest test
+    monitored: SequentialMeanTest, # Strongest test
     known: Sequence[pd.DataFrame], # Rows with actual values of each window
     windows: Sequence[LabelledWindow], # The same windows
     losses: ReferenceLosses, # Has the actual values of the holdout
@@ -313,7 +313,7 @@ def describe_single_class(
     reference: ReferenceScores | None, # Of the release
 ) -> str:
     "Say what can be judged about rows for which the primary metric cannot be computed."
-    scores = judge_single_class(rows, problem)
+    scores = score_single_class(rows, problem)
     shift = None if reference is None else compare_target(rows.actual, reference.decode(problem)[0], problem)
     judged = f" Still: {', '.join(map(str, scores))}" + (f"; {shift.summary}" if shift else "")
     return f"{reason[:1].upper()}{reason[1:]}.{judged}."
@@ -404,7 +404,7 @@ def quality_alarms(
     problem: Problem, # Task and primary metric
     reference: ReferenceScores | None, # Of the release
     holdout: Score | None, # On the holdout
-) -> tuple[MonitoredMean | None, list[Alarm], list[str]]: # Test of the loss; alarms; notes
+) -> tuple[SequentialMeanTest | None, list[Alarm], list[str]]: # Test of the loss; alarms; notes
     "The alarms of realised quality and of the target."
     if reference is None or holdout is None:
         return None, [], ["The release has no reference scores: realised quality is shown, but not tested over time."]

@@ -17,7 +17,7 @@ from mlcycle.monitoring.loss_monitor import monitor_mean
 from mlcycle.monitoring.quality_over_time import measure_quality
 from mlcycle.outcomes import Problem, Score
 from mlcycle.service.reference_scores import (
-    MAX_REFERENCE_ROWS,
+    MAX_HOLDOUT_SCORES,
     estimate_row_loss,
     make_reference_scores,
     read_reference_scores,
@@ -248,7 +248,7 @@ def test_a_large_holdout_is_sampled_and_the_file_stays_small():
     frame, actual, given = draw("multiclass", 60_000)
     reference = make_reference_scores(problem, frame, actual, given, resampling=Resampling(), scores=[])
     content = write_reference_scores(reference)
-    assert len(reference.actual) == MAX_REFERENCE_ROWS and reference.holdout_rows == 60_000 and len(content) < 500_000
+    assert len(reference.actual) == MAX_HOLDOUT_SCORES and reference.holdout_rows == 60_000 and len(content) < 500_000
     assert content == write_reference_scores(make_reference_scores(problem, frame, actual, given, resampling=Resampling()))
 
 
