@@ -16,7 +16,7 @@ from sklearn.metrics import roc_auc_score
 from sklearn.neighbors import LocalOutlierFactor
 from sklearn.preprocessing import StandardScaler
 
-from mlcycle.monitoring.share_monitor import monitor_share
+from mlcycle.monitoring.proportion_monitor import monitor_proportion
 from mlcycle.outcomes import ModelRef, Problem
 from mlcycle.service.bundle import Bundle
 from mlcycle.service.outlier_fit import fit_outlier_model
@@ -227,11 +227,11 @@ def simulate_shares(years: int) -> pd.DataFrame:
     for looks, n, bound, share in [(365, 500, 0.02, 0.041), (365, 50_000, 0.02, 0.041), (365, 200, 0.05, 0.15),
                                    (365, 5000, 0.01, 0.03), (8760, 60, 0.02, 0.041)]:  # fmt: skip
         repeated = years if looks == 365 else max(years // 10, 10)
-        calm = [monitor_share(rng.binomial(n, bound, looks), [n] * looks, bound, looks=looks) for _ in range(repeated)]
+        calm = [monitor_proportion(rng.binomial(n, bound, looks), [n] * looks, bound, looks=looks) for _ in range(repeated)]
         delays = []
         for _ in range(50):
             hits = np.concatenate([rng.binomial(n, bound / 2, 60), rng.binomial(n, share, 400)])
-            alarms = np.flatnonzero(monitor_share(hits, [n] * 460, bound, looks=looks).alarms)
+            alarms = np.flatnonzero(monitor_proportion(hits, [n] * 460, bound, looks=looks).alarms)
             delays.append(alarms[0] - 59 if len(alarms) else np.inf)
         lines.append({"windows a year": looks, "rows": n, "bound": bound, "years": repeated,
                       "alarm in a year at the bound": np.mean([each.alarms.any() for each in calm]), "share then": share,

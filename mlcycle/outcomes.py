@@ -697,12 +697,12 @@ class ColumnDrift(Record):
     "Drift of a column, of the prediction, or of all columns jointly: monitored rows against the reference profile."
 
     column: str # Name; `(prediction)` or `(joint)`
-    test: str # Kolmogorov-Smirnov, G test, domain classifier
+    test: str # Kolmogorov-Smirnov, chi-squared, Fisher, domain classifier; of several tests that with the smallest p-value
     statistic: float # 0: equal distributions, 1: no overlap
-    p_value: float # Of the last window alone, adjusted for the number of columns
-    drifted: bool # Whether the alarm is raised: significant over all windows, at least the minimum effect, and persistent
-    effect: float | None = None # In standard deviations of the reference (numbers), or share of the rows that moved (categories)
-    change: str = "" # In units of the column, such as `median 12.1 -> 15.3`
+    p_value: float # Of the last windows with at least 500 rows together, adjusted for the number of columns
+    drifted: bool # Whether the alarm is raised: at once by a grave finding, otherwise by the evidence of all windows
+    effect: float | None = None # In standard deviations of the reference, or share of the rows (categories, missing values)
+    change: str = "" # In units of the column, such as `median 12.1 → 15.3`; empty if the finding says it all
     finding: Literal["", "vanished", "all missing", "constant", "type changed", "missing values", "unseen categories",
                      "out of range"] = "" # What is wrong besides, the gravest first
     e_value: float | None = None # Evidence against "no drift" accumulated over all windows; None: a single window

@@ -170,7 +170,7 @@ def describe_alert(
     return [f"{what} ({alert.severity}), model {alert.model}: {alert.state}",
             alert.summary, "", *line("columns", ", ".join(alert.columns)), *line("holds since", alert.since),
             *line("first seen", alert.first_seen), *line("last seen", alert.last_seen),
-            *line("looks that found it", alert.times_seen),
+            *line("times found", alert.times_seen),
             *line("notified", alert.notified_at), *line("resolved", alert.resolved_at),
             *line("acknowledged by", alert.acknowledged_by), *line("acknowledged", alert.acknowledged_at),
             *line("note", alert.note), *line("id", alert.id), "", alert.runbook]
@@ -226,10 +226,10 @@ def mute_alert(
 
     with exit_on_error():
         from mlcycle.core.files import user_name
-        from mlcycle.monitoring.alert_rules import parse_duration
+        from mlcycle.core.durations import read_duration
         from mlcycle.stores.alert_store import add_mute
 
-        duration = parse_duration(length)
+        duration = read_duration(length, "--for")
         with open_alerts(project) as (store, now):
             check_monitored_model(store, model)
             add_mute(store, **{"model": model} | find_muted_thing(store, what), until=now + duration, user=user_name(), now=now)

@@ -40,7 +40,7 @@ def open_watch_source(
     target: ServeTarget, # What is served
     workspace: Workspace, # Has the prediction log
 ) -> WatchSource:
-    "The source of the live page of a model; the database need not be reachable yet."
+    "Data of the live page of a model; the database need not be reachable yet."
     engine, references = connect_event_database(workspace.events_url), target_references(target)
     options, unrecorded = monitoring_options(workspace.project), unrecorded_columns(workspace.project)
 

@@ -182,7 +182,7 @@ def read_values(
     values: pd.Series, # Of any type
     kind: str, # Of the column in the reference: number, text or date
 ) -> tuple[np.ndarray, np.ndarray]: # Numbers, lengths or dates, NaN where there is none; which values are of another type
-    "Read values as the kind of the column asks for."
+    "Read values by the kind of the column."
     readers: dict[str, Callable] = {"number": read_numbers, "text": read_lengths, "date": read_dates}
     return readers[kind](values)
 

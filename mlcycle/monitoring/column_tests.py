@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['RESAMPLES', 'SMALL_WINDOW', 'RESAMPLED_TAIL', 'effective_rows', 'thin_counts', 'distribution_distance',
            'distance_p_value', 'total_variation', 'join_rare', 'homogeneity_p_value', 'proportion_p_value',
-           'known_counts', 'column_distance', 'missing_increase', 'column_p_values']
+           'non_missing_counts', 'column_distance', 'missing_increase', 'p_values_by_test', 'correct_p_values',
+           'column_p_values']
 
 # %% ../../nbs/monitoring/column_tests.ipynb #0e64eb1c
 from functools import lru_cache
@@ -166,7 +167,7 @@ def proportion_p_value(
     return float(min(1, 2 * min(tails.cdf(b), tails.sf(b - 1))))
 
 # %% ../../nbs/monitoring/column_tests.ipynb #d98137b9
-def known_counts(
+def non_missing_counts(
     reference: ColumnProfile, # Of the reference
     window: ColumnProfile, # Of the window, in the same bins
 ) -> tuple[np.ndarray, np.ndarray]: # Of the reference; of at most as many rows of the window
@@ -190,6 +191,33 @@ def missing_increase(
     "The change of the share of missing values."
     return window.missing / max(window.rows, 1) - reference.missing / max(reference.rows, 1)
 
+# %% ../../nbs/monitoring/column_tests.ipynb #1fc04374
+def p_values_by_test(
+    reference: ColumnProfile, # Of the reference
+    window: ColumnProfile, # Of the window, in the same bins
+) -> dict[str, float]: # Not adjusted for the number of tests; empty: nothing to test
+    "The p-values of equal distributions of known values, of rare or unseen categories, and of missing values."
+    counts, p_values = non_missing_counts(reference, window), {}
+    if reference.bins.kind == "category":
+        p_values["chi-squared"] = homogeneity_p_value(*counts)
+        rest = [(int(each[-2:].sum()), int(each.sum())) for each in counts]
+        if rest[0][0] + rest[1][0]:
+            p_values["Fisher's test of rare categories"] = proportion_p_value(*rest)
+    elif reference.bins.kind != "date":
+        p_values["Kolmogorov-Smirnov" + " of lengths" * (reference.bins.kind == "text")] = distance_p_value(*counts)
+    if reference.missing + window.missing:
+        scale = min(reference.rows / max(window.rows, 1), 1)
+        missing = round(window.missing * scale), round(window.rows * scale)
+        p_values["Fisher's test of missing values"] = proportion_p_value((reference.missing, reference.rows), missing)
+    return p_values
+
+# %% ../../nbs/monitoring/column_tests.ipynb #c3a86dfd
+def correct_p_values(
+    p_values: dict[str, float], # Of a column, by test
+) -> float: # 1 without tests
+    "The smallest p-value after Bonferroni's correction for the number of tests."
+    return min(1.0, len(p_values) * min(p_values.values(), default=1.0))
+
 # %% ../../nbs/monitoring/column_tests.ipynb #07499e43
 def column_p_values(
     reference: ColumnProfile, # Of the reference
@@ -199,23 +227,12 @@ def column_p_values(
     "The p-value of a column of one window alone; with a minimum effect, it is conservative."
     if minimum_effect > 0:
         return _conservative_p_value(reference, window, float(2 * special.ndtr(minimum_effect / 2) - 1))
-    counts, p_values = known_counts(reference, window), []
-    if reference.bins.kind == "category":
-        p_values.append(homogeneity_p_value(*counts))
-        rest = [(int(each[-2:].sum()), int(each.sum())) for each in counts]
-        p_values += [proportion_p_value(*rest)] if rest[0][0] + rest[1][0] else []
-    elif reference.bins.kind != "date":
-        p_values.append(distance_p_value(*counts))
-    if reference.missing + window.missing:
-        scale = min(reference.rows / max(window.rows, 1), 1)
-        missing = round(window.missing * scale), round(window.rows * scale)
-        p_values.append(proportion_p_value((reference.missing, reference.rows), missing))
-    return min(1.0, len(p_values) * min(p_values, default=1.0))
+    return correct_p_values(p_values_by_test(reference, window))
 
 # %% ../../nbs/monitoring/column_tests.ipynb #7196360c
 def _conservative_p_value(reference: ColumnProfile, window: ColumnProfile, tolerance: float) -> float:
     "p-value of the null hypothesis that no distance of a column is above the tolerance."
-    counts = known_counts(reference, window)
+    counts = non_missing_counts(reference, window)
     n, m = (float(each.sum()) for each in counts)
     size, p_values = effective_rows(n, m), [1.0]
     if reference.bins.kind == "category" and size:

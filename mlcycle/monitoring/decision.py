@@ -56,7 +56,7 @@ DEFAULT_RULES = RetrainingRules()
 # %% ../../nbs/monitoring/decision.ipynb #4ccee70c
 def decide_action(
     alarms: Sequence[Alarm], # Of one look at the prediction log
-    n_labelled: int, # Rows with actual values that the version has predicted
+    n_labelled: int, # Rows with actual values that the version has predicted, for alarms that do not count their own
     serving_since: timedelta | None = None, # Time since the first prediction of the version; None: no cooldown applies
     rules: RetrainingRules = DEFAULT_RULES, # When a lower score leads to a new model
     otherwise: str = "No alarm was raised.", # Reason for no action
@@ -73,10 +73,11 @@ def decide_action(
     if serving_since is not None and serving_since < rules.cooldown:
         return Decision("investigate", f"{reason} The version has served for {_days(serving_since)}; none is trained within "
                         f"{_days(rules.cooldown)} after a new one.", stage)
+    n_labelled = n_labelled if first.n_labelled is None else first.n_labelled
     if n_labelled < rules.min_labelled_rows:
-        return Decision("relabel", f"{reason} {n_labelled:,} new rows have an actual value; "
+        return Decision("relabel", f"{reason} {n_labelled:,} rows since then have an actual value; "
                         f"{rules.min_labelled_rows:,} are needed to train again.", stage)
-    return Decision(action, f"{reason} {n_labelled:,} new rows have an actual value.", stage)
+    return Decision(action, f"{reason} {n_labelled:,} rows since then have an actual value.", stage)
 
 # %% ../../nbs/monitoring/decision.ipynb #5e96f4c0
 def _days(time: timedelta) -> str:

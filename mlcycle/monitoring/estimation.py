@@ -6,7 +6,7 @@
 __all__ = ['N_CALIBRATIONS', 'N_LABEL_DRAWS', 'MAX_DRAWN_ROWS', 'MEAN_METRICS', 'ROOT_METRICS', 'MIN_CHECKED_WINDOWS',
            'ScoreCalibrator', 'fit_score_calibrator', 'choose_calibration', 'PerformanceEstimator',
            'fit_performance_estimator', 'expected_score', 'score_drawn_labels', 'draw_scores', 'estimate_class_score',
-           'why_not_estimated', 'estimate_number_score', 'EstimateCheck', 'check_estimates']
+           'why_not_estimated', 'estimate_number_score', 'EstimateCheck', 'judge_estimates', 'check_estimates']
 
 # %% ../../nbs/monitoring/estimation.ipynb #2c597cb6
 from collections.abc import Sequence
@@ -250,17 +250,46 @@ class EstimateCheck:
     mean_absolute_error: float # Of the estimate; NaN without windows
     unchanged_error: float # Mean absolute error of the holdout's score as an estimate; NaN without it
     covered: float # Share of realised scores within the interval of the estimate; NaN without windows
-    reliable: bool | None # None: too few windows to tell
+    reliable: bool | None # None: not decided
+    reason: str = "" # Of the verdict
 
     def __str__(self):
         if not self.windows:
             return "The estimate has not been checked: no window has enough actual values."
-        verdict = {None: "too few windows to tell whether it is reliable", True: "it is reliable so far",
-                   False: "it is not reliable, and nothing is decided by it"}[self.reliable]
+        verdict = {None: "not decided whether it is reliable", True: "it is reliable so far",
+                   False: "it is not reliable, and no alarm is raised by it"}[self.reliable]
         unchanged = f" (of the holdout's score: {self.unchanged_error:.4f})" if np.isfinite(self.unchanged_error) else ""
         return (f"Estimate against the scores realised later, {self.windows} window{'s' * (self.windows != 1)}: "
-                f"mean absolute error {self.mean_absolute_error:.4f}{unchanged}, {self.covered:.0%} within its 95 % interval; "
-                f"{verdict}.")
+                f"mean absolute error {self.mean_absolute_error:.4f}{unchanged}, {100 * self.covered:.0f} % within its "
+                f"95 % interval; {verdict}: {self.reason}.")
+
+# %% ../../nbs/monitoring/estimation.ipynb #43092609
+def judge_estimates(
+    errors: np.ndarray, # Estimated minus realised score of each window
+    spread: np.ndarray, # Standard errors by the intervals of the estimates
+    inside: np.ndarray, # Whether the realised score is within the interval
+    gains: np.ndarray, # Absolute error of the holdout's score less that of the estimate; 0 without a holdout
+    tolerance: float, # Smallest change that matters, in units of the metric
+) -> tuple[bool | None, str]: # None: not decided; the reason
+    "Decide whether estimates are reliable."
+    n, bias = len(errors), abs(float(errors.mean()))
+    if n < MIN_CHECKED_WINDOWS:
+        return None, f"{MIN_CHECKED_WINDOWS} windows are needed"
+    if np.abs(errors).mean() <= tolerance:
+        return True, f"its error is at most {tolerance:.4f}, the smallest change that matters"
+    if stats.binom.cdf(inside.sum(), n, 0.95) < 0.01:
+        return False, "significantly fewer scores than 95 % are within the interval"
+    error = np.sqrt((spread**2).sum()) / n
+    t = float(gains.mean()) / max(float(gains.std(ddof=1)) / np.sqrt(n), 1e-12)
+    if t > (bound := stats.t.isf(0.05, n - 1)):
+        return True, "its error is significantly smaller than that of the holdout's score"
+    if t < -bound:
+        return False, "its error is significantly larger than that of the holdout's score"
+    if bias > max(2.58 * error, tolerance):
+        return False, f"the mean error of all windows, {bias:.4f}, is significantly different from 0"
+    if bias + 1.645 * error <= tolerance:
+        return True, f"the mean error of all windows is less than {tolerance:.4f}, the smallest change that matters"
+    return None, "its error does not differ from that of the holdout's score by more than noise"
 
 # %% ../../nbs/monitoring/estimation.ipynb #fc4c09f2
 def check_estimates(
@@ -275,9 +304,8 @@ def check_estimates(
     errors = np.array([one.value - other.value for one, other in zip(estimated, realised, strict=True)])
     inside = [one.interval[0] <= other.value <= one.interval[1] for one, other in zip(estimated, realised, strict=True)]
     unchanged = np.nan if holdout is None else float(np.mean([abs(each.value - holdout.value) for each in realised]))
-    error, few = float(np.abs(errors).mean()), stats.binom.cdf(sum(inside), len(inside), 0.95) < 0.01
     spread = np.array([(one.interval[1] - one.interval[0]) / 3.92 for one in estimated])
-    biased = abs(errors.sum()) > 2.58 * np.sqrt((spread**2).sum())
-    wrong = few and error > tolerance or biased and abs(errors.mean()) > tolerance
-    reliable = None if len(errors) < MIN_CHECKED_WINDOWS else not wrong
-    return EstimateCheck(len(errors), error, unchanged, float(np.mean(inside)), reliable)
+    gains = np.zeros(len(errors)) if holdout is None else \
+        np.abs([each.value - holdout.value for each in realised]) - np.abs(errors)
+    reliable, reason = judge_estimates(errors, spread, np.array(inside), gains, tolerance)
+    return EstimateCheck(len(errors), float(np.abs(errors).mean()), unchanged, float(np.mean(inside)), reliable, reason)

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import pandas as pd
 
-from .share_monitor import monitor_share, windows_per_year
+from .proportion_monitor import monitor_proportion, windows_per_year
 from .traffic_windows import LatencySketch, TrafficWindow
 from ..outcomes import Alarm
 
@@ -78,7 +78,7 @@ def budget_alarm(
     "The alarm `latency`, if the share of requests above the budget is significantly too large and still is."
     sketches = [window.latency.get(version, LatencySketch()) if version else window.all_latency for window in windows]
     above = [sketch.count_above(budget_ms) for sketch in sketches]
-    found = monitor_share(above, [sketch.n for sketch in sketches], BUDGET_SHARE, error_rate=error_rate,
+    found = monitor_proportion(above, [sketch.n for sketch in sketches], BUDGET_SHARE, error_rate=error_rate,
                           looks=windows_per_year(windows[0].end - windows[0].start))
     if found.onset is None:
         return None
@@ -100,7 +100,7 @@ def failure_alarm(
     failed = [window.failed.get(version, 0) if version else sum(window.failed.values()) for window in windows]
     predicted = [window.latency.get(version, LatencySketch()).n if version else window.requests for window in windows]
     totals = [one + other for one, other in zip(failed, predicted, strict=True)]
-    found = monitor_share(failed, totals, max_failed_share, looks=windows_per_year(windows[0].end - windows[0].start),
+    found = monitor_proportion(failed, totals, max_failed_share, looks=windows_per_year(windows[0].end - windows[0].start),
                           error_rate=error_rate, min_windows=1)
     if found.onset is None:
         return None

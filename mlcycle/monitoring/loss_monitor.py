@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['BETS', 'QUIET_WINDOWS', 'REFERENCE_SHARE', 'TOLERANCE', 'kish_design_effect', 'upper_mean', 'log_gains', 'Recovery',
-           'RestartedEvidence', 'restarted_evidence', 'MonitoredMean', 'monitor_mean', 'log_gains_of_p_values']
+           'RestartedEvidence', 'restarted_evidence', 'SequentialMeanTest', 'monitor_mean', 'log_gains_of_p_values']
 
 # %% ../../nbs/monitoring/loss_monitor.ipynb #1a8d5305
 from collections.abc import Sequence
@@ -133,7 +133,7 @@ TOLERANCE = 0.05 # Of the mean loss: the smallest change that matters
 
 # %% ../../nbs/monitoring/loss_monitor.ipynb #e1791f60
 @dataclass(frozen=True)
-class MonitoredMean:
+class SequentialMeanTest:
     "The test of a mean in windows."
 
     reference: float # Mean on the holdout
@@ -146,12 +146,17 @@ class MonitoredMean:
     @property
     def is_alarm(self) -> bool:
         "Whether the last window is in alarm."
-        return self.evidence.is_alarm(self.level * (1 - REFERENCE_SHARE))
+        return self.evidence.is_alarm(1 / self.threshold)
+
+    @property
+    def threshold(self) -> float:
+        "Evidence from which there is an alarm."
+        return 1 / (self.level * (1 - REFERENCE_SHARE))
 
     @property
     def alarms(self) -> np.ndarray:
         "Whether each window was in alarm when it ended, shape (windows,)."
-        return self.evidence.values >= 1 / (self.level * (1 - REFERENCE_SHARE))
+        return self.evidence.values >= self.threshold
 
 # %% ../../nbs/monitoring/loss_monitor.ipynb #73baf08d
 def monitor_mean(
@@ -162,7 +167,7 @@ def monitor_mean(
     level: float = 0.05, # Chance of a false alarm in a year without change
     tolerance: float | None = None, # Change that is no alarm; None: 5 % of the mean
     effect: float = 1.0, # Design effect of the rows
-) -> MonitoredMean:
+) -> SequentialMeanTest:
     "Test in each window whether the mean loss is higher than on the holdout."
     mean = float(np.mean(reference))
     bound = max(upper_mean(reference, level * REFERENCE_SHARE, effect),
@@ -171,7 +176,7 @@ def monitor_mean(
     counts, sums = np.array([len(losses) for losses in windows], dtype=int), np.array([losses.sum() for losses in windows])
     recovery = Recovery(sums - bound * counts, counts, level * (1 - REFERENCE_SHARE))
     means = np.divide(sums, counts, out=np.full(len(counts), np.nan), where=counts > 0)
-    return MonitoredMean(mean, bound, means, counts, restarted_evidence(gains, years, recovery), level)
+    return SequentialMeanTest(mean, bound, means, counts, restarted_evidence(gains, years, recovery), level)
 
 # %% ../../nbs/monitoring/loss_monitor.ipynb #460aabc3
 def log_gains_of_p_values(

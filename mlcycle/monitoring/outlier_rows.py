@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from .share_monitor import monitor_share, windows_per_year
+from .proportion_monitor import monitor_proportion, windows_per_year
 from ..outcomes import Alarm, OutlierRow
 from ..service.outlier_model import OutlierModel, outlier_columns, outlier_scores, unusual_columns
 
@@ -145,7 +145,7 @@ def outlier_alarm(
     if level is None or not windows:
         return None
     counts, totals = [int((each.outlier_p <= level).sum()) for each in windows], [len(each.outlier_p) for each in windows]
-    found = monitor_share(counts, totals, outlier_share_bound(level, n_calibration),
+    found = monitor_proportion(counts, totals, outlier_share_bound(level, n_calibration),
                           looks=windows_per_year(windows[0].end - windows[0].start))
     if (onset := found.onset) is None:
         return None

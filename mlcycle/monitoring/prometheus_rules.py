@@ -67,7 +67,7 @@ def _error_rules(model: str) -> list[PrometheusRule]:
             "mlcycle_requests_total", 0, bad, status="500", **requests)
         found.append(PrometheusRule(
             f"MlcycleRequestErrors{severity.title()}", "errors", severity, f"{failed} / {total} > {share:g}", "5m",
-            f"More than {share:.0%} of the requests to {model} fail.", "{{ $value | humanizePercentage }}", series, shown,
+            f"More than {100 * share:g} % of the requests to {model} fail.", "{{ $value | humanizePercentage }}", series, shown,
             {"job": "mlcycle"}, pending_at=pending))
     return found
 

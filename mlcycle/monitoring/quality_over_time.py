@@ -22,13 +22,13 @@ from scipy import stats
 
 from ..ml.metrics import bind_metric_to_problem
 from ..ml.row_losses import RowLoss, fit_row_loss
+from .drift import plain_percent
 from .estimation import (EstimateCheck, PerformanceEstimator, check_estimates, estimate_class_score,
                                             estimate_number_score, fit_performance_estimator, why_not_estimated)
-from .loss_monitor import (TOLERANCE, Recovery, RestartedEvidence, MonitoredMean, kish_design_effect,
-                                             log_gains_of_p_values,
-                                              monitor_mean, restarted_evidence)
-from .quality import (MIN_ROWS, compare_target, count_things, events_to_predictions, judge_single_class,
-                                        match_labels, score_rows)
+from .loss_monitor import (TOLERANCE, Recovery, RestartedEvidence, SequentialMeanTest, kish_design_effect,
+                                             log_gains_of_p_values, monitor_mean, restarted_evidence)
+from .quality import (MIN_ROWS, ScoredRows, compare_target, count_things, events_to_predictions, match_labels,
+                                        score_rows, score_single_class, why_not_scored)
 from .version_comparison import VersionComparison, compare_versions, version_alarms, version_notes
 from ..outcomes import Alarm, Problem, Score
 from ..service.reference_scores import ReferenceScores
@@ -76,10 +76,11 @@ class Quality:
     estimated: Score | None # Of all rows
     holdout: Score | None # What both are compared with
     check: EstimateCheck # Estimate against realised scores
-    loss: MonitoredMean | None # Sequential test of the loss; None without reference scores
+    loss: SequentialMeanTest | None # Sequential test of the loss; None without reference scores
     versions: list[VersionComparison] = field(default_factory=list)
     alarms: list[Alarm] = field(default_factory=list)
     notes: list[str] = field(default_factory=list) # What could not be judged, and why
+    reason: str = "" # Why there is no score of all rows; empty with one
 
 # %% ../../nbs/monitoring/quality_over_time.ipynb #41d620be
 def judge_rows(
@@ -255,7 +256,7 @@ def monitor_loss(
     years: np.ndarray, # Duration of each window
     losses: ReferenceLosses, # Of the holdout
     problem: Problem, # Task
-) -> MonitoredMean:
+) -> SequentialMeanTest:
     "Test whether the loss of the primary metric is higher than on the holdout."
     windows = [losses.loss(known_values(rows, problem), events_to_predictions(rows, problem)) if len(rows) else np.empty(0)
                for rows in split_windows(known, len(years))]
@@ -265,7 +266,7 @@ def monitor_loss(
 
 # %% ../../nbs/monitoring/quality_over_time.ipynb #e3c3951e
 def quality_alarm(
-    monitored: MonitoredMean, # Test of the loss
+    monitored: SequentialMeanTest, # Test of the loss
     known: pd.DataFrame, # Rows with actual values, with the number of their window
     windows: Sequence[LabelledWindow], # The same windows
     holdout: Score, # Primary metric on the holdout
@@ -280,12 +281,13 @@ def quality_alarm(
     score = score_rows(rows, problem, effect=effect).score
     if score is None or not is_worse(score, holdout, problem):
         return []
-    odds = f"{monitored.evidence.values[-1]:.0f}" if monitored.evidence.values[-1] < 1e3 else "over 1,000"
+    evidence = monitored.evidence.values[-1]
+    shown = f"{evidence:,.0f}" if evidence < 1e6 else "over 1,000,000"
     return [Alarm(rule="quality", severity="critical", subject=score.metric, since=str(windows[since].start),
                   n_labelled=len(rows),
-                  summary=f"{score} on {count_things(len(rows), 'row')} with actual values since {windows[since].start}, {holdout} on "
-                          f"the holdout; the sequential test of the loss has {odds} times its stake; the chance of a false alarm "
-                          f"in a year is {monitored.level:.0%}.")]
+                  summary=f"{score} on {count_things(len(rows), 'row')} with actual values since {str(windows[since].start)[:16]}, "
+                          f"{holdout} on the holdout; evidence of a higher loss {shown} (threshold {monitored.threshold:,.0f}); "
+                          f"the chance of a false alarm in a year is {100 * monitored.level:g} %.")]
 
 # %% ../../nbs/monitoring/quality_over_time.ipynb #452f63f3
 PRIOR_TOLERANCE = 0.2 # Of the share of the rarer side: a smaller change is not an alarm
@@ -310,7 +312,7 @@ def prior_evidence(
     years: np.ndarray, # Duration of each window
     losses: ReferenceLosses, # Has the actual values of the holdout
     problem: Problem, # Task and classes
-) -> MonitoredMean: # The strongest of the tests
+) -> SequentialMeanTest: # The strongest of the tests
     "Test whether the share of a class, or the mean, is higher or lower than on the holdout."
     reference, tests = monitored_target(losses.actual, losses.actual, problem), []
     level = YEARLY_LEVELS["prior shift"] / (2 * len(reference))
@@ -325,7 +327,7 @@ def prior_evidence(
 
 # %% ../../nbs/monitoring/quality_over_time.ipynb #e3d94ed9
 def prior_alarm(
-    monitored: MonitoredMean, # Strongest test
+    monitored: SequentialMeanTest, # Strongest test
     known: pd.DataFrame, # Rows with actual values, with the number of their window
     windows: Sequence[LabelledWindow], # The same windows
     losses: ReferenceLosses, # Has the actual values of the holdout
@@ -390,7 +392,7 @@ def describe_single_class(
     reference: ReferenceScores | None, # Of the release
 ) -> str:
     "Say what can be judged about rows for which the primary metric cannot be computed."
-    scores = judge_single_class(rows, problem)
+    scores = score_single_class(rows, problem)
     shift = None if reference is None else compare_target(rows.actual, reference.decode(problem)[0], problem)
     judged = f" Still: {', '.join(map(str, scores))}" + (f"; {shift.summary}" if shift else "")
     return f"{reason[:1].upper()}{reason[1:]}.{judged}."
@@ -410,7 +412,8 @@ def label_notes(
     if rows and not labelled:
         notes.append(f"No actual values are known for {count_things(rows, 'prediction')}: realised quality cannot be judged.")
     elif labelled < rows:
-        notes.append(f"Actual values are known for {labelled:,} of {count_things(rows, 'prediction')} ({labelled / rows:.0%}).")
+        notes.append(f"Actual values are known for {labelled:,} of {count_things(rows, 'prediction')} "
+                     f"({plain_percent(labelled / rows)}).")
     if unknown:
         notes.append(f"{unknown:,} actual value{'s' * (unknown != 1)} cannot be read as values of the target, and are left out.")
     return notes
@@ -491,7 +494,8 @@ def estimated_alarm(
     return [Alarm(rule="estimated quality", severity="warning", subject=holdout.metric, since=start,
                   n_labelled=sum(each.n_labelled for each in measured[evidence.since:]),
                   summary=f"{last[-1]} is estimated without actual values in the last window, {holdout} on the holdout; "
-                          f"estimates have been worse since {start}. The chance of a false alarm in a year is {level:.0%}.")]
+                          f"estimates have been worse since {start}. The chance of a false alarm in a year is "
+                          f"{100 * level:g} %.")]
 
 # %% ../../nbs/monitoring/quality_over_time.ipynb #225af15a
 def quality_alarms(
@@ -500,7 +504,7 @@ def quality_alarms(
     problem: Problem, # Task and primary metric
     reference: ReferenceScores | None, # Of the release
     holdout: Score | None, # On the holdout
-) -> tuple[MonitoredMean | None, list[Alarm], list[str]]: # Test of the loss; alarms; notes
+) -> tuple[SequentialMeanTest | None, list[Alarm], list[str]]: # Test of the loss; alarms; notes
     "The alarms of realised quality and of the target."
     if reference is None or holdout is None:
         return None, [], ["The release has no reference scores: realised quality is shown, but not tested over time."]
@@ -551,17 +555,17 @@ def measure_quality(
     if holdout is not None and metric.higher_is_better is not None and not estimator.reason:
         alarms += estimated_alarm(measured, window_years(windows), holdout, check, problem)
     versions = compare_logged_versions(every, problem, reference)
-    total = score_rows(known, problem, blocks=blocks, effect=effect) if len(known) else None
+    total = score_rows(known, problem, blocks=blocks, effect=effect) if len(known) else ScoredRows(
+        None, why_not_scored(pd.Series(dtype=object), problem))
     if n_far := int(far.sum()):
         notes.append(f"{count_things(n_far, 'actual value')} far outside of the range of the target: left out of all scores.")
     gap_notes, gap_alarms = find_label_gap(judged, windows)
     notes += [*gap_notes, *more, *estimate_notes(estimator, check), *version_notes(versions)]
-    if total and total.score is None and len(known) >= MIN_ROWS and problem.task != "regression":
+    if total.score is None and len(known) >= MIN_ROWS and problem.task != "regression":
         notes.append(describe_single_class(known, total.reason, problem, reference))
-    score = total.score if total else None
-    alarms += [*far_values_alarm(given, far, reference, score, problem), *gap_alarms]
-    return Quality(measured, len(known), score, estimator(judged) if len(judged) else None, holdout,
-                   check, monitored, versions, [*version_alarms(versions), *alarms], notes)
+    alarms += [*far_values_alarm(given, far, reference, total.score, problem), *gap_alarms]
+    return Quality(measured, len(known), total.score, estimator(judged) if len(judged) else None, holdout,
+                   check, monitored, versions, [*version_alarms(versions), *alarms], notes, total.reason)
 
 # %% ../../nbs/monitoring/quality_over_time.ipynb #d7dcbc6f
 def estimate_notes(

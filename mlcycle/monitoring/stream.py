@@ -6,7 +6,7 @@
 __all__ = ['MAX_WATCHED_CATEGORIES', 'JOINT_WEIGHT', 'MIN_JOINT_ROWS', 'MAX_FITS', 'MAX_JOINT_EFFECT', 'BLOCK_WINDOWS',
            'watched_counts', 'reference_counts', 'column_scores', 'profiles_by_column', 'dependence_of_rows',
            'window_starts', 'StreamBets', 'window_log_e_values', 'StreamDrift', 'add_stream_evidence', 'pooled_codes',
-           'windows_in_a_year', 'monitor_stream', 'joint_columns']
+           'windows_in_a_year', 'monitor_stream', 'joint_columns', 'dependence_notes']
 
 # %% ../../nbs/monitoring/stream.ipynb #d2a3e005
 from collections.abc import Hashable, Mapping, Sequence
@@ -18,7 +18,7 @@ import pandas as pd
 
 from ..ml.table_profile import ColumnProfile
 from .dependence import RowDependence, reference_dependence
-from .joint_drift import JointTest, joint_stream, joint_window_test, make_joint_bets
+from .joint_drift import MIN_WINDOW_ROWS, JointTest, joint_stream, joint_window_test, make_joint_bets
 from .minimum_effect import (MINIMUM_EFFECT, ColumnBets, ScoreFunctions, category_scores, design_effect,
                                                make_column_bets, mean_e_value, number_scores, subsample_counts)
 from .seasons import ALL_ROWS, mix_counts, window_shares
@@ -179,7 +179,7 @@ class StreamDrift:
     threshold: float
     alarms: list[DriftAlarm] = field(default_factory=list) # In order of time
     drifted: list[list[str]] = field(default_factory=list) # Columns with an active alarm, by window
-    joint: JointTest | None = None # Of the rows of the last windows, alone
+    joint: JointTest | None = None # Of the rows of the last windows, alone; None: not tested
     notes: list[str] = field(default_factory=list) # What could not be judged, or was left out, and why
 
     def active(self) -> dict[str, DriftAlarm]:
@@ -246,6 +246,7 @@ def monitor_stream(
     bets = StreamBets(references, 1 - JOINT_WEIGHT * with_joint, error_rate, minimum_effect, per_year / 365.25)
     every = -(-len(windows) // max_fits)
     chosen, effect = joint_columns(bets, references.column_names, max(each.rows for each in windows) * per_year / 365.25)
+    notes += dependence_notes(bets.dependence)
     if with_joint and (left_out := [name for place, name in enumerate(references.column_names) if place not in chosen]):
         notes.append(f"Joint drift leaves out columns whose rows of a day depend on each other: {', '.join(left_out)}.")
     joint = make_joint_bets(len(references.rows) // 2, per_year / every + 1, JOINT_WEIGHT, error_rate, effect=effect)
@@ -261,8 +262,10 @@ def monitor_stream(
         notes.append(f"{n_larger} of {len(windows)} windows are larger than the reference of {references.profile.rows:,} rows "
                      "and were sub-sampled to its size.")
     if with_joint:
-        stream.joint = joint_window_test(references.rows[:, chosen], pooled_codes(windows)[:, chosen],
-                                         [references.column_names[place] for place in chosen])
+        rows = pooled_codes(windows)[:, chosen]
+        stream.joint = joint_window_test(references.rows[:, chosen], rows, [references.column_names[place] for place in chosen])
+        if len(rows) < MIN_WINDOW_ROWS:
+            notes.append(f"Joint drift is not tested: {len(rows)} row{'s' * (len(rows) != 1)}, {MIN_WINDOW_ROWS} are needed.")
     return stream
 
 # %% ../../nbs/monitoring/stream.ipynb #7bc5b546
@@ -276,6 +279,16 @@ def joint_columns(
                if name in bets.dependence else 1.0 for name in names]
     chosen = [place for place, effect in enumerate(effects) if effect <= MAX_JOINT_EFFECT]
     return chosen, float(max((effects[place] for place in chosen), default=1.0))
+
+# %% ../../nbs/monitoring/stream.ipynb #0c077d5e
+def dependence_notes(
+    dependence: Mapping[str, RowDependence], # By column
+) -> list[str]: # At most one
+    "A note that names the columns in which rows of a day depend on each other."
+    if not dependence:
+        return []
+    return [f"The rows of a day depend on each other in the columns {', '.join(dependence)}: their evidence counts days rather "
+            "than rows, so that an effect may be large without an alarm."]
 
 # %% ../../nbs/monitoring/stream.ipynb #001e45e7
 def _is_joint_possible(references: References) -> tuple[bool, list[str]]:

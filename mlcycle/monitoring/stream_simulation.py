@@ -214,11 +214,12 @@ def simulate_joint_windows(
     windows: int, # Each with a reference of its own
     seed: int = 0, # Of all windows
     reference_rows: int = 5_000, # Coded
-) -> np.ndarray: # Shape (windows,)
+) -> np.ndarray: # Shape (windows,); 1 for windows that are too small
     "p-values of the joint test of single windows."
     rng, names = np.random.default_rng(seed), [f"x{each}" for each in range(20)]
-    return np.array([joint_window_test(draw_codes(rng, reference_rows), draw_codes(rng, window_rows, correlation), names).p_value
-                     for _ in range(windows)])
+    tests = (joint_window_test(draw_codes(rng, reference_rows), draw_codes(rng, window_rows, correlation), names)
+             for _ in range(windows))
+    return np.array([1.0 if test is None else test.p_value for test in tests])
 
 # %% ../../nbs/monitoring/stream_simulation.ipynb #9bcd0525
 def simulate_joint_year(

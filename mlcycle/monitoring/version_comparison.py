@@ -185,8 +185,8 @@ def version_notes(
     notes, judged = [], [each for each in comparisons if each.difference is not None]
     for each in judged:
         if each.kind == "before":
-            notes.append(f"Version {each.version} is compared with version {each.other} by its last {each.other_rows:,} rows with "
-                         f"actual values, {each.other_period}.")
+            notes.append(f"Version {each.version} is compared with version {each.other} by its last {each.other_rows:,} rows "
+                         f"with actual values, {each.other_period}.")
         if each.role == "shadow" and each.is_worse and each.difference is not None:
             notes.append(f"The shadow version {each.version} is worse than version {each.other}: the difference of "
                          f"{each.difference} (negative: worse), from {each.rows:,} rows with actual values.")

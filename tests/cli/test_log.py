@@ -44,8 +44,8 @@ def test_show_export_and_prune(run, tmp_path):
 def test_mistakes_are_told_in_a_sentence(run, tmp_path):
     for words, text in (
         (["export", "chrun", "x.parquet"], "churn"),
-        (["export", "churn", "x.parquet", "--until", "tomorrow"], "2024-01-31"),
-        (["prune", "--older-than", "soon"], "400d"),
+        (["export", "churn", "x.parquet", "--until", "tomorrow"], "no duration for --until"),
+        (["prune", "--older-than", "soon"], "no duration for --older-than"),
     ):
         result = run(*words)
         assert result.exit_code == 2

@@ -14,11 +14,14 @@ from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
+from mlcycle.core.durations import read_duration
 from mlcycle.core.settings import ALERT_DEFAULTS, SECTION_DEFAULTS
 from mlcycle.errors import ParameterError
-from mlcycle.monitoring.alert_rules import ALERT_RULES, AlertSettings, make_alarm, parse_duration, read_alert_settings
+from mlcycle.monitoring.alert_rules import ALERT_RULES, AlertSettings, make_alarm, read_alert_settings
 from mlcycle.monitoring.alert_state import SEVERITIES
 from mlcycle.monitoring.alerts import process_alarms
+from mlcycle.monitoring.decision import RULE_ACTIONS
+from mlcycle.monitoring.latency import MAX_FAILED_SHARE
 from mlcycle.outcomes import STAGES, Alarm
 from mlcycle.stores.alert_store import (
     AlertStore,
@@ -284,12 +287,14 @@ def test_a_notification_that_a_sink_refuses_does_not_block_the_others(store):
 # Rules and settings
 
 
-def test_each_rule_has_a_runbook_and_an_existing_stage():
+def test_each_rule_has_a_runbook_and_the_stage_of_the_decision():
+    assert set(ALERT_RULES) == set(RULE_ACTIONS)
     for name, rule in ALERT_RULES.items():
         assert rule.name == name
-        assert rule.back_to_stage in ("", *STAGES)
+        assert rule.back_to_stage == RULE_ACTIONS[name][1] and rule.back_to_stage in STAGES
         assert len(rule.runbook.splitlines()) == 4
         assert make_alarm(name, "It holds.").severity == rule.severity
+    assert f"{100 * MAX_FAILED_SHARE:g} %" in ALERT_RULES["errors"].meaning
 
 
 @pytest.mark.parametrize(
@@ -298,8 +303,8 @@ def test_each_rule_has_a_runbook_and_an_existing_stage():
         ("severity = drft: critical", "Did you mean 'drift'?"),
         ("severity = drift: criticl", "Did you mean 'critical'?"),
         ("severity = drift", "is not 'rule: value'"),
-        ("cooldown = drift: soon", "30m, 12h, 7d or 2w"),
-        ("cooldown = drift: 99999w", "at most ten years"),
+        ("cooldown = drift: soon", "30s, 90m, 12h, 7d or 4w"),
+        ("cooldown = drift: 99999w", "at most 100 years"),
         ("mute = latencey", "Did you mean 'latency'?"),
         ("webhok = http://localhost", "Did you mean 'webhook'?"),
         ("email = a@b.c", "'smtp' in [alerts] of settings.ini is not the address"),
@@ -322,7 +327,7 @@ def test_settings_of_a_project_without_a_section(tmp_path):
     assert SECTION_DEFAULTS["alerts"] is ALERT_DEFAULTS
 
 
-@pytest.mark.parametrize("text", ["", "7", "d", "-1d", "1.5h", "7 days", "٣d\n"])
+@pytest.mark.parametrize("text", ["", "7", "d", "-1d", "7 days", "٣d\n"])
 def test_durations_that_cannot_be_read(text):
     with pytest.raises(ParameterError):
-        parse_duration(text)
+        read_duration(text, "--for")

@@ -1,5 +1,7 @@
 """Drift of columns in a window: what production really sends, with references of a release that knows no training table."""
 
+import re
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -78,8 +80,9 @@ def test_rows_without_drift_have_no_finding(references):
 def test_a_column_that_is_all_missing_is_named_first(references):
     first, *others = drift_of(references, orders()[1350:].assign(spend=np.nan, channel="shop"))
     assert (first.column, first.finding, first.drifted) == ("spend", "all missing", True)
-    assert first.change == "missing 0 % -> 100 %"
+    assert first.change == "" and first.effect == 1 and first.test == "Fisher's test of missing values"
     assert (others[0].column, others[0].finding) == ("channel", "constant")
+    assert others[0].change == "only the value 'shop'"
     assert not any(each.drifted for each in others[1:])
 
 
@@ -88,7 +91,8 @@ def test_missing_values_are_found(references):
     rows.loc[np.arange(150) % 5 < 3, "spend"] = np.nan
     first, *others = drift_of(references, rows)
     assert (first.column, first.finding, first.drifted) == ("spend", "missing values", True)
-    assert first.change.startswith("missing 0 % -> 60 %")
+    assert first.change.startswith("missing 0 % → 60 %")
+    assert first.effect == pytest.approx(0.6) and first.test == "Fisher's test of missing values"
     assert not any(each.drifted for each in others)
 
 
@@ -99,7 +103,7 @@ def test_a_new_category_is_found(references):
     ):
         first, *others = drift_of(references, rows)
         assert (first.column, first.finding, first.drifted) == ("channel", "unseen categories", True)
-        assert "app (unseen) 0 % ->" in first.change
+        assert "app (unseen) 0 % →" in first.change
         assert not any(each.drifted for each in others)
 
 
@@ -131,12 +135,29 @@ def test_effects_are_in_units_of_the_column(references):
     found = {each.column: each for each in drift_of(references, orders(1000, seed=3).assign(spend=lambda rows: rows.spend + 15))}
     assert found["spend"].drifted
     assert found["spend"].effect == pytest.approx(1, abs=0.15)
-    assert "median 49.5 -> 65" in found["spend"].change
+    assert "median 49.5 → 65" in found["spend"].change
     assert "(+1.1 standard deviations)" in found["spend"].change
     moved = orders(1000, seed=3).assign(channel=np.random.default_rng(0).choice(["web", "shop"], 1000, p=[0.8, 0.2]))
     found = {each.column: each for each in drift_of(references, moved)}
     assert found["channel"].effect == pytest.approx(0.3, abs=0.05)
-    assert "shop 52 % -> 21 %" in found["channel"].change and "web 48 % -> 79 %" in found["channel"].change
+    assert "shop 52 % → 21 %" in found["channel"].change and "web 48 % → 79 %" in found["channel"].change
+
+
+def test_a_shift_without_overlap_has_its_size_in_plain_digits(references):
+    found = {each.column: each for each in drift_of(references, orders(100, seed=3).assign(spend=lambda rows: rows.spend + 4800))}
+    assert found["spend"].effect == pytest.approx(320, rel=0.05)
+    assert re.search(r"\(\+3[0-9]{2} standard deviations\)", found["spend"].change)
+
+
+def test_few_known_values_are_counted(references):
+    found = {each.column: each.change for each in drift_of(references, orders(1, seed=3))}
+    assert found["channel"].endswith(" (1 known value)") and found["spend"].endswith(" (1 known value)")
+    assert "known value" not in str([each.change for each in drift_of(references, orders(100, seed=3))])
+
+
+def test_a_constant_number_is_named(references):
+    first = drift_of(references, orders()[1350:].assign(spend=0.0))[0]
+    assert (first.column, first.finding, first.change) == ("spend", "constant", "only the value 0.00")
 
 
 def test_a_small_difference_in_many_rows_is_no_drift(tmp_path):

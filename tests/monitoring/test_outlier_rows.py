@@ -17,7 +17,7 @@ from mlcycle.monitoring.outlier_rows import (
     outlier_level,
     outlier_share_bound,
 )
-from mlcycle.monitoring.share_monitor import monitor_share
+from mlcycle.monitoring.proportion_monitor import monitor_proportion
 from mlcycle.service.outlier_fit import fit_outlier_model
 from mlcycle.service.outlier_model import outlier_columns, outlier_p_values
 
@@ -67,7 +67,7 @@ def test_no_alarm_in_years_without_change_whatever_the_calibration_rows_are():
         level = outlier_level(n_calibration)
         rank, bound = int(level * (n_calibration + 1)), outlier_share_bound(level, n_calibration)
         for share in rng.beta(rank, n_calibration + 1 - rank, 15):
-            alarms.append(monitor_share(rng.binomial(500, share, 365), [500] * 365, bound, looks=365).alarms.any())
+            alarms.append(monitor_proportion(rng.binomial(500, share, 365), [500] * 365, bound, looks=365).alarms.any())
     assert np.mean(alarms) <= 0.03
 
 

@@ -1,5 +1,6 @@
 """Realised and estimated quality: every task, late and strange actual values, alarms and their absence."""
 
+import re
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,12 +12,13 @@ from mlcycle.ml.metrics import DEFAULT_METRICS, METRICS, compute_score
 from mlcycle.ml.predictions import Predictions, predictions_from_values
 from mlcycle.ml.resampling import Resampling
 from mlcycle.ml.row_losses import fit_row_loss
+from mlcycle.monitoring.estimation import check_estimates
 from mlcycle.monitoring.loss_monitor import monitor_mean
 from mlcycle.monitoring.quality import match_labels
 from mlcycle.monitoring.quality_over_time import measure_quality
-from mlcycle.outcomes import Problem
+from mlcycle.outcomes import Problem, Score
 from mlcycle.service.reference_scores import (
-    MAX_REFERENCE_ROWS,
+    MAX_HOLDOUT_SCORES,
     estimate_row_loss,
     make_reference_scores,
     read_reference_scores,
@@ -80,10 +82,32 @@ def test_every_task_is_measured_estimated_and_checked(task):
     assert not quality.alarms
     assert all(each.score.low < each.score.value < each.score.high for each in quality.windows)
     assert all(each.estimated is not None and each.coverage == 1 for each in quality.windows)
-    assert quality.check.windows == 6 and quality.check.reliable and quality.check.covered >= 0.5
+    assert quality.check.windows == 6 and quality.check.reliable is not False and quality.check.covered >= 0.5
+    large = measure_quality(references, [a_window(problem, references, k, 6000) for k in range(3)], problem)
+    assert large.check.reliable and "smallest change that matters" in str(large.check)
     worse = [*windows, *(a_window(problem, references, k, worse=True) for k in range(6, 14))]
     alarms = [alarm for alarm in measure_quality(references, worse, problem).alarms if alarm.rule == "quality"]
+    assert re.search(r"evidence of a higher loss [0-9,a-z ]+ \(threshold 67\); .* in a year is 3 %\.", alarms[0].summary)
     assert len(alarms) == 1 and "2026-03-06" <= alarms[0].since[:10] <= "2026-03-09"
+
+
+def scores_of(*values, half=None):
+    return [Score(metric="mae", value=x, low=half and x - half, high=half and x + half) for x in values]
+
+
+@pytest.mark.parametrize(
+    ("estimated", "realised", "reliable", "reason"),
+    [
+        (scores_of(1.0, 1.1, 0.9, 1.0, half=0.1), scores_of(1.08, 1.04, 0.95, 1.12), None, "noise"),
+        (scores_of(0.7, 0.72, 0.68, half=0.12), scores_of(0.6, 0.62, 0.575), True, "smaller than that of the holdout"),
+        (scores_of(0.7, 0.9, 0.7, 0.8, half=0.5), scores_of(1.0, 1.01, 0.99, 1.0), False, "larger than that of the holdout"),
+        (scores_of(1.0, 1.1, 0.9, half=0.01), scores_of(1.2, 1.3, 1.2), False, "fewer scores than 95 %"),
+        (scores_of(1.0, 1.1, half=0.1), scores_of(1.0, 1.1), None, "3 windows are needed"),
+    ],
+)
+def test_the_check_of_estimates_agrees_with_its_figures(estimated, realised, reliable, reason):
+    check = check_estimates(estimated, realised, Score(metric="mae", value=1.0), tolerance=0.02)
+    assert check.reliable is reliable and reason in check.reason and reason in str(check)
 
 
 @pytest.mark.parametrize(
@@ -156,6 +180,7 @@ def test_strange_windows_never_fail():
             quality = measure_quality(references, windows, problem)
             assert len(quality.windows) == len(windows)
             assert quality.notes
+            assert bool(quality.reason) == (quality.score is None)
         assert any("No actual values" in note for note in measure_quality(references, [blind], problem).notes)
 
 
@@ -165,6 +190,7 @@ def test_one_class_is_judged_as_far_as_it_can_be():
     references = references_of(problem)
     quality = measure_quality(references, [a_window(problem, references, rows=150, actual=0)], problem)
     (note,) = [note for note in quality.notes if "needs rows of both classes" in note]
+    assert quality.reason == "all 150 known actual values are '0', and roc_auc needs rows of both classes"
     assert "All 150 known actual values are '0'" in note and "accuracy" in note and "brier" in note and "on the holdout" in note
     assert [alarm.rule for alarm in quality.alarms] == ["prior shift"] and "p = " in quality.alarms[0].summary
 
@@ -236,7 +262,7 @@ def test_a_large_holdout_is_sampled_and_the_file_stays_small():
     frame, actual, given = draw("multiclass", 60_000)
     reference = make_reference_scores(problem, frame, actual, given, resampling=Resampling(), scores=[])
     content = write_reference_scores(reference)
-    assert len(reference.actual) == MAX_REFERENCE_ROWS and reference.holdout_rows == 60_000 and len(content) < 500_000
+    assert len(reference.actual) == MAX_HOLDOUT_SCORES and reference.holdout_rows == 60_000 and len(content) < 500_000
     assert content == write_reference_scores(make_reference_scores(problem, frame, actual, given, resampling=Resampling()))
 
 

@@ -11,7 +11,7 @@ import pytest
 from mlcycle.ml.table_profile import code_rows, count_column, count_table, profile_reference, profile_reference_column
 from mlcycle.monitoring.minimum_effect import category_scores, make_column_bets, number_scores
 from mlcycle.monitoring.sequential import DriftDetector, alarm_threshold
-from mlcycle.monitoring.stream import monitor_stream
+from mlcycle.monitoring.stream import add_stream_evidence, dependence_of_rows, monitor_stream
 from mlcycle.monitoring.windows import WindowSummary
 from mlcycle.service.reference_days import count_days
 from mlcycle.service.reference_seasons import profile_seasons
@@ -81,6 +81,15 @@ def test_small_windows_add_up():
     assert found == [set(), {"a"}]
 
 
+def test_joint_drift_of_few_rows_is_not_tested():
+    rng = np.random.default_rng(1)
+    references = make_references(draw(rng, 5000))
+    for rows, is_tested in ((30, False), (60, True)):
+        stream = monitor_stream(references, [summarise(references, 0, draw(rng, rows))])
+        assert any(each.column == "(joint)" for each in add_stream_evidence([], stream)) is is_tested
+        assert ("Joint drift is not tested: 30 rows, 50 are needed." in stream.notes) is not is_tested
+
+
 def test_dependent_rows_of_a_day():
     "Rows that share the mean of their day: counted as independent, nearly every day is drift; counted as dependent, none is."
     rng = np.random.default_rng(2)
@@ -95,6 +104,11 @@ def test_dependent_rows_of_a_day():
         alarms[dependent] = {alarm.column for alarm in stream.alarms}
     assert alarms[True] == set() and "a" in alarms[False]
     assert any("leaves out columns" in note and note.endswith(": a.") for note in stream.notes)
+    (note,) = [each for each in stream.notes if "counts days rather than rows" in each]
+    named = note.split(" in the columns ")[1].split(": ")[0].split(", ")
+    assert "a" in named and set(named) == set(dependence_of_rows(references, references.profile.columns))
+    alone = monitor_stream(make_references(train), windows[:3], max_fits=3)
+    assert not any("depend on each other" in note for note in alone.notes)
 
 
 def test_weekday_season():

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlcycle.monitoring.latency import measure_response_times, usual_requests
-from mlcycle.monitoring.share_monitor import monitor_share
+from mlcycle.monitoring.proportion_monitor import monitor_proportion
 from mlcycle.monitoring.traffic_windows import (
     LatencySketch,
     TrafficCollector,
@@ -52,7 +52,7 @@ def test_the_chance_of_an_alarm_in_a_year_without_change_is_at_most_5_percent(lo
     "At the bound itself and without persistence; benchmarks/monitoring.py simulates more years."
     rng, years = np.random.default_rng(0), 60 if looks == 365 else 2
     alarms = [
-        monitor_share(rng.binomial(n, bound, looks), [n] * looks, bound, looks=looks, min_windows=1).alarms.any()
+        monitor_proportion(rng.binomial(n, bound, looks), [n] * looks, bound, looks=looks, min_windows=1).alarms.any()
         for _ in range(years)
     ]
     assert np.mean(alarms) <= 0.05
@@ -64,16 +64,16 @@ def test_clustered_rows_and_windows_of_any_size_raise_no_alarm():
     for _ in range(20):
         totals = (5 * 10 ** (4 * rng.random(365))).astype(int)
         hits = rng.binomial(totals, rng.beta(2, 198, 365))
-        assert not monitor_share(hits, totals, 0.02, looks=365).alarms.any()
+        assert not monitor_proportion(hits, totals, 0.02, looks=365).alarms.any()
 
 
 @given(st.lists(st.tuples(st.integers(0, 1000), st.integers(0, 1000)), max_size=40), st.floats(0.001, 0.6))
 @settings(max_examples=60, deadline=None)
 def test_any_counts_give_finite_evidence_and_no_share_up_to_the_bound_an_alarm(pairs, bound):
     hits, totals = [min(pair) for pair in pairs], [max(pair) for pair in pairs]
-    found = monitor_share(hits, totals, bound, looks=365)
+    found = monitor_proportion(hits, totals, bound, looks=365)
     assert len(found.e_values) == len(pairs) and np.isfinite(found.e_values).all() and (found.e_values >= 0).all()
-    below = monitor_share([int(bound * n) for n in totals], totals, bound, looks=365)
+    below = monitor_proportion([int(bound * n) for n in totals], totals, bound, looks=365)
     assert not below.alarms.any()
 
 
