@@ -157,7 +157,7 @@ def window_log_e_values(
         counts = np.array([watched_counts(each[name]) if name in each else np.zeros(len(bets.counts[name])) for each in profiles])
         max_rows = int(bets.counts[name].sum())
         for window in np.flatnonzero(counts.sum(axis=1) > max_rows):
-            counts[window] = subsample_counts(counts[window], max_rows, windows[window].start.value % 2 ** 32)
+            counts[window] = subsample_counts(counts[window], max_rows, pd.Timestamp(windows[window].start).value % 2 ** 32)
             larger[window] |= name in bets.references.profile.columns
         found = np.zeros((len(windows), len(bets.bets(())[name].weights)))
         for key in set(keys):
