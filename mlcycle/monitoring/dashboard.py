@@ -48,7 +48,8 @@ def data_status(
     text = f"Shown are {as_of}, computed in {result.seconds:.1f} s." if as_of else "Reading the prediction log …"
     shown, warning = f" Shown are {as_of}." if as_of else "", ""
     if result.error and result.error_since:
-        warning = f"The prediction log cannot be read since {clock_text(result.error_since, now)}.{shown} {result.error}"
+        failed = "The prediction log cannot be read" if result.is_log_error else "The predictions cannot be judged"
+        warning = f"{failed} since {clock_text(result.error_since, now)}.{shown} {result.error}"
     elif result.computing_since and now - result.computing_since > SLOW:
         warning = f"The prediction log is being read since {clock_text(result.computing_since, now)}.{shown}"
     elif busy and as_of:

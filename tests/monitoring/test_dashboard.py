@@ -10,10 +10,12 @@ import pytest
 import uvicorn
 from browsing import DESK, PHONE, browser, open_page  # noqa: F401
 from playwright.sync_api import expect
+from sqlalchemy.exc import OperationalError
 from starlette.testclient import TestClient
 
-from mlcycle.monitoring.background_health import BackgroundHealth, WatchSource
-from mlcycle.monitoring.dashboard import create_dashboard
+from mlcycle.lifecycle.watched_model import WatchedLog
+from mlcycle.monitoring.background_health import BackgroundHealth, HealthResult, WatchSource, refresh_result
+from mlcycle.monitoring.dashboard import create_dashboard, data_status
 from mlcycle.monitoring.dashboard_data import WATCH_RANGES, dashboard_data
 from mlcycle.outcomes import Alarm, ColumnDrift, Health, OutlierRow, Score, VersionHealth, Window
 from mlcycle.service.server import bind_socket
@@ -333,6 +335,9 @@ def test_the_last_result_stays_while_the_log_cannot_be_judged():
     log.state, log.load = 2, lambda stretch: 1 / 0
     failed = background.result("day", wait=5)
     assert (failed.health.rows, failed.error, failed.error_since) == (12_345, "ZeroDivisionError: division by zero", NOW)
+    assert data_status(failed, NOW)["warning"].startswith("The predictions cannot be judged since 12:00:00 UTC.")
+    log.load = lambda stretch: (_ for _ in ()).throw(OperationalError("SELECT 1", {}, Exception("away")))
+    assert data_status(background.result("day", wait=5), NOW)["warning"].startswith("The prediction log cannot be read since")
     log.load = lambda stretch: made_health(stretch, rows=1)
     again = background.result("day", wait=5)
     assert (again.health.rows, again.error, again.error_since) == (1, "", None)
@@ -351,6 +356,29 @@ def test_the_state_of_a_log_changes_with_each_event_and_creates_no_file(tmp_path
         states.append(log_state(engine))
     assert len(set(states)) == 4
     engine.dispose()
+
+
+def test_a_log_that_is_gone_or_replaced_is_noticed(tmp_path):
+    "No connection to the old file stays open."
+    url, file, made = f"sqlite:///{tmp_path}/events.db", tmp_path / "events.db", FakeLog()
+    log = WatchedLog(url)
+    source = WatchSource(load=made.load, state=log.state, alerts=lambda: log.alerts("flights"), now=lambda: NOW)
+    day = WATCH_RANGES["day"]
+    result = refresh_result(HealthResult(), day, source)
+    assert not result.error
+    assert not file.exists(), "watching creates no file"
+    open_event_database(url).dispose()
+    result = refresh_result(result, day, source)
+    for each in tmp_path.iterdir():
+        each.unlink()
+    gone = refresh_result(result, day, source)
+    assert "was there and is gone" in gone.error
+    assert data_status(gone, NOW)["warning"].startswith("The prediction log cannot be read since")
+    assert (gone.health, gone.as_of) == (result.health, result.as_of)
+    file.with_name("blocker").touch()  # So that the new file has another inode
+    open_event_database(url).dispose()
+    assert not refresh_result(gone, day, source).error
+    assert len(made.loads) == 3
 
 
 @pytest.mark.parametrize("change", [{"windows": []}, {"drift": []}, {"versions": [], "outliers": []}, {"n_labelled": 0},
