@@ -81,7 +81,7 @@ def list_model_alerts(
     everything: Annotated[bool, typer.Option("--all", help="Also resolved ones.")] = False,
     as_json: AS_JSON = False, project: ALERT_PROJECT = None,
 ):
-    "List open alerts, the newest first."
+    "List open alerts, the gravest first."
     from mlcycle.cli.base import console, errors, exit_on_error
 
     with exit_on_error():
