@@ -94,6 +94,8 @@ PREDICTION_PANELS = (
                  "Requests that a version failed to predict: mlcycle rollback."),
     GrafanaPanel("Rejected rows by rule", ((rate_of("mlcycle_rejected_rows_total", ROWS, "rule"), "{{rule}}"),), "rows/s",
                  "Rows that break the input schema; the sender has changed."),
+    GrafanaPanel("Outliers", ((rate_of("mlcycle_outlier_rows_total", ROWS, "version"), "version {{version}}"),), "rows/s",
+                 "Rows that are unlike the training rows."),
     GrafanaPanel("Coerced values", ((rate_of("mlcycle_coerced_values_total", SERVICES, "kind"), "{{kind}}"),), "short",
                  "Values that arrived in another spelling of the same thing."),
     GrafanaPanel("Model changes", ((rate_of("mlcycle_model_changes_total", SERVICES, "outcome"), "{{outcome}}"),),
@@ -110,7 +112,8 @@ LOG_PANELS = (
 
 # %% ../../nbs/monitoring/grafana.ipynb #d6706b3b
 MONITORING_PANELS = (
-    GrafanaPanel("Open alerts", ((f"mlcycle_alert_active{{{LOOKED_AT}}} == 1", "{{severity}} {{rule}} {{subject}}"),), "none",
+    GrafanaPanel("Open alerts", ((f"mlcycle_alert_active{{{LOOKED_AT}}} == 1",
+                                  "{{severity}} {{state}} {{rule}} {{subject}}"),), "none",
                  "Alerts that are not resolved, with their runbook: mlcycle alerts.", "table", 12),
     GrafanaPanel("Score", ((f"max by (metric) (mlcycle_monitoring_score{{{LOOKED_AT}}})", "{{metric}}"),), "none",
                  "Primary metric of the rows with actual values.", width=12),
