@@ -9,6 +9,7 @@ __all__ = ['current_alerts', 'WatchedLog', 'open_watch_source']
 from collections.abc import Generator, Hashable, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 from ..core.workspace import Workspace
@@ -30,12 +31,21 @@ if TYPE_CHECKING: # Imported late: it takes long
 def current_alerts(
     engine: "sa.Engine", # Of the event database
     model: str, # Registered model
+    now: datetime, # UTC, without a time zone
 ) -> Sequence[ShownAlert]: # Open ones
-    "The open alerts of a model."
-    from mlcycle.monitoring.alert_state import Alert
-    from mlcycle.stores.alert_store import AlertStore, list_alerts
+    "The open alerts of a model; the state of a muted one has the end of the mute."
+    from mlcycle.monitoring.alert_rules import AlertSettings
+    from mlcycle.monitoring.alert_state import Alert, is_muted
+    from mlcycle.stores.alert_store import AlertStore, list_alerts, read_mutes
 
-    return [Alert.model_validate(each) for each in list_alerts(AlertStore(engine), model)]
+    store, found = AlertStore(engine), []
+    with engine.connect() as connection:
+        mutes = read_mutes(connection, now)
+    for alert in (Alert.model_validate(each) for each in list_alerts(store, model)):
+        ends = [mute["until"] for mute in mutes if is_muted(model, alert.rule, alert.fingerprint, [mute], AlertSettings())]
+        state = f"{alert.state}, muted until {max(ends):%Y-%m-%d %H:%M}" if ends else alert.state
+        found.append(SimpleNamespace(**alert.model_dump() | {"state": state, "runbook": alert.runbook}))
+    return found
 
 # %% ../../nbs/lifecycle/watched_model.ipynb #baf65d17
 class WatchedLog:
@@ -74,7 +84,7 @@ class WatchedLog:
     def alerts(self, model: str) -> Sequence[ShownAlert]:
         "The open alerts of a model."
         with self.opened() as engine:
-            return current_alerts(engine, model)
+            return current_alerts(engine, model, datetime.now(UTC).replace(tzinfo=None))
 
 # %% ../../nbs/lifecycle/watched_model.ipynb #ac721def
 def open_watch_source(

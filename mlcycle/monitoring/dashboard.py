@@ -32,7 +32,7 @@ def clock_text(
     now: datetime, # In UTC
 ) -> str: # Such as `12:02:10 UTC`
     "A time of day; with the date if it is another day."
-    return f"{when:%H:%M:%S} UTC" if when.date() == now.date() else f"{when:%Y-%m-%d %H:%M:%S} UTC"
+    return f"{when:%H:%M:%S} UTC" if when.date() == now.date() else f"{when:%Y-%m-%d %H:%M} UTC"
 
 # %% ../../nbs/monitoring/dashboard.ipynb #cf6f3f8b
 SLOW = timedelta(seconds=60) # After which the page warns that the prediction log has not responded
@@ -142,7 +142,7 @@ def create_dashboard(
     @app.get("/api/dashboard")
     def read_dashboard(range: RangeName = "day") -> Response:
         result = background.result(range)
-        data = dashboard_data(result.health, result.alerts) if result.health else None
+        data = dashboard_data(result.health, result.alerts, WATCH_RANGES[range], source.now()) if result.health else None
         return json_response({"range": range, "status": data_status(result, source.now()), "data": data})
 
     @app.get("/api/health")

@@ -1,9 +1,11 @@
 """The live page in a browser and on its own: numbers, refresh, ranges, untrusted values, faults."""
 
+import re
 import threading
 import time
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
+from itertools import pairwise
 from types import SimpleNamespace
 
 import pytest
@@ -14,11 +16,14 @@ from sqlalchemy.exc import OperationalError
 from starlette.testclient import TestClient
 
 from mlcycle.lifecycle.watched_model import WatchedLog
+from mlcycle.monitoring.alert_rules import AlertSettings
+from mlcycle.monitoring.alerts import process_alarms
 from mlcycle.monitoring.background_health import BackgroundHealth, HealthResult, WatchSource, refresh_result
 from mlcycle.monitoring.dashboard import create_dashboard, data_status
 from mlcycle.monitoring.dashboard_data import WATCH_RANGES, dashboard_data
 from mlcycle.outcomes import Alarm, ColumnDrift, Health, OutlierRow, Score, VersionHealth, Window
 from mlcycle.service.server import bind_socket
+from mlcycle.stores.alert_store import AlertStore, add_mute
 from mlcycle.stores.events import add_events, connect_event_database, log_state, open_event_database
 
 NOW = datetime(2026, 5, 4, 12, tzinfo=UTC)
@@ -119,9 +124,9 @@ def test_every_panel_shows_the_numbers_of_the_health(open_page):  # noqa: F811
         figures = part(page, "figures")
         for text in ("12,345", "8.50 ms", "0.741", "[0.721, 0.761]", "0.738", "48.6 %", "48 / 24", "1\nof 2"):
             assert text in figures, text
-        assert "critical firing drift: distance It moved. 2026-05-04 03:00" in " ".join(part(page, "alerts").split())
+        assert "critical drift: distance firing It moved. 2026-05-04 03:00" in " ".join(part(page, "alerts").split())
         page.click("#alerts summary")
-        assert "Then retrain." in part(page, "alerts")
+        page.locator("#alerts").get_by_text("Then retrain.").wait_for()  # A fold is filled after the click
         assert "holdout 0.763 [0.743, 0.783]" in part(page, "quality")
         assert "0 of 24 windows have a 95th percentile over the budget of 25.0 ms." in part(page, "latency")
         assert {"version 3", "version 4", "rejected", "failed"} <= set(part(page, "traffic").split("\n"))
@@ -241,6 +246,67 @@ def test_it_says_that_its_data_are_old(open_page):  # noqa: F811
         assert "The server of this page has not responded since" in part(page, "stale")
         assert "12,345" in part(page, "figures")
         page.complaints.clear()  # The refused connection
+
+
+TICKS = """() => [...document.querySelector("#traffic .chart").querySelectorAll("text.tick")].map(
+  (each) => [each.textContent, Math.round(each.getAttribute("x"))])"""
+
+
+def test_ticks_are_at_whole_hours_and_days_at_equal_distances(open_page):  # noqa: F811
+    with served(FakeLog()) as (address, _):
+        for name, form in (
+            ("hour", r"\d\d:\d[05]"),
+            ("day", r"\d\d:00"),
+            ("week", r"[A-Z][a-z]{2},? \d+"),
+            ("month", r"\d+ \w+"),
+        ):
+            page = ready(open_page(f"{address}/?range={name}"))
+            page.wait_for_selector("#traffic .chart text.tick")
+            ticks = page.evaluate(TICKS)
+            assert len(ticks) >= 3, name
+            assert all(re.fullmatch(form, text) for text, _ in ticks), ticks
+            steps = [right - left for (_, left), (_, right) in pairwise(ticks)]
+            assert max(steps) - min(steps) <= 1, ticks
+
+
+def test_a_range_ends_now_and_not_at_the_last_row():
+    "Windows without rows are gaps, also where traffic has stopped."
+    day = WATCH_RANGES["day"]
+    health = made_health(day)
+    stopped = health.model_copy(update={"windows": health.windows[6:12]})
+    panels = {each["id"]: each for each in dashboard_data(stopped, None, day, NOW)["panels"]}
+    (chart,) = panels["latency"]["charts"]
+    assert (chart["times"][0], chart["ends"][-1]) == ("2026-05-03T12:00:00Z", "2026-05-04T12:00:00Z")
+    assert [value is not None for value in chart["series"][0]["values"]] == [False] * 6 + [True] * 6 + [False] * 12
+    assert "of 6 windows" in panels["latency"]["note"]
+
+
+def test_what_limits_the_reader_is_told():
+    day = WATCH_RANGES["day"]
+    health = made_health(day)
+    doubtful = dashboard_data(health.model_copy(update={"estimate_reliable": False}))
+    assert "not reliable" in [each["note"] for each in doubtful["figures"] if each["name"].startswith("Estimated")]
+    few = health.model_copy(update={"windows": [each.model_copy(update={"score": None}) for each in health.windows]})
+    many = health.model_copy(update={"outliers": health.outliers * 50})
+    panels = {each["id"]: each for each in dashboard_data(few)["panels"]}
+    assert "No window has enough rows with actual values" in panels["quality"]["note"]
+    panels = {each["id"]: each for each in dashboard_data(many)["panels"]}
+    assert [len(each["rows"]) for each in panels["outliers"]["tables"]] == [12, 38]
+    assert (panels["outliers"]["tables"][1]["caption"], panels["outliers"]["tables"][1]["folded"]) == ("and 38 more", True)
+    idle = dashboard_data(health.model_copy(update={"rows": 0, "action": "nothing"}))["headline"]
+    assert (idle["tone"], idle["action"]) == ("", "Nothing to judge")
+
+
+def test_mutes_are_shown(tmp_path):
+    log = WatchedLog(f"sqlite:///{tmp_path}/events.db")
+    store, now = AlertStore.open(log.url), datetime.now(UTC).replace(tzinfo=None)
+    judged = made_health(WATCH_RANGES["day"])
+    process_alarms(judged, store, AlertSettings(), now)
+    assert [each.state for each in log.alerts("flights")] == ["firing"]
+    add_mute(store, rule="drift", until=now + timedelta(days=2), user="ann", now=now)
+    (row,) = dashboard_data(judged, log.alerts("flights"))["panels"][0]["tables"][0]["rows"]
+    assert row[2] == f"firing, muted until {now + timedelta(days=2):%Y-%m-%d %H:%M}"
+    store.engine.dispose()
 
 
 def test_an_empty_log_says_how_to_start(open_page):  # noqa: F811
