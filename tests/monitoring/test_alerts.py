@@ -365,6 +365,9 @@ def test_each_rule_has_a_runbook_and_an_existing_stage():
         ("cooldown = drift: soon", "30m, 12h, 7d or 2w"),
         ("cooldown = drift: 99999w", "at most ten years"),
         ("mute = latencey", "Did you mean 'latency'?"),
+        ("mute = drift, latencey", "Did you mean 'latency'?"),
+        ("webhook = localhost:8396", "'webhook' in [alerts] of settings.ini is not an address: it has no scheme"),
+        ("alertmanager = alerts.example.org", "http://HOST, https://HOST or $NAME"),
         ("webhok = http://localhost", "Did you mean 'webhook'?"),
         ("email = a@b.c", "'smtp' in [alerts] of settings.ini is not the address"),
         ("email = a@b.c\nsmtp = smtp://ann:hunter2@mail", "without user and password"),
@@ -384,6 +387,14 @@ def test_settings_that_cannot_be_read(tmp_path, line, expected):
 def test_settings_of_a_project_without_a_section(tmp_path):
     assert read_alert_settings(tmp_path) == AlertSettings(file=str(tmp_path / ".mlcycle" / "alerts.jsonl"))
     assert SECTION_DEFAULTS["alerts"] is ALERT_DEFAULTS
+
+
+def test_muted_rules_and_addresses_as_people_write_them(tmp_path):
+    text = "[alerts]\nmute = drift, outliers,\n    no traffic\nwebhook = $HOOK\nalertmanager = https://ann:$PW@am:9093/\n"
+    (tmp_path / "settings.ini").write_text(text)
+    settings = read_alert_settings(tmp_path)
+    assert settings.muted == ["drift", "outliers", "no traffic"]
+    assert (settings.webhook, settings.alertmanager) == ("$HOOK", "https://ann:$PW@am:9093/")
 
 
 @pytest.mark.parametrize("text", ["", "7", "d", "-1d", "1.5h", "7 days", "٣d\n"])

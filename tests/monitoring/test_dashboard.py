@@ -126,7 +126,7 @@ def test_every_panel_shows_the_numbers_of_the_health(open_page):  # noqa: F811
             assert text in figures, text
         assert "critical drift: distance firing It moved. 2026-05-04 03:00" in " ".join(part(page, "alerts").split())
         page.click("#alerts summary")
-        page.locator("#alerts").get_by_text("Then retrain.").wait_for()  # A fold is filled after the click
+        page.locator("#alerts").get_by_text("Then retrain.").wait_for()
         assert "holdout 0.763 [0.743, 0.783]" in part(page, "quality")
         assert "0 of 24 windows have a 95th percentile over the budget of 25.0 ms." in part(page, "latency")
         assert {"version 3", "version 4", "rejected", "failed"} <= set(part(page, "traffic").split("\n"))
