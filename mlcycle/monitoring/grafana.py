@@ -94,8 +94,6 @@ PREDICTION_PANELS = (
                  "Requests that a version failed to predict: mlcycle rollback."),
     GrafanaPanel("Rejected rows by rule", ((rate_of("mlcycle_rejected_rows_total", ROWS, "rule"), "{{rule}}"),), "rows/s",
                  "Rows that break the input schema; the sender has changed."),
-    GrafanaPanel("Outliers", ((rate_of("mlcycle_outlier_rows_total", ROWS, "version"), "version {{version}}"),), "rows/s",
-                 "Rows that are unlike the training rows."),
     GrafanaPanel("Coerced values", ((rate_of("mlcycle_coerced_values_total", SERVICES, "kind"), "{{kind}}"),), "short",
                  "Values that arrived in another spelling of the same thing."),
     GrafanaPanel("Model changes", ((rate_of("mlcycle_model_changes_total", SERVICES, "outcome"), "{{outcome}}"),),
