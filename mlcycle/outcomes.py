@@ -778,6 +778,7 @@ class Health(Outcome):
     n_labelled: int = 0 # Rows with actual values
     score: Score | None = None # Primary metric of all rows with actual values
     estimated: Score | None = None # Primary metric of all rows, estimated without actual values
+    estimate_reliable: bool | None = None # Whether estimates agree with scores of rows with actual values; None: not checked
     versions: list[VersionHealth] = []
     outliers: list[OutlierRow] = [] # The smallest p-values first
     alarms: list[Alarm] = [] # The gravest first

@@ -81,7 +81,7 @@ def list_model_alerts(
     everything: Annotated[bool, typer.Option("--all", help="Also resolved ones.")] = False,
     as_json: AS_JSON = False, project: ALERT_PROJECT = None,
 ):
-    "List open alerts, the newest first."
+    "List open alerts, the gravest first."
     from mlcycle.cli.base import console, errors, exit_on_error
 
     with exit_on_error():
@@ -93,11 +93,13 @@ def list_model_alerts(
             alerts = [Alert(**row) for row in list_alerts(store, model, everything)]
             with store.engine.connect() as connection:
                 mutes = read_mutes(connection, now)
+            every = list_alerts(store, resolved=True) if any(mute["fingerprint"] for mute in mutes) else []
+            muted_alerts = {row["fingerprint"]: f"{row['rule']} of {row['subject']}".removesuffix(" of ") for row in every}
             waiting = count_waiting_notifications(store)
         if as_json:
             console.print_json(data=[alert.model_dump(mode="json") for alert in alerts])
         else:
-            print_alerts(alerts, mutes)
+            print_alerts(alerts, mutes, muted_alerts)
         for sink, (count, error) in waiting.items():
             errors.print(f"{count} notifications wait for the sink '{sink}'. {error}", markup=False, soft_wrap=True)
 
@@ -123,23 +125,24 @@ def check_monitored_model(
 def print_alerts(
     alerts: "list[Alert]", # Open ones first
     mutes: list[dict], # Those that hold now
+    muted_alerts: dict[str, str], # Rule and subject of an alert by its fingerprint
 ) -> None:
     "Print alerts and mutes as tables."
     from mlcycle.cli.base import console, make_table
     from mlcycle.monitoring.alert_rules import AlertSettings
-    from mlcycle.monitoring.alert_state import is_muted
+    from mlcycle.monitoring.alert_state import is_muted, to_minutes
 
     table = make_table("state", "severity", "model", "rule", "subject", "since", "summary", "id")
     for alert in alerts:
         muted = ", muted" if is_muted(alert.model, alert.rule, alert.fingerprint, mutes, AlertSettings()) else ""
         state = f"{alert.state} by {alert.acknowledged_by}" if alert.state == "acknowledged" else alert.state
         table.add_row(state + muted, alert.severity, alert.model, alert.rule, alert.subject,
-                      alert.since or f"{alert.first_seen:%Y-%m-%d %H:%M}", alert.summary, alert.id)
+                      to_minutes(alert.since) or f"{alert.first_seen:%Y-%m-%d %H:%M}", alert.summary, alert.id)
     console.print(table if alerts else "No alerts.", markup=False, highlight=False)
     for mute in mutes:
-        what = f"the alert with fingerprint {mute['fingerprint']}" if mute["fingerprint"] else mute["rule"]
+        what = muted_alerts.get(mute["fingerprint"], "an alert") if mute["fingerprint"] else mute["rule"]
         console.print(f"Muted until {mute['until']:%Y-%m-%d %H:%M} UTC by {mute['muted_by']}: {what}"
-                      f"{' of ' + mute['model'] if mute['model'] else ''}", markup=False, highlight=False)
+                      f"{' (' + mute['model'] + ')' if mute['model'] else ''}", markup=False, highlight=False)
 
 # %% ../../nbs/cli/alerts.ipynb #7494f276
 @alert_app.command("show")
@@ -166,9 +169,12 @@ def describe_alert(
     def line(name: str, value: object) -> list[str]:
         return [f"{name}: {value:%Y-%m-%d %H:%M} UTC" if hasattr(value, "hour") else f"{name}: {value}"] if value else []
 
-    what = f"{alert.rule}{f' of {alert.subject}' if alert.subject else ''}"
+    from mlcycle.monitoring.alert_state import to_minutes
+
+    what, since = f"{alert.rule}{f' of {alert.subject}' if alert.subject else ''}", to_minutes(alert.since)
+    since = f"{since} UTC" if ":" in since else since
     return [f"{what} ({alert.severity}), model {alert.model}: {alert.state}",
-            alert.summary, "", *line("columns", ", ".join(alert.columns)), *line("holds since", alert.since),
+            alert.summary, "", *line("columns", ", ".join(alert.columns)), *line("holds since", since),
             *line("first seen", alert.first_seen), *line("last seen", alert.last_seen),
             *line("times found", alert.times_seen),
             *line("notified", alert.notified_at), *line("resolved", alert.resolved_at),
@@ -252,7 +258,7 @@ def unmute_alert(what: ALERT_OR_RULE, model: ONE_MODEL = "", project: ALERT_PROJ
 # %% ../../nbs/cli/alerts.ipynb #13fd977f
 @alert_app.command("rules")
 def write_rules(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="Name of the registered model.")],
+    model: Annotated[str, typer.Argument(metavar="MODEL[@V]", help="Registered model; V has the budget, not the champion.")],
     output: Annotated[Path, typer.Option(help="Folder for rules.yml, rules_test.yml and alertmanager.yml.")],
     budget: Annotated[float | None, typer.Option(min=0.1, help="Response time, ms; default: the problem's, else 100.")] = None,
     webhook: Annotated[str, typer.Option(help="URL that Alertmanager calls.")] = "",
@@ -265,8 +271,9 @@ def write_rules(
     with exit_on_error():
         from mlcycle.monitoring.prometheus_rules import write_prometheus_files
 
+        name = model.partition("@")[0]
         limit = budget if budget is not None else find_latency_budget(model, project)
-        for path in write_prometheus_files(output, model, limit, webhook, email or ()):
+        for path in write_prometheus_files(output, name, limit, webhook, email or ()):
             console.print(str(path), markup=False, highlight=False, soft_wrap=True)
         console.print(f"The budget of the response time is {limit:g} ms. Check the rules: promtool test rules "
                       f"{output / 'rules_test.yml'}", markup=False, highlight=False, soft_wrap=True)
@@ -275,12 +282,13 @@ def write_rules(
 DEFAULT_BUDGET_MS = 100.0
 
 def find_latency_budget(
-    model: str, # Name of the registered model
+    model: str, # Registered model, such as `churn`; `churn@2`: not its champion but this version
     project: Path | None, # Project folder; found from the working directory
 ) -> float: # Milliseconds
     "The budget of the champion's problem, else `DEFAULT_BUDGET_MS`; raises an error of mlcycle if there is no champion."
     from mlcycle.cli.governance import run_of_version
     from mlcycle.core.workspace import Workspace
 
-    run = run_of_version(Workspace.from_project(project), [model, "champion"])
+    name, _, version = model.partition("@")
+    run = run_of_version(Workspace.from_project(project), [name, version or "champion"])
     return run.problem.latency_budget_ms or DEFAULT_BUDGET_MS

@@ -59,7 +59,7 @@ def serve(
                    "max-rows": max_rows, "max-body-bytes": max_body_bytes, "max-concurrency": max_concurrency,
                    "request-timeout": request_timeout, "accelerate": "true" if accelerate else None}
         made = register_local_service(workspace, target, service_url(host, bound.getsockname()[1]), workers)
-        code = serve_target(target, workspace, plan, options, bound) # Returns only if an alias is followed
+        code = serve_target(target, workspace, plan, options, bound, made.start_file) # Returns only if an alias is followed
         remove_deployment(workspace, made.name)
         raise typer.Exit(code)
 

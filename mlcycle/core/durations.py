@@ -27,7 +27,8 @@ def read_duration(
             return duration
     except (KeyError, ValueError, OverflowError):
         pass # Reported below
-    raise ParameterError(f"'{text}' is no duration for {name}.", "A number and a unit are expected: 30s, 90m, 12h, 7d or 4w; at most 100 years.")
+    raise ParameterError(f"'{text}' is no duration for {name}.", "A number and a unit are expected: "
+                         "30s, 90m, 12h, 7d or 4w; at most 100 years.")
 
 # %% ../../nbs/core/durations.ipynb #4711ba90
 def read_time(

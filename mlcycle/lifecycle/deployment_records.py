@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['DEPLOYMENTS_FILE', 'DeploymentKind', 'PreviousChampion', 'Deployment', 'read_deployments', 'find_deployment',
            'change_records', 'save_deployment', 'remove_deployment', 'process_start_time', 'is_stopped',
-           'register_local_service', 'utc_now']
+           'has_failed_at_start', 'register_local_service', 'utc_now']
 
 # %% ../../nbs/lifecycle/deployment_records.ipynb #551486c8
 import json
@@ -15,6 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from socket import gethostname
 from typing import Literal
+from urllib.parse import quote
 
 from pydantic import ValidationError
 
@@ -52,6 +53,7 @@ class Deployment(Record):
     pid: int = 0 # Local service: process that ends with it
     started: int = 0 # Start time of this process, so that another one with the same number is not taken for it
     host: str = "" # Machine of this process
+    start_file: str = "" # Local service: file that it removes once it serves; if it has ended before, its start has failed
     folder: str = "" # Container and on-premises: folder with `traffic.json` and `releases`
     image: str = "" # Container: its image
     previous: list[PreviousChampion] = [] # Previous champions, oldest first
@@ -69,15 +71,16 @@ class Deployment(Record):
 def read_deployments(
     workspace: Workspace, # Has the records
 ) -> list[Deployment]: # Sorted by name
-    "The recorded deployments of a workspace; raises ArtifactError if the file cannot be read."
+    "The recorded deployments of a workspace, without services whose start failed; ArtifactError if the file cannot be read."
     path = workspace.root / DEPLOYMENTS_FILE
     if not path.is_file():
         return []
     try:
-        return sorted((Deployment(**each) for each in json.loads(path.read_text())), key=lambda each: each.name)
+        records = [Deployment(**each) for each in json.loads(path.read_text())]
     except (ValueError, TypeError, ValidationError) as error:
         raise ArtifactError(f"The file {path} cannot be read: {str(error).splitlines()[0]}.",
                             remedy="Remove it, and add the deployments again: mlcycle deployments add") from error
+    return sorted((each for each in records if not has_failed_at_start(each)), key=lambda each: each.name)
 
 # %% ../../nbs/lifecycle/deployment_records.ipynb #f45c6a97
 def find_deployment(
@@ -142,6 +145,13 @@ def is_stopped(
     here = deployment.kind == "local service" and deployment.host == gethostname()
     return here and process_start_time(deployment.pid) != deployment.started
 
+# %% ../../nbs/lifecycle/deployment_records.ipynb #93dd6567
+def has_failed_at_start(
+    deployment: Deployment, # Record
+) -> bool:
+    "Whether the process of a local service has ended before it served."
+    return bool(deployment.start_file) and is_stopped(deployment) and Path(deployment.start_file).exists()
+
 # %% ../../nbs/lifecycle/deployment_records.ipynb #3060f0d3
 def register_local_service(
     workspace: Workspace, # Receives the record
@@ -166,10 +176,12 @@ def register_local_service(
         records[name] = Deployment(
             name=name, kind="local service", url=url, since=utc_now(), release=target.release.name.removesuffix(".tar.gz"),
             served=target.served if target.model else "", alias=target.alias, workers=workers, pid=os.getpid(),
-            started=process_start_time(os.getpid()), host=gethostname(), previous=previous)
+            started=process_start_time(os.getpid()), host=gethostname(), previous=previous,
+            start_file=str(workspace.root / "starting" / quote(name, safe="@")))
         made.append(records[name])
 
     change_records(workspace, add)
+    write_text(Path(made[0].start_file), "")
     return made[0]
 
 # %% ../../nbs/lifecycle/deployment_records.ipynb #321e3cf9

@@ -268,11 +268,13 @@ def serve_target(
     plan: Path | None, # Traffic plan; None: the release serves until the end
     options: dict[str, Any], # Further options of `mlcycle-service`
     bound: socket.socket, # Listening, for the service
+    start_file: str = "", # File that the service removes once it serves; empty: none
 ) -> int: # Exit code of the service
     "Serve until the service ends; without an alias, this process becomes the service and the function does not return."
     command = service_command(target, plan, options | {"fd": bound.fileno()})
     bound.set_inheritable(True)
-    environment = log_environment(workspace) | os.environ | {"MLCYCLE_EVENTS_URL": workspace.events_url}
+    environment = log_environment(workspace) | os.environ | {"MLCYCLE_EVENTS_URL": workspace.events_url,
+                                                             "MLCYCLE_START_FILE": start_file}
     if not target.alias:
         sys.stdout.flush()
         os.execve(command[0], command, environment)

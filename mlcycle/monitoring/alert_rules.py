@@ -207,6 +207,20 @@ def _parse_severity(text: str) -> Severity:
                              suggest_name(text, list(known)))
     return text
 
+# %% ../../nbs/monitoring/alert_rules.ipynb #d41b3d88
+def _read_muted_rules(text: str) -> list[str]:
+    "The rules of the option `mute`, one a line or separated by commas."
+    names = [name.strip() for name in text.replace("\n", ",").split(",") if name.strip()]
+    return list(_read_rule_lines("\n".join(f"{name}:" for name in names), "mute", str))
+
+# %% ../../nbs/monitoring/alert_rules.ipynb #7a2bc85e
+def _read_address(options: dict[str, str], name: str) -> str:
+    "An address of HTTP, or one that begins with an environment variable; raises ParameterError for any other text."
+    if options[name] and not re.fullmatch(r"(https?://[^/\s]|\$).*", options[name].strip()):
+        raise ParameterError(f"The setting '{name}' in [alerts] of {SETTINGS_FILE} is not an address: it has no scheme.",
+                             "http://HOST, https://HOST or $NAME is expected.")
+    return options[name]
+
 # %% ../../nbs/monitoring/alert_rules.ipynb #29ee7545
 def _read_mail_settings(options: dict[str, str]) -> MailSettings | None:
     "The options of e-mail; None if there are no recipients."
@@ -239,7 +253,7 @@ def read_alert_settings(
     return AlertSettings(
         severities=_read_rule_lines(options["severity"], "severity", _parse_severity),
         cooldowns=_read_rule_lines(options["cooldown"], "cooldown", partial(read_duration, name="the cooldown")),
-        muted=list(_read_rule_lines("\n".join(f"{each}:" for each in options["mute"].splitlines() if each.strip()), "mute", str)),
-        file=str(root / options["file"]) if options["file"] else "", webhook=options["webhook"],
-        mail=_read_mail_settings(options), alertmanager=options["alertmanager"],
+        muted=_read_muted_rules(options["mute"]),
+        file=str(root / options["file"]) if options["file"] else "", webhook=_read_address(options, "webhook"),
+        mail=_read_mail_settings(options), alertmanager=_read_address(options, "alertmanager"),
         prometheus=str(Path(project) / folder) if folder else "")

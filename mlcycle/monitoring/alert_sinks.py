@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SINKS', 'MAX_FAILURES', 'ALERT_LIFETIME', 'send_to_file', 'send_to_webhook', 'write_mail', 'send_by_mail',
-           'active_sinks', 'deliver_notifications', 'render_health_metrics', 'write_health_metrics',
+           'active_sinks', 'deliver_notifications', 'render_health_metrics', 'write_health_metrics', 'alert_end',
            'describe_for_alertmanager', 'send_to_alertmanager', 'publish_alert_states', 'report_problems']
 
 # %% ../../nbs/monitoring/alert_sinks.ipynb #f7b4029c
@@ -85,9 +85,10 @@ def write_mail(
     message = EmailMessage()
     message["Subject"], message["From"], message["To"] = notification.title[:200], mail.sender, ", ".join(mail.recipients)
     columns = ["Columns: " + ", ".join(notification.columns)] if notification.columns else []
-    since = [f"Since: {notification.since}"] if notification.since else []
+    since = [f"Since: {notification.since} UTC"] if notification.since else []
     ids = [f"Alert: {', '.join(notification.alerts[:3])}{' …' if len(notification.alerts) > 3 else ''}"]
-    message.set_content("\n".join([notification.summary, "", *since, *columns, *ids, "", notification.runbook, ""]))
+    runbook = ["", notification.runbook] if notification.runbook else []
+    message.set_content("\n".join([notification.summary, "", *since, *columns, *ids, *runbook, ""]))
     return message
 
 # %% ../../nbs/monitoring/alert_sinks.ipynb #1bfe954e
@@ -175,9 +176,10 @@ def render_health_metrics(
             made.labels(health.model, *labels.values()).set(value)
         return made
 
-    active = gauge("alert_active", "1 for each alert that is not resolved.", None, rule="", severity="", subject="")
+    active = gauge("alert_active", "1 for each alert that is firing or acknowledged.", None, rule="", severity="", state="",
+                   subject="")
     for alert in alerts:
-        active.labels(health.model, alert.rule, alert.severity, alert.subject).set(1)
+        active.labels(health.model, alert.rule, alert.severity, alert.state, alert.subject).set(1)
     seconds = (now - datetime(1970, 1, 1)).total_seconds()
     gauge("monitoring_timestamp_seconds", "Time of the last look at the prediction log.", seconds)
     gauge("monitoring_rows", "Predictions in the monitored time.", health.rows)
@@ -204,17 +206,24 @@ def write_health_metrics(
         return f"The file {path} for Prometheus cannot be written: {error.strerror}."
     return ""
 
+# %% ../../nbs/monitoring/alert_sinks.ipynb #2fecd51c
+def alert_end(
+    alert: Alert, # In any state
+) -> datetime | None: # None: nobody has acknowledged it, and it still holds
+    "When an alert was resolved or acknowledged, from when nobody needs to be called."
+    return {"resolved": alert.resolved_at, "acknowledged": alert.acknowledged_at}.get(alert.state)
+
 # %% ../../nbs/monitoring/alert_sinks.ipynb #67bffe40
 ALERT_LIFETIME = timedelta(days=2) # After which Alertmanager takes an alert for resolved, if no look has sent it again
 
 def describe_for_alertmanager(
-    alert: Alert, # Open or resolved
+    alert: Alert, # In any state
     now: datetime, # UTC
 ) -> dict[str, Any]: # Values of JSON types
-    "An alert in the form of Alertmanager's API, version 2."
+    "An alert in the form of Alertmanager's API, version 2; for Alertmanager, one that is acknowledged has ended."
     labels = {"alertname": "MlcycleModelAlert", "model": alert.model, "rule": alert.rule, "severity": alert.severity,
               "subject": alert.subject}
-    ends = alert.resolved_at if alert.state == "resolved" and alert.resolved_at else now + ALERT_LIFETIME
+    ends = alert_end(alert) or now + ALERT_LIFETIME
     return {"labels": {name: value for name, value in labels.items() if value},
             "annotations": {"summary": alert.summary, "runbook": alert.runbook, "columns": ", ".join(alert.columns),
                             "id": alert.id},
@@ -227,8 +236,10 @@ def send_to_alertmanager(
     now: datetime, # UTC
 ) -> str: # Error message; empty on success
     "Send the state of alerts to Alertmanager."
-    body = json.dumps([describe_for_alertmanager(alert, now) for alert in alerts])
-    return _post_json(f"{settings.alertmanager.strip().rstrip('/')}/api/v2/alerts", body, "Alertmanager") if alerts else ""
+    recent = [alert for alert in alerts if now - (alert_end(alert) or now) < ALERT_LIFETIME]
+    sent = [describe_for_alertmanager(alert, now) for alert in recent]
+    address = f"{settings.alertmanager.strip().rstrip('/')}/api/v2/alerts"
+    return _post_json(address, json.dumps(sent), "Alertmanager") if sent else ""
 
 # %% ../../nbs/monitoring/alert_sinks.ipynb #3fc53558
 def publish_alert_states(

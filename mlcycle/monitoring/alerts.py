@@ -43,8 +43,8 @@ def has_required_data(
 
 # %% ../../nbs/monitoring/alerts.ipynb #b1c34bfc
 def _was_notified(before: Alert | None, after: Alert) -> bool:
-    "Whether an alert was notified as firing before this look."
-    return before is not None and before.id == after.id and before.notified_at is not None
+    "Whether an alert was notified as firing before this look, and not as resolved since."
+    return before is not None and before.id == after.id and before.last_notice == "firing"
 
 # %% ../../nbs/monitoring/alerts.ipynb #fb514054
 def _change_alerts(connection: "sa.Connection", health: Health, settings: AlertSettings, now: datetime

@@ -32,7 +32,7 @@ def clock_text(
     now: datetime, # In UTC
 ) -> str: # Such as `12:02:10 UTC`
     "A time of day; with the date if it is another day."
-    return f"{when:%H:%M:%S} UTC" if when.date() == now.date() else f"{when:%Y-%m-%d %H:%M:%S} UTC"
+    return f"{when:%H:%M:%S} UTC" if when.date() == now.date() else f"{when:%Y-%m-%d %H:%M} UTC"
 
 # %% ../../nbs/monitoring/dashboard.ipynb #cf6f3f8b
 STALE_AFTER = timedelta(seconds=60) # After which the page warns that the prediction log has not responded
@@ -48,7 +48,8 @@ def data_status(
     text = f"Shown are {as_of}, computed in {result.seconds:.1f} s." if as_of else "Reading the prediction log …"
     shown, warning = f" Shown are {as_of}." if as_of else "", ""
     if result.error and result.error_since:
-        warning = f"The prediction log cannot be read since {clock_text(result.error_since, now)}.{shown} {result.error}"
+        failed = "The prediction log cannot be read" if result.is_log_error else "The predictions cannot be judged"
+        warning = f"{failed} since {clock_text(result.error_since, now)}.{shown} {result.error}"
     elif result.computing_since and now - result.computing_since > STALE_AFTER:
         warning = f"The prediction log is being read since {clock_text(result.computing_since, now)}.{shown}"
     elif busy and as_of:
@@ -141,7 +142,7 @@ def create_dashboard(
     @app.get("/api/dashboard")
     def read_dashboard(range: RangeName = "day") -> Response:
         result = background.result(range)
-        data = dashboard_data(result.health, result.alerts) if result.health else None
+        data = dashboard_data(result.health, result.alerts, WATCH_RANGES[range], source.now()) if result.health else None
         return json_response({"range": range, "status": data_status(result, source.now()), "data": data})
 
     @app.get("/api/health")

@@ -112,7 +112,8 @@ LOG_PANELS = (
 
 # %% ../../nbs/monitoring/grafana.ipynb #d6706b3b
 MONITORING_PANELS = (
-    GrafanaPanel("Open alerts", ((f"mlcycle_alert_active{{{LOOKED_AT}}} == 1", "{{severity}} {{rule}} {{subject}}"),), "none",
+    GrafanaPanel("Open alerts", ((f"mlcycle_alert_active{{{LOOKED_AT}}} == 1",
+                                  "{{severity}} {{state}} {{rule}} {{subject}}"),), "none",
                  "Alerts that are not resolved, with their runbook: mlcycle alerts.", "table", 12),
     GrafanaPanel("Score", ((f"max by (metric) (mlcycle_monitoring_score{{{LOOKED_AT}}})", "{{metric}}"),), "none",
                  "Primary metric of the rows with actual values.", width=12),

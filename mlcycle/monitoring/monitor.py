@@ -530,5 +530,5 @@ def judge_log(
         score=quality.score, estimated=quality.estimated, outliers=outliers.rows, alarms=alarms,
         notes=[*notes, *single_look_notes(windows, drift)],
         versions=version_health(labelled_rows(windows), references, times, quality), reference_score=quality.holdout,
-        latency_budget_ms=budget, e_value_threshold=finite(stream.threshold))
+        latency_budget_ms=budget, e_value_threshold=finite(stream.threshold), estimate_reliable=quality.check.reliable)
     return MonitoredLog(collected.version, health, windows, stream, quality, times, outliers)

@@ -141,11 +141,13 @@ def _monitoring_rules(model: str) -> list[PrometheusRule]:
     "Rules about the gauges that monitoring writes."
     name, found = _model_label(model), []
     for severity in ("critical", "warning", "info"):
-        labels = {"job": "node", "instance": "b:9100", "rule": "drift", "subject": "dep_delay"}
+        labels = {"job": "node", "instance": "b:9100", "rule": "drift", "state": "firing", "subject": "dep_delay"}
         text = ",".join(f'{key}="{value}"' for key, value in labels.items())
-        series = {f'mlcycle_alert_active{{model={name},severity="{severity}",{text}}}': f"_x{QUIET} 1x{BAD - 1} _x60"}
+        own = f'mlcycle_alert_active{{model={name},severity="{severity}"'
+        series = {f"{own},{text}}}": f"_x{QUIET} 1x{BAD - 1} _x60",
+                  f'{own},state="acknowledged",rule="drift",subject="another"}}': "1x160"}
         found.append(PrometheusRule(
-            "MlcycleModelAlert", "", severity, f'mlcycle_alert_active{{model={name},severity="{severity}"}} == 1', "0m",
+            "MlcycleModelAlert", "", severity, f'{own},state="firing"}} == 1', "0m",
             f"{model}: {{{{ $labels.rule }}}} {{{{ $labels.subject }}}}", "", series, "", labels,
             f"List the alerts: mlcycle alerts {model}. Show one with its runbook: mlcycle alerts show ID"))
     stamp = f"mlcycle_monitoring_timestamp_seconds{{model={name}}}"
@@ -251,8 +253,8 @@ def render_alertmanager_config(
         "global": {"resolve_timeout": "5m"} | mail,
         "route": {"receiver": "mlcycle-warning", "group_by": ["model", "rule"], "group_wait": "30s", "group_interval": "5m",
                   "repeat_interval": "1d", "routes": routes},
-        "inhibit_rules": [{"source_matchers": ['severity="critical"'], "target_matchers": ['severity="warning"'],
-                           "equal": ["model"]}],
+        "inhibit_rules": [{"source_matchers": ['rule="quality"', 'severity="critical"'],
+                           "target_matchers": ['rule=~"estimated quality|prior shift|outliers"'], "equal": ["model"]}],
         "receivers": _receivers(webhook, recipients)}
     note = ("# Alertmanager fills in no environment variables. User and password of the mail server: smtp_auth_username and\n"
             "# smtp_auth_password_file in `global`. Addresses at 127.0.0.1 are placeholders.\n")

@@ -285,8 +285,9 @@ def quality_alarm(
     shown = f"{evidence:,.0f}" if evidence < 1e6 else "over 1,000,000"
     return [Alarm(rule="quality", severity="critical", subject=score.metric, since=str(windows[since].start),
                   n_labelled=len(rows),
-                  summary=f"{score} on {count_things(len(rows), 'row')} with actual values since {str(windows[since].start)[:16]}, "
-                          f"{holdout} on the holdout; evidence of a higher loss {shown} (threshold {monitored.threshold:,.0f}); "
+                  summary=f"{score} on {count_things(len(rows), 'row')} with actual values since "
+                          f"{str(windows[since].start)[:16]}, {holdout} on the holdout; evidence of a higher loss {shown} "
+                          f"(threshold {monitored.threshold:,.0f}); "
                           f"the chance of a false alarm in a year is {100 * monitored.level:g} %.")]
 
 # %% ../../nbs/monitoring/quality_over_time.ipynb #452f63f3

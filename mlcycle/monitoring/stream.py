@@ -157,7 +157,7 @@ def window_log_e_values(
         counts = np.array([watched_counts(each[name]) if name in each else np.zeros(len(bets.counts[name])) for each in profiles])
         max_rows = int(bets.counts[name].sum())
         for window in np.flatnonzero(counts.sum(axis=1) > max_rows):
-            counts[window] = subsample_counts(counts[window], max_rows, windows[window].start.value % 2 ** 32)
+            counts[window] = subsample_counts(counts[window], max_rows, pd.Timestamp(windows[window].start).value % 2 ** 32)
             larger[window] |= name in bets.references.profile.columns
         found = np.zeros((len(windows), len(bets.bets(())[name].weights)))
         for key in set(keys):
@@ -262,11 +262,16 @@ def monitor_stream(
         notes.append(f"{n_larger} of {len(windows)} windows are larger than the reference of {references.profile.rows:,} rows "
                      "and were sub-sampled to its size.")
     if with_joint:
-        rows = pooled_codes(windows)[:, chosen]
-        stream.joint = joint_window_test(references.rows[:, chosen], rows, [references.column_names[place] for place in chosen])
-        if len(rows) < MIN_WINDOW_ROWS:
-            notes.append(f"Joint drift is not tested: {len(rows)} row{'s' * (len(rows) != 1)}, {MIN_WINDOW_ROWS} are needed.")
+        _test_last_windows(stream, references, windows, chosen)
     return stream
+
+# %% ../../nbs/monitoring/stream.ipynb #728e8040
+def _test_last_windows(stream: StreamDrift, references: References, windows: Sequence[WindowSummary], chosen: Any) -> None:
+    "Set the joint test of the rows of the last windows alone, or note that they are too few."
+    rows = pooled_codes(windows)[:, chosen]
+    stream.joint = joint_window_test(references.rows[:, chosen], rows, [references.column_names[place] for place in chosen])
+    if len(rows) < MIN_WINDOW_ROWS:
+        stream.notes.append(f"Joint drift is not tested: {len(rows)} row{'s' * (len(rows) != 1)}, {MIN_WINDOW_ROWS} are needed.")
 
 # %% ../../nbs/monitoring/stream.ipynb #7bc5b546
 def joint_columns(

@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['SERVE_OPTIONS', 'SERVICE_MAIN', 'THREAD_LIMITS', 'STARTUP_FAILURE', 'bind_socket', 'ServeOptions', 'open_socket',
-           'make_application', 'app_from_environment', 'server_settings', 'stop_at_end_of_input', 'ignore_stop_signals',
-           'serve', 'add_setting_arguments', 'add_serve_arguments', 'complete_flags', 'read_arguments', 'main']
+           'note_started', 'make_application', 'app_from_environment', 'server_settings', 'stop_at_end_of_input',
+           'ignore_stop_signals', 'serve', 'add_setting_arguments', 'add_serve_arguments', 'complete_flags',
+           'read_arguments', 'main']
 
 # %% ../../nbs/service/server.ipynb #e7d217be
 import argparse
@@ -81,6 +82,13 @@ def open_socket(
     host = (f"[{host}]" if ":" in host else host) if inherited else options.host
     return bound, f"http://{host}:{port}"
 
+# %% ../../nbs/service/server.ipynb #865a20a6
+def note_started() -> None:
+    "Tell the service manager that this process serves, and remove the file that MLCYCLE_START_FILE names."
+    notify_manager("READY=1")
+    if file := os.environ.get("MLCYCLE_START_FILE"):
+        Path(file).unlink(missing_ok=True)
+
 # %% ../../nbs/service/server.ipynb #416a3546
 def make_application(
     options: ServeOptions, # What is served, and how
@@ -107,7 +115,7 @@ def make_application(
     check_platform_routes(options.routes, known_paths(app))
     routed = PlatformRoutes(app, options.routes) if options.routes else app
     return GracefulStop(routed, lambda: setattr(service, "draining", True), options.drain_seconds,
-                        on_started=lambda: notify_manager("READY=1"))
+                        on_started=note_started)
 
 # %% ../../nbs/service/server.ipynb #973aa877
 def app_from_environment() -> Callable: # ASGI application

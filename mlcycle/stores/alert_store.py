@@ -145,10 +145,13 @@ def list_alerts(
     store: AlertStore, # Of the event database
     model: str = "", # Name of a model; empty: all
     resolved: bool = False, # Also those that are resolved
-) -> list[dict[str, Any]]: # Columns by name; open ones first, the newest first
+) -> list[dict[str, Any]]: # Columns by name; open ones first, then the gravest, then the newest
     "Alerts of the event database."
+    import sqlalchemy as sa
+
     table = define_alert_tables()["alerts"]
-    query = table.select().order_by(table.c.state == "resolved", table.c.first_seen.desc(), table.c.id)
+    gravity = sa.case({"critical": 0, "warning": 1}, value=table.c.severity, else_=2)
+    query = table.select().order_by(table.c.state == "resolved", gravity, table.c.first_seen.desc(), table.c.id)
     query = query.where(table.c.model == model) if model else query
     query = query if resolved else query.where(table.c.state != "resolved")
     with store.engine.connect() as connection:
@@ -174,11 +177,11 @@ def acknowledge_alert(
     alert_id: str, # Id of an alert that is not resolved
     user: str, # Who acknowledges it
     now: datetime, # UTC
-    note: str = "", # Why, or what is done
+    note: str = "", # Why, or what is done; empty: an earlier note is kept
 ) -> dict[str, Any]: # The alert, columns by name
     "Acknowledge an alert: it is not notified again while it holds; raises ParameterError if it is resolved."
     found, table = find_alert(store, alert_id), define_alert_tables()["alerts"]
-    change = {"state": "acknowledged", "acknowledged_by": user, "acknowledged_at": now, "note": note}
+    change = {"state": "acknowledged", "acknowledged_by": user, "acknowledged_at": now} | ({"note": note} if note else {})
     with store.locked(found["model"], now) as connection:
         alert = connection.execute(table.select().where(table.c.id == found["id"])).one()._asdict() # As it is now
         if alert["state"] == "resolved":

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['HASHED_SUFFIX', 'MAX_VIEW_COLUMNS', 'EVENT_COLUMNS', 'ACTUAL_COLUMNS', 'release_view_name', 'feature_expression',
-           'create_release_view', 'release_view_query']
+           'view_definition', 'create_release_view', 'release_view_query']
 
 # %% ../../nbs/stores/event_views.ipynb #8ea646c5
 import hashlib
@@ -55,6 +55,20 @@ def feature_expression(
     casts = {"integer": "::double precision::bigint", "float": "::double precision", "datetime": "::timestamp", "text": ""}
     return value + casts[kind]
 
+# %% ../../nbs/stores/event_views.ipynb #ed52f051
+def view_definition(
+    engine: "sa.Engine", # SQLite or PostgreSQL
+    name: str, # Of a view
+) -> str: # Its statement; PostgreSQL: its comment, as it does not keep the statement; empty: there is no such view
+    "How a view was made."
+    import sqlalchemy as sa
+
+    query = "SELECT sql FROM sqlite_master WHERE type = 'view' AND name = :name"
+    if engine.dialect.name == "postgresql":
+        query, name = "SELECT obj_description(to_regclass(:name), 'pg_class')", f'"{name}"'
+    with engine.connect() as connection:
+        return connection.scalar(sa.text(query), {"name": name}) or ""
+
 # %% ../../nbs/stores/event_views.ipynb #19b24fce
 def create_release_view(
     engine: "sa.Engine", # Of the prediction log
@@ -62,20 +76,24 @@ def create_release_view(
     version: str, # Its version
     columns: Mapping[str, str], # pandas type of each feature that is recorded
 ) -> str: # Name of the view; empty if there are too many columns, or the database is neither SQLite nor PostgreSQL
-    "Create the view of a release, unless it exists; several services may do so at the same time."
+    "Create the view of a release, or replace it if it is of other columns; several services may do so at the same time."
     import sqlalchemy as sa
     from sqlalchemy.exc import DBAPIError
 
     dialect, name = engine.dialect.name, release_view_name(model, version)
     if len(columns) > MAX_VIEW_COLUMNS or dialect not in ("sqlite", "postgresql"):
         return ""
-    statement = release_view_query(model, version, columns, dialect)
+    statement = f'CREATE VIEW "{name}" AS {release_view_query(model, version, columns, dialect)}'
+    mark = hashlib.sha256(statement.encode()).hexdigest()
     for attempt in range(2):
-        if name in sa.inspect(engine).get_view_names():
+        if view_definition(engine, name) in (statement, mark):
             return name
         try:
             with engine.begin() as connection:
-                connection.execute(sa.text(f'CREATE VIEW "{name}" AS {statement}'.replace(":", "\\:")))
+                connection.execute(sa.text(f'DROP VIEW IF EXISTS "{name}"'))
+                connection.execute(sa.text(statement.replace(":", "\\:")))
+                if dialect == "postgresql":
+                    connection.execute(sa.text(f"COMMENT ON VIEW \"{name}\" IS '{mark}'"))
         except DBAPIError:
             if attempt: # Else another service may have made it
                 raise

@@ -4,10 +4,12 @@ import getpass
 import json
 import sqlite3
 from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
 
 import pytest
 from typer.testing import CliRunner
 
+from mlcycle.cli.alerts import find_latency_budget
 from mlcycle.cli.app import app
 from mlcycle.cli.base import console
 from mlcycle.monitoring.alert_rules import AlertSettings, make_alarm
@@ -77,7 +79,7 @@ def test_open_alerts_are_listed_and_resolved_ones_on_request(project):
 def test_one_alert_is_shown_with_its_columns_and_its_runbook(project):
     found = next(each for each in listed() if each["rule"] == "drift")
     shown = call("alerts", "show", found["id"][:6])
-    for text in ("columns: spend, town", "holds since: 2024-01-30", "What to do:", "Stage to go back to: data"):
+    for text in ("columns: spend, town", "holds since: 2024-01-30 00:00 UTC", "What to do:", "Stage to go back to: data"):
         assert text in shown
     assert json.loads(call("alerts", "show", found["id"], "--json"))["runbook"]
     assert "No alert has the id 'zzz'" in refused("alerts", "show", "zzz")
@@ -104,7 +106,8 @@ def test_a_rule_and_an_alert_are_muted_for_a_time(project, words):
     call(*words, found["id"][:7])
     shown = call("alerts")
     assert shown.count("firing, muted") == 2
-    assert f"by {getpass.getuser()}: drift of orders" in shown
+    assert f"by {getpass.getuser()}: drift (orders)" in shown
+    assert f"by {getpass.getuser()}: missing column of zip (orders)" in shown
     file = project / "sent.jsonl"
     look(project, *ALARMS, file=str(file), cooldowns={"drift": timedelta(0), "missing column": timedelta(0)})
     assert not file.exists(), "nothing is sent"
@@ -112,7 +115,8 @@ def test_a_rule_and_an_alert_are_muted_for_a_time(project, words):
     look(project, *ALARMS, file=str(file), cooldowns={"drift": timedelta(0), "missing column": timedelta(0)})
     assert [json.loads(line)["rule"] for line in file.read_text().splitlines()] == ["drift"]
     assert "Did you mean 'drift'?" in refused("mute", "drft")
-    assert "12h, 7d or 2w" in refused("mute", "drift", "--for", "ever")
+    for length in ("ever", "0h"):
+        assert "12h, 7d or 2w" in refused("mute", "drift", "--for", length)
 
 
 def test_notifications_that_wait_are_named(project):
@@ -137,6 +141,16 @@ def test_rules_are_written_and_need_a_model_or_a_budget(project):
     assert "The budget of the response time is 40 ms." in printed
     assert sorted(path.name for path in (project / "rules").iterdir()) == ["alertmanager.yml", "rules.yml", "rules_test.yml"]
     assert "> 40" in (project / "rules" / "rules.yml").read_text()
+    call("alerts", "rules", "orders@1", "--output", "same", "--budget", "40", "--email", "a@example.org")
+    assert (project / "same" / "rules.yml").read_text() == (project / "rules" / "rules.yml").read_text()
+
+
+def test_the_budget_is_that_of_the_version_that_is_named(monkeypatch, tmp_path):
+    wanted = []
+    run = SimpleNamespace(problem=SimpleNamespace(latency_budget_ms=None))
+    monkeypatch.setattr("mlcycle.cli.governance.run_of_version", lambda workspace, words: wanted.append(words) or run)
+    assert [find_latency_budget(name, tmp_path) for name in ("t-y", "t-y@1")] == [100.0, 100.0]
+    assert wanted == [["t-y", "champion"], ["t-y", "1"]]
 
 
 def test_the_help_names_the_commands_once():

@@ -1,5 +1,8 @@
 """`mlcycle log`: show, export and prune the prediction log of a project."""
 
+import os
+import socket
+import time
 from datetime import UTC, datetime, timedelta
 
 import pyarrow.parquet as pq
@@ -7,6 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from mlcycle.cli.app import app
+from mlcycle.cli.log import TIME_LIMITS
 from mlcycle.stores.events import add_events, open_event_database
 
 
@@ -46,8 +50,43 @@ def test_mistakes_are_told_in_a_sentence(run, tmp_path):
         (["export", "chrun", "x.parquet"], "churn"),
         (["export", "churn", "x.parquet", "--until", "tomorrow"], "no duration for --until"),
         (["prune", "--older-than", "soon"], "no duration for --older-than"),
+        (["export", "churn", "x.parquet", "--since", "2026-02-01", "--until", "2026-01-01"], "is not before --until 2026-01-01"),
+        (["export", "churn", "x.csv"], "such as x.parquet"),
     ):
         result = run(*words)
         assert result.exit_code == 2
         assert text in result.output
     assert not (tmp_path / "x.parquet").exists()
+
+
+def test_a_database_that_hangs_is_a_clear_error(tmp_path, monkeypatch):
+    "It takes connections and never responds."
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(TIME_LIMITS, "PGCONNECT_TIMEOUT", "2")
+    (tmp_path / ".mlcycle").mkdir()
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"postgresql+psycopg://ann:hunter2@127.0.0.1:{server.getsockname()[1]}/events"
+        (tmp_path / "settings.ini").write_text(f"[stores]\nevents_url = {address}\n")
+        began = time.monotonic()
+        result = CliRunner().invoke(app, ["log", "show"])
+    assert time.monotonic() - began < 20
+    assert result.exit_code != 0
+    assert "timeout" in result.stderr
+    assert "hunter2" not in result.output + result.stderr
+    assert "PGOPTIONS" not in os.environ
+
+
+def test_a_statement_that_waits_is_a_clear_error(postgresql, tmp_path, monkeypatch):
+    "Another session holds a lock."
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(TIME_LIMITS, "PGOPTIONS", "-c statement_timeout=300")
+    url = postgresql.render_as_string(hide_password=False)
+    (tmp_path / "settings.ini").write_text(f"[stores]\nevents_url = {url}\n")
+    (tmp_path / ".mlcycle").mkdir()
+    engine = open_event_database(url)
+    with engine.begin() as connection:
+        connection.exec_driver_sql("LOCK TABLE predictions IN ACCESS EXCLUSIVE MODE")
+        result = CliRunner().invoke(app, ["log", "show"])
+    engine.dispose()
+    assert result.exit_code != 0
+    assert "statement timeout" in result.stderr

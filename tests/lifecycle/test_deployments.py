@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 from mlcycle.cli.app import app
 from mlcycle.core.workspace import Workspace
 from mlcycle.errors import StageError
-from mlcycle.lifecycle.deployment_records import Deployment, read_deployments
+from mlcycle.lifecycle.deployment_records import DEPLOYMENTS_FILE, Deployment, read_deployments
 from mlcycle.lifecycle.deployment_status import NotReachableError, PlanWait, deployment_status
 from mlcycle.lifecycle.deployments import add_deployment
 from mlcycle.lifecycle.serving import traffic_file
@@ -207,6 +207,16 @@ def test_a_killed_service_is_stopped_and_replaced_by_the_next_one(served):
         assert [each.name for each in read_deployments(run.workspace)] == [pinned]
         assert listed(project)[pinned]["state"] == "serving"
     deployments(project, "remove", pinned)
+
+
+def test_a_service_that_fails_at_its_start_is_no_deployment(served):
+    run, _, _ = served
+    project, pinned = run.workspace.project, f"{run.release.model.name}@{run.release.model.version}"
+    done = cli("serve", pinned, "--port", "0", "--api-keys", "missing.json", cwd=project)
+    assert done.returncode != 0
+    assert "missing.json" in done.stderr
+    assert pinned in (run.workspace.root / DEPLOYMENTS_FILE).read_text(), "it was recorded before it failed"
+    assert pinned not in listed(project)
 
 
 @pytest.mark.parametrize(

@@ -199,7 +199,8 @@ def test_nothing_is_sent_to_a_server_that_is_not_trusted_or_not_encrypted(certif
 
 
 def test_the_file_for_prometheus_is_what_promtool_expects(tmp_path):
-    alerts = [alert(), alert("latency", ""), alert("missing column", 'a "quoted"\nname\\')]
+    taken = alert("latency", "").model_copy(update={"state": "acknowledged", "acknowledged_at": NOW})
+    alerts = [alert(), taken, alert("missing column", 'a "quoted"\nname\\')]
     judged = health(rows=1000, n_labelled=250, score=Score(metric="roc_auc", value=0.81, low=0.8, high=0.82))
     text = render_health_metrics(judged, alerts, NOW)
     samples = [sample for family in text_string_to_metric_families(text) for sample in family.samples]
@@ -207,9 +208,12 @@ def test_the_file_for_prometheus_is_what_promtool_expects(tmp_path):
     assert found["mlcycle_monitoring_timestamp_seconds"] == NOW.replace(tzinfo=UTC).timestamp()
     assert (found["mlcycle_monitoring_labelled_ratio"], found["mlcycle_monitoring_score"]) == (0.25, 0.81)
     active = {
-        tuple(sample.labels[key] for key in ("rule", "severity", "subject")) for sample in samples if "active" in sample.name
+        tuple(sample.labels[key] for key in ("rule", "severity", "state", "subject"))
+        for sample in samples
+        if "active" in sample.name
     }
-    assert ("missing column", "critical", 'a "quoted"\nname\\') in active
+    assert ("missing column", "critical", "firing", 'a "quoted"\nname\\') in active
+    assert ("latency", "warning", "acknowledged", "") in active
     assert len(active) == 3
     settings = AlertSettings(prometheus=str(tmp_path / "collector"))
     assert publish_alert_states(judged, alerts, settings, NOW) == []
@@ -234,6 +238,17 @@ def test_alertmanager_gets_open_and_resolved_alerts(tmp_path, monkeypatch):
     (problem,) = publish_alert_states(health(), [alert()], settings, NOW)
     assert problem.startswith("Alertmanager at http://127.0.0.1 cannot be reached")
     assert PASSWORD not in problem
+
+
+def test_for_alertmanager_an_acknowledged_alert_has_ended():
+    "It would go on calling people otherwise; after two days the alert is not sent any more."
+    taken = alert().model_copy(update={"state": "acknowledged", "acknowledged_at": NOW + timedelta(hours=3)})
+    with web_server(200) as (port, received):
+        settings = AlertSettings(alertmanager=f"http://127.0.0.1:{port}")
+        for hours in (4, 60):
+            assert publish_alert_states(health(), [taken], settings, NOW + timedelta(hours=hours)) == []
+    ((_, (sent,)),) = received
+    assert sent["endsAt"] == "2024-01-31T15:00:00Z"
 
 
 def test_a_folder_that_cannot_be_written_is_a_message(tmp_path):

@@ -30,6 +30,7 @@ from mlcycle.stores.alert_store import (
     count_waiting_notifications,
     define_alert_tables,
     end_mutes,
+    list_alerts,
 )
 
 START = datetime(2024, 1, 1)
@@ -83,7 +84,7 @@ def test_any_sequence_of_looks(steps, cooldown):
     "What is sent about one alert, whatever happens."
     settings = AlertSettings(file="/dev/null", cooldowns={"drift": timedelta(hours=cooldown)})
     model, store = f"model {next(EXAMPLES)}", memory_store()  # One database: making one takes longer than ten looks
-    now, shown, muted_until, n_before = START, [], START, 0
+    now, shown, muted_until, n_before, is_silenced = START, [], START, 0, False
     for step in steps:
         now += timedelta(hours=step["hours"])
         if step["person"] == "mute":
@@ -106,28 +107,36 @@ def test_any_sequence_of_looks(steps, cooldown):
             if now >= muted_until and after[0].state == "firing":
                 last = datetime.fromisoformat(fired[-1]["time"])
                 assert now - last < timedelta(hours=cooldown) or last == now, "it is not silent for longer than the cooldown"
+                assert step["alarm"] != "critical" or sent[-1]["kind"] == "firing", (
+                    "the last notice of a critical alert is that it fires"
+                )
             if was_acknowledged and new:
                 assert step["alarm"] == "critical", "an acknowledged alert is sent again only if it has become graver"
         elif step["rows"]:
             assert all(alert.state == "resolved" for alert in after)
-            assert not fired or sent[-1]["kind"] == "resolved", "what was sent as firing is sent as resolved"
+            is_silenced = not new and (is_silenced or now < muted_until and any(alert.state != "resolved" for alert in shown))
+            assert not fired or sent[-1]["kind"] == "resolved" or is_silenced, "what was sent as firing is sent as resolved"
         else:
             assert not new, "without rows nothing is known about drift"
             assert [alert.id for alert in after] == [alert.id for alert in shown if alert.state != "resolved"]
         if now < muted_until:
-            assert not any(each["kind"] == "firing" for each in new)
+            assert not new, "a mute silences everything"
         shown = after
     check_notifications(notices(store, model), timedelta(hours=cooldown))
 
 
 def check_notifications(sent: list[dict], cooldown: timedelta) -> None:
-    "No two resolved ones follow each other, and no two firing ones within the cooldown, unless the second is graver."
+    """No two resolved ones follow each other, and no two firing ones within the cooldown.
+
+    The exceptions are a second one that is graver, and a critical one that comes back after it was sent as resolved.
+    """
     assert not any(one["kind"] == other["kind"] == "resolved" for one, other in zip(sent, sent[1:], strict=False))
     assert not sent or sent[0]["kind"] == "firing"
     fired = [each for each in sent if each["kind"] == "firing"]
     for one, other in zip(fired, fired[1:], strict=False):
         pause = datetime.fromisoformat(other["time"]) - datetime.fromisoformat(one["time"])
-        assert pause >= cooldown or SEVERITIES.index(other["severity"]) > SEVERITIES.index(one["severity"])
+        is_back = other["severity"] == "critical" and sent[sent.index(other) - 1]["kind"] == "resolved"
+        assert pause >= cooldown or SEVERITIES.index(other["severity"]) > SEVERITIES.index(one["severity"]) or is_back
 
 
 def test_a_repeated_alarm_is_sent_again_after_the_cooldown_and_once_when_it_has_gone(store):
@@ -145,6 +154,61 @@ def test_a_flapping_alarm_is_sent_once_within_the_cooldown(store):
     assert kinds(store) == ["firing", "resolved"]
     process_alarms(health(DRIFT), store, settings, START + 4 * DAY)
     assert kinds(store) == ["firing", "resolved", "firing"]
+
+
+def test_a_flapping_alarm_that_holds_at_the_end_of_the_cooldown_is_sent(store):
+    settings = AlertSettings(file="/dev/null", cooldowns={"drift": 3 * DAY})
+    for day, holds in enumerate([1, 0, 1, 1]):
+        process_alarms(health(*[DRIFT] * holds), store, settings, START + day * DAY)
+    assert kinds(store) == ["firing", "resolved", "firing"], "it was not sent since it was resolved"
+
+
+def test_a_critical_alarm_that_comes_back_is_sent_at_once(store):
+    "Also if it was acknowledged before it was resolved."
+    settings = AlertSettings(file="/dev/null", cooldowns={"drift": 3 * DAY})
+    grave = DRIFT.model_copy(update={"severity": "critical"})
+    for hour, holds in enumerate([1, 0, 1, 1, 0]):
+        process_alarms(health(*[grave] * holds), store, settings, START + timedelta(hours=hour))
+    assert kinds(store) == ["firing", "resolved", "firing", "resolved"]
+    (alert,) = process_alarms(health(grave), store, settings, START + timedelta(hours=5))
+    acknowledge_alert(store, alert.id, "ann", START + timedelta(hours=5))
+    for hour, holds in ((6, 0), (7, 1)):
+        process_alarms(health(*[grave] * holds), store, settings, START + timedelta(hours=hour))
+    assert kinds(store)[4:] == ["firing", "resolved", "firing"]
+
+
+def test_a_mute_silences_that_an_alert_is_resolved(store):
+    settings = AlertSettings(file="/dev/null")
+    process_alarms(health(DRIFT), store, settings, START)
+    add_mute(store, rule="drift", until=START + DAY, user="ann", now=START)
+    for hours in (2, 30):
+        process_alarms(health(), store, settings, START + timedelta(hours=hours))
+    assert kinds(store) == ["firing"]
+
+
+def test_a_resolved_notification_tells_the_end_and_no_problem(store):
+    settings = AlertSettings(file="/dev/null")
+    for hours, holds in ((0, 1), (1, 0)):
+        process_alarms(health(*[DRIFT] * holds), store, settings, START + timedelta(hours=hours))
+    fired, resolved = notices(store)
+    assert fired["summary"] == DRIFT.summary
+    assert fired["runbook"]
+    assert resolved["runbook"] == ""
+    assert DRIFT.summary not in resolved["summary"]
+    assert f"{START + timedelta(hours=1):%Y-%m-%d %H:%M} UTC" in resolved["summary"]
+
+
+def test_a_second_acknowledgement_keeps_the_note_and_grave_alerts_are_listed_first(store):
+    grave = make_alarm("quality", "It fell.", severity="critical")
+    process_alarms(health(grave), store, AlertSettings(), START)
+    fallen, drifted, _ = process_alarms(
+        health(DRIFT, grave, make_alarm("latency", "It is slow.")), store, AlertSettings(), START + DAY
+    )
+    listed = list_alerts(store)
+    assert [each["severity"] for each in listed] == ["critical", "warning", "warning"]
+    assert listed[0]["id"] == fallen.id, "although it is the oldest"
+    acknowledge_alert(store, drifted.id, "ann", START, "The supplier is asked.")
+    assert acknowledge_alert(store, drifted.id, "bob", START + DAY)["note"] == "The supplier is asked."
 
 
 def test_an_acknowledged_alert_is_silent_until_it_becomes_graver(store):
@@ -306,6 +370,9 @@ def test_each_rule_has_a_runbook_and_the_stage_of_the_decision():
         ("cooldown = drift: soon", "30s, 90m, 12h, 7d or 4w"),
         ("cooldown = drift: 99999w", "at most 100 years"),
         ("mute = latencey", "Did you mean 'latency'?"),
+        ("mute = drift, latencey", "Did you mean 'latency'?"),
+        ("webhook = localhost:8396", "'webhook' in [alerts] of settings.ini is not an address: it has no scheme"),
+        ("alertmanager = alerts.example.org", "http://HOST, https://HOST or $NAME"),
         ("webhok = http://localhost", "Did you mean 'webhook'?"),
         ("email = a@b.c", "'smtp' in [alerts] of settings.ini is not the address"),
         ("email = a@b.c\nsmtp = smtp://ann:hunter2@mail", "without user and password"),
@@ -325,6 +392,14 @@ def test_settings_that_cannot_be_read(tmp_path, line, expected):
 def test_settings_of_a_project_without_a_section(tmp_path):
     assert read_alert_settings(tmp_path) == AlertSettings(file=str(tmp_path / ".mlcycle" / "alerts.jsonl"))
     assert SECTION_DEFAULTS["alerts"] is ALERT_DEFAULTS
+
+
+def test_muted_rules_and_addresses_as_people_write_them(tmp_path):
+    text = "[alerts]\nmute = drift, outliers,\n    no traffic\nwebhook = $HOOK\nalertmanager = https://ann:$PW@am:9093/\n"
+    (tmp_path / "settings.ini").write_text(text)
+    settings = read_alert_settings(tmp_path)
+    assert settings.muted == ["drift", "outliers", "no traffic"]
+    assert (settings.webhook, settings.alertmanager) == ("$HOOK", "https://ann:$PW@am:9093/")
 
 
 @pytest.mark.parametrize("text", ["", "7", "d", "-1d", "7 days", "٣d\n"])

@@ -1,22 +1,29 @@
 """The live page in a browser and on its own: numbers, refresh, ranges, untrusted values, faults."""
 
+import re
 import threading
 import time
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
+from itertools import pairwise
 from types import SimpleNamespace
 
 import pytest
 import uvicorn
 from browsing import DESK, PHONE, browser, open_page  # noqa: F401
 from playwright.sync_api import expect
+from sqlalchemy.exc import OperationalError
 from starlette.testclient import TestClient
 
-from mlcycle.monitoring.background_health import BackgroundHealth, WatchSource
-from mlcycle.monitoring.dashboard import create_dashboard
+from mlcycle.lifecycle.watched_model import WatchedLog
+from mlcycle.monitoring.alert_rules import AlertSettings
+from mlcycle.monitoring.alerts import process_alarms
+from mlcycle.monitoring.background_health import BackgroundHealth, HealthResult, WatchSource, refresh_result
+from mlcycle.monitoring.dashboard import create_dashboard, data_status
 from mlcycle.monitoring.dashboard_data import WATCH_RANGES, dashboard_data
 from mlcycle.outcomes import Alarm, ColumnDrift, Health, OutlierRow, Score, VersionHealth, Window
 from mlcycle.service.server import bind_socket
+from mlcycle.stores.alert_store import AlertStore, add_mute
 from mlcycle.stores.events import add_events, connect_event_database, log_state, open_event_database
 
 NOW = datetime(2026, 5, 4, 12, tzinfo=UTC)
@@ -117,7 +124,7 @@ def test_every_panel_shows_the_numbers_of_the_health(open_page):  # noqa: F811
         figures = part(page, "figures")
         for text in ("12,345", "8.50 ms", "0.741", "[0.721, 0.761]", "0.738", "48.6 %", "48 / 24", "1\nof 2"):
             assert text in figures, text
-        assert "critical firing drift: distance It moved. 2026-05-04 03:00" in " ".join(part(page, "alerts").split())
+        assert "critical drift: distance firing It moved. 2026-05-04 03:00" in " ".join(part(page, "alerts").split())
         page.click("#alerts summary")
         expect(page.locator("#alerts")).to_contain_text("Then retrain.")  # The fold is filled when it opens
         assert "holdout 0.763 [0.743, 0.783]" in part(page, "quality")
@@ -241,6 +248,67 @@ def test_it_says_that_its_data_are_old(open_page):  # noqa: F811
         page.complaints.clear()  # The refused connection
 
 
+TICKS = """() => [...document.querySelector("#traffic .chart").querySelectorAll("text.tick")].map(
+  (each) => [each.textContent, Math.round(each.getAttribute("x"))])"""
+
+
+def test_ticks_are_at_whole_hours_and_days_at_equal_distances(open_page):  # noqa: F811
+    with served(FakeLog()) as (address, _):
+        for name, form in (
+            ("hour", r"\d\d:\d[05]"),
+            ("day", r"\d\d:00"),
+            ("week", r"[A-Z][a-z]{2},? \d+"),
+            ("month", r"\d+ \w+"),
+        ):
+            page = ready(open_page(f"{address}/?range={name}"))
+            page.wait_for_selector("#traffic .chart text.tick")
+            ticks = page.evaluate(TICKS)
+            assert len(ticks) >= 3, name
+            assert all(re.fullmatch(form, text) for text, _ in ticks), ticks
+            steps = [right - left for (_, left), (_, right) in pairwise(ticks)]
+            assert max(steps) - min(steps) <= 1, ticks
+
+
+def test_a_range_ends_now_and_not_at_the_last_row():
+    "Windows without rows are gaps, also where traffic has stopped."
+    day = WATCH_RANGES["day"]
+    health = made_health(day)
+    stopped = health.model_copy(update={"windows": health.windows[6:12]})
+    panels = {each["id"]: each for each in dashboard_data(stopped, None, day, NOW)["panels"]}
+    (chart,) = panels["latency"]["charts"]
+    assert (chart["times"][0], chart["ends"][-1]) == ("2026-05-03T12:00:00Z", "2026-05-04T12:00:00Z")
+    assert [value is not None for value in chart["series"][0]["values"]] == [False] * 6 + [True] * 6 + [False] * 12
+    assert "of 6 windows" in panels["latency"]["note"]
+
+
+def test_what_limits_the_reader_is_told():
+    day = WATCH_RANGES["day"]
+    health = made_health(day)
+    doubtful = dashboard_data(health.model_copy(update={"estimate_reliable": False}))
+    assert "not reliable" in [each["note"] for each in doubtful["figures"] if each["name"].startswith("Estimated")]
+    few = health.model_copy(update={"windows": [each.model_copy(update={"score": None}) for each in health.windows]})
+    many = health.model_copy(update={"outliers": health.outliers * 50})
+    panels = {each["id"]: each for each in dashboard_data(few)["panels"]}
+    assert "No window has enough rows with actual values" in panels["quality"]["note"]
+    panels = {each["id"]: each for each in dashboard_data(many)["panels"]}
+    assert [len(each["rows"]) for each in panels["outliers"]["tables"]] == [12, 38]
+    assert (panels["outliers"]["tables"][1]["caption"], panels["outliers"]["tables"][1]["folded"]) == ("and 38 more", True)
+    idle = dashboard_data(health.model_copy(update={"rows": 0, "action": "nothing"}))["headline"]
+    assert (idle["tone"], idle["action"]) == ("", "Nothing to judge")
+
+
+def test_mutes_are_shown(tmp_path):
+    log = WatchedLog(f"sqlite:///{tmp_path}/events.db")
+    store, now = AlertStore.open(log.url), datetime.now(UTC).replace(tzinfo=None)
+    judged = made_health(WATCH_RANGES["day"])
+    process_alarms(judged, store, AlertSettings(), now)
+    assert [each.state for each in log.alerts("flights")] == ["firing"]
+    add_mute(store, rule="drift", until=now + timedelta(days=2), user="ann", now=now)
+    (row,) = dashboard_data(judged, log.alerts("flights"))["panels"][0]["tables"][0]["rows"]
+    assert row[2] == f"firing, muted until {now + timedelta(days=2):%Y-%m-%d %H:%M}"
+    store.engine.dispose()
+
+
 def test_an_empty_log_says_how_to_start(open_page):  # noqa: F811
     log = FakeLog()
     log.load = lambda stretch: Health(decision="-", monitored="none", rows=0, latency_ms={}, windows=[], drift=[],
@@ -333,6 +401,9 @@ def test_the_last_result_stays_while_the_log_cannot_be_judged():
     log.state, log.load = 2, lambda stretch: 1 / 0
     failed = background.result("day", wait=5)
     assert (failed.health.rows, failed.error, failed.error_since) == (12_345, "ZeroDivisionError: division by zero", NOW)
+    assert data_status(failed, NOW)["warning"].startswith("The predictions cannot be judged since 12:00:00 UTC.")
+    log.load = lambda stretch: (_ for _ in ()).throw(OperationalError("SELECT 1", {}, Exception("away")))
+    assert data_status(background.result("day", wait=5), NOW)["warning"].startswith("The prediction log cannot be read since")
     log.load = lambda stretch: made_health(stretch, rows=1)
     again = background.result("day", wait=5)
     assert (again.health.rows, again.error, again.error_since) == (1, "", None)
@@ -351,6 +422,29 @@ def test_the_state_of_a_log_changes_with_each_event_and_creates_no_file(tmp_path
         states.append(log_state(engine))
     assert len(set(states)) == 4
     engine.dispose()
+
+
+def test_a_log_that_is_gone_or_replaced_is_noticed(tmp_path):
+    "No connection to the old file stays open."
+    url, file, made = f"sqlite:///{tmp_path}/events.db", tmp_path / "events.db", FakeLog()
+    log = WatchedLog(url)
+    source = WatchSource(load=made.load, state=log.state, alerts=lambda: log.alerts("flights"), now=lambda: NOW)
+    day = WATCH_RANGES["day"]
+    result = refresh_result(HealthResult(), day, source)
+    assert not result.error
+    assert not file.exists(), "watching creates no file"
+    open_event_database(url).dispose()
+    result = refresh_result(result, day, source)
+    for each in tmp_path.iterdir():
+        each.unlink()
+    gone = refresh_result(result, day, source)
+    assert "was there and is gone" in gone.error
+    assert data_status(gone, NOW)["warning"].startswith("The prediction log cannot be read since")
+    assert (gone.health, gone.as_of) == (result.health, result.as_of)
+    file.with_name("blocker").touch()  # So that the new file has another inode
+    open_event_database(url).dispose()
+    assert not refresh_result(gone, day, source).error
+    assert len(made.loads) == 3
 
 
 @pytest.mark.parametrize("change", [{"windows": []}, {"drift": []}, {"versions": [], "outliers": []}, {"n_labelled": 0},

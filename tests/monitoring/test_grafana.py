@@ -13,7 +13,7 @@ from mlcycle.monitoring.grafana import grafana_dashboard, write_grafana_dashboar
 from mlcycle.service.service_metrics import ServiceMetrics
 
 GAUGES = {  # Written for the textfile collector, with their labels
-    "mlcycle_alert_active": {"model", "rule", "severity", "subject"},
+    "mlcycle_alert_active": {"model", "rule", "severity", "state", "subject"},
     "mlcycle_monitoring_timestamp_seconds": {"model"},
     "mlcycle_monitoring_rows": {"model"},
     "mlcycle_monitoring_labelled_ratio": {"model"},

@@ -53,6 +53,7 @@ WRONG = {  # What is replaced in a rule
     "MlcycleLatencyP99": ("10m", "1m"),  # Of its `for`: it fires too early
     "MlcycleMonitoringStale": ("> 2 * 24 * 3600", "> 24 * 3600"),
     "MlcycleLatencyP95": ("* 1000 > 50", "* 1000 > 5"),
+    "MlcycleModelAlert": ('state="firing"', 'state!=""'),  # It calls about what is acknowledged
     "MlcycleCanaryErrors": ('role="canary"', 'role="champion"'),
     "MlcyclePredictionLogDropped": ("dropped", "written"),
 }
@@ -107,6 +108,10 @@ def test_e_mail_and_webhook_are_receivers(tmp_path):
     text = render_alertmanager_config("https://hooks.example.org/x", ["a@example.org", "b@example.org"], "mail:587")
     config = yaml.safe_load(text)
     assert config["global"]["smtp_from"] == "a@example.org"
+    (inhibition,) = config["inhibit_rules"]
+    assert inhibition["source_matchers"] == ['rule="quality"', 'severity="critical"']
+    hints = re.fullmatch('rule=~"(.+)"', *inhibition["target_matchers"])[1].split("|")
+    assert set(hints) == {"estimated quality", "prior shift", "outliers"} < set(ALERT_RULES)
     for receiver in config["receivers"]:
         assert [each["url"] for each in receiver["webhook_configs"]] == ["https://hooks.example.org/x"]
         assert [each["to"] for each in receiver["email_configs"]] == ["a@example.org", "b@example.org"]
@@ -256,18 +261,21 @@ def test_an_alert_fires_arrives_and_resolves_through_real_servers(tmp_path):
 
 
 def send_through_alertmanager(port: int, received: list) -> None:
-    "Alertmanager takes what the sink sends; a warning is not sent while a critical alert of the model fires."
+    "Alertmanager takes what the sink sends; while quality has fallen, prior shift is not sent, and drift is."
     settings, look = AlertSettings(alertmanager=f"http://127.0.0.1:{port}"), datetime.now(UTC).replace(tzinfo=None)
-    gone = advance_alert(None, make_alarm("missing column", "It is gone.", "y"), "hotels", look, settings=settings)[0]
+    gone = advance_alert(None, make_alarm("quality", "It fell.", "y"), "hotels", look, settings=settings)[0]
     assert send_to_alertmanager(settings, [gone], look) == ""
-    key = ("hotels", "MlcycleModelAlert", "missing column")
+    key, hint = (("hotels", "MlcycleModelAlert", rule) for rule in ("quality", "prior shift"))
+    drift = ("hotels", "MlcycleModelAlert", "drift")
     wait_until(lambda: states(received).get(key) == "firing", 5, "the critical alert arrives")
-    slow = advance_alert(None, make_alarm("latency", "It is slow."), "hotels", look, settings=settings)[0]
-    assert send_to_alertmanager(settings, [gone, slow], look) == ""
-    time.sleep(1.5)
-    assert ("hotels", "MlcycleModelAlert", "latency") not in states(received)
+    both = [make_alarm("prior shift", "It moved."), make_alarm("drift", "It moved.")]
+    slow = [advance_alert(None, each, "hotels", look, settings=settings)[0] for each in both]
+    assert send_to_alertmanager(settings, [gone, *slow], look) == ""
+    wait_until(lambda: states(received).get(drift) == "firing", 5, "drift, which explains it, arrives")
+    time.sleep(1)
+    assert hint not in states(received)
     later = datetime.now(UTC).replace(tzinfo=None)
     resolved = advance_alert(gone, None, "hotels", later, settings=settings)[0]
-    assert send_to_alertmanager(settings, [resolved, slow], later) == ""
+    assert send_to_alertmanager(settings, [resolved, *slow], later) == ""
     wait_until(lambda: states(received).get(key) == "resolved", 5, "the critical alert is resolved")
-    wait_until(lambda: states(received).get(("hotels", "MlcycleModelAlert", "latency")) == "firing", 5, "the warning arrives")
+    wait_until(lambda: states(received).get(hint) == "firing", 5, "the warning arrives")

@@ -1,6 +1,7 @@
 """Drift over a stream: odd windows, dependent rows, seasons, and the figures that the notebook reports."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -88,6 +89,17 @@ def test_joint_drift_of_few_rows_is_not_tested():
         stream = monitor_stream(references, [summarise(references, 0, draw(rng, rows))])
         assert any(each.column == "(joint)" for each in add_stream_evidence([], stream)) is is_tested
         assert ("Joint drift is not tested: 30 rows, 50 are needed." in stream.notes) is not is_tested
+
+
+def test_windows_larger_than_the_reference_with_plain_datetimes():
+    "They are sub-sampled, the same way each time; `summarise_log` gives starts that are no pandas timestamps."
+    rng = np.random.default_rng(3)
+    references = make_references(draw(rng, 400))
+    windows = [summarise(references, day, draw(rng, 600)) for day in range(3)]
+    plain = [replace(each, start=each.start.to_pydatetime(), end=each.end.to_pydatetime()) for each in windows]
+    first, second = monitor_stream(references, plain, max_fits=1), monitor_stream(references, windows, max_fits=1)
+    assert "3 of 3 windows are larger than the reference" in first.notes[-1]
+    np.testing.assert_array_equal(first.evidence, second.evidence)
 
 
 def test_dependent_rows_of_a_day():

@@ -164,6 +164,19 @@ def test_a_view_has_typed_columns(engine):
     assert (row["predicted_label"], row["actual_label"]) == ("yes", "yes")
 
 
+def test_a_view_is_replaced_when_the_columns_change(engine):
+    "Such as when a column is hashed from now on; else its values would be missing without a word."
+    add_events(engine, "predictions", [predictions([3])[0] | {"features": {"name__hmac": "5f3a"}}])
+    create_release_view(engine, "model", "1", TYPES)
+    hashed = {("name__hmac" if name == "name" else name): kind for name, kind in TYPES.items()}
+    for _ in range(2):
+        create_release_view(engine, "model", "1", hashed)
+    with engine.connect() as connection:
+        row = connection.execute(sa.text("SELECT * FROM model_v1")).mappings().one()
+    assert row["name__hmac"] == "5f3a"
+    assert "name" not in row
+
+
 def test_what_is_pruned_was_exported_and_actual_values_of_kept_rows_stay(engine, tmp_path, monkeypatch):
     monkeypatch.setattr(event_export, "DELETED_ROWS", 50)
     add_events(engine, "predictions", predictions(range(240), score=[0.25, 0.75]))

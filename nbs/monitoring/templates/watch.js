@@ -37,16 +37,23 @@
     const when = new Date(iso);
     return Number.isNaN(when.getTime()) ? iso : new Intl.DateTimeFormat("en-GB", { timeZone: "UTC", ...form }).format(when);
   };
-  function tickForm(times) {
-    const hours = (new Date(times.at(-1)) - new Date(times[0])) / 36e5;
-    if (hours <= 30) return { hour: "2-digit", minute: "2-digit" };
-    return hours <= 24 * 8 ? { weekday: "short", day: "numeric" } : { day: "numeric", month: "short" };
-  }
+  const minutes = (iso) => (Number.isNaN(new Date(iso).getTime()) ? iso : iso.slice(0, 16).replace("T", " "));
   const span = (chart, i) => {
-    const whole = { day: "numeric", month: "short", hour: "2-digit", minute: "2-digit" };
     const sameDay = chart.times[i].slice(0, 10) === chart.ends[i].slice(0, 10);
-    return `${clock(whole, chart.times[i])} – ${clock(sameDay ? { hour: "2-digit", minute: "2-digit" } : whole, chart.ends[i])}`;
+    return `${minutes(chart.times[i])} – ${sameDay ? minutes(chart.ends[i]).slice(11) : minutes(chart.ends[i])}`;
   };
+  // Ticks at whole minutes, hours, days or weeks (from Monday), at equal distances, at most so many
+  const HOUR = 36e5;
+  const STEPS = [1 / 60, 1 / 12, 1 / 6, 1 / 4, 1 / 2, 1, 2, 3, 6, 12, 24, 48, 24 * 7, 24 * 14, 24 * 28, 24 * 56, 24 * 84, 24 * 168].map((hours) => hours * HOUR);
+  function timeTicks(begin, end, most) {
+    const step = STEPS.find((each) => (end - begin) / each <= most) || STEPS.at(-1);
+    const monday = step >= 24 * 7 * HOUR ? 24 * 4 * HOUR : 0; // The first one after 1970-01-01
+    const ticks = [];
+    for (let each = Math.ceil((begin - monday) / step) * step + monday; each <= end; each += step) ticks.push(each);
+    const form = step < 24 * HOUR ? { hour: "2-digit", minute: "2-digit" } :
+      end - begin <= 24 * 8 * HOUR ? { weekday: "short", day: "numeric" } : { day: "numeric", month: "short" };
+    return ticks.map((each) => [each, clock(form, new Date(each).toISOString())]);
+  }
 
   // Scales
   function niceStep(rough) {
@@ -120,17 +127,15 @@
     });
     return parts;
   }
-  function axisParts(chart, scale, x, left, right, bottom) {
+  function axisParts(chart, scale, left, right, bottom) {
     const parts = scale.ticks.flatMap((value) => [
       shape("line", { class: "axis", x1: left, x2: right, y1: scale.at(value), y2: scale.at(value) }),
       shape("text", { x: left - 8, y: scale.at(value) + 4, "text-anchor": "end" }, scale.label(value))]);
-    const form = tickForm(chart.times);
-    const step = Math.max(1, Math.ceil(chart.times.length / Math.max(2, Math.floor((right - left) / 85))));
-    let before = "";
-    for (let i = chart.times.length - 1; i >= 0; i -= step) {
-      const text = clock(form, chart.times[i]);
-      if (text !== before && x(i) - left > 12) parts.push(shape("text", { x: x(i), y: bottom + 18, "text-anchor": x(i) > right - 20 ? "end" : "middle" }, text));
-      before = text;
+    const [begin, end] = [new Date(chart.times[0]).getTime(), new Date(chart.ends.at(-1)).getTime()];
+    if (!(end > begin)) return parts;
+    for (const [time, text] of timeTicks(begin, end, Math.max(2, Math.floor((right - left) / 75)))) {
+      const at = left + ((time - begin) / (end - begin)) * (right - left);
+      if (at - left > 12) parts.push(shape("text", { class: "tick", x: at.toFixed(1), y: bottom + 18, "text-anchor": at > right - 20 ? "end" : "middle" }, text));
     }
     return parts;
   }
@@ -162,7 +167,7 @@
     entry.index = (place) => Math.min(chart.times.length - 1, Math.max(0, Math.floor((place - left) / slot)));
     entry.svg.setAttribute("viewBox", `0 0 ${width} ${entry.height}`);
     entry.svg.setAttribute("height", entry.height);
-    entry.svg.replaceChildren(...axisParts(chart, scale, x, left, right, bottom), ...noteParts(chart, scale, left, right), ...body, entry.line);
+    entry.svg.replaceChildren(...axisParts(chart, scale, left, right, bottom), ...noteParts(chart, scale, left, right), ...body, entry.line);
     readOut(entry);
   }
   function readOut(entry) {
@@ -219,7 +224,7 @@
   });
   function chartTable(chart) {
     const heads = ["From", ...chart.series.map((each) => each.name)];
-    const rows = chart.times.map((time, i) => [clock({ dateStyle: "short", timeStyle: "short" }, time), ...chart.series.map((each) => {
+    const rows = chart.times.map((time, i) => [minutes(time), ...chart.series.map((each) => {
       const ends = each.low[i] !== null && each.low[i] !== undefined ? ` [${shown(each.low[i], chart)}, ${shown(each.high[i], chart)}]` : "";
       return shown(each.values[i], chart) + ends;
     })]);
@@ -231,8 +236,8 @@
     const long = table.heads.map((_, i) => !isFold(i) && table.rows.some((row) => row[i].length > 30));
     const short = table.heads.map((_, i) => !isFold(i) && table.rows.every((row) => row[i].length <= 24));
     const kind = (i) => [table.numeric[i] ? "numeric" : "", long[i] ? "long" : "", short[i] ? "nowrap" : ""].join(" ").trim();
-    const value = (text, i, row) => isFold(i) && text ? foldOf(`runbook-${row[2]}`, "Runbook", () => make("p", { class: "runbook" }, text)) :
-      (table.badges?.includes(i) ? make("span", { class: `badge ${TONES[text] || ""}` }, text) : text);
+    const value = (text, i, row) => isFold(i) && text ? foldOf(`runbook-${row[1]}`, "Runbook", () => make("p", { class: "runbook" }, text)) :
+      (table.badges?.includes(i) ? make("span", { class: `badge ${TONES[text.split(",")[0]] || ""}` }, text) : text);
     const head = make("tr", {}, ...table.heads.map((text, i) => make("th", { scope: "col", class: kind(i) }, text)));
     const rows = table.rows.map((row) => make("tr", {}, ...row.map((text, i) =>
       make(i === 0 && !table.badges ? "th" : "td", { scope: i === 0 && !table.badges ? "row" : "", class: kind(i) }, value(text, i, row)))));
