@@ -231,9 +231,10 @@ def release_model(
     holdout = read_holdout(workspace, dataset.tables["holdout"], run=run, stage="deployment",
                            reason="parity of service and pipeline, references of monitoring")
     bundle = describe_release(problem, dataset, plan, candidate, workspace)
-    built = build_release(bundle, dataset, holdout, workspace, card, verdict.scores)
-    parity, predictions, packages = compare_all_forms(built, holdout[plan.input_columns], workspace,
-                                                      options or ComparisonOptions())
+    with workspace.lock("release"): # Another run may not replace the release while it is compared and packaged
+        built = build_release(bundle, dataset, holdout, workspace, card, verdict.scores)
+        parity, predictions, packages = compare_all_forms(built, holdout[plan.input_columns], workspace,
+                                                          options or ComparisonOptions())
     decision = (f"{candidate.model.name} version {candidate.model.version} is released: {parity.n_equal} of {parity.rows} "
                 f"predictions over HTTP equal those of the pipeline. {summarise_forms(parity.forms)}"
                 f"{' ' * bool(by_person)}{by_person}")
