@@ -4,6 +4,7 @@ import atexit
 import json
 import os
 import shutil
+import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory, mkdtemp
 
@@ -102,6 +103,17 @@ TABLES = {
     "diabetes": (diabetes, "target"),
     "penguins": (penguins, "Species"),
 }
+
+
+IMPORT_PATH: list[str] = []
+
+
+@pytest.fixture(autouse=True)
+def import_path():
+    "Each test starts with the import path of the first one: MLflow prepends the code of a model that it loads, for good."
+    if not IMPORT_PATH:
+        IMPORT_PATH.extend(sys.path)
+    sys.path[:] = IMPORT_PATH
 
 
 @pytest.fixture(scope="session", autouse=True)

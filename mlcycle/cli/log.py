@@ -153,7 +153,7 @@ def export(
 
         workspace, now = Workspace.from_project(project), datetime.now(UTC).replace(tzinfo=None)
         span = {name: read_time(text, f"--{name}", now) for name, text in (("since", since), ("until", until)) if text}
-        check_export(file, **span)
+        check_export(file, span.get("since"), span.get("until"))
         engine = open_event_log(workspace.events_url)
         columns = recorded_columns(engine, model, partial(described_types, workspace, model))
         if not columns and model not in (known := recorded_versions(engine).model.dropna().unique().tolist()):

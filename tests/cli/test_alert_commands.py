@@ -116,7 +116,7 @@ def test_a_rule_and_an_alert_are_muted_for_a_time(project, words):
     assert [json.loads(line)["rule"] for line in file.read_text().splitlines()] == ["drift"]
     assert "Did you mean 'drift'?" in refused("mute", "drft")
     for length in ("ever", "0h"):
-        assert "12h, 7d or 2w" in refused("mute", "drift", "--for", length)
+        assert "12h, 7d or 4w" in refused("mute", "drift", "--for", length)
 
 
 def test_notifications_that_wait_are_named(project):
