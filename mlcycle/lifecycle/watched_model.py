@@ -9,6 +9,7 @@ __all__ = ['current_alerts', 'WatchedLog', 'open_watch_source']
 from collections.abc import Generator, Hashable, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from tempfile import TemporaryDirectory
 from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
@@ -64,12 +65,13 @@ class WatchedLog:
 
     @contextmanager
     def opened(self) -> "Generator[sa.Engine]":
-        "Context manager: the database, or an empty one in memory while there is none, so that watching creates no file."
-        engine = open_event_log(self.url) if self.is_there() else open_event_database("sqlite://")
-        try:
-            yield engine
-        finally:
-            engine.dispose()
+        "Context manager: the database, or an empty one elsewhere while there is none, so that watching does not create it."
+        with TemporaryDirectory(prefix="mlcycle-watch-") as folder: # A file, since the log is read by several threads
+            engine = open_event_log(self.url) if self.is_there() else open_event_database(f"sqlite:///{folder}/empty.db")
+            try:
+                yield engine
+            finally:
+                engine.dispose()
 
     def state(self) -> Hashable:
         "A value that changes with the events, and with the file."
