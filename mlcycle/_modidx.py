@@ -4257,6 +4257,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                 'mlcycle/monitoring/monitor.py'),
                                             'mlcycle.monitoring.monitor.collect_log': ( 'monitoring/monitor.html#collect_log',
                                                                                         'mlcycle/monitoring/monitor.py'),
+                                            'mlcycle.monitoring.monitor.count_rows_of': ( 'monitoring/monitor.html#count_rows_of',
+                                                                                          'mlcycle/monitoring/monitor.py'),
                                             'mlcycle.monitoring.monitor.datetime_of': ( 'monitoring/monitor.html#datetime_of',
                                                                                         'mlcycle/monitoring/monitor.py'),
                                             'mlcycle.monitoring.monitor.describe_decision': ( 'monitoring/monitor.html#describe_decision',

@@ -9,7 +9,7 @@ __all__ = ['DEFAULT_MONITORING', 'NARROW_COLUMNS', 'MIN_RECENT_ROWS', 'FINDING_R
            'join_windows', 'log_notes', 'finding_alarm', 'is_constant_by_day', 'recent_windows', 'windows_drift',
            'recent_drift', 'order_drift', 'drift_alarms', 'version_health', 'batch_quality_alarm', 'label_alarms',
            'MonitoredLog', 'datetime_of', 'describe_decision', 'describe_no_alarm', 'single_look_notes', 'finite',
-           'nothing_to_judge', 'labelled_rows', 'window_records', 'judge_log']
+           'nothing_to_judge', 'labelled_rows', 'count_rows_of', 'window_records', 'judge_log']
 
 # %% ../../nbs/monitoring/monitor.ipynb #3e8f54d5
 from collections.abc import Iterable, Iterator, Sequence
@@ -471,6 +471,15 @@ def labelled_rows(
     parts = [window.labelled for window in windows if len(window.labelled)]
     return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=list(NARROW_COLUMNS))
 
+# %% ../../nbs/monitoring/monitor.ipynb #4371b72a
+def count_rows_of(
+    version: str, # Judged
+    window: Any, # `WindowSummary`; its `rows` are those that were recorded with features
+) -> int:
+    "Predictions of a version in a window that were returned to clients."
+    rows = window.labelled
+    return int(((rows.version == version) & (rows.role != "shadow")).sum()) if len(rows) else 0
+
 # %% ../../nbs/monitoring/monitor.ipynb #08c21f97
 def window_records(
     windows: Sequence[WindowSummary], # Of the judged version
@@ -478,6 +487,7 @@ def window_records(
     times: ResponseTimes, # The same
     stream: StreamDrift, # The same
     outliers: OutlierFindings, # The same
+    version: str, # Judged
 ) -> list[Window]:
     "What was measured in each window."
     lines = {line["start"]: line for line in times.table.to_dict("records") if line["version"] == "all"}
@@ -489,7 +499,7 @@ def window_records(
         evidence = {name: round(float(value), 4) for name, value in zip(stream.columns, stream.evidence[place], strict=True)
                     if np.isfinite(value) and value >= 1}
         found.append(Window(
-            start=str(window.start), end=str(window.end), rows=window.rows, score=measured.score, n_labelled=measured.n_labelled,
+            start=str(window.start), end=str(window.end), rows=count_rows_of(version, window), score=measured.score, n_labelled=measured.n_labelled,
             estimated=measured.estimated, latency_ms=percentiles, n_rejected=int(line.get("rejected", 0)),
             n_failed=int(line.get("failed", 0)), n_outliers=outliers.counts[place], drifted=stream.drifted[place],
             versions={str(name): int(n) for name, n in served.version.value_counts().sort_index().items()}, e_values=evidence))
@@ -513,7 +523,7 @@ def judge_log(
                             yearly_false_alarm_rate=options.yearly_false_alarm_rate)
     drift = order_drift(add_stream_evidence(recent_drift(references, windows, options.minimum_effect), stream))
     outliers = find_outliers(windows, collected.outliers)
-    n_rows = sum(window.rows for window in windows)
+    n_rows = sum(count_rows_of(collected.version, window) for window in windows)
     joint = [*stream.joint.columns][:3] if stream.joint is not None else []
     alarms = sort_alarms([*quality.alarms, *batch_quality_alarm(quality, monitored), *drift_alarms(drift, joint), *times.alarms,
                           *outliers.alarms, *label_alarms(collected, quality.n_labelled, n_rows)])
@@ -525,7 +535,8 @@ def judge_log(
     health = Health(
         decision=describe_decision(decision), monitored=monitored if n_rows else "none", rows=n_rows, drift=drift,
         latency_ms=times.latency_ms,
-        windows=window_records(windows, quality, times, stream, outliers), action=decision.action, reason=decision.reason,
+        windows=window_records(windows, quality, times, stream, outliers, collected.version), action=decision.action,
+        reason=decision.reason,
         back_to_stage=decision.back_to_stage, model=references.bundle.model.name, n_labelled=quality.n_labelled,
         score=quality.score, estimated=quality.estimated, outliers=outliers.rows, alarms=alarms,
         notes=[*notes, *single_look_notes(windows, drift)],
