@@ -499,7 +499,8 @@ def window_records(
         evidence = {name: round(float(value), 4) for name, value in zip(stream.columns, stream.evidence[place], strict=True)
                     if np.isfinite(value) and value >= 1}
         found.append(Window(
-            start=str(window.start), end=str(window.end), rows=count_rows_of(version, window), score=measured.score, n_labelled=measured.n_labelled,
+            start=str(window.start), end=str(window.end), rows=count_rows_of(version, window),
+            score=measured.score, n_labelled=measured.n_labelled,
             estimated=measured.estimated, latency_ms=percentiles, n_rejected=int(line.get("rejected", 0)),
             n_failed=int(line.get("failed", 0)), n_outliers=outliers.counts[place], drifted=stream.drifted[place],
             versions={str(name): int(n) for name, n in served.version.value_counts().sort_index().items()}, e_values=evidence))
