@@ -259,7 +259,7 @@ def traffic_panel(
 # %% ../../nbs/monitoring/dashboard_data.ipynb #1399c71a
 def quality_note(
     health: Health, # Of the range
-) -> str: # Empty: nothing needs to be said
+) -> str: # Empty: no warning
     "What limits the scores of the panel of quality."
     notes = []
     if not health.n_labelled:

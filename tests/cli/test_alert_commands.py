@@ -132,8 +132,8 @@ def test_without_a_database_nothing_is_created(tmp_path, monkeypatch):
     assert "There is no event database yet" in refused("alerts", "--project", str(tmp_path))
     assert list(tmp_path.iterdir()) == []
     monkeypatch.setenv("MLCYCLE_EVENTS_URL", f"sqlite:///{tmp_path}")
-    said = refused("alerts", "--project", str(tmp_path))
-    assert "cannot be used: OperationalError" in said
+    message = refused("alerts", "--project", str(tmp_path))
+    assert "cannot be used: OperationalError" in message
 
 
 def test_rules_are_written_and_need_a_model_or_a_budget(project):
