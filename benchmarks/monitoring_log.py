@@ -2,7 +2,7 @@
 
 `python benchmarks/monitoring.py log PROJECT` starts two services of the last release of a project, with and without a prediction
 log, and sends each of them 1,000 rows a second in turn, a second at a time: latency, CPU of the threads that receive and predict,
-and CPU of the process, as ratios of pairs, by their median and quartiles; then with as many requests as the services take.
+and CPU altogether, as ratios of pairs, by their median and quartiles; then with as many requests as the services take.
 The load of other processes moves latencies, but hardly the CPU of threads.
 """
 
@@ -26,7 +26,7 @@ from mlcycle.stores.event_log import open_event_log
 
 app = typer.Typer(add_completion=False, help=__doc__)
 
-NAMES = ("p50", "p95", "requests a second", "CPU of the request path", "CPU of the process")
+NAMES = ("p50", "p95", "requests a second", "CPU of the request path", "CPU altogether")
 NAMED_THREADS = """
 import threading
 start = threading.Thread._bootstrap_inner
@@ -47,7 +47,7 @@ class Measured:
     latencies: np.ndarray  # Milliseconds
     per_second: float  # Requests
     request_cpu: float  # Seconds per request, of all threads but those of the log
-    log_cpu: float  # Of these
+    log_cpu: float  # Of the threads and the process of the log
 
     def ratios(self, plain: "Measured") -> list[float]:
         """Ratios to another service, in the order of `NAMES`."""
@@ -57,11 +57,13 @@ class Measured:
 
 
 def thread_seconds(pid: int) -> np.ndarray:
-    """CPU seconds of the threads that receive and predict, and of those of the prediction log."""
+    """CPU seconds of the threads that receive and predict, and of the threads and the process of the prediction log."""
     seconds = np.zeros(2)
-    for task in Path(f"/proc/{pid}/task").iterdir():
-        is_log = (task / "comm").read_text().startswith("mlcycle-event")
-        seconds[int(is_log)] += int((task / "schedstat").read_text().split()[0]) / 1e9
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    for process in [str(pid), *children]:
+        for task in Path(f"/proc/{process}/task").iterdir():
+            is_log = process in children or (task / "comm").read_text().startswith("mlcycle-event")
+            seconds[int(is_log)] += int((task / "schedstat").read_text().split()[0]) / 1e9
     return seconds
 
 
@@ -87,7 +89,7 @@ def measure_pairs(services: list, bodies: list[bytes], rounds: int, seconds: flo
         for side in zip(*pairs, strict=True)
     )
     print(f"\n{rounds} pairs of {seconds:g} s; {plain[0]:.0f} requests a second without log, {logged[0]:.0f} with it;")
-    print(f"CPU per request {plain[1]:.0f} us without log; with it {logged[1]:.0f} us, and {logged[2]:.0f} us of its threads\n")
+    print(f"CPU per request {plain[1]:.0f} us without log; with it {logged[1]:.0f} us, and {logged[2]:.0f} us of the log\n")
     print("| with / without log | median | quartiles |\n| --- | --- | --- |")
     quartiles = np.percentile([with_log.ratios(without) for without, with_log in pairs], [25, 50, 75], axis=0)
     for name, (low, middle, high) in zip(NAMES, quartiles.T, strict=True):

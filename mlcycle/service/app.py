@@ -128,6 +128,7 @@ def create_app(
     functions: Path | None = None, # File of trusted user functions; its code is executed
     settings: ServiceSettings = DEFAULT_SETTINGS, # Limits, access and logs
     plan: Path | None = None, # Traffic plan to watch; None: the release serves until the end
+    writer_process: bool = False, # Whether a process of its own writes the prediction log to the database
 ) -> FastAPI:
     """Create the FastAPI application of a release.
 
@@ -139,7 +140,7 @@ def create_app(
         load_functions(functions)
     champion, metrics = load_served_model(folder, settings.accelerate), ServiceMetrics()
     check_personal_columns(settings, champion.bundle.columns)
-    service = PredictionService(champion, PredictionLog(events_url, run, settings, metrics), metrics)
+    service = PredictionService(champion, PredictionLog(events_url, run, settings, metrics, writer_process), metrics)
     watcher = watch_traffic_plan(service, plan, settings.accelerate) if plan else None
 
     @asynccontextmanager

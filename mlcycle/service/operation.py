@@ -15,7 +15,7 @@ from starlette.responses import Response
 from .access_control import KeyRing, RequestLimits, RequireApiKey
 from .access_log import RequestLog, known_paths
 from .error_responses import error_response
-from .prediction_log import PredictionLogError
+from .event_writer import PredictionLogError
 from .service_metrics import ServiceMetrics, metrics_routes
 from .service_settings import ServiceSettings
 

@@ -6,7 +6,7 @@
 __all__ = ['OUTLIER_MODEL_FILE', 'MISSING_CODE', 'OTHER_CODE', 'MAX_SCORE', 'FEW_ROWS', 'MIN_RESIDUAL', 'ARRAYS',
            'dates_to_seconds', 'outlier_columns', 'OutlierArrays', 'OutlierModel', 'read_outlier_numbers',
            'find_pieces', 'outlier_features', 'Deviations', 'outlier_deviations', 'outlier_scores', 'outlier_p_values',
-           'unusual_columns', 'outlier_model_content', 'read_outlier_model']
+           'unusual_columns', 'outlier_model_content', 'parse_outlier_model', 'read_outlier_model']
 
 # %% ../../nbs/service/outlier_model.ipynb #afac63d3
 import json
@@ -266,6 +266,18 @@ def outlier_model_content(
     np.savez_compressed(file, about=np.frombuffer(json.dumps(about).encode(), dtype=np.uint8), **arrays)
     return file.getvalue()
 
+# %% ../../nbs/service/outlier_model.ipynb #4b94ebec
+def parse_outlier_model(
+    content: bytes, # Of the file of a model
+) -> OutlierModel:
+    "Parse the file of an outlier model; nothing in it is executed."
+    with np.load(BytesIO(content), allow_pickle=False) as file:
+        about = json.loads(file["about"].tobytes())
+        arrays = {name: file[name] for name in ARRAYS}
+    if about.pop("format") != 1:
+        raise ValueError("its format is that of a later version of mlcycle")
+    return OutlierModel(**about, **arrays | {"precision": arrays["precision"].astype(float)})
+
 # %% ../../nbs/service/outlier_model.ipynb #67da2a05
 def read_outlier_model(
     folder: Path, # Of a release
@@ -275,11 +287,6 @@ def read_outlier_model(
     if not path.is_file():
         return None
     try:
-        with np.load(path, allow_pickle=False) as file:
-            about = json.loads(file["about"].tobytes())
-            arrays = {name: file[name] for name in ARRAYS}
-        if about.pop("format") != 1:
-            raise ValueError("its format is that of a later version of mlcycle")
-        return OutlierModel(**about, **arrays | {"precision": arrays["precision"].astype(float)})
+        return parse_outlier_model(path.read_bytes())
     except Exception as error: # Zip, NumPy and JSON have errors of their own
         raise ArtifactError(f"The outlier model {path} cannot be read: {error}.", remedy="Run stage 6 again.") from error

@@ -31,7 +31,7 @@ from .bundle import Bundle
 from .current_request import CURRENT_REQUEST
 from .outlier_model import OutlierModel
 from .outlier_outputs import RowsToLog, fill_outlier_p
-from .prediction_log import PredictionLog, note_release
+from .prediction_log import PredictionLog, is_completed_later, note_release
 from .prediction_options import DEFAULT_OPTIONS, PredictOptions, optional_outputs
 from .rows import PreparedRows, predict_prepared, prepare_rows, to_json_rows
 from .service_metrics import ServiceMetrics
@@ -276,7 +276,7 @@ class PredictionRecords:
                 made = [(job, each) for job, each in zip(jobs, results, strict=True) if isinstance(each, ServedPredictions)]
                 rows = [RowsToLog(job.served.outliers, each.bundle.model.version, each.prepared) for job, each in made]
                 self.log.add("predictions", partial(block_events, jobs, results), sum(each.prepared.n_rows for _, each in made),
-                             (self._complete, rows))
+                             None if is_completed_later(self.log) else (self._complete, rows))
             for job, result in zip(jobs, results, strict=True):
                 count_result(self.metrics, job, result)
                 self.log.add("request_errors", request_errors(job, result))
@@ -298,7 +298,7 @@ class PredictionRecords:
             bundle = served.bundle
             self.metrics.show_model(bundle.model.name, bundle.model.version, role, loaded)
             if loaded:
-                note_release(self.log, bundle.model.name, str(bundle.model.version), bundle.columns)
+                note_release(self.log, bundle.model.name, str(bundle.model.version), bundle.columns, served.outliers)
 
 # %% ../../nbs/service/prediction_service.ipynb #bca08712
 class VersionPredictions(PredictionRecords):

@@ -110,7 +110,7 @@ def make_application(
             load_functions(plan.absolute().parent / file)
     app = create_app(Path(release), os.environ.get("MLCYCLE_EVENTS_URL", ""), options.run,
                      Path(options.functions) if options.functions else None,
-                     ServiceSettings.from_environment(**options.settings), plan)
+                     ServiceSettings.from_environment(**options.settings), plan, writer_process=True)
     service = app.state.service
     check_platform_routes(options.routes, known_paths(app))
     routed = PlatformRoutes(app, options.routes) if options.routes else app

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['SEGMENT_BYTES', 'REUSE_BYTES', 'MEMORY_BYTES', 'BATCH_BYTES', 'BATCH_EVENTS', 'FEATURES_KEY', 'SpoolFullError',
-           'default_spool_folder', 'SpoolSegment', 'MemorySegment', 'take_over_segments', 'SpoolBatch', 'next_lines',
-           'SpoolReader', 'EventSpool', 'close_spool', 'spool_line', 'split_line', 'spooled_row_ids',
-           'discard_spooled_run']
+           'default_spool_folder', 'SpoolSegment', 'ReceivedSegment', 'MemorySegment', 'take_over_segments',
+           'SpoolBatch', 'next_lines', 'SpoolReader', 'EventSpool', 'close_spool', 'spool_line', 'split_line',
+           'spooled_row_ids', 'discard_spooled_run']
 
 # %% ../../nbs/stores/event_spool.ipynb #fb6985e7
 import fcntl
@@ -54,7 +54,8 @@ class SpoolSegment:
     "A file of events, locked by this process. Raises OSError if it cannot be created, or another process holds its lock."
 
     def __init__(self, path: Path, new: bool = True):
-        self.path, self.name, self.written = path, path.stem, 0 # `written`: bytes that the database has
+        self.path: Path | None = path # None: a file in memory
+        self.name, self.written = path.stem, 0 # `written`: bytes that the database has
         begun = path.with_suffix(".new") if new else path # Renamed once it is locked, or others would take it over
         self.file = os.open(begun, os.O_RDWR | os.O_APPEND | (os.O_CREAT | os.O_EXCL if new else 0), 0o600)
         try:
@@ -82,15 +83,24 @@ class SpoolSegment:
 
     def close(self) -> None:
         "Remove the file if the database has all of it; else bring it to the disk. Release the lock."
-        if self.written >= self.size:
+        if self.path is not None and self.written >= self.size:
             self.path.unlink(missing_ok=True)
         else:
             os.fsync(self.file)
         os.close(self.file)
 
+# %% ../../nbs/stores/event_spool.ipynb #c7b41866
+class ReceivedSegment(SpoolSegment):
+    "A segment that another process has handed over, open and locked."
+
+    def __init__(self, name: str, path: Path | None, file: int, written: int):
+        self.name, self.path, self.file, self.written, self.size = name, path, file, written, os.fstat(file).st_size
+
 # %% ../../nbs/stores/event_spool.ipynb #fe4f4be7
 class MemorySegment:
     "Events in memory, while no file can be written."
+
+    path = None
 
     def __init__(self):
         self.name, self.data, self.size, self.written = uuid4().hex, bytearray(), 0, 0
@@ -108,6 +118,14 @@ class MemorySegment:
 
     def close(self) -> None:
         "Nothing to do."
+
+    @property
+    def file(self) -> int:
+        "A new file in memory with the events, for another process."
+        file = os.memfd_create(self.name)
+        with open(file, "wb", closefd=False) as writer:
+            writer.write(self.data)
+        return file
 
 # %% ../../nbs/stores/event_spool.ipynb #6b93d8d6
 def take_over_segments(
@@ -179,6 +197,12 @@ class SpoolReader:
             self._remove_written()
         return n_events
 
+    def receive(self, segment: ReceivedSegment) -> None:
+        "Add the segment of another process."
+        with self.lock:
+            self.segments.append(segment)
+            self.backlog += segment.read(0, segment.size).count(b"\n")
+
     def next_batch(self) -> SpoolBatch | None:
         "The oldest events that were not confirmed; None if there are none."
         with self.lock:
@@ -205,19 +229,37 @@ class EventSpool(SpoolReader):
     def __init__(self, folder: Path, max_bytes: int = 2 * 2**30):
         super().__init__(folder)
         self.max_bytes, self.error, self.retry = max_bytes, "", 0.0 # `error`: why no file can be written at present
+        self.bytes_away = 0 # Size of segments that were handed over
 
     def append(self, lines: list[bytes]) -> None:
         "Append events, each a JSON object and a newline. Raises SpoolFullError, with nothing appended."
         data = b"".join(lines)
         with self.lock:
-            if sum(segment.size for segment in self.segments) + len(data) > self.max_bytes:
+            if self.bytes_away + sum(segment.size for segment in self.segments) + len(data) > self.max_bytes:
                 raise SpoolFullError(f"The spool {self.folder} has reached its largest size, {self.max_bytes:,} bytes.")
             try:
                 self._writable().append(data)
             except OSError as error:
                 self.error, self.retry = error.strerror or str(error), time.monotonic() + 5
-                self._begin(MemorySegment()).append(data)
+                in_memory = isinstance(self.current, MemorySegment)
+                (self.current if in_memory else self._begin(MemorySegment())).append(data)
             self.backlog += len(lines)
+
+    def hand_over(self) -> SpoolSegment | MemorySegment | None:
+        "Give away the oldest segment with events, which receives no more; None if there is none. The backlog includes it."
+        with self.lock:
+            for segment in (s for s in self.segments if s.written < s.size):
+                self.segments.remove(segment)
+                self.current = None if segment is self.current else self.current
+                self.bytes_away += segment.size
+                return segment
+        return None
+
+    def take_back(self, segment: MemorySegment) -> None:
+        "Take back a segment that nobody has received."
+        with self.lock:
+            self.segments.insert(0, segment)
+            self.bytes_away -= segment.size
 
     def _begin(self, segment: SpoolSegment | MemorySegment) -> SpoolSegment | MemorySegment:
         self.current = segment
@@ -237,11 +279,11 @@ class EventSpool(SpoolReader):
 
 # %% ../../nbs/stores/event_spool.ipynb #78306be3
 def close_spool(
-    spool: EventSpool, # Receives no more events
+    spool: SpoolReader, # Receives no more events
 ) -> int: # Number of events that were only in memory, and are lost
     "Bring what is left to the disk, for a later process."
     with spool.lock:
-        lost = sum(s.read(s.written, s.size).count(b"\n") for s in spool.segments if isinstance(s, MemorySegment))
+        lost = sum(s.read(s.written, s.size).count(b"\n") for s in spool.segments if s.path is None)
         for segment in spool.segments:
             segment.close()
         spool.segments, spool.current = [], None

@@ -15,7 +15,7 @@ from sklearn.ensemble import IsolationForest
 from sklearn.metrics import roc_auc_score
 from toy_releases import toy_release, toy_rows
 
-from mlcycle.service import prediction_log
+from mlcycle.service import event_writer
 from mlcycle.service.app import create_app, load_served_model
 from mlcycle.service.outlier_fit import fit_outlier_model
 from mlcycle.service.outlier_model import (
@@ -172,8 +172,8 @@ def test_a_request_gets_what_it_wants_and_the_log_gets_p_values(release, tmp_pat
     name = model.numbers[0]
     rows.loc[3, name] = 1e9
     written: list[dict] = []
-    insert = prediction_log.add_event_batch
-    monkeypatch.setattr(prediction_log, "add_event_batch", lambda engine, batch: (written.extend(batch), insert(engine, batch)))
+    insert = event_writer.add_event_batch
+    monkeypatch.setattr(event_writer, "add_event_batch", lambda engine, batch: (written.extend(batch), insert(engine, batch)))
     service = PredictionService(served, PredictionLog(f"sqlite:///{tmp_path}/events.db", "run"))
     sent = rows.to_dict("records")
     plain = service.predict_now(sent)
@@ -194,7 +194,7 @@ def test_a_failure_to_compute_p_values_loses_no_event(release, tmp_path, monkeyp
     folder, model = release
     served = replace(load_served_model(folder), outliers=replace(model, numbers=["no such column"]))
     written: list[dict] = []
-    monkeypatch.setattr(prediction_log, "add_event_batch", lambda engine, batch: written.extend(batch))
+    monkeypatch.setattr(event_writer, "add_event_batch", lambda engine, batch: written.extend(batch))
     service = PredictionService(served, PredictionLog(f"sqlite:///{tmp_path}/events.db", "run"))
     service.predict_now(toy_rows(3, seed=5).to_dict("records"))
     service.close()
@@ -222,7 +222,7 @@ def test_protocols(release, tmp_path):
 
 def test_a_release_of_an_earlier_version_has_no_p_values(tmp_path, monkeypatch):
     written: list[dict] = []
-    monkeypatch.setattr(prediction_log, "add_event_batch", lambda engine, batch: written.extend(batch))
+    monkeypatch.setattr(event_writer, "add_event_batch", lambda engine, batch: written.extend(batch))
     with TestClient(create_app(toy_release(tmp_path, 1), f"sqlite:///{tmp_path}/events.db", "run")) as client:
         rows = toy_rows(2, seed=5).to_dict("records")
         response = client.post("/predict", json={"rows": rows, "outliers": True})

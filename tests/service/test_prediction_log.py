@@ -20,8 +20,9 @@ from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 from toy_releases import toy_release, toy_rows
 
-from mlcycle.service import prediction_log
-from mlcycle.service.prediction_log import PredictionLog, PredictionLogError, read_spooled, write_events
+from mlcycle.service import event_writer, prediction_log
+from mlcycle.service.event_writer import PredictionLogError, read_spooled, write_events
+from mlcycle.service.prediction_log import PredictionLog
 from mlcycle.service.service_metrics import ServiceMetrics
 from mlcycle.service.service_settings import REQUEST_ID, ServiceSettings
 from mlcycle.stores import event_spool
@@ -451,7 +452,7 @@ def test_a_file_that_is_replaced_during_a_transaction_gets_its_events(tmp_path, 
         written.append(len(events))
         return refused
 
-    monkeypatch.setattr(prediction_log, "write_events", write_and_lose)
+    monkeypatch.setattr(event_writer, "write_events", write_and_lose)
     log = PredictionLog(url := f"sqlite:///{file}", "run")
     log.add("predictions", [prediction(1)])
     log.close()

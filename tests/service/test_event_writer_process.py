@@ -1,0 +1,175 @@
+"""The process that writes the prediction log: outages, kill -9 of either side, a full disk, outlier p-values."""
+
+import errno
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from functools import partial
+from pathlib import Path
+
+import httpx
+import load
+import pytest
+from toy_releases import toy_release, toy_rows
+
+from mlcycle.service.app import create_app
+from mlcycle.service.outlier_fit import fit_outlier_model
+from mlcycle.service.outlier_model import OUTLIER_MODEL_FILE, outlier_model_content
+from mlcycle.service.prediction_log import PredictionLog, flush_prediction_log
+from mlcycle.service.prediction_options import PredictOptions
+from mlcycle.service.service_metrics import ServiceMetrics
+from mlcycle.service.service_settings import ServiceSettings
+from mlcycle.stores import event_spool
+from mlcycle.stores.events import open_event_database, read_events
+
+wait_until = partial(load.wait_until, seconds=30)
+
+
+def prediction(number: int) -> dict:
+    "An event of a prediction."
+    return {"row_id": str(number), "latency_ms": 1.5, "features": {"x": 1}, "prediction": "no", "score": 0.2}
+
+
+def logged(file: Path) -> list[str]:
+    "Row ids of the predictions in a database, in order."
+    with sqlite3.connect(file) as connection:
+        return [row_id for (row_id,) in connection.execute("SELECT row_id FROM predictions ORDER BY number")]
+
+
+def is_running(pid: int) -> bool:
+    "Whether a process runs; one that has ended and that nobody has waited for does not."
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def test_events_wait_for_a_database_that_is_away(tmp_path, capfd):
+    file, metrics = tmp_path / "events.db", ServiceMetrics()
+    file.mkdir()  # SQLite cannot open it, whatever the rights of the user are
+    log = PredictionLog(f"sqlite:///{file}", "run", metrics=metrics, writer_process=True)
+    for number in range(50):
+        log.add("predictions", [prediction(number)])
+    assert log.unknown_row_ids(["0", "49"]) == []
+    wait_until(lambda: "cannot be written" in capfd.readouterr().err)
+    assert "mlcycle_prediction_log_backlog_events 50.0" in metrics.text().decode()
+    file.rmdir()
+    assert flush_prediction_log(log, 30)
+    assert logged(file) == [str(number) for number in range(50)]
+    assert 'mlcycle_prediction_log_events_total{outcome="written"} 50.0' in metrics.text().decode()
+    log.close()
+    assert "can be written again" in capfd.readouterr().err
+    assert not list(log.spool.folder.iterdir())
+
+
+def test_kill_9_of_the_writer_loses_nothing_and_writes_nothing_twice(tmp_path, capfd):
+    file = tmp_path / "events.db"
+    log = PredictionLog(f"sqlite:///{file}", "run", writer_process=True)
+    killed = set()
+    for number in range(3000):
+        log.add("predictions", [prediction(number)])
+        time.sleep(0.001)
+        writer = log.queue.writer.writer
+        if number % 700 == 600 and writer is not None:
+            killed.add(writer.process.pid)
+            writer.process.kill()
+    assert flush_prediction_log(log, 60)
+    log.close()
+    assert len(killed) >= 2
+    assert sorted(logged(file), key=int) == [str(number) for number in range(3000)]
+    assert "is started again" in capfd.readouterr().err
+
+
+def test_on_a_full_disk_events_reach_the_writer_in_memory(tmp_path, monkeypatch, capfd):
+    file, write, full = tmp_path / "events.db", os.write, [True]
+
+    def write_or_fail(target, data):
+        if full[0]:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write(target, data)
+
+    monkeypatch.setattr(event_spool.os, "write", write_or_fail)
+    log = PredictionLog(f"sqlite:///{file}", "run", writer_process=True)
+    for number in range(100):
+        log.add("predictions", [prediction(number)])
+    assert flush_prediction_log(log, 30)
+    full[0] = False
+    log.close()
+    assert logged(file) == [str(number) for number in range(100)]
+    assert "No space left on device" in capfd.readouterr().err
+
+
+def test_a_locked_database_delays_the_end_by_the_drain_timeout_only(tmp_path, capfd):
+    file = tmp_path / "events.db"
+    open_event_database(f"sqlite:///{file}").dispose()
+    log = PredictionLog(f"sqlite:///{file}", "run", ServiceSettings(drain_timeout=0.5), writer_process=True)
+    with sqlite3.connect(file, isolation_level=None) as other:
+        other.execute("BEGIN IMMEDIATE")
+        log.add("predictions", [prediction(number) for number in range(20)])
+        writer, start = log.queue.writer.writer, time.monotonic()
+        log.close()
+        assert time.monotonic() - start < 5
+        other.execute("ROLLBACK")
+    assert not is_running(writer.process.pid)
+    assert "20 events stay in" in capfd.readouterr().err
+    PredictionLog(f"sqlite:///{file}", "run", writer_process=True).close()
+    PredictionLog(f"sqlite:///{file}", "run").close()
+    assert logged(file) == [str(number) for number in range(20)]
+
+
+@pytest.fixture(scope="module")
+def release(tmp_path_factory):
+    "A release with an outlier model."
+    documents = {OUTLIER_MODEL_FILE: outlier_model_content(fit_outlier_model(toy_rows(4000, seed=0)))}
+    return toy_release(tmp_path_factory.mktemp("outliers"), 1, documents=documents)
+
+
+@pytest.mark.parametrize("hashed", ["", "row_id", "x0"], ids=["all columns", "hashed row ids", "a hashed column"])
+def test_outlier_p_values_equal_those_of_the_response(release, tmp_path, monkeypatch, hashed):
+    monkeypatch.setenv("MLCYCLE_LOG_HASH_KEY", "0123456789abcdef-key")
+    url, settings = f"sqlite:///{tmp_path}/events.db", ServiceSettings(log_hash_columns=hashed)
+    service = create_app(release, url, "run", settings=settings, writer_process=True).state.service
+    rows = toy_rows(60, seed=5)
+    rows.loc[3, "x1"] = 1e9
+    rows.loc[4, "x1"] = None
+    rows.loc[5, rows.columns[-1]] = None
+    found = service.predict_now(rows.to_dict("records"), options=PredictOptions(outliers=True))
+    expected = [each["p_value"] for each in found.outputs["outliers"]]
+    service.close()
+    engine = open_event_database(url)
+    events, features = read_events(engine, "run")
+    engine.dispose()
+    assert events.outlier_p.tolist() == expected
+    assert len(features) == 60
+    count = sum(p_value <= 0.001 for p_value in expected)
+    assert count
+    assert f'mlcycle_outlier_rows_total{{version="1"}} {count}.0' in service.metrics.text().decode()
+
+
+MAIN = "from mlcycle.service.server import main; main()"
+
+
+@pytest.mark.parametrize("stop", [signal.SIGTERM, signal.SIGKILL])
+def test_the_writer_of_a_service_ends_with_it_and_writes_what_it_has(tmp_path, stop):
+    file, release, row = tmp_path / "events.db", toy_release(tmp_path, 1), toy_rows(1).to_dict("records")
+    environment = os.environ | {"MLCYCLE_EVENTS_URL": f"sqlite:///{file}"}
+    command = [sys.executable, "-c", MAIN, str(release), "--run", "run", "--drain-seconds", "0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment, start_new_session=True) as process:
+        assert process.stdout is not None
+        with httpx.Client(base_url=process.stdout.readline().strip(), timeout=30) as client:
+            for number in range(100):
+                assert client.post("/predict", json={"rows": row, "row_ids": [str(number)]}).is_success
+        time.sleep(0.5)  # Longer than events are in the memory of the service
+        (writer,) = map(int, Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split())
+        assert os.getpriority(os.PRIO_PROCESS, writer) > os.getpriority(os.PRIO_PROCESS, process.pid)
+        if stop == signal.SIGTERM:  # As a service manager, or Ctrl-C, which reach both
+            os.killpg(process.pid, stop)
+        else:
+            process.send_signal(stop)
+        process.wait(60)
+        wait_until(lambda: not is_running(writer))
+    assert logged(file) == [str(number) for number in range(100)]
+    assert not list(Path(f"{file}.spool").iterdir())
