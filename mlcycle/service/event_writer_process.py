@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from .event_writer import EventDatabase, EventWriter, LogReports
 from ..stores.event_spool import EventSpool, MemorySegment, ReceivedSegment, SpoolReader, SpoolSegment, close_spool
+from ..stores.event_spool import receive_segment, release_segment, take_back_segment
 
 if TYPE_CHECKING: # Imported late: a service may have no outlier model
     from mlcycle.service.outlier_model import OutlierModel
@@ -77,10 +78,8 @@ class SentReports(LogReports):
 
     def send(self, kind: str, value: Any) -> None:
         "Send a report, unless the service has ended."
-        try:
+        with suppress(OSError): # The end of its messages ends the writer
             send_message(self.connection, {"kind": kind, "value": value})
-        except OSError: # The end of its messages ends the writer
-            return
 
     def count(self, outcome: str, n_events: int) -> None:
         "Report a number of events."
@@ -89,8 +88,7 @@ class SentReports(LogReports):
 
     def note_taken_over(self, n_events: int) -> None:
         "Report that segments of a dead process are here."
-        if n_events:
-            self.send("taken over", n_events)
+        self.send("taken over", n_events)
 
     def note_idle(self) -> None:
         "Report that everything is written."
@@ -102,8 +100,7 @@ class SentReports(LogReports):
 
     def count_outliers(self, version: str, n_rows: int) -> None:
         "Report rows with small outlier p-values."
-        if n_rows:
-            self.send("outliers", [version, n_rows])
+        self.send("outliers", [version, n_rows])
 
 # %% ../../nbs/service/event_writer_process.ipynb #c39d7efd
 class WriterReleases:
@@ -145,7 +142,7 @@ def write_until_closed(
             releases.receive(message["model"], message["version"], file)
         elif message["kind"] == "segment":
             path = Path(message["path"]) if message["path"] else None
-            spool.receive(ReceivedSegment(message["name"], path, file, message["written"]))
+            receive_segment(spool, ReceivedSegment(message["name"], path, file, message["written"]))
             writer.note_appended()
         if writer.ident is None:
             writer.start()
@@ -256,14 +253,14 @@ def hand_over(
     process: WriterProcess, # With a writer, or none
 ) -> bool: # Whether there was one
     "Hand over the oldest segment that has events."
-    if process.writer is None or (segment := process.spool.hand_over()) is None:
+    if process.writer is None or (segment := release_segment(process.spool)) is None:
         return False
     n_events = segment.read(segment.written, segment.size).count(b"\n")
     try:
         process.writer.send_segment(segment)
     except OSError: # It has ended; the next one finds the file
         if isinstance(segment, MemorySegment):
-            process.spool.take_back(segment)
+            take_back_segment(process.spool, segment)
             return False
     process.away.add(n_events, isinstance(segment, MemorySegment))
     return True

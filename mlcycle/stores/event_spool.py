@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['SEGMENT_BYTES', 'REUSE_BYTES', 'MEMORY_BYTES', 'BATCH_BYTES', 'BATCH_EVENTS', 'FEATURES_KEY', 'SpoolFullError',
            'default_spool_folder', 'SpoolSegment', 'ReceivedSegment', 'MemorySegment', 'take_over_segments',
-           'SpoolBatch', 'next_lines', 'SpoolReader', 'EventSpool', 'close_spool', 'spool_line', 'split_line',
-           'spooled_row_ids', 'discard_spooled_run']
+           'SpoolBatch', 'next_lines', 'SpoolReader', 'receive_segment', 'EventSpool', 'release_segment',
+           'take_back_segment', 'close_spool', 'spool_line', 'split_line', 'spooled_row_ids', 'discard_spooled_run']
 
 # %% ../../nbs/stores/event_spool.ipynb #fb6985e7
 import fcntl
@@ -197,12 +197,6 @@ class SpoolReader:
             self._remove_written()
         return n_events
 
-    def receive(self, segment: ReceivedSegment) -> None:
-        "Add the segment of another process."
-        with self.lock:
-            self.segments.append(segment)
-            self.backlog += segment.read(0, segment.size).count(b"\n")
-
     def next_batch(self) -> SpoolBatch | None:
         "The oldest events that were not confirmed; None if there are none."
         with self.lock:
@@ -221,6 +215,16 @@ class SpoolReader:
         for segment in [s for s in self.segments if s.written >= s.size and s is not self.current]:
             self.segments.remove(segment)
             segment.close()
+
+# %% ../../nbs/stores/event_spool.ipynb #87897273
+def receive_segment(
+    spool: SpoolReader, # Gets it as its newest segment
+    segment: ReceivedSegment, # Of another process
+) -> None:
+    "Add the segment of another process to a spool."
+    with spool.lock:
+        spool.segments.append(segment)
+        spool.backlog += segment.read(segment.written, segment.size).count(b"\n")
 
 # %% ../../nbs/stores/event_spool.ipynb #a8aec879
 class EventSpool(SpoolReader):
@@ -245,22 +249,6 @@ class EventSpool(SpoolReader):
                 (self.current if in_memory else self._begin(MemorySegment())).append(data)
             self.backlog += len(lines)
 
-    def hand_over(self) -> SpoolSegment | MemorySegment | None:
-        "Give away the oldest segment with events, which receives no more; None if there is none. The backlog includes it."
-        with self.lock:
-            for segment in (s for s in self.segments if s.written < s.size):
-                self.segments.remove(segment)
-                self.current = None if segment is self.current else self.current
-                self.bytes_away += segment.size
-                return segment
-        return None
-
-    def take_back(self, segment: MemorySegment) -> None:
-        "Take back a segment that nobody has received."
-        with self.lock:
-            self.segments.insert(0, segment)
-            self.bytes_away -= segment.size
-
     def _begin(self, segment: SpoolSegment | MemorySegment) -> SpoolSegment | MemorySegment:
         self.current = segment
         self.segments.append(segment)
@@ -276,6 +264,29 @@ class EventSpool(SpoolReader):
             self.error = ""
         return used
 
+
+# %% ../../nbs/stores/event_spool.ipynb #55daf99e
+def release_segment(
+    spool: EventSpool, # Its backlog still counts the events
+) -> SpoolSegment | MemorySegment | None: # None if there is none
+    "Remove the oldest segment with events from a spool, for another process; it receives no more events."
+    with spool.lock:
+        for segment in (s for s in spool.segments if s.written < s.size):
+            spool.segments.remove(segment)
+            spool.current = None if segment is spool.current else spool.current
+            spool.bytes_away += segment.size
+            return segment
+    return None
+
+# %% ../../nbs/stores/event_spool.ipynb #b4e7faca
+def take_back_segment(
+    spool: EventSpool, # Whose segment it was
+    segment: MemorySegment, # That no process has received
+) -> None:
+    "Undo `release_segment`."
+    with spool.lock:
+        spool.segments.insert(0, segment)
+        spool.bytes_away -= segment.size
 
 # %% ../../nbs/stores/event_spool.ipynb #78306be3
 def close_spool(
