@@ -1,9 +1,11 @@
 """What the prediction log costs a service, beside the same service without one.
 
 `python benchmarks/monitoring.py log PROJECT` starts two services of the last release of a project, with and without a prediction
-log, and sends each of them 1,000 rows a second in turn, a second at a time: latency, CPU of the threads that receive and predict,
-and CPU altogether, as ratios of pairs, by their median and quartiles; then with as many requests as the services take.
-The load of other processes moves latencies, but hardly the CPU of threads.
+log, and sends each of them 1,000 rows a second in turn, some seconds at a time: latency, CPU of the threads that receive and
+predict, and CPU altogether, as ratios of pairs; then with as many requests as the services take. Two processes of the same
+service differ by as much as ten per cent as long as they live, so that the services are started several times: each pair of
+processes gives the median of its ratios, and the table has the median and the range of the processes. With `--url none`, both
+services have no log, which shows how much is chance. The load of other processes moves latencies, but hardly the CPU of threads.
 """
 
 import asyncio
@@ -20,6 +22,7 @@ import numpy as np
 import typer
 from serving import Project, Server, send, started
 from serving_rows import released_run, request_rows
+from tqdm import tqdm
 
 from mlcycle.stores.event_export import recorded_versions
 from mlcycle.stores.event_log import open_event_log
@@ -76,35 +79,42 @@ def measure(pid: int, port: int, bodies: list[bytes], seconds: float, pause: flo
     return Measured(latencies, len(latencies) / elapsed, request_cpu, log_cpu)
 
 
-def measure_pairs(services: list, bodies: list[bytes], rounds: int, seconds: float, pause: float) -> None:
-    """Measure the services without and with a log in turn, and print medians and quartiles of the ratios."""
+def measure_pairs(services: list, bodies: list[bytes], rounds: int, seconds: float, pause: float) -> list[list[Measured]]:
+    """Measure the services without and with a log in turn."""
     pairs = []
     for number in range(-1, rounds):  # The first one is a warm-up
         order = services if number % 2 else services[::-1]
         found = {port: measure(process.pid, port, bodies, seconds, pause) for process, port in order}
         if number >= 0:
             pairs.append([found[port] for _, port in services])
+    return pairs
+
+
+def print_ratios(starts: list[list[list[Measured]]]) -> None:
+    """Print the ratios of the pairs of each start: their medians over the starts, and the range."""
+    pairs = [pair for each in starts for pair in each]
     plain, logged = (
         np.mean([[each.per_second, 1e6 * each.request_cpu, 1e6 * each.log_cpu] for each in side], axis=0)
         for side in zip(*pairs, strict=True)
     )
-    print(f"\n{rounds} pairs of {seconds:g} s; {plain[0]:.0f} requests a second without log, {logged[0]:.0f} with it;")
+    print(f"\n{len(starts)} starts, {len(pairs)} pairs; {plain[0]:.0f} requests a second without log, {logged[0]:.0f} with it;")
     print(f"CPU per request {plain[1]:.0f} us without log; with it {logged[1]:.0f} us, and {logged[2]:.0f} us of the log\n")
-    print("| with / without log | median | quartiles |\n| --- | --- | --- |")
-    quartiles = np.percentile([with_log.ratios(without) for without, with_log in pairs], [25, 50, 75], axis=0)
-    for name, (low, middle, high) in zip(NAMES, quartiles.T, strict=True):
+    print("| with / without log | median of the starts | range |\n| --- | --- | --- |")
+    medians = [np.median([with_log.ratios(without) for without, with_log in each], axis=0) for each in starts]
+    for name, (low, middle, high) in zip(NAMES, np.percentile(medians, [0, 50, 100], axis=0).T, strict=True):
         print(f"| {name} | {middle:.3f} | {low:.3f} to {high:.3f} |", flush=True)
 
 
 @app.command()
 def log(
     project: Project,
-    rounds: Annotated[int, typer.Option(help="Pairs of measurements.")] = 60,
-    seconds: Annotated[float, typer.Option(help="Length of each measurement.")] = 1.0,
+    starts: Annotated[int, typer.Option(help="Pairs of processes.")] = 8,
+    rounds: Annotated[int, typer.Option(help="Pairs of measurements for each pair of processes.")] = 5,
+    seconds: Annotated[float, typer.Option(help="Length of each measurement.")] = 2.0,
     rows: Annotated[int, typer.Option(help="Rows of a request.")] = 10,
     rate: Annotated[float, typer.Option(help="Rows per second.")] = 1000.0,
-    saturated: Annotated[int, typer.Option(help="Pairs of measurements with as many requests as the services take.")] = 20,
-    url: Annotated[str, typer.Option(help="SQLAlchemy URL of the log; default: a SQLite file in a new folder.")] = "",
+    saturated: Annotated[int, typer.Option(help="The same with as many requests as the services take.")] = 2,
+    url: Annotated[str, typer.Option(help="SQLAlchemy URL of the log; empty: a SQLite file in a new folder; none: no log.")] = "",
     port: Annotated[int, typer.Option(help="The first of two free ports.")] = 18481,
 ) -> None:
     """Latency and CPU with a prediction log, as ratios to those without, in interleaved pairs."""
@@ -112,17 +122,22 @@ def log(
     bundle, sent = str(run.workspace.root / run.release.bundle), request_rows(run, 20 * rows)
     bodies = [json.dumps({"rows": sent[start : start + rows]}).encode() for start in range(0, len(sent), rows)]
     print(f"{os.cpu_count()} cores; {len(sent[0])} columns; {rows} rows a request")
-    with TemporaryDirectory() as folder:
-        url = url or f"sqlite:///{folder}/events.db"
-        command = [sys.executable, "-c", NAMED_THREADS, bundle, "--port"]
-        plain = Server("without", [*command, str(port)], "/predict", "rows", {"MLCYCLE_EVENTS_URL": ""})
-        logged = Server("with", [*command, str(port + 1)], "/predict", "rows", {"MLCYCLE_EVENTS_URL": url})
-        with started(plain, port, bodies[0]) as without, started(logged, port + 1, bodies[0]) as with_log:
-            services = [(without, port), (with_log, port + 1)]
-            measure_pairs(services, bodies, rounds, seconds, 4 * rows / rate)
-            if saturated:
-                measure_pairs(services, bodies, saturated, seconds, 0)
-            time.sleep(2)  # The last events are written
-        engine = open_event_log(url)
-        print(f"\nwritten: {int(recorded_versions(engine).rows.sum()):,} rows")
-        engine.dispose()
+    paced, full = [], []
+    for start in tqdm(range(starts), desc="starts"):
+        with TemporaryDirectory() as folder:
+            address = "" if url == "none" else url or f"sqlite:///{folder}/events.db"
+            command = [sys.executable, "-c", NAMED_THREADS, bundle, "--port"]
+            ports = (port, port + 1) if start % 2 else (port + 1, port)
+            plain = Server("without", [*command, str(ports[0])], "/predict", "rows", {"MLCYCLE_EVENTS_URL": ""})
+            logged = Server("with", [*command, str(ports[1])], "/predict", "rows", {"MLCYCLE_EVENTS_URL": address})
+            with started(plain, ports[0], bodies[0]) as without, started(logged, ports[1], bodies[0]) as with_log:
+                services = [(without, ports[0]), (with_log, ports[1])]
+                paced.append(measure_pairs(services, bodies, rounds, seconds, 4 * rows / rate))
+                if saturated:
+                    full.append(measure_pairs(services, bodies, saturated, seconds, 0))
+            if address and not url:
+                engine = open_event_log(address)
+                tqdm.write(f"written: {int(recorded_versions(engine).rows.sum()):,} rows")
+                engine.dispose()
+    for found in filter(None, (paced, full)):
+        print_ratios(found)

@@ -31,7 +31,7 @@ if TYPE_CHECKING: # Imported late: sqlalchemy is loaded where events are written
     import sqlalchemy as sa
 
 # %% ../../nbs/service/prediction_log.ipynb #c23c8e38
-GATHER_SECONDS = 0.05 # Events of this time are appended to the spool together
+GATHER_SECONDS = 0.1 # Events of this time are appended to the spool together
 MAX_WAITING = 100_000 # Events in the queue; further ones are dropped and counted
 
 # %% ../../nbs/service/prediction_log.ipynb #4da800c7
