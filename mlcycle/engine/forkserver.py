@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['INLINE_BACKEND', 'PARSE_LOCK', 'ENVIRONMENT_LOCK', 'PRELOAD_LATER', 'IN_FORK', 'import_statements',
-           'start_fork_server', 'preload_next', 'hidden_main', 'run_kernel_in_fork',
+           'changed_environment', 'start_fork_server', 'preload_next', 'hidden_main', 'run_kernel_in_fork',
            'reuse_forkserver_for_multiprocessing', 'exit_with_parent', 'call_in_fork']
 
 # %% ../../nbs/engine/forkserver.ipynb #fbff5797
@@ -46,6 +46,21 @@ def import_statements(
 # %% ../../nbs/engine/forkserver.ipynb #7abda77f
 ENVIRONMENT_LOCK = threading.Lock() # Held while the environment is changed
 
+# %% ../../nbs/engine/forkserver.ipynb #2b39bbc9
+@contextmanager
+def changed_environment(
+    values: dict[str, str], # By name of the variable
+) -> Generator[None]:
+    "Context manager: change environment variables for processes that are started meanwhile."
+    with ENVIRONMENT_LOCK:
+        before = {name: os.environ.get(name) for name in values}
+        os.environ.update(values)
+        try:
+            yield
+        finally:
+            for name, value in before.items():
+                os.environ.pop(name) if value is None else os.environ.update({name: value})
+
 # %% ../../nbs/engine/forkserver.ipynb #b20dfcc5
 def start_fork_server(
     statements: list[str], # Import statements, executed before the first fork
@@ -59,15 +74,9 @@ def start_fork_server(
     here = {name: os.environ.get(name, value) for name, value in default.items()}
     here["MLCYCLE_PRELOAD"] = "\n".join(["import mlcycle.engine.kernel", *statements])
     here["MLCYCLE_PRELOAD_FILE"] = _later_statements().name
-    with ENVIRONMENT_LOCK:
-        before = {name: os.environ.get(name) for name in here}
-        os.environ.update(here)
-        try:
-            forkserver.set_forkserver_preload(["mlcycle.engine.preload"])
-            forkserver.ensure_running()
-        finally:
-            for name, value in before.items():
-                os.environ.pop(name) if value is None else os.environ.update({name: value})
+    with changed_environment(here):
+        forkserver.set_forkserver_preload(["mlcycle.engine.preload"])
+        forkserver.ensure_running()
 
 # %% ../../nbs/engine/forkserver.ipynb #0ce8bf11
 PRELOAD_LATER: list[list[str]] = [] # Import statements, one list for each kernel that will be started

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LoadedRelease', 'load_release', 'WorkerSetup', 'make_part', 'pack_block', 'unpack_block', 'start_scoring_worker',
-           'work', 'score_in_process', 'score_in_workers']
+           'work', 'score_in_process', 'start_worker_server', 'score_in_workers']
 
 # %% ../../nbs/scoring/workers.ipynb #716ca4c6
 import multiprocessing
@@ -22,7 +22,7 @@ from pathlib import Path
 import pyarrow as pa
 from threadpoolctl import threadpool_limits
 
-from ..engine.forkserver import IN_FORK, exit_with_parent, hidden_main
+from ..engine.forkserver import IN_FORK, changed_environment, exit_with_parent, hidden_main
 from ..errors import ArtifactError, StageError
 from .block_scorer import Block, BlockScorer, OutputColumns
 from .output_formats import OutputFormat
@@ -32,6 +32,7 @@ from ..service.bundle import open_release
 from ..service.release_description import Bundle
 from ..service.row_scorer import RowScorer, compile_row_scorer
 from ..service.rows import prepare_rows
+from ..service.server import THREAD_LIMITS
 from ..stores.models.function_files import KNOWN_FUNCTIONS, find_estimators_calling_functions, load_functions
 
 # %% ../../nbs/scoring/workers.ipynb #ffe724ec
@@ -150,6 +151,14 @@ def score_in_process(
         for block, digest in blocks:
             yield replace(block, rows=None), make_part(scorer, parts, block, digest)
 
+# %% ../../nbs/scoring/workers.ipynb #5e8f719b
+def start_worker_server() -> None:
+    "Start the server that workers are forked from, whose libraries start no threads: these could hold a lock during a fork."
+    if not IN_FORK: # A fork uses the server that it was forked from
+        with changed_environment(dict.fromkeys(THREAD_LIMITS, "1")):
+            forkserver.set_forkserver_preload([__name__])
+            forkserver.ensure_running()
+
 # %% ../../nbs/scoring/workers.ipynb #94c21d24
 def score_in_workers(
     setup: WorkerSetup, # Settings of a worker
@@ -157,8 +166,7 @@ def score_in_workers(
     blocks: Iterator[tuple[Block, str]], # Blocks with the hashes of their rows
 ) -> Iterator[tuple[Block, dict]]: # Blocks with the descriptions of their parts, in the same order
     "Predict blocks in worker processes; raises StageError if one of them is killed."
-    if not IN_FORK:
-        forkserver.set_forkserver_preload([__name__])
+    start_worker_server()
     context, waiting = multiprocessing.get_context("forkserver"), deque[tuple[Block, Future]]()
     with ProcessPoolExecutor(workers, context, start_scoring_worker, (setup,)) as pool:
         try:
