@@ -251,7 +251,7 @@ def service_command(
     "The command of a service."
     named = {"traffic": plan, "run": target.run, "functions": target.functions} | options
     words = [word for name, value in named.items() if value not in (None, "") for word in (f"--{name}", str(value))]
-    return [sys.executable, "-c", SERVICE_MAIN, str(target.release), *words]
+    return [sys.executable, "-P", "-c", SERVICE_MAIN, str(target.release), *words] # Nothing is imported from the working folder
 
 # %% ../../nbs/lifecycle/serving.ipynb #0481d951
 def log_environment(

@@ -207,9 +207,6 @@ class LogCounts:
         if self.metrics:
             self.metrics.request.backlog.set(n_events)
 
-    def note_taken_over(self, n_events: int) -> None:
-        "Note events of a dead process: a writer in another process reports them."
-
     def note_idle(self) -> None:
         "Note that everything is written: a writer in another process reports it."
 
@@ -296,12 +293,11 @@ class EventWriter(threading.Thread):
         "Write what was appended to the spool."
         self.work.set()
 
-    def finish(self, seconds: float | None = None) -> int:
-        "Write what is left in the spool, in so much time at most; return the number of events that are lost."
+    def finish(self, seconds: float) -> None:
+        "Write what is left in the spool, in so much time at most."
         self.stopping.set()
         self.work.set()
         self.join(seconds)
-        return 0
 
     def run(self) -> None:
         "Write until stopped; then until all is written, or an attempt fails."
@@ -309,7 +305,8 @@ class EventWriter(threading.Thread):
         while True:
             self.work.clear()
             if time.monotonic() >= next_look:
-                self.reports.note_taken_over(self.spool.take_over())
+                if self.spool.take_over():
+                    self.reports.show_backlog(self.spool.backlog)
                 next_look = time.monotonic() + TAKE_OVER_SECONDS
             if (batch := self.spool.next_batch()) is None:
                 if self.stopping.is_set():

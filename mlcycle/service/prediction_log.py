@@ -169,7 +169,7 @@ class PredictionLog:
         self.database = EventDatabase(database) if database else None
         self.queue: SpoolingQueue | None = None # None: no log, or closed
         if self.database is not None:
-            folder = Path(settings.spool) if settings.spool else default_spool_folder(self.database.url)
+            folder = Path(settings.spool).absolute() if settings.spool else default_spool_folder(self.database.url)
             self.spool = EventSpool(folder, settings.max_spool_bytes)
             kind = EventWriterProcess if writer_process else EventWriter
             self.queue = SpoolingQueue(kind(self.database, self.spool, LogReports(metrics)), self.spool, self.personal)
@@ -277,8 +277,8 @@ def close_queue(
     events.items.put(None)
     events.hurry.set()
     events.join(10)
-    lost = events.writer.finish(drain_timeout)
-    backlog, lost = events.spool.backlog, lost + close_spool(events.spool)
+    events.writer.finish(drain_timeout)
+    backlog, lost = events.spool.backlog, close_spool(events.spool)
     if lost:
         events.reports.count("dropped", lost)
         print(f"{lost:,} events are lost: neither the database nor the spool could be written.", file=sys.stderr)

@@ -6,7 +6,7 @@
 __all__ = ['SEGMENT_BYTES', 'REUSE_BYTES', 'MEMORY_BYTES', 'BATCH_BYTES', 'BATCH_EVENTS', 'FEATURES_KEY', 'SpoolFullError',
            'default_spool_folder', 'SpoolSegment', 'ReceivedSegment', 'MemorySegment', 'take_over_segments',
            'SpoolBatch', 'next_lines', 'SpoolReader', 'receive_segment', 'EventSpool', 'release_segment',
-           'take_back_segment', 'close_spool', 'spool_line', 'split_line', 'spooled_row_ids', 'discard_spooled_run']
+           'take_back_segments', 'close_spool', 'spool_line', 'split_line', 'spooled_row_ids', 'discard_spooled_run']
 
 # %% ../../nbs/stores/event_spool.ipynb #fb6985e7
 import fcntl
@@ -15,6 +15,7 @@ import os
 import re
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from threading import RLock
@@ -83,10 +84,11 @@ class SpoolSegment:
 
     def close(self) -> None:
         "Remove the file if the database has all of it; else bring it to the disk. Release the lock."
-        if self.path is not None and self.written >= self.size:
-            self.path.unlink(missing_ok=True)
-        else:
-            os.fsync(self.file)
+        with suppress(OSError): # A file that stays is taken over later; its events are not written twice
+            if self.path is not None and self.written >= self.size:
+                self.path.unlink(missing_ok=True)
+            else:
+                os.fsync(self.file)
         os.close(self.file)
 
 # %% ../../nbs/stores/event_spool.ipynb #c7b41866
@@ -141,8 +143,7 @@ def take_over_segments(
             segment = SpoolSegment(path, new=False)
         except OSError: # Of a process that runs, or removed by another one meanwhile
             continue
-        end = segment.read(max(0, segment.size - 2**20), 2**20)
-        segment.size -= len(end) - (end.rfind(b"\n") + 1)
+        segment.size = segment.read(0, segment.size).rfind(b"\n") + 1
         taken.append(segment)
     return taken
 
@@ -233,7 +234,8 @@ class EventSpool(SpoolReader):
     def __init__(self, folder: Path, max_bytes: int = 2 * 2**30):
         super().__init__(folder)
         self.max_bytes, self.error, self.retry = max_bytes, "", 0.0 # `error`: why no file can be written at present
-        self.bytes_away = 0 # Size of segments that were handed over
+        self.away: list[MemorySegment] = [] # Handed over; kept until the database has their events
+        self.bytes_away = 0 # Size of all segments that were handed over
 
     def append(self, lines: list[bytes]) -> None:
         "Append events, each a JSON object and a newline. Raises SpoolFullError, with nothing appended."
@@ -279,14 +281,14 @@ def release_segment(
     return None
 
 # %% ../../nbs/stores/event_spool.ipynb #b4e7faca
-def take_back_segment(
-    spool: EventSpool, # Whose segment it was
-    segment: MemorySegment, # That no process has received
+def take_back_segments(
+    spool: EventSpool, # Whose segments they were
+    *more: MemorySegment, # That no process has received
 ) -> None:
-    "Undo `release_segment`."
+    "Take back the segments in memory that were handed over: their process has ended. Those in files belong to the next process."
     with spool.lock:
-        spool.segments.insert(0, segment)
-        spool.bytes_away -= segment.size
+        spool.segments[:0] = [*spool.away, *more]
+        spool.away, spool.bytes_away = [], 0
 
 # %% ../../nbs/stores/event_spool.ipynb #78306be3
 def close_spool(
@@ -336,7 +338,7 @@ def spooled_row_ids(
     "Find row ids whose prediction is in the spool."
     wanted = {to_json(row_id): row_id for row_id in row_ids}
     with spool.lock:
-        in_memory = [segment.read(0, segment.size) for segment in spool.segments if isinstance(segment, MemorySegment)]
+        in_memory = [each.read(0, each.size) for each in [*spool.segments, *spool.away] if isinstance(each, MemorySegment)]
     found: set[str] = set()
     for source in [*in_memory, *sorted(spool.folder.glob("*.jsonl"))]:
         try:

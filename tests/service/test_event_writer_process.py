@@ -23,6 +23,7 @@ from mlcycle.service.prediction_options import PredictOptions
 from mlcycle.service.service_metrics import ServiceMetrics
 from mlcycle.service.service_settings import ServiceSettings
 from mlcycle.stores import event_spool
+from mlcycle.stores.event_spool import spooled_row_ids
 from mlcycle.stores.events import open_event_database, read_events
 
 wait_until = partial(load.wait_until, seconds=30)
@@ -57,7 +58,7 @@ def test_events_wait_for_a_database_that_is_away(tmp_path, capfd):
     wait_until(lambda: "cannot be written" in capfd.readouterr().err)
     assert "mlcycle_prediction_log_backlog_events 50.0" in metrics.text().decode()
     file.rmdir()
-    assert flush_prediction_log(log, 30)
+    assert flush_prediction_log(log, 60)
     assert logged(file) == [str(number) for number in range(50)]
     assert 'mlcycle_prediction_log_events_total{outcome="written"} 50.0' in metrics.text().decode()
     log.close()
@@ -72,7 +73,7 @@ def test_kill_9_of_the_writer_loses_nothing_and_writes_nothing_twice(tmp_path, c
     for number in range(3000):
         log.add("predictions", [prediction(number)])
         time.sleep(0.001)
-        writer = log.queue.writer.writer
+        writer = log.queue.writer.link
         if number % 700 == 600 and writer is not None:
             killed.add(writer.process.pid)
             writer.process.kill()
@@ -95,7 +96,7 @@ def test_on_a_full_disk_events_reach_the_writer_in_memory(tmp_path, monkeypatch,
     log = PredictionLog(f"sqlite:///{file}", "run", writer_process=True)
     for number in range(100):
         log.add("predictions", [prediction(number)])
-    assert flush_prediction_log(log, 30)
+    assert flush_prediction_log(log, 60)
     full[0] = False
     log.close()
     assert logged(file) == [str(number) for number in range(100)]
@@ -109,7 +110,7 @@ def test_a_locked_database_delays_the_end_by_the_drain_timeout_only(tmp_path, ca
     with sqlite3.connect(file, isolation_level=None) as other:
         other.execute("BEGIN IMMEDIATE")
         log.add("predictions", [prediction(number) for number in range(20)])
-        writer, start = log.queue.writer.writer, time.monotonic()
+        writer, start = log.queue.writer.link, time.monotonic()
         log.close()
         assert time.monotonic() - start < 5
         other.execute("ROLLBACK")
@@ -138,6 +139,7 @@ def test_outlier_p_values_equal_those_of_the_response(release, tmp_path, monkeyp
     rows.loc[5, rows.columns[-1]] = None
     found = service.predict_now(rows.to_dict("records"), options=PredictOptions(outliers=True))
     expected = [each["p_value"] for each in found.outputs["outliers"]]
+    assert flush_prediction_log(service.log, 60)
     service.close()
     engine = open_event_database(url)
     events, features = read_events(engine, "run")
@@ -173,3 +175,76 @@ def test_the_writer_of_a_service_ends_with_it_and_writes_what_it_has(tmp_path, s
         wait_until(lambda: not is_running(writer))
     assert logged(file) == [str(number) for number in range(100)]
     assert not list(Path(f"{file}.spool").iterdir())
+
+
+def test_events_in_memory_are_found_kept_and_counted_if_they_are_lost(tmp_path, monkeypatch, capfd):
+    file, write, full = tmp_path / "events.db", os.write, [True]
+    open_event_database(f"sqlite:///{file}").dispose()
+
+    def write_or_fail(target, data):
+        if full[0] and len(data) > 1:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write(target, data)
+
+    monkeypatch.setattr(event_spool.os, "write", write_or_fail)
+    metrics = ServiceMetrics()
+    log = PredictionLog(f"sqlite:///{file}", "run", ServiceSettings(drain_timeout=0.5), metrics, writer_process=True)
+    with sqlite3.connect(file, isolation_level=None) as other:
+        other.execute("BEGIN IMMEDIATE")
+        wait_until(lambda: log.queue.writer.idle)
+        log.add("predictions", [prediction(1)])
+        wait_until(lambda: log.spool.away)
+        assert spooled_row_ids(log.spool, "run", {"1", "2"}) == {"1"}, "also while the writer has it"
+        first = log.queue.writer.link.process
+        first.kill()
+        wait_until(lambda: (link := log.queue.writer.link) is not None and link.process is not first and log.spool.away)
+        assert spooled_row_ids(log.spool, "run", {"1"}) == {"1"}, "the next writer got it too"
+        log.close()
+        other.execute("ROLLBACK")
+    assert "1 events are lost" in capfd.readouterr().err
+    assert 'mlcycle_prediction_log_events_total{outcome="dropped"} 1.0' in metrics.text().decode()
+
+
+def test_a_segment_that_cannot_be_removed_does_not_stop_the_writer(tmp_path, monkeypatch):
+    file, unlink, fails = tmp_path / "events.db", Path.unlink, [True]
+
+    def unlink_or_fail(path, missing_ok=False):
+        if fails[0] and path.suffix == ".jsonl":
+            raise PermissionError(errno.EPERM, "Operation not permitted", str(path))
+        unlink(path, missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", unlink_or_fail)
+    log = PredictionLog(f"sqlite:///{file}", "run")
+    log.add("predictions", [prediction(1)])
+    assert flush_prediction_log(log, 60)
+    log.close()
+    log = PredictionLog(f"sqlite:///{file}", "run")
+    log.add("predictions", [prediction(2)])
+    assert flush_prediction_log(log, 60)
+    fails[0] = False
+    log.close()
+    PredictionLog(f"sqlite:///{file}", "run").close()
+    assert logged(file) == ["1", "2"]
+    assert not list(log.spool.folder.iterdir())
+
+
+def test_modules_in_the_working_directory_are_not_imported(tmp_path, monkeypatch, capfd):
+    (tmp_path / "json.py").write_text("raise RuntimeError('imported')")
+    monkeypatch.chdir(tmp_path)
+    log = PredictionLog(f"sqlite:///{tmp_path}/events.db", "run", writer_process=True)
+    log.add("predictions", [prediction(1)])
+    assert flush_prediction_log(log, 60)
+    log.close()
+    assert logged(tmp_path / "events.db") == ["1"]
+    assert "imported" not in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_as_soon_as_the_address_is_printed_stops_the_service(tmp_path, number):
+    command = [sys.executable, "-c", MAIN, str(toy_release(tmp_path, 1)), "--drain-seconds", "0"]
+    environment = os.environ | {"MLCYCLE_EVENTS_URL": f"sqlite:///{tmp_path}/events.db"}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline().startswith("http")
+        process.send_signal(number)
+        assert process.wait(60) == 0
