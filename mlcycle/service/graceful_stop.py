@@ -16,7 +16,7 @@ from typing import Any
 
 # %% ../../nbs/service/graceful_stop.ipynb #f76601eb
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
-IGNORED: list[int] = [] # Signals that arrived before or after the server handled them
+IGNORED: list[int] = [] # Stop signals that arrived before the server handled them, or after its end
 
 # %% ../../nbs/service/graceful_stop.ipynb #c869cb2f
 class GracefulStop:
@@ -46,8 +46,6 @@ class GracefulStop:
         for number in STOP_SIGNALS:
             if callable(stop_server := signal.getsignal(number)): # uvicorn's
                 signal.signal(number, lambda number, frame, stop=stop_server: self._begin(loop, stop, number, frame))
-        for number in IGNORED: # While the service started
-            os.kill(os.getpid(), number)
 
     def _begin(self, loop: asyncio.AbstractEventLoop, stop_server: Callable, number: int, frame: Any) -> None:
         if self.draining:
@@ -77,11 +75,13 @@ def noting_start(
     send: Callable, # ASGI send function
     on_started: Callable[[], None], # Called when the application has started
 ) -> Callable: # ASGI send function
-    "Notice that the application has started."
+    "Notice that the application has started; a stop signal that came before takes effect then."
     async def send_and_note(message: dict[str, Any]) -> None:
         await send(message)
         if message["type"] == "lifespan.startup.complete":
             on_started()
+            while IGNORED: # Signals that arrived while the service started
+                os.kill(os.getpid(), IGNORED.pop())
 
     return send_and_note
 

@@ -166,7 +166,7 @@ def test_the_writer_of_a_service_ends_with_it_and_writes_what_it_has(tmp_path, s
                 assert client.post("/predict", json={"rows": row, "row_ids": [str(number)]}).is_success
         time.sleep(0.5)  # Longer than events are in the memory of the service
         (writer,) = map(int, Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split())
-        assert os.getpriority(os.PRIO_PROCESS, writer) > os.getpriority(os.PRIO_PROCESS, process.pid)
+        assert os.sched_getscheduler(writer) == os.SCHED_BATCH
         if stop == signal.SIGTERM:  # As a service manager, or Ctrl-C, which reach both
             os.killpg(process.pid, stop)
         else:
@@ -191,7 +191,6 @@ def test_events_in_memory_are_found_kept_and_counted_if_they_are_lost(tmp_path, 
     log = PredictionLog(f"sqlite:///{file}", "run", ServiceSettings(drain_timeout=0.5), metrics, writer_process=True)
     with sqlite3.connect(file, isolation_level=None) as other:
         other.execute("BEGIN IMMEDIATE")
-        wait_until(lambda: log.queue.writer.idle)
         log.add("predictions", [prediction(1)])
         wait_until(lambda: log.spool.away)
         assert spooled_row_ids(log.spool, "run", {"1", "2"}) == {"1"}, "also while the writer has it"
