@@ -85,10 +85,7 @@ class SpoolSegment:
     def close(self) -> None:
         "Remove the file if the database has all of it; else bring it to the disk. Release the lock."
         with suppress(OSError): # A file that stays is taken over later; its events are not written twice
-            if self.path is not None and self.written >= self.size:
-                self.path.unlink(missing_ok=True)
-            else:
-                os.fsync(self.file)
+            self.path.unlink(missing_ok=True) if self.path and self.written >= self.size else os.fsync(self.file)
         os.close(self.file)
 
 # %% ../../nbs/stores/event_spool.ipynb #c7b41866
