@@ -70,12 +70,13 @@ def fill_missing_p(
     version: str = "", # Model version of the release; empty: all rows
 ) -> LogBlock: # The same if no p-value of the version is missing
     "Compute the outlier p-values that rows of a version lack."
-    lacking = (block.events["outlier_p"].isna() & block.features.notna().any(axis=1)).to_numpy()
+    lacking = block.events["outlier_p"].isna().to_numpy()
     if version:
         lacking = lacking & (block.events["model_version"].astype(object).to_numpy() == version)
     if model is None or not lacking.any() or any(name in block.missing_columns or name not in block.features
                                                  for name in model.names):
         return block
+    lacking = lacking & block.features.notna().any(axis=1).to_numpy() # Others were recorded without features
     p_values = block.events["outlier_p"].to_numpy(dtype=float).copy()
     columns = outlier_columns(block.features[lacking], model.names)
     p_values[lacking] = outlier_p_values(model, columns, int(lacking.sum()))

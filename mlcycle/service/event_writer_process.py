@@ -216,6 +216,8 @@ class WriterConnection:
         except subprocess.TimeoutExpired:
             self.process.kill()
             return self.process.wait()
+        finally:
+            self.connection.close()
 
 # %% ../../nbs/service/event_writer_process.ipynb #e5c0d3ca
 class HandedOver:

@@ -103,7 +103,7 @@ def spawned_service(
     log: TextIO, # Receives its standard error
 ) -> Generator[ServiceProcess]:
     "Context manager: run a service in a new Python process."
-    with subprocess.Popen([sys.executable, "-c", SERVICE_MAIN, *words], stdout=subprocess.PIPE, stderr=log, env=environment,
+    with subprocess.Popen([sys.executable, "-P", "-c", SERVICE_MAIN, *words], stdout=subprocess.PIPE, stderr=log, env=environment,
                           text=True) as process:
         assert process.stdout is not None # It is a pipe
         read_line = process.stdout.readline

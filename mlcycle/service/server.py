@@ -192,8 +192,8 @@ def serve(
         passed = asdict(options) | {"settings": options.settings | {"workers": workers}}
         os.environ |= {SERVE_OPTIONS: json.dumps(passed), "PROMETHEUS_MULTIPROC_DIR": folder}
         config = uvicorn.Config("mlcycle.service.server:app_from_environment", factory=True, workers=workers, **common)
+        supervisor = WorkerSupervisor(config, [bound]) # It handles signals from here on
         print(address, flush=True)
-        supervisor = WorkerSupervisor(config, [bound])
         supervisor.run()
         if any(worker.exitcode == STARTUP_FAILURE for worker in supervisor.processes):
             sys.exit(InputError.exit_code)

@@ -125,9 +125,6 @@ def check_event_driver(
         raise InputError(f"MLCYCLE_EVENTS_URL cannot be read: {str(error).splitlines()[0]}.",
                          "Expected is an SQLAlchemy URL, such as postgresql+psycopg://USER:PASSWORD@HOST/DATABASE.") from error
 
-# %% ../../nbs/stores/events.ipynb #f7dd188a
-TABLES_LOCK = 0x6D6C6379636C65 # Number of the advisory lock in PostgreSQL: "mlcycle"
-
 # %% ../../nbs/stores/events.ipynb #00fe5e82
 TABLES_LOCK = 0x6D6C6379636C65 # Advisory lock of PostgreSQL, held while tables are created
 

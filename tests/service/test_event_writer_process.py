@@ -238,9 +238,10 @@ def test_modules_in_the_working_directory_are_not_imported(tmp_path, monkeypatch
     assert "imported" not in capfd.readouterr().err
 
 
+@pytest.mark.parametrize("workers", ["1", "2"])
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_as_soon_as_the_address_is_printed_stops_the_service(tmp_path, number):
-    command = [sys.executable, "-c", MAIN, str(toy_release(tmp_path, 1)), "--drain-seconds", "0"]
+def test_a_signal_as_soon_as_the_address_is_printed_stops_the_service(tmp_path, number, workers):
+    command = [sys.executable, "-c", MAIN, str(toy_release(tmp_path, 1)), "--drain-seconds", "0", "--workers", workers]
     environment = os.environ | {"MLCYCLE_EVENTS_URL": f"sqlite:///{tmp_path}/events.db"}
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
         assert process.stdout is not None
