@@ -29,7 +29,9 @@ def test_canary_and_shadow_of_a_running_service_change_by_one_command(served):
     run, second, rows = served
     name, project = run.release.model.name, run.workspace.project
     with Serving(project, f"{name}:{run.release.model.version}", "--workers", "1") as serving:
-        assert not (Path(f"/proc/{serving.process.pid}/task/{serving.process.pid}/children")).read_text()  # No parent is needed
+        children = Path(f"/proc/{serving.process.pid}/task/{serving.process.pid}/children").read_text().split()
+        commands = [Path(f"/proc/{pid}/cmdline").read_bytes() for pid in children]
+        assert [b"event_writer_process" in command for command in commands] == [True]  # It predicts itself, without workers
         done = cli("models", "traffic", name, "--canary", str(second.version), "--canary-share", "1", cwd=project)
         assert done.returncode == 0, done.stderr
         wait_until(lambda: serving.version(rows) == second.version)

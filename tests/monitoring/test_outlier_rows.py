@@ -20,6 +20,7 @@ from mlcycle.monitoring.outlier_rows import (
 from mlcycle.monitoring.proportion_monitor import monitor_proportion
 from mlcycle.service.outlier_fit import fit_outlier_model
 from mlcycle.service.outlier_model import outlier_columns, outlier_p_values
+from mlcycle.stores.event_log import LogBlock
 
 START = pd.Timestamp("2026-01-01")
 
@@ -36,7 +37,7 @@ def model():
     return fit_outlier_model(make_rows(6000, 0))
 
 
-def block(model, rows: pd.DataFrame, day: int = 0, missing=()) -> SimpleNamespace:
+def block(model, rows: pd.DataFrame, day: int = 0, missing=()) -> LogBlock:
     "A block of the log, a day long."
     events = pd.DataFrame(
         {
@@ -46,7 +47,7 @@ def block(model, rows: pd.DataFrame, day: int = 0, missing=()) -> SimpleNamespac
             "outlier_p": outlier_p_values(model, outlier_columns(rows, model.names), len(rows)),
         }
     )
-    return SimpleNamespace(events=events, features=rows.drop(columns=list(missing)), missing_columns=set(missing))
+    return LogBlock(events, rows.drop(columns=list(missing)), missing_columns=set(missing))
 
 
 def found_in(blocks, model, version="1"):
@@ -88,10 +89,7 @@ def test_rows_are_listed_with_columns_in_the_same_order_for_any_blocks(model):
     rows = make_rows(3000, 5)
     rows.loc[10, "x"], rows.loc[20, "town"], rows.loc[[30, 31], "y"] = 1e6, "Rome", -50.0
     whole = block(model, rows)
-    parts = [
-        SimpleNamespace(events=whole.events[a : a + 700], features=rows[a : a + 700], missing_columns=set())
-        for a in range(0, 3000, 700)
-    ]
+    parts = [LogBlock(whole.events[a : a + 700], rows[a : a + 700]) for a in range(0, 3000, 700)]
     one, other = found_in([whole], model), found_in(parts, model)
     assert one.rows == other.rows and len(one.rows) <= MAX_OUTLIER_ROWS
     first = {row.row_id: row.columns[0] for row in one.rows[:4]}
@@ -110,9 +108,12 @@ def test_columns_that_the_log_does_not_have_are_not_named(model):
 
 
 def test_logs_without_p_values_or_without_a_model(model):
-    rows = block(model, make_rows(30, 1))
-    rows.events["outlier_p"] = np.nan
-    found = found_in([rows], model)
+    rows, hidden = block(model, make_rows(30, 1)), block(model, make_rows(30, 1), missing=["x"])
+    recorded = found_in([rows], model)
+    rows.events["outlier_p"] = hidden.events["outlier_p"] = np.nan
+    again = found_in([rows], model)  # The p-values are computed from the features
+    assert (again.rows, again.counts, again.notes) == (recorded.rows, recorded.counts, [])
+    found = found_in([hidden], model)
     assert found.rows == [] == found.alarms and "30 of 30 rows" in found.notes[-1]
     old = found_in([block(model, make_rows(30, 1).assign(x=1e9))], None)
     assert len(old.rows) == 30 and old.alarms == [] and "no outlier model" in old.notes[0]
