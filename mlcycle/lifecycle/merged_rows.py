@@ -23,7 +23,7 @@ from ..core.workspace import Workspace
 from ..errors import InputError
 from .labelled_rows import LabelledRows, read_labelled_rows
 from .merged_parameters import merged_parameters
-from .row_merging import (LOGGED_ROW_ID, MIN_NEW_ROWS, RowParts, RowsSetting, choose_rows, find_known_row_ids,
+from .row_merging import (LOGGED_ROW_ID, MIN_NEW_ROWS, RowParts, choose_rows, find_known_row_ids,
                                            give_logged_rows_a_time, mark_holdout, put_rows_together, read_earlier_rows)
 from .serving import find_release_folder
 from ..outcomes import Problem
@@ -170,7 +170,7 @@ def write_merged_source(
     *,
     since: datetime | None = None, # Start of the alarm, UTC; None: no alarm
     until: datetime | None = None, # Later predictions and actual values are left out, UTC, so that a repetition is the same
-    rows: RowsSetting = "auto", # auto: those since the alarm if there are enough of them, else all
+    rows: Literal["auto", "since alarm", "all"] = "auto", # auto: those since the alarm if there are enough of them, else all
     min_rows: int = 1000, # Labelled rows since the alarm that `auto` needs to leave out older ones
     reason: str = "", # Of the retraining, for the record of the access to the holdout
 ) -> MergedSource:
