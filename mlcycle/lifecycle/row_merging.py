@@ -7,6 +7,7 @@ __all__ = ['LOGGED_ROW_ID', 'MIN_CLASS_ROWS', 'MIN_HOLDOUT_ROWS', 'MIN_NEW_ROWS'
            'choose_rows', 'mark_holdout', 'RowParts', 'give_logged_rows_a_time', 'put_rows_together']
 
 # %% ../../nbs/lifecycle/row_merging.ipynb #61455662
+from collections.abc import Callable
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -50,6 +51,7 @@ def find_known_row_ids(
     logged: pd.DataFrame, # Rows of the log, indexed by row id
     earlier: pd.DataFrame, # Rows of the champion's run, with a column `LOGGED_ROW_ID`
     features: list[str], # Columns that both have
+    as_recorded: Callable[[str], str] = str, # How row ids are hashed in the log
 ) -> set[str]: # Row ids of the log
     "Find logged rows that are among earlier rows."
     ids = set(logged.index)
@@ -58,7 +60,7 @@ def find_known_row_ids(
         kind = earlier[name].dtype
         if not (pd.api.types.is_integer_dtype(kind) or pd.api.types.is_string_dtype(kind)):
             continue
-        keys = earlier[name].astype("str")
+        keys = earlier[name].astype("str").map(as_recorded, na_action="ignore")
         if (same := keys.isin(ids)).any() and keys[same].is_unique:
             theirs, ours = earlier[same].set_index(keys[same])[features], logged[features].loc[keys[same]]
             equal = np.logical_and.reduce([_equal_values(theirs[each], ours[each]) for each in features])
