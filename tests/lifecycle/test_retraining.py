@@ -61,7 +61,7 @@ def registered(tmp_path_factory):
         client = connect_registry(workspace.tracking_uri, workspace.artifacts)
         client.create_registered_model(MODEL)
         for _ in range(2):
-            client.create_model_version(MODEL, "models:/m", tags={"run": "r1"})
+            client.create_model_version(MODEL, f"{folder}/model", tags={"run": "r1"})
         set_alias(version_ref(1), reason="The first one.", workspace=workspace, action="promote")
         set_alias(version_ref(2), "challenger", "The newest version.", workspace=workspace, action="register")
     return folder
@@ -223,7 +223,7 @@ def test_an_outage_delays_and_nothing_is_lost(workspace, monkeypatch, error):
 def test_a_champion_that_has_changed_is_not_replaced(workspace, monkeypatch):
     def other(*arguments, **facts):
         with open_registry_read_only(workspace) as client:
-            client.create_model_version(MODEL, "models:/m", tags={"run": "r3"})
+            client.create_model_version(MODEL, f"{workspace.root}/model", tags={"run": "r3"})
             set_alias(version_ref(3), reason="A person has chosen it.", workspace=workspace, action="approve")
         return fake_run()
 
@@ -398,7 +398,7 @@ def released(tmp_path_factory):
 
 def record_month(run: mc.Run, rows: pd.DataFrame, days: int = 30) -> None:
     "Record the predictions of a run for rows that came within a month, with actual values a day later."
-    predicted = run.predict(rows)
+    predicted = run.predict(rows.drop(columns="late"))
     start = datetime.now(UTC).replace(tzinfo=None, microsecond=0) - timedelta(days=days)
     step = timedelta(days=days - 2) / len(rows)
     features, ref = rows.drop(columns="late").to_dict("records"), run.release.model
