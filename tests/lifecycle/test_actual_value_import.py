@@ -74,7 +74,9 @@ def test_the_queue_is_filled_in_and_imported(project):
     lines = [json.loads(line) for line in queue.path.read_text().splitlines()]
     assert {line["row_id"] for line in lines} <= {*rows.index[:60]}
     assert lines[0]["features"].keys() == describe_model_of_run(champion).columns.keys()
-    queue.path.write_text("".join(json.dumps(line | {"actual": "YES"}) + "\n" for line in lines[:15]) + json.dumps(lines[15]) + "\n")
+    queue.path.write_text(
+        "".join(json.dumps(line | {"actual": "YES"}) + "\n" for line in lines[:15]) + json.dumps(lines[15]) + "\n"
+    )
     done = cli("log", "add-actuals", str(queue.path), "--model", name, cwd=project)
     assert done.returncode == 0, done.stderr
     assert "15 of 16 actual values are recorded. 1 rows have no id or no value." in " ".join(done.stdout.split())

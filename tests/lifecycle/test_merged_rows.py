@@ -124,9 +124,13 @@ def test_the_service_of_a_challenger_cleans_as_the_champions(project):
     st.floats(0.05, 0.6),
 )
 def test_no_earlier_row_and_no_other_row_is_later_than_the_holdout(logged, earlier, share):
-    frame = pd.DataFrame({"t": [row[0] for row in logged], "y": [row[2] for row in logged]}, [f"r{n}" for n in range(len(logged))])
+    frame = pd.DataFrame(
+        {"t": [row[0] for row in logged], "y": [row[2] for row in logged]}, [f"r{n}" for n in range(len(logged))]
+    )
     when = pd.Series([pd.Timestamp(2026, 1, 1) + timedelta(days=row[1]) for row in logged], frame.index)
-    old = pd.DataFrame({"t": earlier, "y": [0] * len(earlier), LOGGED_ROW_ID: pd.array(map(str, range(len(earlier))), dtype="str")})
+    old = pd.DataFrame(
+        {"t": earlier, "y": [0] * len(earlier), LOGGED_ROW_ID: pd.array(map(str, range(len(earlier))), dtype="str")}
+    )
     parts = RowParts(frame, when, old, BINARY.model_copy(update={"task": "regression", "classes": []}))
     held = mark_holdout(order_in_time(parts, frame.index), frame.y, parts.problem, share)
     rows, split = put_rows_together(parts, held, [])
@@ -154,7 +158,9 @@ def test_each_class_is_in_both_parts_or_it_is_an_error(target):
 
 
 @settings(deadline=None, max_examples=60)
-@given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 3), st.sampled_from("ab")), max_size=12, unique_by=lambda row: row[0]))
+@given(
+    st.lists(st.tuples(st.integers(0, 9), st.integers(0, 3), st.sampled_from("ab")), max_size=12, unique_by=lambda row: row[0])
+)
 def test_a_row_is_known_by_its_key_and_all_its_features(rows):
     source = pd.DataFrame({"key": range(10), "x": [n % 4 for n in range(10)], "c": list("ababababab")})
     source[LOGGED_ROW_ID] = [f"train@0 {n}" for n in range(10)]

@@ -146,7 +146,9 @@ def health(action: Any = "retrain", rule: str = "quality") -> Health:
                   reason="It is worse.", model=MODEL, alarms=alarms)  # fmt: skip
 
 
-def look(workspace: Workspace, outcome: Health, policy: RetrainingPolicy = AUTOMATIC, version: int = 1, days: int = 0) -> list[str]:
+def look(
+    workspace: Workspace, outcome: Health, policy: RetrainingPolicy = AUTOMATIC, version: int = 1, days: int = 0
+) -> list[str]:
     "Act on the outcome of a look at a version, some days from now."
     target = ServeTarget(Path("release"), "r1", None, MODEL, version, "champion")
     now = datetime.now(UTC).replace(tzinfo=None) + timedelta(days=days)
@@ -470,6 +472,7 @@ def test_a_circle_that_is_killed_at_random_moments_promotes_once(circle):
 
 def wait_for_progress(process: BaseProcess, project: Path, rng: random.Random) -> None:
     "Let a pass go on until it has finished one more stage or step, and a little longer."
+
     def done() -> int:
         return len([*project.glob(".mlcycle/cache/*/[!.]*/entry.json"), *readable_entries(Workspace(project))])
 
