@@ -167,7 +167,8 @@ def retrain_by_hand(
         record = open_retraining(read_retrainings(work.workspace, model))
         if record is None:
             if approve:
-                raise ParameterError(f"No retraining of {model} waits for approval.", remedy=f"Start one: mlcycle retrain {model}")
+                raise ParameterError(f"No retraining of {model} waits for approval.",
+                                     remedy=f"Start one: mlcycle retrain {model}")
             version, _ = champion_trained_at(work.workspace, model)
             since, stage = last_alarm(work.workspace, model, version)
             given = RetrainingReason("person", reason or "A person has started it.", since, stage)

@@ -83,7 +83,8 @@ def retraining_plan(
     plan = make_plan_from_parameters({}, workspace.project)
     if "hold_promotion" not in plan.parameters["validation"]:
         raise ParameterError(f"The notebook {plan.notebooks['validation']} has no parameter 'hold_promotion'.",
-                             "A retraining needs it, so that the run does not move the alias.", "Merge it: mlcycle update --merge")
+                             "A retraining needs it, so that the run does not move the alias.",
+                             "Merge it: mlcycle update --merge")
     known = {stage: {name: value for name, value in values.items() if name in plan.parameters.get(stage, {})}
              for stage, values in earlier.items()} # A parameter may have been removed since
     changed = {"problem.source": str(workspace.root.absolute() / record.file), **record.parameters,
@@ -96,7 +97,8 @@ def train_challenger(
     record: RetrainingRecord, # In the state `training`
 ) -> RetrainingRecord:
     "Run the stages up to the release; a run that was killed is resumed."
-    run = run_plan(retraining_plan(work.workspace, record), StageChoice(until="deployment"), work.callback, retraining=record.id)
+    plan = retraining_plan(work.workspace, record)
+    run = run_plan(plan, StageChoice(until="deployment"), work.callback, retraining=record.id)
     return move_retraining(work.workspace, record, "comparing", run=run.id, challenger=run.candidate.model.version,
                            compared_with=run.verdict.current_champion)
 
@@ -111,9 +113,10 @@ def compare_challenger(
     if name != record.model:
         raise StageError(f"The run {run.id} has registered '{name}'.", f"'{record.model}' is expected.",
                          "Retrain it by hand: mlcycle run")
-    facts: dict[str, Any] = {"difference": verdict.champion_difference, "comparison": verdict.promotion_reason or verdict.decision}
+    facts: dict[str, Any] = {"difference": verdict.champion_difference,
+                             "comparison": verdict.promotion_reason or verdict.decision}
     if record.challenger == record.compared_with:
-        return move_retraining(work.workspace, record, "not better", **facts | {"comparison": "The run gives the champion itself."})
+        return move_retraining(work.workspace, record, "not better", comparison="The run gives the champion itself.")
     if not verdict.held_back:
         return move_retraining(work.workspace, record, "not better", **facts)
     canary = work.policy.canary_share > 0 and run.release.released
@@ -185,13 +188,15 @@ def decision_of_person(
     with workspace.lock("registry"), registry_errors(workspace.tracking_uri):
         made = decision_on(workspace, ref, connect_registry(workspace.tracking_uri, workspace.artifacts))
     if made and made.action == "reject":
-        return move_retraining(workspace, record, "cancelled", failure=f"{made.user} rejected version {ref.version}: {made.reason}")
+        why = f"{made.user} rejected version {ref.version}: {made.reason}"
+        return move_retraining(workspace, record, "cancelled", failure=why)
     if not needs_person(workspace):
         return None
     if made is None:
         return delay_retraining(work, record, f"A person must approve it: mlcycle approve {ref.name} {ref.version} --reason TEXT")
     if not run.release.released: # Stage 6 has waited for the decision
-        run_plan(retraining_plan(workspace, record), StageChoice(until="deployment"), work.callback, retraining=record.id)
+        plan = retraining_plan(workspace, record)
+        run_plan(plan, StageChoice(until="deployment"), work.callback, retraining=record.id)
     return move_retraining(workspace, record, "promoted", comparison=f"{made.user} approved it: {made.reason}")
 
 # %% ../../nbs/lifecycle/retraining.ipynb #52ee3179
@@ -215,7 +220,7 @@ def promote_challenger(
     return move_retraining(workspace, record, "promoted", notes=[*record.notes, *([problem] if problem else [])])
 
 # %% ../../nbs/lifecycle/retraining.ipynb #d31d4ff5
-OUTAGES = (RegistryError, NotReachableError, StorageError, DiskFullError, OSError) # Of stores and services: a later attempt may succeed
+OUTAGES = (RegistryError, NotReachableError, StorageError, DiskFullError, OSError) # Later attempts may succeed
 STEPS: dict[str, str] = {"rows": "collect_rows", "training": "train_challenger", "comparing": "compare_challenger",
                          "canary": "watch_canary", "promoting": "promote_challenger"} # Function by state
 
@@ -226,7 +231,7 @@ def is_outage(
     "Whether an error tells that a store or a service is not available, in a step or in a cell of a stage."
     from sqlalchemy.exc import InterfaceError, OperationalError
 
-    if isinstance(error, OUTAGES) or isinstance(error, (OperationalError, InterfaceError)):
+    if isinstance(error, (*OUTAGES, OperationalError, InterfaceError)):
         return True
     named = re.search(r"failed in cell \d+: (\w+)", str(error))
     kind = find_error_class(named[1]) if named else None
@@ -239,7 +244,8 @@ def fail_retraining(
     error: BaseException, # Why
 ) -> RetrainingRecord:
     "End a retraining that has failed, with its canaries; the champion stays."
-    return end_retraining(work, record, "failed", f"{'' if isinstance(error, MlcycleError) else type(error).__name__ + ': '}{error}")
+    kind = "" if isinstance(error, MlcycleError) else f"{type(error).__name__}: "
+    return end_retraining(work, record, "failed", f"{kind}{error}")
 
 # %% ../../nbs/lifecycle/retraining.ipynb #33e8db2a
 def end_retraining(
@@ -280,7 +286,8 @@ def describe_retraining(
     version = f"version {record.challenger}" if record.challenger else "a new version"
     states = {"waiting": f"It waits for approval: mlcycle retrain {record.model} --approve",
               "promoted": f"{record.model} {version} is champion. {record.comparison}",
-              "not better": f"The champion stays: {record.comparison}", "failed": f"It failed, the champion stays: {record.failure}",
+              "not better": f"The champion stays: {record.comparison}",
+              "failed": f"It failed, the champion stays: {record.failure}",
               "cancelled": f"It was cancelled: {record.failure}",
               "canary": f"{version.capitalize()} has a share of the requests."}
     text = states.get(record.state, f"The next step is '{record.state}'.")

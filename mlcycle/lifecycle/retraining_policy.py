@@ -54,7 +54,8 @@ def read_retraining_policy(
 ) -> RetrainingPolicy:
     "The policy of a project; raises ParameterError, with the name of the option, for a value that it cannot have."
     options = section_with_defaults(read_settings(project), "retraining")
-    schedule = read_duration(options["schedule"], f"'schedule' in [retraining] of {SETTINGS_FILE}") if options["schedule"] else None
+    text = options["schedule"]
+    schedule = read_duration(text, f"'schedule' in [retraining] of {SETTINGS_FILE}") if text else None
     return RetrainingPolicy(
         cast('Literal["off", "ask", "automatic"]', options["policy"]), schedule, cast("RowsSetting", options["rows"]),
         int(_number(options, "min_rows", 1, 1e9)), _number(options, "canary_share", 0, 0.99),

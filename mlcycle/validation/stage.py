@@ -342,7 +342,8 @@ def validate_model(
     verdict = Verdict(
         approved=all(gate.passed for gate in gates), gates=gates, scores=scores, baseline_scores=baseline, baseline_names=names,
         generalization_gap=splits, previous_champion=before, current_champion=after, promotion_reason=promotion.reason,
-        champion_difference=promotion.difference, held_back=promotion.held_back, **holdout_facts(problem, dataset, inputs, workspace),
+        champion_difference=promotion.difference, held_back=promotion.held_back,
+        **holdout_facts(problem, dataset, inputs, workspace),
         **score_usual_metrics(problem, candidate, model, train, inputs, more_metrics),
         **assess_sections(sections, problem, candidate, model, train, inputs, splits),
         decision=describe_gates(gates, name, promotion) + describe_worse_than_baseline(scores, baseline, names))

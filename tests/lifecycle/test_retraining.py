@@ -276,7 +276,7 @@ def test_a_version_that_is_worse_than_the_one_before_is_rolled_back(workspace):
         ("schedule = monthly", "'monthly' is no duration for 'schedule' in [retraining]"),
         ("canary_share = 1", "'canary_share' in [retraining] of settings.ini is '1'. A number from 0 to 0.99"),
         ("min_rows = few", "'min_rows' in [retraining] of settings.ini is 'few'"),
-        ("polcy = off", "Did you mean 'policy'?"),
+        ("polici = off", "Did you mean 'policy'?"),
     ],
 )
 def test_a_setting_that_cannot_be_right_is_named(tmp_path, line, message):

@@ -309,7 +309,7 @@ def _recorded_move(workspace: Workspace | None, client: "MlflowClient", name: st
     version = before if after is None else after
     run = client.get_model_version(name, str(version)).tags.get("run", "")
     facts: dict[str, Any] = {"client": client, "alias": alias, "version": version, "run": run, "details": details or {}}
-    move = {"version_before": before, "version_after": after, "reason": reason}
+    move: dict[str, Any] = {"version_before": before, "version_after": after, "reason": reason}
     if not is_move_recorded(workspace, name, action, move | {"alias": alias, "details": details or {}}):
         _write_move(client, name, alias, before, after, reason)
         if workspace:
@@ -339,7 +339,8 @@ def is_move_recorded(
     move: dict[str, Any], # `alias`, `version_before`, `version_after`, `reason` and `details` of a move that is not made yet
 ) -> bool:
     "Whether the last entry of an alias in the audit log is this move, which was then not made: its process was killed."
-    entries = [each for each in readable_entries(workspace) if (each.model, each.alias) == (name, move["alias"])] if workspace else []
+    every = readable_entries(workspace) if workspace else []
+    entries = [each for each in every if (each.model, each.alias) == (name, move["alias"])]
     return bool(entries) and entries[-1].action == action and entries[-1].model_dump(include=set(move)) == move
 
 # %% ../../../nbs/stores/models/registry.ipynb #dde7b4f1
