@@ -43,9 +43,6 @@ def log_rows(run: mc.Run, rows: pd.DataFrame, start: datetime = START, role: str
 
 def retrain(run: mc.Run, merged: MergedSource, until: str = "validation", **changed) -> mc.Run:
     "A run with the parameters of the champion's run and those of merged rows."
-    stages = {*run.info["parameters"], *merged.parameters}
-    given = {stage: run.info["parameters"].get(stage, {}) | merged.parameters.get(stage, {}) for stage in stages}
-    for stage, values in changed.items():
-        given[stage] = given.get(stage, {}) | values
+    given = run.info["parameters"] | merged.parameters | changed
     plan = make_plan_from_parameters(given, run.workspace.project, origin="program")
     return run_plan(plan, StageChoice(until=until))

@@ -139,7 +139,7 @@ def recorded_actuals(
     query = sa.select(table.row_id, sa.cast(table.actual, sa.Text)).where(table.model == model, table.row_id.in_([*row_ids]))
     with engine.connect() as connection:
         rows = connection.execute(query.order_by(table.received, table.number)).all()
-    for row_id, value in zip([row[0] for row in rows], decode_json([row[1] for row in rows]), strict=True):
+    for row_id, value in zip([row[0] for row in rows], decode_json([str(row[1]) for row in rows]), strict=True):
         found.setdefault(row_id, []).append(value)
     return found
 

@@ -31,6 +31,7 @@ class LabelledRows:
 
     frame: pd.DataFrame # Indexed by row id, in order of time: features as the model read them, then the target
     when: pd.Series # Time of the prediction of each row, UTC
+    features: list[str] # Columns of the release that are recorded
     n_repeated: int = 0 # Later predictions of the same row ids, which are left out
     n_conflicts: int = 0 # Rows that got several different actual values, of which the last one counts
     n_unusable: int = 0 # Rows whose actual value is no class of the target, or no number
@@ -93,10 +94,10 @@ def read_labelled_rows(
     until: datetime | None = None, # Later predictions and actual values are left out, UTC
 ) -> LabelledRows:
     "Read all rows of a model whose actual values are known."
-    counts, events, parts = {"without": 0}, [], []
+    without, events, parts = 0, [], []
     for block in read_log(engine, bundle.model.name, bundle.columns, since=since, until=until):
         kept = _labelled_places(block, until)
-        counts["without"] += int((block.events.actual.notna() & ~block.features.notna().any(axis=1)).sum())
+        without += int((block.events.actual.notna() & ~block.features.notna().any(axis=1)).sum())
         events.append(block.events.iloc[kept])
         parts.append(block.features.drop(columns=[*block.missing_columns], errors="ignore").iloc[kept])
     if not sum(map(len, events)):
@@ -110,8 +111,9 @@ def read_labelled_rows(
     frame = frame[usable].assign(**{bundle.problem.target: target[usable].infer_objects()})
     frame = frame.set_axis(pd.Index(found.row_id[usable], name="row_id"))
     when = pd.Series(found.when[usable].to_numpy(), frame.index)
-    return LabelledRows(frame, when, int(repeated.sum()), int((found.n_actuals > 1)[usable].sum()), int((bad & ~repeated).sum()),
-                        counts["without"], [name for name in bundle.columns if name not in frame])
+    recorded = [name for name in bundle.columns if name in frame]
+    return LabelledRows(frame, when, recorded, int(repeated.sum()), int((found.n_actuals > 1)[usable].sum()),
+                        int((bad & ~repeated).sum()), without, [name for name in bundle.columns if name not in frame])
 
 # %% ../../nbs/lifecycle/labelled_rows.ipynb #b1328606
 def _labelled_places(block: LogBlock, until: datetime | None) -> np.ndarray:

@@ -174,6 +174,7 @@ def _stack(earlier: pd.DataFrame, logged: pd.DataFrame) -> pd.DataFrame:
 # %% ../../nbs/lifecycle/row_merging.ipynb #b573afcf
 def put_rows_together(
     parts: RowParts, # Logged and earlier rows, with a time column if there is one
+    fresh: pd.Index, # Row ids of the logged rows from which the holdout was chosen
     held: pd.Index, # Row ids of the holdout
     notes: list[str], # Receives what was left out
 ) -> tuple[pd.DataFrame, str]: # Rows of the source, in order of time; name of the column with the part of each row
@@ -186,8 +187,7 @@ def put_rows_together(
     rows, time = _stack(earlier, logged), parts.problem.time
     if not time:
         return rows, split
-    start, late = rows[time][rows[split] == "holdout"].min(), pd.Series(False, rows.index)
-    late.iloc[:len(earlier)] = (rows[time].iloc[:len(earlier)] >= start).to_numpy()
+    late = (rows[time] >= rows[time][rows[split] == "holdout"].min()) & ~rows[row_id].isin(fresh)
     if late.any():
-        notes.append(f"{late.sum():,} earlier rows are left out: they are not earlier than the first row of the holdout.")
+        notes.append(f"{late.sum():,} rows are left out: they are not earlier than the first row of the holdout.")
     return rows[~late].sort_values(time, kind="stable", ignore_index=True), split

@@ -84,7 +84,7 @@ def test_without_a_time_column_the_time_of_the_prediction_orders_the_rows(table_
     rows = rows.assign(target=rows.target + 80.0).set_axis([f"p{number}" for number in range(420)])
     log_rows(champion, rows)
     merged = write_merged_source(champion.workspace, champion, tmp_path / "retraining", since=START, min_rows=100)
-    assert (merged.rows, merged.n_holdout, merged.parameters["problem"]["time"]) == ("since alarm", 200, "")
+    assert (merged.rows, merged.n_holdout, merged.parameters["problem.time"]) == ("since alarm", 200, "")
     challenger = retrain(champion, merged)
     assert row_ids(challenger, "holdout") == {*rows.index[-200:]}
     assert challenger.verdict.champion_difference.value > 0
@@ -129,11 +129,11 @@ def test_no_earlier_row_and_no_other_row_is_later_than_the_holdout(logged, earli
     )
     when = pd.Series([pd.Timestamp(2026, 1, 1) + timedelta(days=row[1]) for row in logged], frame.index)
     old = pd.DataFrame(
-        {"t": earlier, "y": [0] * len(earlier), LOGGED_ROW_ID: pd.array(map(str, range(len(earlier))), dtype="str")}
+        {"t": earlier, "y": [0] * len(earlier), LOGGED_ROW_ID: pd.array([*map(str, range(len(earlier)))], dtype="str")}
     )
     parts = RowParts(frame, when, old, BINARY.model_copy(update={"task": "regression", "classes": []}))
     held = mark_holdout(order_in_time(parts, frame.index), frame.y, parts.problem, share)
-    rows, split = put_rows_together(parts, held, [])
+    rows, split = put_rows_together(parts, frame.index, held, [])
     train, holdout = (rows[rows[split] == name] for name in ("train", "holdout"))
     assert 1 <= len(holdout) <= len(frame) / 2
     assert train.t.max() <= holdout.t.min() or train.empty
