@@ -1,9 +1,9 @@
 """How soon a bad version stops predicting after a rollback, under a load of 50 requests a second.
 
-`python benchmarks/circle_rollback.py PROJECT` copies a project with a released model, registers its model once more as a second,
-bad version, and serves it by `mlcycle serve`. Each way to roll back is repeated. Measured are the time from the change, that of the
-alias in the registry or of the traffic plan, to the response with the last prediction of the bad version, and the same from the
-return of the command; a negative time means that the command returned later.
+`python benchmarks/circle_rollback.py PROJECT` copies a project with a released model, registers its model once more as a
+second, bad version, and serves it by `mlcycle serve`. Each way to roll back is repeated. Measured are the time from the change,
+that of the alias in the registry or of the traffic plan, to the response with the last prediction of the bad version, and the
+same from the return of the command; a negative time means that the command returned later.
 """
 
 import http.client
@@ -176,8 +176,14 @@ def wait_for(client: Client, version: int, count: int = 25) -> None:
         time.sleep(0.02)
 
 
-def measure(scene: Scene, make_bad: Callable[[], None], roll_back: Callable[[], tuple[float, float]], workers: int,
-            repeats: int, restart: bool) -> tuple[np.ndarray, int, float]:
+def measure(
+    scene: Scene,
+    make_bad: Callable[[], None],
+    roll_back: Callable[[], tuple[float, float]],
+    workers: int,
+    repeats: int,
+    restart: bool,
+) -> tuple[np.ndarray, int, float]:
     """Seconds from change and from return to the last bad prediction, shape (repeats, 2); failed requests; requests a second."""
     found, failed, rates, good, bad = [], 0, [], scene.run.release.model.version, scene.second.version
     project = scene.run.workspace.project
@@ -223,15 +229,20 @@ def main(
             ("alias moved by another program", scene.promote, scene.move_alias, False),
             ("mlcycle rollback, service restarted", scene.promote, scene.roll_back, True),
         ]
-        print("| way | workers | repeats | after the change: median s | max s | after the return: median s | max s | failed | req/s |")
+        print(
+            "| way | workers | repeats | after the change: median s | max s | after the return: median s | max s | failed | req/s |"
+        )
         print("|---|---:|---:|---:|---:|---:|---:|---:|---:|")
         for workers in (1, 2):
             for name, make_bad, roll_back, restart in kinds:
                 if only in name:
                     found, failed, rate = measure(scene, make_bad, roll_back, workers, repeats, restart)
                     (change, back), (worst, late) = np.median(found, axis=0), found.max(axis=0)
-                    print(f"| {name} | {workers} | {repeats} | {change:.2f} | {worst:.2f} | {back:+.2f} | {late:+.2f} | {failed} | "
-                          f"{rate:.0f} |", flush=True)
+                    print(
+                        f"| {name} | {workers} | {repeats} | {change:.2f} | {worst:.2f} | {back:+.2f} | {late:+.2f} | {failed} | "
+                        f"{rate:.0f} |",
+                        flush=True,
+                    )
 
 
 if __name__ == "__main__":

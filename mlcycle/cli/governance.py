@@ -130,14 +130,18 @@ def rollback(
     from mlcycle.core.workspace import Workspace
 
     with exit_on_error():
-        from mlcycle.stores.models.decisions import roll_back
+        from mlcycle.lifecycle.rollback import deployments_serving, roll_back_model
 
         workspace = Workspace.from_project(project)
         name = name or only_model(workspace)
-        entry = roll_back(workspace, name, reason, to)
-        refresh_reports(workspace, entry)
+        entry = roll_back_model(workspace, name, reason, to)
         console.print(f"Rolled back by {entry.user}: {name} version {entry.version_before} to {entry.version_after}.",
                       markup=False, highlight=False)
+        for each in deployments_serving(workspace, name, entry.version_before or 0):
+            console.print(f"{each} does not follow the alias and serves version {entry.version_before}. Change it: mlcycle "
+                          f"deployments update {each} {name}@{entry.version_after}", markup=False, highlight=False,
+                          soft_wrap=True)
+        refresh_reports(workspace, entry)
 
 # %% ../../nbs/cli/governance.ipynb #4bc4a3b1
 def refresh_reports(
