@@ -48,7 +48,8 @@ class CanaryChanges:
 
     def text(self) -> str:
         "One line for each group; empty if there is no deployment."
-        lines = [f"{label}: {', '.join(names)}." for label, names in (("Changed", self.changed), ("As before", self.same)) if names]
+        groups = {"Changed": self.changed, "As before": self.same}
+        lines = [f"{label}: {', '.join(names)}." for label, names in groups.items() if names]
         return "\n".join([*lines, *(f"{name} is left as it is: {why}" for name, why in sorted(self.left.items()))])
 
 # %% ../../nbs/lifecycle/canary_deployments.ipynb #3f294ba8

@@ -55,9 +55,9 @@ def compared_events(
     names = [segment_names(each) for each in both]
     tried = [pd.DataFrame({"name": name[of], "when": each["when"][of]}) for name, each, of in zip(names, both, own, strict=True)]
     first = pd.concat([each for each in tried if len(each)] or tried[:1]).groupby("name")["when"].min()
-    since = [pd.to_datetime(name.map(first)) for name in names]
-    chosen = [each[(of | rest) & (each["when"] >= start).to_numpy()] for each, of, rest, start in zip(both, own, other, since, strict=True)]
-    return chosen[0], chosen[1]
+    since = [(each["when"] >= pd.to_datetime(name.map(first))).to_numpy() for each, name in zip(both, names, strict=True)]
+    events, errors = (each[(of | rest) & late] for each, of, rest, late in zip(both, own, other, since, strict=True))
+    return events, errors
 
 # %% ../../nbs/monitoring/canary.ipynb #061060ad
 def canary_requests(
@@ -263,4 +263,5 @@ def describe_scores(
     if comparison.difference is None:
         return f"no scores can be compared {counts}"
     low, high = comparison.difference.interval
-    return f"the difference of {comparison.difference.metric} is {comparison.difference.value:+.4f} [{low:+.4f}, {high:+.4f}] {counts}"
+    found = f"{comparison.difference.value:+.4f} [{low:+.4f}, {high:+.4f}]"
+    return f"the difference of {comparison.difference.metric} is {found} {counts}"
