@@ -16,7 +16,7 @@ import pandas as pd
 from ..core.files import write_text
 from ..core.runs import Run
 from ..data.contract import Contract, contract_to_yaml, parse_contract
-from ..data.contract_inference import infer_column, infer_contract
+from ..data.contract_inference import infer_column
 from ..data.quarantine import apply_contract
 from ..errors import InputError
 from ..nb.notebook import read_parameters, stage_notebooks

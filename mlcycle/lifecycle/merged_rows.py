@@ -102,9 +102,9 @@ def order_in_time(
     row_ids: pd.Index, # Of logged rows
 ) -> pd.Series: # Position in time by row id
     "Order logged rows by the time column of the problem, then by the time of the prediction, then by row id."
-    rows = pd.DataFrame({"when": parts.when[row_ids], "row_id": row_ids}, row_ids)
+    rows = pd.DataFrame({"when": parts.when[row_ids].to_numpy(), "id": row_ids}, pd.Index(row_ids, name=""))
     if parts.problem.time in parts.logged:
-        rows.insert(0, "time", parts.logged[parts.problem.time][row_ids])
+        rows.insert(0, "time", parts.logged[parts.problem.time][row_ids].to_numpy())
     order = rows.sort_values(list(rows), kind="stable").index
     return pd.Series(np.arange(len(order)), order)
 
@@ -181,7 +181,7 @@ def write_merged_source(
     with atomic_write(path) as draft:
         frame.to_parquet(draft, index=False)
     row_id = find_added_column(LOGGED_ROW_ID, frame) or LOGGED_ROW_ID
-    excluded |= {row_id: "it identifies the row", split: "it holds the part of the split"}
+    excluded |= {row_id: "it identifies the row"} # Stage 2 removes the column of the split
     parameters, more = merged_parameters(run, frame, path, split, excluded)
     n_logged = int(frame[row_id].isin(parts.logged.index).sum())
     return MergedSource(path, hash_file(path), len(frame) - n_logged, n_logged, len(recent), len(held), taken, parameters,
