@@ -496,12 +496,16 @@ def test_two_monitors_at_once_retrain_once(circle):
 def test_a_loop_makes_passes_until_it_is_stopped(circle):
     (circle / "settings.ini").write_text("")
     log = circle / "log.txt"
+    log.touch()
     process = fork_cli(circle, "monitor", "orders-late", "--no-page", "--every", "1s", stdout=log, stderr=log)
-    deadline = time.monotonic() + 60
-    while process.is_alive() and log.read_text().count("Retrain:") < 2 and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert process.pid is not None
-    os.kill(process.pid, signal.SIGTERM)
-    process.join(30)
-    assert process.exitcode == 0 and log.read_text().endswith("Stopped.\n"), log.read_text()
+    try:
+        deadline = time.monotonic() + 60
+        while process.is_alive() and log.read_text().count("Retrain:") < 2 and time.monotonic() < deadline:
+            time.sleep(0.1)
+        assert process.pid is not None
+        os.kill(process.pid, signal.SIGTERM)
+        process.join(30)
+        assert process.exitcode == 0 and log.read_text().endswith("Stopped.\n"), log.read_text()
+    finally:
+        process.kill()
     assert circle_champion(circle) == 1
