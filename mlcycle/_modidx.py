@@ -2763,6 +2763,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                               'mlcycle/lifecycle/merged_rows.py'),
                                                'mlcycle.lifecycle.merged_rows.order_in_time': ( 'lifecycle/merged_rows.html#order_in_time',
                                                                                                 'mlcycle/lifecycle/merged_rows.py'),
+                                               'mlcycle.lifecycle.merged_rows.split_rows_in_time': ( 'lifecycle/merged_rows.html#split_rows_in_time',
+                                                                                                     'mlcycle/lifecycle/merged_rows.py'),
                                                'mlcycle.lifecycle.merged_rows.without_zone': ( 'lifecycle/merged_rows.html#without_zone',
                                                                                                'mlcycle/lifecycle/merged_rows.py'),
                                                'mlcycle.lifecycle.merged_rows.write_merged_source': ( 'lifecycle/merged_rows.html#write_merged_source',

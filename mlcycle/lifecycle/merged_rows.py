@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MergedSource', 'describe_model_of_run', 'check_labelled_rows', 'gather_rows', 'order_in_time', 'merged_file',
-           'without_zone', 'check_number_of_rows', 'check_classes', 'write_merged_source']
+           'without_zone', 'check_number_of_rows', 'check_classes', 'split_rows_in_time', 'write_merged_source']
 
 # %% ../../nbs/lifecycle/merged_rows.ipynb #d6bf5a92
 import re
@@ -146,6 +146,22 @@ def check_classes(
                          "All rows of this class are in the holdout, which has the last rows in time.",
                          "Wait for more actual values, or take all rows: rows = all under [retraining] in settings.ini.")
 
+# %% ../../nbs/lifecycle/merged_rows.ipynb #ca1f5405
+def split_rows_in_time(
+    parts: RowParts, # Rows that are taken
+    new: pd.Index, # Row ids on which the champion was not trained
+    recent: pd.Index, # Those of them since the alarm
+    share: float, # Of these, that is held out
+    notes: list[str], # Receives what was left out
+) -> tuple[pd.DataFrame, str, int]: # Rows; name of the column with the part of each row; number of holdout rows
+    "Put rows together, the last ones as the holdout; those since the alarm, unless these are too few."
+    fresh = [each[each.isin(parts.logged.index)] for each in (recent, new)] # Rows of the champion's holdout are not new
+    chosen = fresh[0] if len(fresh[0]) >= MIN_NEW_ROWS else check_number_of_rows(fresh[1])
+    held = mark_holdout(order_in_time(parts, chosen), parts.logged[parts.problem.target][chosen], parts.problem, share)
+    frame, split = put_rows_together(parts, chosen, held, notes)
+    check_classes(frame[frame[split] == "train"], parts.problem)
+    return frame, split, len(held)
+
 # %% ../../nbs/lifecycle/merged_rows.ipynb #1e70ee8f
 def write_merged_source(
     workspace: Workspace, # Has the prediction log
@@ -171,12 +187,8 @@ def write_merged_source(
     recent = new[labelled.when[new] >= pd.Timestamp(since)] if since else new
     taken, why = choose_rows(labelled.frame[problem.target][recent], problem, rows, min_rows, since is not None)
     parts, excluded = give_logged_rows_a_time(gather_rows(run, labelled, train, recent, taken, reason), notes)
-    fresh = [each[each.isin(parts.logged.index)] for each in (recent, new)] # Rows of the champion's holdout are not new
-    fresh = fresh[0] if len(fresh[0]) >= MIN_NEW_ROWS else check_number_of_rows(fresh[1])
     share = float(run.info["parameters"].get("data", {}).get("holdout_share", 0.2))
-    held = mark_holdout(order_in_time(parts, fresh), parts.logged[problem.target][fresh], parts.problem, share)
-    frame, split = put_rows_together(parts, fresh, held, notes)
-    check_classes(frame[frame[split] == "train"], parts.problem)
+    frame, split, n_holdout = split_rows_in_time(parts, new, recent, share, notes)
     path = merged_file(folder, problem.source)
     with atomic_write(path) as draft:
         frame.to_parquet(draft, index=False)
@@ -184,5 +196,5 @@ def write_merged_source(
     excluded |= {row_id: "it identifies the row"} # Stage 2 removes the column of the split
     parameters, more = merged_parameters(run, frame, path, split, excluded)
     n_logged = int(frame[row_id].isin(parts.logged.index).sum())
-    return MergedSource(path, hash_file(path), len(frame) - n_logged, n_logged, len(recent), len(held), taken, parameters,
+    return MergedSource(path, hash_file(path), len(frame) - n_logged, n_logged, len(recent), n_holdout, taken, parameters,
                         [why, *notes, *more])
