@@ -39,7 +39,7 @@ def segment_names(
     "The segment of the spool in which each event was recorded."
     if "event_id" not in events:
         return pd.Series("", index=events.index)
-    return events["event_id"].astype(object).fillna("").astype("str").str.rpartition("-")[0]
+    return events["event_id"].astype(object).fillna("").astype("str").str.replace(r"-\d+$", "", regex=True)
 
 # %% ../../nbs/monitoring/canary.ipynb #2d42ccde
 def compared_events(
@@ -54,8 +54,9 @@ def compared_events(
     other = [((version_names(each) == champion) & (each["role"] == "champion")).to_numpy() for each in both]
     names = [segment_names(each) for each in both]
     tried = [pd.DataFrame({"name": name[of], "when": each["when"][of]}) for name, each, of in zip(names, both, own, strict=True)]
-    first = pd.concat([each for each in tried if len(each)] or tried[:1]).groupby("name")["when"].min()
-    since = [(each["when"] >= pd.to_datetime(name.map(first))).to_numpy() for each, name in zip(both, names, strict=True)]
+    first = pd.to_datetime(pd.concat([each for each in tried if len(each)] or tried[:1]).groupby("name")["when"].min())
+    since = [each["when"].to_numpy("datetime64[us]") >= first.reindex(name).to_numpy("datetime64[us]")
+             for each, name in zip(both, names, strict=True)]
     events, errors = (each[(of | rest) & late] for each, of, rest, late in zip(both, own, other, since, strict=True))
     return events, errors
 
