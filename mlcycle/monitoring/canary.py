@@ -7,7 +7,7 @@ __all__ = ['CANARY_LEVEL', 'SLICE_REQUESTS', 'RATE_FACTORS', 'FAILED_TOLERANCE',
            'MIN_CANARY_REQUESTS', 'MAX_CANARY_LIFE', 'NOISE_ERRORS', 'segment_names', 'compared_events',
            'canary_requests', 'excess_evidence', 'ExcessRequests', 'compare_failures', 'latency_limit',
            'compare_latency', 'compare_scores', 'standard_error', 'is_as_good', 'CanaryDecision', 'judge_canary',
-           'describe_scores']
+           'decide_canary', 'describe_scores']
 
 # %% ../../nbs/monitoring/canary.ipynb #9442eafe
 from dataclasses import dataclass
@@ -214,13 +214,11 @@ def judge_canary(
     budget_ms: float | None = None, # Latency budget; None: there is none
 ) -> CanaryDecision:
     "Decide whether a canary becomes champion, goes on, or is ended."
-    failures, latency = compare_failures(requests), compare_latency(requests, budget_ms)
     comparison = compare_scores(rows, problem, canary, champion)
-    action, reason = _decide(comparison, failures, latency, min_rows)
-    return CanaryDecision(action, f"Version {canary}, the canary, {reason}", comparison, failures, latency)
+    return decide_canary(comparison, compare_failures(requests), compare_latency(requests, budget_ms), min_rows)
 
 # %% ../../nbs/monitoring/canary.ipynb #92427487
-def _decide(comparison: VersionComparison, failures: ExcessRequests, latency: ExcessRequests,
+def _find_action(comparison: VersionComparison, failures: ExcessRequests, latency: ExcessRequests,
             min_rows: int) -> tuple[Literal["continue", "promote", "end"], str]:
     "The action and its reason, without the name of the canary."
     for each in (failures, latency):
@@ -236,6 +234,17 @@ def _decide(comparison: VersionComparison, failures: ExcessRequests, latency: Ex
     if min_rows and rows >= MAX_CANARY_LIFE * min_rows and comparison.difference is not None and not is_as_good(comparison):
         return "end", f"is not shown to be as good as version {comparison.other} by {rows:,} rows: {scores}."
     return "continue", f"goes on: {waiting}."
+
+# %% ../../nbs/monitoring/canary.ipynb #7abf7161
+def decide_canary(
+    comparison: VersionComparison, # Of the realised scores
+    failures: ExcessRequests, # Of `compare_failures`
+    latency: ExcessRequests, # Of `compare_latency`
+    min_rows: int, # Rows of the canary with actual values; 0: they are not needed
+) -> CanaryDecision:
+    "Decide by the three comparisons."
+    action, reason = _find_action(comparison, failures, latency, min_rows)
+    return CanaryDecision(action, f"Version {comparison.version}, the canary, {reason}", comparison, failures, latency)
 
 # %% ../../nbs/monitoring/canary.ipynb #ea63e0a9
 def _why_it_waits(comparison: VersionComparison, failures: ExcessRequests, latency: ExcessRequests, min_rows: int) -> str:
