@@ -22,7 +22,7 @@ EQUAL = {
     "ROC AUC": CanaryWorld(metric="roc_auc", max_requests=50_000),
     "2 % of the requests fail": CanaryWorld(failures=(0.02, 0.02)),
     "budget of 40 ms, which 4 % exceed": CanaryWorld(budget_ms=40),
-    "no actual values, 500,000 requests": CanaryWorld(labelled=0, max_requests=500_000, look_requests=10_000),
+    "no actual values, 200,000 requests": CanaryWorld(labelled=0, max_requests=200_000, look_requests=10_000),
     "slower by a quarter, no budget": CanaryWorld(slower=1.25),
 }
 BETTER = {
@@ -31,7 +31,9 @@ BETTER = {
 }
 WORSE = {
     "errors 12 % instead of 10 %": CanaryWorld(errors=(0.1, 0.12)),
-    "errors 12 %, 8,000 rows needed": CanaryWorld(errors=(0.1, 0.12), min_rows=8000, look_requests=5000, max_requests=900_000),
+    "errors 12 %, half of the requests, 5,000 rows needed": CanaryWorld(
+        errors=(0.1, 0.12), share=0.5, min_rows=5000, look_requests=2000, max_requests=110_000
+    ),
     "errors 15 %": CanaryWorld(errors=(0.1, 0.15)),
     "errors 15 %, 1,000 rows needed": CanaryWorld(errors=(0.1, 0.15), min_rows=1000, max_requests=150_000),
     "errors 20 %": CanaryWorld(errors=(0.1, 0.2)),

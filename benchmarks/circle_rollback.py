@@ -229,9 +229,8 @@ def main(
             ("alias moved by another program", scene.promote, scene.move_alias, False),
             ("mlcycle rollback, service restarted", scene.promote, scene.roll_back, True),
         ]
-        print(
-            "| way | workers | repeats | after the change: median s | max s | after the return: median s | max s | failed | req/s |"
-        )
+        after = "after the change: median s | max s | after the return: median s | max s"
+        print(f"| way | workers | repeats | {after} | failed requests | requests/s |")
         print("|---|---:|---:|---:|---:|---:|---:|---:|---:|")
         for workers in (1, 2):
             for name, make_bad, roll_back, restart in kinds:

@@ -7,7 +7,7 @@ __all__ = ['CANARY_LEVEL', 'SLICE_REQUESTS', 'RATE_FACTORS', 'FAILED_TOLERANCE',
            'MIN_CANARY_REQUESTS', 'MAX_CANARY_LIFE', 'NOISE_ERRORS', 'segment_names', 'compared_events',
            'canary_requests', 'excess_evidence', 'ExcessRequests', 'compare_failures', 'latency_limit',
            'compare_latency', 'compare_scores', 'standard_error', 'is_as_good', 'CanaryDecision', 'judge_canary',
-           'describe_scores']
+           'decide_canary', 'describe_scores']
 
 # %% ../../nbs/monitoring/canary.ipynb #9442eafe
 from dataclasses import dataclass
@@ -39,7 +39,7 @@ def segment_names(
     "The segment of the spool in which each event was recorded."
     if "event_id" not in events:
         return pd.Series("", index=events.index)
-    return events["event_id"].astype(object).fillna("").astype("str").str.rpartition("-")[0]
+    return events["event_id"].astype(object).fillna("").astype("str").str.replace(r"-\d+$", "", regex=True)
 
 # %% ../../nbs/monitoring/canary.ipynb #2d42ccde
 def compared_events(
@@ -54,8 +54,9 @@ def compared_events(
     other = [((version_names(each) == champion) & (each["role"] == "champion")).to_numpy() for each in both]
     names = [segment_names(each) for each in both]
     tried = [pd.DataFrame({"name": name[of], "when": each["when"][of]}) for name, each, of in zip(names, both, own, strict=True)]
-    first = pd.concat([each for each in tried if len(each)] or tried[:1]).groupby("name")["when"].min()
-    since = [(each["when"] >= pd.to_datetime(name.map(first))).to_numpy() for each, name in zip(both, names, strict=True)]
+    first = pd.to_datetime(pd.concat([each for each in tried if len(each)] or tried[:1]).groupby("name")["when"].min())
+    since = [each["when"].to_numpy("datetime64[us]") >= first.reindex(name).to_numpy("datetime64[us]")
+             for each, name in zip(both, names, strict=True)]
     events, errors = (each[(of | rest) & late] for each, of, rest, late in zip(both, own, other, since, strict=True))
     return events, errors
 
@@ -213,13 +214,11 @@ def judge_canary(
     budget_ms: float | None = None, # Latency budget; None: there is none
 ) -> CanaryDecision:
     "Decide whether a canary becomes champion, goes on, or is ended."
-    failures, latency = compare_failures(requests), compare_latency(requests, budget_ms)
     comparison = compare_scores(rows, problem, canary, champion)
-    action, reason = _decide(comparison, failures, latency, min_rows)
-    return CanaryDecision(action, f"Version {canary}, the canary, {reason}", comparison, failures, latency)
+    return decide_canary(comparison, compare_failures(requests), compare_latency(requests, budget_ms), min_rows)
 
 # %% ../../nbs/monitoring/canary.ipynb #92427487
-def _decide(comparison: VersionComparison, failures: ExcessRequests, latency: ExcessRequests,
+def _find_action(comparison: VersionComparison, failures: ExcessRequests, latency: ExcessRequests,
             min_rows: int) -> tuple[Literal["continue", "promote", "end"], str]:
     "The action and its reason, without the name of the canary."
     for each in (failures, latency):
@@ -235,6 +234,17 @@ def _decide(comparison: VersionComparison, failures: ExcessRequests, latency: Ex
     if min_rows and rows >= MAX_CANARY_LIFE * min_rows and comparison.difference is not None and not is_as_good(comparison):
         return "end", f"is not shown to be as good as version {comparison.other} by {rows:,} rows: {scores}."
     return "continue", f"goes on: {waiting}."
+
+# %% ../../nbs/monitoring/canary.ipynb #7abf7161
+def decide_canary(
+    comparison: VersionComparison, # Of the realised scores
+    failures: ExcessRequests, # Of `compare_failures`
+    latency: ExcessRequests, # Of `compare_latency`
+    min_rows: int, # Rows of the canary with actual values; 0: they are not needed
+) -> CanaryDecision:
+    "Decide by the three comparisons."
+    action, reason = _find_action(comparison, failures, latency, min_rows)
+    return CanaryDecision(action, f"Version {comparison.version}, the canary, {reason}", comparison, failures, latency)
 
 # %% ../../nbs/monitoring/canary.ipynb #ea63e0a9
 def _why_it_waits(comparison: VersionComparison, failures: ExcessRequests, latency: ExcessRequests, min_rows: int) -> str:

@@ -55,20 +55,20 @@ def test_a_canary_is_started_ended_and_promoted_in_all_deployments_and_the_model
     canary = f"{name}@{second.version}"
     with Load(str(shop.client.base_url), rows, threads=2) as load:
         started = start_canaries(workspace, name, second.version, 0.5, "a challenger")
-        assert started == CanaryChanges(changed=[name, "shop"])
-        assert start_canaries(workspace, name, second.version, 0.5, "again") == CanaryChanges(same=[name, "shop"])
+        assert started == CanaryChanges(changed=["shop", name])
+        assert start_canaries(workspace, name, second.version, 0.5, "again") == CanaryChanges(same=["shop", name])
         assert versions(workspace) == {name: (first, canary, False), "shop": (first, canary, False)}
         load.wait_for(second.version)
         assert "is its canary" in start_canaries(workspace, name, first, 0.5, "another").left["shop"]
         ended = end_canaries(workspace, name, second.version, "it is worse")
-        assert ended == CanaryChanges(changed=[name, "shop"])
-        assert end_canaries(workspace, name, second.version, "again") == CanaryChanges(same=[name, "shop"])
+        assert ended == CanaryChanges(changed=["shop", name])
+        assert end_canaries(workspace, name, second.version, "again") == CanaryChanges(same=["shop", name])
         entry = readable_entries(workspace)[-1]
         assert (entry.action, entry.reason, entry.details["change"]) == ("canary", "it is worse", "end canary")
         start_canaries(workspace, name, second.version, 0.5, "once more")
         set_alias(second, workspace=workspace, action="promote")
-        assert promote_canaries(workspace, name, second.version, "as good").active == [name, "shop"]
-        assert promote_canaries(workspace, name, second.version, "again") == CanaryChanges(same=[name, "shop"])
+        assert promote_canaries(workspace, name, second.version, "as good").active == ["shop", name]
+        assert promote_canaries(workspace, name, second.version, "again") == CanaryChanges(same=["shop", name])
         assert versions(workspace) == {name: (second.version, "", False), "shop": (second.version, "", False)}
         done = cli("rollback", name, "--reason", "complaints", cwd=workspace.project)
         assert done.returncode == 0, done.stderr
