@@ -8880,6 +8880,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                            'mlcycle/validation/plain_models.py')},
             'mlcycle.validation.promotion': { 'mlcycle.validation.promotion.Promotion': ( 'validation/promotion.html#promotion',
                                                                                           'mlcycle/validation/promotion.py'),
+                                              'mlcycle.validation.promotion.Promotion.verdict_fields': ( 'validation/promotion.html#promotion.verdict_fields',
+                                                                                                         'mlcycle/validation/promotion.py'),
                                               'mlcycle.validation.promotion._describe': ( 'validation/promotion.html#_describe',
                                                                                           'mlcycle/validation/promotion.py'),
                                               'mlcycle.validation.promotion.compare_with_champion': ( 'validation/promotion.html#compare_with_champion',

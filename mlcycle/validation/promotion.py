@@ -7,6 +7,7 @@ __all__ = ['HOW_TO_PROMOTE', 'Promotion', 'compare_with_champion', 'decide_promo
 
 # %% ../../nbs/validation/promotion.ipynb #c5264e11
 from dataclasses import dataclass, replace
+from typing import Any
 
 from ..ml.bootstrap import bootstrap_difference
 from ..ml.criteria import parse_problem_criteria
@@ -24,6 +25,10 @@ class Promotion:
     reason: str # Why it moves, or why it does not; a sentence
     difference: Score | None = None # Primary metric, candidate minus champion on the same rows; None: not compared
     held_back: bool = False # Whether it would move, and a retraining moves it later
+
+    def verdict_fields(self) -> dict[str, Any]:
+        "The fields of `Verdict` about the promotion."
+        return {"promotion_reason": self.reason, "champion_difference": self.difference, "held_back": self.held_back}
 
 # %% ../../nbs/validation/promotion.ipynb #7884ba7d
 def compare_with_champion(

@@ -341,8 +341,7 @@ def validate_model(
     splits = scores_on_each_split(problem, candidate, model, train, scores[0])
     verdict = Verdict(
         approved=all(gate.passed for gate in gates), gates=gates, scores=scores, baseline_scores=baseline, baseline_names=names,
-        generalization_gap=splits, previous_champion=before, current_champion=after, promotion_reason=promotion.reason,
-        champion_difference=promotion.difference, held_back=promotion.held_back,
+        generalization_gap=splits, previous_champion=before, current_champion=after, **promotion.verdict_fields(),
         **holdout_facts(problem, dataset, inputs, workspace),
         **score_usual_metrics(problem, candidate, model, train, inputs, more_metrics),
         **assess_sections(sections, problem, candidate, model, train, inputs, splits),
