@@ -26,9 +26,10 @@ class Promotion:
     difference: Score | None = None # Primary metric, candidate minus champion on the same rows; None: not compared
     held_back: bool = False # Whether it would move, and a retraining moves it later
 
-    def verdict_fields(self) -> dict[str, Any]:
-        "The fields of `Verdict` about the promotion."
-        return {"promotion_reason": self.reason, "champion_difference": self.difference, "held_back": self.held_back}
+    def facts(self, before: int | None, after: int | None) -> dict[str, Any]:
+        "The fields of `Verdict` about the promotion, with the version of the champion before and after it."
+        return {"promotion_reason": self.reason, "champion_difference": self.difference, "held_back": self.held_back,
+                "previous_champion": before, "current_champion": after}
 
 # %% ../../nbs/validation/promotion.ipynb #7884ba7d
 def compare_with_champion(

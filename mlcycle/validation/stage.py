@@ -341,8 +341,7 @@ def validate_model(
     splits = scores_on_each_split(problem, candidate, model, train, scores[0])
     verdict = Verdict(
         approved=all(gate.passed for gate in gates), gates=gates, scores=scores, baseline_scores=baseline, baseline_names=names,
-        generalization_gap=splits, previous_champion=before, current_champion=after, **promotion.verdict_fields(),
-        **holdout_facts(problem, dataset, inputs, workspace),
+        generalization_gap=splits, **promotion.facts(before, after), **holdout_facts(problem, dataset, inputs, workspace),
         **score_usual_metrics(problem, candidate, model, train, inputs, more_metrics),
         **assess_sections(sections, problem, candidate, model, train, inputs, splits),
         decision=describe_gates(gates, name, promotion) + describe_worse_than_baseline(scores, baseline, names))
