@@ -25,6 +25,7 @@ from mlcycle.core.workspace import Workspace
 from mlcycle.engine.forkserver import hidden_main
 from mlcycle.errors import ParameterError, RegistryError, StageError
 from mlcycle.lifecycle import monitoring_actions, retraining
+from mlcycle.lifecycle.canary_deployments import CanaryChanges
 from mlcycle.lifecycle.merged_rows import MergedSource
 from mlcycle.lifecycle.monitoring_actions import (
     RetrainingBusyError,
@@ -267,6 +268,58 @@ def test_a_version_that_is_worse_than_the_one_before_is_rolled_back(workspace):
     assert look(workspace, worse, version=2)[0] == "Rolled back: late version 1 is champion again."
     assert (champion(workspace), findings(workspace)) == (1, [])
     assert "cannot be rolled back" in look(workspace, worse)[0], "there is no earlier champion"
+
+
+CANARY = RetrainingPolicy("automatic", canary_share=0.1)
+
+
+def replace_canaries(patch: Any, actions: list[str], **changes: Any) -> list[str]:
+    "Canaries whose judgements are given; a list that receives what is done."
+    done: list[str] = []
+
+    def changed(what: str):
+        return lambda *arguments, **options: done.append(what) or CanaryChanges(**changes)
+
+    for what in ("start", "end", "promote"):
+        patch.setattr(retraining, f"{what}_canaries", changed(what))
+    decisions = [SimpleNamespace(action=action, reason=f"{action}, 30 rows.") for action in actions]
+    patch.setattr(retraining, "judge_canaries", lambda *arguments, **options: decisions.pop(0))
+    return done
+
+
+def test_a_canary_is_judged_by_each_look_until_it_is_promoted(workspace, monkeypatch):
+    done = replace_canaries(monkeypatch, ["continue", "promote"], changed=["shop"])
+    (text,) = look(workspace, health(), CANARY)
+    assert text.endswith("Delayed: The canary goes on: continue, 30 rows.") and champion(workspace) == 1
+    (text,) = look(workspace, health("nothing"), CANARY)
+    assert "version 2 is champion" in text and "Canary: promote, 30 rows." in text
+    assert (done, champion(workspace)) == (["start", "start", "promote"], 2)
+
+
+def test_a_canary_that_is_worse_is_ended(workspace, monkeypatch):
+    done = replace_canaries(monkeypatch, ["end"], changed=["shop"])
+    assert "The champion stays: The canary was ended: end, 30 rows." in look(workspace, health(), CANARY)[0]
+    assert (done, champion(workspace)) == (["start", "end"], 1)
+
+
+def test_a_canary_waits_for_a_deployment_that_cannot_take_it(workspace, monkeypatch):
+    replace_canaries(monkeypatch, [], left={"shop": "It is not reachable."})
+    assert look(workspace, health(), CANARY)[0].endswith("No deployment has the canary. shop: It is not reachable.")
+    replace_canaries(monkeypatch, [])
+    assert "version 2 is champion" in look(workspace, health("nothing"), CANARY)[0], (
+        "without a deployment there is nothing to judge"
+    )
+
+
+def test_a_canary_whose_champion_was_replaced_ends(workspace, monkeypatch):
+    done = replace_canaries(monkeypatch, ["continue"], changed=["shop"])
+    look(workspace, health(), CANARY)
+    with open_registry_read_only(workspace) as client:
+        client.create_model_version(MODEL, f"{workspace.root}/model", tags={"run": "r3"})
+        set_alias(version_ref(3), reason="A person has chosen it.", workspace=workspace, action="approve")
+    record = continue_retraining(RetrainingWork(workspace, CANARY), MODEL)
+    assert record is not None and record.state == "failed" and "The champion is version 3 now" in record.failure
+    assert (done, champion(workspace)) == (["start", "end"], 3)
 
 
 @pytest.mark.parametrize(
