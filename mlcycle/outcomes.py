@@ -618,7 +618,7 @@ class Verdict(Outcome):
     "Outcome of stage 5: gates, holdout scores, and whether the candidate is approved."
 
     volatile: ClassVar[tuple[str, ...]] = ( # No later stage depends on the accesses, nor on why the alias has moved
-        "holdout_accesses", "promotion_reason", "champion_difference")
+        "holdout_accesses", "promotion_reason", "champion_difference", "held_back")
     stage: ClassVar[str] = "validation"
     approved: bool
     gates: list[Gate]
@@ -642,6 +642,7 @@ class Verdict(Outcome):
     weak_slices: list[WeakSlice] = [] # Most significant first
     slices_tried: int = 0 # Slices of one or two conditions that were tried; 0: no search
     needs_approval: bool = False # True if all gates pass and a person must decide, see `mlcycle approve`
+    held_back: bool = False # Whether it would have become champion, and a retraining moves the alias later
     generalization: Generalization | None = None # Tests of the generalization; None if it is switched off
     robustness: list[Perturbation] = [] # By kind: all columns, the worst column, the first error
     explanations: Explanations | None = None # Importances, dependences and explained rows; None if it is switched off

@@ -1,9 +1,11 @@
 """A project with a released model in two versions, and `mlcycle serve` as a process."""
 
+import os
 import shutil
 import signal
 import subprocess
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
@@ -14,6 +16,7 @@ from load import wait_until
 import mlcycle as mc
 from mlcycle.service.bundle import build_bundle, open_release
 from mlcycle.service.rows import to_json_rows
+from mlcycle.service.server import SERVICE_MAIN
 from mlcycle.stores.models.registry import connect_registry, set_alias
 
 
@@ -74,3 +77,15 @@ class Serving:
             self.code = self.process.wait(60)
         finally:
             self.process.kill()
+
+
+@contextmanager
+def folder_service(folder: Path, workers: int = 2):
+    "A service that follows the plan of a deployment folder, as a container does; its address."
+    command = [sys.executable, "-c", SERVICE_MAIN, "--traffic", folder / "traffic.json", "--workers", str(workers)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ | {"MLCYCLE_EVENTS_URL": ""}) as service:
+        try:
+            yield service.stdout.readline().strip(), service
+        finally:
+            service.send_signal(signal.SIGTERM)
+            service.wait(60)

@@ -26,13 +26,15 @@ from ..errors import MlcycleError, ParameterError, StorageError
 # %% ../../nbs/cli/base.ipynb #898d7189
 COMMAND_GROUPS = {"Project and runs": ("init", "update", "doctor", "clean", "run", "status", "why", "params", "batch", "nb",
                                        "runs", "compare", "diff", "report", "checks"),
-                  "Deployment and monitoring": ("serve", "score", "package", "deployments", "verify", "key", "monitor", "alerts",
-                                                "watch"),
+                  "Deployment and monitoring": ("serve", "score", "package", "deployments", "verify", "key", "monitor",
+                                                "retrain", "trace", "alerts", "watch"),
                   "Problem, data, models, governance": ("problem", "contract", "data", "models", "approve", "reject", "rollback",
                                                         "history", "audit", "card", "dossier")} # Commands by heading
-SHARED_LINES = {"approve": ("reject", "Make a version champion; bar one from promotion."),
+SHARED_LINES = {"init": ("update", "Create a project; merge changes of the shipped notebooks."),
+                "approve": ("reject", "Make a version champion; bar one from promotion."),
                 "history": ("audit", "Show the audit log; verify it, or trace a version."),
-                "card": ("dossier", "Write the model card of a version; a page for an assessor.")} # Two a line
+                "card": ("dossier", "Write the model card of a version; a page for an assessor."),
+                "verify": ("key", "Verify hashes and signature of a release; API keys.")} # Two a line
 
 # %% ../../nbs/cli/base.ipynb #0dd32346
 class GroupedCommands(TyperGroup):

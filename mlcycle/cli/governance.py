@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MODEL_VERSION', 'MODEL', 'VERSION', 'REASON', 'JSON_OUTPUT', 'only_model', 'parse_model_and_version', 'is_released',
-           'approve', 'reject', 'rollback', 'refresh_reports', 'refresh_version', 'history', 'print_history', 'audit',
+           'approve', 'reject', 'rollback', 'refresh_reports', 'history', 'print_history', 'audit',
            'accept_present_findings', 'collect_audit', 'print_audit', 'card', 'run_of_version', 'dossier']
 
 # %% ../../nbs/cli/governance.ipynb #74a2f039
@@ -130,14 +130,18 @@ def rollback(
     from mlcycle.core.workspace import Workspace
 
     with exit_on_error():
-        from mlcycle.stores.models.decisions import roll_back
+        from mlcycle.lifecycle.rollback import deployments_serving, roll_back_model
 
         workspace = Workspace.from_project(project)
         name = name or only_model(workspace)
-        entry = roll_back(workspace, name, reason, to)
-        refresh_reports(workspace, entry)
+        entry = roll_back_model(workspace, name, reason, to)
         console.print(f"Rolled back by {entry.user}: {name} version {entry.version_before} to {entry.version_after}.",
                       markup=False, highlight=False)
+        for each in deployments_serving(workspace, name, entry.version_before or 0):
+            console.print(f"{each} does not follow the alias and serves version {entry.version_before}. Change it: mlcycle "
+                          f"deployments update {each} {name}@{entry.version_after}", markup=False, highlight=False,
+                          soft_wrap=True)
+        refresh_reports(workspace, entry)
 
 # %% ../../nbs/cli/governance.ipynb #4bc4a3b1
 def refresh_reports(
@@ -146,38 +150,11 @@ def refresh_reports(
 ) -> None:
     "Write summary pages, model cards and the index again after a decision."
     from mlcycle.cli.base import console
-    from mlcycle.errors import MlcycleError
-    from mlcycle.reports.pages import write_index
+    from mlcycle.lifecycle.version_pages import refresh_versions
 
-    try:
-        versions = {entry.version, *([entry.version_before] if entry.action == "roll back" else [])}
-        for version in sorted(each for each in versions if each is not None):
-            refresh_version(workspace, entry.model, version)
-        write_index(workspace)
-    except (MlcycleError, OSError) as error:
-        console.print(f"The decision is recorded, but not all pages and model cards could be written again: {error}",
-                      markup=False, highlight=False, soft_wrap=True)
-
-# %% ../../nbs/cli/governance.ipynb #2b365125
-def refresh_version(
-    workspace: "Workspace", # Has the runs and the registry
-    name: str, # Of the registered model
-    version: int, # Number of the version
-) -> None:
-    "Write the summary pages and the model cards of the runs that have evaluated a version again."
-    from mlcycle.reports.pages import write_summary
-    from mlcycle.stores.models.decisions import validating_runs
-    from mlcycle.validation.card_formats import CARD_FILES, save_model_card, write_model_card
-
-    runs = list(validating_runs(workspace, name, version))
-    for run in runs:
-        pages = workspace.reports / run.id
-        if pages.is_dir():
-            write_summary(run, pages)
-        if (run.folder / CARD_FILES["json"]).is_file():
-            write_model_card(run, pages if pages.is_dir() else None)
-    if runs and (runs[0].folder / CARD_FILES["json"]).is_file():
-        save_model_card(runs[0])
+    versions = [entry.version, *([entry.version_before] if entry.action == "roll back" else [])]
+    if problem := refresh_versions(workspace, entry.model, versions):
+        console.print(problem, markup=False, highlight=False, soft_wrap=True)
 
 # %% ../../nbs/cli/governance.ipynb #41a5bbb1
 @app.command()

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['SETTINGS_FILE', 'STORE_DEFAULTS', 'ENGINE_DEFAULTS', 'HOOK_DEFAULTS', 'GOVERNANCE_DEFAULTS', 'LOG_DEFAULTS',
-           'ALERT_DEFAULTS', 'SECTION_DEFAULTS', 'OPTION_CHOICES', 'find_project', 'read_settings',
-           'section_with_defaults']
+           'ALERT_DEFAULTS', 'RETRAINING_DEFAULTS', 'SECTION_DEFAULTS', 'OPTION_CHOICES', 'find_project',
+           'read_settings', 'section_with_defaults']
 
 # %% ../../nbs/core/settings.ipynb #9df5cb56
 from configparser import ConfigParser
@@ -63,12 +63,25 @@ ALERT_DEFAULTS = {
     "cooldown": "", # One line `rule: 12h` for each rule to change
     "mute": "", # Rules that never notify, one a line
 }
+
+# %% ../../nbs/core/settings.ipynb #38ef3c58
+RETRAINING_DEFAULTS = {
+    "policy": "off", # `off`: monitoring recommends only; `ask`: a person approves each retraining; `automatic`
+    "schedule": "", # Such as 30d: retrain a champion that was trained longer ago; empty: only after an alarm
+    "rows": "auto", # `auto`: those since the alarm began if there are enough, else all; `since alarm`; `all`
+    "min_rows": "1000", # Labelled rows since the alarm that `auto` needs to leave out older ones
+    "canary_share": "0", # Share of the requests for the new version before it becomes champion; 0: no canary
+    "canary_rows": "500", # Rows with actual values that a canary needs
+    "rollback": "true", # With policy `automatic`: return to the previous champion if monitoring decides to roll back
+}
 SECTION_DEFAULTS = {"stores": STORE_DEFAULTS, "engine": ENGINE_DEFAULTS, "hooks": HOOK_DEFAULTS,
-                    "governance": GOVERNANCE_DEFAULTS, "prediction_log": LOG_DEFAULTS, "alerts": ALERT_DEFAULTS}
+                    "governance": GOVERNANCE_DEFAULTS, "prediction_log": LOG_DEFAULTS, "alerts": ALERT_DEFAULTS,
+                    "retraining": RETRAINING_DEFAULTS}
 
 # %% ../../nbs/core/settings.ipynb #a534ad9f
 OPTION_CHOICES = {"approval": ("automatic", "manual"), "four_eyes": ("true", "false"), # Options with a fixed set of values
-                  "smtp_tls": ("required", "off")}
+                  "smtp_tls": ("required", "off"), "policy": ("off", "ask", "automatic"),
+                  "rows": ("auto", "since alarm", "all"), "rollback": ("true", "false")}
 
 # %% ../../nbs/core/settings.ipynb #67aa77ec
 def find_project(
@@ -109,7 +122,7 @@ def read_settings(
 # %% ../../nbs/core/settings.ipynb #792ad416
 def section_with_defaults(
     settings: dict[str, dict[str, str]], # As `read_settings` returns them
-    name: str, # `stores`, `engine`, `hooks`, `governance`, `log` or `alerts`
+    name: str, # A section that is not that of a stage, such as `stores`
 ) -> dict[str, str]: # Every option of the section
     """A section, completed with its defaults.
 

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['CELL_STEPS', 'ROW_STEPS', 'STEPS', 'DEFAULT_STEPS', 'SAMPLE_ROWS', 'validate_and_order_cleaning_steps',
            'check_cleaning_settings', 'plan_cleaning', 'plan_column_cleaning', 'add_source_formats',
-           'keep_values_of_source', 'separate_unusable_rows']
+           'keep_values_of_source', 'join_cleaning_plans', 'separate_unusable_rows']
 
 # %% ../../nbs/data/clean.ipynb #2daa0901
 from collections.abc import Iterable
@@ -190,6 +190,36 @@ def keep_values_of_source(
                 rest = tuple(word for word in column.na_values if word not in kept)
                 columns[name] = column.model_copy(update={"na_values": rest})
     return plan.model_copy(update={"columns": columns})
+
+# %% ../../nbs/data/clean.ipynb #18a9e7f7
+def join_cleaning_plans(
+    earlier: CleaningPlan, # Of the run that has cleaned the rows first
+    later: CleaningPlan, # Inferred from its clean rows
+    columns: Iterable[str], # That the rows have
+) -> CleaningPlan: # For rows of prediction requests
+    "Join the plan with which rows were cleaned already and the plan that was inferred from the clean rows."
+    made, known = dict(later.columns), set(columns)
+    for name, first in earlier.columns.items():
+        if name in known:
+            made[name] = _join_column_plans(first, later.columns[name]) if name in later.columns else first
+    kept = {kind: tuple(rule for rule in getattr(earlier, kind) if {rule.first, rule.second} <= known
+                        and rule not in getattr(later, kind)) + getattr(later, kind) for kind in ("swap_rules", "order_rules")}
+    steps = tuple(step for step in CELL_STEPS if step in {*earlier.steps, *later.steps})
+    return CleaningPlan(steps=steps, columns=made, **kept)
+
+# %% ../../nbs/data/clean.ipynb #d43151a9
+def _join_column_plans(first: ColumnCleaningPlan, second: ColumnCleaningPlan) -> ColumnCleaningPlan:
+    "The plans of a column: tuples and dictionaries have the entries of both; of other fields, the first one that is set counts."
+    made, plain = {}, ColumnCleaningPlan()
+    for name in ColumnCleaningPlan.model_fields:
+        one, two = getattr(first, name), getattr(second, name)
+        if isinstance(one, tuple):
+            made[name] = one + tuple(each for each in two if each not in one)
+        elif isinstance(one, dict):
+            made[name] = two | one
+        else:
+            made[name] = two if one == getattr(plain, name) else one
+    return ColumnCleaningPlan(**made)
 
 # %% ../../nbs/data/clean.ipynb #d3d4c1cd
 def separate_unusable_rows(

@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['read_source_and_verify_hash', 'CleaningChoices', 'find_training_rows', 'plan_and_apply_cleaning',
            'describes_other_table', 'find_table_of_rows', 'load_contract', 'save_text_by_hash', 'write_tables',
-           'separate_training_outliers', 'CheckedSource', 'read_clean_and_check', 'store_tables', 'check_source_limits',
-           'store_dataset', 'write_contract_file', 'prepare_data', 'describe_row_counts', 'describe_changed_cells']
+           'separate_training_outliers', 'CheckedSource', 'read_cleaning_plan', 'read_clean_and_check', 'store_tables',
+           'check_source_limits', 'store_dataset', 'write_contract_file', 'prepare_data', 'describe_row_counts',
+           'describe_changed_cells']
 
 # %% ../../nbs/02_data.ipynb #07bed2e2
 import re
@@ -18,19 +19,20 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 import pandas as pd
+from pydantic import ValidationError
 
 from ..core.column_names import unused_column_name
 from ..ml.cleaning import summarise_cleaning
 from ..ml.cleaning_plan import CleaningPlan
-from .clean import (add_source_formats, check_cleaning_settings, keep_values_of_source, plan_cleaning,
-                                separate_unusable_rows, validate_and_order_cleaning_steps)
+from .clean import (add_source_formats, check_cleaning_settings, join_cleaning_plans, keep_values_of_source,
+                                plan_cleaning, separate_unusable_rows, validate_and_order_cleaning_steps)
 from .cleaning_rules import PlanUnderTest, setting_text
 from .contract import Contract, contract_of_table, contract_to_yaml, parse_contract
 from .contract_inference import infer_contract
 from .split_overlap import describe_split_overlap
 from .quarantine import ContractResult, apply_contract, check_contract_columns, check_contract_limits
 from .split import SplitMethod, SplitParts, split_rows
-from ..errors import ContractError, ContractFileError, SourceError
+from ..errors import ContractError, ContractFileError, ParameterError, SourceError
 from ..core.files import write_text
 from ..core.workspace import Workspace
 from ..outcomes import CellChange, Dataset, FileRef, Ingestion, LedgerEntry, Problem, TableRef
@@ -235,6 +237,17 @@ class CheckedSource(NamedTuple):
     facts: dict # Fields of the outcome
     tables: dict[str, pd.DataFrame] # Quarantine, changed cells, malformed lines
 
+# %% ../../nbs/02_data.ipynb #ef551b4b
+def read_cleaning_plan(
+    path: Path, # JSON file of an earlier run
+) -> CleaningPlan:
+    "Read a cleaning plan; raises ParameterError if there is none."
+    try:
+        return CleaningPlan.model_validate_json(path.read_text())
+    except (OSError, ValidationError) as error:
+        raise ParameterError(f"The parameter earlier_cleaning names {path}, which is no cleaning plan: {error}",
+                             "A file such as .mlcycle/cleaning/….json is expected.") from error
+
 # %% ../../nbs/02_data.ipynb #5b7602f2
 def read_clean_and_check(
     problem: Problem, # Of stage 1
@@ -243,6 +256,7 @@ def read_clean_and_check(
     contract_file: str, # Relative to the project; empty: none
     contract_table: str, # Table of the contract, if it describes several; empty: the one that fits the rows
     cleaning: CleaningChoices, # Settings of the cleaning
+    earlier_cleaning: str = "", # Cleaning plan with which the rows were cleaned before; empty: none
 ) -> CheckedSource:
     """Read, clean and check the rows of a problem; nothing is written.
 
@@ -259,6 +273,8 @@ def read_clean_and_check(
              "not_applied": trial.not_applied, "changed_cells": len(trial.changes.drop_duplicates(["row_id", "column"]))}
     tables = {"quarantine": checked.quarantine, "ledger": trial.changes.set_index("row_id"), "malformed": malformed}
     plan = add_source_formats(trial.plan, readings, clean)
+    if earlier_cleaning:
+        plan = join_cleaning_plans(read_cleaning_plan(Path(project) / earlier_cleaning), plan, clean.columns)
     return CheckedSource(checked, set_aside, contract, plan, facts, tables)
 
 # %% ../../nbs/02_data.ipynb #fe0d2d75
@@ -339,6 +355,7 @@ def prepare_data(
     apply_cleaning: list[str] | None = None, # The same, for rules that are applied whatever their test says
     key: list[str] | None = None, # Columns that identify a row; none if not given
     newest_by: str = "", # Of rows with the same key, the one with the largest value in this column is kept
+    earlier_cleaning: str = "", # Cleaning plan (JSON) with which the rows were cleaned before, relative to the project
     outlier_method: OutlierMethod | Literal[""] = "", # How outliers among the training rows are found and set aside; empty: kept
     split: SplitMethod = "auto", # auto: predefined, by time, by entity or stratified
     run: str = "", # Id of the run, for the commits
@@ -356,7 +373,7 @@ def prepare_data(
     cleaning = CleaningChoices(steps=steps, skip=skip_cleaning or [], force=apply_cleaning or [], key=key or [],
                                newest_by=newest_by, train_index=find)
     source = read_clean_and_check(problem, workspace.project, contract_file=contract_file, contract_table=contract_table,
-                                  cleaning=cleaning)
+                                  cleaning=cleaning, earlier_cleaning=earlier_cleaning)
     check_source_limits(source, problem, workspace, contract_file, run)
     parts, how = split_rows(source.checked.clean, problem, split, **choices)
     dataset = store_dataset(parts, how, source, problem, workspace, outlier_method=outlier_method, run=run)

@@ -91,8 +91,8 @@ def plan_features(
     suspects, scores = find_leakage_suspects(problem, dataset, rows, workspace, settings)
     out = problem.excluded | {each.column: f"may leak the target: {each.reason}" for each in suspects
                               if each.column and each.excluded}
-    column_types, dropped = infer_column_types(rows.drop(columns=[problem.target, *out]), settings.max_missing,
-                                               settings.trusted)
+    usable = rows.drop(columns=[problem.target, *out], errors="ignore") # A column of the split is not in the table any more
+    column_types, dropped = infer_column_types(usable, settings.max_missing, settings.trusted)
     if not column_types:
         raise TargetError("No column is left as a feature.",
                           remedy="; ".join(f"{name}: {why}" for name, why in (out | dropped).items()))

@@ -132,7 +132,7 @@ def list_deployments(
         return [*threads.map(lambda each: deployment_status(workspace, each), records)]
 
 # %% ../../nbs/lifecycle/deployment_status.ipynb #cdd29fbf
-CONFIRM_SECONDS = 1.5 # Longer than the interval at which a worker looks at its plan
+CONFIRM_SECONDS = 1.5 # Longer than the other workers need for it, as a rule
 
 # %% ../../nbs/lifecycle/deployment_status.ipynb #2eecd3bd
 def is_served(

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['LOOK_SECONDS', 'ServeTarget', 'find_release_folder', 'find_target', 'target_of_run', 'target_of_model',
            'traffic_file', 'change_traffic', 'start_traffic', 'served_names', 'is_pinned', 'service_url',
-           'AliasFollower', 'service_command', 'log_environment', 'serve_target']
+           'AliasFollower', 'follow_champion', 'service_command', 'log_environment', 'serve_target']
 
 # %% ../../nbs/lifecycle/serving.ipynb #c50733f1
 import json
@@ -184,7 +184,7 @@ def served_names(
     return plans or [name]
 
 # %% ../../nbs/lifecycle/serving.ipynb #77b2d0d0
-LOOK_SECONDS = 2.0 # Between two looks at the registry
+LOOK_SECONDS = 0.5 # Between two looks at the registry
 
 # %% ../../nbs/lifecycle/serving.ipynb #c89a40c3
 def is_pinned(
@@ -241,6 +241,21 @@ class AliasFollower:
         if str(error) != self.problem:
             print(f"The alias cannot be followed at present: {error}", file=sys.stderr, flush=True)
         self.problem = str(error)
+
+# %% ../../nbs/lifecycle/serving.ipynb #a0d2577c
+def follow_champion(
+    workspace: Workspace, # Has registry, releases and traffic plans
+    model: str, # Registered model, whose alias `champion` has moved
+) -> bool: # Whether a plan was changed
+    "Let local services that follow the champion serve it at once; raises what `target_of_model` raises."
+    path = traffic_file(workspace, model)
+    if not path.is_file() or is_pinned(workspace, model):
+        return False
+    target = target_of_model(model, workspace)
+    if (path.parent / read_traffic_plan(path).champion).resolve() == target.release.resolve():
+        return False
+    change_traffic(workspace, model, champion=target)
+    return True
 
 # %% ../../nbs/lifecycle/serving.ipynb #c1ac1661
 def service_command(

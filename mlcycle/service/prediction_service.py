@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['MAX_ROWS_PER_REQUEST', 'ServedPredictions', 'ServedModel', 'check_row_count', 'notes_by_row', 'PredictJob',
            'count_rows', 'predict_jobs', 'predict_block', 'finish_job', 'raise_if_error', 'warm_up', 'count_result',
-           'request_errors', 'PredictionRecords', 'VersionPredictions', 'predict_or_fall_back', 'after_response',
-           'PredictionService', 'routing_key', 'prediction_events', 'block_events', 'check_predicted']
+           'request_errors', 'PredictionRecords', 'VersionPredictions', 'canary_rejection', 'predict_or_fall_back',
+           'after_response', 'PredictionService', 'routing_key', 'prediction_events', 'block_events', 'check_predicted']
 
 # %% ../../nbs/service/prediction_service.ipynb #86bed9f7
 import sys
@@ -338,6 +338,19 @@ class VersionPredictions(PredictionRecords):
         self._show_models(after, True)
         self.metrics.count_model_change("done")
 
+# %% ../../nbs/service/prediction_service.ipynb #d13474fc
+def canary_rejection(
+    job: PredictJob, # Of a canary
+    error: InputError, # Why the canary has rejected it
+    result: ServedPredictions, # Of the champion
+) -> list[dict]: # One event; none if the champion has left out rows too
+    "The event of a request that a canary rejects and the champion accepts: the canary has failed to predict it."
+    if result.prepared.rows is not None:
+        return []
+    model = job.served.bundle.model
+    return [{"model": model.name, "model_version": str(model.version), "role": "canary", "request_id": job.request_id or None,
+             "kind": "failed", "rule": type(error).__name__, "rows": count_rows(job.rows)}]
+
 # %% ../../nbs/service/prediction_service.ipynb #e344cb8f
 async def predict_or_fall_back(
     service: VersionPredictions, # Has the threads
@@ -357,6 +370,7 @@ async def predict_or_fall_back(
         service.canary_errors += 1
         if isinstance(error, InputError): # Other errors are counted where they occur
             service.metrics.count_error(job.served.bundle.model.version, "canary")
+            service.log.add("request_errors", canary_rejection(job, error, result))
         return result
 
 # %% ../../nbs/service/prediction_service.ipynb #a4142c4f

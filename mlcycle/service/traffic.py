@@ -10,7 +10,7 @@ __all__ = ['RETRY_AFTER_LOOKS', 'TrafficPlan', 'read_traffic_plan', 'write_traff
 import os
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
@@ -109,6 +109,7 @@ class Traffic:
         on_problem: Callable[[str], None] = lambda text: None, # Called when a plan cannot be used
     ):
         self.versions, self.on_change, self.on_problem, self.problem = versions, on_change, on_problem, ""
+        self.replaced: list[Any] = [] # Versions that the last change has replaced; they stay loaded
 
     def apply(
         self,
@@ -117,11 +118,13 @@ class Traffic:
     ) -> bool: # Whether the plan serves now
         "Open the releases of a plan and let them serve; an error is kept in `problem` and changes nothing."
         try:
-            after = open_versions(path, read_traffic_plan(path), self.versions, open_version)
+            after = open_versions(path, read_traffic_plan(path), self.versions, open_version, self.replaced)
         except Exception as error: # Whatever is wrong with a release, the old one goes on
             self._report(str(error) if isinstance(error, MlcycleError) else repr(error))
             return False
-        before, self.versions, self.problem = self.versions, after, ""
+        before, self.versions, self.problem, serving = self.versions, after, "", after.by_role().values()
+        gone = [each for each in before.by_role().values() if each not in serving]
+        self.replaced = gone or [each for each in self.replaced if each not in serving]
         if before != after:
             print(f"The traffic is now: {after.text()}. Before: {before.text()}.", file=sys.stderr, flush=True)
             self.on_change(before, after)
@@ -143,10 +146,11 @@ def open_versions(
     plan: TrafficPlan, # Its content
     serving: Versions, # That serve now; those that the plan names again are not opened again
     open_version: Callable[[Path, list[Path]], Any], # Opens a release, with files of trusted functions
+    replaced: Sequence[Any] = (), # Further loaded versions, which are not opened again either
 ) -> Versions:
     "The versions of a plan; raises what opening raises, and InputError for versions that predict another target."
     folder, functions = Path(path).absolute().parent, [Path(path).absolute().parent / each for each in plan.functions]
-    known = {each.folder.absolute(): each for each in serving.by_role().values()}
+    known = {each.folder.absolute(): each for each in (*replaced, *serving.by_role().values())}
     opened: dict[str, Any] = {}
     for role in ("champion", "canary", "shadow"):
         if release := getattr(plan, role):
@@ -168,7 +172,7 @@ def check_same_target(
                              f"The champion predicts '{expected.target}' ({expected.task}), and both need the same classes.")
 
 # %% ../../nbs/service/traffic.ipynb #d041ec60
-RETRY_AFTER_LOOKS = 10 # A plan that failed is tried again after this number of looks
+RETRY_AFTER_LOOKS = 100 # A plan that failed is tried again after this number of looks
 
 # %% ../../nbs/service/traffic.ipynb #2edcd78a
 class PlanWatcher:
@@ -178,7 +182,7 @@ class PlanWatcher:
         self,
         path: Path, # Traffic plan; need not exist yet
         apply: Callable[[], bool], # Applies the plan; whether it serves now
-        interval: float = 1.0, # Seconds between two looks
+        interval: float = 0.1, # Seconds between two looks
     ):
         self.path, self.apply, self.interval = Path(path), apply, interval
         self.stop, self.seen = threading.Event(), self._stamp()

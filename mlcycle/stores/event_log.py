@@ -381,12 +381,12 @@ def read_requests(
     until: datetime | None = None, # First time after the last one, UTC
     versions: Iterable[str] | None = None, # Only these versions
     run: str = "", # Only events that were recorded under this run, such as a replay
-) -> pd.DataFrame: # `when`, `model_version`, `role`, `kind`, `rule`, `rows`, `request_id`
+) -> pd.DataFrame: # `when`, `model_version`, `role`, `kind`, `rule`, `rows`, `request_id`, `event_id`
     "Read which requests were rejected for their rows, or failed, in order of time."
     import sqlalchemy as sa
 
     table = define_event_tables()["request_errors"].c
-    names = ("model_version", "role", "kind", "rule", "rows", "request_id")
+    names = ("model_version", "role", "kind", "rule", "rows", "request_id", "event_id")
     query = sa.select(table.received.label("when"), *(getattr(table, name) for name in names)).where(table.model == model)
     query = query.where(*([table.received >= since] if since else []), *([table.received < until] if until else []))
     query = query.where(table.run == run) if run else query

@@ -35,7 +35,7 @@ from .champion_rows import describe_rows_known_to_champion
 from .gates import GateInputs, evaluate_gates
 from .human_decision import apply_human_decision
 from .input_errors import raise_if_one_class, raise_if_other_training_rows, raise_if_schema_differs
-from .promotion import Promotion, decide_promotion
+from .promotion import Promotion, decide_promotion, hold_back
 from .sections import SECTIONS, assess_sections
 from ..ml.standard_scores import (score_each_class, score_standard_metrics, score_without_interval,
                                                 standard_metrics)
@@ -130,6 +130,7 @@ def evaluate_gates_and_promote(
     workspace: Workspace, # Has the address of the model registry
     promote: bool = True, # Whether an approved model may become champion
     dataset: Dataset | None = None, # Has the training table; None: do not look for rows that the champion was trained on
+    hold: bool = False, # Decide, but leave the move of the alias to a retraining
 ) -> tuple[list[Gate], tuple[int | None, int | None], Promotion]: # Gates; version of the champion before and after; why
     """Evaluate all gates, and promote the candidate if they pass and there is a reason.
 
@@ -147,6 +148,7 @@ def evaluate_gates_and_promote(
         gates, promotion = evaluate_gates(problem, inputs), Promotion(False, "")
         if promote:
             promotion = decide_promotion(problem, gates, inputs, version, candidate.model.version)
+            promotion = hold_back(promotion) if hold else promotion
         if versions := promote_candidate(candidate, gates, promotion, workspace, (version,) if compared else None):
             return gates, versions, promotion
 
@@ -260,6 +262,8 @@ def describe_gates(
     text = f"Approved: {version} passes {len(gates)} of {len(gates)} gates"
     if not promotion.reason:
         return f"{text}."
+    if promotion.held_back:
+        return f"{text}. {promotion.reason} The retraining makes it champion."
     return f"{text} and is now champion." if promotion.moves else f"{text}. {promotion.reason}"
 
 # %% ../../nbs/05_validation.ipynb #7fa388ca
@@ -314,6 +318,7 @@ def validate_model(
     n_resamples: int = 200, # Number of bootstrap resamples for intervals
     seed: int = 0, # Seed of the resampling
     promote: bool = True, # Whether an approved model may become the champion
+    hold_promotion: bool = False, # Decide whether it becomes champion, but leave the move of the alias to a retraining
     more_metrics: bool = True, # Whether to compute the usual metrics of the task too
     label_delay: str = "1 day", # Time after which a target is known to naive forecasts
     sections: Collection[str] = SECTIONS, # Further parts of the evaluation
@@ -331,13 +336,14 @@ def validate_model(
                                 seed=seed)
     scores = bootstrap_intervals(problem.metrics, problem, inputs.actual, inputs.predictions, **inputs.bootstrap)
     baseline, names = score_baselines(problem, train, inputs.actual, forecasts)
-    moved = evaluate_gates_and_promote(problem, candidate, holdout, inputs, workspace, promote, dataset)
+    moved = evaluate_gates_and_promote(problem, candidate, holdout, inputs, workspace, promote, dataset, hold_promotion)
     gates, (before, after), promotion = moved
     splits = scores_on_each_split(problem, candidate, model, train, scores[0])
     verdict = Verdict(
         approved=all(gate.passed for gate in gates), gates=gates, scores=scores, baseline_scores=baseline, baseline_names=names,
         generalization_gap=splits, previous_champion=before, current_champion=after, promotion_reason=promotion.reason,
-        champion_difference=promotion.difference, **holdout_facts(problem, dataset, inputs, workspace),
+        champion_difference=promotion.difference, held_back=promotion.held_back,
+        **holdout_facts(problem, dataset, inputs, workspace),
         **score_usual_metrics(problem, candidate, model, train, inputs, more_metrics),
         **assess_sections(sections, problem, candidate, model, train, inputs, splits),
         decision=describe_gates(gates, name, promotion) + describe_worse_than_baseline(scores, baseline, names))

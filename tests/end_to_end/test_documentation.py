@@ -19,7 +19,7 @@ from typer.main import get_command
 import mlcycle as mc
 from mlcycle.cli.app import app
 
-PAGES = ["README.md", "docs/guide.md", "docs/index.md", "CONTRIBUTING.md", "SECURITY.md"]
+PAGES = ["README.md", "docs/guide.md", "docs/index.md", "docs/scheduling.md", "CONTRIBUTING.md", "SECURITY.md"]
 WHOLE_LINE, IN_TEXT = r"^(mlcycle [^\n]*)$", r"`(mlcycle [^`]*)`"
 
 

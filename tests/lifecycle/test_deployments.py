@@ -2,9 +2,6 @@
 
 import json
 import os
-import signal
-import subprocess
-import sys
 import threading
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -13,7 +10,7 @@ from pathlib import Path
 import pytest
 from commands import cli
 from load import Load, wait_until
-from served_models import Serving
+from served_models import Serving, folder_service
 from typer.testing import CliRunner
 
 from mlcycle.cli.app import app
@@ -25,7 +22,6 @@ from mlcycle.lifecycle.deployments import add_deployment
 from mlcycle.lifecycle.serving import traffic_file
 from mlcycle.service import bundle as bundle_module
 from mlcycle.service.bundle import build_bundle, open_release
-from mlcycle.service.server import SERVICE_MAIN
 from mlcycle.service.traffic import TrafficPlan, read_traffic_plan
 from mlcycle.stores.models.audit_log import readable_entries, verify_audit_log
 from mlcycle.stores.models.registry import set_alias
@@ -100,18 +96,6 @@ def test_a_local_service_is_updated_under_load_and_rolled_back(served):
         assert not verify_audit_log(run.workspace)
     assert not load.failed
     assert name not in listed(project)
-
-
-@contextmanager
-def folder_service(folder: Path, workers: int = 2):
-    "A service that follows the plan of a deployment folder, as a container does; its address."
-    command = [sys.executable, "-c", SERVICE_MAIN, "--traffic", folder / "traffic.json", "--workers", str(workers)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ | {"MLCYCLE_EVENTS_URL": ""}) as service:
-        try:
-            yield service.stdout.readline().strip(), service
-        finally:
-            service.send_signal(signal.SIGTERM)
-            service.wait(60)
 
 
 def test_a_deployment_folder_is_updated_under_load_and_a_bad_release_changes_nothing(served, tmp_path, monkeypatch):

@@ -18,6 +18,7 @@ from toy_releases import COLUMNS, toy_release, toy_rows
 from mlcycle.errors import InputError
 from mlcycle.service.local import running_service
 from mlcycle.service.traffic import TrafficPlan, read_traffic_plan, routing_position, write_traffic_plan
+from mlcycle.stores.event_log import read_requests
 from mlcycle.stores.events import open_event_database
 
 ROWS = toy_rows(60, seed=1).to_dict("records")
@@ -127,6 +128,11 @@ def test_what_a_canary_rejects_is_predicted_by_the_champion(releases, tmp_path):
         assert service.predict([both], ["b"])["version"] == 3
         assert service.client.post("/predict", json={"rows": [{"x0": "wrong"}]}).status_code == 422
     assert [(role, version) for _, role, version in logged(url)] == [("champion", "1"), ("canary", "3")]
+    requests = read_requests(open_event_database(url), "toy")  # The third request is rejected by both
+    assert requests[["model_version", "role", "kind", "rows"]].values.tolist() == [
+        ["3", "canary", "failed", 1],
+        ["1", "champion", "rejected", 1],
+    ]
 
 
 def logged(url: str) -> list[tuple]:

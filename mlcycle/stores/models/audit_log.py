@@ -37,7 +37,7 @@ DECISION_TAG = "decision_of_a_person" # Tag of a version: JSON with decision, us
 
 # %% ../../../nbs/stores/models/audit_log.ipynb #05ce607a
 Action = Literal["adopt", "register", "promote", "approve", "reject", "roll back", "set alias", "remove alias", "failed",
-                 "tag", "delete", "accept", "build image", "deploy", "canary"]
+                 "tag", "delete", "accept", "build image", "deploy", "canary", "retrain"]
 
 # %% ../../../nbs/stores/models/audit_log.ipynb #e773d5d7
 class AuditEntry(Record):

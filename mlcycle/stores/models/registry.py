@@ -6,7 +6,8 @@
 __all__ = ['HTTP_RETRIES', 'ARTIFACT_FOLDERS', 'DOWNLOADS', 'CHAMPION', 'CHALLENGER', 'REASON_TAG', 'ALIAS_HISTORY_TAG',
            'registry_errors', 'is_registry_error', 'short_reason', 'connect_registry', 'database_created_meanwhile',
            'open_experiment', 'download_model_artifact', 'registered_model_file', 'load_registered_model',
-           'get_alias_version', 'functions_ref', 'get_model_ref', 'set_alias', 'remove_alias', 'alias_history']
+           'get_alias_version', 'functions_ref', 'get_model_ref', 'set_alias', 'remove_alias', 'is_move_recorded',
+           'alias_history']
 
 # %% ../../../nbs/stores/models/registry.ipynb #2447325b
 import json
@@ -28,7 +29,7 @@ from ...core.secrets import mask_secrets
 from ...core.workspace import Workspace
 from ...errors import RegistryError
 from ...outcomes import FileRef, ModelRef
-from .audit_log import Action, append_audit_entry
+from .audit_log import Action, append_audit_entry, readable_entries
 from .function_files import load_workspace_functions
 from .model_files import load_model
 
@@ -251,6 +252,7 @@ def set_alias(
     *,
     workspace: Workspace | None = None, # Has the audit log; None: the move is recorded in MLflow only
     action: Action = "set alias", # Why the alias moves, for the audit log
+    details: dict[str, Any] | None = None, # Further facts for the audit log
 ) -> int | None: # Previous version; None if the alias was not set before
     """Point an alias to a version and record the move.
 
@@ -262,7 +264,7 @@ def set_alias(
     client, before = mlflow.MlflowClient(), get_alias_version(ref.name, alias)
     if before != ref.version:
         client.set_model_version_tag(ref.name, str(ref.version), f"{alias}_after", str(before or ""))
-        with _recorded_move(workspace, client, ref.name, alias, before, ref.version, reason, action):
+        with _recorded_move(workspace, client, ref.name, alias, before, ref.version, reason, action, details):
             client.set_registered_model_alias(ref.name, alias, str(ref.version))
         client.set_model_version_tag(ref.name, str(ref.version), f"{alias}{REASON_TAG}", f"{reason} ({user_name()})".strip())
         if before is not None:
@@ -302,14 +304,16 @@ def _remove_reason(client: "MlflowClient", name: str, version: int, alias: str) 
 # %% ../../../nbs/stores/models/registry.ipynb #ec6caa5c
 @contextmanager
 def _recorded_move(workspace: Workspace | None, client: "MlflowClient", name: str, alias: str, before: int | None,
-                   after: int | None, reason: str, action: Action) -> Generator[None]:
+                   after: int | None, reason: str, action: Action, details: dict[str, Any] | None = None) -> Generator[None]:
     "Context manager: record a move in MLflow and in the audit log before it is made, and that it failed if it does."
     version = before if after is None else after
     run = client.get_model_version(name, str(version)).tags.get("run", "")
-    facts: dict[str, Any] = {"client": client, "alias": alias, "version": version, "run": run}
-    _write_move(client, name, alias, before, after, reason)
-    if workspace:
-        append_audit_entry(workspace, action, name, version_before=before, version_after=after, reason=reason, **facts)
+    facts: dict[str, Any] = {"client": client, "alias": alias, "version": version, "run": run, "details": details or {}}
+    move: dict[str, Any] = {"version_before": before, "version_after": after, "reason": reason}
+    if not is_move_recorded(workspace, name, action, move | {"alias": alias, "details": details or {}}):
+        _write_move(client, name, alias, before, after, reason)
+        if workspace:
+            append_audit_entry(workspace, action, name, **move, **facts)
     try:
         yield
     except BaseException as error:
@@ -326,6 +330,18 @@ def _write_move(client: "MlflowClient", name: str, alias: str, before: int | Non
     facts = {"time": now.isoformat(timespec="seconds"), "alias": alias, "previous_version": before, "version": after,
              "user": user_name(), "reason": reason}
     client.set_registered_model_tag(name, f"{ALIAS_HISTORY_TAG}{now:%Y%m%dT%H%M%S.%fZ}", json.dumps(facts))
+
+# %% ../../../nbs/stores/models/registry.ipynb #16cb6a1c
+def is_move_recorded(
+    workspace: Workspace | None, # Has the audit log; None: nothing is recorded there
+    name: str, # Of the registered model
+    action: Action, # Why the alias moves
+    move: dict[str, Any], # `alias`, `version_before`, `version_after`, `reason` and `details` of a move that is not made yet
+) -> bool:
+    "Whether the last entry of an alias in the audit log is this move, which was then not made: its process was killed."
+    every = readable_entries(workspace) if workspace else []
+    entries = [each for each in every if (each.model, each.alias) == (name, move["alias"])]
+    return bool(entries) and entries[-1].action == action and entries[-1].model_dump(include=set(move)) == move
 
 # %% ../../../nbs/stores/models/registry.ipynb #dde7b4f1
 def alias_history(

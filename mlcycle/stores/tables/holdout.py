@@ -27,8 +27,8 @@ class HoldoutAccess(Record):
 
     sha256: str # Of the holdout rows
     version: int # Of the table
-    purpose: Literal["evaluation", "inspection", "verification"]
-    stage: str = "" # Stage that read; empty for a person
+    purpose: Literal["evaluation", "inspection", "verification", "training"]
+    stage: str = "" # Stage that read, or `retraining`; empty for a person
     run: str = "" # Id of the run; empty for a person
     user: str # User name in the operating system
     accessed_at: str # UTC, ISO 8601
@@ -36,7 +36,7 @@ class HoldoutAccess(Record):
 
     @property
     def biases_scores(self) -> bool:
-        "Whether the access can bias later scores, because models may be selected by it."
+        "Whether the access can bias later scores, because models may be selected by it or trained on it."
         return self.purpose != "verification"
 
 # %% ../../../nbs/stores/tables/holdout.ipynb #150c5531
@@ -80,8 +80,8 @@ def _append_access(path: Path, access: HoldoutAccess) -> None:
             raise
 
 # %% ../../../nbs/stores/tables/holdout.ipynb #f26893c7
-ACCESS_PURPOSES: dict[str, Literal["evaluation", "inspection", "verification"]] = {
-    "validation": "evaluation", "deployment": "verification", "monitoring": "verification",
+ACCESS_PURPOSES: dict[str, Literal["evaluation", "inspection", "verification", "training"]] = {
+    "validation": "evaluation", "deployment": "verification", "monitoring": "verification", "retraining": "training",
     "": "inspection"} # By stage; a person has none
 
 # %% ../../../nbs/stores/tables/holdout.ipynb #6325ea5b
@@ -90,19 +90,19 @@ def read_holdout(
     table: TableRef, # Version of the holdout
     *,
     run: str = "", # Id of the run; empty for a person
-    stage: str = "", # "validation", then "deployment" or "monitoring"; empty for a person
+    stage: str = "", # "validation", then "deployment", "monitoring" or "retraining"; empty for a person
     reason: str = "", # Why the rows are read; must not be empty
 ) -> pd.DataFrame: # Indexed by `row_id`
     """Read the holdout and record the access with user, time and reason.
 
-    Raises HoldoutError for another stage, without a reason, or if stages 6 or 7 read before stage 5.
+    Raises HoldoutError for another stage, without a reason, or if another stage reads before stage 5.
     """
     if stage not in ACCESS_PURPOSES:
-        raise HoldoutError(f"The stage '{stage}' may not read the holdout.", "Stages 5, 6 and 7 may read it.")
+        raise HoldoutError(f"The stage '{stage}' may not read the holdout.", "Stages 5, 6, 7 and a retraining may read it.")
     if not reason.strip():
         raise HoldoutError("Reading the holdout needs a reason.", remedy="Give one: mlcycle data show holdout --reason '…'")
     before = read_holdout_accesses(workspace, table.sha256)
-    if ACCESS_PURPOSES[stage] == "verification" and not any(each.purpose == "evaluation" for each in before):
+    if ACCESS_PURPOSES[stage] in ("verification", "training") and not any(each.purpose == "evaluation" for each in before):
         raise HoldoutError(f"The stage '{stage}' cannot read a holdout that was not evaluated yet.",
                            "Stage 5 reads it first.", "Run stage 5.")
     rows = _read_verified_rows(workspace.tables, table)
@@ -129,7 +129,7 @@ def read_any_table(
 def count_biasing_accesses(
     workspace: Workspace, # Contains the access log
     sha256: str, # Hash of the holdout rows
-) -> int: # Evaluations and inspections
+) -> int: # Evaluations, inspections and trainings
     "Count the holdout accesses that can bias later scores."
     return sum(each.biases_scores for each in read_holdout_accesses(workspace, sha256))
 
