@@ -148,7 +148,7 @@ def give_times(
     values = [{"row": str(row), "time": when.to_pydatetime()} for row, when in times.items()]
     while True:
         with engine.begin() as connection:
-            if connection.scalar(sa.select(sa.func.count()).select_from(events)) >= before + len(times):
+            if connection.execute(sa.select(sa.func.count()).select_from(events)).scalar_one() >= before + len(times):
                 if values:
                     connection.execute(statement, values)
                 return before + len(times)
