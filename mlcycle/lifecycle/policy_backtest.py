@@ -74,7 +74,7 @@ class Backtest:
 class Replayed:
     "What a strategy has done."
 
-    strategy: Strategy
+    strategy: Strategy # That decided
     predictions: pd.DataFrame # `when`, `version`, `prediction`, `score`, `actual`
     retrainings: list[dict[str, Any]] # `when`, `state`, `reason`, `rows`: labelled rows of the log in the training and holdout
     alarms: list[dict[str, Any]] # `when`, `rule`, `summary`: when an alarm began
@@ -91,7 +91,7 @@ def start_project(
     backtest: Backtest, # What is replayed
     rows: pd.DataFrame, # All rows, in order of time
     folder: Path, # Receives the project
-    strategy: Strategy,
+    strategy: Strategy, # That decides
 ) -> Run: # That has released the first version
     "Make a project and train the first version; raises StageError if it is not released."
     folder.mkdir(parents=True, exist_ok=True)
@@ -181,7 +181,7 @@ def act_on_log(
 
 # %% ../../nbs/lifecycle/policy_backtest.ipynb #8e9655f1
 def decide_step(
-    strategy: Strategy,
+    strategy: Strategy, # That decides
     work: RetrainingWork, # Workspace and policy
     model: str, # Registered model
     span: tuple[datetime, datetime], # Of the step
@@ -246,7 +246,7 @@ def replay_strategy(
     backtest: Backtest, # What is replayed
     rows: pd.DataFrame, # All rows, in order of time
     folder: Path, # Receives the project
-    strategy: Strategy,
+    strategy: Strategy, # That decides
 ) -> Replayed:
     "Train the first version, replay the rest step by step, and let the strategy decide at the end of each."
     begun, run = time.perf_counter(), start_project(backtest, rows, folder, strategy)
@@ -312,7 +312,7 @@ def run_strategy() -> None:
 # %% ../../nbs/lifecycle/policy_backtest.ipynb #2ce99a7e
 def read_replayed(
     folder: Path, # Of the backtest
-    strategy: Strategy,
+    strategy: Strategy, # That decides
 ) -> Replayed:
     "The result of a strategy's process."
     facts = json.loads((folder / f"{strategy}.json").read_text())
@@ -347,7 +347,7 @@ def replay_strategies(
 # %% ../../nbs/lifecycle/policy_backtest.ipynb #3ef6432a
 def start_strategy(
     folder: Path, # Of the backtest
-    strategy: Strategy,
+    strategy: Strategy, # That decides
 ) -> subprocess.Popen:
     "Start the process of a strategy; its output goes to a file."
     with (folder / f"{strategy}.log").open("w") as log:
