@@ -26,14 +26,14 @@ import numpy as np
 import pandas as pd
 
 from ..core.files import write_text
-from ..core.runs import Run
+from ..core.runs import Run, get_run
 from ..core.workspace import Workspace
 from ..errors import ParameterError, StageError
 from .choice import StageChoice
 from .model_monitoring import monitor_target
 from .monitoring_actions import act_on_health, retrain_by_hand
 from .plan import make_plan_from_parameters
-from .retraining import RetrainingWork
+from .retraining import RetrainingWork, retraining_plan
 from .retraining_policy import read_retraining_policy
 from .retraining_records import RetrainingRecord, read_retrainings, simulated_time
 from .runner import run_plan
@@ -165,6 +165,8 @@ def retrain_monthly(
     record = retrain_by_hand(work, model, reason="The first day of a month.")
     if record.state == "not better" and record.challenger is not None:
         approve_version(work.workspace, model, record.challenger, "Monthly retraining replaces each version.", force=True)
+        if get_run(record.run, work.workspace.project).release.released is False: # Not all gates pass
+            run_plan(retraining_plan(work.workspace, record), StageChoice(until="deployment"))
     return record
 
 # %% ../../nbs/lifecycle/policy_backtest.ipynb #e6f6ff4f
