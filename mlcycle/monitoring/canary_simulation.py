@@ -7,7 +7,7 @@ __all__ = ['DRAWN_REQUESTS', 'CanaryWorld', 'draw_requests', 'SimulatedCanary', 
            'simulate_canary', 'CanaryResult', 'simulate_canaries']
 
 # %% ../../nbs/monitoring/canary_simulation.ipynb #1d7d58d1
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
