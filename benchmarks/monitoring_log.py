@@ -1,16 +1,17 @@
-"""What the prediction log costs a service, beside the same service without one.
+"""What the prediction log costs a service, beside the same service with its log switched off.
 
-`python benchmarks/monitoring.py log PROJECT` starts two services of the last release of a project, with and without a prediction
-log, and sends each of them 1,000 rows a second in turn, some seconds at a time: latency, CPU of the threads that receive and
-predict, and CPU altogether, as ratios of pairs; then with as many requests as the services take. Two processes of the same
-service differ by as much as ten per cent as long as they live, so that the services are started several times: each pair of
-processes gives the median of its ratios, and the table has the median and the range of the processes. With `--url none`, both
-services have no log, which shows how much is chance. The load of other processes moves latencies, but hardly the CPU of threads.
+`python benchmarks/monitoring.py log PROJECT` starts the service of the last release of a project with a prediction log, and sends
+it 1,000 rows a second, some seconds at a time with the log switched on and off in turn: latency, CPU of the threads that receive
+and predict, and CPU altogether, as ratios; then with as many requests as the service takes. Latencies of two processes of the
+same service differ by tens of per cent as long as they live, so that both sides are measured in the same process. It is started
+several times: the table has the median of the starts, with a 95 % interval, and the range. With `--url none`, there is no log to
+switch on, which shows how much is chance. The load of other processes moves latencies, but hardly the CPU of threads.
 """
 
 import asyncio
 import json
 import os
+import signal
 import sys
 import time
 from dataclasses import dataclass
@@ -29,9 +30,13 @@ from mlcycle.stores.event_log import open_event_log
 
 app = typer.Typer(add_completion=False, help=__doc__)
 
-NAMES = ("p50", "p95", "requests a second", "CPU of the request path", "CPU altogether")
-NAMED_THREADS = """
-import threading
+NAMES = ("mean latency", "p50", "p95", "requests a second", "CPU of the request path", "CPU altogether")
+SERVICE = """
+import signal, threading
+from mlcycle.service.prediction_log import PredictionLog
+add = PredictionLog.add
+signal.signal(signal.SIGUSR1, lambda *_: setattr(PredictionLog, "add", add))
+signal.signal(signal.SIGUSR2, lambda *_: setattr(PredictionLog, "add", lambda *words, **named: None))
 start = threading.Thread._bootstrap_inner
 def bootstrap(thread):
     with open(f"/proc/self/task/{threading.get_native_id()}/comm", "w") as file:
@@ -45,7 +50,7 @@ main()
 
 @dataclass(frozen=True)
 class Measured:
-    """What one service did for some seconds."""
+    """What a service did for some seconds."""
 
     latencies: np.ndarray  # Milliseconds
     per_second: float  # Requests
@@ -53,8 +58,9 @@ class Measured:
     log_cpu: float  # Of the threads and the process of the log
 
     def ratios(self, plain: "Measured") -> list[float]:
-        """Ratios to another service, in the order of `NAMES`."""
+        """Ratios to the service without a log, in the order of `NAMES`."""
         percentiles = [np.percentile(self.latencies, q) / np.percentile(plain.latencies, q) for q in (50, 95)]
+        percentiles.insert(0, self.latencies.mean() / plain.latencies.mean())
         whole = (self.request_cpu + self.log_cpu) / (plain.request_cpu + plain.log_cpu)
         return [*percentiles, self.per_second / plain.per_second, self.request_cpu / plain.request_cpu, whole]
 
@@ -79,19 +85,28 @@ def measure(pid: int, port: int, bodies: list[bytes], seconds: float, pause: flo
     return Measured(latencies, len(latencies) / elapsed, request_cpu, log_cpu)
 
 
-def measure_pairs(services: list, bodies: list[bytes], rounds: int, seconds: float, pause: float) -> list[list[Measured]]:
-    """Measure the services without and with a log in turn."""
+def measure_pairs(pid: int, port: int, bodies: list[bytes], rounds: int, seconds: float, pause: float) -> list[list[Measured]]:
+    """Measure a service without and with its log in turn."""
     pairs = []
     for number in range(-1, rounds):  # The first one is a warm-up
-        order = services if number % 2 else services[::-1]
-        found = {port: measure(process.pid, port, bodies, seconds, pause) for process, port in order}
+        found = {}
+        for switch in (signal.SIGUSR2, signal.SIGUSR1)[:: 1 if number % 2 else -1]:
+            os.kill(pid, switch)
+            time.sleep(0.5)  # The log of the side before is written
+            found[switch] = measure(pid, port, bodies, seconds, pause)
         if number >= 0:
-            pairs.append([found[port] for _, port in services])
+            pairs.append([found[signal.SIGUSR2], found[signal.SIGUSR1]])
     return pairs
 
 
+def pooled(measured: list[Measured]) -> Measured:
+    """All requests of one side."""
+    rates = np.mean([[each.per_second, each.request_cpu, each.log_cpu] for each in measured], axis=0)
+    return Measured(np.concatenate([each.latencies for each in measured]), *rates)
+
+
 def print_ratios(starts: list[list[list[Measured]]]) -> None:
-    """Print the ratios of the pairs of each start: their medians over the starts, and the range."""
+    """Print the ratios with and without the log: their medians over the starts, with an interval, and the range."""
     pairs = [pair for each in starts for pair in each]
     plain, logged = (
         np.mean([[each.per_second, 1e6 * each.request_cpu, 1e6 * each.log_cpu] for each in side], axis=0)
@@ -99,23 +114,27 @@ def print_ratios(starts: list[list[list[Measured]]]) -> None:
     )
     print(f"\n{len(starts)} starts, {len(pairs)} pairs; {plain[0]:.0f} requests a second without log, {logged[0]:.0f} with it;")
     print(f"CPU per request {plain[1]:.0f} us without log; with it {logged[1]:.0f} us, and {logged[2]:.0f} us of the log\n")
-    print("| with / without log | median of the starts | range |\n| --- | --- | --- |")
-    medians = [np.median([with_log.ratios(without) for without, with_log in each], axis=0) for each in starts]
-    for name, (low, middle, high) in zip(NAMES, np.percentile(medians, [0, 50, 100], axis=0).T, strict=True):
-        print(f"| {name} | {middle:.3f} | {low:.3f} to {high:.3f} |", flush=True)
+    print("| with / without log | median of the starts | 95 % interval | range |\n| --- | --- | --- | --- |")
+    sides = [[pooled(side) for side in zip(*each, strict=True)] for each in starts]
+    ratios = np.array([with_log.ratios(without) for without, with_log in sides])
+    drawn = np.random.default_rng(0).integers(0, len(ratios), (2000, len(ratios)))
+    intervals = np.percentile(np.median(ratios[drawn], axis=1), [2.5, 97.5], axis=0).T
+    for name, values, (low, high) in zip(NAMES, ratios.T, intervals, strict=True):
+        shown = f"{np.median(values):.3f} | {low:.3f} to {high:.3f} | {values.min():.3f} to {values.max():.3f}"
+        print(f"| {name} | {shown} |", flush=True)
 
 
 @app.command()
 def log(
     project: Project,
-    starts: Annotated[int, typer.Option(help="Pairs of processes.")] = 8,
-    rounds: Annotated[int, typer.Option(help="Pairs of measurements for each pair of processes.")] = 5,
+    starts: Annotated[int, typer.Option(help="Starts of the service.")] = 8,
+    rounds: Annotated[int, typer.Option(help="Pairs of measurements for each start.")] = 5,
     seconds: Annotated[float, typer.Option(help="Length of each measurement.")] = 2.0,
     rows: Annotated[int, typer.Option(help="Rows of a request.")] = 10,
     rate: Annotated[float, typer.Option(help="Rows per second.")] = 1000.0,
-    saturated: Annotated[int, typer.Option(help="The same with as many requests as the services take.")] = 2,
+    saturated: Annotated[int, typer.Option(help="The same with as many requests as the service takes.")] = 2,
     url: Annotated[str, typer.Option(help="SQLAlchemy URL of the log; empty: a SQLite file in a new folder; none: no log.")] = "",
-    port: Annotated[int, typer.Option(help="The first of two free ports.")] = 18481,
+    port: Annotated[int, typer.Option(help="A free port.")] = 18481,
 ) -> None:
     """Latency and CPU with a prediction log, as ratios to those without, in interleaved pairs."""
     run = released_run(project)
@@ -123,18 +142,15 @@ def log(
     bodies = [json.dumps({"rows": sent[start : start + rows]}).encode() for start in range(0, len(sent), rows)]
     print(f"{os.cpu_count()} cores; {len(sent[0])} columns; {rows} rows a request")
     paced, full = [], []
-    for start in tqdm(range(starts), desc="starts"):
+    for _ in tqdm(range(starts), desc="starts"):
         with TemporaryDirectory() as folder:
             address = "" if url == "none" else url or f"sqlite:///{folder}/events.db"
-            command = [sys.executable, "-c", NAMED_THREADS, bundle, "--port"]
-            ports = (port, port + 1) if start % 2 else (port + 1, port)
-            plain = Server("without", [*command, str(ports[0])], "/predict", "rows", {"MLCYCLE_EVENTS_URL": ""})
-            logged = Server("with", [*command, str(ports[1])], "/predict", "rows", {"MLCYCLE_EVENTS_URL": address})
-            with started(plain, ports[0], bodies[0]) as without, started(logged, ports[1], bodies[0]) as with_log:
-                services = [(without, ports[0]), (with_log, ports[1])]
-                paced.append(measure_pairs(services, bodies, rounds, seconds, 4 * rows / rate))
+            command = [sys.executable, "-c", SERVICE, bundle, "--port", str(port)]
+            service = Server("service", command, "/predict", "rows", {"MLCYCLE_EVENTS_URL": address})
+            with started(service, port, bodies[0]) as process:
+                paced.append(measure_pairs(process.pid, port, bodies, rounds, seconds, 4 * rows / rate))
                 if saturated:
-                    full.append(measure_pairs(services, bodies, saturated, seconds, 0))
+                    full.append(measure_pairs(process.pid, port, bodies, saturated, seconds, 0))
             if address and not url:
                 engine = open_event_log(address)
                 tqdm.write(f"written: {int(recorded_versions(engine).rows.sum()):,} rows")

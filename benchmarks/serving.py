@@ -98,13 +98,15 @@ def started(server: Server, port: int, body: bytes, timeout: float = 120) -> Ite
 async def send(port: int, path: str, bodies: list[bytes], clients: int, seconds: float, pause: float = 0) -> list[float]:
     """Send bodies in turn from several connections for some seconds, at least one each; the latency of each request, seconds.
 
-    A client waits for the pause, in seconds, before it sends the next request.
+    A client waits for the pause, in seconds, before it sends the next request. The clients begin one after the other within one
+    pause, so that their requests are spread evenly: otherwise they would come in bursts, in which each waits for the others.
     """
     end, latencies, waiting = time.perf_counter() + seconds, [], cycle(bodies)
 
-    async def client() -> None:
+    async def client(number: int) -> None:
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         try:
+            await asyncio.sleep(number * pause / clients)
             while True:
                 body = next(waiting)
                 start = time.perf_counter()
@@ -122,7 +124,7 @@ async def send(port: int, path: str, bodies: list[bytes], clients: int, seconds:
         finally:
             writer.close()
 
-    await asyncio.gather(*(client() for _ in range(clients)))
+    await asyncio.gather(*(client(number) for number in range(clients)))
     return latencies
 
 

@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 import pandas as pd
-from pydantic import ValidationError
 
 from ..core.column_names import unused_column_name
 from ..ml.cleaning import summarise_cleaning
@@ -244,7 +243,7 @@ def read_cleaning_plan(
     "Read a cleaning plan; raises ParameterError if there is none."
     try:
         return CleaningPlan.model_validate_json(path.read_text())
-    except (OSError, ValidationError) as error:
+    except (OSError, ValueError) as error: # No such file, no text, or another content
         raise ParameterError(f"The parameter earlier_cleaning names {path}, which is no cleaning plan: {error}",
                              "A file such as .mlcycle/cleaning/….json is expected.") from error
 

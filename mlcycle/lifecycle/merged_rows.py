@@ -21,9 +21,10 @@ from ..core.files import atomic_write, hash_file
 from ..core.runs import Run
 from ..core.workspace import Workspace
 from ..errors import InputError
+from .actual_value_import import log_protection
 from .labelled_rows import LabelledRows, read_labelled_rows
 from .merged_parameters import merged_parameters
-from .row_merging import (LOGGED_ROW_ID, MIN_NEW_ROWS, RowParts, RowsSetting, choose_rows, find_known_row_ids,
+from .row_merging import (LOGGED_ROW_ID, MIN_NEW_ROWS, RowParts, choose_rows, find_known_row_ids,
                                            give_logged_rows_a_time, mark_holdout, put_rows_together, read_earlier_rows)
 from .serving import find_release_folder
 from ..outcomes import Problem
@@ -89,7 +90,7 @@ def gather_rows(
     if taken == "since alarm":
         return RowParts(frame.loc[recent], labelled.when[recent], train.iloc[:0], problem)
     earlier = read_earlier_rows(run, reason=reason)
-    known = find_known_row_ids(frame, earlier, labelled.features)
+    known = find_known_row_ids(frame, earlier, labelled.features, log_protection(run.workspace).row_id)
     kept = ~frame.index.isin(list(known))
     own = earlier[find_added_column(LOGGED_ROW_ID, earlier) or LOGGED_ROW_ID]
     if known and not own.str.fullmatch(r"(train|holdout|future)@\d+ \d+").any():
@@ -170,7 +171,7 @@ def write_merged_source(
     *,
     since: datetime | None = None, # Start of the alarm, UTC; None: no alarm
     until: datetime | None = None, # Later predictions and actual values are left out, UTC, so that a repetition is the same
-    rows: RowsSetting = "auto", # auto: those since the alarm if there are enough of them, else all
+    rows: Literal["auto", "since alarm", "all"] = "auto", # auto: those since the alarm if there are enough of them, else all
     min_rows: int = 1000, # Labelled rows since the alarm that `auto` needs to leave out older ones
     reason: str = "", # Of the retraining, for the record of the access to the holdout
 ) -> MergedSource:
@@ -182,7 +183,7 @@ def write_merged_source(
     labelled = read_labelled_rows(open_event_log(workspace.events_url), describe_model_of_run(run), until=until)
     notes, problem = check_labelled_rows(labelled), run.problem
     train = read_earlier_rows(run, ("train",))
-    seen = find_known_row_ids(labelled.frame, train, labelled.features)
+    seen = find_known_row_ids(labelled.frame, train, labelled.features, log_protection(workspace).row_id)
     new = check_number_of_rows(labelled.frame.index.difference([*seen], sort=False))
     recent = new[labelled.when[new] >= pd.Timestamp(since)] if since else new
     taken, why = choose_rows(labelled.frame[problem.target][recent], problem, rows, min_rows, since is not None)

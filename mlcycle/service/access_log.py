@@ -116,6 +116,7 @@ class RequestLog:
         REQUEST_ID.set(ids["request_id"])
         sent = SentResponse(send, ids)
         self.metrics.request.in_flight.inc()
+        self.metrics.n_requests_in_progress += 1
         try:
             await self.app(scope, receive, sent)
         except BaseException:
@@ -124,6 +125,7 @@ class RequestLog:
         finally:
             seconds, route = time.perf_counter() - start, route_template(scope, self.paths)
             self.metrics.request.in_flight.dec()
+            self.metrics.n_requests_in_progress -= 1
             self.metrics.observe_request(route, scope["method"], sent.status or CLIENT_GONE, seconds)
             if self.writer:
                 self.writer.put(access_entry(scope, route, sent, seconds, self.settings.log_client))

@@ -123,6 +123,7 @@ class ServiceMetrics(PredictionCounts):
         disable_created_metrics() # They would double the number of series
         self.registry, self.shared = CollectorRegistry(), bool(os.environ.get("PROMETHEUS_MULTIPROC_DIR"))
         self.request, self.prediction = request_metrics(self.registry), prediction_metrics(self.registry)
+        self.n_requests_in_progress = 0 # Of this process
         self.request.build.labels(__version__, platform.python_version()).set(1)
         if not self.shared:
             ProcessCollector(registry=self.registry)

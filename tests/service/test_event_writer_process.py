@@ -7,6 +7,7 @@ import sqlite3
 import subprocess
 import sys
 import time
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 
@@ -159,14 +160,18 @@ def test_the_writer_of_a_service_ends_with_it_and_writes_what_it_has(tmp_path, s
     file, release, row = tmp_path / "events.db", toy_release(tmp_path, 1), toy_rows(1).to_dict("records")
     environment = os.environ | {"MLCYCLE_EVENTS_URL": f"sqlite:///{file}"}
     command = [sys.executable, "-c", MAIN, str(release), "--run", "run", "--drain-seconds", "0"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment, start_new_session=True) as process:
+    with (
+        subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment, start_new_session=True) as process,
+        ExitStack() as stack,
+    ):
+        stack.callback(process.kill)  # Also if the test fails: the end of Popen waits for the process
         assert process.stdout is not None
         with httpx.Client(base_url=process.stdout.readline().strip(), timeout=30) as client:
             for number in range(100):
                 assert client.post("/predict", json={"rows": row, "row_ids": [str(number)]}).is_success
         time.sleep(0.5)  # Longer than events are in the memory of the service
         (writer,) = map(int, Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split())
-        assert os.sched_getscheduler(writer) == os.SCHED_BATCH
+        wait_until(lambda: os.sched_getscheduler(writer) == os.SCHED_BATCH)  # Once it has started
         if stop == signal.SIGTERM:  # As a service manager, or Ctrl-C, which reach both
             os.killpg(process.pid, stop)
         else:
