@@ -7411,6 +7411,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                     'mlcycle/service/traffic.py'),
                                          'mlcycle.service.traffic.read_traffic_plan': ( 'service/traffic.html#read_traffic_plan',
                                                                                         'mlcycle/service/traffic.py'),
+                                         'mlcycle.service.traffic.replaced_versions': ( 'service/traffic.html#replaced_versions',
+                                                                                        'mlcycle/service/traffic.py'),
                                          'mlcycle.service.traffic.routing_position': ( 'service/traffic.html#routing_position',
                                                                                        'mlcycle/service/traffic.py'),
                                          'mlcycle.service.traffic.write_traffic_plan': ( 'service/traffic.html#write_traffic_plan',

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['RETRY_AFTER_LOOKS', 'TrafficPlan', 'read_traffic_plan', 'write_traffic_plan', 'routing_position', 'Versions',
-           'Traffic', 'open_versions', 'check_same_target', 'PlanWatcher']
+           'Traffic', 'replaced_versions', 'open_versions', 'check_same_target', 'PlanWatcher']
 
 # %% ../../nbs/service/traffic.ipynb #98666924
 import os
@@ -108,8 +108,7 @@ class Traffic:
         on_change: Callable[[Versions, Versions], None] = lambda before, after: None, # Called after a change
         on_problem: Callable[[str], None] = lambda text: None, # Called when a plan cannot be used
     ):
-        self.versions, self.on_change, self.on_problem, self.problem = versions, on_change, on_problem, ""
-        self.replaced: list[Any] = [] # Versions that the last change has replaced; they stay loaded
+        self.versions, self.on_change, self.on_problem, self.problem, self.replaced = versions, on_change, on_problem, "", []
 
     def apply(
         self,
@@ -122,9 +121,8 @@ class Traffic:
         except Exception as error: # Whatever is wrong with a release, the old one goes on
             self._report(str(error) if isinstance(error, MlcycleError) else repr(error))
             return False
-        before, self.versions, self.problem, serving = self.versions, after, "", after.by_role().values()
-        gone = [each for each in before.by_role().values() if each not in serving]
-        self.replaced = gone or [each for each in self.replaced if each not in serving]
+        before, self.versions, self.problem = self.versions, after, ""
+        self.replaced = replaced_versions(before, after, self.replaced)
         if before != after:
             print(f"The traffic is now: {after.text()}. Before: {before.text()}.", file=sys.stderr, flush=True)
             self.on_change(before, after)
@@ -139,6 +137,17 @@ class Traffic:
     def describe(self) -> dict[str, Any]:
         "Versions by role, share of the canary, and the error of the last plan, for `GET /model`."
         return self.versions.describe() | {"problem": self.problem or None}
+
+# %% ../../nbs/service/traffic.ipynb #442d2345
+def replaced_versions(
+    before: Versions, # That served
+    after: Versions, # That serve now
+    replaced: Sequence[Any], # By the change before
+) -> list[Any]: # The last ones that were replaced, for a rollback
+    "The versions that stay loaded although they do not serve."
+    serving = after.by_role().values()
+    gone = [each for each in before.by_role().values() if each not in serving]
+    return gone or [each for each in replaced if each not in serving]
 
 # %% ../../nbs/service/traffic.ipynb #5dc2bc29
 def open_versions(
