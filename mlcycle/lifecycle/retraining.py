@@ -291,4 +291,4 @@ def describe_retraining(
               "cancelled": f"It was cancelled: {record.failure}",
               "canary": f"{version.capitalize()} has a share of the requests."}
     text = states.get(record.state, f"The next step is '{record.state}'.")
-    return f"Retraining {record.id} ({record.trigger}): {text}" + (f" Delayed: {record.delay}" if record.delay else "")
+    return f"Retraining {record.id} ({record.trigger}): {text}" + (f" Waiting: {record.delay}" if record.delay else "")

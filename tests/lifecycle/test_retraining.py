@@ -216,7 +216,7 @@ def test_an_outage_delays_and_nothing_is_lost(workspace, monkeypatch, error):
 
     with monkeypatch.context() as patch:
         patch.setattr(retraining, "run_plan", fail)
-        assert f"Delayed: {error}" in look(workspace, health())[0]
+        assert f"Waiting: {error}" in look(workspace, health())[0]
         (record,) = read_retrainings(workspace, MODEL)
         assert record.state == "training" and record.file
     assert "version 2 is champion" in look(workspace, health("nothing"))[0], "it goes on although the alarm is over"
@@ -290,7 +290,7 @@ def replace_canaries(patch: Any, actions: list[str], **changes: Any) -> list[str
 def test_a_canary_is_judged_by_each_look_until_it_is_promoted(workspace, monkeypatch):
     done = replace_canaries(monkeypatch, ["continue", "promote"], changed=["shop"])
     (text,) = look(workspace, health(), CANARY)
-    assert text.endswith("Delayed: The canary goes on: continue, 30 rows.") and champion(workspace) == 1
+    assert text.endswith("Waiting: The canary goes on: continue, 30 rows.") and champion(workspace) == 1
     (text,) = look(workspace, health("nothing"), CANARY)
     assert "version 2 is champion" in text and "Canary: promote, 30 rows." in text
     assert (done, champion(workspace)) == (["start", "start", "promote"], 2)
