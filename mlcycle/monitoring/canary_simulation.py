@@ -73,15 +73,14 @@ def compare_accuracies(
     "Compare the accuracies of canary and champion, with the standard error of shares."
     own, right = (rows["model_version"] == "2").to_numpy(), (rows["prediction"] == rows["actual"]).to_numpy()
     parts = [right[own], right[~own]]
-    n_own, n_other = map(len, parts)
-    parts = [each[-MAX_VERSION_ROWS:] for each in parts]
-    if min(n_own, n_other) < MIN_VERSION_ROWS:
-        return VersionComparison("2", "1", "canary", "same time", n_own, n_other, None)
+    counts, parts = (len(parts[0]), len(parts[1])), [each[-MAX_VERSION_ROWS:] for each in parts]
+    if min(counts) < MIN_VERSION_ROWS:
+        return VersionComparison("2", "1", "canary", "same time", counts[0], counts[1], None)
     shares = [each.mean() for each in parts]
     errors = [share * (1 - share) / len(each) for share, each in zip(shares, parts, strict=True)]
     value, half = float(shares[0] - shares[1]), widen_anytime(float(np.sqrt(sum(errors))), min(map(len, parts)))
     difference = Score(metric="accuracy", value=value, low=value - half, high=value + half)
-    return VersionComparison("2", "1", "canary", "same time", n_own, n_other, difference)
+    return VersionComparison("2", "1", "canary", "same time", counts[0], counts[1], difference)
 
 # %% ../../nbs/monitoring/canary_simulation.ipynb #67059d46
 def judge_simulated(
