@@ -28,7 +28,7 @@ from .retraining_records import (RetrainingRecord, last_retraining_end, move_ret
 from .serving import ServeTarget
 from .version_pages import refresh_versions
 from ..outcomes import Health
-from ..stores.models.decisions import roll_back
+from .rollback import roll_back_model
 from ..stores.models.registry import CHAMPION
 from ..stores.models.registry_queries import find_version, open_registry_read_only
 
@@ -74,7 +74,7 @@ def roll_back_champion(
     if work.policy.policy != "automatic" or not work.policy.rollback:
         return f"To return to the previous version: mlcycle rollback {target.model} --reason TEXT"
     try:
-        entry = roll_back(work.workspace, target.model, f"Monitoring: {health.reason}")
+        entry = roll_back_model(work.workspace, target.model, f"Monitoring: {health.reason}")
     except ParameterError as error: # There is no earlier champion
         return f"Not rolled back: {error}"
     problem = refresh_versions(work.workspace, target.model, [entry.version, entry.version_before])
