@@ -326,7 +326,7 @@ def replay_strategies(
     backtest: Backtest, # What is replayed
     rows: pd.DataFrame, # Rows with the time column, in any order; their index is replaced
     folder: Path, # Receives the projects; empty or new
-    strategies: Sequence[Strategy] = STRATEGIES,
+    strategies: Sequence[Strategy] = STRATEGIES, # To compare
 ) -> list[Replayed]: # In the order of the strategies
     "Replay a table once for each strategy; raises StageError with the output of a process that fails."
     if backtest.time not in rows:
