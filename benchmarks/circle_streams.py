@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
-from circle_streams_layout import CHANGE, HOLDOUT, ROWS, TRAIN, WIDTH
+from circle_streams_layout import CHANGE, HOLDOUT, ROWS, SUDDEN, TRAIN, WIDTH
 from river import drift
 from river.datasets import synth
 from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
@@ -21,7 +21,7 @@ DETECTORS = {
 
 
 def switch(before, after, seed: int, width: int):
-    """A stream that changes from one concept to another one, suddenly (width 1) or little by little."""
+    """A stream that changes from one concept to another one within some rows."""
     return synth.ConceptDriftStream(before, after, seed=seed, position=TRAIN + HOLDOUT + CHANGE + width // 2, width=width)
 
 
@@ -33,10 +33,10 @@ def streams(seed: int) -> dict:
     start = TRAIN + HOLDOUT + CHANGE
     friedman = synth.FriedmanDrift(drift_type="lea", position=(start, start + 1, start + 2), seed=seed)
     return {
-        "SEA, sudden": (switch(sea[1], sea[3], seed, 1), sea[0]),
+        "SEA, sudden": (switch(sea[1], sea[3], seed, SUDDEN), sea[0]),
         "SEA, gradual": (switch(sea[2], sea[4], seed, WIDTH), None),
-        "Agrawal, sudden": (switch(agrawal[1], agrawal[2], seed, 1), agrawal[0]),
-        "Mixed, sudden": (switch(mixed[0], mixed[1], seed, 1), synth.Mixed(classification_function=0, seed=seed)),
+        "Agrawal, sudden": (switch(agrawal[1], agrawal[2], seed, SUDDEN), agrawal[0]),
+        "Mixed, sudden": (switch(mixed[0], mixed[1], seed, SUDDEN), synth.Mixed(classification_function=0, seed=seed)),
         "Friedman, sudden": (friedman, synth.Friedman(seed=seed)),
     }
 

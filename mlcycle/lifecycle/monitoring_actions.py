@@ -22,7 +22,7 @@ from .labelling_queue import write_labelling_queue
 from .model_monitoring import health_file
 from .retraining import (RetrainingWork, advance_retraining, describe_retraining, end_retraining,
                                           present_champion)
-from .retraining_policy import RetrainingReason, alarm_start, decide_retraining
+from .retraining_policy import RetrainingReason, alarm_start, decide_retraining, rows_waited_for
 from .retraining_records import (RetrainingRecord, last_retraining_end, move_retraining, open_retraining,
                                                   read_retrainings, retraining_lock, start_retraining)
 from .serving import ServeTarget
@@ -117,6 +117,8 @@ def act_on_health(
         if health.action == "roll back":
             done.append(roll_back_champion(work, target, health))
         record = continue_or_start(work, target, health, now)
+        if record is None and health.action == "retrain" and work.policy.policy != "off":
+            done += filter(None, [rows_waited_for(health, work.policy, now)])
         return [*done, describe_retraining(record)] if record is not None else done
 
 # %% ../../nbs/lifecycle/monitoring_actions.ipynb #50e3d1c8
