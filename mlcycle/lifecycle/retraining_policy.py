@@ -114,8 +114,8 @@ def rows_waited_for(
         return ""
     if counts[0] >= policy.min_rows or now - since >= LONGEST_WAIT:
         return ""
-    return (f"The retraining waits: {counts[0]:,} rows since the alarm have an actual value, {policy.min_rows:,} are needed to leave "
-            f"out older rows; until {since + LONGEST_WAIT:%Y-%m-%d} at most.")
+    return (f"The retraining waits: {counts[0]:,} rows since the alarm have an actual value, {policy.min_rows:,} are needed "
+            f"to leave out older rows; until {since + LONGEST_WAIT:%Y-%m-%d} at most.")
 
 # %% ../../nbs/lifecycle/retraining_policy.ipynb #fc011e73
 def decide_retraining(
