@@ -195,6 +195,7 @@ def print_history(
         move = join_lines([entry.alias, f"{entry.version_before or '–'} to {entry.version_after or '–'}"]) if entry.alias else ""
         details = entry.details
         change = f"{details['deployment']}: {details.get('change', '')}" if "deployment" in details else ""
+        change = f"{details['retraining']}: {details['state']}." if entry.action == "retrain" else change
         table.add_row(str(entry.number), join_lines(entry.time[:16].split("T")), escape(entry.user), entry.action,
                       escape(version), escape(move), escape(join_lines([change, entry.reason])))
     console.print(table if table.rows else "The audit log is empty.")
