@@ -27,13 +27,14 @@ from ..errors import MlcycleError, ParameterError, StorageError
 COMMAND_GROUPS = {"Project and runs": ("init", "update", "doctor", "clean", "run", "status", "why", "params", "batch", "nb",
                                        "runs", "compare", "diff", "report", "checks"),
                   "Deployment and monitoring": ("serve", "score", "package", "deployments", "verify", "key", "monitor",
-                                                "retrain", "alerts", "watch"),
+                                                "retrain", "trace", "alerts", "watch"),
                   "Problem, data, models, governance": ("problem", "contract", "data", "models", "approve", "reject", "rollback",
                                                         "history", "audit", "card", "dossier")} # Commands by heading
-SHARED_LINES = {"approve": ("reject", "Make a version champion; bar one from promotion."),
+SHARED_LINES = {"init": ("update", "Create a project; merge changes of the shipped notebooks."),
+                "approve": ("reject", "Make a version champion; bar one from promotion."),
                 "history": ("audit", "Show the audit log; verify it, or trace a version."),
                 "card": ("dossier", "Write the model card of a version; a page for an assessor."),
-                "monitor": ("retrain", "Judge recorded predictions and act; train a model again.")} # Two a line
+                "verify": ("key", "Verify hashes and signature of a release; API keys.")} # Two a line
 
 # %% ../../nbs/cli/base.ipynb #0dd32346
 class GroupedCommands(TyperGroup):
