@@ -229,7 +229,7 @@ def print_row_trace(
 
     for each in facts["rows"][:1]:
         values = ", ".join(f"{name}: {'missing' if value is None else value}" for name, value in each.items())
-        more = f" (and {len(facts['rows']) - 1} more)" if len(facts["rows"]) > 1 else ""
+        more = f" (and {facts['n_rows'] - 1:,} more)" if facts["n_rows"] > 1 else ""
         console.print(f"{values}{more}", markup=False, highlight=False, soft_wrap=True)
     tables = make_table("table", "rows", "row ids", "found by", "written", "source")
     for each in facts["tables"]:
@@ -247,6 +247,6 @@ def print_row_trace(
                        each["run"], *counts, *times)
     console.print(models if models.rows else "No model version has used these tables.")
     console.print(f"{facts['n_predictions']:,} predictions were made by versions that were trained on "
-                  f"{'them' if len(facts['rows']) > 1 else 'it'}.", highlight=False)
+                  f"{'them' if facts['n_rows'] > 1 else 'it'}.", highlight=False)
     for note in facts["notes"]:
         console.print(f"- {note}", markup=False, highlight=False, soft_wrap=True)

@@ -253,7 +253,7 @@ def trace_source_rows(
     row_id: str = "", # Number of a row in its source
     values: Mapping[str, str] | None = None, # Instead of it: text by column
     address: str = "", # Table or version that has the row; empty: the newest one that has it
-) -> dict[str, Any]: # JSON types: `rows`, `tables`, `models`, `n_predictions`, `notes`
+) -> dict[str, Any]: # JSON types: `rows` (the first ones), `n_rows`, `tables`, `models`, `n_predictions`, `notes`
     "Trace rows of a source to the models that were trained on them, and to the predictions of these models."
     if bool(row_id) == bool(values):
         raise ParameterError("A row is named by its number or by values.", "One of the two is expected.")
@@ -270,7 +270,7 @@ def trace_source_rows(
     for each in models:
         each["predictions"] = predictions.get((each["model"], each["version"])) if each["role"] == "trained" else None
     trained = {(each["model"], each["version"]): each["predictions"] for each in models if each["predictions"]}
-    return {"rows": _listed_rows(rows), "tables": [_describe_match(each) for each in matches], "models": models,
+    return {"rows": _listed_rows(rows), "n_rows": len(rows), "tables": [_describe_match(each) for each in matches], "models": models,
             "n_predictions": sum(each["rows"] for each in trained.values()), "notes": notes}
 
 # %% ../../nbs/lifecycle/source_row_trace.ipynb #9303b7ef

@@ -1,0 +1,148 @@
+"""The circle of monitoring, retraining and promotion, measured; each command writes a section of `results/circle.md`."""
+
+import json
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
+from datetime import timedelta
+from functools import partial
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mlcycle.lifecycle.circle_simulation import AUTOMATIC, CircleWorld, simulate_circle, summarise_years
+from mlcycle.lifecycle.retraining_policy import RetrainingPolicy
+from mlcycle.monitoring.decision import DEFAULT_RULES, RetrainingRules
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS, CACHE = ROOT / "benchmarks" / "results" / "circle.md", ROOT / ".bench" / "circle_simulation.json"
+app = typer.Typer(add_completion=False, help=__doc__)
+
+STILL = CircleWorld()
+LARGE = CircleWorld(change=120, similarity=0.3)
+WITHOUT_CHANGE = {
+    "only after an alarm": (STILL, AUTOMATIC),
+    "every 90 days": (STILL, replace(AUTOMATIC, schedule=timedelta(days=90))),
+    "every 30 days": (STILL, replace(AUTOMATIC, schedule=timedelta(days=30))),
+    "every 30 days, 500 earlier rows, 20 rows a day": (
+        replace(STILL, earlier_rows=500, day_rows=20),
+        replace(AUTOMATIC, schedule=timedelta(days=30)),
+    ),
+}
+CHANGES = {
+    "sudden, cosine 0.3": LARGE,
+    "sudden, cosine 0.7": replace(LARGE, similarity=0.7),
+    "sudden, cosine 0.9": replace(LARGE, similarity=0.9),
+    "within 90 days, cosine 0.3": replace(LARGE, span=90),
+    "within 90 days, cosine 0.7": replace(LARGE, span=90, similarity=0.7),
+    "sudden, cosine 0.3, 20 rows a day": replace(LARGE, day_rows=20),
+    "sudden, cosine 0.3, actual values after 30 days": replace(LARGE, label_delay=30),
+}
+RULES = {
+    "auto": (AUTOMATIC, DEFAULT_RULES),
+    "auto, min_labelled_rows = 1000": (AUTOMATIC, replace(DEFAULT_RULES, min_labelled_rows=1000)),
+    "since alarm": (replace(AUTOMATIC, rows="since alarm"), DEFAULT_RULES),
+    "all": (replace(AUTOMATIC, rows="all"), DEFAULT_RULES),
+}
+FEW_CHANGES = ("sudden, cosine 0.3", "sudden, cosine 0.7", "within 90 days, cosine 0.3")  # For the last two rules
+
+
+@app.callback()
+def measure() -> None:
+    """The circle of monitoring, retraining and promotion, measured."""
+
+
+def simulated(
+    name: str, world: CircleWorld, policy: RetrainingPolicy, years: int, jobs: int, rules: RetrainingRules = DEFAULT_RULES
+) -> dict:
+    """The summary of many years, of an earlier call or of this one."""
+    known = json.loads(CACHE.read_text()) if CACHE.exists() else {}
+    key = f"{name} {years} {world} {policy} {rules}"
+    if key not in known:
+        with ProcessPoolExecutor(jobs) as pool:
+            made = list(pool.map(partial(simulate_circle, world, policy, rules=rules), range(years), chunksize=5))
+        known[key] = summarise_years(world, made)
+        CACHE.parent.mkdir(exist_ok=True)
+        CACHE.write_text(json.dumps(known, indent=1))
+        print(name, known[key], flush=True)
+    return known[key]
+
+
+def markdown_table(header: list[str], rows: list[list[str]]) -> str:
+    """A table in Markdown."""
+    return "\n".join("| " + " | ".join(line) + " |" for line in [header, ["---"] * len(header), *rows])
+
+
+def in_words(values: Sequence[float], unit: str = "") -> str:
+    """A median with two quantiles."""
+    if values[0] != values[0]:
+        return "–"
+    form = "{:.0%}" if unit == "%" else "{:,.0f}"
+    return f"{form.format(values[0])} ({form.format(values[1])} to {form.format(values[2])})"
+
+
+def write_section(heading: str, text: str) -> None:
+    """Replace a section of the results, or add it."""
+    before = RESULTS.read_text() if RESULTS.exists() else "# The circle\n"
+    start = before.find(f"\n## {heading}\n")
+    start = len(before) if start < 0 else start
+    end = before.find("\n## ", start + 1)
+    after = "" if end < 0 else before[end:]
+    RESULTS.write_text(f"{before[:start].rstrip()}\n\n## {heading}\n\n{text.strip()}\n{after}")
+
+
+def table_without_change(years: int, jobs: int) -> str:
+    """Worlds without a change: what should not happen."""
+    rows = []
+    for name, (world, policy) in WITHOUT_CHANGE.items():
+        found = simulated(name, world, policy, years, jobs)
+        rows.append(
+            [name, str(found["years"]), *(f"{found[each]:.2f}" for each in ("by_alarm", "retrainings", "false_promotion"))]
+        )
+    header = ["retraining", "years", "years with a retraining by alarm", "retrainings a year", "years with a false promotion"]
+    return markdown_table(header, rows)
+
+
+def table_with_change(years: int, jobs: int) -> str:
+    """Worlds with a change on day 120: how soon, on which rows, and how much is won back."""
+    rows = []
+    for change, world in CHANGES.items():
+        for rule, (policy, rules) in RULES.items():
+            if rule in ("all", "since alarm") and change not in FEW_CHANGES:
+                continue
+            found = simulated(f"{change}, {rule}", world, policy, years, jobs, rules)
+            figures = [in_words(found[each]) for each in ("alarm_delay", "since_error", "champion_delay", "champion_rows")]
+            shares = [f"{found[each]:.2f}" for each in ("early", "better", "false_promotion")]
+            rows.append([change, rule, *figures, *shares, in_words(found["recovered"], "%")])
+    header = ["change", "rows", "days to the retraining", "since minus change, days", "days to the last champion"]
+    header += ["labelled rows it used", "alarm before the change", "better champion", "false promotion", "won back"]
+    return markdown_table(header, rows)
+
+
+HEAD = (
+    "Simulated years of 365 days with 100 rows a day, eight columns, and actual values after 7 days, where nothing else is "
+    "said; the first champion has 7,000 rows. The section `[retraining]` has its defaults but for `policy = automatic`. A "
+    "promotion is false if the expected area under the ROC curve of the challenger is not higher than that of the champion. "
+    "Without a change:"
+)
+MIDDLE = (
+    "The coefficients turn on day 120, or within 90 days from then on, by an angle whose cosine is given. Medians, with the "
+    "10 % and the 90 % quantile; `won back` is the share of the area that the first champion has lost to the best possible "
+    "model on the last day:"
+)
+
+
+@app.command()
+def simulation(
+    years: Annotated[int, typer.Option(help="Of each setting.")] = 100,
+    jobs: Annotated[int, typer.Option(help="Processes.")] = 2,
+) -> None:
+    """Simulated years with and without a change, by the rules of monitoring, policy and stage 5."""
+    parts = [HEAD, table_without_change(years, jobs), MIDDLE, table_with_change(years, jobs)]
+    write_section("Simulated years", "\n\n".join(parts))
+    print("\n\n".join(parts))
+
+
+if __name__ == "__main__":
+    app()
