@@ -35,7 +35,6 @@ CHANGES = {
     "sudden, cosine 0.7": replace(LARGE, similarity=0.7),
     "sudden, cosine 0.9": replace(LARGE, similarity=0.9),
     "within 90 days, cosine 0.3": replace(LARGE, span=90),
-    "within 90 days, cosine 0.7": replace(LARGE, span=90, similarity=0.7),
     "sudden, cosine 0.3, 20 rows a day": replace(LARGE, day_rows=20),
     "sudden, cosine 0.3, actual values after 30 days": replace(LARGE, label_delay=30),
 }
@@ -45,7 +44,7 @@ RULES = {
     "since alarm": (replace(AUTOMATIC, rows="since alarm"), DEFAULT_RULES),
     "all": (replace(AUTOMATIC, rows="all"), DEFAULT_RULES),
 }
-FEW_CHANGES = ("sudden, cosine 0.3", "sudden, cosine 0.7", "within 90 days, cosine 0.3")  # For the last two rules
+FEW_CHANGES = ("sudden, cosine 0.3",)  # For the last two rules
 
 
 @app.callback()

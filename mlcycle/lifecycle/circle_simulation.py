@@ -181,15 +181,16 @@ def judge_day(
 ) -> Health:
     "The outcome of monitoring, as far as it depends on the realised score."
     alarms: list[Alarm] = []
-    known = monitored.known[monitored.known.window <= last]
+    n_known = int(np.searchsorted(monitored.known.window, last, side="right"))
     if monitored.test.alarms[last]:
+        known = monitored.known.iloc[:n_known]
         test = monitor_loss(known, monitored.years[:last + 1], monitored.losses, CIRCLE_PROBLEM)
         alarms = quality_alarm(test, known, monitored.windows, monitored.holdout, CIRCLE_PROBLEM, monitored.losses.effect)
     serving = now - monitored.windows[0].start
-    decision = decide_action(alarms, len(known), serving, rules)
-    return Health(decision=decision.action, monitored="traffic", rows=len(known), latency_ms={}, windows=[], drift=[],
+    decision = decide_action(alarms, n_known, serving, rules)
+    return Health(decision=decision.action, monitored="traffic", rows=n_known, latency_ms={}, windows=[], drift=[],
                   action=decision.action, reason=decision.reason, back_to_stage=decision.back_to_stage, alarms=alarms,
-                  n_labelled=len(known))
+                  n_labelled=n_known)
 
 # %% ../../nbs/lifecycle/circle_simulation.ipynb #4c550709
 HOLDOUT_SHARE = 0.2 # Of the rows of a retraining
@@ -327,4 +328,5 @@ def summarise_years(
 # %% ../../nbs/lifecycle/circle_simulation.ipynb #edc42573
 def _quantiles(values: list[float]) -> tuple[float, float, float]:
     "The median, and the 10 % and the 90 % quantile; NaN without values."
-    return tuple(map(float, np.quantile(values, [0.5, 0.1, 0.9]))) if values else (np.nan, np.nan, np.nan)
+    middle, low, high = np.quantile(values, [0.5, 0.1, 0.9]).tolist() if values else (np.nan, np.nan, np.nan)
+    return middle, low, high

@@ -270,7 +270,8 @@ def trace_source_rows(
     for each in models:
         each["predictions"] = predictions.get((each["model"], each["version"])) if each["role"] == "trained" else None
     trained = {(each["model"], each["version"]): each["predictions"] for each in models if each["predictions"]}
-    return {"rows": _listed_rows(rows), "n_rows": len(rows), "tables": [_describe_match(each) for each in matches], "models": models,
+    tables = [_describe_match(each) for each in matches]
+    return {"rows": _listed_rows(rows), "n_rows": len(rows), "tables": tables, "models": models,
             "n_predictions": sum(each["rows"] for each in trained.values()), "notes": notes}
 
 # %% ../../nbs/lifecycle/source_row_trace.ipynb #9303b7ef

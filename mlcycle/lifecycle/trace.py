@@ -154,7 +154,7 @@ def predict_again(
         equal = bool(np.isclose(label, event["prediction"], rtol=TOLERANCE_OF_SCORES, atol=TOLERANCE_OF_SCORES))
     else:
         known = event["score"] if event["probability"] is None else event["probability"]
-        close = known is None or np.allclose(known, score, rtol=0, atol=TOLERANCE_OF_SCORES)
+        close = known is None or score is None or np.allclose(known, score, rtol=0, atol=TOLERANCE_OF_SCORES)
         equal = bool(close and str(label) == str(event["prediction"]))
     return {"prediction": label, "score": score, "equal": equal}
 
