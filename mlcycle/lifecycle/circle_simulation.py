@@ -19,7 +19,9 @@ import numpy as np
 import pandas as pd
 from scipy.special import expit
 
+from ..errors import InputError
 from .retraining_policy import RetrainingPolicy, RetrainingReason, decide_retraining
+from .row_merging import MIN_NEW_ROWS, choose_rows, mark_holdout
 from ..ml.predictions import Predictions, predictions_from_values
 from ..monitoring.decision import DEFAULT_RULES, RetrainingRules, decide_action
 from ..monitoring.loss_monitor import SequentialMeanTest
@@ -123,6 +125,7 @@ class SimulatedModel:
     coefficients: np.ndarray # Shape (columns,)
     intercept: float
     day: int # First day on which it predicts
+    last_day: int # Of the rows with which it was trained and validated
 
     def predict(self, rows: WorldRows) -> Predictions:
         "Predictions of rows."
@@ -133,12 +136,13 @@ def fit_simulated_model(
     rows: WorldRows, # For training
     version: int, # Of the model
     day: int, # First day on which it predicts
+    last_day: int, # Of its rows, those of the holdout included
 ) -> SimulatedModel:
     "Fit a logistic regression."
     from sklearn.linear_model import LogisticRegression
 
     fitted = LogisticRegression(max_iter=200).fit(rows.columns, rows.positive)
-    return SimulatedModel(version, fitted.coef_[0], float(fitted.intercept_[0]), day)
+    return SimulatedModel(version, fitted.coef_[0], float(fitted.intercept_[0]), day, last_day)
 
 # %% ../../nbs/lifecycle/circle_simulation.ipynb #f9e8b721
 @dataclass(frozen=True)
@@ -193,18 +197,25 @@ def judge_day(
                   n_labelled=n_known)
 
 # %% ../../nbs/lifecycle/circle_simulation.ipynb #4c550709
-HOLDOUT_SHARE = 0.2 # Of the rows of a retraining
+HOLDOUT_SHARE = 0.2 # Of the new rows of a retraining, and of the rows of the first champion
 
 # %% ../../nbs/lifecycle/circle_simulation.ipynb #d874fc4b
 def choose_training_rows(
-    rows: WorldRows, # With actual values, in the order of time
+    known: WorldRows, # With actual values, in the order of time
+    champion: SimulatedModel, # Was not trained on the rows after its last day
     since: int | None, # Day on which the alarm began; None: there is none
     policy: RetrainingPolicy, # Has the setting of the rows
-) -> tuple[WorldRows, str]: # Rows of the retraining; `since alarm` or `all`
-    "The rows of a retraining."
-    recent = rows[:0] if since is None else rows[rows.days >= since]
-    enough = len(recent) >= policy.min_rows if policy.rows == "auto" else len(recent) > 0
-    return (recent, "since alarm") if policy.rows != "all" and enough else (rows, "all")
+) -> tuple[WorldRows, WorldRows, str]: # For training; holdout; `since alarm` or `all`
+    "The rows of a retraining; raises InputError if there are too few."
+    fresh, target = known.days > champion.last_day, pd.Series(actual_labels(known))
+    recent = fresh if since is None else fresh & (known.days >= since)
+    which, _ = choose_rows(target[recent], CIRCLE_PROBLEM, policy.rows, policy.min_rows, since is not None)
+    own = recent if recent.sum() >= MIN_NEW_ROWS else fresh
+    places = np.flatnonzero(own)
+    held = np.zeros(len(known), dtype=bool)
+    held[mark_holdout(pd.Series(places, places), target[own], CIRCLE_PROBLEM, HOLDOUT_SHARE)] = True
+    taken = recent if which == "since alarm" else np.ones(len(known), dtype=bool)
+    return known[taken & ~held], known[held], which
 
 # %% ../../nbs/lifecycle/circle_simulation.ipynb #e6cdfac6
 @dataclass(frozen=True)
@@ -214,7 +225,7 @@ class SimulatedRetraining:
     day: int
     trigger: str # `alarm` or `schedule`
     since: int | None # Day on which the alarm began
-    rows: str # `since alarm` or `all`
+    rows: str # `since alarm`, `all`, or `too few`: it failed
     n_rows: int # With actual values, holdout included
     promoted: bool # Whether the challenger became champion
     gain: float # Expected area of the challenger minus that of the champion, on this day
@@ -230,18 +241,18 @@ def retrain_champion(
 ) -> tuple[SimulatedRetraining, SimulatedModel, WorldRows]: # What happened; challenger; its holdout
     "Train a challenger and compare it with the champion, by the rules of stage 5."
     since = None if reason.since is None else (reason.since - FIRST_DAY).days
-    chosen, which = choose_training_rows(known, since, policy)
-    unseen = int((chosen.days >= champion.day).sum()) # Rows on which the champion was not trained
-    n_holdout = min(int(HOLDOUT_SHARE * len(chosen)), unseen)
-    holdout = chosen[len(chosen) - n_holdout:]
-    challenger = fit_simulated_model(chosen[:len(chosen) - n_holdout], champion.version + 1, day)
+    try:
+        train, holdout, which = choose_training_rows(known, champion, since, policy)
+    except InputError:
+        return SimulatedRetraining(day, reason.trigger, since, "too few", 0, False, 0.0), champion, known[:0]
+    challenger = fit_simulated_model(train, champion.version + 1, day, int(known.days.max()))
     inputs = GateInputs(actual=pd.Series(actual_labels(holdout)), predictions=challenger.predict(holdout),
                         baseline=champion.predict(holdout), champion=champion.predict(holdout), seed=day)
     promotion = decide_promotion(CIRCLE_PROBLEM, evaluate_gates(CIRCLE_PROBLEM, inputs), inputs, champion.version,
                                  challenger.version)
     areas = [expected_area(world, day, each.coefficients) for each in (challenger, champion)]
-    return (SimulatedRetraining(day, reason.trigger, since, which, len(chosen), promotion.moves, areas[0] - areas[1]),
-            challenger, holdout)
+    return (SimulatedRetraining(day, reason.trigger, since, which, len(train) + len(holdout), promotion.moves,
+                                areas[0] - areas[1]), challenger, holdout)
 
 # %% ../../nbs/lifecycle/circle_simulation.ipynb #90aedffb
 @dataclass(frozen=True)
@@ -276,7 +287,7 @@ def simulate_circle(
     "One year: monitor each day, retrain by the policy, promote what is better."
     rows, ended, retrainings = draw_year(world, seed), None, []
     earlier, n_holdout = rows[rows.days < 0], int(HOLDOUT_SHARE * world.earlier_rows)
-    first = champion = fit_simulated_model(earlier[:-n_holdout], 1, 0)
+    first = champion = fit_simulated_model(earlier[:-n_holdout], 1, 0, -1)
     monitored = monitor_champion(champion, earlier[-n_holdout:], rows)
     for day in range(1, world.days):
         last = day - world.label_delay - 1 # The last day whose actual values are known
