@@ -3260,6 +3260,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                           'mlcycle/lifecycle/trace.py'),
                                          'mlcycle.lifecycle.trace.predict_again': ( 'lifecycle/trace.html#predict_again',
                                                                                     'mlcycle/lifecycle/trace.py'),
+                                         'mlcycle.lifecycle.trace.recorded_row_id': ( 'lifecycle/trace.html#recorded_row_id',
+                                                                                      'mlcycle/lifecycle/trace.py'),
                                          'mlcycle.lifecycle.trace.similar_row_facts': ( 'lifecycle/trace.html#similar_row_facts',
                                                                                         'mlcycle/lifecycle/trace.py'),
                                          'mlcycle.lifecycle.trace.trace_prediction': ( 'lifecycle/trace.html#trace_prediction',

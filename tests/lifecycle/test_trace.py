@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -20,6 +21,8 @@ from mlcycle.lifecycle.trace import trace_prediction
 from mlcycle.ml.meta_estimators import CalibratedClassifier
 from mlcycle.modelling.candidates import CANDIDATES
 from mlcycle.outcomes import STAGES
+from mlcycle.service.personal_columns import PersonalColumns
+from mlcycle.service.service_settings import DEFAULT_SETTINGS
 from mlcycle.stores.event_log import open_event_log
 from mlcycle.stores.events import add_events, define_event_tables
 from mlcycle.stores.tables.holdout import holdout_access_file
@@ -107,6 +110,15 @@ def test_of_several_predictions_of_a_row_the_newest_returned_one_counts(run):
     assert [each["role"] for each in facts["others"]] == ["shadow"]
     assert trace_prediction(run.workspace, "later", count=0)["prediction"]["role"] == "shadow"
     assert events[0]["request_id"] == "later"
+
+
+def test_a_row_whose_id_is_hashed_is_found_by_its_id(run, project, monkeypatch):
+    monkeypatch.setenv("MLCYCLE_LOG_HASH_KEY", "a key of the tests, long enough")
+    settings = project / "settings.ini"
+    settings.write_text(settings.read_text() + "\n[prediction_log]\nhash_columns = row_id, town\n")
+    hashed = PersonalColumns(replace(DEFAULT_SETTINGS, log_hash_columns="row_id")).row_id("row-0")
+    change(run, row_id=hashed)
+    assert trace_prediction(run.workspace, "row-0", count=0)["prediction"]["row_id"] == hashed
 
 
 def test_an_unknown_id_names_the_nearest(run):
