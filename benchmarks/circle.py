@@ -18,6 +18,7 @@ from mlcycle.monitoring.decision import DEFAULT_RULES, RetrainingRules
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS, CACHE = ROOT / "benchmarks" / "results" / "circle.md", ROOT / ".bench" / "circle_simulation.json"
 app = typer.Typer(add_completion=False, help=__doc__)
+ONLY_KNOWN = False
 
 STILL = CircleWorld()
 LARGE = CircleWorld(change=120, similarity=0.3)
@@ -50,10 +51,12 @@ def measure() -> None:
 
 def simulated(
     name: str, world: CircleWorld, policy: RetrainingPolicy, years: int, jobs: int, rules: RetrainingRules = DEFAULT_RULES
-) -> dict:
-    """The summary of many years, of an earlier call or of this one."""
+) -> dict | None:
+    """The summary of many years, of an earlier call or of this one; None if only known ones are reported, and it is not."""
     known = json.loads(CACHE.read_text()) if CACHE.exists() else {}
     key = f"{name} {years} {world} {policy} {rules}"
+    if key not in known and ONLY_KNOWN:
+        return None
     if key not in known:
         with ProcessPoolExecutor(jobs) as pool:
             made = list(pool.map(partial(simulate_circle, world, policy, rules=rules), range(years), chunksize=5))
@@ -91,10 +94,10 @@ def table_without_change(years: int, jobs: int) -> str:
     """Worlds without a change: what should not happen."""
     rows = []
     for name, (world, policy) in WITHOUT_CHANGE.items():
-        found = simulated(name, world, policy, years, jobs)
-        rows.append(
-            [name, str(found["years"]), *(f"{found[each]:.2f}" for each in ("by_alarm", "retrainings", "false_promotion"))]
-        )
+        if (found := simulated(name, world, policy, years, jobs)) is None:
+            continue
+        figures = [f"{found[each]:.2f}" for each in ("by_alarm", "retrainings", "false_promotion")]
+        rows.append([name, str(found["years"]), *figures])
     header = ["retraining", "years", "years with a retraining by alarm", "retrainings a year", "years with a false promotion"]
     return markdown_table(header, rows)
 
@@ -107,7 +110,8 @@ def table_with_change(years: int, fewer: int, jobs: int) -> str:
             if rule in ("all", "since alarm") and change != MAIN_CHANGES[0]:
                 continue
             count = years if rule == "auto" and change in MAIN_CHANGES else fewer
-            found = simulated(f"{change}, {rule}", world, policy, count, jobs, rules)
+            if (found := simulated(f"{change}, {rule}", world, policy, count, jobs, rules)) is None:
+                continue
             figures = [in_words(found[each]) for each in ("alarm_delay", "since_error", "champion_delay", "champion_rows")]
             shares = [f"{found[each]:.2f}" for each in ("early", "better", "false_promotion")]
             rows.append([change, rule, str(found["years"]), *figures, *shares, in_words(found["recovered"], "%")])
@@ -134,8 +138,11 @@ def simulation(
     years: Annotated[int, typer.Option(help="Of the main settings.")] = 100,
     fewer: Annotated[int, typer.Option(help="Of the others.")] = 50,
     jobs: Annotated[int, typer.Option(help="Processes.")] = 2,
+    known: Annotated[bool, typer.Option("--known", help="Only report what earlier calls have computed.")] = False,
 ) -> None:
     """Simulated years with and without a change, by the rules of monitoring, policy and stage 5."""
+    global ONLY_KNOWN
+    ONLY_KNOWN = known
     changes = table_with_change(years, fewer, jobs)
     parts = [HEAD, table_without_change(years, jobs), MIDDLE, changes]
     write_section("Simulated years", "\n\n".join(parts))
