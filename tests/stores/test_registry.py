@@ -12,6 +12,7 @@ import urllib.request
 import warnings
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import pandas as pd
@@ -24,6 +25,7 @@ from typer.testing import CliRunner
 
 import mlcycle as mc
 from mlcycle.cli.app import app
+from mlcycle.cli.base import console
 from mlcycle.core.settings import STORE_DEFAULTS
 from mlcycle.core.versions import installed_versions
 from mlcycle.core.workspace import Workspace
@@ -98,8 +100,9 @@ def put(workspace: Workspace, cut: int, trials: list[TrialRecord] = (), **tags: 
 
 def typed(*words: str, cwd: Path, **environment: str):
     "Run `mlcycle models …` in this process: importing MLflow anew for each would take longer than all else."
-    given = ["models", *words, "--project", str(cwd)]
-    return CliRunner().invoke(app, given, env={"COLUMNS": "200", **environment}, input="n\n")
+    given, variables = ["models", *words, "--project", str(cwd)], {"COLUMNS": "200", **environment}
+    with patch.object(console, "_width", int(variables["COLUMNS"])):  # It was set when the first test imported the console
+        return CliRunner().invoke(app, given, env=variables, input="n\n")
 
 
 def space(folder: Path, tracking_uri: str = "") -> Workspace:
