@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['Strategy', 'STRATEGIES', 'ROWS_A_REQUEST', 'SETTINGS', 'STRATEGY_MAIN', 'Backtest', 'Replayed', 'start_project',
-           'send_rows', 'send_actual_values', 'give_times', 'retrain_monthly', 'act_on_log', 'decide_step',
-           'served_champion', 'wait_for_champion', 'replay_steps', 'replay_strategy', 'set_step_times',
+           'send_rows', 'send_actual_values', 'give_times', 'give_version_times', 'retrain_monthly', 'act_on_log',
+           'decide_step', 'served_champion', 'wait_for_champion', 'replay_steps', 'replay_strategy', 'set_step_times',
            'describe_retrainings', 'run_strategy', 'read_replayed', 'replay_strategies', 'start_strategy',
            'score_by_month', 'replayed_predictions', 'score_replayed', 'summarise_strategies', 'flight_rows',
-           'flight_backtest', 'compare_strategies']
+           'flight_backtest', 'compare_months', 'compare_strategies']
 
 # %% ../../nbs/lifecycle/policy_backtest.ipynb #03d3a361
 import json
@@ -18,7 +18,7 @@ import time
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
@@ -55,6 +55,7 @@ ROWS_A_REQUEST = 500
 SETTINGS = """# The policy of a backtest
 [retraining]
 policy = {policy}
+schedule = {schedule}
 """
 
 # %% ../../nbs/lifecycle/policy_backtest.ipynb #2953a635
@@ -67,6 +68,7 @@ class Backtest:
     start: str # First time that is replayed; earlier rows train the first version
     step_days: int = 7 # Between two decisions
     delay_days: float = 1.0 # Until an actual value is known
+    schedule: str = "60d" # Of the policy: longest time without a retraining; empty: only after an alarm
     parameters: dict[str, Any] = field(default_factory=dict) # Of the first run, beside source and time
 
 # %% ../../nbs/lifecycle/policy_backtest.ipynb #e6b349e0
@@ -95,7 +97,8 @@ def start_project(
 ) -> Run: # That has released the first version
     "Make a project and train the first version; raises StageError if it is not released."
     folder.mkdir(parents=True, exist_ok=True)
-    write_text(folder / "settings.ini", SETTINGS.format(policy="automatic" if strategy == "policy" else "off"))
+    policy, schedule = ("automatic", backtest.schedule) if strategy == "policy" else ("off", "")
+    write_text(folder / "settings.ini", SETTINGS.format(policy=policy, schedule=schedule))
     source = folder / f"{backtest.name}.parquet"
     rows[rows[backtest.time] < pd.Timestamp(backtest.start)].to_parquet(source, index=False)
     given = backtest.parameters | {"source": str(source), "time": backtest.time}
@@ -155,6 +158,20 @@ def give_times(
         if time.monotonic() > deadline:
             raise StageError(f"The prediction log has not received all {table} within {seconds:g} seconds.")
         time.sleep(0.05)
+
+# %% ../../nbs/lifecycle/policy_backtest.ipynb #6a13a1e9
+def give_version_times(
+    workspace: Workspace, # Has the registry, a SQLite file
+    now: datetime, # UTC
+) -> None:
+    "Let versions that were registered since then have this time, so that the schedule of the policy counts from it."
+    import sqlalchemy as sa
+
+    versions, time_ms = sa.table("model_versions", sa.column("creation_time")), int(now.replace(tzinfo=UTC).timestamp() * 1000)
+    engine = sa.create_engine(workspace.tracking_uri)
+    with engine.begin() as connection:
+        connection.execute(sa.update(versions).where(versions.c.creation_time > time_ms).values(creation_time=time_ms))
+    engine.dispose()
 
 # %% ../../nbs/lifecycle/policy_backtest.ipynb #edd1b8e0
 def retrain_monthly(
@@ -254,6 +271,7 @@ def replay_strategy(
     begun, run = time.perf_counter(), start_project(backtest, rows, folder, strategy)
     workspace, problem, model = run.workspace, run.problem, run.release.model.name
     work, columns = RetrainingWork(workspace, read_retraining_policy(folder)), run.plan.input_columns
+    give_version_times(workspace, datetime.fromisoformat(backtest.start))
     predictions, alarms, known, counts = [], [], set(), [0, 0]
     with served_champion(workspace, model) as service:
         for start, end, part, labelled in replay_steps(backtest, rows):
@@ -263,6 +281,7 @@ def replay_strategy(
             counts = set_step_times(workspace, backtest, part, labelled, counts)
             with simulated_time(end):
                 alarms += decide_step(strategy, work, model, (start, end), known)
+            give_version_times(workspace, end)
             wait_for_champion(service, workspace, model)
             print(f"{strategy}: {end:%Y-%m-%d}", flush=True)
     return Replayed(strategy, pd.concat(predictions), describe_retrainings(workspace, model), alarms,
@@ -359,12 +378,12 @@ def start_strategy(
 # %% ../../nbs/lifecycle/policy_backtest.ipynb #87fa919c
 def score_by_month(
     replayed: Replayed, # By a strategy
-) -> pd.DataFrame: # `month`, `strategy`, `score`, `low`, `high`, `rows`; month `all`: the whole time
-    "The primary metric by month, and of all rows."
+) -> pd.DataFrame: # `month`, `strategy`, `score`, `low`, `high`, `rows`
+    "The primary metric by month."
     rows, found = replayed.predictions, []
     months = rows.when.dt.strftime("%Y-%m")
-    for month in [*sorted(months.unique()), "all"]:
-        part = rows if month == "all" else rows[months == month]
+    for month in sorted(months.unique()):
+        part = rows[months == month]
         score = score_replayed(part, replayed.problem)
         found.append({"month": month, "strategy": replayed.strategy, "score": score.value, "low": score.low, "high": score.high,
                       "rows": len(part)})
@@ -394,8 +413,9 @@ def summarise_strategies(
     "Score, trainings, promotions, alarms, labelled rows that were used, and time."
     lines = []
     for each in replayed:
-        score = score_replayed(each.predictions, each.problem)
-        lines.append({"strategy": each.strategy, score.metric: f"{score}", "trainings": len(each.retrainings),
+        months = score_by_month(each).score
+        lines.append({"strategy": each.strategy, f"mean {each.problem.metric} of the months": round(months.mean(), 4),
+                      "worst month": round(months.min(), 4), "trainings": len(each.retrainings),
                       "champions": each.promotions, "alarms": len(each.alarms),
                       "labelled rows used": sum(line["rows"] for line in each.retrainings), "seconds": round(each.seconds)})
     return pd.DataFrame(lines)
@@ -418,13 +438,29 @@ def flight_backtest(
     first_month: int = 4, # Month of 2013 with which the replay begins
     step_days: int = 7, # Between two decisions
     trials: int = 4, # Of the search in each training
+    schedule: str = "60d", # Of the policy; empty: only after an alarm
 ) -> Backtest:
     "The replay of the flights."
     parameters: dict[str, Any] = {
         "target": "late", "positive": "yes", "metric": "roc_auc", "criteria": ["beats baseline"], "select": "off",
         "models": ["linear", "lightgbm"], "trials": trials, "folds": 3, "repeats": 1, "probe_seconds": 0, "learning_curve": False,
         "n_resamples": 100, "parity_rows": 30, "cold_start": False}
-    return Backtest("flights", "scheduled_departure", f"2013-{first_month:02}-01", step_days, parameters=parameters)
+    return Backtest("flights", "scheduled_departure", f"2013-{first_month:02}-01", step_days, schedule=schedule,
+                    parameters=parameters)
+
+# %% ../../nbs/lifecycle/policy_backtest.ipynb #3f613064
+def compare_months(
+    one: Replayed, # By a strategy
+    other: Replayed, # The same rows, by another one
+) -> list[tuple[float, float]]: # By month: difference of the primary metric, positive if `one` is better; its standard error
+    "Compare two strategies month by month."
+    problem, months, found = one.problem, one.predictions.when.dt.strftime("%Y-%m"), []
+    for month in sorted(months.unique()):
+        rows = one.predictions[months == month]
+        given = [replayed_predictions(each, problem) for each in (rows, other.predictions.loc[rows.index])]
+        score = bootstrap_difference(problem.metric, problem, rows.actual.to_numpy(), *given, n_resamples=100)
+        found.append((score.value, (score.interval[1] - score.interval[0]) / 3.92))
+    return found
 
 # %% ../../nbs/lifecycle/policy_backtest.ipynb #68a57810
 def compare_strategies(
@@ -435,10 +471,10 @@ def compare_strategies(
     if not {"policy", "monthly"} <= set(by_name):
         return "Policy and monthly retraining are not both among the strategies."
     policy, monthly = by_name["policy"], by_name["monthly"]
-    rows = [each.predictions.sort_index() for each in (policy, monthly)]
-    given = [replayed_predictions(each, policy.problem) for each in rows]
-    difference = bootstrap_difference(policy.problem.metric, policy.problem, rows[0].actual.to_numpy(), *given, n_resamples=200)
-    trainings = f"{len(policy.retrainings)} trainings instead of {len(monthly.retrainings)}"
-    low, high = difference.interval
+    values, errors = zip(*compare_months(policy, monthly), strict=True)
+    value, half = float(np.mean(values)), 1.96 * float(np.sqrt(np.sum(np.square(errors)))) / len(values)
+    difference = Score(metric=policy.problem.metric, value=value, low=value - half, high=value + half)
+    trainings, (low, high) = f"{len(policy.retrainings)} trainings instead of {len(monthly.retrainings)}", difference.interval
     verdict = ("is better than" if low > 0 else "is worse than" if high < 0 else "does not differ significantly from")
-    return f"With {trainings}, the policy {verdict} monthly retraining: the difference of {difference} (positive: policy better)."
+    return (f"With {trainings}, the policy {verdict} monthly retraining: the mean difference of the months in {difference} "
+            "(positive: policy better).")
