@@ -1,14 +1,19 @@
 """`mlcycle …` as a person types it: in a fork of a server that has imported it, or in a process of its own."""
 
+import faulthandler
 import os
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from functools import cache
 from multiprocessing import get_context
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from tempfile import TemporaryDirectory
+
+import psutil
 
 from mlcycle.engine.forkserver import hidden_main, import_statements, reuse_forkserver_for_multiprocessing, start_fork_server
 from mlcycle.engine.warmup import LATE_IMPORTS, warmup_statements
@@ -27,11 +32,23 @@ def cli(*words: str, cwd: Path, **environment: str) -> subprocess.CompletedProce
     with TemporaryDirectory() as folder:
         logs = [Path(folder) / "stdout", Path(folder) / "stderr"]
         process = fork_cli(cwd, *words, stdout=logs[0], stderr=logs[1], **environment)
-        process.join(600)
+        process.join(300)
         if process.exitcode is None:
+            threads = show_threads(process)
             process.kill()
-            raise TimeoutError(f"mlcycle {' '.join(map(str, words))} has not ended after ten minutes.")
+            raise TimeoutError(
+                f"mlcycle {' '.join(map(str, words))} has not ended after five minutes.\n{logs[1].read_text()}{threads}"
+            )
         return subprocess.CompletedProcess(["mlcycle", *words], process.exitcode, *(log.read_text() for log in logs))
+
+
+def show_threads(process: BaseProcess) -> str:
+    "Let a command write what its threads do to its standard error; return what they and its children wait for."
+    os.kill(process.pid, signal.SIGUSR1)
+    time.sleep(1)
+    children = psutil.Process(process.pid).children(recursive=True)
+    found = [f"{each.pid} {each.status()} {each.cmdline()}" for each in children]
+    return "\n".join(["children:", *found])
 
 
 def cli_process(*words: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess:
@@ -82,6 +99,7 @@ def _run_command(cwd: str, words: list[str], variables: dict[str, str], logs: li
     sys.argv = ["mlcycle", *words]
     for number, log in enumerate(logs, 1):
         os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
+    faulthandler.register(signal.SIGUSR1)
     reuse_forkserver_for_multiprocessing()
     if prepare:
         prepare()

@@ -18,6 +18,7 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
 from multiprocessing import forkserver
 from pathlib import Path
+from typing import Literal
 
 import pyarrow as pa
 from threadpoolctl import threadpool_limits
@@ -154,7 +155,7 @@ def score_in_process(
 # %% ../../nbs/scoring/workers.ipynb #5e8f719b
 def start_worker_server() -> None:
     "Start the server that workers are forked from, whose libraries start no threads: these could hold a lock during a fork."
-    if not IN_FORK: # A fork uses the server that it was forked from
+    if not IN_FORK: # Workers of a fork are new processes
         with changed_environment(dict.fromkeys(THREAD_LIMITS, "1")):
             forkserver.set_forkserver_preload([__name__])
             forkserver.ensure_running()
@@ -167,7 +168,8 @@ def score_in_workers(
 ) -> Iterator[tuple[Block, dict]]: # Blocks with the descriptions of their parts, in the same order
     "Predict blocks in worker processes; raises StageError if one of them is killed."
     start_worker_server()
-    context, waiting = multiprocessing.get_context("forkserver"), deque[tuple[Block, Future]]()
+    method: Literal["spawn", "forkserver"] = "spawn" if IN_FORK else "forkserver" # The server of a fork may have threads
+    context, waiting = multiprocessing.get_context(method), deque[tuple[Block, Future]]()
     with ProcessPoolExecutor(workers, context, start_scoring_worker, (setup,)) as pool:
         try:
             for block, digest in blocks:

@@ -9,15 +9,17 @@ from typer.testing import CliRunner
 
 import mlcycle as mc
 from mlcycle.cli.app import app
+from mlcycle.cli.base import console
 
 
 @pytest.fixture
 def trace(project, monkeypatch):
     "A function that runs the command in a project with predictions, and its run."
     monkeypatch.chdir(project)
+    monkeypatch.setattr(console, "_width", 1000)  # Paths may be long
     run = mc.open("last", project)
     record_predictions(run, stored_rows(run, "train").head(6))
-    return run, lambda *words: CliRunner().invoke(app, ["trace", *words], env={"COLUMNS": "200"})
+    return run, lambda *words: CliRunner().invoke(app, ["trace", *words], env={"COLUMNS": "1000"})
 
 
 def test_a_prediction_is_shown_with_its_origins(trace):
