@@ -26,7 +26,7 @@ from .deployments import (PlanChange, current_plan, describe_plan, end_canary, p
 from .model_monitoring import monitoring_options
 from .serving import served_names, target_of_model, traffic_file
 from ..monitoring.canary import CanaryDecision, canary_requests, compared_events, judge_canary
-from ..service.bundle import read_description, unpacked_release
+from ..service.bundle import read_description
 from ..service.traffic import TrafficPlan, read_traffic_plan, write_traffic_plan
 from ..stores.event_log import (FeatureReader, Page, make_block, open_event_log, read_actual_values, read_pages,
                                       read_requests, select_predictions)
@@ -252,8 +252,7 @@ def judge_canaries(
     until: datetime | None = None, # First time after the last one, UTC; None: all
 ) -> CanaryDecision:
     "Judge a canary by the prediction log of all deployments; raises InputError without a log."
-    with unpacked_release(target_of_model(f"{model}@{version}", workspace).release) as folder:
-        problem = read_description(folder).problem
+    problem = read_description(target_of_model(f"{model}@{version}", workspace).release).problem
     budget = monitoring_options(workspace.project).latency_budget_ms
     engine = open_event_log(workspace.events_url)
     try:

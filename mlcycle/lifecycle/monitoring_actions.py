@@ -105,7 +105,7 @@ def act_on_health(
     work: RetrainingWork, # Workspace, policy, and when to stop
     target: ServeTarget, # What was judged
     health: Health, # Outcome
-    now: datetime, # Time of the look, UTC
+    now: datetime, # Time of the pass, UTC
 ) -> list[str]: # What was done, in sentences
     "Act on the outcome of monitoring; raises RegistryError if the registry is unavailable, RetrainingBusyError."
     if not target.model or target.alias != CHAMPION:
@@ -113,7 +113,7 @@ def act_on_health(
     done = [list_rows_to_label(work.workspace, target)] if health.action == "relabel" else []
     with only_process(work.workspace, target.model):
         if present_champion(work.workspace, target.model) != target.version:
-            return [*done, "The champion has changed since the look; the next one judges the new champion."]
+            return [*done, "The champion has changed since it was judged; the next pass judges the new one."]
         if health.action == "roll back":
             done.append(roll_back_champion(work, target, health))
         record = continue_or_start(work, target, health, now)
@@ -145,11 +145,11 @@ def continue_retraining(
 
 # %% ../../nbs/lifecycle/monitoring_actions.ipynb #58e36093
 def last_alarm(
-    workspace: Workspace, # Has the outcome of the last look
+    workspace: Workspace, # Has the outcome of the last pass
     model: str, # Registered model
     version: int, # Champion
 ) -> tuple[datetime | None, str]: # Start of the alarm about the score, UTC, and stage to go back to; None without one
-    "The alarm of the last look at a version."
+    "The alarm about a version in the last pass."
     path = health_file(workspace, model, version)
     if not path.is_file():
         return None, ""
@@ -189,9 +189,12 @@ def cancel_retraining(
     model: str, # Registered model
     reason: str, # For the audit log
 ) -> RetrainingRecord:
-    "Cancel the open retraining of a model, and end its canaries; raises ParameterError if there is none."
+    "Cancel the open retraining of a model, and end its canaries; raises ParameterError if that is not possible."
     with only_process(work.workspace, model):
         record = open_retraining(read_retrainings(work.workspace, model))
         if record is None:
             raise ParameterError(f"No retraining of {model} is open.", remedy=f"See all: mlcycle retrain {model} --status")
+        if record.state in ("canary", "promoting") and present_champion(work.workspace, model) == record.challenger:
+            raise ParameterError(f"Version {record.challenger} of {model} is champion already.", "It cannot be cancelled.",
+                                 f"Finish it: mlcycle retrain {model}. Then return: mlcycle rollback {model} --reason TEXT")
         return end_retraining(work, record, "cancelled", f"{user_name()} cancelled it{': ' * bool(reason)}{reason}")

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['OUTAGES', 'STEPS', 'RetrainingWork', 'champion_run', 'collect_rows', 'retraining_plan', 'train_challenger',
-           'compare_challenger', 'present_champion', 'delay_retraining', 'waiting_deployments', 'watch_canary',
+           'compare_challenger', 'present_champion', 'delay_retraining', 'waiting_deployments',
+           'decision_on_challenger', 'cancel_rejected', 'with_notes_on', 'finish_canaries', 'watch_canary',
            'decision_of_person', 'promote_challenger', 'is_outage', 'fail_retraining', 'end_retraining',
            'advance_retraining', 'describe_retraining']
 
@@ -16,6 +17,7 @@ from datetime import datetime
 from typing import Any
 
 from ..core.runs import Run, get_run
+from ..core.secrets import mask_secrets
 from ..core.workspace import Workspace
 from ..errors import (ArtifactError, DiskFullError, InputError, MlcycleError, ParameterError, RegistryError, StageError,
                             StorageError, find_error_class)
@@ -32,6 +34,7 @@ from .retraining_records import (RetrainingRecord, move_retraining, retraining_f
 from .runner import run_plan
 from .version_pages import refresh_versions
 from ..nb.parameters import TypedParameters
+from ..stores.models.audit_log import AuditEntry
 from ..stores.models.champion_moves import move_champion_once
 from ..stores.models.decisions import decision_on, needs_person, validating_run
 from ..stores.models.registry import CHAMPION, connect_registry, get_alias_version, registry_errors
@@ -66,7 +69,8 @@ def collect_rows(
     workspace = work.workspace
     merged = write_merged_source(
         workspace, champion_run(workspace, record), retraining_folder(workspace, record.model) / record.id,
-        since=datetime.fromisoformat(record.since) if record.since else None, until=record.started, rows=record.rows,
+        since=datetime.fromisoformat(record.since) if record.since else None,
+        until=datetime.fromisoformat(record.times["rows"]), rows=record.rows,
         min_rows=work.policy.min_rows, reason=f"retraining {record.id}: {record.reason}")
     counts = {"source": merged.n_source, "logged": merged.n_logged, "since alarm": merged.n_since, "holdout": merged.n_holdout}
     return move_retraining(workspace, record, "training", file=merged.path.relative_to(workspace.root).as_posix(),
@@ -136,10 +140,10 @@ def present_champion(
 def delay_retraining(
     work: RetrainingWork, # Workspace
     record: RetrainingRecord, # That cannot go on now
-    why: str, # For the next who asks for its state
+    why: str, # Shown with its state; secrets in it are masked
 ) -> RetrainingRecord: # In the same state
     "Note why a retraining waits."
-    return save_retraining(work.workspace, record.model_copy(update={"delay": why}))
+    return save_retraining(work.workspace, record.model_copy(update={"delay": mask_secrets(why)}))
 
 # %% ../../nbs/lifecycle/retraining.ipynb #1f219649
 def waiting_deployments(
@@ -150,6 +154,46 @@ def waiting_deployments(
     stopped = {each.name for each in read_deployments(work.workspace) if is_stopped(each)}
     return " ".join(f"{name}: {why}" for name, why in sorted(changes.left.items()) if name not in stopped)
 
+# %% ../../nbs/lifecycle/retraining.ipynb #c1a65451
+def decision_on_challenger(
+    work: RetrainingWork, # Workspace
+    record: RetrainingRecord, # With its run
+) -> AuditEntry | None: # None: no person has decided
+    "The decision of a person on the challenger; RegistryError if the registry is unavailable."
+    workspace = work.workspace
+    ref = get_run(record.run, workspace.project).candidate.model
+    with workspace.lock("registry"), registry_errors(workspace.tracking_uri):
+        return decision_on(workspace, ref, connect_registry(workspace.tracking_uri, workspace.artifacts))
+
+# %% ../../nbs/lifecycle/retraining.ipynb #8f18e6ae
+def cancel_rejected(
+    work: RetrainingWork, # Workspace
+    record: RetrainingRecord, # In any open state
+    made: AuditEntry, # Decision of a person: rejected
+) -> RetrainingRecord:
+    "Cancel a retraining whose challenger was rejected, and end its canaries."
+    return end_retraining(work, record, "cancelled", f"{made.user} rejected version {record.challenger}: {made.reason}")
+
+# %% ../../nbs/lifecycle/retraining.ipynb #c06e7e8e
+def with_notes_on(
+    changes: CanaryChanges, # Of the deployments
+    record: RetrainingRecord, # Of the retraining
+) -> RetrainingRecord:
+    "A record with a note on each deployment that could not be changed."
+    return record.model_copy(update={"notes": [*record.notes, *(f"{name}: {why}" for name, why in changes.left.items())]})
+
+# %% ../../nbs/lifecycle/retraining.ipynb #583cefa8
+def finish_canaries(
+    work: RetrainingWork, # Workspace
+    record: RetrainingRecord, # Whose challenger was made champion
+) -> RetrainingRecord:
+    "Let deployments that have the canary serve it alone; end it if another version has become champion since."
+    if not record.canaries:
+        return record
+    workspace, version = work.workspace, record.challenger or 0
+    change = promote_canaries if present_champion(workspace, record.model) == version else end_canaries
+    return with_notes_on(change(workspace, record.model, version, f"retraining {record.id}"), record)
+
 # %% ../../nbs/lifecycle/retraining.ipynb #cafaf2f6
 def watch_canary(
     work: RetrainingWork, # Workspace and policy
@@ -157,8 +201,14 @@ def watch_canary(
 ) -> RetrainingRecord:
     "Start canaries where there are none yet, and judge them."
     workspace, model, version = work.workspace, record.model, record.challenger or 0
-    if (now := present_champion(workspace, model)) not in (record.compared_with, version):
+    if (made := decision_on_challenger(work, record)) and made.action == "reject":
+        return cancel_rejected(work, record, made)
+    if (now := present_champion(workspace, model)) == version: # A person has approved it
+        return move_retraining(workspace, record, "promoting")
+    if now != record.compared_with:
         raise StageError(f"The champion is version {now} now; the challenger was compared with version {record.compared_with}.")
+    if not work.policy.canary_share: # The settings have changed
+        return move_retraining(workspace, record, "promoting", notes=[*record.notes, "The settings have no canary any more."])
     changes = start_canaries(workspace, model, version, work.policy.canary_share, f"retraining {record.id}: {record.comparison}")
     record = save_retraining(workspace, record.model_copy(update={"canaries": sorted({*record.canaries, *changes.active})}))
     if not changes.active:
@@ -185,11 +235,9 @@ def decision_of_person(
 ) -> RetrainingRecord | None: # None: no person has to decide
     "What follows from the decision of a person on the challenger, or that one is missing."
     workspace, ref = work.workspace, run.candidate.model
-    with workspace.lock("registry"), registry_errors(workspace.tracking_uri):
-        made = decision_on(workspace, ref, connect_registry(workspace.tracking_uri, workspace.artifacts))
+    made = decision_on_challenger(work, record)
     if made and made.action == "reject":
-        why = f"{made.user} rejected version {ref.version}: {made.reason}"
-        return move_retraining(workspace, record, "cancelled", failure=why)
+        return cancel_rejected(work, record, made)
     if not needs_person(workspace):
         return None
     if made is None:
@@ -197,6 +245,7 @@ def decision_of_person(
     if not run.release.released: # Stage 6 has waited for the decision
         plan = retraining_plan(workspace, record)
         run_plan(plan, StageChoice(until="deployment"), work.callback, retraining=record.id)
+    record = finish_canaries(work, record)
     return move_retraining(workspace, record, "promoted", comparison=f"{made.user} approved it: {made.reason}")
 
 # %% ../../nbs/lifecycle/retraining.ipynb #52ee3179
@@ -213,9 +262,7 @@ def promote_challenger(
     if not move_champion_once(workspace, run.candidate.model, record.compared_with, record.id, record.comparison):
         raise StageError(f"The champion changed: it is not version {record.compared_with} any more, with which version "
                          f"{record.challenger} was compared.", remedy="Retrain again: mlcycle retrain " + record.model)
-    if record.canaries:
-        changes = promote_canaries(workspace, record.model, record.challenger or 0, f"retraining {record.id}")
-        record = record.model_copy(update={"notes": [*record.notes, *(f"{name}: {why}" for name, why in changes.left.items())]})
+    record = finish_canaries(work, record)
     problem = refresh_versions(workspace, record.model, [record.compared_with, record.challenger])
     return move_retraining(workspace, record, "promoted", notes=[*record.notes, *([problem] if problem else [])])
 
@@ -231,6 +278,8 @@ def is_outage(
     "Whether an error tells that a store or a service is not available, in a step or in a cell of a stage."
     from sqlalchemy.exc import InterfaceError, OperationalError
 
+    if isinstance(error, FileNotFoundError): # It would be missing at each attempt, and no other retraining could begin
+        return False
     if isinstance(error, (*OUTAGES, OperationalError, InterfaceError)):
         return True
     named = re.search(r"failed in cell \d+: (\w+)", str(error))
@@ -252,13 +301,14 @@ def end_retraining(
     work: RetrainingWork, # Workspace
     record: RetrainingRecord, # In any open state
     state: Any, # `failed` or `cancelled`
-    why: str, # For record and audit log
+    why: str, # For record and audit log; secrets in it are masked
 ) -> RetrainingRecord:
     "End a retraining and its canaries."
+    reason = mask_secrets(why)
     if record.canaries or record.state == "canary":
-        changes = end_canaries(work.workspace, record.model, record.challenger or 0, f"retraining {record.id}: {why}")
-        record = record.model_copy(update={"notes": [*record.notes, *(f"{name}: {why}" for name, why in changes.left.items())]})
-    return move_retraining(work.workspace, record, state, failure=why, notes=record.notes)
+        changes = end_canaries(work.workspace, record.model, record.challenger or 0, f"retraining {record.id}: {reason}")
+        record = with_notes_on(changes, record)
+    return move_retraining(work.workspace, record, state, failure=reason)
 
 # %% ../../nbs/lifecycle/retraining.ipynb #ad0bde7a
 def advance_retraining(

@@ -19,7 +19,7 @@ from pydantic import ValidationError
 
 from ..core.files import user_name, write_text
 from ..core.workspace import Workspace
-from ..errors import ArtifactError
+from ..errors import ArtifactError, ParameterError
 from .retraining_policy import RetrainingPolicy, RetrainingReason, RowsSetting
 from ..outcomes import Record, Score
 from ..stores.models.audit_log import append_audit_entry, readable_entries
@@ -81,13 +81,20 @@ class RetrainingRecord(RetrainingFields):
         "When it ended, UTC."
         return None if self.is_open else datetime.fromisoformat(self.times[self.state])
 
+# %% ../../nbs/lifecycle/retraining_records.ipynb #991aaefc
+def _checked_name(model: str) -> str:
+    "A name that a registered model can have; raises ParameterError for another one, such as a path."
+    if model in ("", ".", "..") or {"/", "\\", ":"} & {*model}:
+        raise ParameterError(f"'{model}' cannot be the name of a registered model.", remedy="List them: mlcycle models list")
+    return model
+
 # %% ../../nbs/lifecycle/retraining_records.ipynb #d059fe05
 def retraining_folder(
     workspace: Workspace, # Of the project
     model: str, # Registered model
 ) -> Path: # It need not exist
     "The folder with the records of a model, and a folder with the rows of each retraining."
-    return workspace.root / "retraining" / model
+    return workspace.root / "retraining" / _checked_name(model)
 
 # %% ../../nbs/lifecycle/retraining_records.ipynb #27123b6c
 def retraining_lock(
@@ -95,7 +102,7 @@ def retraining_lock(
     model: str, # Registered model
 ) -> "FileLock":
     "The lock that a process holds while it works on the retraining of a model."
-    return workspace.lock(f"retraining-{model}")
+    return workspace.lock(f"retraining-{_checked_name(model)}")
 
 # %% ../../nbs/lifecycle/retraining_records.ipynb #fe7b7a58
 def save_retraining(

@@ -41,7 +41,7 @@ from mlcycle.lifecycle.serving import ServeTarget
 from mlcycle.outcomes import Alarm, Health, ModelRef, Score
 from mlcycle.stores.events import add_events, open_event_database
 from mlcycle.stores.models.audit_log import readable_entries, verify_audit_log
-from mlcycle.stores.models.decisions import approve_version
+from mlcycle.stores.models.decisions import approve_version, reject_version
 from mlcycle.stores.models.registry import connect_registry, get_alias_version, set_alias
 from mlcycle.stores.models.registry_queries import open_registry_read_only
 
@@ -320,6 +320,37 @@ def test_a_canary_whose_champion_was_replaced_ends(workspace, monkeypatch):
     record = continue_retraining(RetrainingWork(workspace, CANARY), MODEL)
     assert record is not None and record.state == "failed" and "The champion is version 3 now" in record.failure
     assert (done, champion(workspace)) == (["start", "end"], 3)
+
+
+def test_a_canary_that_the_settings_no_longer_have_is_promoted_by_the_comparison(workspace, monkeypatch):
+    done = replace_canaries(monkeypatch, ["continue"], changed=["shop"])
+    look(workspace, health(), CANARY)
+    assert "version 2 is champion" in look(workspace, health("nothing"), AUTOMATIC)[0] and done == ["start", "promote"]
+
+
+def decided(workspace: Workspace, monkeypatch: Any, decide: Any) -> tuple[list[str], Any]:
+    "A retraining with a canary, on whose version a person decides: what was done to canaries, and the record."
+    done = replace_canaries(monkeypatch, ["continue"], changed=["shop"])
+    look(workspace, health(), CANARY)
+    decide(workspace, MODEL, 2)
+    return done, continue_retraining(RetrainingWork(workspace, CANARY), MODEL)
+
+
+def test_a_canary_that_a_person_rejects_ends(workspace, monkeypatch):
+    done, record = decided(workspace, monkeypatch, lambda *version: reject_version(*version, "It is unfair."))
+    assert (record.state, champion(workspace), findings(workspace)) == ("cancelled", 1, [])
+    assert "rejected version 2: It is unfair." in record.failure and done == ["start", "end"]
+
+
+def test_a_canary_that_a_person_approves_is_promoted(workspace, monkeypatch):
+    def approve(*version: Any) -> None:
+        approve_version(*version, "It is urgent.", force=True)
+        with pytest.raises(ParameterError, match="Version 2 of late is champion already"):
+            cancel_retraining(RetrainingWork(workspace, CANARY), MODEL, "")
+
+    done, record = decided(workspace, monkeypatch, approve)
+    assert (record.state, champion(workspace), promotions(workspace, record.id)) == ("promoted", 2, 0)
+    assert done == ["start", "promote"] and findings(workspace) == []
 
 
 @pytest.mark.parametrize(
