@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['IMPORTED_AT_ONCE', 'ImportedActuals', 'find_actual_columns', 'id_as_text', 'read_actual', 'arrival_times',
-           'recorded_actuals', 'log_protection', 'import_actual_values']
+           'recorded_actuals', 'log_protection', 'recorded_row_ids', 'import_actual_values']
 
 # %% ../../nbs/lifecycle/actual_value_import.ipynb #b8981bb4
 import hashlib
@@ -44,6 +44,7 @@ class ImportedActuals:
     n_contradictions: int = 0 # Those of them that contradict another value of the same row
     n_known: int = 0 # Recorded before
     n_missing: int = 0 # Without id or value
+    n_untimed: int = 0 # Without a time of arrival, or with one in the future
     unknown: list[str] = field(default_factory=list) # Row ids that were not predicted
     unusable: list[str] = field(default_factory=list) # Why a value cannot be used, in sentences
 
@@ -54,6 +55,7 @@ class ImportedActuals:
         lines += [f"{self.n_known:,} were recorded before."] * bool(self.n_known)
         lines += [f"{self.n_contradictions:,} contradict an earlier value of the same row."] * bool(self.n_contradictions)
         lines += [f"{self.n_missing:,} rows have no id or no value."] * bool(self.n_missing)
+        lines += [f"{self.n_untimed:,} have no time in the past: the present time counts."] * bool(self.n_untimed)
         if self.unknown:
             more = ", …" if len(self.unknown) > 5 else ""
             lines.append(f"{len(self.unknown):,} row ids were not predicted: {', '.join(self.unknown[:5])}{more}.")
@@ -121,7 +123,8 @@ def arrival_times(
         return pd.Series(pd.Timestamp(now), rows.index)
     if time not in rows:
         raise InputError(f"The table has no column '{time}'.", remedy=suggest_name(time, list(map(str, rows))))
-    times = pd.to_datetime(rows[time], errors="coerce", utc=True).dt.tz_localize(None).astype("datetime64[us]")
+    given = rows[time] if not pd.api.types.is_numeric_dtype(rows[time]) else pd.Series(pd.NaT, rows.index)
+    times = pd.to_datetime(given, errors="coerce", utc=True, format="mixed").dt.tz_localize(None).astype("datetime64[us]")
     if not times.notna().any():
         raise InputError(f"No value of the column '{time}' is a time.", "Dates with or without a time are expected.")
     return times.fillna(pd.Timestamp(now)).clip(upper=pd.Timestamp(now))
@@ -150,6 +153,20 @@ def log_protection(
     "How the services of a project hash row ids."
     names = section_with_defaults(read_settings(workspace.project), "prediction_log")
     return PersonalColumns(ServiceSettings(log_hash_columns=names["hash_columns"], log_drop_columns=names["drop_columns"]))
+
+# %% ../../nbs/lifecycle/actual_value_import.ipynb #db53ce75
+def recorded_row_ids(
+    engine: "sa.Engine", # Of the prediction log
+    model: str, # Registered model
+    row_ids: list[str], # Of a table: as clients send them, or as they are recorded
+    personal: PersonalColumns | None, # How row ids are hashed; None: they are not
+) -> dict[str, str]: # As they are recorded, by row id of the table
+    "Translate row ids of a table to those of the log."
+    if personal is None or not personal.hashes_row_ids:
+        return {each: each for each in row_ids}
+    hashes = {each: personal.row_id(each) for each in row_ids}
+    unknown = set(find_unknown_row_ids(engine, "", [*hashes.values()], model))
+    return {each: each if recorded in unknown else recorded for each, recorded in hashes.items()}
 
 # %% ../../nbs/lifecycle/actual_value_import.ipynb #28e124cb
 def _readable_rows(rows: pd.DataFrame, columns: tuple[str, str], times: pd.Series, problem: Problem,
@@ -186,13 +203,15 @@ def import_actual_values(
     now, result = now or datetime.now(UTC).replace(tzinfo=None), ImportedActuals(n_rows=len(rows))
     columns = find_actual_columns(list(map(str, rows)), problem.target, row_id, actual)
     rows = rows.reset_index(drop=True)
-    given = [*_readable_rows(rows, columns, arrival_times(rows, time, now), problem, result)]
+    times = arrival_times(rows, time, now)
+    result.n_untimed = int((times == now).sum()) if time else 0
+    given = [*_readable_rows(rows, columns, times, problem, result)]
     if result.unusable and not given:
         raise InputError(f"No actual value of the column '{columns[1]}' can be used. {result.unusable[0]}",
                          f"Values of '{problem.target}' are expected.", "Name another column: --actual COLUMN")
     for start in range(0, len(given), IMPORTED_AT_ONCE):
         part = given[start:start + IMPORTED_AT_ONCE]
-        names = {each: personal.row_id(each) if personal else each for each, *_ in part}
+        names = recorded_row_ids(engine, model, [each for each, *_ in part], personal)
         unknown = set(find_unknown_row_ids(engine, "", [*names.values()], model))
         result.unknown += [each for each, recorded in names.items() if recorded in unknown]
         known = [(names[each], value, when) for each, value, when in part if names[each] not in unknown]

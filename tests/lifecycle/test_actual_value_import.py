@@ -16,6 +16,8 @@ from mlcycle.lifecycle.labelled_rows import read_labelled_rows
 from mlcycle.lifecycle.labelling_queue import write_labelling_queue
 from mlcycle.lifecycle.merged_rows import describe_model_of_run
 from mlcycle.outcomes import Problem
+from mlcycle.service.personal_columns import PersonalColumns
+from mlcycle.service.service_settings import ServiceSettings
 from mlcycle.stores.event_log import open_event_log
 from mlcycle.stores.events import add_events, create_event_tables
 
@@ -61,6 +63,25 @@ def test_a_repeated_import_changes_nothing(tables, with_time):
     assert recorded_actuals(engine, "m", map(str, range(8))) == recorded
     assert [set(result.unknown) for result in again] == [set(result.unknown) for result in first]
     assert all(set(result.unknown) <= {"6", "7"} for result in first)
+    engine.dispose()
+
+
+def test_a_table_may_have_row_ids_or_their_hashes(monkeypatch):
+    monkeypatch.setenv("MLCYCLE_LOG_HASH_KEY", "k" * 32)
+    personal = PersonalColumns(ServiceSettings(log_hash_columns="row_id"))
+    engine = create_engine("sqlite://")
+    create_event_tables(engine)
+    common = {"run": "r", "model": "m", "latency_ms": 1.0, "prediction": "No", "features": {}, "received": START}
+    add_events(engine, "predictions", [common | {"row_id": personal.row_id(each)} for each in "ab"])
+    table = pd.DataFrame(
+        {"row_id": ["a", personal.row_id("b"), "c"], "actual": ["No", "Yes", "No"], "known": ["?", "2026-01-02", "?"]}
+    )
+    found = import_actual_values(engine, "m", PROBLEM, table, time="known", personal=personal)
+    assert (found.n_added, found.unknown) == (2, ["c"]) and found.n_untimed == 2
+    assert recorded_actuals(engine, "m", map(personal.row_id, "ab")) == {
+        personal.row_id("a"): ["No"],
+        personal.row_id("b"): ["Yes"],
+    }
     engine.dispose()
 
 
