@@ -164,6 +164,8 @@ def add_actuals(
                                      actual=actual, time=time, personal=log_protection(workspace))
         for line in found.sentences:
             console.print(line, highlight=False, soft_wrap=True, markup=False)
+        if found.unknown and not found.n_added + found.n_known: # Such as ids of another column
+            raise typer.Exit(1)
 
 # %% ../../nbs/cli/log.ipynb #dc7a6593
 @log_app.command("export")

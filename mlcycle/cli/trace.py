@@ -43,6 +43,8 @@ def trace(
         if bool(name) + bool(row) + bool(where) != 1:
             raise ParameterError("It is not clear what to trace.", "One is expected: a request id or row id of a prediction; "
                                  "--row NUMBER; or --where COLUMN=VALUE, which may be repeated.")
+        if name and (out or table):
+            raise ParameterError("--out and --table go with --row or --where.")
         workspace = Workspace.from_project(project)
         if name:
             show_prediction_trace(workspace, name, model, similar, as_json)

@@ -56,6 +56,7 @@ def test_a_row_of_the_source_is_shown_with_its_predictions(trace, tmp_path):
         (["--row", "1", "--table", "tarin"], "Did you mean 'train'?"),
         (["--where", "town"], "is not of the form COLUMN=VALUE"),
         (["--where", "town=Rom"], "No row has town=Rom."),
+        (["row-1", "--out", "rows.csv"], "--out and --table go with --row or --where."),
     ],
 )
 def test_mistakes_are_told_in_a_sentence(trace, words, text):
