@@ -354,15 +354,17 @@ def replay_strategies(
     rows.sort_values(backtest.time, kind="stable", ignore_index=True).to_parquet(folder / "rows.parquet")
     write_text(folder / "backtest.json", json.dumps(asdict(backtest)))
     waiting, running = list(strategies), {}
-    while waiting or running:
-        while waiting and len(running) < 2:
-            running[name] = start_strategy(folder, name := waiting.pop(0))
-        for name in [name for name, process in running.items() if process.poll() is not None]:
-            if running.pop(name).returncode:
-                for process in running.values():
-                    process.terminate()
-                raise StageError(f"The strategy '{name}' has failed.", remedy=(folder / f"{name}.log").read_text()[-3000:])
-        time.sleep(0.2)
+    try:
+        while waiting or running:
+            while waiting and len(running) < 2:
+                running[name] = start_strategy(folder, name := waiting.pop(0))
+            for name in [name for name, process in running.items() if process.poll() is not None]:
+                if running.pop(name).returncode:
+                    raise StageError(f"The strategy '{name}' has failed.", remedy=(folder / f"{name}.log").read_text()[-3000:])
+            time.sleep(0.2)
+    finally: # After an error or an interruption, the other processes end too
+        for process in running.values():
+            process.terminate()
     return [read_replayed(folder, name) for name in strategies]
 
 # %% ../../nbs/lifecycle/policy_backtest.ipynb #3ef6432a

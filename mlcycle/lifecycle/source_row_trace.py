@@ -186,11 +186,9 @@ def find_row_values(
     "Find rows by values; raises ParameterError for a column that no table has, or if no table version has such rows."
     matches, rows, columns = [], pd.DataFrame(), set()
     for version in stored_versions(workspace, address):
-        if version.table.name == HOLDOUT:
-            continue
         opened = open_version(workspace.tables, version)
         columns |= {*opened.schema.names[1:]}
-        if not values.keys() <= {*opened.schema.names[1:]}:
+        if version.table.name == HOLDOUT or not values.keys() <= {*opened.schema.names[1:]}: # Only its columns are read
             continue
         found = rows_with_values(opened, values)
         if len(found):
