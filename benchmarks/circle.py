@@ -1,4 +1,4 @@
-"""The circle of monitoring, retraining and promotion, measured; each command writes a section of `results/circle.md`."""
+"""Monitoring, retraining and promotion together, in simulated years; written to a section of `results/circle.md`."""
 
 import json
 from collections.abc import Sequence
@@ -46,7 +46,7 @@ MAIN_CHANGES = ("sudden, cosine 0.3", "sudden, cosine 0.7", "within 90 days, cos
 
 @app.callback()
 def measure() -> None:
-    """The circle of monitoring, retraining and promotion, measured."""
+    """Monitoring, retraining and promotion together, in simulated years."""
 
 
 def simulated(
@@ -121,8 +121,8 @@ def table_with_change(years: int, fewer: int, jobs: int) -> str:
 
 
 HEAD = (
-    "Simulated years of 365 days with 100 rows a day, eight columns, and actual values after 7 days, where nothing else is "
-    "said; the first champion has 7,000 rows. The section `[retraining]` has its defaults but for `policy = automatic`. A "
+    "Simulated years of 365 days with 100 rows a day, eight columns, and actual values after 7 days, unless stated "
+    "otherwise; the first champion has 7,000 rows. The section `[retraining]` has its defaults but for `policy = automatic`. A "
     "promotion is false if the expected area under the ROC curve of the challenger is not higher than that of the champion. "
     "Without a change:"
 )

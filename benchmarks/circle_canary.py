@@ -16,7 +16,7 @@ EQUAL = {
     "a tenth of the requests": CanaryWorld(),
     "a twentieth of the requests": CanaryWorld(share=0.05),
     "half of the requests": CanaryWorld(share=0.5),
-    "looked at after each 100 requests": CanaryWorld(look_requests=100, max_requests=20_000),
+    "judged after each 100 requests": CanaryWorld(look_requests=100, max_requests=20_000),
     "2,000 rows needed": CanaryWorld(min_rows=2000, look_requests=2000, max_requests=250_000),
     "actual values of a fifth of the rows": CanaryWorld(labelled=0.2, look_requests=2000, max_requests=300_000),
     "ROC AUC": CanaryWorld(metric="roc_auc", max_requests=50_000),

@@ -1,6 +1,6 @@
 """How soon a change of the loss is found, and how often one is found that is none, beside the detectors of river.
 
-`python benchmarks/circle.py detectors` makes streams with known drift (`river.datasets.synth`) in an environment of its own
+`python benchmarks/circle_detectors.py` makes streams with known drift (`river.datasets.synth`) in an environment of its own
 (`benchmarks/environments/river.txt`), fits a model to the first rows, and gives the losses of the following ones to ADWIN, KSWIN
 and Page-Hinkley with their default settings, row by row, and to the sequential test of stage 7 in windows of 500 rows, with the
 same level as in production. A delay is counted from the first row of the change to the row, or to the end of the window, with

@@ -68,7 +68,7 @@ ALERT_DEFAULTS = {
 RETRAINING_DEFAULTS = {
     "policy": "off", # `off`: monitoring recommends only; `ask`: a person approves each retraining; `automatic`
     "schedule": "", # Such as 30d: retrain a champion that was trained longer ago; empty: only after an alarm
-    "rows": "auto", # `auto`: those since the alarm began if there are enough, else all; `since alarm`; `all`
+    "rows": "auto", # `auto`: those since the alarm began, if enough come within 30 days, else all; `since alarm`; `all`
     "min_rows": "1000", # Labelled rows since the alarm that `auto` needs to leave out older ones
     "canary_share": "0", # Share of the requests for the new version before it becomes champion; 0: no canary
     "canary_rows": "500", # Rows with actual values that a canary needs

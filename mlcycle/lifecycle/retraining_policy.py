@@ -137,5 +137,5 @@ def decide_retraining(
     if is_schedule_due(health, policy, champion_trained_at, now, last_ended):
         days = cast("timedelta", policy.schedule) / timedelta(days=1)
         return RetrainingReason("schedule", f"The champion was trained on {champion_trained_at:%Y-%m-%d}, longer ago than "
-                                f"{days:.3g} days.", needs_approval=asks)
+                                f"{days:g} days.", needs_approval=asks)
     return None

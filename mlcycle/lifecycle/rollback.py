@@ -34,7 +34,7 @@ def follow_at_once(
     workspace: Workspace, # Has registry and traffic plans
     model: str, # Registered model, whose alias `champion` has moved
 ) -> bool: # Whether a traffic plan was changed
-    "Let local services follow the champion; if that fails, it is printed, and they follow at their next look."
+    "Let local services follow the champion; if that fails, the reason is printed, and they follow by themselves."
     try:
         return follow_champion(workspace, model)
     except (MlcycleError, OSError) as error:

@@ -22,7 +22,7 @@ DRAWN_REQUESTS = 10_000 # At a time, since most lives are short
 # %% ../../nbs/monitoring/canary_simulation.ipynb #45f586a5
 @dataclass(frozen=True)
 class CanaryWorld:
-    "Champion and canary, and how they are looked at."
+    "Champion and canary, and how they are judged."
 
     share: float = 0.1 # Of the requests, for the canary
     errors: tuple[float, float] = (0.1, 0.1) # Share of wrong predictions: champion, canary
@@ -31,7 +31,7 @@ class CanaryWorld:
     budget_ms: float | None = None # Latency budget
     labelled: float = 1.0 # Share of rows whose actual values become known
     min_rows: int = 500 # Rows with actual values that the canary needs
-    look_requests: int = 500 # Between two looks
+    look_requests: int = 500 # Between two judgements
     max_requests: int = 100_000 # Of canary and champion, after which the life is not followed any further
     metric: str = "accuracy" # Primary metric of a binary task
     bootstrap: bool = False # Standard errors from resampled rows, as for other metrics than the accuracy
