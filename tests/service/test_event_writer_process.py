@@ -1,6 +1,7 @@
 """The process that writes the prediction log: outages, kill -9 of either side, a full disk, outlier p-values."""
 
 import errno
+import itertools
 import os
 import signal
 import sqlite3
@@ -171,7 +172,7 @@ def test_the_writer_of_a_service_ends_with_it_and_writes_what_it_has(tmp_path, s
                 assert client.post("/predict", json={"rows": row, "row_ids": [str(number)]}).is_success
         time.sleep(0.5)  # Longer than events are in the memory of the service
         (writer,) = map(int, Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split())
-        wait_until(lambda: os.sched_getscheduler(writer) == os.SCHED_BATCH)  # Once it has started
+        wait_until(lambda: os.sched_getscheduler(writer) in (os.SCHED_BATCH, os.SCHED_IDLE))  # Once it has started
         if stop == signal.SIGTERM:  # As a service manager, or Ctrl-C, which reach both
             os.killpg(process.pid, stop)
         else:
@@ -180,6 +181,60 @@ def test_the_writer_of_a_service_ends_with_it_and_writes_what_it_has(tmp_path, s
         wait_until(lambda: not is_running(writer))
     assert logged(file) == [str(number) for number in range(100)]
     assert not list(Path(f"{file}.spool").iterdir())
+
+
+def test_the_writer_gets_its_fair_share_only_while_many_events_wait(tmp_path):
+    file = tmp_path / "events.db"
+    open_event_database(f"sqlite:///{file}").dispose()
+    log = PredictionLog(f"sqlite:///{file}", "run", ServiceSettings(drain_timeout=20), writer_process=True)
+    pid, numbers = log.queue.writer.link.process.pid, itertools.count()
+
+    def add_until(policy: int, n: int) -> None:
+        "Add events, and further ones until all threads of the writer have a policy."
+        log.add("predictions", [prediction(next(numbers)) for _ in range(n)])
+        while {os.sched_getscheduler(int(thread)) for thread in os.listdir(f"/proc/{pid}/task")} != {policy}:
+            log.add("predictions", [prediction(next(numbers))])
+            time.sleep(0.2)
+
+    add_until(os.SCHED_IDLE, 1)
+    with sqlite3.connect(file, isolation_level=None) as other:
+        other.execute("BEGIN IMMEDIATE")
+        add_until(os.SCHED_BATCH, 2500)
+        other.execute("ROLLBACK")
+    add_until(os.SCHED_IDLE, 1)
+    log.close()
+    assert logged(file) == [str(number) for number in range(next(numbers))]
+
+
+def test_a_writer_that_may_not_get_its_share_back_is_replaced(tmp_path, monkeypatch):
+    file, set_policy = tmp_path / "events.db", os.sched_setscheduler
+
+    def refuse(pid, policy, parameter):
+        if policy == os.SCHED_BATCH:
+            raise PermissionError(errno.EPERM, "Operation not permitted")
+        set_policy(pid, policy, parameter)
+
+    monkeypatch.setattr(os, "sched_setscheduler", refuse)
+    open_event_database(f"sqlite:///{file}").dispose()
+    log = PredictionLog(f"sqlite:///{file}", "run", ServiceSettings(drain_timeout=20), writer_process=True)
+    writer, numbers = log.queue.writer, itertools.count()
+
+    def add_until(condition) -> None:
+        while not condition():
+            log.add("predictions", [prediction(next(numbers))])
+            time.sleep(0.2)
+
+    first = writer.link.process
+    add_until(lambda: not writer.has_fair_share)
+    with sqlite3.connect(file, isolation_level=None) as other:
+        other.execute("BEGIN IMMEDIATE")
+        log.add("predictions", [prediction(next(numbers)) for _ in range(2500)])
+        add_until(lambda: writer.link is not None and writer.link.process is not first)
+        other.execute("ROLLBACK")
+    log.close()
+    assert writer.keeps_fair_share
+    assert first.poll() is not None
+    assert sorted(map(int, logged(file))) == list(range(next(numbers)))
 
 
 def test_events_in_memory_are_found_kept_and_counted_if_they_are_lost(tmp_path, monkeypatch, capfd):
