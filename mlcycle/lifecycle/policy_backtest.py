@@ -182,7 +182,7 @@ def retrain_monthly(
     record = retrain_by_hand(work, model, reason="The first day of a month.")
     if record.state == "not better" and record.challenger is not None:
         approve_version(work.workspace, model, record.challenger, "Monthly retraining replaces each version.", force=True)
-        if get_run(record.run, work.workspace.project).release.released is False: # Not all gates pass
+        if not get_run(record.run, work.workspace.project).release.released: # Not all gates pass
             run_plan(retraining_plan(work.workspace, record), StageChoice(until="deployment"))
     return record
 
@@ -351,13 +351,16 @@ def replay_strategies(
     if backtest.time not in rows:
         raise ParameterError(f"The rows have no column '{backtest.time}'.", "A column of times is expected.")
     folder.mkdir(parents=True, exist_ok=True)
+    if any(folder.iterdir()): # An earlier run of a strategy would be taken for this one
+        raise ParameterError(f"The folder {folder} is not empty.", "An empty or new folder is expected for a backtest.")
     rows.sort_values(backtest.time, kind="stable", ignore_index=True).to_parquet(folder / "rows.parquet")
     write_text(folder / "backtest.json", json.dumps(asdict(backtest)))
     waiting, running = list(strategies), {}
     try:
         while waiting or running:
             while waiting and len(running) < 2:
-                running[name] = start_strategy(folder, name := waiting.pop(0))
+                name = waiting.pop(0)
+                running[name] = start_strategy(folder, name)
             for name in [name for name, process in running.items() if process.poll() is not None]:
                 if running.pop(name).returncode:
                     raise StageError(f"The strategy '{name}' has failed.", remedy=(folder / f"{name}.log").read_text()[-3000:])

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
+from ..core.files import hash_file
 from ..core.runs import Run, get_run
 from ..core.secrets import mask_secrets
 from ..core.workspace import Workspace
@@ -100,7 +101,10 @@ def train_challenger(
     work: RetrainingWork, # Workspace and callback
     record: RetrainingRecord, # In the state `training`
 ) -> RetrainingRecord:
-    "Run the stages up to the release; a run that was killed is resumed."
+    "Run the stages up to the release; a run that was killed is resumed. ArtifactError if its rows were altered."
+    if hash_file(path := work.workspace.root / record.file) != record.file_sha256:
+        raise ArtifactError(f"The rows of the retraining, {path}, were altered.", "They must be those that were recorded.",
+                            f"Retrain again: mlcycle retrain {record.model}")
     plan = retraining_plan(work.workspace, record)
     run = run_plan(plan, StageChoice(until="deployment"), work.callback, retraining=record.id)
     return move_retraining(work.workspace, record, "comparing", run=run.id, challenger=run.candidate.model.version,

@@ -20,6 +20,7 @@ from commands import cli, fork_cli, start_warm_server
 from conftest import QUICK
 
 import mlcycle as mc
+from mlcycle.core.files import hash_file
 from mlcycle.core.settings import STORE_DEFAULTS
 from mlcycle.core.workspace import Workspace
 from mlcycle.engine.forkserver import hidden_main
@@ -96,7 +97,7 @@ def fake_rows(workspace: Workspace, run: Any, folder: Path, **options: Any) -> M
     path.parent.mkdir(parents=True, exist_ok=True)
     path.with_suffix(".draft").write_text("rows")
     os.replace(path.with_suffix(".draft"), path)
-    return MergedSource(path, "0", 100, 50, 20, 20, "all", {"time": "when"})
+    return MergedSource(path, hash_file(path), 100, 50, 20, 20, "all", {"time": "when"})
 
 
 def fake_run(held_back: bool = True, **changes: Any) -> SimpleNamespace:
