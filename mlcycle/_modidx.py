@@ -2880,6 +2880,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                       'mlcycle/lifecycle/policy_backtest.py'),
                                                    'mlcycle.lifecycle.policy_backtest.describe_retrainings': ( 'lifecycle/policy_backtest.html#describe_retrainings',
                                                                                                                'mlcycle/lifecycle/policy_backtest.py'),
+                                                   'mlcycle.lifecycle.policy_backtest.explain_policy': ( 'lifecycle/policy_backtest.html#explain_policy',
+                                                                                                         'mlcycle/lifecycle/policy_backtest.py'),
                                                    'mlcycle.lifecycle.policy_backtest.flight_backtest': ( 'lifecycle/policy_backtest.html#flight_backtest',
                                                                                                           'mlcycle/lifecycle/policy_backtest.py'),
                                                    'mlcycle.lifecycle.policy_backtest.flight_rows': ( 'lifecycle/policy_backtest.html#flight_rows',
