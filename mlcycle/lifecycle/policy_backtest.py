@@ -476,7 +476,7 @@ def explain_policy(
     scores = [alarm["rule"] for alarm in replayed.alarms if alarm["rule"] in SCORE_RULES]
     begun = [made["trigger"] for made in replayed.retrainings]
     if scores:
-        return f"{len(scores)} alarms about the score began, and {begun.count('alarm')} trainings of the policy followed an alarm."
+        return f"{len(scores)} alarms about the score began, and {begun.count('alarm')} trainings followed an alarm."
     return ("No alarm about the score began: no version was significantly worse than on its holdout. All trainings of the policy were "
             "by its schedule; monthly retraining trained more often, on newer rows.")
 
