@@ -477,8 +477,8 @@ def explain_policy(
     begun = [made["trigger"] for made in replayed.retrainings]
     if scores:
         return f"{len(scores)} alarms about the score began, and {begun.count('alarm')} trainings followed an alarm."
-    return ("No alarm about the score began: no version was significantly worse than on its holdout. All trainings of the policy were "
-            "by its schedule; monthly retraining trained more often, on newer rows.")
+    return ("No alarm about the score began: no version was significantly worse than on its holdout. All trainings of the policy "
+            "were by its schedule; monthly retraining trained more often, on newer rows.")
 
 # %% ../../nbs/lifecycle/policy_backtest.ipynb #68a57810
 def compare_strategies(
