@@ -11,6 +11,7 @@ from mlcycle.lifecycle.policy_backtest import (
     compare_strategies,
     replay_strategies,
     score_by_month,
+    score_replayed,
     summarise_strategies,
 )
 
