@@ -96,6 +96,17 @@ def _make_database(tracking_uri: str) -> None:
     with atomic_write(path) as half:
         MlflowClient(f"sqlite:///{half}").search_experiments(max_results=1)
 
+# %% ../../../nbs/stores/models/registry.ipynb #821d02a3
+def _check_database(tracking_uri: str) -> None:
+    "Connect once to a database server: MLflow would try for 100 seconds before it reports one that is down."
+    if not tracking_uri.startswith(("postgresql", "mysql")):
+        return
+    import sqlalchemy as sa
+
+    engine = sa.create_engine(tracking_uri, poolclass=sa.NullPool, connect_args={"connect_timeout": 10})
+    with engine.connect():
+        pass
+
 # %% ../../../nbs/stores/models/registry.ipynb #3a4ad1df
 def connect_registry(
     tracking_uri: str, # Such as sqlite:///…/mlflow.db
@@ -114,6 +125,7 @@ def connect_registry(
         logging.getLogger(name).setLevel(logging.ERROR) # Messages of migrations would fill the reports
     with registry_errors(tracking_uri):
         _make_database(tracking_uri)
+        _check_database(tracking_uri)
         mlflow.set_tracking_uri(tracking_uri)
         ARTIFACT_FOLDERS[tracking_uri] = artifacts
         return mlflow.MlflowClient()
