@@ -68,8 +68,8 @@ ALERT_DEFAULTS = {
 RETRAINING_DEFAULTS = {
     "policy": "off", # `off`: monitoring recommends only; `ask`: a person approves each retraining; `automatic`
     "schedule": "", # Such as 30d: retrain a champion that was trained longer ago; empty: only after an alarm
-    "rows": "auto", # `auto`: those since the alarm began, if enough come within 30 days, else all; `since alarm`; `all`
-    "min_rows": "1000", # Labelled rows since the alarm that `auto` needs to leave out older ones
+    "rows": "auto", # After an alarm: `since alarm`; `all`; `auto`: what gives better models, see `min_rows`
+    "min_rows": "1000", # Labelled rows since the alarm for which `auto` waits, 30 days at most
     "canary_share": "0", # Share of the requests for the new version before it becomes champion; 0: no canary
     "canary_rows": "500", # Rows with actual values that a canary needs
     "rollback": "true", # With policy `automatic`: return to the previous champion if monitoring decides to roll back

@@ -5,12 +5,13 @@
 # %% auto #0
 __all__ = ['MergedSource', 'describe_model_of_run', 'check_labelled_rows', 'gather_rows', 'order_in_time', 'merged_file',
            'without_zone', 'check_number_of_rows', 'check_classes', 'split_rows_in_time', 'oldest_logged_row',
-           'write_merged_source']
+           'compare_with_older_rows', 'write_merged_source']
 
 # %% ../../nbs/lifecycle/merged_rows.ipynb #d6bf5a92
 import re
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,8 +26,10 @@ from ..errors import InputError
 from .actual_value_import import log_protection
 from .labelled_rows import LabelledRows, read_labelled_rows
 from .merged_parameters import merged_parameters
-from .row_merging import (EARLIER_ROW_ID, LOGGED_ROW_ID, MIN_NEW_ROWS, RowParts, choose_rows, find_known_row_ids,
-                                           give_logged_rows_a_time, mark_holdout, put_rows_together, read_earlier_rows)
+from .row_comparison import RowComparison, choose_rows, compare_training_rows
+from .row_merging import (EARLIER_ROW_ID, LOGGED_ROW_ID, MIN_NEW_ROWS, RowParts, find_known_row_ids,
+                                           give_logged_rows_a_time, mark_holdout, put_rows_together, read_earlier_rows,
+                                           stack_rows)
 from .serving import find_release_folder
 from ..outcomes import Problem
 from ..service.bundle import read_description
@@ -40,7 +43,7 @@ class MergedSource:
 
     path: Path # Named as the source of the champion, so that the registered model has the same name
     sha256: str # Of the bytes of the file
-    n_source: int # Rows of the champion's run in the file; 0 if rows since the alarm suffice
+    n_source: int # Rows of the champion's run in the file; 0 if only rows since the alarm are taken
     n_logged: int # Rows of the prediction log in the file
     n_since: int # Labelled rows since the alarm began on which the champion was not trained; all such rows without an alarm
     n_holdout: int # The last rows in time, on none of which the champion was trained
@@ -177,6 +180,23 @@ def oldest_logged_row(
         return None
     return parts.when[row_ids[logged]].min().to_pydatetime()
 
+# %% ../../nbs/lifecycle/merged_rows.ipynb #bfa75da5
+def compare_with_older_rows(
+    labelled: LabelledRows, # Of the log
+    train: pd.DataFrame, # Training rows of the champion
+    older: pd.Index, # Row ids before the alarm, on which the champion was not trained
+    recent: pd.Index, # Row ids since the alarm, on which the champion was not trained
+    problem: Problem, # Task, target and time
+    share: float, # Of the rows since the alarm, that is held out
+) -> RowComparison:
+    "Compare training with and without the rows before the alarm, on those since then that do not become the holdout."
+    frame = labelled.frame
+    order = order_in_time(RowParts(frame, labelled.when, train, problem), recent)
+    held = mark_holdout(order, frame[problem.target][recent], problem, share)
+    kept = order.drop(held).sort_values().index
+    before = stack_rows(train, frame.loc[older])
+    return compare_training_rows(problem, before, frame.loc[kept], labelled.features)
+
 # %% ../../nbs/lifecycle/merged_rows.ipynb #1e70ee8f
 def write_merged_source(
     workspace: Workspace, # Has the prediction log
@@ -185,8 +205,7 @@ def write_merged_source(
     *,
     since: datetime | None = None, # Start of the alarm, UTC; None: no alarm
     until: datetime | None = None, # Later predictions and actual values are left out, UTC, so that a repetition is the same
-    rows: Literal["auto", "since alarm", "all"] = "auto", # auto: those since the alarm if there are enough of them, else all
-    min_rows: int = 1000, # Labelled rows since the alarm that `auto` needs to leave out older ones
+    rows: Literal["auto", "since alarm", "all"] = "auto", # auto: what gives better models on the rows since the alarm
     reason: str = "", # Of the retraining, for the record of the access to the holdout
 ) -> MergedSource:
     """Write the rows of a retraining to a file, atomically; the same inputs give the same bytes.
@@ -200,9 +219,11 @@ def write_merged_source(
     seen = find_known_row_ids(labelled.frame, train, labelled.features, log_protection(workspace).row_id)
     new = check_number_of_rows(labelled.frame.index.difference([*seen], sort=False))
     recent = new[labelled.when[new] >= pd.Timestamp(since)] if since else new
-    taken, why = choose_rows(labelled.frame[problem.target][recent], problem, rows, min_rows, since is not None)
-    parts, excluded = give_logged_rows_a_time(gather_rows(run, labelled, train, recent, taken, reason), notes)
     share = float(run.info["parameters"].get("data", {}).get("holdout_share", 0.2))
+    older = labelled.frame.index.difference([*recent, *seen], sort=False)
+    compare = partial(compare_with_older_rows, labelled, train, older, recent, problem, share)
+    taken, why = choose_rows(labelled.frame[problem.target][recent], problem, rows, since is not None, compare)
+    parts, excluded = give_logged_rows_a_time(gather_rows(run, labelled, train, recent, taken, reason), notes)
     frame, split, n_holdout = split_rows_in_time(parts, new, recent, share, notes)
     path = merged_file(folder, problem.source)
     with atomic_write(path) as draft:

@@ -8,7 +8,7 @@ __all__ = ['Strategy', 'STRATEGIES', 'ROWS_A_REQUEST', 'SETTINGS', 'STRATEGY_MAI
            'decide_step', 'served_champion', 'wait_for_champion', 'replay_steps', 'replay_strategy', 'set_step_times',
            'describe_retrainings', 'run_strategy', 'read_replayed', 'replay_strategies', 'start_strategy',
            'score_by_month', 'replayed_predictions', 'score_replayed', 'summarise_strategies', 'flight_rows',
-           'flight_backtest', 'compare_months', 'compare_strategies']
+           'flight_backtest', 'compare_months', 'explain_policy', 'compare_strategies']
 
 # %% ../../nbs/lifecycle/policy_backtest.ipynb #03d3a361
 import json
@@ -40,6 +40,7 @@ from .runner import run_plan
 from .serving import follow_champion, start_traffic, target_of_model
 from ..ml.bootstrap import bootstrap_difference, bootstrap_intervals
 from ..ml.predictions import Predictions
+from ..monitoring.decision import SCORE_RULES
 from ..outcomes import Health, Problem, Score
 from ..service.local import ServiceClient, running_service
 from ..stores.events import open_event_database
@@ -467,6 +468,18 @@ def compare_months(
         found.append((score.value, (score.interval[1] - score.interval[0]) / 3.92))
     return found
 
+# %% ../../nbs/lifecycle/policy_backtest.ipynb #cb65e37f
+def explain_policy(
+    replayed: Replayed, # By the strategy `policy`
+) -> str: # A sentence or two
+    "Which trainings the policy has begun, and why there were no more."
+    scores = [alarm["rule"] for alarm in replayed.alarms if alarm["rule"] in SCORE_RULES]
+    begun = [made["trigger"] for made in replayed.retrainings]
+    if scores:
+        return f"{len(scores)} alarms about the score began, and {begun.count('alarm')} trainings followed an alarm."
+    return ("No alarm about the score began: no version was significantly worse than on its holdout. All trainings of the policy "
+            "were by its schedule; monthly retraining trained more often, on newer rows.")
+
 # %% ../../nbs/lifecycle/policy_backtest.ipynb #68a57810
 def compare_strategies(
     replayed: Sequence[Replayed], # With `policy` and `monthly`
@@ -481,5 +494,6 @@ def compare_strategies(
     difference = Score(metric=policy.problem.metric, value=value, low=value - half, high=value + half)
     trainings, (low, high) = f"{len(policy.retrainings)} trainings instead of {len(monthly.retrainings)}", difference.interval
     verdict = ("is better than" if low > 0 else "is worse than" if high < 0 else "does not differ significantly from")
+    why = f" {explain_policy(policy)}" if high < 0 else ""
     return (f"With {trainings}, the policy {verdict} monthly retraining: the mean difference of the months in {difference} "
-            "(positive: policy better).")
+            f"(positive: policy better).{why}")

@@ -72,7 +72,7 @@ def collect_rows(
         workspace, champion_run(workspace, record), retraining_folder(workspace, record.model) / record.id,
         since=datetime.fromisoformat(record.since) if record.since else None,
         until=datetime.fromisoformat(record.times["rows"]), rows=record.rows,
-        min_rows=work.policy.min_rows, reason=f"retraining {record.id}: {record.reason}")
+        reason=f"retraining {record.id}: {record.reason}")
     counts = {"source": merged.n_source, "logged": merged.n_logged, "since alarm": merged.n_since, "holdout": merged.n_holdout}
     return move_retraining(workspace, record, "training", file=merged.path.relative_to(workspace.root).as_posix(),
                            file_sha256=merged.sha256, parameters=merged.parameters, row_counts=counts,

@@ -30,7 +30,7 @@ class RetrainingPolicy:
     policy: Literal["off", "ask", "automatic"] = "off"
     schedule: timedelta | None = None # Largest age of a champion; None: only after an alarm
     rows: RowsSetting = "auto"
-    min_rows: int = 1000 # Labelled rows since the alarm that `auto` needs
+    min_rows: int = 1000 # Labelled rows since the alarm that `auto` waits for
     canary_share: float = 0.0 # Of the requests; 0: no canary
     canary_rows: int = 500 # Rows with actual values that a canary needs
     rollback: bool = True # Whether the policy `automatic` rolls back
@@ -114,8 +114,8 @@ def rows_waited_for(
         return ""
     if counts[0] >= policy.min_rows or now - since >= LONGEST_WAIT:
         return ""
-    return (f"The retraining waits: {counts[0]:,} rows since the alarm have an actual value, {policy.min_rows:,} are needed "
-            f"to leave out older rows; until {since + LONGEST_WAIT:%Y-%m-%d} at most.")
+    return (f"The retraining waits: {counts[0]:,} rows since the alarm have an actual value, {policy.min_rows:,} are set "
+            f"(min_rows); until {since + LONGEST_WAIT:%Y-%m-%d} at most.")
 
 # %% ../../nbs/lifecycle/retraining_policy.ipynb #fc011e73
 def decide_retraining(

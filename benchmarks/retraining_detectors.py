@@ -1,6 +1,6 @@
 """How soon a change of the loss is found, and how often one is found that is none, beside the detectors of river.
 
-`python benchmarks/circle_detectors.py` makes streams with known drift (`river.datasets.synth`) in an environment of its own
+`python benchmarks/retraining_detectors.py` makes streams with known drift (`river.datasets.synth`) in an environment of its own
 (`benchmarks/environments/river.txt`), fits a model to the first rows, and gives the losses of the following ones to ADWIN, KSWIN
 and Page-Hinkley with their default settings, row by row, and to the sequential test of stage 7 in windows of 500 rows, with the
 same level as in production. A delay is counted from the first row of the change to the row, or to the end of the window, with
@@ -14,8 +14,9 @@ from typing import Annotated
 
 import numpy as np
 import typer
-from circle_streams_layout import CHANGE
 from judges import python_of
+from retraining import markdown_table, write_section
+from retraining_streams_layout import CHANGE, HOLDOUT, ROWS, TRAIN
 from tqdm import tqdm
 
 from mlcycle.monitoring.loss_monitor import monitor_mean
@@ -24,6 +25,13 @@ from mlcycle.monitoring.quality_over_time import YEARLY_LEVELS
 HERE = Path(__file__).parent
 WINDOW = 500  # Rows; a day
 OURS = "mlcycle"
+HEAD = (
+    "`python benchmarks/retraining_detectors.py`, {seeds} streams of each kind: "
+    f"{ROWS:,} losses of a boosting model that was fitted to {TRAIN:,} rows before; where the stream changes, it does so after "
+    f"{CHANGE:,} of them. ADWIN, KSWIN and Page-Hinkley of river, with their defaults, see each loss; the test of stage 7 sees "
+    f"windows of {WINDOW}, and has a reference of {HOLDOUT:,} rows."
+)
+Found = tuple[str, str, str, np.ndarray]  # Stream, kind, detector, rows of its alarms
 app = typer.Typer(add_completion=False)
 
 
@@ -36,7 +44,7 @@ def loss_alarms(holdout: np.ndarray, stream: np.ndarray) -> np.ndarray:
     return (starts + 1) * WINDOW - 1
 
 
-def read_alarms(folder: Path, seeds: int) -> Iterator[tuple[str, str, str, np.ndarray]]:
+def read_alarms(folder: Path, seeds: int) -> Iterator[Found]:
     """Stream, kind (changed or unchanged), detector and rows of its alarms, for each seed."""
     for seed in range(seeds):
         with np.load(folder / f"{seed}.npz") as arrays:
@@ -48,22 +56,32 @@ def read_alarms(folder: Path, seeds: int) -> Iterator[tuple[str, str, str, np.nd
                     yield stream, kind, what, arrays[key]
 
 
-def print_tables(found: list[tuple[str, str, str, np.ndarray]]) -> None:
-    """Detection of the changes, and alarms without change."""
+def detection_table(found: list[Found]) -> str:
+    """How soon changes were found, and alarms before them."""
+    rows = []
+    for stream, detector, alarms in of_kind(found, "changed"):
+        delays = [each[each >= CHANGE][0] - CHANGE + 1 for each in alarms if (each >= CHANGE).any()]
+        early = np.mean([(each < CHANGE).any() for each in alarms])
+        delay = f"{np.median(delays):,.0f}" if delays else "–"
+        rows.append([stream, detector, f"{len(delays) / len(alarms):.2f}", delay, f"{early:.2f}"])
+    return markdown_table(["stream", "detector", "found", "median delay, rows", "with an alarm before the change"], rows)
+
+
+def false_alarm_table(found: list[Found]) -> str:
+    """Alarms in streams that do not change."""
+    rows = []
+    for stream, detector, alarms in of_kind(found, "unchanged"):
+        counts = np.array([len(each) for each in alarms])
+        rows.append([stream, detector, f"{np.mean(counts > 0):.2f}", f"{counts.mean():.1f}"])
+    return markdown_table(["unchanged stream", "detector", "with an alarm", "alarms a stream"], rows)
+
+
+def of_kind(found: list[Found], kind: str) -> Iterator[tuple[str, str, list[np.ndarray]]]:
+    """Stream, detector and the alarms of all seeds."""
     detectors = [OURS, *dict.fromkeys(name for _, _, name, _ in found if name != OURS)]
-    print("\n| stream | detector | found | median delay, rows | false alarm before the change |\n| --- | --- | --- | --- | --- |")
-    for stream in dict.fromkeys(name for name, kind, _, _ in found if kind == "changed"):
+    for stream in dict.fromkeys(name for name, what, _, _ in found if what == kind):
         for detector in detectors:
-            alarms = [rows for name, kind, who, rows in found if (name, kind, who) == (stream, "changed", detector)]
-            delays = [rows[rows >= CHANGE][0] - CHANGE + 1 for rows in alarms if (rows >= CHANGE).any()]
-            early = np.mean([(rows < CHANGE).any() for rows in alarms])
-            delay = f"{np.median(delays):,.0f}" if delays else "-"
-            print(f"| {stream} | {detector} | {len(delays) / len(alarms):.2f} | {delay} | {early:.2f} |")
-    print("\n| unchanged stream | detector | any alarm | alarms a stream |\n| --- | --- | --- | --- |")
-    for stream in dict.fromkeys(name for name, kind, _, _ in found if kind == "unchanged"):
-        for detector in detectors:
-            counts = [len(rows) for name, kind, who, rows in found if (name, kind, who) == (stream, "unchanged", detector)]
-            print(f"| {stream} | {detector} | {np.mean(np.array(counts) > 0):.2f} | {np.mean(counts):.2f} |")
+            yield stream, detector, [rows for name, what, who, rows in found if (name, what, who) == (stream, kind, detector)]
 
 
 @app.command()
@@ -73,9 +91,12 @@ def detectors(seeds: Annotated[int, typer.Option(help="Streams of each kind.")] 
     folder.mkdir(parents=True, exist_ok=True)
     missing = [seed for seed in range(seeds) if not (folder / f"{seed}.npz").exists()]
     for seed in tqdm(missing, desc="streams"):
-        command = [python_of("river"), HERE / "circle_streams.py", folder, str(seed), str(seed + 1)]
+        command = [python_of("river"), HERE / "retraining_streams.py", folder, str(seed), str(seed + 1)]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-    print_tables(list(read_alarms(folder, seeds)))
+    found = list(read_alarms(folder, seeds))
+    text = "\n\n".join([HEAD.format(seeds=seeds), detection_table(found), false_alarm_table(found)])
+    write_section("Streams with known drift", text)
+    print(text)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """How soon a bad version stops predicting after a rollback, under a load of 50 requests a second.
 
-`python benchmarks/circle_rollback.py PROJECT` copies a project with a released model, registers its model once more as a
+`python benchmarks/retraining_rollback.py PROJECT` copies a project with a released model, registers its model once more as a
 second, bad version, and serves it by `mlcycle serve`. Each way to roll back is repeated. Measured are the time from the change,
 that of the alias in the registry or of the traffic plan, to the response with the last prediction of the bad version, and the
 same from the return of the command; a negative time means that the command returned later.

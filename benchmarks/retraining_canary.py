@@ -1,6 +1,6 @@
 """How often an equal canary is ended, and a worse one found, in simulated lives: the tables of `monitoring/canary_simulation`.
 
-`python benchmarks/circle_canary.py --lives 400`; a life takes about a third of a second.
+`python benchmarks/retraining_canary.py --lives 400`; a life takes about a third of a second.
 """
 
 import sys

@@ -1,6 +1,6 @@
 """Streams with known drift, the losses of a model on them, and when river's detectors raise an alarm.
 
-Run by `circle_detectors.py` in an environment of its own, with river, scikit-learn and numpy only.
+Run by `retraining_detectors.py` in an environment of its own, with river, scikit-learn and numpy only.
 """
 
 import itertools
@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
-from circle_streams_layout import CHANGE, HOLDOUT, ROWS, SUDDEN, TRAIN, WIDTH
+from retraining_streams_layout import CHANGE, HOLDOUT, ROWS, SUDDEN, TRAIN, WIDTH
 from river import drift
 from river.datasets import synth
 from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor

@@ -1,4 +1,4 @@
-"""Monitoring, retraining and promotion together, in simulated years; written to a section of `results/circle.md`."""
+"""Monitoring, retraining and promotion together, in simulated years; written to a section of `results/retraining.md`."""
 
 import json
 from collections.abc import Sequence
@@ -11,17 +11,16 @@ from typing import Annotated
 
 import typer
 
-from mlcycle.lifecycle.circle_simulation import AUTOMATIC, CircleWorld, simulate_circle, summarise_years
 from mlcycle.lifecycle.retraining_policy import RetrainingPolicy
-from mlcycle.monitoring.decision import DEFAULT_RULES, RetrainingRules
+from mlcycle.lifecycle.retraining_simulation import AUTOMATIC, RetrainingWorld, simulate_retraining, summarise_years
 
 ROOT = Path(__file__).resolve().parents[1]
-RESULTS, CACHE = ROOT / "benchmarks" / "results" / "circle.md", ROOT / ".bench" / "circle_simulation.json"
+RESULTS, CACHE = ROOT / "benchmarks" / "results" / "retraining.md", ROOT / ".bench" / "retraining_simulation.json"
 app = typer.Typer(add_completion=False, help=__doc__)
 ONLY_KNOWN = False
 
-STILL = CircleWorld()
-LARGE = CircleWorld(change=120, similarity=0.3)
+STILL = RetrainingWorld()
+LARGE = RetrainingWorld(change=120, similarity=0.3)
 WITHOUT_CHANGE = {
     "only after an alarm": (STILL, AUTOMATIC),
     "every 90 days": (STILL, replace(AUTOMATIC, schedule=timedelta(days=90))),
@@ -31,15 +30,17 @@ CHANGES = {
     "sudden, cosine 0.3": LARGE,
     "sudden, cosine 0.7": replace(LARGE, similarity=0.7),
     "sudden, cosine 0.9": replace(LARGE, similarity=0.9),
+    "sudden, cosine 0.9, 500 rows a day": replace(LARGE, similarity=0.9, day_rows=500),
     "within 90 days, cosine 0.3": replace(LARGE, span=90),
     "sudden, cosine 0.3, 20 rows a day": replace(LARGE, day_rows=20),
     "sudden, cosine 0.3, actual values after 30 days": replace(LARGE, label_delay=30),
 }
-RULES = {
-    "auto": (AUTOMATIC, DEFAULT_RULES),
-    "auto, min_labelled_rows = 1000": (AUTOMATIC, replace(DEFAULT_RULES, min_labelled_rows=1000)),
-    "since alarm": (replace(AUTOMATIC, rows="since alarm"), DEFAULT_RULES),
-    "all": (replace(AUTOMATIC, rows="all"), DEFAULT_RULES),
+SMALL = "sudden, cosine 0.9"
+POLICIES = {
+    "auto": AUTOMATIC,
+    "since alarm": replace(AUTOMATIC, rows="since alarm"),
+    "all": replace(AUTOMATIC, rows="all"),
+    "auto, every 90 days": replace(AUTOMATIC, schedule=timedelta(days=90)),
 }
 MAIN_CHANGES = ("sudden, cosine 0.3", "sudden, cosine 0.7", "within 90 days, cosine 0.3")  # By `auto` in all years
 
@@ -49,17 +50,15 @@ def measure() -> None:
     """Monitoring, retraining and promotion together, in simulated years."""
 
 
-def simulated(
-    name: str, world: CircleWorld, policy: RetrainingPolicy, years: int, jobs: int, rules: RetrainingRules = DEFAULT_RULES
-) -> dict | None:
+def simulated(name: str, world: RetrainingWorld, policy: RetrainingPolicy, years: int, jobs: int) -> dict | None:
     """The summary of many years, of an earlier call or of this one; None if only known ones are reported, and it is not."""
     known = json.loads(CACHE.read_text()) if CACHE.exists() else {}
-    key = f"{name} {years} {world} {policy} {rules}"
+    key = f"{name} {years} {world} {policy}"
     if key not in known and ONLY_KNOWN:
         return None
     if key not in known:
         with ProcessPoolExecutor(jobs) as pool:
-            made = list(pool.map(partial(simulate_circle, world, policy, rules=rules), range(years), chunksize=5))
+            made = list(pool.map(partial(simulate_retraining, world, policy), range(years), chunksize=5))
         known[key] = summarise_years(world, made)
         CACHE.parent.mkdir(exist_ok=True)
         CACHE.write_text(json.dumps(known, indent=1))
@@ -82,7 +81,7 @@ def in_words(values: Sequence[float], unit: str = "") -> str:
 
 def write_section(heading: str, text: str) -> None:
     """Replace a section of the results, or add it."""
-    before = RESULTS.read_text() if RESULTS.exists() else "# The circle\n"
+    before = RESULTS.read_text() if RESULTS.exists() else "# Retraining\n"
     start = before.find(f"\n## {heading}\n")
     start = len(before) if start < 0 else start
     end = before.find("\n## ", start + 1)
@@ -106,11 +105,11 @@ def table_with_change(years: int, fewer: int, jobs: int) -> str:
     """Worlds with a change on day 120: how soon, on which rows, and how much is won back."""
     rows = []
     for change, world in CHANGES.items():
-        for rule, (policy, rules) in RULES.items():
-            if rule in ("all", "since alarm") and change != MAIN_CHANGES[0]:
+        for rule, policy in POLICIES.items():
+            if rule in ("all", "since alarm") and change != MAIN_CHANGES[0] or "every" in rule and change != SMALL:
                 continue
             count = years if rule == "auto" and change in MAIN_CHANGES else fewer
-            if (found := simulated(f"{change}, {rule}", world, policy, count, jobs, rules)) is None:
+            if (found := simulated(f"{change}, {rule}", world, policy, count, jobs)) is None:
                 continue
             figures = [in_words(found[each]) for each in ("alarm_delay", "since_error", "champion_delay", "champion_rows")]
             shares = [f"{found[each]:.2f}" for each in ("early", "better", "false_promotion")]
