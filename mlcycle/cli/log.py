@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from .base import app, console, errors, exit_on_error, make_table
-from ..errors import ParameterError, suggest_name
+from ..errors import ParameterError, shorten_warnings, suggest_name
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -184,6 +184,7 @@ def export(
         from mlcycle.stores.event_export import export_log, recorded_columns, recorded_versions
         from mlcycle.stores.event_log import open_event_log
 
+        shorten_warnings()
         workspace, now = Workspace.from_project(project), datetime.now(UTC).replace(tzinfo=None)
         span = {name: read_time(text, f"--{name}", now) for name, text in (("since", since), ("until", until)) if text}
         check_export(file, span.get("since"), span.get("until"))
@@ -206,7 +207,8 @@ def prune(
 ):
     """Delete old predictions with their actual values.
 
-    Actual values of predictions that are kept are never deleted.
+    Also rows that ended retrainings have saved, and old rows of labelling queues. Actual values of predictions that are kept
+    are never deleted.
     """
     with exit_on_error():
         from tqdm import tqdm
@@ -214,6 +216,8 @@ def prune(
         from mlcycle.core.durations import read_duration
         from mlcycle.core.settings import read_settings, section_with_defaults
         from mlcycle.core.workspace import Workspace
+        from mlcycle.lifecycle.labelling_queue import prune_labelling_queues
+        from mlcycle.lifecycle.saved_rows import prune_saved_rows
         from mlcycle.stores.event_export import prune_log
         from mlcycle.stores.event_log import open_event_log
 
@@ -225,9 +229,12 @@ def prune(
             export_old(workspace, before, export_to)
         with tqdm(desc="Deleting", unit=" rows", unit_scale=True, disable=None, leave=False) as bar:
             deleted = prune_log(engine, before, bar.update)
-        console.print(f"Deleted: {deleted['predictions']:,} predictions, {deleted['actuals']:,} actual values and "
-                      f"{deleted['request_errors']:,} request errors before {before:%Y-%m-%d %H:%M} UTC.", highlight=False,
-                      soft_wrap=True)
+        queued, (removed, kept) = prune_labelling_queues(workspace, before), prune_saved_rows(workspace, before)
+        lines = [f"Deleted: {deleted['predictions']:,} predictions, {deleted['actuals']:,} actual values and "
+                 f"{deleted['request_errors']:,} request errors before {before:%Y-%m-%d %H:%M} UTC.",
+                 *([f"Deleted: {queued:,} rows of labelling queues."] if queued else []),
+                 *([f"Deleted: the rows that ended retrainings had saved: {', '.join(removed)}."] if removed else [])]
+        console.print(*lines, *kept, sep="\n", markup=False, highlight=False, soft_wrap=True)
 
 # %% ../../nbs/cli/log.ipynb #855eab9b
 def export_old(
@@ -239,6 +246,7 @@ def export_old(
     from mlcycle.stores.event_export import export_log, recorded_columns, recorded_versions
     from mlcycle.stores.event_log import open_event_log
 
+    shorten_warnings()
     engine = open_event_log(workspace.events_url)
     found = recorded_versions(engine)
     if found.model.isna().any() and (found[found.model.isna()]["first"] < before).any():

@@ -6,7 +6,6 @@
 __all__ = ['ROWS', 'retrain', 'retrain_or_cancel', 'print_retraining', 'print_retrainings']
 
 # %% ../../nbs/cli/retrain.ipynb #ed3567fb
-from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -42,8 +41,8 @@ def retrain(
     with exit_on_error("Interrupted. It is continued by the same command."):
         workspace = Workspace.from_project(project)
         model = model or only_model(workspace)
-        if sum((approve, cancel, status)) > 1:
-            raise ParameterError("--approve, --cancel and --status do not go together.")
+        if sum((approve, cancel, status, bool(rows))) > 1:
+            raise ParameterError("--approve, --cancel, --status and --rows do not go together.")
         if as_json and not status:
             raise ParameterError("--json goes with --status.")
         if status:
@@ -75,11 +74,11 @@ def retrain_or_cancel(
     policy, bars = read_retraining_policy(workspace.project), StageProgress(quiet)
     if rows and rows not in get_args(RowsSetting):
         raise ParameterError(f"--rows cannot be '{rows}'.", f"Expected: {', '.join(get_args(RowsSetting))}.")
-    work = RetrainingWork(workspace, replace(policy, rows=rows or policy.rows), bars)
+    work = RetrainingWork(workspace, policy, bars)
     if cancel:
         return cancel_retraining(work, model, reason)
     with bars.progress:
-        return retrain_by_hand(work, model, reason=reason, approve=approve)
+        return retrain_by_hand(work, model, reason=reason, approve=approve, rows=rows)
 
 # %% ../../nbs/cli/retrain.ipynb #940aa1a6
 def print_retraining(

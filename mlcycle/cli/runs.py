@@ -110,15 +110,18 @@ def clean(
 ):
     """Remove old runs.
 
-    Their pages, studies and cache entries are removed too, unless another run needs them.
+    Their pages, studies, cache entries and saved rows of retrainings are removed too, unless another run needs them.
     """
-    from mlcycle.lifecycle.housekeeping import delete_old_runs
     from mlcycle.core.workspace import Workspace
+    from mlcycle.lifecycle.housekeeping import delete_old_runs
+    from mlcycle.lifecycle.saved_rows import remove_unused_rows
 
     with exit_on_error():
-        deleted = delete_old_runs(Workspace.from_project(project), keep, dry_run)
-        word = "would be removed" if dry_run else "removed"
+        workspace = Workspace.from_project(project)
+        deleted, word = delete_old_runs(workspace, keep, dry_run), "would be removed" if dry_run else "removed"
         console.print(f"{len(deleted)} runs {word}.", *deleted, sep="\n  ", highlight=False)
+        if rows := remove_unused_rows(workspace, deleted, dry_run):
+            console.print(f"Saved rows of {len(rows)} ended retrainings {word}.", *rows, sep="\n  ", highlight=False)
 
 # %% ../../nbs/cli/runs.ipynb #8261c9f4
 LABEL_WIDTH, COLUMN_WIDTH = 16, 10 # Characters; a terminal of 80 fits five runs

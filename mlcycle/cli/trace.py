@@ -86,7 +86,8 @@ def draw_prediction_trace(
     made, origin = facts["prediction"], facts["origin"]
     tree = Tree(escape(prediction_in_words(made)))
     for each in facts["actual_values"] or [{}]:
-        tree.add(escape(f"actual value {each['actual']}, received {each['when']}") if each else "no actual value yet")
+        value = "that is damaged" if each and each["actual"] is None else each.get("actual")
+        tree.add(escape(f"actual value {value}, received {each['when']}") if each else "no actual value yet")
     if facts["others"]:
         more = tree.add(f"{len(facts['others']):,} other prediction{'s' * (len(facts['others']) > 1)} of this id")
         for each in facts["others"][:SHOWN_PREDICTIONS]:

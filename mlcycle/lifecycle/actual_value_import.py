@@ -25,7 +25,7 @@ from ..service.actuals import MAX_ROW_ID_LENGTH, class_spellings, read_class
 from ..service.input_values import UnreadableValueError, show_value
 from ..service.personal_columns import PersonalColumns
 from ..service.service_settings import ServiceSettings
-from ..stores.event_log import decode_json
+from ..stores.event_log import decode_readable
 from ..stores.events import add_events, define_event_tables, find_unknown_row_ids
 
 if TYPE_CHECKING: # Imported late: it takes long
@@ -142,8 +142,9 @@ def recorded_actuals(
     query = sa.select(table.row_id, sa.cast(table.actual, sa.Text)).where(table.model == model, table.row_id.in_([*row_ids]))
     with engine.connect() as connection:
         rows = connection.execute(query.order_by(table.received, table.number)).all()
-    for row_id, value in zip([row[0] for row in rows], decode_json([str(row[1]) for row in rows]), strict=True):
-        found.setdefault(row_id, []).append(value)
+    for row_id, value in zip([row[0] for row in rows], decode_readable([str(row[1]) for row in rows]), strict=True):
+        if value is not None: # Else it is damaged, and counts as not known
+            found.setdefault(row_id, []).append(value)
     return found
 
 # %% ../../nbs/lifecycle/actual_value_import.ipynb #9b0afcb1

@@ -28,8 +28,8 @@ from .serving import served_names, target_of_model, traffic_file
 from ..monitoring.canary import CanaryDecision, canary_requests, compared_events, judge_canary
 from ..service.bundle import read_description
 from ..service.traffic import TrafficPlan, read_traffic_plan, write_traffic_plan
-from ..stores.event_log import (FeatureReader, Page, make_block, open_event_log, read_actual_values, read_pages,
-                                      read_requests, select_predictions)
+from ..stores.event_log import (FeatureReader, Page, intact_rows, make_block, open_event_log, read_actual_values,
+                                      read_pages, read_requests, select_predictions)
 from ..stores.models.audit_log import append_audit_entry
 
 # %% ../../nbs/lifecycle/canary_deployments.ipynb #a0293349
@@ -281,7 +281,8 @@ def read_canary_log(
     def actual_values(page: Page) -> pd.DataFrame:
         return read_actual_values(engine, model, page["received"][0], page["received"][-1])
 
+    pages = ((intact_rows(page), actuals) for page, actuals in read_pages(engine, query, PAGE_ROWS, actual_values))
     blocks = [make_block(page, actuals, reader, now).events.assign(event_id=pd.Series(page["event_id"], dtype=object))[wanted]
-              for page, actuals in read_pages(engine, query, PAGE_ROWS, actual_values)]
+              for page, actuals in pages]
     return pd.concat(blocks, ignore_index=True) if blocks else pd.DataFrame({
         name: pd.Series(dtype={"when": "datetime64[us]", "latency_ms": float}.get(name, object)) for name in wanted})

@@ -36,6 +36,7 @@ class LabelledRows:
     n_conflicts: int = 0 # Rows that got several different actual values, of which the last one counts
     n_unusable: int = 0 # Rows whose actual value is no class of the target, or no number
     n_without_features: int = 0 # Rows that were recorded without features
+    n_damaged: int = 0 # Rows that could not be read, or whose actual value could not
     unrecorded: list[str] = field(default_factory=list) # Columns of the release that no row has, such as hashed ones
 
 # %% ../../nbs/lifecycle/labelled_rows.ipynb #96677f92
@@ -94,10 +95,11 @@ def read_labelled_rows(
     until: datetime | None = None, # Later predictions and actual values are left out, UTC
 ) -> LabelledRows:
     "Read all rows of a model whose actual values are known."
-    without, events, parts = 0, [], []
+    without, damaged, events, parts = 0, 0, [], []
     for block in read_log(engine, bundle.model.name, bundle.columns, since=since, until=until):
         kept = _labelled_places(block, until)
         without += int((block.events.actual.notna() & ~block.features.notna().any(axis=1)).sum())
+        damaged += block.damaged
         events.append(block.events.iloc[kept])
         parts.append(block.features.drop(columns=[*block.missing_columns], errors="ignore").iloc[kept])
     if not sum(map(len, events)):
@@ -113,7 +115,8 @@ def read_labelled_rows(
     when = pd.Series(found.when[usable].to_numpy(), frame.index)
     recorded = [name for name in bundle.columns if name in frame]
     return LabelledRows(frame, when, recorded, int(repeated.sum()), int((found.n_actuals > 1)[usable].sum()),
-                        int((bad & ~repeated).sum()), without, [name for name in bundle.columns if name not in frame])
+                        int((bad & ~repeated).sum()), without, damaged,
+                        [name for name in bundle.columns if name not in frame])
 
 # %% ../../nbs/lifecycle/labelled_rows.ipynb #b1328606
 def _labelled_places(block: LogBlock, until: datetime | None) -> np.ndarray:

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['QUEUE_SHARES', 'OUTLIER_LEVEL', 'LabellingQueue', 'uncertainty_margins', 'rank_rows', 'choose_rows_to_label',
-           'find_rows_to_label', 'queue_line', 'labelled_row_ids', 'update_queue_file', 'write_labelling_queue']
+           'find_rows_to_label', 'queue_line', 'labelled_row_ids', 'update_queue_file', 'write_labelling_queue',
+           'prune_labelling_queues']
 
 # %% ../../nbs/lifecycle/labelling_queue.ipynb #d748b084
 import hashlib
@@ -179,3 +180,25 @@ def write_labelling_queue(
     with workspace.lock(f"labelling/{name}"):
         path = workspace.root / "labelling" / f"{name}.jsonl"
         return update_queue_file(path, open_event_log(workspace.events_url), bundle, max_rows, since, seed)
+
+# %% ../../nbs/lifecycle/labelling_queue.ipynb #c75641be
+def prune_labelling_queues(
+    workspace: Workspace, # Has the queues
+    before: datetime, # UTC
+) -> int: # Removed rows
+    "Remove rows from all queues that were predicted before a time."
+    def is_old(line: str) -> bool:
+        try:
+            return datetime.fromisoformat(from_json(line)["when"]) < before
+        except (ValueError, KeyError, TypeError): # Edited by a person: the line stays
+            return False
+
+    removed = 0
+    for path in sorted((workspace.root / "labelling").glob("*.jsonl")):
+        with workspace.lock(f"labelling/{path.stem}"):
+            lines = path.read_text().splitlines()
+            kept = [line for line in lines if not is_old(line)]
+            if len(kept) < len(lines):
+                write_text(path, "".join(f"{line}\n" for line in kept))
+            removed += len(lines) - len(kept)
+    return removed

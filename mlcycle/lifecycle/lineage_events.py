@@ -4,13 +4,16 @@
 
 # %% auto #0
 __all__ = ['LINEAGE_FILE', 'job_namespace', 'source_dataset', 'table_dataset', 'file_dataset', 'model_dataset', 'StageDatasets',
-           'stage_datasets', 'StageEvents', 'post_event', 'read_lineage_events', 'dataset_key', 'way_back_from_events']
+           'stage_datasets', 'append_event', 'StageEvents', 'post_event', 'read_run_events', 'read_lineage_events',
+           'dataset_key', 'way_back_from_events']
 
 # %% ../../nbs/lifecycle/lineage_events.ipynb #f47cbfe6
 import json
 import os
+import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 from uuid import NAMESPACE_URL, uuid4, uuid5
@@ -167,6 +170,18 @@ def _read_sources(found: StageDatasets) -> list[dict[str, Any]]:
     problem = found.run.problem
     return [source_dataset(mask_secrets(problem.source), problem.source_sha256, rows=problem.rows, query=problem.query)]
 
+# %% ../../nbs/lifecycle/lineage_events.ipynb #3609fb37
+def append_event(
+    path: Path, # JSON Lines; need not exist
+    event: dict[str, Any], # To be written
+) -> None:
+    "Append an event as a line, and end a line before it that was cut off."
+    with path.open("ab+") as file:
+        if file.tell():
+            file.seek(-1, os.SEEK_END)
+        begin = b"" if file.read() in (b"", b"\n") else b"\n"
+        file.write(begin + json.dumps(event).encode() + b"\n")
+
 # %% ../../nbs/lifecycle/lineage_events.ipynb #0e62fee4
 class StageEvents:
     "Emits the events of one execution of a stage."
@@ -195,8 +210,7 @@ class StageEvents:
                                outputs=datasets.outputs, job_facets=self.job_facets,
                                run_facets=self.run_facets | failed)
         try:
-            with (self.run.folder / LINEAGE_FILE).open("a") as file:
-                file.write(json.dumps(event) + "\n")
+            append_event(self.run.folder / LINEAGE_FILE, event)
         except OSError as failure: # Such as a full disk, which ends the run with an error of its own
             self.callback.on_notice(f"The lineage event of {self.stage} was not written: {failure.strerror}.")
         if note := post_event(self.run, event):
@@ -227,13 +241,34 @@ def post_event(
         return note
     return ""
 
+# %% ../../nbs/lifecycle/lineage_events.ipynb #99250d2e
+def read_run_events(
+    run: Run, # In any state
+    notes: list[str], # Receives a sentence on each line that cannot be read
+) -> list[dict[str, Any]]: # In the order in which they were written
+    "Read the events of a run, without lines that were cut off or damaged."
+    path, events = run.folder / LINEAGE_FILE, []
+    for number, line in enumerate(path.read_bytes().split(b"\n") if path.is_file() else (), 1):
+        try:
+            event = json.loads(line) if line else {}
+        except ValueError: # No JSON, or no UTF-8
+            event = None
+        if isinstance(event, dict) and "eventType" in event:
+            events.append(event)
+        elif line:
+            notes.append(f"Line {number} of {path} is no lineage event and is left out: it was cut off or damaged.")
+    return events
+
 # %% ../../nbs/lifecycle/lineage_events.ipynb #36408b31
 def read_lineage_events(
     workspace: Workspace, # Has the runs
 ) -> list[dict[str, Any]]: # Oldest run first
-    "Read the events of all runs."
-    files = [run.folder / LINEAGE_FILE for run in reversed(list_runs(workspace))]
-    return [json.loads(line) for file in files if file.is_file() for line in file.read_text().splitlines()]
+    "Read the events of all runs; a line that cannot be read is left out, with a warning."
+    notes: list[str] = []
+    events = [event for run in reversed(list_runs(workspace)) for event in read_run_events(run, notes)]
+    for note in notes:
+        warnings.warn(note, stacklevel=2)
+    return events
 
 # %% ../../nbs/lifecycle/lineage_events.ipynb #f619c36d
 def dataset_key(

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['MergedSource', 'describe_model_of_run', 'check_labelled_rows', 'gather_rows', 'order_in_time', 'merged_file',
-           'without_zone', 'check_number_of_rows', 'check_classes', 'split_rows_in_time', 'compare_with_older_rows',
-           'write_merged_source']
+           'without_zone', 'check_number_of_rows', 'check_classes', 'split_rows_in_time', 'oldest_logged_row',
+           'compare_with_older_rows', 'write_merged_source']
 
 # %% ../../nbs/lifecycle/merged_rows.ipynb #d6bf5a92
 import re
@@ -27,8 +27,9 @@ from .actual_value_import import log_protection
 from .labelled_rows import LabelledRows, read_labelled_rows
 from .merged_parameters import merged_parameters
 from .row_comparison import RowComparison, choose_rows, compare_training_rows
-from .row_merging import (LOGGED_ROW_ID, MIN_NEW_ROWS, RowParts, find_known_row_ids, give_logged_rows_a_time,
-                                           mark_holdout, put_rows_together, read_earlier_rows, stack_rows)
+from .row_merging import (EARLIER_ROW_ID, LOGGED_ROW_ID, MIN_NEW_ROWS, RowParts, find_known_row_ids,
+                                           give_logged_rows_a_time, mark_holdout, put_rows_together, read_earlier_rows,
+                                           stack_rows)
 from .serving import find_release_folder
 from ..outcomes import Problem
 from ..service.bundle import read_description
@@ -49,6 +50,7 @@ class MergedSource:
     rows: Literal["since alarm", "all"] # Which rows were taken
     parameters: dict[str, Any] = field(default_factory=dict) # By `stage.name`; they override those of the champion's run
     notes: list[str] = field(default_factory=list) # What was decided about rows, columns and contract, in sentences
+    first_row: datetime | None = None # Time of the oldest row of the prediction log in the file, UTC; None: not known
 
 # %% ../../nbs/lifecycle/merged_rows.ipynb #035d12f7
 def describe_model_of_run(
@@ -76,7 +78,8 @@ def check_labelled_rows(
     lines = {"later predictions of the same row id are left out": labelled.n_repeated,
              "rows got several different actual values, of which the last one counts": labelled.n_conflicts,
              "rows are left out: their actual value is no class of the target, or no number": labelled.n_unusable,
-             "rows are left out: they were recorded without features": labelled.n_without_features}
+             "rows are left out: they were recorded without features": labelled.n_without_features,
+             "rows could not be read, or their actual values: they are damaged in the log": labelled.n_damaged}
     return [f"{count:,} {text}." for text, count in lines.items() if count]
 
 # %% ../../nbs/lifecycle/merged_rows.ipynb #216f75c7
@@ -96,7 +99,7 @@ def gather_rows(
     known = find_known_row_ids(frame, earlier, labelled.features, log_protection(run.workspace).row_id)
     kept = ~frame.index.isin(list(known))
     own = earlier[find_added_column(LOGGED_ROW_ID, earlier) or LOGGED_ROW_ID]
-    if known and not own.str.fullmatch(r"(train|holdout|future)@\d+ \d+").any():
+    if known and not own.str.fullmatch(EARLIER_ROW_ID).any():
         kept &= (labelled.when >= labelled.when[list(known)].min()).to_numpy()
     return RowParts(frame[kept], labelled.when[kept], earlier, problem)
 
@@ -166,6 +169,17 @@ def split_rows_in_time(
     check_classes(frame[frame[split] == "train"], parts.problem)
     return frame, split, len(held)
 
+# %% ../../nbs/lifecycle/merged_rows.ipynb #ada6f298
+def oldest_logged_row(
+    row_ids: pd.Series, # Of the merged rows
+    parts: RowParts, # From which they were put together
+) -> datetime | None: # UTC; None: not known, since rows of an earlier retraining are among them
+    "The time of the oldest row of the prediction log."
+    logged = row_ids.isin(parts.logged.index)
+    if not row_ids[~logged].str.fullmatch(EARLIER_ROW_ID).all():
+        return None
+    return parts.when[row_ids[logged]].min().to_pydatetime()
+
 # %% ../../nbs/lifecycle/merged_rows.ipynb #bfa75da5
 def compare_with_older_rows(
     labelled: LabelledRows, # Of the log
@@ -219,4 +233,4 @@ def write_merged_source(
     parameters, more = merged_parameters(run, frame, path, split, excluded)
     n_logged = int(frame[row_id].isin(parts.logged.index).sum())
     return MergedSource(path, hash_file(path), len(frame) - n_logged, n_logged, len(recent), n_holdout, taken, parameters,
-                        [why, *notes, *more])
+                        [why, *notes, *more], oldest_logged_row(frame[row_id], parts))

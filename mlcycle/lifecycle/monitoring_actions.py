@@ -11,6 +11,7 @@ __all__ = ['RetrainingBusyError', 'only_process', 'champion_trained_at', 'roll_b
 import json
 from collections.abc import Generator
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import UTC, datetime
 
 from filelock import Timeout
@@ -148,12 +149,18 @@ def last_alarm(
     workspace: Workspace, # Has the outcome of the last pass
     model: str, # Registered model
     version: int, # Champion
+    notes: list[str], # Receives why the outcome of the last pass cannot be read
 ) -> tuple[datetime | None, str]: # Start of the alarm about the score, UTC, and stage to go back to; None without one
     "The alarm about a version in the last pass."
     path = health_file(workspace, model, version)
     if not path.is_file():
         return None, ""
-    health = Health.model_validate({name: value for name, value in json.loads(path.read_text()).items() if name != "time"})
+    try:
+        content = json.loads(path.read_text())
+        health = Health.model_validate({name: value for name, value in content.items() if name != "time"})
+    except (ValueError, AttributeError) as error: # Cut off, damaged, or of another version of mlcycle
+        notes.append(f"The outcome of the last pass, {path}, cannot be read ({str(error).splitlines()[0]}): no alarm is known.")
+        return None, ""
     return alarm_start(health), health.back_to_stage
 
 # %% ../../nbs/lifecycle/monitoring_actions.ipynb #ab9a16a2
@@ -163,6 +170,7 @@ def retrain_by_hand(
     *,
     reason: str = "", # Of a new retraining, for the audit log
     approve: bool = False, # Approve one that waits for it
+    rows: str = "", # Rows of a new retraining; empty: by the policy
 ) -> RetrainingRecord: # As far as it has come
     "Start or continue the retraining of a model; raises ParameterError if it waits for an approval, or none does."
     with only_process(work.workspace, model):
@@ -172,9 +180,14 @@ def retrain_by_hand(
                 raise ParameterError(f"No retraining of {model} waits for approval.",
                                      remedy=f"Start one: mlcycle retrain {model}")
             version, _ = champion_trained_at(work.workspace, model)
-            since, stage = last_alarm(work.workspace, model, version)
+            notes: list[str] = []
+            since, stage = last_alarm(work.workspace, model, version, notes)
             given = RetrainingReason("person", reason or "A person has started it.", since, stage)
-            record = start_retraining(work.workspace, model, version, given, work.policy)
+            policy = replace(work.policy, rows=rows or work.policy.rows)
+            record = start_retraining(work.workspace, model, version, given, policy, notes)
+        elif rows:
+            raise ParameterError(f"The retraining {record.id} of {model} is open; --rows is for a new one.",
+                                 remedy=f"Continue it: mlcycle retrain {model}, or give it up: --cancel")
         if record.state == "waiting":
             if not approve:
                 raise ParameterError(f"The retraining {record.id} of {model} waits for approval: {record.reason}",

@@ -76,7 +76,8 @@ def collect_rows(
     counts = {"source": merged.n_source, "logged": merged.n_logged, "since alarm": merged.n_since, "holdout": merged.n_holdout}
     return move_retraining(workspace, record, "training", file=merged.path.relative_to(workspace.root).as_posix(),
                            file_sha256=merged.sha256, parameters=merged.parameters, row_counts=counts,
-                           notes=[f"Rows: {merged.rows}.", *merged.notes])
+                           first_row=merged.first_row.isoformat() if merged.first_row else "",
+                           notes=[*record.notes, f"Rows: {merged.rows}.", *merged.notes])
 
 # %% ../../nbs/lifecycle/retraining.ipynb #2da865a3
 def retraining_plan(
@@ -101,10 +102,11 @@ def train_challenger(
     work: RetrainingWork, # Workspace and callback
     record: RetrainingRecord, # In the state `training`
 ) -> RetrainingRecord:
-    "Run the stages up to the release; a run that was killed is resumed. ArtifactError if its rows were altered."
-    if hash_file(path := work.workspace.root / record.file) != record.file_sha256:
-        raise ArtifactError(f"The rows of the retraining, {path}, were altered.", "They must be those that were recorded.",
-                            f"Retrain again: mlcycle retrain {record.model}")
+    "Run the stages up to the release; a run that was killed is resumed. ArtifactError if its rows were altered or removed."
+    path = work.workspace.root / record.file
+    if not path.is_file() or hash_file(path) != record.file_sha256:
+        raise ArtifactError(f"The rows of the retraining, {path}, were {'altered' if path.is_file() else 'removed'}.",
+                            "They must be those that were recorded.", f"Retrain again: mlcycle retrain {record.model}")
     plan = retraining_plan(work.workspace, record)
     run = run_plan(plan, StageChoice(until="deployment"), work.callback, retraining=record.id)
     return move_retraining(work.workspace, record, "comparing", run=run.id, challenger=run.candidate.model.version,

@@ -50,9 +50,10 @@ class RetrainingFields(Record):
     times: dict[str, str] = {} # When each state began, UTC
     file: str = "" # Rows for the run, relative to the workspace
     file_sha256: str = ""
+    first_row: str = "" # Time of its oldest row of the prediction log, UTC; empty: not known
     parameters: dict[str, Any] = {} # Of the run, beside those of the champion's run
     row_counts: dict[str, int] = {} # `source`, `logged`, `since alarm`, `holdout`
-    notes: list[str] = [] # About the rows
+    notes: list[str] = [] # About the rows, the alarm and the approval
     run: str = "" # Id of the run
     challenger: int | None = None # Version that the run has registered
     compared_with: int | None = None # Champion with which it was compared
@@ -198,6 +199,7 @@ def start_retraining(
     champion: int, # Its version that is champion
     reason: RetrainingReason, # Why it is trained again
     policy: RetrainingPolicy, # Has the rows
+    notes: Iterable[str] = (), # What a person should know about it
 ) -> RetrainingRecord:
     "Begin a retraining; the caller holds its lock, and no other one is open."
     began = utc_text()
@@ -205,5 +207,5 @@ def start_retraining(
     record = RetrainingRecord(
         id=number, model=model, champion=champion, trigger=reason.trigger, reason=reason.text, user=user_name(),
         since=reason.since.isoformat() if reason.since else "", back_to_stage=reason.back_to_stage, rows=policy.rows,
-        times={"waiting" if reason.needs_approval else "rows": began})
+        notes=[*notes], times={"waiting" if reason.needs_approval else "rows": began})
     return move_retraining(workspace, record, "waiting" if reason.needs_approval else "rows")

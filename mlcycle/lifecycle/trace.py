@@ -24,7 +24,7 @@ from ..core.settings import read_settings, section_with_defaults
 from ..core.workspace import Workspace
 from ..errors import ArtifactError, MlcycleError
 from .actual_value_import import log_protection
-from .lineage_events import LINEAGE_FILE
+from .lineage_events import read_run_events
 from .serving import find_release_folder
 from .similar_rows import find_similar_rows
 from ..ml.predictions import predict
@@ -104,13 +104,11 @@ def compare_cells(
 # %% ../../nbs/lifecycle/trace.ipynb #88c089ef
 def describe_stages(
     run: Run, # In any state
+    notes: list[str], # Receives which lineage events cannot be read
 ) -> list[dict[str, Any]]: # JSON types; one for each stage with an outcome, in order
     "The notebook, the code, the parameters and the decision of each stage of a run."
-    file, events = run.folder / LINEAGE_FILE, {}
-    for line in file.read_text().splitlines() if file.is_file() else []:
-        event = json.loads(line)
-        if event["eventType"] == "COMPLETE":
-            events[event["job"]["name"]] = event
+    done = [event for event in read_run_events(run, notes) if event["eventType"] == "COMPLETE"]
+    events = {event["job"]["name"]: event for event in done}
     return [_describe_stage(run, stage, facts, events.get(stage)) for stage, facts in run.info["stages"].items()]
 
 # %% ../../nbs/lifecycle/trace.ipynb #14f8059b
@@ -224,12 +222,16 @@ def trace_prediction(
         facts["notes"].append("The log has no version of this prediction, which an earlier version of mlcycle recorded.")
         return facts
     add_origin(facts, workspace)
-    add_reasons(facts, workspace, event, count)
+    if event["damaged"]:
+        facts["notes"].append(f"The log has damaged values of this prediction ({', '.join(event['damaged'])}): it cannot be "
+                              "computed again, nor compared with training rows.")
+    else:
+        add_reasons(facts, workspace, event, count)
     return facts
 
 # %% ../../nbs/lifecycle/trace.ipynb #8fc2f8a5
 def _actual_values(engine: "sa.Engine", event: dict[str, Any]) -> list[dict[str, Any]]:
-    "Actual values of a prediction as JSON types."
+    "Actual values of a prediction as JSON types; None for one that is damaged."
     return [{"actual": each["actual"], "when": _iso(each["received"])}
             for each in find_actual_values(engine, event["row_id"], event["model"])]
 
@@ -251,7 +253,7 @@ def add_origin(
     if run is None:
         facts["notes"].append(f"The run {facts['origin']['run'] or '?'} is not in this workspace: its notebooks are not known.")
         return
-    facts["stages"] = describe_stages(run)
+    facts["stages"] = describe_stages(run, facts["notes"])
 
 # %% ../../nbs/lifecycle/trace.ipynb #e5a7d577
 def add_reasons(

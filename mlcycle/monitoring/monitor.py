@@ -98,7 +98,7 @@ class VersionFilter:
         references: References, # Of its release; the loss model of a regression estimates the loss of its rows
     ):
         self.version, self.references, self.parts = version, references, []
-        self.n_skewed = self.n_without_features = self.n_contradictory = 0
+        self.n_skewed = self.n_without_features = self.n_damaged = self.n_contradictory = 0
 
     def watch(self, blocks: Iterable[LogBlock]) -> Iterator[LogBlock]:
         "The rows of the version, block by block."
@@ -119,6 +119,7 @@ class VersionFilter:
         self.parts.append(part)
         self.n_skewed += block.skewed
         self.n_without_features += block.without_features
+        self.n_damaged += block.damaged
         self.n_contradictory += int((block.events["n_actuals"] > 1).sum())
 
     def rows(self) -> pd.DataFrame:
@@ -196,6 +197,8 @@ def log_notes(
         notes.append(f"{narrow.n_skewed:,} rows have a time in the future or before that of an earlier row: a clock is wrong.")
     if narrow.n_without_features:
         notes.append(f"{narrow.n_without_features:,} rows were recorded without features, and are not tested for drift.")
+    if narrow.n_damaged:
+        notes.append(f"{narrow.n_damaged:,} rows could not be read, or their actual values: they are damaged in the log.")
     if names := ", ".join(sorted(unrecorded)):
         notes.append(f"By its settings, the log does not have the values of {names}; they are not tested.")
     return notes

@@ -19,7 +19,7 @@ from .outlier_model import OutlierModel, read_outlier_model
 from .reference_days import ReferenceDays, decode_days
 from .reference_profile import PROFILE_FORMAT, decode_reference_rows, known_categories
 from .reference_scores import ReferenceScores, read_reference_scores
-from .reference_seasons import SEASONS, SeasonalReference, seasons_from_json
+from .reference_seasons import SeasonalReference, check_season, seasons_from_json
 from .release_description import Bundle
 
 # %% ../../nbs/service/monitoring_references.ipynb #496cb95d
@@ -46,8 +46,7 @@ def read_seasons(
     season: str, # `month`, `weekday` or `hour`
 ) -> SeasonalReference:
     "Read the profiles of the parts of a season; raises ParameterError if the release has none."
-    if season not in SEASONS:
-        raise ParameterError(f"The season is '{season}'.", f"One of {', '.join(SEASONS)} is expected.")
+    check_season(season)
     path = folder / "reference_seasons.json"
     if not path.is_file():
         raise ParameterError(f"The release {folder.name} has no distributions by season.",

@@ -7,6 +7,7 @@ __all__ = ['SAMPLED_ROWS', 'DELETED_ROWS', 'recorded_columns', 'infer_type', 'jo
            'export_block', 'export_log', 'delete_in_steps', 'prune_log', 'recorded_versions']
 
 # %% ../../nbs/stores/event_export.ipynb #9d9fcc6d
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from datetime import datetime
@@ -14,11 +15,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
-from pydantic_core import from_json
 
 from ..core.files import atomic_write
 from ..errors import InputError
-from .event_log import LogBlock, read_log
+from .event_log import LogBlock, decode_readable, read_log
 from .events import define_event_tables
 
 if TYPE_CHECKING: # Imported late: slow
@@ -44,7 +44,8 @@ def recorded_columns(
         for version in versions:
             own = sa.select(sa.cast(table.features, sa.Text)).where(table.model == model, table.model_version == version)
             ends = [own.order_by(order).limit(SAMPLED_ROWS) for order in (table.received, table.received.desc())]
-            rows = [from_json(str(row[0])) for end in ends for row in connection.execute(end)]
+            rows = decode_readable([str(row[0]) for end in ends for row in connection.execute(end)])
+            rows = [row for row in rows if isinstance(row, dict)] # A damaged one is left out
             known = described(str(version))
             for name in dict.fromkeys(name for row in rows for name in row):
                 dtype = known.get(name) or infer_type([row.get(name) for row in rows])
@@ -136,15 +137,17 @@ def export_log(
     until: datetime | None = None, # First time after the last one, UTC
     on_rows: Callable[[int], Any] = lambda rows: None, # Receives the number of rows of each block
 ) -> int: # Rows
-    "Write the predictions of a model with their actual values to a Parquet file, those of the shadow included."
+    "Write the predictions of a model, also of its shadow, with their actual values to a Parquet file; warns of damaged rows."
     import pyarrow.parquet as pq
 
-    schema, rows = export_schema(columns), 0
+    schema, rows, damaged = export_schema(columns), 0, 0
     with atomic_write(path) as draft, pq.ParquetWriter(draft, schema, compression="zstd") as writer:
         for block in read_log(engine, model, columns, since=since, until=until, shadow=None):
             writer.write_table(export_block(block, schema))
-            rows += len(block.events)
+            rows, damaged = rows + len(block.events), damaged + block.damaged
             on_rows(len(block.events))
+    if damaged:
+        warnings.warn(f"{damaged:,} rows of the log could not be read, or their actual values: they are damaged.", stacklevel=2)
     return rows
 
 # %% ../../nbs/stores/event_export.ipynb #c804d243

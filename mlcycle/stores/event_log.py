@@ -4,14 +4,14 @@
 
 # %% auto #0
 __all__ = ['SKEW_SECONDS', 'Page', 'has_event_log', 'open_event_log', 'LogBlock', 'FeatureReader', 'restore_type', 'read_mixed',
-           'find_absent_columns', 'select_predictions', 'read_pages', 'read_actual_values', 'decode_json',
-           'count_skewed', 'assign_model', 'read_log', 'make_block', 'read_requests']
+           'find_absent_columns', 'select_predictions', 'read_pages', 'read_actual_values', 'decode_json', 'is_json',
+           'decode_readable', 'count_skewed', 'assign_model', 'read_log', 'intact_rows', 'make_block', 'read_requests']
 
 # %% ../../nbs/stores/event_log.ipynb #d24fb82c
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -74,6 +74,7 @@ class LogBlock:
     bad_types: dict[str, int] = field(default_factory=dict) # Values of another type, by column
     skewed: int = 0 # Rows whose time is in the future, or before that of an earlier row of the same process
     without_features: int = 0 # Rows that were recorded without features
+    damaged: int = 0 # Rows that cannot be read and are left out, and rows whose actual value cannot be read
 
 # %% ../../nbs/stores/event_log.ipynb #9953218e
 def _arrow_type(dtype: str) -> "pa.DataType":
@@ -96,6 +97,8 @@ class FeatureReader:
         if not self.columns or not texts:
             return pd.DataFrame({name: pd.Series(dtype=object) for name in self.columns}, index=pd.RangeIndex(len(texts)))
         table = self._parse(texts)
+        if not isinstance(table, dict) and table.num_rows != len(texts):
+            raise ValueError("The features of a row are damaged.")
         rows = [from_json(text) for text in texts] if self.mixed else []
         made = {}
         for name, dtype in self.columns.items():
@@ -249,7 +252,7 @@ def read_actual_values(
     with engine.connect() as connection:
         rows = connection.execute(query.order_by(actuals.received, actuals.number)).all()
     ids, texts, when, _ = zip(*rows, strict=True) if rows else [()] * 4
-    found = pd.DataFrame({"row_id": pd.Series(ids, dtype="str"), "actual": pd.Series(decode_json(texts), dtype=object),
+    found = pd.DataFrame({"row_id": pd.Series(ids, dtype="str"), "actual": pd.Series(decode_readable(texts), dtype=object),
                           "actual_when": np.array(when, "datetime64[us]")})
     if not found.row_id.duplicated().any():
         return found.set_index("row_id")[["actual", "actual_when"]].assign(n_actuals=1)
@@ -260,10 +263,34 @@ def read_actual_values(
 
 # %% ../../nbs/stores/event_log.ipynb #cbcf98b8
 def decode_json(
-    texts: Iterable[str | None], # JSON values
+    texts: Sequence[str | None], # JSON values
 ) -> list: # None where there is none
-    "Read many JSON values at once."
-    return from_json(f"[{','.join('null' if text is None else text for text in texts)}]")
+    "Read many JSON values at once; raises ValueError if one is damaged."
+    values = from_json(f"[{','.join('null' if text is None else text for text in texts)}]")
+    if len(values) != len(texts): # Such as `1,2`
+        raise ValueError("A JSON value is damaged.")
+    return values
+
+# %% ../../nbs/stores/event_log.ipynb #6cb02dff
+def is_json(
+    text: str | None, # Of a cell
+) -> bool:
+    "Whether a cell is empty or has a JSON value."
+    try:
+        from_json("null" if text is None else text)
+    except ValueError:
+        return False
+    return True
+
+# %% ../../nbs/stores/event_log.ipynb #2c260850
+def decode_readable(
+    texts: Sequence[str | None], # JSON values
+) -> list: # None where there is none, or where it is damaged
+    "Read JSON values of which some may be damaged."
+    try:
+        return decode_json(texts)
+    except ValueError:
+        return decode_json([text if is_json(text) else None for text in texts])
 
 # %% ../../nbs/stores/event_log.ipynb #130acc76
 def count_skewed(
@@ -338,6 +365,16 @@ def read_log(
         if coming is not None:
             yield coming.result()
 
+# %% ../../nbs/stores/event_log.ipynb #0fbffc82
+def intact_rows(
+    page: Page, # Of `read_pages`
+) -> Page: # Perhaps without rows
+    "Leave out the rows of which a cell is no JSON, or whose features are no object."
+    texts = zip(*(page[name] for name in ("prediction", "score", "features") if name in page), strict=True)
+    intact = [place for place, cells in enumerate(texts)
+              if all(map(is_json, cells)) and (len(cells) < 3 or isinstance(from_json(cells[2]), dict))]
+    return {name: tuple(values[place] for place in intact) for name, values in page.items()}
+
 # %% ../../nbs/stores/event_log.ipynb #5c96cd0f
 def make_block(
     page: Page, # Of `read_pages`
@@ -345,7 +382,21 @@ def make_block(
     reader: FeatureReader, # Of the features
     now: datetime, # Present time, UTC
 ) -> LogBlock:
-    "A block of a page."
+    "A block of a page, without rows that are damaged."
+    mixed = set(reader.mixed)
+    try:
+        return _read_block(page, actuals, reader, now)
+    except (ValueError, AttributeError):
+        n_rows, kept = len(page["number"]), intact_rows(page)
+        if len(kept["number"]) == n_rows:
+            raise
+        reader.mixed = mixed
+        block = _read_block(kept, actuals, reader, now)
+        return replace(block, damaged=block.damaged + n_rows - len(kept["number"]))
+
+# %% ../../nbs/stores/event_log.ipynb #03fcbe39
+def _read_block(page: Page, actuals: pd.DataFrame, reader: FeatureReader, now: datetime) -> LogBlock:
+    "A block of a page; raises ValueError or AttributeError if a cell is damaged."
     texts, bad_types = page.get("features", ()), {}
     features = reader.read(texts, bad_types)
     found = actuals.reindex(page["row_id"])
@@ -358,7 +409,8 @@ def make_block(
         "n_actuals": found.n_actuals.fillna(0).to_numpy(int)})
     absent, hashed = find_absent_columns(features, texts)
     return LogBlock(events, features if texts else pd.DataFrame(index=events.index), absent, hashed, bad_types,
-                    count_skewed(page, now), sum(text == "{}" for text in texts))
+                    count_skewed(page, now), sum(text == "{}" for text in texts),
+                    int((found.actual_when.notna() & found.actual.isna()).sum()))
 
 # %% ../../nbs/stores/event_log.ipynb #b18400f5
 def _known_or_none(values: pd.Series) -> np.ndarray:

@@ -11,6 +11,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ParameterError, suggest_name
+from .event_log import decode_readable, is_json
 from .events import define_event_tables
 
 if TYPE_CHECKING: # Imported late: slow
@@ -20,50 +21,66 @@ if TYPE_CHECKING: # Imported late: slow
 MAX_FOUND = 1000 # Predictions of one id that are returned, the newest ones
 REQUEST_SECONDS = 600.0 # Longest time between predictions of one request: those of a shadow may come later
 
+# %% ../../nbs/stores/event_lookup.ipynb #315cc5c3
+def _recorded_models(connection: "sa.Connection", table: "sa.Table") -> list[str | None]:
+    "The models of a table, one after the other from its index; None for events of earlier versions of mlcycle."
+    import sqlalchemy as sa
+
+    found: list[str | None] = [None]
+    while (last := connection.scalar(sa.select(sa.func.min(table.c.model)).where(table.c.model > (found[-1] or "")))) is not None:
+        found.append(last)
+    return found
+
 # %% ../../nbs/stores/event_lookup.ipynb #e70ed893
 def find_predictions(
     engine: "sa.Engine", # Of the prediction log
     name: str, # Row id, or request id
     model: str = "", # Registered model; empty: all
-) -> list[dict[str, Any]]: # All columns of the table, oldest first; empty if there is no such id
+) -> list[dict[str, Any]]: # All columns of the table and `damaged`, names of columns, oldest first; empty if there is no such id
     "Find the predictions of a row, or else those of a request."
     import sqlalchemy as sa
 
     table = define_event_tables()["predictions"]
     own = [table.c.model == model] if model else []
     with engine.connect() as connection:
-        found = _newest(connection, table, [table.c.row_id == name, *own])
-        if found:
+        if found := _newest(connection, table, [table.c.row_id == name, *own]):
             return found
-        models = [model] if model else connection.scalars(sa.select(table.c.model).distinct()).all()
-        for each in models:
-            named = table.c.model == each if each is not None else table.c.model.is_(None)
-            last = sa.select(table.c.received).where(named, table.c.request_id == name).order_by(table.c.received.desc())
-            if (when := connection.scalar(last.limit(1))) is not None:
+        for each in [model] if model else _recorded_models(connection, table):
+            named = [table.c.model == each if each is not None else table.c.model.is_(None), table.c.request_id == name]
+            last = sa.select(table.c.received).where(*named).order_by(table.c.received.desc()).limit(1)
+            if (when := connection.scalar(last)) is not None:
                 near = table.c.received.between(when - timedelta(seconds=REQUEST_SECONDS), when)
-                return _newest(connection, table, [named, table.c.request_id == name, near])
+                return _newest(connection, table, [*named, near])
     return []
 
 # %% ../../nbs/stores/event_lookup.ipynb #e05ef77f
 def _newest(connection: "sa.Connection", table: "sa.Table", conditions: list) -> list[dict[str, Any]]:
-    "The newest rows of a table that meet conditions, oldest first."
-    query = table.select().where(*conditions).order_by(table.c.received.desc(), table.c.number.desc()).limit(MAX_FOUND)
-    return [row._asdict() for row in reversed(connection.execute(query).all())]
+    "The newest rows of a table that meet conditions, oldest first; a damaged value is None."
+    import sqlalchemy as sa
+
+    texts = [column.name for column in table.columns if isinstance(column.type, sa.JSON)]
+    columns = [sa.cast(column, sa.Text).label(column.name) if column.name in texts else column for column in table.columns]
+    query = sa.select(*columns).where(*conditions).order_by(table.c.received.desc(), table.c.number.desc()).limit(MAX_FOUND)
+    found = [row._asdict() for row in reversed(connection.execute(query).all())]
+    return [row | dict(zip(texts, decode_readable([row[name] for name in texts]), strict=True)) |
+            {"damaged": [name for name in texts if not is_json(row[name])]} for row in found]
 
 # %% ../../nbs/stores/event_lookup.ipynb #4458d7c4
 def find_actual_values(
     engine: "sa.Engine", # Of the prediction log
     row_id: str, # Of a prediction
     model: str | None, # That has predicted it; None: an event of an earlier version of mlcycle
-) -> list[dict[str, Any]]: # `actual` and `received`, oldest first; several if they were sent again
+) -> list[dict[str, Any]]: # `actual`, None if it is damaged, and `received`, oldest first; several if they were sent again
     "Find what was sent as the actual value of a row."
     import sqlalchemy as sa
 
     table = define_event_tables()["actuals"].c
     named = table.model == model if model is not None else table.model.is_(None)
-    query = sa.select(table.actual, table.received).where(table.row_id == row_id, named).order_by(table.received, table.number)
+    query = sa.select(sa.cast(table.actual, sa.Text), table.received).where(table.row_id == row_id, named)
     with engine.connect() as connection:
-        return [row._asdict() for row in connection.execute(query)]
+        rows = connection.execute(query.order_by(table.received, table.number)).all()
+    actuals = decode_readable([str(row[0]) for row in rows])
+    return [{"actual": actual, "received": row[1]} for row, actual in zip(rows, actuals, strict=True)]
 
 # %% ../../nbs/stores/event_lookup.ipynb #edf37f88
 RECENT_EVENTS = 2000 # Newest predictions whose ids are compared with an unknown one

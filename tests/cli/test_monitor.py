@@ -1,4 +1,4 @@
-"""`mlcycle monitor`: rows of a file, and options that cannot be right."""
+"""`mlcycle monitor` and `mlcycle retrain`: rows of a file, and options that cannot be right."""
 
 import json
 
@@ -6,6 +6,11 @@ import pandas as pd
 import pytest
 from commands import cli
 from conftest import wine
+from typer.testing import CliRunner
+
+from mlcycle.cli import monitor
+from mlcycle.cli.app import app
+from mlcycle.lifecycle import monitoring_actions
 
 
 @pytest.fixture(scope="module")
@@ -48,8 +53,61 @@ def test_the_table_of_the_command_shows_change_and_windows(project, rows):
         (["--window", "0h"], "no duration for --window"),
         (["--season", "moon", "--rows", "ROWS"], "The season is 'moon'"),
         (["--rows", "ROWS", "--time", "dya"], "no column 'dya'"),
+        (["--rows", "ROWS", "--since", "2d"], "--since and --until do not go with --rows"),
     ],
 )
 def test_options_that_cannot_be_right_are_named(project, rows, words, message):
     done = cli("monitor", "last", *[rows if word == "ROWS" else word for word in words], cwd=project)
     assert done.returncode != 0 and message in done.stderr + done.stdout
+
+
+@pytest.fixture
+def acted(tmp_path, monkeypatch):
+    "What was done in a project whose champion cannot be judged; to be filled."
+    (tmp_path / "settings.ini").write_text("")
+    monkeypatch.chdir(tmp_path)
+    done: list[str] = []
+    monkeypatch.setattr(monitor, "continue_open", lambda workspace, policy, what, stop: done.append(what))
+    for name in ("retrain_by_hand", "cancel_retraining"):
+        monkeypatch.setattr(monitoring_actions, name, lambda work, model, *more, **options: done.append(model))
+    return done
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("monitor late --window 1x", "'1x' is no duration for --window"),
+        ("monitor late --season moon", "The season is 'moon'"),
+        ("monitor late --time placed", "--time goes with --rows"),
+        ("monitor late --since soon", "'soon' is no duration for --since"),
+        ("monitor late --until 1y", "'1y' is no duration for --until"),
+        ("monitor late --every 1x", "'1x' is no duration for --every"),
+        ("monitor late --every 1h --window 1x", "'1x' is no duration for --window"),
+        ("monitor late --every 1h --since 1d", "--every does not go with --since"),
+        ("monitor late --every 1h --exit-code", "--exit-code does not go with --every"),
+        ("retrain late --rows some", "--rows cannot be 'some'"),
+        ("retrain late --rows all --approve", "--rows do not go together"),
+        ("retrain late --cancel --approve", "do not go together"),
+        ("retrain late --json", "--json goes with --status"),
+    ],
+)
+def test_an_option_that_cannot_be_right_is_refused_before_anything_is_done(acted, words, message):
+    shown = CliRunner().invoke(app, words.split(), env={"COLUMNS": "1000"})
+    assert shown.exit_code == 2
+    assert message in shown.stderr
+    assert acted == []
+
+
+def test_a_setting_that_cannot_be_right_is_refused_before_anything_is_done(acted, tmp_path):
+    (tmp_path / "settings.ini").write_text("[retraining]\nmin_rows = few\n")
+    for words in (["monitor", "late"], ["retrain", "late"]):
+        shown = CliRunner().invoke(app, words)
+        assert shown.exit_code == 2
+        assert "'min_rows' in [retraining]" in shown.stderr
+    assert acted == []
+
+
+def test_a_champion_that_is_not_released_has_its_retraining_continued(acted):
+    assert CliRunner().invoke(app, ["monitor", "late"]).exit_code == 2
+    assert CliRunner().invoke(app, ["monitor", "late", "--no-act"]).exit_code == 2
+    assert acted == ["late"]

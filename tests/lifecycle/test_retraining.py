@@ -22,7 +22,7 @@ from commands import cli, fork_cli, start_warm_server
 from conftest import QUICK
 
 import mlcycle as mc
-from mlcycle.core.files import hash_file
+from mlcycle.core.files import hash_file, write_text
 from mlcycle.core.settings import STORE_DEFAULTS
 from mlcycle.core.workspace import Workspace
 from mlcycle.engine.forkserver import hidden_main
@@ -30,6 +30,7 @@ from mlcycle.errors import ParameterError, RegistryError, StageError
 from mlcycle.lifecycle import monitoring_actions, retraining
 from mlcycle.lifecycle.canary_deployments import CanaryChanges
 from mlcycle.lifecycle.merged_rows import MergedSource
+from mlcycle.lifecycle.model_monitoring import health_file
 from mlcycle.lifecycle.monitoring_actions import (
     RetrainingBusyError,
     act_on_health,
@@ -224,6 +225,43 @@ def test_an_outage_delays_and_nothing_is_lost(workspace, monkeypatch, error):
         assert record.state == "training" and record.file
     assert "version 2 is champion" in look(workspace, health("nothing"))[0], "it goes on although the alarm is over"
     assert len(read_retrainings(workspace, MODEL)) == 1 and findings(workspace) == []
+
+
+@pytest.mark.parametrize("what", ["altered", "removed"])
+def test_rows_that_are_not_those_that_were_recorded_are_not_trained_on(workspace, monkeypatch, what):
+    def interrupt(*arguments, **facts):
+        raise ConnectionRefusedError("no database")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(retraining, "run_plan", interrupt)
+        look(workspace, health())
+    (record,) = read_retrainings(workspace, MODEL)
+    file = workspace.root / record.file
+    if what == "altered":
+        file.write_text(file.read_text().replace("r", "R"))
+    else:
+        file.unlink()
+    assert f"It failed, the champion stays: The rows of the retraining, {file}, were {what}." in look(workspace, health())[0]
+    (record,) = read_retrainings(workspace, MODEL)
+    assert (record.state, record.run, champion(workspace), findings(workspace)) == ("failed", "", 1, [])
+
+
+@pytest.mark.parametrize("text", ["", '{"time": "2026-05-20T00:00:00", "decision": "Retr', "[]", '{"decision": 1}'])
+def test_an_outcome_of_a_pass_that_cannot_be_read_is_noted(workspace, text):
+    file = health_file(workspace, MODEL, 1)
+    write_text(file, text)
+    record = retrain_by_hand(RetrainingWork(workspace, AUTOMATIC), MODEL)
+    assert (record.state, record.since) == ("promoted", "")
+    assert f"The outcome of the last pass, {file}, cannot be read" in record.notes[0]
+
+
+def test_rows_are_chosen_for_a_new_retraining_only(workspace):
+    look(workspace, health(), RetrainingPolicy("ask"))
+    work = RetrainingWork(workspace, RetrainingPolicy("ask"))
+    with pytest.raises(ParameterError, match="is open; --rows is for a new one"):
+        retrain_by_hand(work, MODEL, rows="all")
+    cancel_retraining(work, MODEL, "")
+    assert retrain_by_hand(work, MODEL, rows="all").rows == "all"
 
 
 def test_a_champion_that_has_changed_is_not_replaced(workspace, monkeypatch):

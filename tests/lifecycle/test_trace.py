@@ -15,6 +15,7 @@ from recorded_predictions import record_predictions
 import mlcycle as mc
 from mlcycle.errors import ParameterError
 from mlcycle.features.encode.pipeline import build_preprocessor
+from mlcycle.lifecycle.lineage_events import LINEAGE_FILE
 from mlcycle.lifecycle.similar_rows import find_similar_rows, leaf_function, model_members
 from mlcycle.lifecycle.source_row_trace import trace_source_rows, write_affected_predictions
 from mlcycle.lifecycle.trace import trace_prediction
@@ -101,6 +102,22 @@ def test_what_was_altered_or_is_missing_is_told(run):
     assert "not in this workspace" in notes
     change(run, model_version=None)
     assert "no version" in trace_prediction(run.workspace, "row-0")["notes"][0]
+
+
+def test_what_is_damaged_is_a_note_and_the_rest_is_used(run):
+    with (run.folder / LINEAGE_FILE).open("a") as file:
+        file.write('{"eventType": "COMPL')
+    engine = open_event_log(run.workspace.events_url)
+    with engine.begin() as connection:
+        connection.exec_driver_sql("""UPDATE predictions SET features = '{"price": 0.' WHERE row_id = 'row-0'""")
+    facts = trace_prediction(run.workspace, "row-0")
+    line, values = facts["notes"]
+    number = len((run.folder / LINEAGE_FILE).read_text().splitlines())
+    assert line == f"Line {number} of {run.folder / LINEAGE_FILE} is no lineage event and is left out: it was cut off or damaged."
+    assert "damaged values of this prediction (features)" in values
+    assert facts["repeated"] == facts["similar_rows"] == {}
+    assert all(each["cells"] for each in facts["stages"])
+    assert trace_prediction(run.workspace, "row-1")["repeated"]["equal"]
 
 
 def test_of_several_predictions_of_a_row_the_newest_returned_one_counts(run):

@@ -13,10 +13,12 @@ from mlcycle.errors import InputError
 from mlcycle.service.prediction_log import PredictionLog
 from mlcycle.service.service_settings import ServiceSettings
 from mlcycle.stores import event_export
+from mlcycle.stores import events as events_module
 from mlcycle.stores.event_export import export_log, prune_log, recorded_columns, recorded_versions
 from mlcycle.stores.event_log import open_event_log, read_log, read_requests
+from mlcycle.stores.event_lookup import find_predictions
 from mlcycle.stores.event_views import create_release_view
-from mlcycle.stores.events import add_events, connect_event_database, open_event_database
+from mlcycle.stores.events import add_events, connect_event_database, create_event_tables, open_event_database
 
 START = datetime(2024, 1, 1)
 COMMON = {"run": "run", "model": "model", "model_version": "1", "role": "champion", "latency_ms": 2.0}
@@ -111,6 +113,32 @@ def test_columns_that_are_missing_hashed_or_of_another_type(engine):
     assert block.bad_types == {"x": 2}
     assert block.without_features == 1
     assert block.features.x.isna().all()
+
+
+def test_damaged_cells_are_left_out_and_counted(tmp_path):
+    "Only SQLite keeps a text that is no JSON in such a cell."
+    engine, file = open_event_database(f"sqlite:///{tmp_path}/events.db"), tmp_path / "model.parquet"
+    add_events(engine, "predictions", predictions(range(9)))
+    add_events(engine, "actuals", [actual(n, "yes", n) for n in range(6)])
+    cells = {1: """prediction = '"ye'""", 2: "score = '[0.1,'", 3: """features = '{"x": 1.'""", 4: "features = ''",
+             5: "features = '[1]'", 8: """prediction = '"a","b"'"""}  # fmt: skip
+    with engine.begin() as connection:
+        for row_id, cell in cells.items():
+            connection.exec_driver_sql(f"UPDATE predictions SET {cell} WHERE row_id = '{row_id}'")
+        connection.exec_driver_sql("UPDATE actuals SET actual = '\"y' WHERE row_id = '0'")
+    for block_rows in (1, 4, None):
+        blocks = list(read_log(engine, "model", TYPES, block_rows=block_rows))
+        assert sum(block.damaged for block in blocks) == 7
+        read = [block for block in blocks if len(block.events)]
+        events, features = (pd.concat([getattr(block, part) for block in read]) for part in ("events", "features"))
+        assert events.row_id.tolist() == ["0", "6", "7"]
+        assert events.actual.tolist() == [None, None, None]
+        assert features.x.tolist() == [0.0, 3.0, 3.5]
+        assert [features[name].dtype.kind for name in ("flag", "day", "rooms")] == ["b", "M", "i"]
+    columns = recorded_columns(engine, "model", lambda version: TYPES)
+    with pytest.warns(UserWarning, match="7 rows of the log could not be read"):
+        assert export_log(engine, "model", columns, file) == 3
+    engine.dispose()
 
 
 def test_clocks_that_are_wrong_are_counted(engine):
@@ -227,6 +255,40 @@ def test_a_log_of_an_earlier_version_is_migrated(engine):
     again.dispose()
     assert events.row_id.tolist() == ["1", "2"]
     assert (events.score[0], events.actual[0], features.x.tolist()) == (0.25, "no", [1.0, 1.0])
+
+
+def request_index(engine) -> list[str]:
+    "Columns of the index by which requests are found."
+    indexes = sa.inspect(engine).get_indexes("predictions")
+    return next(each["column_names"] for each in indexes if each["name"] == "ix_predictions_model_received")
+
+
+def test_requests_are_found_by_an_index_also_in_a_log_of_an_earlier_version(engine, monkeypatch):
+    requests = [
+        each | {"request_id": f"r-{n // 2}", "model": f"m-{n // 4}"}
+        for n, each in enumerate(predictions(range(8), received=START))
+    ]
+    add_events(engine, "predictions", [*requests, predictions([8], model=None, request_id="r-8")[0]])
+    with engine.begin() as connection:
+        connection.exec_driver_sql("DROP INDEX ix_predictions_model_received")
+        connection.exec_driver_sql("CREATE INDEX ix_predictions_model_received ON predictions (model, received)")
+    monkeypatch.setattr(events_module, "MAX_REINDEXED", 5)
+    create_event_tables(engine)
+    assert request_index(engine) == ["model", "received"], "it is large"
+    monkeypatch.undo()
+    for _ in range(2):
+        create_event_tables(engine)
+        assert request_index(engine) == ["model", "received", "request_id"]
+    statements: list[tuple] = []
+    sa.event.listen(engine, "before_cursor_execute", lambda *facts: statements.append(facts[2:4]))
+    for name, rows in (("r-3", ["6", "7"]), ("r-0", ["0", "1"]), ("r-8", ["8"]), ("r-9", [])):
+        assert [each["row_id"] for each in find_predictions(engine, name)] == rows
+    assert [each["row_id"] for each in find_predictions(engine, "r-3", "m-1")] == ["6", "7"]
+    assert find_predictions(engine, "r-3", "m-0") == []
+    if engine.dialect.name == "sqlite":
+        with engine.connect() as connection:
+            plans = [connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {each}", values).all() for each, values in [*statements]]
+        assert [plan for plan in plans if any("SCAN" in step[3] for step in plan)] == []
 
 
 def test_what_is_wrong_with_a_database_is_told_without_its_password(url, tmp_path):
