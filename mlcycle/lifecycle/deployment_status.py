@@ -20,7 +20,7 @@ from ..core.workspace import Workspace
 from ..errors import ParameterError, StageError
 from .deployment_records import Deployment, is_stopped, read_deployments
 from .serving import is_pinned
-from ..service.traffic import TrafficPlan
+from ..service.traffic import TrafficPlan, read_traffic_plan
 
 # %% ../../nbs/lifecycle/deployment_status.ipynb #440b49a4
 API_KEY_VARIABLE = "MLCYCLE_API_KEY" # Key for deployments that require one
@@ -154,6 +154,7 @@ class PlanWait:
     deployment: Deployment # Record
     plan: TrafficPlan # That should serve
     timeout: float # Maximum number of seconds
+    path: Path | None = None # Its file: the wait ends when another command changes it; None: it is not looked at
     known: str = field(default="", init=False) # Problem that the service had before the change
 
     def note_problem(self) -> None:
@@ -165,6 +166,8 @@ class PlanWait:
         deadline, since, problem = time.monotonic() + self.timeout, None, "It still serves the previous plan."
         confirm = 0.0 if self.deployment.workers == 1 else CONFIRM_SECONDS
         while time.monotonic() < deadline or since:
+            if self.path is not None and read_traffic_plan(self.path) != self.plan:
+                raise StageError(f"Another command has changed the traffic plan of '{self.deployment.name}' meanwhile.")
             try:
                 traffic = request_model(self.deployment.url)["traffic"]
             except NotReachableError as error:

@@ -4,18 +4,17 @@
 
 # %% auto #0
 __all__ = ['describe_plan', 'current_plan', 'place_release', 'same_requirements', 'check_same_use', 'serving_release',
-           'prepare_folder', 'DeploymentChange', 'PlanChange', 'start_change', 'record_served_plan', 'restore_plan',
-           'record_deployment_change', 'update_deployment', 'previous_champion', 'update_local_plan',
-           'update_folder_plan', 'same_requirements_as_served', 'reinstall', 'finish_reinstall', 'run_installer',
-           'set_canary', 'rewrite_plan', 'end_canary', 'alias_names', 'restore_revision', 'roll_back_deployment',
-           'check_url', 'deployment_folder', 'add_deployment']
+           'prepare_folder', 'DeploymentChange', 'PlanChangedError', 'PlanChange', 'start_change', 'record_served_plan',
+           'restore_plan', 'record_deployment_change', 'update_deployment', 'previous_champion', 'updated_local_plan',
+           'placed_in_plan', 'same_requirements_as_served', 'reinstall', 'finish_reinstall', 'run_installer',
+           'set_canary', 'end_canary', 'alias_names', 'restore_revision', 'roll_back_deployment', 'check_url',
+           'deployment_folder', 'add_deployment']
 
 # %% ../../nbs/lifecycle/deployments.ipynb #6fecd1d1
 import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,7 +30,7 @@ from ..errors import MlcycleError, ParameterError, RegistryError, StageError
 from .deployment_records import (Deployment, PreviousChampion, is_stopped, read_deployments,
                                                    save_deployment, utc_now)
 from .deployment_status import PlanWait, check_plan_is_served, request_model
-from .serving import ServeTarget, change_traffic, find_target, target_of_model
+from .serving import ServeTarget, edit_plan, find_target, plan_with_targets, target_of_model
 from ..service.bundle import Bundle, unpacked_release, verify_release
 from ..service.traffic import TrafficPlan, read_traffic_plan, write_traffic_plan
 from ..stores.models.audit_log import Action, append_audit_entry
@@ -149,6 +148,10 @@ class DeploymentChange:
     before: dict[str, Any] # Model versions by role, from `describe_plan`
     after: dict[str, Any] # The same
 
+# %% ../../nbs/lifecycle/deployments.ipynb #44f47902
+class PlanChangedError(StageError):
+    "Another command has changed a traffic plan since it was read."
+
 # %% ../../nbs/lifecycle/deployments.ipynb #323d3f47
 @dataclass(frozen=True)
 class PlanChange:
@@ -163,21 +166,29 @@ class PlanChange:
     plan: TrafficPlan # Before the change
     before: dict[str, Any] # Its model versions by role
 
+    def write(
+        self,
+        before: TrafficPlan, # Expected in the file
+        after: TrafficPlan, # Replaces it
+    ) -> None:
+        "Write a plan; raises PlanChangedError if another command has changed the one before."
+        if edit_plan(self.workspace, self.path, lambda plan: after if plan == before else None) is None:
+            raise PlanChangedError(f"Another command has changed the traffic plan of '{self.deployment.name}' at the same time.",
+                                   "That change stays.", "See what is served: mlcycle deployments. Then repeat the command.")
+
     def apply(
         self,
-        write: Callable[[], TrafficPlan], # Writes the plan
+        after: TrafficPlan, # Replaces the plan
         previous: list[PreviousChampion], # Previous champions after the change
     ) -> DeploymentChange:
         "Write a plan, wait until it is served, and record it; raises StageError after the previous plan is restored."
-        wait, after = PlanWait(self.deployment, self.plan, self.timeout), self.plan
+        wait = PlanWait(self.deployment, after, self.timeout, self.path)
         wait.note_problem() # Nothing is changed if it is not reachable
+        self.write(self.plan, after)
         try:
-            wait.plan = after = write()
             wait.wait()
         except BaseException as error: # An interruption too
-            write_traffic_plan(self.path, self.plan)
-            if after != self.plan and isinstance(error, (MlcycleError, KeyboardInterrupt)):
-                restore_plan(self, after, error)
+            restore_plan(self, after, error)
             raise
         return record_served_plan(self, after, previous)
 
@@ -216,13 +227,20 @@ def restore_plan(
     after: TrafficPlan, # That is not served
     error: BaseException, # Why
 ) -> None:
-    "Wait until a deployment serves its previous plan, and record the failure; raises StageError for a StageError."
+    "Write the previous plan, unless another command has changed it since, and record the failure; raises StageError for one."
+    outcome = "The previous versions are restored"
+    try:
+        change.write(after, change.plan)
+    except PlanChangedError as newer:
+        outcome = f"{newer.found} That change stays"
+    if not isinstance(error, (MlcycleError, KeyboardInterrupt)):
+        return
     with suppress(MlcycleError):
-        PlanWait(change.deployment, change.plan, change.timeout).wait()
+        PlanWait(change.deployment, change.plan, change.timeout, change.path).wait()
     record_deployment_change(change, change.deployment, describe_plan(change.path.parent, after),
                              failure=str(error) or "interrupted")
     if isinstance(error, StageError):
-        raise StageError(error.found, "", "The previous versions are restored, and the audit log has the reason.") from error
+        raise StageError(error.found, "", f"{outcome}, and the audit log has the reason.") from error
 
 # %% ../../nbs/lifecycle/deployments.ipynb #9ad5c703
 def record_deployment_change(
@@ -266,10 +284,10 @@ def update_deployment(
     verify_release(target.release)
     previous = [*deployment.previous, previous_champion(change)]
     if deployment.kind == "local service":
-        return change.apply(lambda: update_local_plan(workspace, deployment, target), previous)
+        return change.apply(updated_local_plan(change, target), previous)
     if not same_requirements_as_served(workspace, deployment, target.release):
         return reinstall(change, target, previous)
-    return change.apply(lambda: update_folder_plan(change.path, target, TrafficPlan(champion="-")), previous)
+    return change.apply(placed_in_plan(change.path, target, TrafficPlan(champion="-")), previous)
 
 # %% ../../nbs/lifecycle/deployments.ipynb #ab954751
 def previous_champion(
@@ -282,33 +300,31 @@ def previous_champion(
     return PreviousChampion(release=change.plan.champion, functions=change.plan.functions, revision=revision, followed=followed)
 
 # %% ../../nbs/lifecycle/deployments.ipynb #6f4f7526
-def update_local_plan(
-    workspace: Workspace, # Has the plan
-    deployment: Deployment, # Local service
+def updated_local_plan(
+    change: PlanChange, # Of a local service
     target: ServeTarget, # New champion
-) -> TrafficPlan: # As it was written
-    "Make a version the champion of a local service, without canary; raises ParameterError for another model."
+) -> TrafficPlan:
+    "The plan of a local service with another champion, without canary; raises ParameterError for another model."
+    deployment = change.deployment
     model = deployment.served.partition("@")[0]
     if target.model and target.model != model:
         raise ParameterError(f"The deployment '{deployment.name}' serves '{model}', not '{target.model}'.",
                              remedy=f"Serve it beside: mlcycle serve {target.model} --port 0")
     follows = bool(deployment.alias) and target.alias == deployment.alias
-    return change_traffic(workspace, deployment.served, champion=target, canary="", canary_share=0,
-                          pinned=bool(deployment.alias) and not follows)
+    return plan_with_targets(change.workspace, change.plan, {"champion": target}, canary=None, canary_share=0.0,
+                             pinned=bool(deployment.alias) and not follows)
 
 # %% ../../nbs/lifecycle/deployments.ipynb #ff19b6a3
-def update_folder_plan(
+def placed_in_plan(
     path: Path, # Traffic plan in a deployment folder
     target: ServeTarget, # New champion or canary
     plan: TrafficPlan, # With `-` in place of the release of the target
-) -> TrafficPlan: # As it was written
-    "Copy a release to a deployment folder and write the plan that names it."
+) -> TrafficPlan:
+    "Copy a release to a deployment folder; the plan that names it."
     release = place_release(target.release, path.parent)
     trusted = [f"{release}/functions.py"] if target.functions and (path.parent / release / "functions.py").is_file() else []
     roles = {role: release for role in ("champion", "canary") if getattr(plan, role) == "-"}
-    made = plan.model_copy(update=roles | {"functions": list(dict.fromkeys([*plan.functions, *trusted]))})
-    write_traffic_plan(path, made)
-    return made
+    return plan.model_copy(update=roles | {"functions": list(dict.fromkeys([*plan.functions, *trusted]))})
 
 # %% ../../nbs/lifecycle/deployments.ipynb #817e07cc
 def same_requirements_as_served(
@@ -388,30 +404,19 @@ def set_canary(
     if not share > 0:
         raise ParameterError("The canary would get no requests.", "Expected is a share above 0, up to 1.", "Add: --share 0.1")
     if not name:
-        return change.apply(lambda: rewrite_plan(change, canary_share=share), deployment.previous)
+        return change.apply(change.plan.model_copy(update={"canary_share": share}), deployment.previous)
     target = find_target(name, workspace)
     verify_release(target.release)
     if deployment.kind == "local service":
-        named = str(target.version) if target.model else ""
         if target.model != deployment.served.partition("@")[0]:
             raise ParameterError(f"'{name}' is no version of the model that '{deployment.name}' serves.", remedy="Name MODEL@V.")
-        return change.apply(lambda: change_traffic(workspace, deployment.served, canary=named, canary_share=share),
-                            deployment.previous)
+        plan = plan_with_targets(workspace, change.plan, {"canary": target}, canary_share=share)
+        return change.apply(plan, deployment.previous)
     if not same_requirements_as_served(workspace, deployment, target.release):
         raise ParameterError(f"The release {target.release.name} needs other packages than '{deployment.name}' has.",
                              "A canary runs in the process of the champion.", "Replace the champion: mlcycle deployments update")
     plan = change.plan.model_copy(update={"canary": "-", "canary_share": share})
-    return change.apply(lambda: update_folder_plan(change.path, target, plan), deployment.previous)
-
-# %% ../../nbs/lifecycle/deployments.ipynb #30806da0
-def rewrite_plan(
-    change: PlanChange, # That begins
-    **fields: Any, # New values
-) -> TrafficPlan: # As it was written
-    "Change fields of a traffic plan."
-    made = change.plan.model_copy(update=fields)
-    write_traffic_plan(change.path, made)
-    return made
+    return change.apply(placed_in_plan(change.path, target, plan), deployment.previous)
 
 # %% ../../nbs/lifecycle/deployments.ipynb #1493c846
 def end_canary(
@@ -428,9 +433,9 @@ def end_canary(
         raise ParameterError(f"The deployment '{deployment.name}' has no canary.")
     fields: dict[str, Any] = {"canary": None, "canary_share": 0.0}
     if not promote:
-        return change.apply(lambda: rewrite_plan(change, **fields), deployment.previous)
+        return change.apply(change.plan.model_copy(update=fields), deployment.previous)
     fields |= {"champion": change.plan.canary, "pinned": bool(deployment.alias)}
-    return change.apply(lambda: rewrite_plan(change, **fields), [*deployment.previous, previous_champion(change)])
+    return change.apply(change.plan.model_copy(update=fields), [*deployment.previous, previous_champion(change)])
 
 # %% ../../nbs/lifecycle/deployments.ipynb #f7d8bc9b
 def alias_names(
@@ -475,7 +480,7 @@ def roll_back_deployment(
     "End the canary of a deployment; without one, restore the champion before its last update. Needs no registry."
     change = start_change(workspace, deployment, "rollback", reason, timeout)
     if change.plan.canary:
-        return change.apply(lambda: rewrite_plan(change, canary=None, canary_share=0.0), deployment.previous)
+        return change.apply(change.plan.model_copy(update={"canary": None, "canary_share": 0.0}), deployment.previous)
     if not deployment.previous:
         follows = f"It follows the alias '{deployment.alias}'." if deployment.alias and not change.plan.pinned else ""
         model = deployment.served.partition("@")[0]
@@ -486,7 +491,8 @@ def roll_back_deployment(
         return restore_revision(change, target, previous)
     functions = list(dict.fromkeys([*target.functions, *change.plan.functions]))
     pinned = bool(deployment.alias) and not (target.followed and alias_names(change, target))
-    return change.apply(lambda: rewrite_plan(change, champion=target.release, functions=functions, pinned=pinned), previous)
+    restored = {"champion": target.release, "functions": functions, "pinned": pinned}
+    return change.apply(change.plan.model_copy(update=restored), previous)
 
 # %% ../../nbs/lifecycle/deployments.ipynb #5a185c4c
 def check_url(

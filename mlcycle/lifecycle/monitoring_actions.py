@@ -19,10 +19,11 @@ from filelock import Timeout
 from ..core.files import user_name
 from ..core.workspace import Workspace
 from ..errors import InputError, ParameterError, StageError
+from .canary_deployments import CanaryChanges, update_deployments
 from .labelling_queue import write_labelling_queue
 from .model_monitoring import health_file
 from .retraining import (RetrainingWork, advance_retraining, describe_retraining, end_retraining,
-                                          present_champion)
+                                          present_champion, repeat_changes)
 from .retraining_policy import RetrainingReason, alarm_start, decide_retraining, rows_waited_for
 from .retraining_records import (RetrainingRecord, last_retraining_end, move_retraining, open_retraining,
                                                   read_retrainings, retraining_lock, start_retraining)
@@ -78,8 +79,11 @@ def roll_back_champion(
         entry = roll_back_model(work.workspace, target.model, f"Monitoring: {health.reason}")
     except ParameterError as error: # There is no earlier champion
         return f"Not rolled back: {error}"
+    changes = update_deployments(work.workspace, target.model, entry.version or 0, entry.version_before, entry.reason)
     problem = refresh_versions(work.workspace, target.model, [entry.version, entry.version_before])
-    return f"Rolled back: {target.model} version {entry.version} is champion again. {problem}".strip()
+    changed = CanaryChanges(changes.changed, left=changes.left).text()
+    done = f"Rolled back: {target.model} version {entry.version} is champion again."
+    return " ".join(filter(None, [done, changed, problem]))
 
 # %% ../../nbs/lifecycle/monitoring_actions.ipynb #9c8052a5
 def continue_or_start(
@@ -90,14 +94,14 @@ def continue_or_start(
 ) -> RetrainingRecord | None: # None: there is nothing to do
     "Continue the open retraining of a model, or start one if the policy says so; the caller holds the lock."
     records = read_retrainings(work.workspace, target.model)
-    record = open_retraining(records)
+    record, repeated = open_retraining(records), repeat_changes(work, records)
     if record is None and work.policy.policy == "off":
-        return None
+        return repeated
     if record is None:
         version, trained = champion_trained_at(work.workspace, target.model)
         reason = decide_retraining(health, work.policy, trained, False, now, last_retraining_end(records))
         if reason is None or version != target.version:
-            return None
+            return repeated
         record = start_retraining(work.workspace, target.model, version, reason, work.policy)
     return advance_retraining(work, record)
 
@@ -141,8 +145,9 @@ def continue_retraining(
 ) -> RetrainingRecord | None: # None: none is open
     "Continue the open retraining of a model, whose champion cannot be judged, for instance as it is not released yet."
     with only_process(work.workspace, model):
-        record = open_retraining(read_retrainings(work.workspace, model))
-        return advance_retraining(work, record) if record is not None else None
+        records = read_retrainings(work.workspace, model)
+        record = open_retraining(records)
+        return advance_retraining(work, record) if record is not None else repeat_changes(work, records)
 
 # %% ../../nbs/lifecycle/monitoring_actions.ipynb #58e36093
 def last_alarm(

@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['OUTAGES', 'STEPS', 'RetrainingWork', 'champion_run', 'collect_rows', 'retraining_plan', 'train_challenger',
            'compare_challenger', 'present_champion', 'delay_retraining', 'waiting_deployments',
-           'decision_on_challenger', 'cancel_rejected', 'with_notes_on', 'finish_canaries', 'watch_canary',
-           'decision_of_person', 'promote_challenger', 'is_outage', 'fail_retraining', 'end_retraining',
-           'advance_retraining', 'describe_retraining']
+           'decision_on_challenger', 'cancel_rejected', 'settle_deployments', 'repeat_changes', 'watch_canary',
+           'judge_challenger', 'decision_of_person', 'promote_challenger', 'is_outage', 'fail_retraining',
+           'end_retraining', 'advance_retraining', 'describe_retraining']
 
 # %% ../../nbs/lifecycle/retraining.ipynb #f9636d54
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
@@ -23,8 +23,8 @@ from ..core.workspace import Workspace
 from ..errors import (ArtifactError, DiskFullError, InputError, MlcycleError, ParameterError, RegistryError, StageError,
                             StorageError, find_error_class)
 from .callbacks import RunCallback
-from .canary_deployments import (CanaryChanges, end_canaries, judge_canaries, promote_canaries,
-                                                  start_canaries)
+from .canary_deployments import (CanaryChanges, end_canaries, judge_canaries, start_canaries,
+                                                  update_deployments)
 from .choice import StageChoice
 from .deployment_records import is_stopped, read_deployments
 from .deployment_status import NotReachableError
@@ -180,32 +180,37 @@ def cancel_rejected(
     "Cancel a retraining whose challenger was rejected, and end its canaries."
     return end_retraining(work, record, "cancelled", f"{made.user} rejected version {record.challenger}: {made.reason}")
 
-# %% ../../nbs/lifecycle/retraining.ipynb #c06e7e8e
-def with_notes_on(
-    changes: CanaryChanges, # Of the deployments
-    record: RetrainingRecord, # Of the retraining
-) -> RetrainingRecord:
-    "A record with a note on each deployment that could not be changed."
-    return record.model_copy(update={"notes": [*record.notes, *(f"{name}: {why}" for name, why in changes.left.items())]})
-
 # %% ../../nbs/lifecycle/retraining.ipynb #583cefa8
-def finish_canaries(
+def settle_deployments(
     work: RetrainingWork, # Workspace
-    record: RetrainingRecord, # Whose challenger was made champion
-) -> RetrainingRecord:
-    "Let deployments that have the canary serve it alone; end it if another version has become champion since."
-    if not record.canaries:
-        return record
-    workspace, version = work.workspace, record.challenger or 0
-    change = promote_canaries if present_champion(workspace, record.model) == version else end_canaries
-    return with_notes_on(change(workspace, record.model, version, f"retraining {record.id}"), record)
+    record: RetrainingRecord, # Whose challenger was made champion, or whose canaries have ended
+    only: Collection[str] | None = None, # Deployments that get the new champion; None: all
+) -> RetrainingRecord: # Notes the deployments that could not be changed
+    "Let deployments serve the challenger if it is champion; end its canaries if another version is."
+    workspace, version, reason = work.workspace, record.challenger or 0, f"retraining {record.id}"
+    if present_champion(workspace, record.model) == version:
+        changes = update_deployments(workspace, record.model, version, record.compared_with, reason, only=only)
+    else:
+        changes = end_canaries(workspace, record.model, version, reason)
+    return record.model_copy(update={"unchanged": changes.left})
+
+# %% ../../nbs/lifecycle/retraining.ipynb #0adba9cc
+def repeat_changes(
+    work: RetrainingWork, # Workspace
+    records: Sequence[RetrainingRecord], # Of a model, newest first
+) -> RetrainingRecord | None: # None: no deployment is left, or none could be changed this time either
+    "Try again to change the deployments that the last retraining could not change, unless it is open."
+    if not records or records[0].is_open or not records[0].unchanged:
+        return None
+    after = settle_deployments(work, records[0], records[0].unchanged)
+    return save_retraining(work.workspace, after) if after.unchanged != records[0].unchanged else None
 
 # %% ../../nbs/lifecycle/retraining.ipynb #cafaf2f6
 def watch_canary(
     work: RetrainingWork, # Workspace and policy
     record: RetrainingRecord, # In the state `canary`
 ) -> RetrainingRecord:
-    "Start canaries where there are none yet, and judge them."
+    "Start canaries where there were none yet, and judge them."
     workspace, model, version = work.workspace, record.model, record.challenger or 0
     if (made := decision_on_challenger(work, record)) and made.action == "reject":
         return cancel_rejected(work, record, made)
@@ -215,23 +220,36 @@ def watch_canary(
         raise StageError(f"The champion is version {now} now; the challenger was compared with version {record.compared_with}.")
     if not work.policy.canary_share: # The settings have changed
         return move_retraining(workspace, record, "promoting", notes=[*record.notes, "The settings have no canary any more."])
-    changes = start_canaries(workspace, model, version, work.policy.canary_share, f"retraining {record.id}: {record.comparison}")
+    changes = start_canaries(workspace, model, version, work.policy.canary_share, f"retraining {record.id}: {record.comparison}",
+                             had=record.canaries)
     record = save_retraining(workspace, record.model_copy(update={"canaries": sorted({*record.canaries, *changes.active})}))
-    if not changes.active:
+    return judge_challenger(work, record, changes)
+
+# %% ../../nbs/lifecycle/retraining.ipynb #f421561e
+def judge_challenger(
+    work: RetrainingWork, # Workspace and policy
+    record: RetrainingRecord, # In the state `canary`
+    changes: CanaryChanges, # Of the start of canaries
+) -> RetrainingRecord:
+    "Judge the canaries: the challenger is promoted, its canaries end, or they go on."
+    workspace, model, version, decision = work.workspace, record.model, record.challenger or 0, None
+    if record.canaries:
+        try:
+            decision = judge_canaries(workspace, model, version, record.compared_with or 0,
+                                      datetime.fromisoformat(record.times["canary"]), work.policy.canary_rows)
+        except InputError as error: # There is no prediction log yet
+            return delay_retraining(work, record, str(error))
+        if decision.action == "end":
+            left = end_canaries(workspace, model, version, decision.reason).left
+            return move_retraining(workspace, record, "not better", unchanged=left,
+                                   comparison=f"The canary was ended: {decision.reason}")
+    if decision is None or not changes.active:
         if waiting := waiting_deployments(work, changes):
             return delay_retraining(work, record, f"No deployment has the canary. {waiting}")
         return move_retraining(workspace, record, "promoting", notes=[*record.notes, "No deployment could get a canary."])
-    try:
-        decision = judge_canaries(workspace, model, version, record.compared_with or 0,
-                                  datetime.fromisoformat(record.times["canary"]), work.policy.canary_rows)
-    except InputError as error: # There is no prediction log yet
-        return delay_retraining(work, record, str(error))
     if decision.action == "continue":
-        return delay_retraining(work, record, f"The canary goes on: {decision.reason}")
-    if decision.action == "promote":
-        return move_retraining(workspace, record, "promoting", comparison=f"{record.comparison} Canary: {decision.reason}")
-    end_canaries(workspace, model, version, decision.reason)
-    return move_retraining(workspace, record, "not better", comparison=f"The canary was ended: {decision.reason}")
+        return delay_retraining(work, record, f"{decision.reason} So far: {decision.evidence}. {changes.text()}")
+    return move_retraining(workspace, record, "promoting", comparison=f"{record.comparison} Canary: {decision.reason}")
 
 # %% ../../nbs/lifecycle/retraining.ipynb #223a0f6a
 def decision_of_person(
@@ -251,7 +269,7 @@ def decision_of_person(
     if not run.release.released: # Stage 6 has waited for the decision
         plan = retraining_plan(workspace, record)
         run_plan(plan, StageChoice(until="deployment"), work.callback, retraining=record.id)
-    record = finish_canaries(work, record)
+    record = settle_deployments(work, record)
     return move_retraining(workspace, record, "promoted", comparison=f"{made.user} approved it: {made.reason}")
 
 # %% ../../nbs/lifecycle/retraining.ipynb #52ee3179
@@ -268,7 +286,7 @@ def promote_challenger(
     if not move_champion_once(workspace, run.candidate.model, record.compared_with, record.id, record.comparison):
         raise StageError(f"The champion changed: it is not version {record.compared_with} any more, with which version "
                          f"{record.challenger} was compared.", remedy="Retrain again: mlcycle retrain " + record.model)
-    record = finish_canaries(work, record)
+    record = settle_deployments(work, record)
     problem = refresh_versions(workspace, record.model, [record.compared_with, record.challenger])
     return move_retraining(workspace, record, "promoted", notes=[*record.notes, *([problem] if problem else [])])
 
@@ -313,7 +331,7 @@ def end_retraining(
     reason = mask_secrets(why)
     if record.canaries or record.state == "canary":
         changes = end_canaries(work.workspace, record.model, record.challenger or 0, f"retraining {record.id}: {reason}")
-        record = with_notes_on(changes, record)
+        record = record.model_copy(update={"unchanged": changes.left})
     return move_retraining(work.workspace, record, state, failure=reason)
 
 # %% ../../nbs/lifecycle/retraining.ipynb #ad0bde7a
@@ -341,10 +359,11 @@ def describe_retraining(
     "The state of a retraining in words."
     version = f"version {record.challenger}" if record.challenger else "a new version"
     states = {"waiting": f"It waits for approval: mlcycle retrain {record.model} --approve",
-              "promoted": f"{record.model} {version} is champion. {record.comparison}",
+              "promoted": f"{record.model} {version} became champion. {record.comparison}",
               "not better": f"The champion stays: {record.comparison}",
               "failed": f"It failed, the champion stays: {record.failure}",
               "cancelled": f"It was cancelled: {record.failure}",
               "canary": f"{version.capitalize()} has a share of the requests."}
-    text = states.get(record.state, f"The next step is '{record.state}'.")
-    return f"Retraining {record.id} ({record.trigger}): {text}" + (f" Waiting: {record.delay}" if record.delay else "")
+    texts = [states.get(record.state, f"The next step is '{record.state}'."), f"Waiting: {record.delay}" if record.delay else "",
+             CanaryChanges(left=record.unchanged).text()]
+    return f"Retraining {record.id} ({record.trigger}): {' '.join(filter(None, texts))}"

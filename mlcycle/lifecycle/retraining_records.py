@@ -60,6 +60,7 @@ class RetrainingFields(Record):
     comparison: str = "" # Why it becomes champion, or why it does not
     difference: Score | None = None # Primary metric, challenger minus champion on the same rows
     canaries: list[str] = [] # Deployments that have it as canary
+    unchanged: dict[str, str] = {} # Deployments that could not be changed at the end, with the reason; they are tried again
     failure: str = "" # Why it has failed or was cancelled
     delay: str = "" # Why the last attempt could not go on: it will be repeated
 

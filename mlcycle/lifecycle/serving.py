@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['LOOK_SECONDS', 'ServeTarget', 'find_release_folder', 'find_target', 'target_of_run', 'target_of_model',
-           'traffic_file', 'change_traffic', 'start_traffic', 'served_names', 'is_pinned', 'service_url',
-           'AliasFollower', 'follow_champion', 'service_command', 'log_environment', 'serve_target']
+           'traffic_file', 'edit_plan', 'plan_with_targets', 'change_traffic', 'start_traffic', 'served_names',
+           'is_pinned', 'follow_alias', 'service_url', 'AliasFollower', 'follow_champion', 'service_command',
+           'log_environment', 'serve_target']
 
 # %% ../../nbs/lifecycle/serving.ipynb #c50733f1
 import json
@@ -16,6 +17,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -120,6 +122,34 @@ def traffic_file(
     "Where the traffic plan is; all services of the workspace that serve the same name watch it."
     return workspace.root / f"traffic-{served.replace(':', '@').removesuffix('@champion')}.json"
 
+# %% ../../nbs/lifecycle/serving.ipynb #88da59bf
+def edit_plan(
+    workspace: Workspace, # Has the lock
+    path: Path, # Traffic plan; need not exist
+    change: Callable[[TrafficPlan | None], TrafficPlan | None], # Gives the new plan; None: nothing is written. Must not wait
+) -> TrafficPlan | None: # As it was written
+    "Read a traffic plan, change it and write it, while no other command of the workspace does."
+    with workspace.lock("traffic"):
+        made = change(read_traffic_plan(path) if path.is_file() else None)
+        if made is not None:
+            write_traffic_plan(path, made)
+    return made
+
+# %% ../../nbs/lifecycle/serving.ipynb #f52d0298
+def plan_with_targets(
+    workspace: Workspace, # Has the plan
+    plan: TrafficPlan | None, # Before the change; None: there is none
+    targets: dict[str, ServeTarget], # New releases by role
+    **fields: Any, # Further fields that change
+) -> TrafficPlan:
+    "A traffic plan of a local service with other releases."
+    root = workspace.root.absolute()
+    values: dict[str, Any] = plan.model_dump() if plan else {}
+    releases = {role: os.path.relpath(each.release.absolute(), root) for role, each in targets.items()}
+    trusted = [os.path.relpath(each.functions.absolute(), root) for each in targets.values() if each.functions]
+    values |= releases | fields | {"functions": list(dict.fromkeys([*values.get("functions", []), *trusted]))}
+    return TrafficPlan(**values)
+
 # %% ../../nbs/lifecycle/serving.ipynb #ed7f74a6
 def change_traffic(
     workspace: Workspace, # Has registry and releases
@@ -129,29 +159,24 @@ def change_traffic(
     canary: str | None = None, # Version or alias; empty: no canary; None: as before
     canary_share: float | None = None, # Share of the requests; None: as before
     shadow: str | None = None, # Version or alias; empty: no shadow; None: as before
-    pinned: bool = False, # With a champion: whether it stays although the alias moves
 ) -> TrafficPlan: # As it was written
-    "Change the traffic plan of a model; raises ParameterError for versions that are not released."
-    path, model = traffic_file(workspace, served), served.replace(":", "@").partition("@")[0]
-    before = read_traffic_plan(path).model_dump() if path.exists() else {}
-    changed, functions = before | {}, list(before.get("functions", []))
-    named = {"canary": canary, "shadow": shadow}
+    "Change the traffic plan of a model, which follows its alias if it gets a champion; ParameterError for unreleased versions."
+    model, named = served.replace(":", "@").partition("@")[0], {"canary": canary, "shadow": shadow}
     targets = {role: target_of_model(f"{model}@{each}", workspace) for role, each in named.items() if each}
+    fields: dict[str, Any] = {role: None for role, each in named.items() if each == ""}
     if champion:
-        targets["champion"], changed["pinned"] = champion, pinned
-    for role, target in targets.items():
-        changed[role] = os.path.relpath(target.release.absolute(), workspace.root.absolute())
-        if target.functions:
-            functions.append(os.path.relpath(target.functions.absolute(), workspace.root.absolute()))
-    changed |= {role: None for role, each in named.items() if each == ""}
-    changed["functions"] = list(dict.fromkeys(functions))
-    if "champion" not in changed:
-        raise ParameterError(f"No service has served '{served}' yet.", remedy=f"Start one: mlcycle serve {served}")
+        targets["champion"], fields["pinned"] = champion, False
     if canary_share is not None:
-        changed["canary_share"] = canary_share
-    plan = TrafficPlan(**changed)
-    write_traffic_plan(path, plan)
-    return plan
+        fields["canary_share"] = canary_share
+
+    def change(plan: TrafficPlan | None) -> TrafficPlan:
+        if plan is None and champion is None:
+            raise ParameterError(f"No service has served '{served}' yet.", remedy=f"Start one: mlcycle serve {served}")
+        return plan_with_targets(workspace, plan, targets, **fields)
+
+    made = edit_plan(workspace, traffic_file(workspace, served), change)
+    assert made is not None # It has been written
+    return made
 
 # %% ../../nbs/lifecycle/serving.ipynb #3abb214b
 def start_traffic(
@@ -195,6 +220,23 @@ def is_pinned(
     plan = traffic_file(workspace, served)
     return plan.is_file() and read_traffic_plan(plan).pinned
 
+# %% ../../nbs/lifecycle/serving.ipynb #78d97ec9
+def follow_alias(
+    workspace: Workspace, # Has the traffic plan
+    target: ServeTarget, # To which the alias points
+) -> bool: # Whether the plan was changed
+    "Make a version the champion of its traffic plan, unless it is, or a person has pinned another one."
+    path = traffic_file(workspace, target.served)
+
+    def follow(plan: TrafficPlan | None) -> TrafficPlan | None:
+        version = target.release.name.rpartition("-")[0] # Another release of the same version may serve
+        if plan is not None and (plan.pinned or Path(plan.champion).name.rpartition("-")[0] == version):
+            return None
+        return plan_with_targets(workspace, plan, {"champion": target})
+
+    needed = follow(read_traffic_plan(path) if path.is_file() else None) # Without the lock, twice a second
+    return needed is not None and edit_plan(workspace, path, follow) is not None
+
 # %% ../../nbs/lifecycle/serving.ipynb #20051726
 def service_url(
     host: str, # That a service listens on
@@ -226,10 +268,12 @@ class AliasFollower:
         try:
             with registry_errors(self.workspace.tracking_uri):
                 version = get_alias_version(target.model, target.alias)
-            if version is None or version == target.version or is_pinned(self.workspace, target.served):
+            if version is None or is_pinned(self.workspace, target.served):
                 return False
-            self.target = target_of_model(f"{target.model}@{target.alias}", self.workspace)
-            change_traffic(self.workspace, target.served, champion=self.target)
+            if version != target.version:
+                self.target = target_of_model(f"{target.model}@{target.alias}", self.workspace)
+            if not follow_alias(self.workspace, self.target):
+                return False
         except (RegistryError, InputError, ArtifactError) as error:
             self._report(error)
             return False
@@ -248,14 +292,9 @@ def follow_champion(
     model: str, # Registered model, whose alias `champion` has moved
 ) -> bool: # Whether a plan was changed
     "Let local services that follow the champion serve it at once; raises what `target_of_model` raises."
-    path = traffic_file(workspace, model)
-    if not path.is_file() or is_pinned(workspace, model):
+    if not traffic_file(workspace, model).is_file() or is_pinned(workspace, model):
         return False
-    target = target_of_model(model, workspace)
-    if (path.parent / read_traffic_plan(path).champion).resolve() == target.release.resolve():
-        return False
-    change_traffic(workspace, model, champion=target)
-    return True
+    return follow_alias(workspace, target_of_model(model, workspace))
 
 # %% ../../nbs/lifecycle/serving.ipynb #c1ac1661
 def service_command(

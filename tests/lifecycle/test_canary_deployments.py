@@ -17,8 +17,8 @@ from mlcycle.lifecycle.canary_deployments import (
     CanaryChanges,
     end_canaries,
     judge_canaries,
-    promote_canaries,
     start_canaries,
+    update_deployments,
 )
 from mlcycle.lifecycle.deployment_records import Deployment, process_start_time, remove_deployment, save_deployment
 from mlcycle.lifecycle.deployment_status import deployment_status, list_deployments
@@ -67,8 +67,8 @@ def test_a_canary_is_started_ended_and_promoted_in_all_deployments_and_the_model
         assert (entry.action, entry.reason, entry.details["change"]) == ("canary", "it is worse", "end canary")
         start_canaries(workspace, name, second.version, 0.5, "once more")
         set_alias(second, workspace=workspace, action="promote")
-        assert promote_canaries(workspace, name, second.version, "as good").active == ["shop", name]
-        assert promote_canaries(workspace, name, second.version, "again") == CanaryChanges(same=["shop", name])
+        assert update_deployments(workspace, name, second.version, first, "as good").active == ["shop", name]
+        assert update_deployments(workspace, name, second.version, first, "again") == CanaryChanges(same=["shop", name])
         assert versions(workspace) == {name: (second.version, "", False), "shop": (second.version, "", False)}
         done = cli("rollback", name, "--reason", "complaints", cwd=workspace.project)
         assert done.returncode == 0, done.stderr
@@ -77,6 +77,8 @@ def test_a_canary_is_started_ended_and_promoted_in_all_deployments_and_the_model
         wait_until(lambda: shop.version(rows) == first)
         entry = next(each for each in reversed(readable_entries(workspace)) if each.action == "roll back")
         assert (entry.reason, entry.version_before, entry.version_after) == ("complaints", second.version, first)
+        assert update_deployments(workspace, name, first, second.version, "too").changed == ["shop"], "without a canary"
+        assert versions(workspace) == {name: (first, "", False), "shop": (first, "", False)}
         assert not verify_audit_log(workspace)
     assert not load.failed
 

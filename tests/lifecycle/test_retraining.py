@@ -27,8 +27,11 @@ from mlcycle.core.settings import STORE_DEFAULTS
 from mlcycle.core.workspace import Workspace
 from mlcycle.engine.forkserver import hidden_main
 from mlcycle.errors import ParameterError, RegistryError, StageError
-from mlcycle.lifecycle import monitoring_actions, retraining
-from mlcycle.lifecycle.canary_deployments import CanaryChanges
+from mlcycle.lifecycle import canary_deployments, deployments, monitoring_actions, retraining, serving
+from mlcycle.lifecycle.canary_deployments import CanaryChanges, release_version
+from mlcycle.lifecycle.deployment_records import Deployment, find_deployment, read_deployments, save_deployment
+from mlcycle.lifecycle.deployment_status import PlanWait
+from mlcycle.lifecycle.deployments import roll_back_deployment
 from mlcycle.lifecycle.merged_rows import MergedSource
 from mlcycle.lifecycle.model_monitoring import health_file
 from mlcycle.lifecycle.monitoring_actions import (
@@ -41,8 +44,9 @@ from mlcycle.lifecycle.monitoring_actions import (
 from mlcycle.lifecycle.retraining import RetrainingWork
 from mlcycle.lifecycle.retraining_policy import RetrainingPolicy, read_retraining_policy
 from mlcycle.lifecycle.retraining_records import read_retrainings, retraining_lock
-from mlcycle.lifecycle.serving import ServeTarget
+from mlcycle.lifecycle.serving import ServeTarget, traffic_file
 from mlcycle.outcomes import Alarm, Health, ModelRef, Score
+from mlcycle.service.traffic import TrafficPlan, read_traffic_plan, write_traffic_plan
 from mlcycle.stores.events import add_events, open_event_database
 from mlcycle.stores.models.audit_log import readable_entries, verify_audit_log
 from mlcycle.stores.models.decisions import approve_version, reject_version
@@ -162,7 +166,7 @@ def look(
 
 def test_an_alarm_leads_to_a_new_champion_and_each_step_is_recorded(workspace):
     (text,) = look(workspace, health())
-    assert "late version 2 is champion. It is better: 0.1." in text
+    assert "late version 2 became champion. It is better: 0.1." in text
     (record,) = read_retrainings(workspace, MODEL)
     assert (record.state, record.since, record.trigger) == ("promoted", "2026-05-20T00:00:00", "alarm")
     assert (champion(workspace), promotions(workspace, record.id), findings(workspace)) == (2, 1, [])
@@ -223,7 +227,7 @@ def test_an_outage_delays_and_nothing_is_lost(workspace, monkeypatch, error):
         assert f"Waiting: {error}" in look(workspace, health())[0]
         (record,) = read_retrainings(workspace, MODEL)
         assert record.state == "training" and record.file
-    assert "version 2 is champion" in look(workspace, health("nothing"))[0], "it goes on although the alarm is over"
+    assert "version 2 became champion" in look(workspace, health("nothing"))[0], "it goes on although the alarm is over"
     assert len(read_retrainings(workspace, MODEL)) == 1 and findings(workspace) == []
 
 
@@ -315,15 +319,16 @@ CANARY = RetrainingPolicy("automatic", canary_share=0.1)
 
 
 def replace_canaries(patch: Any, actions: list[str], **changes: Any) -> list[str]:
-    "Canaries whose judgements are given; a list that receives what is done."
+    "Canaries whose judgements are given; a list that receives what is done to deployments."
     done: list[str] = []
 
     def changed(what: str):
         return lambda *arguments, **options: done.append(what) or CanaryChanges(**changes)
 
-    for what in ("start", "end", "promote"):
-        patch.setattr(retraining, f"{what}_canaries", changed(what))
-    decisions = [SimpleNamespace(action=action, reason=f"{action}, 30 rows.") for action in actions]
+    for name in ("start_canaries", "end_canaries", "update_deployments"):
+        patch.setattr(retraining, name, changed(name.partition("_")[0]))
+    figures = "0 of 30 requests failed"
+    decisions = [SimpleNamespace(action=action, reason=f"{action}, 30 rows.", evidence=figures) for action in actions]
     patch.setattr(retraining, "judge_canaries", lambda *arguments, **options: decisions.pop(0))
     return done
 
@@ -331,10 +336,11 @@ def replace_canaries(patch: Any, actions: list[str], **changes: Any) -> list[str
 def test_a_canary_is_judged_by_each_look_until_it_is_promoted(workspace, monkeypatch):
     done = replace_canaries(monkeypatch, ["continue", "promote"], changed=["shop"])
     (text,) = look(workspace, health(), CANARY)
-    assert text.endswith("Waiting: The canary goes on: continue, 30 rows.") and champion(workspace) == 1
+    assert text.endswith("Waiting: continue, 30 rows. So far: 0 of 30 requests failed. Changed: shop.")
+    assert champion(workspace) == 1
     (text,) = look(workspace, health("nothing"), CANARY)
-    assert "version 2 is champion" in text and "Canary: promote, 30 rows." in text
-    assert (done, champion(workspace)) == (["start", "start", "promote"], 2)
+    assert "version 2 became champion" in text and "Canary: promote, 30 rows." in text
+    assert (done, champion(workspace)) == (["start", "start", "update"], 2)
 
 
 def test_a_canary_that_is_worse_is_ended(workspace, monkeypatch):
@@ -347,7 +353,7 @@ def test_a_canary_waits_for_a_deployment_that_cannot_take_it(workspace, monkeypa
     replace_canaries(monkeypatch, [], left={"shop": "It is not reachable."})
     assert look(workspace, health(), CANARY)[0].endswith("No deployment has the canary. shop: It is not reachable.")
     replace_canaries(monkeypatch, [])
-    assert "version 2 is champion" in look(workspace, health("nothing"), CANARY)[0], (
+    assert "version 2 became champion" in look(workspace, health("nothing"), CANARY)[0], (
         "without a deployment there is nothing to judge"
     )
 
@@ -366,7 +372,7 @@ def test_a_canary_whose_champion_was_replaced_ends(workspace, monkeypatch):
 def test_a_canary_that_the_settings_no_longer_have_is_promoted_by_the_comparison(workspace, monkeypatch):
     done = replace_canaries(monkeypatch, ["continue"], changed=["shop"])
     look(workspace, health(), CANARY)
-    assert "version 2 is champion" in look(workspace, health("nothing"), AUTOMATIC)[0] and done == ["start", "promote"]
+    assert "version 2 became champion" in look(workspace, health("nothing"), AUTOMATIC)[0] and done == ["start", "update"]
 
 
 def decided(workspace: Workspace, monkeypatch: Any, decide: Any) -> tuple[list[str], Any]:
@@ -391,7 +397,164 @@ def test_a_canary_that_a_person_approves_is_promoted(workspace, monkeypatch):
 
     done, record = decided(workspace, monkeypatch, approve)
     assert (record.state, champion(workspace), promotions(workspace, record.id)) == ("promoted", 2, 0)
-    assert done == ["start", "promote"] and findings(workspace) == []
+    assert done == ["start", "update"] and findings(workspace) == []
+
+
+# Deployments whose services serve any plan
+
+
+class Killed(BaseException):
+    "The end of a process."
+
+
+def release_name(version: int) -> str:
+    "As a traffic plan names it."
+    return f"releases/late-{version}-aaaaaaaa"
+
+
+@pytest.fixture
+def deployed(workspace, monkeypatch):
+    "A workspace in which a service and a deployment folder serve the champion, and a person has pinned another service."
+    here = {"kind": "local service", "url": "http://127.0.0.1:9", "since": "", "host": "elsewhere"}
+    records = [
+        Deployment(name="late", served="late", alias="champion", **here),
+        Deployment(name="fixed", served="late@1", **here),
+        Deployment(name="shop", folder=str(workspace.root / "shop"), **here | {"kind": "container", "release": release_name(1)}),
+    ]
+    for each in records:
+        save_deployment(workspace, each)
+        write_traffic_plan(each.plan_file(workspace), TrafficPlan(champion=release_name(1)))
+
+    def find(name: str, *arguments: Any) -> ServeTarget:
+        which = name.partition("@")[2] or "champion"
+        version = champion(workspace) if which == "champion" else int(which)
+        return ServeTarget(workspace.root / release_name(version), "r1", None, MODEL, version, which.strip("012"))
+
+    for module in (serving, canary_deployments):
+        monkeypatch.setattr(module, "target_of_model", find)
+    monkeypatch.setattr(deployments, "find_target", find)
+    monkeypatch.setattr(deployments, "_named", lambda release: "@".join(release.name.split("-")[:2]))
+    monkeypatch.setattr(deployments, "place_release", lambda release, folder: f"releases/{release.name}")
+    for name in ("verify_release", "check_plan_is_served"):
+        monkeypatch.setattr(deployments, name, lambda *arguments: None)
+    for module in (deployments, canary_deployments):
+        monkeypatch.setattr(module, "same_requirements_as_served", lambda *arguments: True)
+    monkeypatch.setattr(canary_deployments, "request_model", lambda url: None)
+    for name in ("note_problem", "wait"):
+        monkeypatch.setattr(PlanWait, name, lambda self: None)
+    return workspace
+
+
+def served(workspace: Workspace) -> dict[str, tuple[int | None, int | None]]:
+    "Champion and canary of each deployment, by its plan."
+    plans = {each.name: read_traffic_plan(each.plan_file(workspace)) for each in read_deployments(workspace)}
+    return {
+        name: (release_version(MODEL, each.champion), release_version(MODEL, each.canary or "")) for name, each in plans.items()
+    }
+
+
+def canary_entries(workspace: Workspace, change: str) -> list[str]:
+    "The deployments with a change in the audit log."
+    entries = [each for each in readable_entries(workspace) if each.details.get("change") == change]
+    return sorted(each.details["deployment"] for each in entries)
+
+
+def judged(patch: Any, action: str) -> None:
+    "The judgement of the canary."
+    decision = SimpleNamespace(action=action, reason=f"{action}, 30 rows.", evidence="0 of 30 requests failed")
+    patch.setattr(retraining, "judge_canaries", lambda *arguments, **options: decision)
+
+
+def killed_look(workspace: Workspace, patch: Any, version: int = 1) -> None:
+    "A look whose process is killed after a plan was written, and before that is recorded."
+
+    def kill(*arguments: Any) -> None:
+        raise Killed
+
+    with patch.context() as inner:
+        for module in (deployments, canary_deployments):
+            inner.setattr(module, "record_served_plan", kill)
+        with pytest.raises(Killed):
+            look(workspace, health(), CANARY, version)
+
+
+def test_a_canary_that_was_killed_before_it_was_recorded_goes_on(deployed, monkeypatch):
+    judged(monkeypatch, "continue")
+    killed_look(deployed, monkeypatch)
+    assert (2 in {canary for _, canary in served(deployed).values()}, canary_entries(deployed, "canary")) == (True, [])
+    for _ in range(2):
+        (text,) = look(deployed, health("nothing"), CANARY)
+        assert read_retrainings(deployed, MODEL)[0].canaries == canary_entries(deployed, "canary") == ["late", "shop"]
+        assert "fixed is left as it is: It serves late@1." in text
+    judged(monkeypatch, "end")
+    killed_look(deployed, monkeypatch)
+    assert canary_entries(deployed, "end canary") == []
+    assert "The canary was ended" in look(deployed, health("nothing"), CANARY)[0]
+    assert served(deployed) == {"fixed": (1, None), "late": (1, None), "shop": (1, None)}
+    assert (canary_entries(deployed, "end canary"), findings(deployed)) == (["late", "shop"], [])
+
+
+def test_a_promotion_that_was_killed_before_it_was_recorded_goes_on(deployed, monkeypatch):
+    judged(monkeypatch, "continue")
+    look(deployed, health(), CANARY)
+    judged(monkeypatch, "promote")
+    killed_look(deployed, monkeypatch)
+    record = continue_retraining(RetrainingWork(deployed, CANARY), MODEL)
+    assert record is not None and (record.state, champion(deployed)) == ("promoted", 2)
+    assert served(deployed) == {"fixed": (1, None), "late": (2, None), "shop": (2, None)}
+    assert (canary_entries(deployed, "promote canary"), promotions(deployed, record.id)) == (["late", "shop"], 1)
+    assert findings(deployed) == []
+
+
+def test_a_canary_that_a_person_has_ended_is_not_started_again(deployed, monkeypatch):
+    judged(monkeypatch, "continue")
+    look(deployed, health(), CANARY)
+    for name in ("late", "shop"):
+        roll_back_deployment(deployed, find_deployment(deployed, name))
+        (text,) = look(deployed, health("nothing"), CANARY)
+        assert f"{name}: Its canary was ended" in text.replace(" is left as it is", "") and served(deployed)[name] == (1, None)
+    assert "No deployment has the canary" in text and champion(deployed) == 1
+
+
+def test_a_deployment_that_does_not_serve_the_new_champion_is_named_and_tried_again(deployed, monkeypatch):
+    def refuse(wait: PlanWait) -> None:
+        if wait.deployment.name == "shop" and "late-2" in wait.plan.champion:
+            raise StageError("The deployment 'shop' does not serve it after 60 s.")
+
+    judged(monkeypatch, "continue")
+    look(deployed, health(), CANARY)
+    judged(monkeypatch, "promote")
+    with monkeypatch.context() as patch:
+        patch.setattr(PlanWait, "wait", refuse)
+        (text,) = look(deployed, health("nothing"), CANARY)
+        assert "late version 2 became champion" in text
+        assert "shop is left as it is: The deployment 'shop' does not serve it after 60 s." in text
+        assert look(deployed, health("nothing"), CANARY, 2) == [], "nothing has changed"
+    assert served(deployed)["shop"] == (1, 2) and champion(deployed) == 2
+    assert "does not serve it after 60 s" in read_retrainings(deployed, MODEL)[0].unchanged["shop"]
+    (text,) = look(deployed, health("nothing"), CANARY, 2)
+    assert "version 2 became champion" in text and "shop" not in text
+    assert served(deployed)["shop"] == (2, None)
+    assert list(read_retrainings(deployed, MODEL)[0].unchanged) == ["fixed"]
+
+
+def test_a_service_returns_to_its_alias_if_an_earlier_command_wrote_its_plan_last(deployed):
+    follower = serving.AliasFollower(deployed, serving.target_of_model(MODEL, deployed))
+    write_traffic_plan(traffic_file(deployed, MODEL), TrafficPlan(champion=release_name(2)))
+    assert follower.look() and served(deployed)["late"] == (1, None)
+    assert not follower.look()
+
+
+def test_without_a_canary_deployments_get_the_new_champion_and_pinned_ones_are_named(deployed):
+    write_traffic_plan(traffic_file(deployed, MODEL), TrafficPlan(champion=release_name(1), pinned=True))
+    (text,) = look(deployed, health())
+    assert "late is left as it is: A person has pinned its version." in text
+    assert "mlcycle deployments update late late@2" in text and "mlcycle deployments update fixed late@2" in text
+    assert served(deployed) == {"fixed": (1, None), "late": (1, None), "shop": (2, None)}
+    assert canary_entries(deployed, "update") == ["shop"]
+    (text, *_) = look(deployed, health("roll back", "version"), version=2)
+    assert text.startswith("Rolled back: late version 1 is champion again. Changed: shop.")
+    assert (served(deployed)["shop"], champion(deployed)) == ((1, None), 1)
 
 
 @pytest.mark.parametrize(
@@ -574,7 +737,7 @@ def check_circle(project: Path) -> None:
 def test_the_circle_closes_by_itself(circle):
     done = cli("monitor", "orders-late", cwd=circle)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "Retrain:" in done.stdout and "is champion. It is better" in done.stdout, done.stdout + done.stderr
+    assert "Retrain:" in done.stdout and "became champion. It is better" in done.stdout, done.stdout + done.stderr
     check_circle(circle)
     page = (circle / "reports" / "monitoring" / "orders-late.html").read_text()
     assert "Monitoring" in page and "Quality over time" in page
@@ -625,7 +788,7 @@ def test_two_monitors_at_once_retrain_once(circle):
         process.join(300)
     assert [process.exitcode for process in processes] == [0, 0], [log.read_text() for log in logs]
     texts = [log.read_text() for log in logs]
-    assert sum("is champion. It is better" in text for text in texts) == 1, texts
+    assert sum("became champion. It is better" in text for text in texts) == 1, texts
     check_circle(circle)
 
 
