@@ -265,10 +265,10 @@ def serve_champion(
 ) -> bool: # Whether its plan was changed
     "Let a deployment serve the new champion; raises ParameterError if it may not be changed, StageError if it does not serve it."
     changed = deployment.alias == CHAMPION and follow_champion(workspace, model)
-    _, plan = current_plan(workspace, deployment)
+    path, plan = current_plan(workspace, deployment)
     if release_version(model, plan.champion) == version:
         request_model(deployment.url) # An error at once if it does not respond
-        PlanWait(deployment, plan, timeout).wait()
+        PlanWait(deployment, plan, timeout, path).wait()
         if recorded_canary(workspace, deployment) == f"{model}@{version}":
             write_unserved_plan(workspace, deployment, "promote canary", reason, {})
         return changed

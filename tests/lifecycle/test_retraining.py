@@ -538,6 +538,22 @@ def test_a_deployment_that_does_not_serve_the_new_champion_is_named_and_tried_ag
     assert list(read_retrainings(deployed, MODEL)[0].unchanged) == ["fixed"]
 
 
+def test_a_canary_that_could_not_be_ended_is_ended_by_the_next_pass(deployed, monkeypatch):
+    def refuse(wait: PlanWait) -> None:
+        if wait.deployment.name == "shop" and not wait.plan.canary:
+            raise StageError("The deployment 'shop' does not serve it after 60 s.")
+
+    judged(monkeypatch, "continue")
+    look(deployed, health(), CANARY)
+    judged(monkeypatch, "end")
+    with monkeypatch.context() as patch:
+        patch.setattr(PlanWait, "wait", refuse)
+        assert "shop is left as it is: The deployment 'shop' does not serve it" in look(deployed, health("nothing"), CANARY)[0]
+    assert (served(deployed)["shop"], read_retrainings(deployed, MODEL)[0].state) == ((1, 2), "not better")
+    look(deployed, health("nothing"), CANARY)
+    assert served(deployed)["shop"] == (1, None) and not read_retrainings(deployed, MODEL)[0].unchanged
+
+
 def test_a_service_returns_to_its_alias_if_an_earlier_command_wrote_its_plan_last(deployed):
     follower = serving.AliasFollower(deployed, serving.target_of_model(MODEL, deployed))
     write_traffic_plan(traffic_file(deployed, MODEL), TrafficPlan(champion=release_name(2)))
