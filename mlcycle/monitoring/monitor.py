@@ -207,7 +207,7 @@ def log_notes(
 MIN_RECENT_ROWS = 500 # Of the last windows, which are looked at together
 FINDING_RULES = {"vanished": "missing column", "all missing": "all missing", "type changed": "type change",
                  "constant": "constant"}
-FINDING_TEXTS = {"vanished": "is not among the columns of the rows", "all missing": "is missing in all rows",
+FINDING_TEXTS = {"vanished": "is not among the columns of the rows", "all missing": "is missing in all rows of the last windows",
                  "type changed": "has values of another type", "constant": "has one value only"}
 
 # %% ../../nbs/monitoring/monitor.ipynb #69b269b1
