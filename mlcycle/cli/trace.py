@@ -38,8 +38,9 @@ def trace(
     Backward: the tables that have a row of the source, the versions trained on it, and their predictions.
     """
     from mlcycle.core.workspace import Workspace
+    from mlcycle.service.light_imports import paused_garbage_collection
 
-    with exit_on_error(), errors.status("Tracing …"):
+    with exit_on_error(), errors.status("Tracing …"), paused_garbage_collection(): # It would look at all that is imported
         if bool(name) + bool(row) + bool(where) != 1:
             raise ParameterError("It is not clear what to trace.", "One is expected: a request id or row id of a prediction; "
                                  "--row NUMBER; or --where COLUMN=VALUE, which may be repeated.")

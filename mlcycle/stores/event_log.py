@@ -97,8 +97,6 @@ class FeatureReader:
         if not self.columns or not texts:
             return pd.DataFrame({name: pd.Series(dtype=object) for name in self.columns}, index=pd.RangeIndex(len(texts)))
         table = self._parse(texts)
-        if not isinstance(table, dict) and table.num_rows != len(texts):
-            raise ValueError("The features of a row are damaged.")
         rows = [from_json(text) for text in texts] if self.mixed else []
         made = {}
         for name, dtype in self.columns.items():
@@ -399,6 +397,8 @@ def _read_block(page: Page, actuals: pd.DataFrame, reader: FeatureReader, now: d
     "A block of a page; raises ValueError or AttributeError if a cell is damaged."
     texts, bad_types = page.get("features", ()), {}
     features = reader.read(texts, bad_types)
+    if len(features) != len(texts): # Of an empty text, there is no row
+        raise ValueError("The features of a row are damaged.")
     found = actuals.reindex(page["row_id"])
     events = pd.DataFrame({
         **{name: pd.Series(page[name], dtype="str") for name in ("row_id", "model_version", "role", "request_id")},

@@ -48,6 +48,7 @@ def test_a_challenger_is_judged_on_the_last_rows_in_time(project):
     assert (merged.rows, merged.n_source, merged.n_since, merged.n_holdout) == ("since alarm", 0, 600, 200)
     whole = write_merged_source(champion.workspace, champion, folder / "all", since=since, rows="all", reason="an alarm")
     assert (whole.rows, whole.n_source, whole.n_logged, whole.n_holdout) == ("all", 240, 900, 200)
+    assert (merged.first_row, whole.first_row) == (since, START)
     again = write_merged_source(champion.workspace, champion, folder / "again", since=since, rows="all")
     assert hash_file(again.path) == whole.sha256 == hash_file(whole.path)
     used = [each for each in read_holdout_accesses(champion.workspace) if each.purpose == "training"]
@@ -70,6 +71,7 @@ def test_a_challenger_is_judged_on_the_last_rows_in_time(project):
 
     log_rows(challenger, later_orders(60, seed=4), start=START + timedelta(days=90))  # The next time
     second = write_merged_source(challenger.workspace, challenger, folder / "second")
+    assert second.first_row is None, "rows that the first retraining has taken from the log are among them"
     frame = pd.read_parquet(second.path)
     assert frame[LOGGED_ROW_ID].is_unique and len(frame) == 240 + 900 + 60
     assert {*frame[LOGGED_ROW_ID][frame.part == "holdout"]} == {f"order-4-{number}" for number in range(30, 60)}

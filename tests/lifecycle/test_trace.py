@@ -15,6 +15,7 @@ from recorded_predictions import record_predictions
 import mlcycle as mc
 from mlcycle.errors import ParameterError
 from mlcycle.features.encode.pipeline import build_preprocessor
+from mlcycle.lifecycle import similar_rows
 from mlcycle.lifecycle.lineage_events import LINEAGE_FILE
 from mlcycle.lifecycle.similar_rows import find_similar_rows, leaf_function, model_members
 from mlcycle.lifecycle.source_row_trace import trace_source_rows, write_affected_predictions
@@ -146,7 +147,7 @@ def test_an_unknown_id_names_the_nearest(run):
 
 
 @pytest.mark.parametrize("name", CANDIDATES)
-def test_similar_rows_of_every_candidate(name):
+def test_similar_rows_of_every_candidate(name, monkeypatch):
     "A row is most similar to itself; in trees, it shares all leaves with itself, also with a calibration around them."
     table = orders().head(300)
     rows, target = table[["town", "spend", "paid", "vip"]], np.where(table.late == "No", "no", "yes")
@@ -163,6 +164,9 @@ def test_similar_rows_of_every_candidate(name):
     assert found.measure == ("shared leaves" if name in TREES else "distance")
     assert found.values[11] == (1.0 if name in TREES else 0.0)
     assert found.values.is_monotonic_decreasing if name in TREES else found.values.is_monotonic_increasing
+    monkeypatch.setattr(similar_rows, "PRESELECTED_ROWS", 20)
+    few = find_similar_rows(fitted, rows, rows.iloc[[11]], 5)
+    assert (few.values[11], few.n_compared, "first trees" in few.meaning) == (found.values[11], 300, name in TREES)
     assert ("does not predict from single rows" in found.meaning) == (name not in (*TREES, "neighbours"))
 
 
