@@ -29,8 +29,8 @@ HEAD = (
     "`python benchmarks/retraining_detectors.py`, {seeds} streams of each kind: "
     f"{ROWS:,} losses of a boosting model that was fitted to {TRAIN:,} rows before; where the stream changes, it does so after "
     f"{CHANGE:,} of them. ADWIN, KSWIN and Page-Hinkley of river, with their defaults, see each loss; the test of stage 7 sees "
-    f"windows of {WINDOW}, and has a reference of {HOLDOUT:,} rows: it finds a change at the end of a window at the earliest, and "
-    "the chance of a false alarm in a year is bounded, which the others do not state."
+    f"windows of {WINDOW}, and has a reference of {HOLDOUT:,} rows: it finds a change at the end of a window at the earliest, "
+    "and the chance of a false alarm in a year is bounded, which the others do not state."
 )
 Found = tuple[str, str, str, np.ndarray]  # Stream, kind, detector, rows of its alarms
 app = typer.Typer(add_completion=False)
