@@ -166,6 +166,8 @@ def call_in_fork(
 def _send_result(there: Connection, function: Callable, arguments: tuple) -> None:
     "Call a function and send its return value, or its traceback."
     try:
-        there.send((True, function(*arguments)))
+        result = True, function(*arguments)
     except Exception: # It is raised again in the caller
-        there.send((False, traceback.format_exc()))
+        result = False, traceback.format_exc()
+    with suppress(BrokenPipeError): # The caller was interrupted
+        there.send(result)

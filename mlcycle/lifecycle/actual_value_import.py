@@ -43,6 +43,7 @@ class ImportedActuals:
     n_added: int = 0 # Recorded
     n_contradictions: int = 0 # Those of them that contradict another value of the same row
     n_known: int = 0 # Recorded before
+    n_replaced: int = 0 # Those of them after which another value of the same row was recorded, which counts
     n_missing: int = 0 # Without id or value
     n_untimed: int = 0 # Without a time of arrival, or with one in the future
     unknown: list[str] = field(default_factory=list) # Row ids that were not predicted
@@ -53,6 +54,8 @@ class ImportedActuals:
         "What is printed."
         lines = [f"{self.n_added:,} of {self.n_rows:,} actual values are recorded."]
         lines += [f"{self.n_known:,} were recorded before."] * bool(self.n_known)
+        lines += [f"{self.n_replaced:,} of these were replaced by a later value, which still counts; /feedback corrects it back."
+                  ] * bool(self.n_replaced)
         lines += [f"{self.n_contradictions:,} contradict an earlier value of the same row."] * bool(self.n_contradictions)
         lines += [f"{self.n_missing:,} rows have no id or no value."] * bool(self.n_missing)
         lines += [f"{self.n_untimed:,} have no time in the past: the present time counts."] * bool(self.n_untimed)
@@ -228,6 +231,7 @@ def _new_events(values: list[tuple[str, Label, datetime]], model: str, recorded:
         before = recorded.setdefault(row_id, [])
         if any(type(each) is type(value) and each == value or each == value and not isinstance(value, bool) for each in before):
             result.n_known += 1
+            result.n_replaced += before[-1] != value
             continue
         result.n_contradictions += bool(before)
         before.append(value)

@@ -24,9 +24,9 @@ from .labelling_queue import write_labelling_queue
 from .model_monitoring import health_file
 from .retraining import (RetrainingWork, advance_retraining, describe_retraining, end_retraining,
                                           present_champion, repeat_changes)
-from .retraining_policy import RetrainingReason, alarm_start, decide_retraining, rows_waited_for
-from .retraining_records import (RetrainingRecord, last_retraining_end, move_retraining, open_retraining,
-                                                  read_retrainings, retraining_lock, start_retraining)
+from .retraining_policy import RetrainingReason, alarm_start, cooldown_text, decide_retraining, rows_waited_for
+from .retraining_records import (RetrainingRecord, last_comparison_end, last_retraining_end, move_retraining,
+                                                  open_retraining, read_retrainings, retraining_lock, start_retraining)
 from .serving import ServeTarget
 from .version_pages import refresh_versions
 from ..outcomes import Health
@@ -99,10 +99,13 @@ def continue_or_start(
         return repeated
     if record is None:
         version, trained = champion_trained_at(work.workspace, target.model)
-        reason = decide_retraining(health, work.policy, trained, False, now, last_retraining_end(records))
+        reason = decide_retraining(health, work.policy, trained, False, now, last_retraining_end(records),
+                                   last_comparison_end(records))
         if reason is None or version != target.version:
             return repeated
         record = start_retraining(work.workspace, target.model, version, reason, work.policy)
+    elif record.state == "waiting" and work.policy.policy == "automatic": # The settings have changed
+        record = move_retraining(work.workspace, record, "rows", notes=[*record.notes, "The policy needs no approval any more."])
     return advance_retraining(work, record)
 
 # %% ../../nbs/lifecycle/monitoring_actions.ipynb #b5cd6b34
@@ -123,7 +126,8 @@ def act_on_health(
             done.append(roll_back_champion(work, target, health))
         record = continue_or_start(work, target, health, now)
         if record is None and health.action == "retrain" and work.policy.policy != "off":
-            done += filter(None, [rows_waited_for(health, work.policy, now)])
+            ended = last_retraining_end(read_retrainings(work.workspace, target.model))
+            done += filter(None, [cooldown_text(work.policy, now, ended) or rows_waited_for(health, work.policy, now)])
         return [*done, describe_retraining(record)] if record is not None else done
 
 # %% ../../nbs/lifecycle/monitoring_actions.ipynb #50e3d1c8
@@ -190,7 +194,7 @@ def retrain_by_hand(
             given = RetrainingReason("person", reason or "A person has started it.", since, stage)
             policy = replace(work.policy, rows=rows or work.policy.rows)
             record = start_retraining(work.workspace, model, version, given, policy, notes)
-        elif rows:
+        elif rows not in ("", record.rows):
             raise ParameterError(f"The retraining {record.id} of {model} is open; --rows is for a new one.",
                                  remedy=f"Continue it: mlcycle retrain {model}, or give it up: --cancel")
         if record.state == "waiting":
@@ -198,7 +202,7 @@ def retrain_by_hand(
                 raise ParameterError(f"The retraining {record.id} of {model} waits for approval: {record.reason}",
                                      remedy=f"mlcycle retrain {model} --approve, or --cancel")
             approval = f"Approved by {user_name()}. {reason}".strip()
-            record = move_retraining(work.workspace, record, "rows", notes=[*record.notes, approval])
+            record = move_retraining(work.workspace, record, "rows", approval, notes=[*record.notes, approval])
         return advance_retraining(work, record)
 
 # %% ../../nbs/lifecycle/monitoring_actions.ipynb #9abda229

@@ -6,10 +6,11 @@
 __all__ = ['OUTAGES', 'STEPS', 'RetrainingWork', 'champion_run', 'collect_rows', 'retraining_plan', 'train_challenger',
            'compare_challenger', 'present_champion', 'delay_retraining', 'waiting_deployments',
            'decision_on_challenger', 'cancel_rejected', 'settle_deployments', 'repeat_changes', 'watch_canary',
-           'judge_challenger', 'decision_of_person', 'promote_challenger', 'is_outage', 'fail_retraining',
-           'end_retraining', 'advance_retraining', 'describe_retraining']
+           'judge_challenger', 'decision_of_person', 'promote_challenger', 'is_outage', 'describe_outage',
+           'fail_retraining', 'end_retraining', 'advance_retraining', 'describe_retraining']
 
 # %% ../../nbs/lifecycle/retraining.ipynb #f9636d54
+import errno
 import re
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
@@ -310,6 +311,15 @@ def is_outage(
     kind = find_error_class(named[1]) if named else None
     return bool(named) and (named[1] in ("OperationalError", "InterfaceError") or kind is not None and issubclass(kind, OUTAGES))
 
+# %% ../../nbs/lifecycle/retraining.ipynb #bfb96b25
+def describe_outage(
+    error: BaseException, # Of `is_outage`
+) -> str: # What is waited for
+    "An outage in words; a full disk with what to do."
+    if getattr(error, "errno", None) == errno.ENOSPC or "Errno 28" in str(error):
+        return "The disk is full. Make room, such as by: mlcycle clean"
+    return str(error) or type(error).__name__
+
 # %% ../../nbs/lifecycle/retraining.ipynb #a34c4a4a
 def fail_retraining(
     work: RetrainingWork, # Workspace
@@ -346,7 +356,7 @@ def advance_retraining(
             record = globals()[name](work, record)
         except Exception as error: # An interruption leaves the record as it is
             if is_outage(error):
-                return delay_retraining(work, record, str(error) or type(error).__name__)
+                return delay_retraining(work, record, describe_outage(error))
             return fail_retraining(work, record, error)
         if record.state == before: # It waits
             break

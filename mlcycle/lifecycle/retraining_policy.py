@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['RowsSetting', 'BLOCKING_RULES', 'LONGEST_WAIT', 'RetrainingPolicy', 'read_retraining_policy', 'RetrainingReason',
-           'alarm_start', 'is_schedule_due', 'rows_waited_for', 'decide_retraining']
+           'alarm_start', 'is_schedule_due', 'rows_waited_for', 'cooldown_text', 'decide_retraining']
 
 # %% ../../nbs/lifecycle/retraining_policy.ipynb #1eb0928d
 from dataclasses import dataclass
@@ -90,13 +90,13 @@ def is_schedule_due(
     policy: RetrainingPolicy, # Has the schedule
     champion_trained_at: datetime | None, # UTC; None: not known
     now: datetime, # Present time, UTC
-    last_ended: datetime | None = None, # When the last retraining ended, UTC; None: there was none
+    last_compared: datetime | None = None, # When a challenger was compared for the last time, UTC; None: never
 ) -> bool:
-    "Whether champion and last retraining are older than the schedule, and no column is broken."
+    "Whether champion and last comparison are older than the schedule, and no column is broken."
     if policy.schedule is None or champion_trained_at is None:
         return False
     blocked = any(alarm.rule in BLOCKING_RULES and alarm.severity != "info" for alarm in health.alarms)
-    return not blocked and now - max(champion_trained_at, last_ended or champion_trained_at) >= policy.schedule
+    return not blocked and now - max(champion_trained_at, last_compared or champion_trained_at) >= policy.schedule
 
 # %% ../../nbs/lifecycle/retraining_policy.ipynb #f549aeb3
 LONGEST_WAIT = timedelta(days=30) # After the start of an alarm, for labelled rows
@@ -117,6 +117,18 @@ def rows_waited_for(
     return (f"The retraining waits: {counts[0]:,} rows since the alarm have an actual value, {policy.min_rows:,} are set "
             f"(min_rows); until {since + LONGEST_WAIT:%Y-%m-%d} at most.")
 
+# %% ../../nbs/lifecycle/retraining_policy.ipynb #005e47cd
+def cooldown_text(
+    policy: RetrainingPolicy, # Has the cooldown
+    now: datetime, # Present time, UTC
+    last_ended: datetime | None, # When the last retraining ended, UTC; None: there was none
+) -> str: # A sentence; empty: none is in the way
+    "Until when no retraining begins since another one has ended."
+    if last_ended is None or now - last_ended >= policy.cooldown:
+        return ""
+    return (f"No retraining begins before {last_ended + policy.cooldown:%Y-%m-%d %H:%M}: the last one ended on "
+            f"{last_ended:%Y-%m-%d %H:%M} (retrain_cooldown_days); by hand at any time: mlcycle retrain")
+
 # %% ../../nbs/lifecycle/retraining_policy.ipynb #fc011e73
 def decide_retraining(
     health: Health, # Outcome of monitoring the champion
@@ -125,16 +137,17 @@ def decide_retraining(
     record_open: bool, # Whether a retraining has not ended yet
     now: datetime, # Present time, UTC
     last_ended: datetime | None = None, # When the last retraining ended, UTC; None: there was none
+    last_compared: datetime | None = None, # When a challenger was compared for the last time, UTC; None: never
 ) -> RetrainingReason | None: # None: the model is not trained again now
     "Decide whether a model is trained again, and why; nothing is read or written."
-    if policy.policy == "off" or record_open:
+    if policy.policy == "off" or record_open or cooldown_text(policy, now, last_ended):
         return None
     asks = policy.policy == "ask"
     if health.action == "retrain":
-        if last_ended is not None and now - last_ended < policy.cooldown or rows_waited_for(health, policy, now):
+        if rows_waited_for(health, policy, now):
             return None
         return RetrainingReason("alarm", health.reason, alarm_start(health), health.back_to_stage, asks)
-    if is_schedule_due(health, policy, champion_trained_at, now, last_ended):
+    if is_schedule_due(health, policy, champion_trained_at, now, last_compared):
         days = cast("timedelta", policy.schedule) / timedelta(days=1)
         return RetrainingReason("schedule", f"The champion was trained on {champion_trained_at:%Y-%m-%d}, longer ago than "
                                 f"{days:g} days.", needs_approval=asks)

@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['RetrainingState', 'ENDED', 'SIMULATED_TIME', 'RetrainingFields', 'RetrainingRecord', 'retraining_folder',
            'retraining_lock', 'save_retraining', 'read_retrainings', 'open_retraining', 'last_retraining_end',
-           'simulated_time', 'utc_text', 'audit_retraining', 'move_retraining', 'start_retraining']
+           'last_comparison_end', 'simulated_time', 'utc_text', 'audit_retraining', 'move_retraining',
+           'start_retraining']
 
 # %% ../../nbs/lifecycle/retraining_records.ipynb #97f9abd6
 from collections.abc import Generator, Iterable
@@ -142,8 +143,15 @@ def open_retraining(
 def last_retraining_end(
     records: Iterable[RetrainingRecord], # Of one model
 ) -> datetime | None: # UTC; None: none has ended
-    "When the last retraining ended, however it did."
-    return max((each.ended for each in records if each.ended), default=None)
+    "When the last retraining ended, however it did; those of a person that have failed before their run do not count."
+    return max((each.ended for each in records if each.ended and (each.run or each.trigger != "person")), default=None)
+
+# %% ../../nbs/lifecycle/retraining_records.ipynb #ec2494b2
+def last_comparison_end(
+    records: Iterable[RetrainingRecord], # Of one model
+) -> datetime | None: # UTC; None: there was none
+    "When the last retraining ended whose challenger was compared with the champion: a schedule counts from it."
+    return max((each.ended for each in records if each.ended and each.state in ("promoted", "not better")), default=None)
 
 # %% ../../nbs/lifecycle/retraining_records.ipynb #32587575
 SIMULATED_TIME: ContextVar[datetime | None] = ContextVar("simulated_time", default=None) # UTC; None: the present time counts
@@ -169,6 +177,7 @@ def utc_text() -> str:
 def audit_retraining(
     workspace: Workspace, # Has the audit log and the registry
     record: RetrainingRecord, # With its new state
+    approval: str = "", # Of a person, with the reason
 ) -> None:
     "Write the state of a retraining to the audit log, unless it is there; RegistryError if the registry is unavailable."
     details = {"retraining": record.id, "state": record.state}
@@ -176,7 +185,7 @@ def audit_retraining(
         if any(each.action == "retrain" and each.details == details for each in readable_entries(workspace)):
             return
         client = connect_registry(workspace.tracking_uri, workspace.artifacts)
-        reason = record.failure or record.comparison or record.reason
+        reason = approval or record.failure or record.comparison or record.reason
         append_audit_entry(workspace, "retrain", record.model, client=client, version=record.challenger or record.champion,
                            reason=reason, run=record.run, details=details)
 
@@ -185,12 +194,13 @@ def move_retraining(
     workspace: Workspace, # Has the record and the audit log
     record: RetrainingRecord, # Before the change
     state: RetrainingState, # New state
+    approval: str = "", # Of a person, for the audit log
     **facts: Any, # Further fields that change
 ) -> RetrainingRecord: # After the change
     "Give a retraining another state, and record it."
     times = record.times | {state: utc_text()}
     changed = record.model_copy(update={**facts, "state": state, "times": times, "delay": ""})
-    audit_retraining(workspace, changed)
+    audit_retraining(workspace, changed, approval)
     return save_retraining(workspace, changed)
 
 # %% ../../nbs/lifecycle/retraining_records.ipynb #8b66ce49

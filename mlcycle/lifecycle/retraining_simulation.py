@@ -310,7 +310,7 @@ def simulate_retraining(
         if ended is not None and now - ended < policy.cooldown: # No retraining begins, whatever is found
             continue
         health = judge_day(monitored, last - champion.day, now, rules)
-        reason = decide_retraining(health, policy, trained, False, now, ended)
+        reason = decide_retraining(health, policy, trained, False, now, ended, ended)
         if reason is None:
             continue
         made, challenger, holdout = retrain_champion(world, champion, rows[rows.days <= last], reason, policy, day)

@@ -94,7 +94,7 @@ def choose_rows(
 ) -> tuple[Literal["since alarm", "all"], str]: # Which rows are taken; why, in a sentence
     "Choose whether a challenger is trained on the rows since the alarm alone; raises InputError if it must be and cannot."
     if setting == "all" or not has_alarm:
-        return "all", "All rows are taken, " + ("as is set." if setting == "all" else "since there was no alarm.")
+        return "all", "All rows are taken, " + ("as is set." if setting == "all" else "since no alarm about the score is known.")
     rare = [str(label) for label in problem.classes if (target == label).sum() < MIN_CLASS_ROWS]
     found = f"{len(target):,} rows since the alarm have an actual value"
     found += f", fewer than {MIN_CLASS_ROWS} of them of the class '{rare[0]}'" if rare else ""

@@ -152,7 +152,8 @@ def compare_latency(
     limit = latency_limit(latency[~own], budget_ms)
     over = latency > limit
     totals, counts = (int(own.sum()), int((~own).sum())), (int((own & over).sum()), int((~own & over).sum()))
-    return ExcessRequests(f"took longer than {limit:.4g} ms", counts, totals, excess_evidence(own, over),
+    what = f"took longer than {limit:.4g} ms" if np.isfinite(limit) else "took too long"
+    return ExcessRequests(what, counts, totals, excess_evidence(own, over),
                           counts[0] > BUDGET_SHARE * max(totals[0], 1))
 
 # %% ../../nbs/monitoring/canary.ipynb #96e23031

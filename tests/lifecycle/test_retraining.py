@@ -172,7 +172,8 @@ def test_an_alarm_leads_to_a_new_champion_and_each_step_is_recorded(workspace):
     assert (champion(workspace), promotions(workspace, record.id), findings(workspace)) == (2, 1, [])
     states = [each.details["state"] for each in readable_entries(workspace) if each.action == "retrain"]
     assert states == ["rows", "training", "comparing", "promoting", "promoted"] == list(record.times)
-    assert look(workspace, health(), version=2) == [], "none is begun within the cooldown"
+    assert "No retraining begins before" in look(workspace, health(), version=2)[0], "the cooldown"
+    assert len(read_retrainings(workspace, MODEL)) == 1
 
 
 def test_a_policy_that_is_off_recommends_only(workspace):
@@ -187,15 +188,23 @@ def test_a_person_approves_where_the_policy_asks(workspace):
     with pytest.raises(ParameterError, match="waits for approval: It is worse"):
         retrain_by_hand(work, MODEL)
     assert retrain_by_hand(work, MODEL, approve=True, reason="Prices have changed.").state == "promoted"
+    assert any("Approved by" in each.reason and "Prices have changed." in each.reason for each in readable_entries(workspace))
     with pytest.raises(ParameterError, match="No retraining of late waits for approval"):
         retrain_by_hand(work, MODEL, approve=True)
+
+
+def test_a_policy_that_needs_no_approval_any_more_continues_what_waits(workspace):
+    look(workspace, health(), RetrainingPolicy("ask"))
+    assert "became champion" in look(workspace, health("nothing"))[0] and champion(workspace) == 2
 
 
 def test_a_challenger_that_is_not_better_stays_one(workspace, monkeypatch):
     replace_steps(monkeypatch, fake_run(held_back=False))
     assert "The champion stays: It is better: 0.1." in look(workspace, health())[0]
     assert (champion(workspace), read_retrainings(workspace, MODEL)[0].state) == (1, "not better")
-    assert look(workspace, health()) == [] and len(look(workspace, health(), days=8)) == 1, "the cooldown is 7 days"
+    (waits,) = look(workspace, health())
+    assert "No retraining begins before" in waits and "retrain_cooldown_days" in waits
+    assert "The champion stays" in look(workspace, health(), days=8)[0], "the cooldown is 7 days"
 
 
 def test_a_step_that_fails_leaves_the_champion_and_is_reported(workspace, monkeypatch):
@@ -207,7 +216,7 @@ def test_a_step_that_fails_leaves_the_champion_and_is_reported(workspace, monkey
     (record,) = read_retrainings(workspace, MODEL)
     assert (record.state, champion(workspace), findings(workspace)) == ("failed", 1, [])
     assert readable_entries(workspace)[-1].reason.startswith("04_modelling.ipynb failed")
-    assert look(workspace, health()) == []
+    assert "No retraining begins before" in look(workspace, health())[0] and len(read_retrainings(workspace, MODEL)) == 1
 
 
 @pytest.mark.parametrize(
@@ -300,7 +309,7 @@ def test_a_retraining_that_was_given_up_is_not_continued(workspace):
     look(workspace, health(), RetrainingPolicy("ask"))
     record = cancel_retraining(RetrainingWork(workspace, AUTOMATIC), MODEL, "The source is being repaired.")
     assert record.state == "cancelled" and "The source is being repaired." in record.failure
-    assert look(workspace, health()) == [] and champion(workspace) == 1
+    assert "No retraining begins before" in look(workspace, health())[0] and champion(workspace) == 1
     with pytest.raises(ParameterError, match="No retraining of late is open"):
         cancel_retraining(RetrainingWork(workspace, AUTOMATIC), MODEL, "")
 
