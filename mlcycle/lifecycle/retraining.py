@@ -125,7 +125,7 @@ def compare_challenger(
         raise StageError(f"The run {run.id} has registered '{name}'.", f"'{record.model}' is expected.",
                          "Retrain it by hand: mlcycle run")
     facts: dict[str, Any] = {"difference": verdict.champion_difference,
-                             "comparison": verdict.promotion_reason or verdict.decision}
+                             "comparison": (verdict.approved and verdict.promotion_reason) or verdict.decision}
     if record.challenger == record.compared_with:
         return move_retraining(work.workspace, record, "not better", comparison="The run gives the champion itself.")
     if not verdict.held_back:

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['LISTED_ROWS', 'open_version', 'value_condition', 'rows_with_values', 'RowMatch', 'stored_versions', 'find_row_id',
-           'equal_rows', 'find_row_values', 'affected_versions', 'count_predictions', 'trace_source_rows',
-           'write_affected_predictions']
+           'equal_rows', 'find_row_values', 'affected_versions', 'count_predictions', 'same_number_elsewhere',
+           'trace_source_rows', 'write_affected_predictions']
 
 # %% ../../nbs/lifecycle/source_row_trace.ipynb #7d2bbb39
 import json
@@ -244,6 +244,18 @@ def count_predictions(
 # %% ../../nbs/lifecycle/source_row_trace.ipynb #846cea0d
 LISTED_ROWS = 20 # Row ids and rows that a trace lists
 
+# %% ../../nbs/lifecycle/source_row_trace.ipynb #c2b4cf76
+def same_number_elsewhere(
+    workspace: Workspace, # Has the tables
+    row_id: str, # Number of a row
+    matches: Sequence[RowMatch], # That were found
+) -> str: # A sentence; empty if there are none
+    "Tables of other sources that have another row with this number, such as those of a retraining."
+    sources = {each.source for each in matches}
+    others = [each for each in stored_versions(workspace) if each.metadata.get("source", "") not in sources]
+    found = [each.address for each in others if _has_id(open_version(workspace.tables, each), row_id)]
+    return f"Tables of other sources have another row {row_id}: --table {', --table '.join(found[:3])}." if found else ""
+
 # %% ../../nbs/lifecycle/source_row_trace.ipynb #ea5613ab
 def trace_source_rows(
     workspace: Workspace, # Has tables, registry and prediction log
@@ -256,7 +268,7 @@ def trace_source_rows(
     if bool(row_id) == bool(values):
         raise ParameterError("A row is named by its number or by values.", "One of the two is expected.")
     matches, rows = find_row_id(workspace, row_id, address) if row_id else find_row_values(workspace, values or {}, address)
-    notes = []
+    notes = [*filter(None, [same_number_elsewhere(workspace, row_id, matches) if row_id and not address else ""])]
     try:
         models = affected_versions(workspace, matches)
         predictions = count_predictions(workspace, models)

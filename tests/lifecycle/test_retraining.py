@@ -110,7 +110,7 @@ def fake_rows(workspace: Workspace, run: Any, folder: Path, **options: Any) -> M
 def fake_run(held_back: bool = True, **changes: Any) -> SimpleNamespace:
     "A run whose challenger is better, or not."
     verdict = SimpleNamespace(
-        current_champion=1, held_back=held_back, promotion_reason="It is better: 0.1.", decision="Approved.",
+        approved=True, current_champion=1, held_back=held_back, promotion_reason="It is better: 0.1.", decision="Approved.",
         champion_difference=Score(metric="roc_auc", value=0.1, low=0.05, high=0.15),
     )  # fmt: skip
     facts = {"id": "r2", "verdict": verdict, "candidate": SimpleNamespace(model=version_ref(2))}
@@ -770,6 +770,8 @@ def test_the_circle_closes_by_itself(circle):
     assert "promoted" in shown.stdout and "alarm" in shown.stdout
     again = cli("monitor", "orders-late", "--json", cwd=circle)
     assert again.returncode == 0 and json.loads(again.stdout)["action"] != "roll back", again.stderr
+    page = (circle / "reports" / "monitoring" / "orders-late.html").read_text()
+    assert "(policy = automatic)" in page and "version 2 became champion" in page
     check_circle(circle)
 
 
