@@ -186,4 +186,4 @@ def score_in_workers(
                              remedy="Run the same command again, with fewer --workers or a smaller --block-rows: "
                                     "what is scored stays.") from error
         finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+            pool.shutdown(cancel_futures=True) # Waits: at the exit of a fork, queues close before workers are told to end
