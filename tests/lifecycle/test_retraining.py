@@ -41,6 +41,7 @@ from mlcycle.lifecycle.monitoring_actions import (
     continue_retraining,
     retrain_by_hand,
 )
+from mlcycle.lifecycle.monitoring_page import retraining_section
 from mlcycle.lifecycle.retraining import RetrainingWork
 from mlcycle.lifecycle.retraining_policy import RetrainingPolicy, read_retraining_policy
 from mlcycle.lifecycle.retraining_records import read_retrainings, retraining_lock
@@ -766,12 +767,12 @@ def test_the_circle_closes_by_itself(circle):
     check_circle(circle)
     page = (circle / "reports" / "monitoring" / "orders-late.html").read_text()
     assert "Monitoring" in page and "Quality over time" in page
+    assert "(policy = automatic)" in page and "It was not retrained yet" in page
     shown = cli("retrain", "orders-late", "--status", cwd=circle)
     assert "promoted" in shown.stdout and "alarm" in shown.stdout
     again = cli("monitor", "orders-late", "--json", cwd=circle)
     assert again.returncode == 0 and json.loads(again.stdout)["action"] != "roll back", again.stderr
-    page = (circle / "reports" / "monitoring" / "orders-late.html").read_text()
-    assert "(policy = automatic)" in page and "version 2 became champion" in page
+    assert "version 2 became champion" in retraining_section(Workspace.from_project(circle), "orders-late")
     check_circle(circle)
 
 
