@@ -10,6 +10,7 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import pandas as pd
 from lightgbm import LGBMRegressor
+from results_pages import write_section
 from sklearn.datasets import load_breast_cancer, load_diabetes, load_wine
 from sklearn.ensemble import IsolationForest
 from sklearn.metrics import roc_auc_score
@@ -30,8 +31,6 @@ from mlcycle.service.outlier_model import (
 from mlcycle.service.prediction_log import PredictionLog
 from mlcycle.service.prediction_service import PredictionService, ServedModel
 
-RESULTS = Path(__file__).parent / "results" / "monitoring.md"
-HEADING = "## Outliers"
 FLIGHTS = ["month", "dep_delay", "sched_dep_time", "sched_arr_time", "carrier", "origin", "dest", "air_time", "distance"]
 
 
@@ -239,14 +238,6 @@ def simulate_shares(years: int) -> pd.DataFrame:
     return pd.DataFrame(lines)
 
 
-def write_section(text: str) -> None:
-    """Replace the section of this part in the file of results."""
-    before = RESULTS.read_text() if RESULTS.is_file() else "# Monitoring\n"
-    start, _, rest = before.partition(f"\n{HEADING}\n")
-    end = rest.find("\n## ")
-    RESULTS.write_text(f"{start.rstrip()}\n\n{HEADING}\n\n{text.strip()}\n" + (rest[end:] if end >= 0 else ""))
-
-
 def measure_outliers(years: int) -> None:
     """Measure all, and write the results."""
     areas = compare_methods()
@@ -263,4 +254,4 @@ def measure_outliers(years: int) -> None:
     }
     text = "\n\n".join(f"{title}:\n\n{part.round(4).to_markdown(index=False)}" for title, part in parts.items())
     print(text)
-    write_section(text)
+    write_section("monitoring", "Outliers", text)

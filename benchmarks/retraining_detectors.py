@@ -15,7 +15,7 @@ from typing import Annotated
 import numpy as np
 import typer
 from judges import python_of
-from retraining import markdown_table, write_section
+from results_pages import markdown_table, write_section
 from retraining_streams_layout import CHANGE, HOLDOUT, ROWS, TRAIN
 from tqdm import tqdm
 
@@ -96,7 +96,7 @@ def detectors(seeds: Annotated[int, typer.Option(help="Streams of each kind.")] 
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     found = list(read_alarms(folder, seeds))
     text = "\n\n".join([HEAD.format(seeds=seeds), detection_table(found), false_alarm_table(found)])
-    write_section("Streams with known drift", text)
+    write_section("retraining", "Streams with known drift", text)
     print(text)
 
 
