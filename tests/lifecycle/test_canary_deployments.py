@@ -26,6 +26,7 @@ from mlcycle.lifecycle.deployments import add_deployment
 from mlcycle.lifecycle.serving import traffic_file
 from mlcycle.service.rows import to_json_rows
 from mlcycle.service.traffic import TrafficPlan, read_traffic_plan, routing_position, write_traffic_plan
+from mlcycle.stores.event_log import has_event_log
 from mlcycle.stores.models.audit_log import readable_entries, verify_audit_log
 from mlcycle.stores.models.registry import set_alias
 
@@ -105,6 +106,7 @@ def test_a_canary_is_judged_by_the_log_of_its_service(served):
                 sent = {"rows": rows, "row_ids": ids}
                 serving.client.post("/predict", json=sent, headers={"X-Routing-Key": key}).raise_for_status()
                 serving.client.post("/feedback", json={"actuals": actual, "row_ids": ids}).raise_for_status()
+        wait_until(lambda: has_event_log(workspace.events_url))  # Its first event creates it
         wait_until(lambda: judge().comparison.rows >= repeats * len(rows) and judge().action == "promote")
         decision = judge()
         assert decision.comparison.difference.value == 0

@@ -17,6 +17,7 @@ import load
 import pytest
 from toy_releases import toy_release, toy_rows
 
+from mlcycle.service import event_writer_process
 from mlcycle.service.app import create_app
 from mlcycle.service.outlier_fit import fit_outlier_model
 from mlcycle.service.outlier_model import OUTLIER_MODEL_FILE, outlier_model_content
@@ -202,6 +203,26 @@ def test_the_writer_gets_its_fair_share_only_while_many_events_wait(tmp_path):
         add_until(os.SCHED_BATCH, 2500)
         other.execute("ROLLBACK")
     add_until(os.SCHED_IDLE, 1)
+    log.close()
+    assert logged(file) == [str(number) for number in range(next(numbers))]
+
+
+def test_events_that_wait_for_long_get_the_writer_its_fair_share(tmp_path, monkeypatch):
+    monkeypatch.setattr(event_writer_process, "MAX_WAIT_SECONDS", 1.0)
+    file = tmp_path / "events.db"
+    open_event_database(f"sqlite:///{file}").dispose()
+    log = PredictionLog(f"sqlite:///{file}", "run", ServiceSettings(drain_timeout=20), writer_process=True)
+    writer, numbers = log.queue.writer, itertools.count()
+    while writer.has_fair_share:
+        log.add("predictions", [prediction(next(numbers))])
+        time.sleep(0.1)
+    with sqlite3.connect(file, isolation_level=None) as other:
+        other.execute("BEGIN IMMEDIATE")
+        log.add("predictions", [prediction(next(numbers))])
+        wait_until(lambda: writer.has_fair_share)  # Without another event
+        assert os.sched_getscheduler(writer.link.process.pid) == os.SCHED_BATCH
+        other.execute("ROLLBACK")
+    wait_until(lambda: not log.spool.backlog and not writer.has_fair_share)
     log.close()
     assert logged(file) == [str(number) for number in range(next(numbers))]
 
