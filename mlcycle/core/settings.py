@@ -23,6 +23,7 @@ STORE_DEFAULTS = {
     "reports": "reports", # A folder, relative to the project
     "tracking_uri": "", # MLflow tracking URI; empty: a SQLite file in the workspace
     "events_url": "", # SQLAlchemy URL of the prediction log; empty: a SQLite file in the workspace
+    "labels_url": "", # SQLAlchemy URL of the label store; empty: a SQLite file in the workspace
 }
 ENGINE_DEFAULTS = {
     "name": "warm", # papermill engine: `warm`, or papermill's own `nbclient`

@@ -83,6 +83,10 @@ class StoreAddresses:
         return os.path.expandvars(self.stores["events_url"]) or f"sqlite:///{self.root / 'events.db'}"
 
     @property
+    def labels_url(self) -> str:
+        return os.path.expandvars(self.stores["labels_url"]) or f"sqlite:///{self.root / 'labels.db'}"
+
+    @property
     def rehearsal_url(self) -> str: # Prediction log of replays, which are no traffic
         return f"sqlite:///{self.root / 'rehearsal.db'}"
 

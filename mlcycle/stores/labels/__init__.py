@@ -1,0 +1,1 @@
+"""The label store: items, label sets, annotations."""
