@@ -9,7 +9,7 @@ __all__ = ['item_ids']
 import numpy as np
 import pandas as pd
 from pandas.api.types import is_bool_dtype, is_datetime64_any_dtype, is_numeric_dtype
-from pandas.util import hash_array
+from pandas.core.util.hashing import hash_array
 
 # %% ../../../nbs/stores/labels/label_items.ipynb #8865d593
 def _hash_column(column: pd.Series) -> np.ndarray:
