@@ -3758,6 +3758,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                   'mlcycle/ml/folds.py'),
                                   'mlcycle.ml.folds.entity_codes': ('ml/folds.html#entity_codes', 'mlcycle/ml/folds.py'),
                                   'mlcycle.ml.folds.entity_groups': ('ml/folds.html#entity_groups', 'mlcycle/ml/folds.py'),
+                                  'mlcycle.ml.folds.exclude_from_validation': ( 'ml/folds.html#exclude_from_validation',
+                                                                                'mlcycle/ml/folds.py'),
                                   'mlcycle.ml.folds.find_folds_disjoint_from': ( 'ml/folds.html#find_folds_disjoint_from',
                                                                                  'mlcycle/ml/folds.py'),
                                   'mlcycle.ml.folds.interval_half_width': ('ml/folds.html#interval_half_width', 'mlcycle/ml/folds.py'),
