@@ -42,7 +42,8 @@ from ..modelling.weights import check_weights_scheme, sample_weights
 from ..outcomes import STAGES, Problem
 from ..validation.run_checks import verify_check_parameters
 from ..problem.document import PROBLEM_FILE, ProblemDocument, load_project_problem
-from ..problem.stage import define_problem, merge_problem_fields, named_metrics, read_problem_rows
+from ..problem.stage import (define_problem, merge_problem_fields, named_metrics, read_problem_rows,
+                                   with_stored_labels)
 from ..stores.sources.ingest import source_kind
 
 # %% ../../nbs/lifecycle/value_checks.ipynb #a97ecf92
@@ -242,6 +243,7 @@ def _check_with_candidates(plan: Plan, stages: Sequence[str], document: ProblemD
     if shipped and (with_rows or needs_rows(plan, stages)) and source_kind(document.source) != "web":
         rows = read_rows_once(document.source, json.dumps(document.sources), document.query, document.target,
                               tuple(document.na_values))
+        rows = with_stored_labels(rows, document, plan.workspace)
         problem = define_problem(rows=rows, document=document, probe_seconds=0)
         check_named_columns(plan, stages, rows, problem)
         try_user_functions(plan, stages, rows, problem, own)

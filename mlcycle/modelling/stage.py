@@ -4,12 +4,10 @@
 
 # %% auto #0
 __all__ = ['MIN_ROWS_PARALLEL', 'prepare_cross_validation_data', 'check_columns_vary', 'fingerprint_folds',
-           'score_naive_forecasts', 'registered_model_name', 'register_best_model', 'find_model',
-           'build_candidate_outcome', 'name_study']
+           'score_naive_forecasts', 'register_best_model', 'find_model', 'build_candidate_outcome', 'name_study']
 
 # %% ../../nbs/04_modelling.ipynb #4acbda3f
 import json
-import re
 from collections.abc import Sequence
 from dataclasses import asdict
 from hashlib import sha256
@@ -44,7 +42,7 @@ from .studies import hash_study
 from .trials import shutdown_workers_on_exit
 from .weights import sample_weights
 from ..nb.fingerprints import stage_fingerprint
-from ..outcomes import Candidate, Dataset, FeaturePlan, ModelRef, Problem, Score
+from ..outcomes import Candidate, Dataset, FeaturePlan, ModelRef, Problem, Score, registered_model_name
 from ..service import mlflow_model
 from ..service.mlflow_model import PREDICT_METHOD, PREDICT_METHODS
 from ..service.model_description import describe_served_model
@@ -128,13 +126,6 @@ def score_naive_forecasts(
             found[name] = mean_score(problem.metric, scores, cv.folds)
     return found
 
-# %% ../../nbs/04_modelling.ipynb #8a782ef8
-def registered_model_name(
-    problem: Problem, # Has source and target
-) -> str: # Lower-case letters, digits and dashes
-    "The name of a problem's model in the registry, from source and target."
-    return re.sub(r"[^A-Za-z0-9]+", "-", f"{Path(problem.source).stem} {problem.target}").strip("-").lower()
-
 # %% ../../nbs/04_modelling.ipynb #bc240134
 def register_best_model(
     candidate: Candidate, # Not registered yet: its model has version 0
@@ -212,8 +203,8 @@ def build_candidate_outcome(
     chosen_type = CANDIDATES.get(next(entry.model_type for entry in chosen["leaderboard"] if entry.model == chosen["winner"]))
     ranges = search_ranges(chosen_type, problem.task, min(len(train) for train, _ in cv.folds)) if chosen_type else {}
     return Candidate(
-        model=ModelRef(name=registered_model_name(problem), version=0, run_id="", sha256=""), search_rows=len(cv.rows),
-        search_ranges=ranges, train_table=dataset.tables["train"],
+        model=ModelRef(name=registered_model_name(problem.source, problem.target), version=0, run_id="", sha256=""),
+        search_rows=len(cv.rows), search_ranges=ranges, train_table=dataset.tables["train"],
         fold_mean_scores=mean_scores_over_folds(selection.cv, selection.chosen),
         decision=f"{chosen['winner']} is selected with a cross-validated {score}{warning}", selection_reason=reason, **chosen,
         **fingerprint_folds(problem, dataset, cv), **fields)

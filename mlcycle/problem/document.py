@@ -24,7 +24,7 @@ from ..core.files import write_text
 from ..core.yaml_files import YamlDocument, read_yaml_file, split_valid_fields, validate_yaml
 from ..errors import InputError, MlcycleError, ParameterError
 from ..nb.parameters import RENAMED
-from ..outcomes import RareClasses
+from ..outcomes import LabelSource, RareClasses
 
 # %% ../../nbs/problem/document.ipynb #ff38d56b
 PROBLEM_FILE, PROBLEM_SCHEMA_FILE = "problem.yaml", "problem.schema.json"
@@ -48,6 +48,7 @@ class ProblemDocument(BaseModel):
     task: Literal["auto", "binary", "multiclass", "regression"] = Field("auto", description="auto: inferred from the target.")
     positive: str = Field("", description="Of a binary task: the positive class.", json_schema_extra=_ANY_SCALAR)
     rare_classes: RareClasses = Field("auto", description="Classes with too few rows. auto: set aside if below 1 % of the rows.")
+    label_source: LabelSource = Field("auto", description="Where labels come from. auto: people, then the source, then rules.")
     metric: str = Field("", description="The primary metric. Empty: the default of the task.")
     metrics: list[str] = Field([], description="Other metrics to report. Empty: the defaults of the task.")
     criteria: list[str] = Field([], description="Success criteria; each becomes a gate that a model must pass.")

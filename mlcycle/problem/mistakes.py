@@ -13,6 +13,7 @@ from typing import Any
 
 import pandas as pd
 
+from ..core.workspace import Workspace
 from ..errors import MlcycleError
 from ..ml.criteria import parse_criterion
 from ..ml.metrics import DEFAULT_METRICS, get_metric
@@ -29,6 +30,7 @@ from mlcycle.problem.stage import (
     merge_problem_fields,
     named_metrics,
     read_problem_rows,
+    with_stored_labels,
 )
 from .task import choose_positive_class
 
@@ -98,6 +100,9 @@ def find_problem_mistakes(
     if document.source:
         document = mistakes.attempt(merge_problem_fields, document, {}) or document
         rows = mistakes.attempt(read_problem_rows, document)
+    workspace = mistakes.attempt(Workspace.from_project, path.parent)
+    if rows is not None:
+        rows = mistakes.attempt(with_stored_labels, rows, document, workspace)
     if rows is not None:
         collect_column_mistakes(rows, document, mistakes)
         if document.target in rows:

@@ -9,7 +9,7 @@ __all__ = ['item_ids']
 import numpy as np
 import pandas as pd
 from pandas.api.types import is_bool_dtype, is_datetime64_any_dtype, is_numeric_dtype
-from pandas.util import hash_array
+from pandas.core.util.hashing import hash_array
 
 # %% ../../../nbs/stores/labels/label_items.ipynb #8865d593
 def _hash_column(column: pd.Series) -> np.ndarray:
@@ -30,13 +30,11 @@ def _hash_column(column: pd.Series) -> np.ndarray:
 def item_ids(
     rows: pd.DataFrame, # Of a source, indexed by `row_id`
     target: str, # Name of the target; it need not be a column
-) -> pd.Series: # Ids, with the index of the rows
-    "The item id of each row: a hash of its values without the target, numbered for rows that are equal."
+) -> pd.Series: # Ids of 16 hexadecimal digits, with the index of the rows
+    "The item id of each row: a hash of its values without the target."
     mixed = np.zeros(len(rows), dtype="uint64")
     for name in sorted(name for name in rows.columns if name != target):
         salt = hash_array(np.array([name], dtype=object), categorize=False)[0]
         with np.errstate(over="ignore"):
             mixed = hash_array(mixed * np.uint64(0x9E3779B97F4A7C15) + (_hash_column(rows[name]) ^ salt))
-    ids = pd.Series([f"{value:016x}" for value in mixed.tolist()], index=rows.index, name="item")
-    repeats = ids.groupby(ids).cumcount() + 1
-    return ids.where(repeats == 1, ids + "-" + repeats.astype("str"))
+    return pd.Series([f"{value:016x}" for value in mixed.tolist()], index=rows.index, name="item", dtype="str")

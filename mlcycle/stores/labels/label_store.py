@@ -234,19 +234,20 @@ def read_annotations(
     store: LabelStore, # Has the lines
     name: str, # Of the label set
     item: str = "", # Only of this item; empty: of all
-) -> pd.DataFrame: # Columns `ANNOTATION_COLUMNS`, in order of time
+    after: int = 0, # Only lines with a higher number
+) -> pd.DataFrame: # Columns `ANNOTATION_COLUMNS`, in order of time, indexed by `number`
     "The history of a label set: all lines, those that were taken back included."
     import sqlalchemy as sa
 
     table = store.tables["annotations"]
-    columns = [table.c[column] for column in ANNOTATION_COLUMNS]
-    query = sa.select(*columns).where(table.c.label_set == name).order_by(table.c.number)
+    columns = [table.c[column] for column in ("number", *ANNOTATION_COLUMNS)]
+    query = sa.select(*columns).where(table.c.label_set == name, table.c.number > after).order_by(table.c.number)
     if item:
         query = query.where(table.c.item == item)
     with store.engine.connect() as connection:
         found = connection.execute(query).all()
-    frame = pd.DataFrame([tuple(line) for line in found], columns=ANNOTATION_COLUMNS, dtype=object)
-    return frame.astype({"when": "datetime64[us]", "seconds": float})
+    frame = pd.DataFrame([tuple(line) for line in found], columns=["number", *ANNOTATION_COLUMNS], dtype=object)
+    return frame.astype({"number": "int64", "when": "datetime64[us]", "seconds": float}).set_index("number")
 
 # %% ../../../nbs/stores/labels/label_store.ipynb #0789e8c5
 def current_annotations(
