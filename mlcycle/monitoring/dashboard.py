@@ -9,7 +9,7 @@ __all__ = ['STALE_AFTER', 'SECURITY_HEADERS', 'PAGE_FILES', 'RangeName', 'clock_
 # %% ../../nbs/monitoring/dashboard.ipynb #87c20b7d
 import ipaddress
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import datetime, timedelta
 from functools import cache
 from typing import TYPE_CHECKING, Any, Literal
@@ -86,8 +86,10 @@ class HostCheckMiddleware:
         self,
         app: Callable, # ASGI application
         host: str, # Address that it is served on
+        page: str = "live page", # What is served, for the message
+        headers: Mapping[str, str] = SECURITY_HEADERS, # That each response gets
     ):
-        self.app, self.host = app, host
+        self.app, self.host, self.page, self.headers = app, host, page, headers
 
     async def __call__(self, scope, receive, send):
         if scope["type"] != "http":
@@ -95,11 +97,11 @@ class HostCheckMiddleware:
 
         async def send_guarded(message):
             if message["type"] == "http.response.start":
-                MutableHeaders(scope=message).update(SECURITY_HEADERS)
+                MutableHeaders(scope=message).update(self.headers)
             await send(message)
 
         own = is_own_host(Headers(scope=scope).get("host", ""), self.host)
-        app = self.app if own else PlainTextResponse("This host name is not the one of the live page.", 421)
+        app = self.app if own else PlainTextResponse(f"This host name is not the one of the {self.page}.", 421)
         return await app(scope, receive, send_guarded)
 
 # %% ../../nbs/monitoring/dashboard.ipynb #76ca7865
