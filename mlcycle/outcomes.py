@@ -297,6 +297,9 @@ class Dataset(Outcome):
     rows_quarantined: int = 0
     rows_unlabelled: int = 0 # Rows without a label; `mlcycle label` asks about them
     labels: LabelSummary | None = None # Labels by people and rules; None: all are those of the source
+    queued: int = 0 # Rows without a label in the labelling queue
+    suspects: int = 0 # Rows with a suspect label in the labelling queue
+    suspect_labels: str = "" # What the search for wrong labels has found; empty: it was not made
     ledger: list[LedgerEntry]
     not_applied: list[LedgerEntry] = [] # Cleaning rules that are not applied, with the reason and the setting that applies them
     changed_cells: int = 0 # Cells that cleaning changed

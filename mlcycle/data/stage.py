@@ -4,19 +4,21 @@
 
 # %% auto #0
 __all__ = ['read_source_and_verify_hash', 'CleaningChoices', 'find_training_rows', 'plan_and_apply_cleaning',
-           'describes_other_table', 'find_table_of_rows', 'load_contract', 'save_text_by_hash', 'write_tables',
-           'separate_training_outliers', 'CheckedSource', 'read_cleaning_plan', 'read_clean_and_check', 'store_tables',
-           'check_source_limits', 'store_dataset', 'write_contract_file', 'prepare_data', 'describe_row_counts',
+           'separate_unlabelled', 'describes_other_table', 'find_table_of_rows', 'load_contract', 'save_text_by_hash',
+           'write_tables', 'separate_training_outliers', 'CheckedSource', 'read_cleaning_plan', 'read_clean_and_check',
+           'store_tables', 'check_source_limits', 'split_labelled_rows', 'label_tables', 'store_dataset',
+           'write_contract_file', 'update_labelling_queue', 'prepare_data', 'describe_row_counts',
            'describe_changed_cells']
 
 # %% ../../nbs/02_data.ipynb #07bed2e2
+import json
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import pandas as pd
 
@@ -28,13 +30,17 @@ from .clean import (add_source_formats, check_cleaning_settings, join_cleaning_p
 from .cleaning_rules import PlanUnderTest, setting_text
 from .contract import Contract, contract_of_table, contract_to_yaml, parse_contract
 from .contract_inference import infer_contract
+from .labelling.fill_queue import (choose_rows_for_queue, fill_source_queue, find_suspect_labels,
+                                               queue_suspect_labels)
+from .labelling.queue_file import queue_path, replace_queue_lines
+from .labelling.row_labels import LabelledRows, LabelSettings, label_rows, separate_rule_rows
 from .split_overlap import describe_split_overlap
 from .quarantine import ContractResult, apply_contract, check_contract_columns, check_contract_limits
 from .split import SplitMethod, SplitParts, split_rows
-from ..errors import ContractError, ContractFileError, ParameterError, SourceError
+from ..errors import ContractError, ContractFileError, ParameterError, SourceError, TargetError
 from ..core.files import write_text
 from ..core.workspace import Workspace
-from ..outcomes import CellChange, Dataset, FileRef, Ingestion, LedgerEntry, Problem, TableRef
+from ..outcomes import CellChange, Dataset, FileRef, Ingestion, LedgerEntry, Problem, TableRef, registered_model_name
 from ..ml.outliers import OutlierMethod, separate_outliers
 from ..ml.target_values import apply_target_values
 from ..stores.sources.addresses import split_address_fragment
@@ -96,6 +102,11 @@ class CleaningChoices:
     newest_by: str # Of rows with the same key, the one with the largest value in this column is kept
     train_index: Callable[[pd.DataFrame], pd.Index] # `row_id` of the training rows among clean rows
 
+    def without(self, left_out: pd.Index) -> "CleaningChoices":
+        "The same; rules are tested without some training rows, such as those that are labelled by rules."
+        find = self.train_index
+        return replace(self, train_index=lambda clean: find(clean.drop(left_out.intersection(clean.index))))
+
 # %% ../../nbs/02_data.ipynb #f77744fd
 def find_training_rows(
     clean: pd.DataFrame, # Clean rows, indexed by `row_id`
@@ -137,6 +148,20 @@ def plan_and_apply_cleaning(
     made = [line.model_copy(update={"setting": setting_text("skip_cleaning", line.step, line.column)})
             for line in summarise_cleaning(trial.changes, len(rows))]
     return clean, set_aside, trial, [*_ledger_of_target(rows, renamed, problem), *made, *lines]
+
+# %% ../../nbs/02_data.ipynb #9c45ac2b
+def separate_unlabelled(
+    set_aside: pd.DataFrame, # Rows with a last column `reason`
+    ledger: list[LedgerEntry], # Of the cleaning
+    problem: Problem, # Names the target
+) -> tuple[pd.DataFrame, pd.DataFrame, list[LedgerEntry]]: # Rows set aside, rows without a label, ledger
+    "Separate rows without a label from other rows that are set aside."
+    why, reason = f"'{problem.target}' is missing", set_aside.columns[-1]
+    missing = set_aside[reason] == why
+    unlabelled = set_aside[missing].drop(columns=reason)
+    target = pd.Series(None, index=unlabelled.index, dtype="float64" if problem.task == "regression" else "str")
+    return set_aside[~missing], unlabelled.assign(**{problem.target: target}), [
+        line.model_copy(update={"step": "unlabelled"}) if line.note == why else line for line in ledger]
 
 # %% ../../nbs/02_data.ipynb #06b8cb7b
 def describes_other_table(
@@ -230,11 +255,13 @@ class CheckedSource(NamedTuple):
     "Rows of a source after cleaning and contract check, with all that is to be stored about them."
 
     checked: ContractResult # Clean and quarantined rows, violated rules
-    set_aside: pd.DataFrame # Duplicates and rows without target or time, with a last column `reason`
+    set_aside: pd.DataFrame # Duplicates and rows without time, with a last column `reason`
     contract: Contract # Of the table
     plan: CleaningPlan # Also for the service
     facts: dict # Fields of the outcome
     tables: dict[str, pd.DataFrame] # Quarantine, changed cells, malformed lines
+    unlabelled: pd.DataFrame # Clean rows without a label
+    labelled: LabelledRows # Rows as they were read, with their labels
 
 # %% ../../nbs/02_data.ipynb #ef551b4b
 def read_cleaning_plan(
@@ -250,11 +277,12 @@ def read_cleaning_plan(
 # %% ../../nbs/02_data.ipynb #5b7602f2
 def read_clean_and_check(
     problem: Problem, # Of stage 1
-    project: Path, # Folder of the project
+    workspace: Workspace, # Of the project; has the label store
     *,
     contract_file: str, # Relative to the project; empty: none
     contract_table: str, # Table of the contract, if it describes several; empty: the one that fits the rows
     cleaning: CleaningChoices, # Settings of the cleaning
+    labels: LabelSettings, # Where labels come from
     earlier_cleaning: str = "", # Cleaning plan with which the rows were cleaned before; empty: none
 ) -> CheckedSource:
     """Read, clean and check the rows of a problem; nothing is written.
@@ -262,19 +290,23 @@ def read_clean_and_check(
     Raises `SourceError` if the source has changed, `ContractError` if a column of the contract is missing.
     """
     rows, malformed, readings = read_source_and_verify_hash(problem)
-    clean, set_aside, trial, ledger = plan_and_apply_cleaning(rows, problem, cleaning, readings)
-    contract, files = load_contract(clean, problem, contract_file, project, contract_table)
+    labelled = label_rows(rows, problem, workspace, labels)
+    cleaning = cleaning.without(labelled.rule_rows)
+    clean, set_aside, trial, ledger = plan_and_apply_cleaning(labelled.rows, problem, cleaning, readings)
+    set_aside, unlabelled, ledger = separate_unlabelled(set_aside, ledger, problem)
+    contract, files = load_contract(clean, problem, contract_file, workspace.project, contract_table)
     checked = apply_contract(clean, contract)
     check_contract_columns(checked, contract, contract_file)
     facts = {"ingestions": readings, "rows_in": len(rows), "rows_quarantined": checked.quarantined,
-             "ledger": [*_ledger_of_reading(readings, len(rows)), *ledger], "contract_version": contract.version,
+             "ledger": [*_ledger_of_reading(readings, len(rows)), *labelled.ledger, *ledger], "labels": labelled.summary,
+             "contract_version": contract.version,
              "rule_failures": checked.failures, "completeness": checked.completeness, "project_files": files,
              "not_applied": trial.not_applied, "changed_cells": len(trial.changes.drop_duplicates(["row_id", "column"]))}
     tables = {"quarantine": checked.quarantine, "ledger": trial.changes.set_index("row_id"), "malformed": malformed}
     plan = add_source_formats(trial.plan, readings, clean)
     if earlier_cleaning:
-        plan = join_cleaning_plans(read_cleaning_plan(Path(project) / earlier_cleaning), plan, clean.columns)
-    return CheckedSource(checked, set_aside, contract, plan, facts, tables)
+        plan = join_cleaning_plans(read_cleaning_plan(workspace.project / earlier_cleaning), plan, clean.columns)
+    return CheckedSource(checked, set_aside, contract, plan, facts, tables, unlabelled, labelled)
 
 # %% ../../nbs/02_data.ipynb #fe0d2d75
 def store_tables(
@@ -307,6 +339,44 @@ def check_source_limits(
         store_tables({"quarantine": source.checked.quarantine}, source, problem, workspace, run)
         raise
 
+# %% ../../nbs/02_data.ipynb #0b9f7368
+def split_labelled_rows(
+    source: CheckedSource, # Clean rows, with their labels
+    problem: Problem, # Names time, entity and target
+    split: SplitMethod, # How rows are split
+    **choices, # Further parameters of `split_rows`
+) -> tuple[SplitParts, str, CheckedSource]: # Parts; a description; the source with further rows without a usable label
+    "Split rows; those that are labelled by rules alone become training rows. Raises TargetError if there are no others."
+    clean = source.checked.clean
+    by_rules = clean.index.isin(source.labelled.rule_rows)
+    if by_rules.all() and len(clean):
+        raise TargetError(f"All {len(clean):,} labels are by rules.",
+                          "A holdout needs labels by people or of the source: rules cannot be judged by themselves.",
+                          f"Label some rows: mlcycle label {problem.source} --target {problem.target}")
+    if not by_rules.any():
+        return *split_rows(clean, problem, split, **choices), source
+    parts, how = split_rows(clean[~by_rules], problem, split, **choices)
+    parts, unusable = separate_rule_rows(parts, clean[by_rules], problem)
+    n_added = int(by_rules.sum()) - len(unusable)
+    how += f" {n_added:,} rows that are labelled by rules alone are training rows."
+    unusable = unusable.astype({problem.target: source.unlabelled[problem.target].dtype})
+    return parts, how, source._replace(unlabelled=pd.concat([source.unlabelled, unusable]).sort_index())
+
+# %% ../../nbs/02_data.ipynb #456b618e
+def label_tables(
+    source: CheckedSource, # Has the labels
+    problem: Problem, # Names the target
+) -> dict[str, pd.DataFrame]: # By table name
+    "The tables of labels: rows without one; where labels come from; the labels that people gave."
+    labelled, tables = source.labelled, {"unlabelled": source.unlabelled}
+    if labelled.table is not None:
+        tables["labels"] = labelled.table.assign(label=labelled.rows[problem.target], origin=labelled.table.origin.astype("str"))
+    if labelled.annotations is not None:
+        plain = labelled.annotations.assign(label=labelled.annotations.label.map(json.dumps))
+        texts = plain.columns.difference(["when", "seconds"])
+        tables["annotations"] = plain.astype(dict.fromkeys(texts, "str")).reset_index(drop=True)
+    return tables
+
 # %% ../../nbs/02_data.ipynb #4f2441d1
 def store_dataset(
     parts: SplitParts, # Parts of the split
@@ -322,13 +392,14 @@ def store_dataset(
     parts, odd = separate_training_outliers(parts, problem, outlier_method)
     aside = pd.concat([source.set_aside, odd]) if len(odd) else source.set_aside
     overlap = describe_split_overlap(parts, problem)
-    tables, contract = store_tables(source.tables | parts | {"set_aside": aside}, source, problem, workspace, run)
+    tables, contract = store_tables(source.tables | parts | {"set_aside": aside} | label_tables(source, problem), source, problem,
+                                    workspace, run)
     plan = save_text_by_hash(source.plan.model_dump_json(indent=1) + "\n", "cleaning/{}.json", workspace)
     counts = {name: len(part) for name, part in parts.items()} | {
-        "set_aside": len(aside), "quarantine": source.checked.quarantined}
+        "set_aside": len(aside), "unlabelled": len(source.unlabelled), "quarantine": source.checked.quarantined}
     changed = describe_changed_cells(source.facts["changed_cells"], len(source.facts["not_applied"]))
     return Dataset(**source.facts, tables=tables, contract=contract, cleaning_plan=plan, rows_clean=sum(map(len, parts.values())),
-                   rows_set_aside=len(aside), split_description=how, split_overlap=overlap,
+                   rows_set_aside=len(aside), rows_unlabelled=len(source.unlabelled), split_description=how, split_overlap=overlap,
                    decision=describe_row_counts(counts) + changed)
 
 # %% ../../nbs/02_data.ipynb #606f60b4
@@ -340,6 +411,31 @@ def write_contract_file(
     for name in dataset.project_files:
         if not (file := workspace.project / name).exists():
             write_text(file, (workspace.root / dataset.contract.path).read_text())
+
+# %% ../../nbs/02_data.ipynb #26ed21d5
+def update_labelling_queue(
+    source: CheckedSource, # With the rows as they were read
+    parts: SplitParts, # Parts of the split
+    problem: Problem, # Task and target
+    workspace: Workspace, # Has the queue
+    settings: LabelSettings, # Size of the queue; number of suspect labels
+) -> dict[str, Any]: # Fields of the outcome
+    "Put rows into the labelling queue whose label is missing or suspect."
+    by_rules = source.labelled.rule_rows
+    train, found = parts["train"], {}
+    open_rows = pd.concat([source.unlabelled, train[train.index.isin(by_rules)]])
+    train = train[~train.index.isin(by_rules)]
+    if settings.queue_size and len(open_rows):
+        chosen = choose_rows_for_queue(train, open_rows, problem, settings)
+        found["queued"] = fill_source_queue(workspace, problem, chosen, source.labelled.rows)
+    elif queue_path(workspace, name := registered_model_name(problem.source, problem.target)).is_file():
+        replace_queue_lines(workspace, name, "source", []) # Nothing is wanted any more
+    if settings.suspect_labels:
+        errors = find_suspect_labels(train, problem, settings)
+        suspects = errors.suspects[errors.suspects.marked].head(settings.suspect_labels)
+        found["suspect_labels"] = errors.message
+        found["suspects"] = queue_suspect_labels(workspace, problem, suspects, source.labelled.rows)
+    return found
 
 # %% ../../nbs/02_data.ipynb #82aedc8e
 def prepare_data(
@@ -356,6 +452,7 @@ def prepare_data(
     newest_by: str = "", # Of rows with the same key, the one with the largest value in this column is kept
     earlier_cleaning: str = "", # Cleaning plan (JSON) with which the rows were cleaned before, relative to the project
     outlier_method: OutlierMethod | Literal[""] = "", # How outliers among the training rows are found and set aside; empty: kept
+    labels: LabelSettings | None = None, # Rules, consensus and labelling queue; the defaults if not given
     split: SplitMethod = "auto", # auto: predefined, by time, by entity or stratified
     run: str = "", # Id of the run, for the commits
     **choices, # Further parameters of `split_rows`
@@ -371,11 +468,13 @@ def prepare_data(
     find = partial(find_training_rows, problem=problem, split=split, **choices)
     cleaning = CleaningChoices(steps=steps, skip=skip_cleaning or [], force=apply_cleaning or [], key=key or [],
                                newest_by=newest_by, train_index=find)
-    source = read_clean_and_check(problem, workspace.project, contract_file=contract_file, contract_table=contract_table,
-                                  cleaning=cleaning, earlier_cleaning=earlier_cleaning)
+    labels = labels or LabelSettings(seed=choices.get("seed", 0))
+    source = read_clean_and_check(problem, workspace, contract_file=contract_file, contract_table=contract_table,
+                                  cleaning=cleaning, labels=labels, earlier_cleaning=earlier_cleaning)
     check_source_limits(source, problem, workspace, contract_file, run)
-    parts, how = split_rows(source.checked.clean, problem, split, **choices)
+    parts, how, source = split_labelled_rows(source, problem, split, **choices)
     dataset = store_dataset(parts, how, source, problem, workspace, outlier_method=outlier_method, run=run)
+    dataset = dataset.model_copy(update=update_labelling_queue(source, parts, problem, workspace, labels))
     if write_contract:
         write_contract_file(dataset, workspace)
     return dataset
@@ -386,7 +485,7 @@ def describe_row_counts(
 ) -> str:
     "Describe the number of rows in each part, in a sentence; parts without rows are omitted."
     words = {"train": "training rows", "holdout": "holdout rows", "future": "future rows", "set_aside": "rows set aside",
-             "quarantine": "rows in quarantine"}
+             "unlabelled": "rows without a label", "quarantine": "rows in quarantine"}
     return ", ".join(f"{counts[name]:,} {word}" for name, word in words.items() if counts.get(name)) + "."
 
 # %% ../../nbs/02_data.ipynb #03badac7

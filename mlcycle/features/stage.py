@@ -59,9 +59,8 @@ def find_leakage_suspects(
 ) -> tuple[list[LeakageSuspect], dict[str, float]]: # Suspects; share of the target that each column explains by itself
     "Find columns suspected of target leakage; those that are trusted are listed and not excluded."
     tested = rows
-    if "set_aside" in dataset.tables:
-        aside = read_table(workspace.tables, dataset.tables["set_aside"])
-        aside = aside[aside[problem.target].isna()] if problem.target in aside else aside.iloc[:0]
+    if "unlabelled" in dataset.tables:
+        aside = read_table(workspace.tables, dataset.tables["unlabelled"])
         if problem.time and problem.time in aside:
             aside = aside[aside[problem.time] <= rows[problem.time].max()]
         tested = pd.concat([rows, aside[aside.columns.intersection(rows.columns)]]) if len(aside) else rows

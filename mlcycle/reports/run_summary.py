@@ -103,7 +103,7 @@ def left_out(
 ) -> list[str]: # One line for rows, columns and models each
     "Rows, columns and models that were left out, with the reasons."
     data, plan, candidate, lines = outcomes["data"], outcomes["features"], outcomes["modelling"], []
-    if away := data.get("rows_set_aside", 0) + data.get("rows_quarantined", 0):
+    if away := sum(data.get(name, 0) for name in ("rows_set_aside", "rows_unlabelled", "rows_quarantined")):
         why = "without a known target" if not data.get("rows_quarantined") else "without a known target, or in quarantine"
         lines.append(f"{away:,} of {data['rows_in']:,} rows ({why}).")
     if dropped := plan.get("dropped_columns", {}):

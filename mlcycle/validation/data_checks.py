@@ -36,7 +36,7 @@ def many_rows_set_aside(
 ) -> str: # The finding; empty if there is none
     "More than 5 % of the rows are neither used for training nor for evaluation."
     data = inputs.dataset
-    away = data.rows_set_aside + data.rows_quarantined
+    away = data.rows_set_aside + data.rows_unlabelled + data.rows_quarantined
     return f"{away:,} of {data.rows_in:,} rows ({away / data.rows_in:.1%})." if away > 0.05 * data.rows_in else ""
 
 # %% ../../nbs/validation/data_checks.ipynb #8ae9ac92

@@ -73,7 +73,8 @@ def _data(problem: Problem, dataset: Dataset, run: Run, texts: OwnerTexts) -> di
                 for line in dataset.ledger if line.rows]
     return card_section("Data and lineage", "Annex IV 2(d)", {
         "source": problem.source, "SHA-256 of the rows as read": problem.source_sha256, "rows read": dataset.rows_in,
-        "rows in use": dataset.rows_clean, "rows set aside": dataset.rows_set_aside, "rows quarantined": dataset.rows_quarantined,
+        "rows in use": dataset.rows_clean, "rows set aside": dataset.rows_set_aside,
+        "rows without a label": dataset.rows_unlabelled, "rows quarantined": dataset.rows_quarantined,
         "cells changed by cleaning": dataset.changed_cells, "contract": f"{dataset.contract.path} {dataset.contract_version}",
         "split": dataset.split_description, "time column": problem.time, "entity column": problem.entity,
         "findings about the split": dataset.split_overlap, "columns excluded by the owner": _pairs(problem.excluded),
