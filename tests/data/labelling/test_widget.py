@@ -200,8 +200,7 @@ CELL = """
 import sys
 from pathlib import Path
 sys.path.insert(0, {tests!r})
-from labelling_sessions import FileSession, OrderLabels
-from load import wait_until
+from labelling_sessions import FileSession
 from mlcycle.data.labelling.widget import LabellingWidget
 LabellingWidget(FileSession(Path("labels")))
 """
@@ -238,8 +237,6 @@ def test_labels_survive_a_reload_of_jupyterlab_and_a_new_kernel(browser, jupyter
         page.keyboard.press(key)
     expect(page.locator(".jp-Notebook .jp-Cell")).to_have_count(cells)
     assert page.locator(".jp-MarkdownCell").count() == 0, "1 did not become a heading"
-    if folder := os.environ.get("MLCYCLE_SCREENSHOTS"):
-        page.screenshot(path=f"{folder}/jupyterlab.png")
     with httpx.Client(base_url=f"{jupyterlab}/api", headers={"Authorization": f"token {TOKEN}"}) as client:
         (kernel,) = client.get("/kernels").json()
         client.delete(f"/kernels/{kernel['id']}").raise_for_status()

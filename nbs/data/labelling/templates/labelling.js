@@ -4,6 +4,7 @@
 
 const SETTLE_MS = 250; // A row takes no choice this soon after it appears: a key that is pressed twice must not label two rows
 const PATIENCE_MS = 15_000; // An action without a response after this time counts as lost
+const MAX_COMMENT = 2000; // Characters; a session keeps no more
 const RETRY_SECONDS = [1, 2, 4, 8, 15];
 const OTHERS = [["skip", "Skip", "s"], ["unsure", "Unsure", "u"], ["undo", "Undo", "z"]];
 const RESERVED = new Set(["s", "u", "z", "c"]);
@@ -140,11 +141,11 @@ function buildParts(onPage) {
   part("failure", "div", {}, part("failed", "p", {}), make("p", { class: "lb-line" }, button("retry", "Try again", ""), button("discard", "Discard the choice", "")));
   part("choices", "div", { role: "group", "aria-labelledby": `${id}-question` });
   part("others", "div", { role: "group", "aria-label": "Other actions" }, ...OTHERS.map((each) => button(...each)));
-  part("comment", "textarea", { id: `${id}-comment`, rows: 2, "aria-keyshortcuts": "c", "aria-describedby": `${id}-hint` });
+  part("comment", "textarea", { id: `${id}-comment`, rows: 2, maxlength: MAX_COMMENT, "aria-keyshortcuts": "c", "aria-describedby": `${id}-hint` });
   part("remark", "div", {}, make("label", { for: `${id}-comment` }, "Comment ", make("kbd", { "aria-hidden": "true" }, "C")), parts.comment,
     make("p", { id: `${id}-hint`, class: "lb-hint" }, "Saved with the choice. Enter: back to the keys; Shift+Enter: new line."));
   part("last", "div", {}, part("lasttext", "p", {}), button("edit", "Comment on it", ""),
-    part("lateform", "form", {}, make("label", { for: `${id}-late` }, "Comment on the last row"), part("late", "input", { id: `${id}-late`, type: "text" }), make("button", { type: "submit" }, "Save comment")));
+    part("lateform", "form", {}, make("label", { for: `${id}-late` }, "Comment on the last row"), part("late", "input", { id: `${id}-late`, type: "text", maxlength: MAX_COMMENT }), make("button", { type: "submit" }, "Save comment")));
   part("status", "p", { role: "status", "aria-live": "polite" });
   part("keys", "button", { type: "button", "aria-pressed": "true" }, make("span", {}, "Key shortcuts"));
   part("away", "p", { "aria-hidden": "true" }, "Click here, or Tab into this area, to label by key.");
