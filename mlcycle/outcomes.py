@@ -5,12 +5,13 @@
 # %% auto #0
 __all__ = ['Label', 'Task', 'NA_VALUES', 'RareClasses', 'LabelSource', 'LeakageKind', 'ColumnType', 'OUTCOME_TYPES', 'STAGES',
            'Record', 'Outcome', 'TableRef', 'FileRef', 'Score', 'LearningCurvePoint', 'Feasibility', 'Problem',
-           'registered_model_name', 'Ingestion', 'CellChange', 'LedgerEntry', 'RuleFailure', 'Dataset',
-           'LeakageSuspect', 'Feature', 'FeaturePlan', 'LeaderboardEntry', 'ModelRef', 'Calibration', 'Conformal',
-           'Candidate', 'AdversarialValidation', 'ScorePeriod', 'SeedStability', 'SingleColumn', 'ReferenceModel',
-           'Generalization', 'GroupCoverage', 'Uncertainty', 'PartialDependence', 'Contribution', 'RowExplanation',
-           'Explanations', 'Gate', 'WeakSlice', 'GroupComparison', 'Perturbation', 'CheckResult', 'Verdict',
-           'FormParity', 'Parity', 'Release', 'ColumnDrift', 'Window', 'VersionHealth', 'OutlierRow', 'Alarm', 'Health']
+           'registered_model_name', 'AgreementScore', 'LabellingRuleSummary', 'LabelSummary', 'Ingestion', 'CellChange',
+           'LedgerEntry', 'RuleFailure', 'Dataset', 'LeakageSuspect', 'Feature', 'FeaturePlan', 'LeaderboardEntry',
+           'ModelRef', 'Calibration', 'Conformal', 'Candidate', 'AdversarialValidation', 'ScorePeriod', 'SeedStability',
+           'SingleColumn', 'ReferenceModel', 'Generalization', 'GroupCoverage', 'Uncertainty', 'PartialDependence',
+           'Contribution', 'RowExplanation', 'Explanations', 'Gate', 'WeakSlice', 'GroupComparison', 'Perturbation',
+           'CheckResult', 'Verdict', 'FormParity', 'Parity', 'Release', 'ColumnDrift', 'Window', 'VersionHealth',
+           'OutlierRow', 'Alarm', 'Health']
 
 # %% ../nbs/outcomes.ipynb #d262a4f8
 import re
@@ -185,6 +186,45 @@ def registered_model_name(
     "The name of a problem's model in the registry, and of its label set, from source and target."
     return re.sub(r"[^A-Za-z0-9]+", "-", f"{Path(source).stem} {target}").strip("-").lower()
 
+# %% ../nbs/outcomes.ipynb #f751f8e7
+class AgreementScore(Record):
+    "How far annotators agree, with a 95 % confidence interval."
+
+    statistic: str # Such as `Fleiss' kappa`
+    value: float | None = None # 1: always; 0: as by chance; None: not defined
+    low: float | None = None
+    high: float | None = None
+    items: int # With labels of two or more annotators
+    reason: str = "" # Why there is no value
+
+# %% ../nbs/outcomes.ipynb #cdda5165
+class LabellingRuleSummary(Record):
+    "What a labelling rule does, and how often it is right where the label is known."
+
+    name: str
+    votes: str # Classes for and against which it votes
+    coverage: float # Share of the rows on which it votes
+    overlaps: float # Share on which another rule votes too
+    conflicts: float # Share on which another rule votes otherwise
+    labelled: int = 0 # Rows with a vote and a label by a person or the source
+    accuracy: float | None = None # On these rows
+    low: float | None = None # 95 % confidence interval
+    high: float | None = None
+    inverted: bool = False # Significantly worse than chance
+
+# %% ../nbs/outcomes.ipynb #7541b9eb
+class LabelSummary(Record):
+    "Where labels come from, and how good they are."
+
+    label_set: str # Name in the label store
+    consensus: str # How labels of several people are combined
+    by_origin: dict[str, int] # Rows by the origin of their label: person, correction, source, rule
+    annotators: int = 0
+    changed: int = 0 # Labels of the source that people changed
+    agreement: list[AgreementScore] = []
+    rules: list[LabellingRuleSummary] = []
+    rules_combined: str = "" # How votes of rules are combined
+
 # %% ../nbs/outcomes.ipynb #9d6431f8
 class Ingestion(Record):
     "A record of reading a source once."
@@ -255,6 +295,8 @@ class Dataset(Outcome):
     rows_clean: int
     rows_set_aside: int
     rows_quarantined: int = 0
+    rows_unlabelled: int = 0 # Rows without a label; `mlcycle label` asks about them
+    labels: LabelSummary | None = None # Labels by people and rules; None: all are those of the source
     ledger: list[LedgerEntry]
     not_applied: list[LedgerEntry] = [] # Cleaning rules that are not applied, with the reason and the setting that applies them
     changed_cells: int = 0 # Cells that cleaning changed
@@ -265,7 +307,7 @@ class Dataset(Outcome):
     completeness: dict[str, float] = {} # Share of non-missing values in each column
     split_description: str # How rows were assigned to training, holdout and future rows
     split_overlap: list[str] = [] # Findings: rows or entities in more than one part of the split
-    tables: dict[str, TableRef] # `train`, `holdout`; optional `future`, `set_aside`, `quarantine`, `ledger`, `malformed`
+    tables: dict[str, TableRef] # `train`, `holdout`; `future`, `set_aside`, `unlabelled`, `labels`, `quarantine`, `ledger`, …
 
     @property
     def notices(self) -> list[str]:

@@ -4,14 +4,15 @@
 
 # %% auto #0
 __all__ = ['TABLE_FILES', 'UNTRACKED_PARAMETERS', 'USER_METRIC_FUNCTION', 'input_file_hashes', 'hash_path',
-           'hash_modules_named_in_parameters', 'governance_inputs', 'traffic_inputs', 'stage_inputs', 'changed_inputs',
-           'summarise_changes']
+           'hash_modules_named_in_parameters', 'governance_inputs', 'traffic_inputs', 'label_set_names', 'label_inputs',
+           'stage_inputs', 'changed_inputs', 'summarise_changes']
 
 # %% ../../nbs/lifecycle/stage_inputs.ipynb #4c523a14
 import glob
 import json
 import os
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 import yaml
@@ -19,10 +20,13 @@ import yaml
 from ..core.files import hash_file, short_json_hash
 from ..core.settings import GOVERNANCE_DEFAULTS, read_settings, section_with_defaults
 from ..core.workspace import StoreAddresses
+from ..errors import InputError
 from .plan import Plan
 from ..nb.dependencies import ModuleIndex, find_reachable_code
 from ..nb.fingerprints import code_cells, hash_cell, used_library_versions
+from ..outcomes import registered_model_name
 from ..stores.events import connect_event_database, log_state
+from ..stores.labels.label_store import LabelStore, has_label_store, label_set_version
 from ..stores.models.audit_log import readable_entries
 
 # %% ../../nbs/lifecycle/stage_inputs.ipynb #c3300e8c
@@ -133,6 +137,38 @@ def traffic_inputs(
         return {"prediction log": f"cannot be read: {type(error).__name__}"}
     return {"prediction log": short_json_hash(list(state))} if any(state) else {}
 
+# %% ../../nbs/lifecycle/stage_inputs.ipynb #9c4e11e6
+def label_set_names(
+    plan: Plan, # Has the parameters of stage 1, and the project with problem.yaml
+    known: Iterable[str], # Names of label sets
+) -> list[str]: # Some of them
+    "The label sets that may belong to the source and target of a plan."
+    given, file = plan.parameters.get("problem", {}), Path(plan.workspace.project) / "problem.yaml"
+    try:
+        written = yaml.safe_load(file.read_text(encoding="utf-8-sig")) if file.is_file() else {}
+    except (OSError, ValueError, yaml.YAMLError, RecursionError): # Stage 1 reports it
+        written = {}
+    source, target = (str(given.get(name) or (written.get(name) if isinstance(written, dict) else "") or "")
+                      for name in ("source", "target"))
+    name = registered_model_name(source, target)
+    return [each for each in known if each == name or not (source and target)]
+
+# %% ../../nbs/lifecycle/stage_inputs.ipynb #1d358755
+def label_inputs(
+    plan: Plan, # Has the workspace
+    stage: str, # Name of the stage
+) -> dict[str, str]: # Empty for other stages, and if nobody has labelled anything
+    "The state of the label store, on which stages 1 and 2 depend."
+    if stage not in ("problem", "data") or not has_label_store(plan.workspace.labels_url):
+        return {}
+    try:
+        store = LabelStore(plan.workspace.labels_url)
+        versions = {f"labels {name}": label_set_version(store, name) for name in label_set_names(plan, store.label_sets())}
+        store.close()
+    except InputError as error: # The stage reports it
+        return {"labels": f"cannot be read: {error.found}"}
+    return {name: version for name, version in versions.items() if version}
+
 # %% ../../nbs/lifecycle/stage_inputs.ipynb #082ed853
 def stage_inputs(
     plan: Plan, # Notebooks and parameters
@@ -155,7 +191,7 @@ def stage_inputs(
             | {f"cell {name}": hash_cell(source, modules.summaries) for name, source in cells.items()}
             | {f"code {name}": value for name, value in reach.code.items()}
             | used_library_versions(reach) | user_modules | governance_inputs(plan, stage) | traffic_inputs(plan, stage)
-            | {f"outcome {name}": value for name, value in outcome_hashes.items()})
+            | label_inputs(plan, stage) | {f"outcome {name}": value for name, value in outcome_hashes.items()})
 
 # %% ../../nbs/lifecycle/stage_inputs.ipynb #aaf1ba7d
 def changed_inputs(

@@ -39,6 +39,7 @@ class CrossValidation:
     seed: int = 0
     jobs: int = 1 # Number of processes
     groups: np.ndarray | None = None # Entity of each row, as integer codes
+    unscored: pd.Index | None = None # Rows for training only, such as those labelled by rules; None: none
 
     def actual(self, fold: int) -> pd.Series:
         "The target of the validation rows of a fold."

@@ -21,7 +21,7 @@ from sklearn.model_selection import FixedThresholdClassifier
 from ..core.progress import report_progress
 from ..errors import StageError
 from ..ml.meta_estimators import CalibratedClassifier, fit_with_sample_weight
-from ..ml.folds import entity_groups, make_folds, mean_score
+from ..ml.folds import entity_groups, exclude_from_validation, make_folds, mean_score
 from ..ml.latency import measure_latency
 from ..ml.metrics import get_metric
 from .calibration import calibrate_trial, tune_threshold
@@ -125,7 +125,8 @@ def measure_learning_curve(
     report_progress("learning curve")
     cv, problem = selection.cv, selection.cv.problem
     single = next(trial for trial in [selection.chosen, *selection.ranking] if trial.model != "ensemble")
-    folds, points = make_folds(problem, rows, 3, cv.seed)[-2 if problem.time else 0:], []
+    folds = exclude_from_validation(make_folds(problem, rows, 3, cv.seed)[-2 if problem.time else 0:], rows, cv.unscored)
+    points = []
     whole = replace(cv, rows=rows[[*columns, problem.target]], folds=folds, sample_weight=sample_weight,
                     groups=entity_groups(problem, rows))
     for share, folder in _folders_with_features(whole, train_shares):

@@ -13,7 +13,7 @@ from pathlib import Path
 import pandas as pd
 
 from ..core.progress import report_progress
-from ..ml.folds import make_folds
+from ..ml.folds import exclude_from_validation, make_folds
 from .candidates import CANDIDATES, check_candidate_types, choose_candidates
 from ..ml.thresholds import threshold_metric
 from .choice import build_leaderboard, order_by_selection_rule, trial_record
@@ -95,7 +95,8 @@ def repeat_cross_validation(
         if budget.seconds_left() < taken:
             return cv, finalists, True
         began = time.monotonic()
-        wider = replace(cv, folds=[*cv.folds, *make_folds(problem, rows, count, cv.seed + 1000 * repeat)])
+        folds = exclude_from_validation(make_folds(problem, rows, count, cv.seed + 1000 * repeat), rows, cv.unscored)
+        wider = replace(cv, folds=[*cv.folds, *folds])
         report_progress(f"repeat {repeat + 1} of the cross-validation, {len(finalists)} finalists")
         extended = evaluate_trials(wider, [copy_trial(trial) for trial in finalists], CANDIDATES)
         if not (complete := [trial for trial in extended if trial.status == "complete"]):

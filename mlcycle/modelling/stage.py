@@ -25,7 +25,7 @@ from ..core.progress import report_progress
 from ..core.workspace import Workspace
 from ..engine.forkserver import IN_FORK
 from ..errors import MetricError, StageError
-from ..ml.folds import entity_groups, make_folds, mean_score, subsample_rows_evenly
+from ..ml.folds import entity_groups, exclude_from_validation, make_folds, mean_score, subsample_rows_evenly
 from ..ml.metrics import compute_score
 from ..ml.naive_forecasts import naive_forecasts
 from ..ml.predictions import predict
@@ -67,6 +67,7 @@ def prepare_cross_validation_data(
     settings: ModellingSettings, # Number of folds, rows and processes, weights, seed
     folder: Path, # Cache for encoded folds
     selector: Any = None, # The unfitted `FeatureSelector` of stage 3; None: the features are those of the preprocessor
+    labels: pd.DataFrame | None = None, # Table of stage 2 with origin and weight of labels; None: all are of the source
 ) -> CrossValidation:
     """Make the rows and folds on which candidates are compared.
 
@@ -75,11 +76,13 @@ def prepare_cross_validation_data(
     """
     check_coverage_groups(rows, settings.coverage_by)
     few = subsample_rows_evenly(rows, settings.search_rows)
+    unscored = None if labels is None else labels.index[labels.origin == "rule"]
     cv = CrossValidation(
         problem, preprocessor=preprocessor, selector=selector, rows=few[[*columns, problem.target]], cache_folder=folder,
         seed=settings.seed,
-        folds=make_folds(problem, few, settings.folds, settings.seed), groups=entity_groups(problem, few),
-        sample_weight=sample_weights(problem, few, settings.weights),
+        folds=exclude_from_validation(make_folds(problem, few, settings.folds, settings.seed), few, unscored),
+        groups=entity_groups(problem, few), unscored=unscored,
+        sample_weight=sample_weights(problem, few, settings.weights, labels),
         jobs=settings.jobs if IN_FORK or len(few) >= MIN_ROWS_PARALLEL else 1)
     check_classes_in_folds(cv)
     return cv
@@ -163,13 +166,15 @@ def find_model(
     files = (plan.pipeline, plan.selector)
     preprocessor, selector = (file and load_model(workspace.root / file.path, file.sha256) for file in files)
     rows = read_table(workspace.tables, dataset.tables["train"])
+    labels = read_table(workspace.tables, dataset.tables["labels"]) if "labels" in dataset.tables else None
     check_columns_vary(rows, plan.input_columns)
     study = workspace.root / "studies" / name_study(problem, dataset, plan, settings)
     with (TemporaryDirectory() as folder, shutdown_workers_on_exit(settings.jobs), workspace.lock(f"study-{study.name}"),
           database_created_meanwhile(workspace)):
-        cv = prepare_cross_validation_data(problem, preprocessor, plan.columns_read, rows, settings, Path(folder), selector)
+        cv = prepare_cross_validation_data(problem, preprocessor, plan.columns_read, rows, settings, Path(folder), selector,
+                                           labels)
         selection = compare_models(cv, settings, study, subsample_rows_evenly(rows, settings.search_rows), len(rows))
-        sample_weight = sample_weights(problem, rows, settings.weights)
+        sample_weight = sample_weights(problem, rows, settings.weights, labels)
         report_progress(f"fitting the selected model on {len(rows):,} rows")
         known = rows[[*plan.input_columns, problem.target]]
         with threadpool_limits(1 if len(cv.rows) < MIN_ROWS_PARALLEL else None): # Threads cost more than they save
@@ -225,4 +230,5 @@ def name_study(
     own = {model.name: model.user_code for model in CANDIDATES.values()
            if model.user_code and model.name in (settings.models or CANDIDATES)}
     plans = [file.sha256 for file in (plan.pipeline, plan.selector) if file]
-    return hash_study(rows=dataset.tables["train"].sha256, plan=plans, own=own, **fields, **used)
+    labels = {"labels": dataset.tables["labels"].sha256} if "labels" in dataset.tables else {} # Their weights
+    return hash_study(rows=dataset.tables["train"].sha256, plan=plans, own=own, **fields, **used, **labels)

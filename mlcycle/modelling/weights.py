@@ -31,14 +31,16 @@ def sample_weights(
     problem: Problem, # Target and costs
     rows: pd.DataFrame, # Training rows
     scheme: str = "", # `balanced`, `cost` or the name of a column; empty: no weights
+    labels: pd.DataFrame | None = None, # Table of stage 2 with the `weight` of each label, by `row_id`; None: all are 1
 ) -> np.ndarray | None: # Shape (n,), with mean 1; None without weights
     """The sample weight of each training row.
 
     Raises `ParameterError` if the scheme needs classes or costs that the problem lacks, or if a column is missing or holds
     values that are not weights.
     """
+    certainty = None if labels is None else labels.weight.reindex(rows.index).fillna(1.0).to_numpy(float)
     if not scheme:
-        return None
+        return None if certainty is None or (certainty == 1).all() else certainty / certainty.mean()
     check_weights_scheme(scheme, problem.task, problem.costs)
     if scheme == "balanced":
         weights = compute_sample_weight("balanced", rows[problem.target])
@@ -46,6 +48,7 @@ def sample_weights(
         weights = _cost_weights(problem, rows)
     else:
         weights = _column_weights(rows, scheme)
+    weights = weights if certainty is None else weights * certainty
     return weights / weights.mean()
 
 # %% ../../nbs/modelling/weights.ipynb #b1cefeb5

@@ -262,13 +262,13 @@ def current_annotations(
 def label_set_version(
     store: LabelStore, # Has the lines
     name: str, # Of the label set
-) -> str: # Number of lines and the last one; empty: it has none
-    "A text that changes with each line that is added."
+) -> str: # Their number and the last one; empty: there are none
+    "A text that changes with each label that is given or taken back."
     import sqlalchemy as sa
 
     table = store.tables["annotations"]
+    which = (table.c.label_set == name) & table.c.action.in_(["label", "undo"])
     with store.engine.connect() as connection:
-        n_lines, last = connection.execute(sa.select(sa.func.count(), sa.func.max(table.c.number))
-                                           .where(table.c.label_set == name)).one()
+        n_lines, last = connection.execute(sa.select(sa.func.count(), sa.func.max(table.c.number)).where(which)).one()
         found = connection.execute(sa.select(table.c.annotation_id).where(table.c.number == last)).scalar()
     return f"{n_lines}-{found[:12]}" if found else ""
