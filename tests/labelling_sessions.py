@@ -1,9 +1,14 @@
-"""A labelling session for tests of the front-end: labels are lines of a file, so that they outlive the session."""
+"""Labelling sessions for tests of the front-end: those of mlcycle, and one that fails on demand and shows any fields."""
 
 import json
 from pathlib import Path
 
+import pandas as pd
+
+from mlcycle.data.labelling.readable_rows import read_rows
+from mlcycle.data.labelling.session import LabellingQueue, LabellingSession, QueuedItem
 from mlcycle.errors import InputError
+from mlcycle.stores.labels.label_store import LabelSet, LabelStore, current_annotations, ensure_label_set, read_annotations
 
 YES_NO = {
     "kind": "classes",
@@ -84,3 +89,29 @@ class FileSession:
         if action["kind"] != "next":
             self.write(**action)
         return self.state()
+
+
+class OrderLabels:
+    "Thirty orders and their labels in a store."
+
+    def __init__(self, folder: Path):
+        self.url = f"sqlite:///{folder}/labels.db"
+        self.rows = pd.DataFrame({"town": ["Lima", "Oslo", "Rome"] * 10, "spend": range(30)}, [f"item-{n}" for n in range(30)])
+
+    def create(self, annotator: str) -> LabellingSession:
+        "A session that has only what is in the store."
+        wanted = LabelSet(name="orders-late", source="-", target="late", task="binary", classes=["Yes", "No"])
+        store = LabelStore(self.url)
+        items, numbers = [QueuedItem(item) for item in self.rows.index], {f"item-{n}": str(100 + n) for n in range(30)}
+        queue = LabellingQueue(
+            ensure_label_set(store, wanted), items, read_rows(self.rows, "late"), "Is it late?", row_ids=numbers
+        )
+        return LabellingSession(store, queue, annotator)
+
+    def history(self) -> pd.DataFrame:
+        return read_annotations(LabelStore(self.url), "orders-late")
+
+    def current(self) -> list[tuple]:
+        "Item, action, label and comment of the lines that hold now."
+        lines = current_annotations(self.history())
+        return list(zip(lines["item"], lines.action, lines.label, lines.comment, strict=True))

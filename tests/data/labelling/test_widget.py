@@ -12,7 +12,7 @@ import httpx
 import nbformat
 import pytest
 from browsing import browser, open_page  # noqa: F401
-from labelling_sessions import FileSession
+from labelling_sessions import FileSession, OrderLabels
 from load import wait_until
 from playwright.sync_api import expect
 
@@ -111,19 +111,18 @@ def test_keys_label_inside_the_widget_and_do_not_reach_the_notebook(open_page, t
 
 
 def test_thirty_rows_by_keyboard_with_a_new_widget_in_the_middle(open_page, tmp_path):  # noqa: F811
-    wanted = []
+    wanted, labels = [], OrderLabels(tmp_path)
     for rows in (range(15), range(15, 30)):
-        page = shown(open_page, LabellingWidget(FileSession(tmp_path / "labels")))  # As after a restart of the kernel
-        page.get_by_label("Comment", exact=False).focus()
-        page.keyboard.press("Escape")
+        page = shown(open_page, LabellingWidget(labels.create("anna")))  # As after a restart of the kernel
+        page.focus("#before")
+        page.keyboard.press("Tab")
         for n in rows:
             on_row(page, n)
             page.keyboard.press("12su"[n % 4])
-            wanted.append((f"item-{n}", ("label", "label", "skip", "unsure")[n % 4], ("Yes", "No", None, None)[n % 4]))
+            wanted.append((f"item-{n}", ("label", "label", "skip", "unsure")[n % 4], ("Yes", "No", None, None)[n % 4], ""))
         expect(page.locator(".lb-counts")).to_contain_text(f"{30 - len(wanted)} left")
     expect(page.locator(".lb-finished")).to_have_text("All rows are labelled.")
-    saved = FileSession(tmp_path / "labels").lines()
-    assert [(each["item"], each["kind"], each.get("label")) for each in saved] == wanted
+    assert labels.current() == wanted
     page.clock.run_for(300)
     page.get_by_role("button", name="Undo").click()
     on_row(page, 29)
@@ -202,7 +201,6 @@ import sys
 from pathlib import Path
 sys.path.insert(0, {tests!r})
 from labelling_sessions import FileSession
-from load import wait_until
 from mlcycle.data.labelling.widget import LabellingWidget
 LabellingWidget(FileSession(Path("labels")))
 """
@@ -239,8 +237,6 @@ def test_labels_survive_a_reload_of_jupyterlab_and_a_new_kernel(browser, jupyter
         page.keyboard.press(key)
     expect(page.locator(".jp-Notebook .jp-Cell")).to_have_count(cells)
     assert page.locator(".jp-MarkdownCell").count() == 0, "1 did not become a heading"
-    if folder := os.environ.get("MLCYCLE_SCREENSHOTS"):
-        page.screenshot(path=f"{folder}/jupyterlab.png")
     with httpx.Client(base_url=f"{jupyterlab}/api", headers={"Authorization": f"token {TOKEN}"}) as client:
         (kernel,) = client.get("/kernels").json()
         client.delete(f"/kernels/{kernel['id']}").raise_for_status()

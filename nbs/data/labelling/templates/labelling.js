@@ -4,6 +4,7 @@
 
 const SETTLE_MS = 250; // A row takes no choice this soon after it appears: a key that is pressed twice must not label two rows
 const PATIENCE_MS = 15_000; // An action without a response after this time counts as lost
+const MAX_COMMENT = 2000; // Characters; a session keeps no more
 const RETRY_SECONDS = [1, 2, 4, 8, 15];
 const OTHERS = [["skip", "Skip", "s"], ["unsure", "Unsure", "u"], ["undo", "Undo", "z"]];
 const RESERVED = new Set(["s", "u", "z", "c"]);
@@ -47,6 +48,7 @@ function drawValue(field) {
   const address = field.kind === "link" ? webAddress(field.url || field.text) : "";
   if (field.kind === "missing") return make("span", { class: "lb-missing" }, field.text || "missing");
   if (field.kind === "image" && imageAddress(field.url)) return drawImage(field);
+  if (field.kind === "image" && !field.text) return make("span", { class: "lb-missing" }, "The image cannot be shown.");
   if (!address) return field.text;
   return make("a", { href: address, target: "_blank", rel: "noopener noreferrer" }, field.text, make("span", { class: "lb-hear" }, " (in a new tab)"));
 }
@@ -139,11 +141,11 @@ function buildParts(onPage) {
   part("failure", "div", {}, part("failed", "p", {}), make("p", { class: "lb-line" }, button("retry", "Try again", ""), button("discard", "Discard the choice", "")));
   part("choices", "div", { role: "group", "aria-labelledby": `${id}-question` });
   part("others", "div", { role: "group", "aria-label": "Other actions" }, ...OTHERS.map((each) => button(...each)));
-  part("comment", "textarea", { id: `${id}-comment`, rows: 2, "aria-keyshortcuts": "c", "aria-describedby": `${id}-hint` });
+  part("comment", "textarea", { id: `${id}-comment`, rows: 2, maxlength: MAX_COMMENT, "aria-keyshortcuts": "c", "aria-describedby": `${id}-hint` });
   part("remark", "div", {}, make("label", { for: `${id}-comment` }, "Comment ", make("kbd", { "aria-hidden": "true" }, "C")), parts.comment,
     make("p", { id: `${id}-hint`, class: "lb-hint" }, "Saved with the choice. Enter: back to the keys; Shift+Enter: new line."));
   part("last", "div", {}, part("lasttext", "p", {}), button("edit", "Comment on it", ""),
-    part("lateform", "form", {}, make("label", { for: `${id}-late` }, "Comment on the last row"), part("late", "input", { id: `${id}-late`, type: "text" }), make("button", { type: "submit" }, "Save comment")));
+    part("lateform", "form", {}, make("label", { for: `${id}-late` }, "Comment on the last row"), part("late", "input", { id: `${id}-late`, type: "text", maxlength: MAX_COMMENT }), make("button", { type: "submit" }, "Save comment")));
   part("status", "p", { role: "status", "aria-live": "polite" });
   part("keys", "button", { type: "button", "aria-pressed": "true" }, make("span", {}, "Key shortcuts"));
   part("away", "p", { "aria-hidden": "true" }, "Click here, or Tab into this area, to label by key.");
@@ -165,6 +167,7 @@ function render({ model, el, keys = null }) {
   let settled = 0;
   let slow = 0;
   const drafts = draftStore(() => state);
+  const silence = keys ? "There is no response." : "The kernel does not respond: it is busy, or was restarted. After a restart, execute the cell again.";
   const cleanups = [];
   function listen(target, event, act, options) {
     target.addEventListener(event, act, options);
@@ -203,7 +206,7 @@ function render({ model, el, keys = null }) {
   }
   function dispatch(action) {
     clearTimeout(timer);
-    timer = setTimeout(() => fail("There is no response.", action.request), PATIENCE_MS);
+    timer = setTimeout(() => fail(silence, action.request), PATIENCE_MS);
     new Promise((done) => done(model.send(action))).catch((error) => fail(error.message, action.request));
   }
   function fail(reason, request) {
@@ -211,7 +214,7 @@ function render({ model, el, keys = null }) {
     clearTimeout(timer);
     const wait = RETRY_SECONDS[Math.min(failures, RETRY_SECONDS.length - 1)];
     failures += 1;
-    const row = pending.action.item && pending.action.item === state.item?.id ? ` for row ${state.item.row_id}` : "";
+    const row = pending.action.item && pending.action.item === state.item?.id && state.item.row_id ? ` for row ${state.item.row_id}` : "";
     const lost = pending.action.kind === "next" ? "The next row is not loaded." : `Not saved yet: “${actionText(state.choices, pending.action)}”${row}.`;
     setText(parts.failed, `${lost} ${reason} It is tried again every few seconds.`);
     parts.discard.hidden = pending.action.kind === "next";
@@ -258,10 +261,12 @@ function render({ model, el, keys = null }) {
     failures = 0;
     if (!next.error && action.item) drafts.drop(action.item);
     if (!next.error && action.kind === "comment") parts.lateform.hidden = true;
+    const undone = action.kind === "undo" && !next.error && next.item?.id === state.last?.item ? state.last : null;
+    if (undone) drafts.write(undone.item, { comment: undone.comment || "", number: typeof undone.label === "number" ? String(undone.label) : "" });
     const focused = root.contains(document.activeElement) || failed;
     const from = state.choices;
     setPhase("settling");
-    const text = next.error || [savedText(from, action), next.message].filter(Boolean).join(" ");
+    const text = next.error || next.message || savedText(from, action);
     draw(next, text);
     clearTimeout(settled);
     settled = setTimeout(() => setPhase("ready"), SETTLE_MS);
@@ -304,8 +309,11 @@ function render({ model, el, keys = null }) {
   function keepDraft() {
     if (state?.item) drafts.write(state.item.id, draft());
   }
+  function announce(text) {
+    setText(parts.status, text && parts.status.textContent === text ? `${text}\u00a0` : text); // The same text would not be read out again
+  }
   function complain(text) {
-    setText(parts.status, text);
+    announce(text);
     parts.status.classList.add("bad");
   }
   function drawChoices(choices) {
@@ -316,13 +324,13 @@ function render({ model, el, keys = null }) {
   function drawRow(item) {
     if (state && same(item, state.item) && (parts.fields.childElementCount || !item)) return;
     const moved = item?.id !== state?.item?.id;
-    setText(parts.rowid, item ? `Row ${item.row_id}` : "");
+    setText(parts.rowid, item?.row_id ? `Row ${item.row_id}` : "");
     setText(parts.reason, item ? item.reason : "");
     setText(parts.note, item ? item.note : "");
     parts.fields.replaceChildren(...(item ? item.fields.map(drawField) : []));
     parts.fields.classList.toggle("many", (item?.fields.length || 0) > 12);
     parts.fields.hidden = !item;
-    parts.row.setAttribute("aria-label", item ? `Row ${item.row_id}` : "Row");
+    parts.row.setAttribute("aria-label", item ? `Row ${item.row_id}`.trim() : "Row");
     if (moved) parts.row.scrollTop = 0;
   }
   function drawLast(next) {
@@ -354,8 +362,8 @@ function render({ model, el, keys = null }) {
     }
     if (number) number.removeAttribute("aria-invalid");
     for (const name of ["remark", "choices", "skip", "unsure"]) parts[name].hidden = !next.item;
-    const row = moved && next.item ? ` Next is row ${next.item.row_id}.` : "";
-    setText(parts.status, text ? text + row : "");
+    const row = moved && next.item ? ` Next is ${next.item.row_id ? `row ${next.item.row_id}` : "another row"}.` : "";
+    announce(text ? text + row : "");
     parts.status.classList.toggle("bad", Boolean(next.error));
     setPhase(phase);
   }
