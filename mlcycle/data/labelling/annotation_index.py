@@ -7,14 +7,15 @@ __all__ = ['AnnotationIndex', 'last_line', 'observed_agreement']
 
 # %% ../../../nbs/data/labelling/annotation_index.ipynb #848d5584
 import threading
-from collections import defaultdict
+from bisect import bisect_left, insort
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from itertools import combinations
 
 import numpy as np
 
 from ...outcomes import Label
-from ...stores.labels.label_store import Annotation, LabelSet, LabelStore, read_annotations
+from ...stores.labels.label_store import Annotation, LabelSet, LabelStore, read_new_annotations
 
 # %% ../../../nbs/data/labelling/annotation_index.ipynb #ae089b2b
 class AnnotationIndex:
@@ -27,21 +28,24 @@ class AnnotationIndex:
         self.lines: dict[tuple[str, str], dict[str, Annotation]] = defaultdict(dict) # By item and annotator, then by id
         self.by_annotator: dict[str, dict[str, Annotation]] = defaultdict(dict) # Lines that hold, in order of time
         self.done: dict[str, np.ndarray] = {} # By annotator: items on which they have decided
-        self.pairs: dict[str, tuple[int, int]] = {} # By item: pairs of labels that agree, and all pairs
+        self.pairs: dict[str, tuple[int, int]] = {} # By item with several labels: pairs of labels that agree, and all pairs
+        self.agreeing, self.all_pairs = 0, 0 # Sums of `pairs`
+        self.actions: dict[str, Counter[str]] = defaultdict(Counter) # By annotator: items of the queue by action
+        self.seconds: dict[str, list[float]] = defaultdict(list) # By annotator: time spent on items of the queue, sorted
         self.number = 0 # Of the last line that was read
         self.offered: dict[str, tuple[str, float]] = {} # By item: to whom, and when (monotonic seconds)
 
     def refresh(self) -> None:
         "Read the lines that were added since the last time."
         with self.lock:
-            added = read_annotations(self.store, self.label_set.name, after=self.number)
-            for number, values in zip(added.index, added.to_dict("records"), strict=True):
-                self.number = int(number)
-                self.take(Annotation.model_construct(**values))
+            for number, line in read_new_annotations(self.store, self.label_set.name, self.number):
+                self.number = number
+                self.take(line)
 
     def take(self, line: Annotation) -> None:
         "Take over a line."
         key, holding = (line.item, line.annotator), self.by_annotator[line.annotator]
+        before = self.current(*key)
         if line.action == "undo":
             self.lines[key].pop(line.undoes, None)
             holding.pop(line.undoes, None)
@@ -49,7 +53,20 @@ class AnnotationIndex:
             self.lines[key][line.annotation_id] = holding[line.annotation_id] = line
         if line.item in self.positions:
             self.decided(line.annotator)[self.positions[line.item]] = bool(self.lines[key])
+            self.count_actions(line.annotator, before, self.current(*key))
             self.count_labels(line.item)
+
+    def count_actions(self, annotator: str, before: Annotation | None, after: Annotation | None) -> None:
+        "Count what holds now for an item and an annotator, instead of what held before."
+        actions, seconds = self.actions[annotator], self.seconds[annotator]
+        if before is not None:
+            actions[before.action] -= 1
+            if before.seconds is not None:
+                del seconds[bisect_left(seconds, before.seconds)]
+        if after is not None:
+            actions[after.action] += 1
+            if after.seconds is not None:
+                insort(seconds, after.seconds)
 
     def decided(self, annotator: str) -> np.ndarray: # Booleans, by position
         "The items that an annotator has labelled, skipped, or is unsure about."
@@ -68,8 +85,12 @@ class AnnotationIndex:
         "Count the labels of an item, and the pairs of them that agree."
         labels = self.labels(item)
         self.n_labels[self.positions[item]] = len(labels)
-        pairs = list(combinations(labels, 2))
-        self.pairs[item] = sum(one == other for one, other in pairs), len(pairs)
+        agreeing, n_pairs = self.pairs.pop(item, (0, 0))
+        self.agreeing, self.all_pairs = self.agreeing - agreeing, self.all_pairs - n_pairs
+        if len(labels) > 1:
+            equal = [one == other for one, other in combinations(labels, 2)]
+            self.pairs[item] = sum(equal), len(equal)
+            self.agreeing, self.all_pairs = self.agreeing + sum(equal), self.all_pairs + len(equal)
 
 # %% ../../../nbs/data/labelling/annotation_index.ipynb #10ef174a
 def last_line(
@@ -84,6 +105,4 @@ def observed_agreement(
     index: AnnotationIndex, # Of a label set
 ) -> tuple[float | None, int]: # Share of agreeing pairs, None without pairs; items with several labels
     "How often two persons gave the same label to an item; agreement by chance is not taken off."
-    counts = [pair for pair in index.pairs.values() if pair[1]]
-    total = sum(pairs for _, pairs in counts)
-    return (sum(agreeing for agreeing, _ in counts) / total if total else None), len(counts)
+    return (index.agreeing / index.all_pairs if index.all_pairs else None), len(index.pairs)

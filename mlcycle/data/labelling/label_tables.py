@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['LABEL_COLUMNS', 'write_label_table', 'LabelTable', 'open_label_table', 'import_label_table', 'annotator_table']
 
-# %% ../../../nbs/data/labelling/label_tables.ipynb #910ea601
+# %% ../../../nbs/data/labelling/label_tables.ipynb #401abe19
 import csv
 import io
 import math

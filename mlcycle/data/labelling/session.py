@@ -11,10 +11,10 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from statistics import median
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
 from .annotation_index import AnnotationIndex, last_line, observed_agreement
 from .readable_rows import RowReader
@@ -142,14 +142,12 @@ def describe_progress(
     session: LabellingSession, # Of an annotator
 ) -> dict[str, Any]: # For the page
     "How much is done, and how well the annotators agree."
-    index, lines = session.index, list(session.index.by_annotator[session.annotator].values())
-    own = {line.item: line for line in lines if line.item in index.positions}
-    counts = pd.Series([line.action for line in own.values()], dtype="str").value_counts()
-    seconds = [line.seconds for line in own.values() if line.seconds is not None and line.seconds == line.seconds]
+    index = session.index
+    actions, seconds = index.actions[session.annotator], index.seconds[session.annotator]
     left, (agreement, n_pairs) = len(session.open_items()), observed_agreement(index)
-    return {"done": int(counts.get("label", 0)), "skipped": int(counts.get("skip", 0)), "unsure": int(counts.get("unsure", 0)),
-            "left": left, "total": len(own) + left, "agreement": agreement, "pairs": n_pairs,
-            "seconds_median": float(np.median(seconds)) if seconds else None}
+    return {"done": actions["label"], "skipped": actions["skip"], "unsure": actions["unsure"],
+            "left": left, "total": actions.total() + left, "agreement": agreement, "pairs": n_pairs,
+            "seconds_median": median(seconds) if seconds else None}
 
 # %% ../../../nbs/data/labelling/session.ipynb #61c61369
 def save_action(
@@ -181,7 +179,6 @@ def save_action(
     same = before is not None and all(getattr(before, name) == getattr(line, name) for name in ("action", "label", "comment"))
     if not same: # Else the page sends it again, since it has not received the response
         add_annotations(session.store, label_set, [line])
-        index.refresh()
     return {"label": f"Saved: {line.label}.", "skip": "Skipped.", "unsure": "Saved: unsure."}[line.action]
 
 # %% ../../../nbs/data/labelling/session.ipynb #8a8d4a7f
@@ -202,6 +199,5 @@ def undo_last(
         raise InputError(f"There is nothing that '{session.annotator}' could undo.")
     undo = Annotation(item=last.item, annotator=session.annotator, origin=last.origin, action="undo", undoes=last.annotation_id)
     add_annotations(session.store, session.queue.label_set, [undo])
-    session.index.refresh()
     session.shown = last.item
     return f"Taken back: {last.action if last.label is None else last.label}."
