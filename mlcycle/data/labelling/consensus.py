@@ -7,7 +7,7 @@ __all__ = ['ConsensusMethod', 'ORIGINS', 'MIN_COMPARED', 'CHANCE_LEVEL', 'Consen
            'majority_vote', 'fit_dawid_skene', 'dawid_skene', 'check_probabilities', 'crowdlab', 'median_consensus',
            'find_consensus', 'simulate_annotators', 'annotator_quality', 'describe_votes', 'items_to_relabel']
 
-# %% ../../../nbs/data/labelling/consensus.ipynb #a11d4619
+# %% ../../../nbs/data/labelling/consensus.ipynb #7acf9e91
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ import pandas as pd
 from scipy import stats
 
 from .agreement import (count_votes, encode_labels, explain_no_agreement, krippendorff_alpha, list_classes,
-                                              read_numbers, select_current_lines, select_labels)
+                                              numeric_labels, select_current_lines, select_labels)
 from ...errors import InputError, suggest_name
 
 # %% ../../../nbs/data/labelling/consensus.ipynb #18af0c2c
@@ -221,14 +221,14 @@ def _crowdlab_soft_labels(codes: np.ndarray, probabilities: np.ndarray, agreemen
         total[rows, codes[rows, column].astype(int)] += weight * (right - (1 - right) / (n_classes - 1))
     return total / total.sum(axis=1, keepdims=True)
 
-# %% ../../../nbs/data/labelling/consensus.ipynb #783a62e7
+# %% ../../../nbs/data/labelling/consensus.ipynb #b0d999d2
 def median_consensus(
     annotations: pd.DataFrame, # With `item`, `annotator`, `label`; finite numbers
 ) -> Consensus: # Without soft labels
     "The median label of each item, with its spread."
     labels = select_labels(annotations)
     items, deciding = _describe_items(labels), select_deciding_labels(labels)
-    numbers = pd.Series(read_numbers(deciding), deciding.index)
+    numbers = pd.Series(numeric_labels(deciding), deciding.index)
     grouped = numbers.groupby(deciding["item"])
     variance = numbers.var() if len(numbers) > 1 else 0.0
     spread = grouped.std()
@@ -308,10 +308,10 @@ def _compare_classes(labels: pd.DataFrame, classes: Sequence[Any]) -> dict[str, 
         found[str(name)] = {"n_compared": n_compared, "agreement": agreement, "chance_corrected": kappa, "p_value": p_value}
     return found
 
-# %% ../../../nbs/data/labelling/consensus.ipynb #576c8d3d
+# %% ../../../nbs/data/labelling/consensus.ipynb #8e58a349
 def _compare_numbers(labels: pd.DataFrame) -> dict[str, dict[str, float]]:
     "By annotator: Krippendorff's alpha with the medians of the others, and the p-value of the rank correlation."
-    labels, found = labels.assign(label=read_numbers(labels)), {}
+    labels, found = labels.assign(label=numeric_labels(labels)), {}
     for name, own in labels.groupby("annotator", sort=True):
         others = labels[(labels.annotator != name) & labels["item"].isin(own["item"])].groupby("item").label.median()
         mine = own.set_index("item").label.loc[others.index]
@@ -383,7 +383,7 @@ def describe_votes(
     given = votes[votes > 0].sort_values(ascending=False, kind="stable")
     return ", ".join(f"{label} ({count})" for label, count in given.items())
 
-# %% ../../../nbs/data/labelling/consensus.ipynb #16dbd42b
+# %% ../../../nbs/data/labelling/consensus.ipynb #f0b4cb32
 def items_to_relabel(
     annotations: pd.DataFrame, # With `item`, `annotator`, `label`
     consensus: Consensus, # Of these annotations
@@ -395,7 +395,7 @@ def items_to_relabel(
     labels = select_labels(annotations)
     labels = labels[labels["item"].isin(doubtful["item"])]
     if consensus.soft_labels is None:
-        ends = pd.Series(read_numbers(labels)).groupby(labels["item"].to_numpy()).agg(["min", "max"])
+        ends = pd.Series(numeric_labels(labels)).groupby(labels["item"].to_numpy()).agg(["min", "max"])
         reasons = [f"labels from {ends['min'][item]:g} to {ends['max'][item]:g}" for item in doubtful["item"]]
     else:
         votes = count_votes(labels, [*consensus.soft_labels.columns])
