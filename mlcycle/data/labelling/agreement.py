@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MAX_DRAWN_CELLS', 'MIN_ITEMS', 'MIN_ITEMS_INTERVAL', 'Disagreement', 'select_current_lines', 'select_labels',
-           'list_classes', 'encode_labels', 'count_votes', 'read_numbers', 'Agreement', 'bootstrap_agreement',
+           'list_classes', 'encode_labels', 'count_votes', 'numeric_labels', 'Agreement', 'bootstrap_agreement',
            'explain_no_agreement', 'equal_pairs', 'percent_agreement', 'cohen_kappa', 'pairwise_kappa', 'fleiss_kappa',
            'krippendorff_alpha', 'measure_agreement']
 
@@ -83,8 +83,8 @@ def count_votes(
     cells = np.bincount(places * len(classes) + codes, minlength=len(items) * len(classes))
     return pd.DataFrame(cells.reshape(len(items), len(classes)), pd.Index(items, name="item"), pd.Index(classes, dtype=object))
 
-# %% ../../../nbs/data/labelling/agreement.ipynb #94929f68
-def read_numbers(
+# %% ../../../nbs/data/labelling/agreement.ipynb #c1bdfcdf
+def numeric_labels(
     labels: pd.DataFrame, # From `select_labels`
 ) -> np.ndarray: # The labels
     "Read the labels of a regression; raises InputError for a label that is no finite number."
@@ -298,7 +298,7 @@ def _interval_summands(places: np.ndarray, numbers: np.ndarray, n_labels: np.nda
     summands = np.column_stack([2 * n_labels * spread / np.maximum(n_labels - 1, 1), n_labels, total, squares])
     return summands[n_labels > 1]
 
-# %% ../../../nbs/data/labelling/agreement.ipynb #1cc02327
+# %% ../../../nbs/data/labelling/agreement.ipynb #810b2159
 def krippendorff_alpha(
     annotations: pd.DataFrame, # With `item`, `annotator`, `label`
     level: Literal["nominal", "interval"] = "nominal", # Interval: of numbers
@@ -312,7 +312,7 @@ def krippendorff_alpha(
     if level == "interval":
         places, _ = pd.factorize(labels["item"], sort=True)
         n_labels = np.bincount(places)
-        summands = _interval_summands(places, read_numbers(labels), n_labels)
+        summands = _interval_summands(places, numeric_labels(labels), n_labels)
         return _agreement(name, labels, n_labels, summands, _interval_disagreement, n_resamples, seed)
     if level != "nominal":
         raise InputError(f"The level of measurement {level!r} is unknown.", "Levels are: nominal, interval.")

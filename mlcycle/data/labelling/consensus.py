@@ -7,7 +7,7 @@ __all__ = ['ConsensusMethod', 'ORIGINS', 'MIN_COMPARED', 'CHANCE_LEVEL', 'Consen
            'majority_vote', 'fit_dawid_skene', 'dawid_skene', 'check_probabilities', 'crowdlab', 'median_consensus',
            'find_consensus', 'simulate_annotators', 'annotator_quality', 'describe_votes', 'items_to_relabel']
 
-# %% ../../../nbs/data/labelling/consensus.ipynb #a11d4619
+# %% ../../../nbs/data/labelling/consensus.ipynb #7acf9e91
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ import pandas as pd
 from scipy import stats
 
 from .agreement import (count_votes, encode_labels, explain_no_agreement, krippendorff_alpha, list_classes,
-                                              read_numbers, select_current_lines, select_labels)
+                                              numeric_labels, select_current_lines, select_labels)
 from ...errors import InputError, suggest_name
 
 # %% ../../../nbs/data/labelling/consensus.ipynb #18af0c2c
@@ -73,9 +73,11 @@ def _keep_best(candidates: np.ndarray, scores: np.ndarray) -> np.ndarray:
     masked = np.where(candidates, scores, -np.inf)
     return candidates & (masked == masked.max(axis=1, keepdims=True))
 
-# %% ../../../nbs/data/labelling/consensus.ipynb #c716abbb
+# %% ../../../nbs/data/labelling/consensus.ipynb #384dd6c5
 def _choose_classes(soft: np.ndarray, labels: pd.DataFrame, votes: pd.DataFrame) -> np.ndarray:
     "The position of the class with the highest soft label of each item; ties as of the majority vote."
+    if votes.empty:
+        return np.zeros(0, dtype=int)
     agreement = labels.annotator.map(peer_agreement(labels, votes)).to_numpy()
     best_annotator = np.full(votes.shape, -np.inf)
     places, codes = votes.index.get_indexer(labels["item"]), encode_labels(labels, [*votes.columns])
@@ -219,14 +221,14 @@ def _crowdlab_soft_labels(codes: np.ndarray, probabilities: np.ndarray, agreemen
         total[rows, codes[rows, column].astype(int)] += weight * (right - (1 - right) / (n_classes - 1))
     return total / total.sum(axis=1, keepdims=True)
 
-# %% ../../../nbs/data/labelling/consensus.ipynb #783a62e7
+# %% ../../../nbs/data/labelling/consensus.ipynb #b0d999d2
 def median_consensus(
     annotations: pd.DataFrame, # With `item`, `annotator`, `label`; finite numbers
 ) -> Consensus: # Without soft labels
     "The median label of each item, with its spread."
     labels = select_labels(annotations)
     items, deciding = _describe_items(labels), select_deciding_labels(labels)
-    numbers = pd.Series(read_numbers(deciding), deciding.index)
+    numbers = pd.Series(numeric_labels(deciding), deciding.index)
     grouped = numbers.groupby(deciding["item"])
     variance = numbers.var() if len(numbers) > 1 else 0.0
     spread = grouped.std()
@@ -254,7 +256,7 @@ def find_consensus(
             str(method), ["majority", "dawid-skene", "crowdlab", "median"]))
     return (majority_vote if method == "majority" else dawid_skene)(annotations, classes)
 
-# %% ../../../nbs/data/labelling/consensus.ipynb #a74537b7
+# %% ../../../nbs/data/labelling/consensus.ipynb #190d0616
 def simulate_annotators(
     actual: pd.Series, # Classes by item
     confusions: Mapping[str, np.ndarray], # By annotator: probability of each label by actual class, shape (classes, classes)
@@ -263,7 +265,7 @@ def simulate_annotators(
     seed: int = 0, # Random seed
 ) -> pd.DataFrame: # Columns `item`, `annotator`, `label`
     "Draw labels of annotators with known confusion matrices, whose errors are independent."
-    rng, parts = np.random.default_rng(seed), []
+    rng, parts = np.random.default_rng([seed, 1]), [] # Not the numbers that a caller may draw with the same seed
     codes = pd.Index(classes).get_indexer(actual)
     for name, matrix in confusions.items():
         drawn = (rng.random(len(codes))[:, None] > np.asarray(matrix)[codes].cumsum(axis=1)).sum(axis=1)
@@ -306,10 +308,10 @@ def _compare_classes(labels: pd.DataFrame, classes: Sequence[Any]) -> dict[str, 
         found[str(name)] = {"n_compared": n_compared, "agreement": agreement, "chance_corrected": kappa, "p_value": p_value}
     return found
 
-# %% ../../../nbs/data/labelling/consensus.ipynb #576c8d3d
+# %% ../../../nbs/data/labelling/consensus.ipynb #8e58a349
 def _compare_numbers(labels: pd.DataFrame) -> dict[str, dict[str, float]]:
     "By annotator: Krippendorff's alpha with the medians of the others, and the p-value of the rank correlation."
-    labels, found = labels.assign(label=read_numbers(labels)), {}
+    labels, found = labels.assign(label=numeric_labels(labels)), {}
     for name, own in labels.groupby("annotator", sort=True):
         others = labels[(labels.annotator != name) & labels["item"].isin(own["item"])].groupby("item").label.median()
         mine = own.set_index("item").label.loc[others.index]
@@ -334,17 +336,30 @@ def _estimate_accuracy(labels: pd.DataFrame, consensus: Consensus) -> pd.Series 
         return np.nan
     return right.groupby(labels.annotator).mean()
 
-# %% ../../../nbs/data/labelling/consensus.ipynb #94fdb771
-def _remark(line: pd.Series) -> str:
-    "What to check about an annotator."
-    if line.n_compared < MIN_COMPARED:
-        return f"too few labels in common with others ({line.n_compared:.0f}) to tell the quality"
-    if not line.at_chance:
-        return ""
-    opposite = line.chance_corrected < -CHANCE_LEVEL
-    return "agrees less than by chance; classes may be confused" if opposite else "at chance level"
+# %% ../../../nbs/data/labelling/consensus.ipynb #a978f528
+def _confusion_kappa(consensus: Consensus) -> pd.Series | None:
+    "By annotator: kappa of the estimated confusion matrix, with the class shares of the soft labels; None without matrices."
+    if consensus.confusion is None or consensus.soft_labels is None:
+        return None
+    shares = consensus.soft_labels.mean().to_numpy()
+    matrices = consensus.confusion.to_numpy().reshape(-1, len(shares), len(shares)) * shares[:, None]
+    chance = matrices.sum(axis=1) @ shares
+    right = np.trace(matrices, axis1=1, axis2=2)
+    kappa = np.divide(right - chance, 1 - chance, out=np.full(len(right), np.nan), where=chance < 1 - 1e-9)
+    return pd.Series(kappa, consensus.confusion.index.unique("annotator"))
 
-# %% ../../../nbs/data/labelling/consensus.ipynb #6a1c1311
+# %% ../../../nbs/data/labelling/consensus.ipynb #ae1c1925
+def _judge_annotators(table: pd.DataFrame, kappa: pd.Series | None) -> pd.DataFrame:
+    "Who is at chance level, and what to check."
+    value = table.chance_corrected if kappa is None else kappa.reindex(table.index)
+    enough, low = table.n_compared >= MIN_COMPARED, (value < CHANCE_LEVEL) | value.isna()
+    at_chance = enough & low & (~(table.p_value <= 0.05) if kappa is None else True)
+    remarks = np.select([~enough, at_chance & (value < -CHANCE_LEVEL), at_chance],
+                        ["too few labels in common with others to tell the quality",
+                         "agrees less than by chance; classes may be confused", "at chance level"], "")
+    return table.assign(at_chance=at_chance, remark=remarks)
+
+# %% ../../../nbs/data/labelling/consensus.ipynb #2fe39df8
 def annotator_quality(
     annotations: pd.DataFrame, # With `item`, `annotator`, `label`; optional: `action`, `seconds`
     consensus: Consensus, # Of these annotations
@@ -357,12 +372,10 @@ def annotator_quality(
     table = _count_work(annotations).join(pd.DataFrame.from_dict(compared, "index", columns=columns, dtype=float))
     table["n_compared"] = table.n_compared.fillna(0).astype(int)
     table["estimated_accuracy"] = _estimate_accuracy(labels, consensus)
-    low = (table.chance_corrected < CHANCE_LEVEL) | table.chance_corrected.isna()
-    table["at_chance"] = (table.n_compared >= MIN_COMPARED) & low & ~(table.p_value <= 0.05)
-    table["remark"] = [_remark(line) for _, line in table.iterrows()]
+    table = _judge_annotators(table, _confusion_kappa(consensus))
     return table.drop(columns="p_value").sort_values(["chance_corrected", "n_labels"], na_position="first", kind="stable")
 
-# %% ../../../nbs/data/labelling/consensus.ipynb #dee7fddd
+# %% ../../../nbs/data/labelling/consensus.ipynb #169e5a68
 def describe_votes(
     votes: pd.Series, # Number of labels by class
 ) -> str: # Such as `Yes (2), No (1)`
@@ -370,7 +383,7 @@ def describe_votes(
     given = votes[votes > 0].sort_values(ascending=False, kind="stable")
     return ", ".join(f"{label} ({count})" for label, count in given.items())
 
-# %% ../../../nbs/data/labelling/consensus.ipynb #4b9e620b
+# %% ../../../nbs/data/labelling/consensus.ipynb #f0b4cb32
 def items_to_relabel(
     annotations: pd.DataFrame, # With `item`, `annotator`, `label`
     consensus: Consensus, # Of these annotations
@@ -382,7 +395,7 @@ def items_to_relabel(
     labels = select_labels(annotations)
     labels = labels[labels["item"].isin(doubtful["item"])]
     if consensus.soft_labels is None:
-        ends = pd.Series(read_numbers(labels)).groupby(labels["item"].to_numpy()).agg(["min", "max"])
+        ends = pd.Series(numeric_labels(labels)).groupby(labels["item"].to_numpy()).agg(["min", "max"])
         reasons = [f"labels from {ends['min'][item]:g} to {ends['max'][item]:g}" for item in doubtful["item"]]
     else:
         votes = count_votes(labels, [*consensus.soft_labels.columns])
