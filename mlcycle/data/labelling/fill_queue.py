@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from ...core.workspace import Workspace
-from .active_learning import choose_items
+from .active_learning import Strategy, choose_items
 from .label_errors import LabelErrors, find_label_errors
 from .queue_file import replace_queue_lines, source_queue_line
 from .row_labels import LabelSettings
@@ -40,7 +40,7 @@ def choose_rows_for_queue(
 ) -> pd.DataFrame: # `item` (here the `row_id`), `reason`; the most useful row first
     "Choose rows without a label that are worth one."
     few = len(open_rows) < MIN_OPEN_SHARE * len(train)
-    strategy = "random" if settings.query_strategy == "auto" and few else settings.query_strategy
+    strategy: Strategy = "random" if settings.query_strategy == "auto" and few else settings.query_strategy
     both = pd.concat([train, open_rows])
     labels = both[problem.target].where(~both.index.isin(open_rows.index))
     if strategy == "random": # No features are needed

@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 
 from ...core.workspace import Workspace
+from .active_learning import Strategy
 from .agreement import measure_agreement
 from .consensus import Consensus, find_consensus
 from .quick_probabilities import quick_predictions
@@ -36,7 +37,7 @@ class LabelSettings:
     consensus: Literal["majority", "dawid-skene", "crowdlab"] = "majority" # How labels of several people are combined
     overlap: int = 1 # Persons who label each row
     queue_size: int = 200 # Rows in the labelling queue; 0: none
-    query_strategy: str = "auto" # How rows are chosen for the queue
+    query_strategy: Strategy = "auto" # How rows are chosen for the queue
     suspect_labels: int = 0 # Labels that may be wrong and are put into the queue; 0: they are not searched
     seed: int = 0
 
