@@ -21,8 +21,8 @@ from mlcycle.data.labelling.rule_summary import summarise_rules
 from mlcycle.data.labelling.rules import (
     ABSTAIN,
     DECLARED_RULES,
+    LabellingRule,
     Not,
-    Rule,
     apply_rules,
     encode_votes,
     load_rules,
@@ -42,7 +42,7 @@ def no_rules_are_left():
 
 
 def made(function, name="r", vectorised=False):
-    return Rule(name, function, vectorised)
+    return LabellingRule(name, function, vectorised)
 
 
 # --- Loading --------------------------------------------------------------------------------------------------------------
