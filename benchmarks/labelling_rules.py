@@ -2,8 +2,8 @@
 
 `python benchmarks/labelling_rules.py` writes a section of `benchmarks/results/labelling.md` (ten minutes; with Snorkel where it
 is installed). The class of a text is "positive" if the mean of all its ratings is above zero. The holdouts are fixed draws of
-30 %, and the rules (`labelling_sentiment_rules.py`) were written without a look at them; the choice of 14 of the 19 rules was made
-on the other 70 % of the movie lines. Models see ratings only in the rows "people" and "labels".
+30 %, and the rules (`labelling_sentiment_rules.py`) were written without a look at them; the choice of 14 of the 19 rules was
+made on the other 70 % of the movie lines. Models see ratings only in the rows "people" and "labels".
 """
 
 import tarfile
@@ -97,22 +97,26 @@ def variants(votes: pd.DataFrame, known: pd.Series) -> dict[str, tuple[CombinedV
     few = narrow(votes)
     majority, wide = combine_votes(few, CLASSES), combine_votes(votes, CLASSES)
     made = {
-        MODEL: (majority, "weight", "words"),
-        "- with n-grams of characters": (majority, "weight", "characters"),
+        MODEL: (majority, "weight", "characters"),
+        "- words only": (majority, "weight", "words"),
         "- text encoder of stage 3": (majority, "weight", "mlcycle"),
-        "- weight = confidence, no prior": (majority, "confidence", "words"),
-        "- ties: first class": (combine_votes(few, CLASSES, ties="prior"), "weight", "words"),
-        "- ties: a coin": (coin(majority), "weight", "words"),
-        f"- prior of {LABELLED} labels": (combine_votes(few, CLASSES, labels=known), "weight", "words"),
-        "- weighted vote": (combine_votes(few, CLASSES, "weighted"), "weight", "words"),
-        f"- weighted vote, {LABELLED} labels": (combine_votes(few, CLASSES, "weighted", labels=known), "weight", "words"),
-        "model, majority of 19 rules": (wide, "weight", "words"),
-        "- 19 rules, weight = confidence, no prior": (wide, "confidence", "words"),
-        "- 19 rules, ties: first class": (combine_votes(votes, CLASSES, ties="prior"), "weight", "words"),
+        "- words only, weight = confidence, no prior": (majority, "confidence", "words"),
+        "- words only, ties: first class": (combine_votes(few, CLASSES, ties="prior"), "weight", "words"),
+        "- words only, ties: a coin": (coin(majority), "weight", "words"),
+        f"- words only, prior of {LABELLED} labels": (combine_votes(few, CLASSES, labels=known), "weight", "words"),
+        "- words only, weighted vote": (combine_votes(few, CLASSES, "weighted"), "weight", "words"),
+        f"- words only, weighted vote, {LABELLED} labels": (
+            combine_votes(few, CLASSES, "weighted", labels=known),
+            "weight",
+            "words",
+        ),
+        "- words only, 19 rules": (wide, "weight", "words"),
+        "- words only, 19 rules, weight = confidence, no prior": (wide, "confidence", "words"),
+        "- words only, 19 rules, ties: first class": (combine_votes(votes, CLASSES, ties="prior"), "weight", "words"),
     }
     if find_spec("snorkel"):
-        made["- Snorkel's label model, 14 rules"] = (combine_votes(few, CLASSES, "snorkel"), "weight", "words")
-        made["- Snorkel's label model, 19 rules"] = (combine_votes(votes, CLASSES, "snorkel"), "weight", "words")
+        made["- words only, Snorkel's label model, 14 rules"] = (combine_votes(few, CLASSES, "snorkel"), "weight", "words")
+        made["- words only, Snorkel's label model, 19 rules"] = (combine_votes(votes, CLASSES, "snorkel"), "weight", "words")
     return made
 
 
@@ -123,9 +127,9 @@ def measure_draw(rows: pd.DataFrame, test: pd.DataFrame, actual: pd.Series, vote
         key: taught(features[name], combined.labels["label"], combined.labels[column])
         for key, (combined, column, name) in variants(votes, actual[:LABELLED]).items()
     }
-    few = (features["words"][0][:LABELLED], features["words"][1])
+    few = (features["characters"][0][:LABELLED], features["characters"][1])
     predicted[f"people: {LABELLED} labels"] = taught(few, actual[:LABELLED])
-    predicted["people: all training rows"] = taught(features["words"], actual)
+    predicted["people: all training rows"] = taught(features["characters"], actual)
     predicted["people: all training rows, encoder of stage 3"] = taught(features["mlcycle"], actual)
     return predicted
 
@@ -136,6 +140,7 @@ def measure_set(name: str) -> dict[str, np.ndarray]:
     test, truth = rows.iloc[holdout], actual.iloc[holdout]
     alone = {"14 rules alone": narrow(votes), "19 rules alone": votes}
     alone = {key: combine_votes(each, CLASSES).labels["label"].iloc[holdout] for key, each in alone.items()}
+    alone |= {f"{key}, no label: not positive": labels.where(labels.notna(), CLASSES[0]) for key, labels in alone.items()}
     alone["vaderSentiment alone"] = vader(test["text"])
     hits = {key: [correct(labels, truth)] for key, labels in alone.items()}
     for seed in range(SEEDS):
@@ -177,11 +182,12 @@ def measure_rules() -> None:
     for name in SETS:
         means = {key: each.mean(axis=0) for key, each in found[name].items()}
         deviation = found[name][MODEL].mean(axis=1).std(ddof=1)
-        others = ("14 rules alone", "19 rules alone", "vaderSentiment alone")
+        others = ("14 rules alone", "19 rules alone", "19 rules alone, no label: not positive", "vaderSentiment alone")
         gains += [[name, f"{len(means[MODEL]):,}", share(means[MODEL].mean()), share(deviation),
                    *(interval(means[MODEL] - means[other]) for other in others),
                    interval(means[MIXED] - means["14 rules alone"])]]  # fmt: skip
-    header = ["", "holdout rows", "model", "sd of seeds", "- 14 rules", "- 19 rules", "- vaderSentiment", "mixed - 14 rules"]
+    header = ["", "holdout rows", "model", "sd of seeds", "- 14 rules", "- 19 rules", "- 19, no label: not positive"]
+    header += ["- vaderSentiment", "mixed - 14 rules"]
     tables = [markdown_table(["accuracy on the holdout", *SETS], lines), GAINS, markdown_table(header, gains)]
     summary = summary_table().reset_index().astype(str)
     tables += [SUMMARY, markdown_table(list(summary), summary.to_numpy().tolist())]
@@ -198,10 +204,15 @@ def summary_table() -> pd.DataFrame:
 
 
 TEXT = """Is a text positive, by the mean of all its ratings? Rules: 14 on single words and phrases, or 19 with five that sum up
-the lexicon's ratings of all words. "Alone": the majority vote on the holdout, with half a hit for a row without a label. Models:
-logistic regression on TF-IDF of words and pairs of words, taught by the labels that the rules give to the training rows, in five
-draws of 80 % of them. They see no rating by people, and the prior is equal shares unless it is from 200
-labels."""
+the lexicon's ratings of all words. "Alone": the majority vote on the holdout; a row without a label (a tie, or no vote) counts as
+half right, or is called "not positive", as by vaderSentiment. Models: logistic regression on TF-IDF of words, pairs of words and
+n-grams of characters, taught by the labels that the rules give to the training rows, in five draws of 80 % of them. They see no
+rating by people, and the prior is equal shares unless it is from 200 labels. Snorkel 0.10 ran in an environment of its own.
+
+On the movie lines the model beats all rules alone, and vaderSentiment. On the other sets it does not. The lexicon was made for
+tweets, whose sentiment is mostly in its words; there, and on the editorials, rules beat even a model that is taught by people. On
+the reviews it beats the 14 rules with a prior of 200 labels, and not the 19 rules. The prior matters more than the method of
+combination; the rule for ties matters little."""
 GAINS = """Differences with 95 % bootstrap intervals over the holdout rows, means of the draws. "Mixed": the rules' label, and the
 model's where they have none."""
 SUMMARY = """The rules on the training rows of the movie lines with 200 labels; in the last two, the classes are mixed up on

@@ -103,7 +103,7 @@ def label_by_rules(
     known: pd.Series, # Labels by people and the source; missing: none
     problem: Problem, # Task and classes
     settings: LabelSettings, # Rules and how they are combined
-) -> tuple[pd.DataFrame, list[LabellingRuleSummary]]: # `label`, `confidence` of all rows; the rules
+) -> tuple[pd.DataFrame, list[LabellingRuleSummary]]: # `label`, `weight` of all rows; the rules
     "Apply the rules of a file; raises InputError if they cannot be used."
     if problem.task == "regression":
         raise InputError(f"Rules vote for classes, and '{problem.target}' is a number.", "The task is a regression.",
@@ -192,7 +192,7 @@ def take_rule_labels(
     made, rules = label_by_rules(rows, table.label, problem, settings)
     free = table.label.isna() & made.label.notna()
     table.loc[free, "label"] = made.label[free]
-    table.loc[free, "weight"] = made.confidence[free]
+    table.loc[free, "weight"] = made.weight[free]
     table.loc[free, "origin"] = "rule"
     return rules
 

@@ -85,7 +85,7 @@ def vote_shares(
     sums = totals.sum(axis=1, keepdims=True)
     return np.divide(totals, sums, out=np.full_like(totals, np.nan), where=sums > 0)
 
-# %% ../../../nbs/data/labelling/rule_labels.ipynb #d48f4207
+# %% ../../../nbs/data/labelling/rule_labels.ipynb #8f71d06c
 def rule_skills(
     positive: np.ndarray, # Positions of the classes voted for, shape (rows, rules), or -1
     negative: np.ndarray, # Positions of the classes voted against, or -1
@@ -112,7 +112,7 @@ def rule_skills(
     known = known[known["worker"].isin(counts.index[counts >= MIN_LABELLED_VOTES])]
     if len(known):
         truth = pd.Series(actual, name="label").rename_axis("task")
-        skills.update(GoldMajorityVote().fit(known, truth[truth >= 0]).skills_)
+        skills.update(pd.Series(GoldMajorityVote().fit(known, truth[truth >= 0]).skills_))
     return skills.to_numpy(float)
 
 # %% ../../../nbs/data/labelling/rule_labels.ipynb #ab8f7c54

@@ -21,8 +21,8 @@ from mlcycle.data.labelling.rule_summary import summarise_rules
 from mlcycle.data.labelling.rules import (
     ABSTAIN,
     DECLARED_RULES,
+    LabellingRule,
     Not,
-    Rule,
     apply_rules,
     encode_votes,
     load_rules,
@@ -42,7 +42,7 @@ def no_rules_are_left():
 
 
 def made(function, name="r", vectorised=False):
-    return Rule(name, function, vectorised)
+    return LabellingRule(name, function, vectorised)
 
 
 # --- Loading --------------------------------------------------------------------------------------------------------------
@@ -241,7 +241,7 @@ def test_a_vote_against_one_of_many_classes_is_inverted_below_its_own_chance():
 
 def test_rules_without_information_are_rarely_called_inverted():
     rng, flagged = np.random.default_rng(0), 0
-    for table in range(40):
+    for table in range(30):
         actual = pd.Series(rng.choice(CLASSES, 120, p=[[0.5, 0.5], [0.15, 0.85]][table % 2]))
         votes = pd.DataFrame({f"r{place}": rng.choice(np.array(["no", "yes", Not("yes"), None], dtype=object), 120,
                                                       p=rng.dirichlet([1, 1, 1, 1])) for place in range(8)})  # fmt: skip
@@ -305,7 +305,7 @@ def test_what_holds_for_all_votes(cells, prior, ties, random):
     assert np.allclose(mirrored.soft, combined.soft.iloc[order], equal_nan=True)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(st.lists(st.lists(st.sampled_from([None, "no", "yes"]), min_size=3, max_size=3), min_size=2, max_size=10))
 def test_of_two_classes_not_one_is_the_other(cells):
     votes = pd.DataFrame(cells, dtype=object).rename(columns=str)
