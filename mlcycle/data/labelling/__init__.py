@@ -1,0 +1,1 @@
+"""Labels from people, rules and the source: agreement, consensus, queues, suspect labels."""
