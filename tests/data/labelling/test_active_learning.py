@@ -37,8 +37,8 @@ def penguins() -> pd.DataFrame:
 def test_margin_beats_random_on_digits_by_two_points(digits):
     "Two seeds; five are in the benchmark. Both strategies start with the same random labels."
     gains = [
-        simulate(digits, "target", False, "auto", seed, (200,), batch=30)[200]
-        - simulate(digits, "target", False, "random", seed, (200,), batch=30)[200]
+        simulate(digits, "target", False, "auto", seed, (200,), batch=25)[200]
+        - simulate(digits, "target", False, "random", seed, (200,), batch=25)[200]
         for seed in (0, 1)
     ]
     assert np.mean(gains) >= 0.02
@@ -79,19 +79,19 @@ def test_rows_of_an_entity_stay_in_one_fold_and_time_is_cut_in_blocks(penguins):
 
 def test_probabilities_are_calibrated_out_of_fold(digits):
     "The labels of half of the digits were shuffled: an honest model predicts the class frequencies, on every row."
-    problem = labelling_problem(digits, "target")
-    shuffled = digits["target"].sample(frac=1, random_state=0).set_axis(digits.index).where(digits.index % 2 == 0)
-    quick = quick_predictions(digits, shuffled, problem)
+    problem, some = labelling_problem(digits, "target"), digits[:600]
+    shuffled = some["target"].sample(frac=1, random_state=0).set_axis(some.index).where(some.index % 2 == 0)
+    quick = quick_predictions(some, shuffled, problem)
     assert quick.probabilities.max() < 0.5
     known = shuffled.notna()
     right = quick.predicted[known] == shuffled[known]
-    assert abs(right.mean() - quick.probabilities[known].max(axis=1).mean()) < 0.04
+    assert abs(right.mean() - quick.probabilities[known].max(axis=1).mean()) < 0.06
 
 
 def test_the_curve_rises_and_is_drawn(digits):
     problem = labelling_problem(digits, "target")
     labels = digits["target"].where(digits.index < 400)
-    curve = label_learning_curve(digits, labels, problem, points=4)
+    curve = label_learning_curve(digits, labels, problem, points=3)
     assert curve["score"].is_monotonic_increasing
     assert curve["labels"].iloc[-1] == 320
     assert (curve["low"] <= curve["score"]).all()

@@ -111,8 +111,8 @@ def test_small_and_odd_tables_give_clear_messages():
 
 def test_a_hundred_classes_are_judged():
     rng = np.random.default_rng(0)
-    centres, codes = 3 * rng.normal(size=(100, 8)), np.repeat(np.arange(100), 12)
-    rows = pd.DataFrame(centres[codes] + rng.normal(size=(1200, 8)), columns=list("abcdefgh")).assign(y=codes)
+    centres, codes = 3 * rng.normal(size=(100, 8)), np.repeat(np.arange(100), 8)
+    rows = pd.DataFrame(centres[codes] + rng.normal(size=(800, 8)), columns=list("abcdefgh")).assign(y=codes)
     problem = labelling_problem(rows, "y")
     labels, changed = flip_labels(rows["y"], problem.classes, 0.05, seed=3)
     found = find_label_errors(rows, labels, problem)
