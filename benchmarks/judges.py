@@ -253,6 +253,64 @@ def mlflow(python: Path) -> str:
     return f"{len(rows)} rows by pyfunc are bitwise equal to the pipeline's"
 
 
+LABEL_STUDIO = """
+import json, pathlib, sys
+from label_studio_sdk.label_interface import LabelInterface
+from label_studio_sdk.label_interface.objects import TaskValue
+judged = 0
+for file in sorted(pathlib.Path(sys.argv[1]).glob("*.json")):
+    interface = LabelInterface(file.with_suffix(".xml").read_text())
+    interface.validate()
+    for task in json.loads(file.read_text()):
+        TaskValue.model_validate(task)
+        assert interface.validate_task({"data": task["data"]}), (file.name, task["id"], task["data"])
+        for annotation in task["annotations"]:
+            assert interface.validate_annotation(annotation), (file.name, task["id"], annotation)
+            judged += 1
+            for result in annotation["result"]:
+                if "choices" in result["value"]:
+                    wrong = result | {"value": {"choices": ["canary"]}}
+                    assert not interface.validate_annotation(annotation | {"result": [wrong]}), "An unknown choice is accepted."
+print(judged)
+"""
+
+
+@judge("label-studio")
+def label_studio(python: Path) -> str:
+    """Label Studio's SDK accepts the labelling configuration and each annotation, and rejects an unknown choice."""
+    import pandas as pd
+
+    from mlcycle.data.labelling.label_studio import write_label_studio
+    from mlcycle.data.labelling.readable_rows import read_rows
+    from mlcycle.outcomes import Label, Task
+    from mlcycle.stores.labels.label_store import Annotation, LabelSet, LabelStore, add_annotations, ensure_label_set
+    from mlcycle.stores.labels.label_store import read_annotations as read
+
+    rows = pd.DataFrame(
+        {"spend": [61, None, 2.5], "$ of <it>": ["a & b", "", None], "item": ["https://a.b/?c&d", None, "http://x"]}
+    )
+    rows.index = pd.Index(["a1", "b2", "c3"])
+    kinds: dict[str, tuple[Task, list[Label]]] = {
+        "odd": ("multiclass", ["No", "$5", "", " a", "ü <b>", "1", 1, "\n", "True"]),
+        "booleans": ("binary", [False, True]),
+        "numbers": ("regression", []),
+    }
+    with TemporaryDirectory() as folder:
+        for name, (task, classes) in kinds.items():
+            label_set = LabelSet(name=name, source="-", target="late", task=task, classes=classes)
+            store = LabelStore(f"sqlite:///{folder}/{name}.db")
+            ensure_label_set(store, label_set)
+            given = [
+                Annotation(item="a1", annotator=f"p{n}", label=label, comment="?" * n)
+                for n, label in enumerate(classes or [0.5, -3e9])
+            ]
+            other = [Annotation(item=item, annotator="ann", action=do) for item, do in (("b2", "skip"), ("c3", "unsure"))]
+            add_annotations(store, label_set, [*given, *other])
+            write_label_studio(Path(folder) / f"{name}.json", label_set, read(store, name), read_rows(rows, "late"))
+            store.close()
+        return f"{run_code(python, LABEL_STUDIO, folder)} annotations are valid, an unknown choice is not"
+
+
 Names = Annotated[list[str] | None, typer.Argument(help="Judges; default: all.")]
 
 

@@ -37,7 +37,7 @@ from mlcycle.stores.labels.label_store import (
 LABEL_COLUMNS = ["item", "row_id", "annotator", "label", "action", "origin", "when", "seconds", "reason", "comment",
                  "annotation_id"]
 
-# %% ../../../nbs/data/labelling/label_tables.ipynb #1433d88a
+# %% ../../../nbs/data/labelling/label_tables.ipynb #71d0b817
 def write_label_table(
     path: Path, # Of the CSV file
     label_set: LabelSet, # Has the classes
@@ -47,7 +47,7 @@ def write_label_table(
     "Write the labels that hold now as CSV, in order of time; classes have the names that they have in Label Studio."
     names = {label: name for name, label in choice_names(label_set.classes).items()}
     text = io.StringIO(newline="")
-    writer = csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_MINIMAL)
+    writer = csv.writer(text, lineterminator="\r\n") # With it, a text with a line break of any kind is quoted
     writer.writerow(LABEL_COLUMNS)
     for line in current_annotations(history).to_dict("records"):
         label = "" if line["action"] != "label" else names[line["label"]] if label_set.classes else repr(float(line["label"]))
