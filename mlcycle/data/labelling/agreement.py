@@ -332,7 +332,7 @@ def measure_agreement(
     seed: int = 0, # Random seed
 ) -> pd.DataFrame: # One line for each statistic, with the columns of `Agreement`
     "Measure how far all annotators agree."
-    options: dict[str, Any] = {"n_resamples": n_resamples, "seed": seed}
+    options = {"n_resamples": n_resamples, "seed": seed}
     if numeric:
         return pd.DataFrame([asdict(krippendorff_alpha(annotations, "interval", **options))])
     found = [percent_agreement(annotations, classes, **options), fleiss_kappa(annotations, classes, **options),
