@@ -322,7 +322,7 @@ def krippendorff_alpha(
     summands = np.column_stack([unequal, compared])
     return _agreement(name, labels, votes.sum(axis=1), summands, _nominal_disagreement, n_resamples, seed)
 
-# %% ../../../nbs/data/labelling/agreement.ipynb #b1b3e461
+# %% ../../../nbs/data/labelling/agreement.ipynb #43c6757f
 def measure_agreement(
     annotations: pd.DataFrame, # With `item`, `annotator`, `label`
     classes: Sequence[Any] | None = None, # In order; None: those that occur
@@ -332,7 +332,7 @@ def measure_agreement(
     seed: int = 0, # Random seed
 ) -> pd.DataFrame: # One line for each statistic, with the columns of `Agreement`
     "Measure how far all annotators agree."
-    options = {"n_resamples": n_resamples, "seed": seed}
+    options: dict[str, Any] = {"n_resamples": n_resamples, "seed": seed}
     if numeric:
         return pd.DataFrame([asdict(krippendorff_alpha(annotations, "interval", **options))])
     found = [percent_agreement(annotations, classes, **options), fleiss_kappa(annotations, classes, **options),
