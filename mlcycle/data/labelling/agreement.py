@@ -322,7 +322,7 @@ def krippendorff_alpha(
     summands = np.column_stack([unequal, compared])
     return _agreement(name, labels, votes.sum(axis=1), summands, _nominal_disagreement, n_resamples, seed)
 
-# %% ../../../nbs/data/labelling/agreement.ipynb #b1b3e461
+# %% ../../../nbs/data/labelling/agreement.ipynb #43c6757f
 def measure_agreement(
     annotations: pd.DataFrame, # With `item`, `annotator`, `label`
     classes: Sequence[Any] | None = None, # In order; None: those that occur
