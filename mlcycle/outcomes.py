@@ -218,12 +218,15 @@ class LabelSummary(Record):
 
     label_set: str # Name in the label store
     consensus: str # How labels of several people are combined
-    by_origin: dict[str, int] # Rows by the origin of their label: person, correction, source, rule
+    by_origin: dict[str, int] = {} # Rows by the origin of their label: person, correction, source, rule
     annotators: int = 0
     changed: int = 0 # Labels of the source that people changed
     agreement: list[AgreementScore] = []
     rules: list[LabellingRuleSummary] = []
     rules_combined: str = "" # How votes of rules are combined
+    queued: int = 0 # Rows without a label in the labelling queue
+    suspects: int = 0 # Rows with a suspect label in the labelling queue
+    suspect_labels: str = "" # What the search for wrong labels has found; empty: it was not made
 
 # %% ../nbs/outcomes.ipynb #9d6431f8
 class Ingestion(Record):
@@ -296,10 +299,7 @@ class Dataset(Outcome):
     rows_set_aside: int
     rows_quarantined: int = 0
     rows_unlabelled: int = 0 # Rows without a label; `mlcycle label` asks about them
-    labels: LabelSummary | None = None # Labels by people and rules; None: all are those of the source
-    queued: int = 0 # Rows without a label in the labelling queue
-    suspects: int = 0 # Rows with a suspect label in the labelling queue
-    suspect_labels: str = "" # What the search for wrong labels has found; empty: it was not made
+    labels: LabelSummary | None = None # Labels by people and rules, labelling queue; None: all labels are those of the source
     ledger: list[LedgerEntry]
     not_applied: list[LedgerEntry] = [] # Cleaning rules that are not applied, with the reason and the setting that applies them
     changed_cells: int = 0 # Cells that cleaning changed

@@ -11,8 +11,8 @@ from typing import Annotated
 import typer
 
 from .. import __version__
-from . import (checks, doctor, governance, image, label, log, monitor, package, project, retrain, run, runs, score, serve,
-                         trace, watch)
+from . import (checks, doctor, governance, image, label, log, monitor, package, project, retrain, run, runs, score,
+                         serve, trace, watch)
 from .alerts import alert_app
 from .base import app
 from .contract import contract_app
@@ -24,7 +24,8 @@ from .project import problem_app
 from ..core.cache_folders import choose_cache_folders
 
 # %% ../../nbs/cli/app.ipynb #1d6776aa
-COMMANDS = (project, doctor, run, runs, checks, governance, label, serve, score, package, image, log, monitor, retrain, trace, watch)
+COMMANDS = (project, doctor, run, runs, checks, governance, label, serve, score, package, image, log, monitor, retrain, trace,
+            watch)
 for group, name in ((data_app, "data"), (contract_app, "contract"), (model_app, "models"), (problem_app, "problem"),
                     (key_app, "key"), (deployment_app, "deployments"), (alert_app, "alerts")):
     app.add_typer(group, name=name)

@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import pandas as pd
 
@@ -40,7 +40,8 @@ from .split import SplitMethod, SplitParts, split_rows
 from ..errors import ContractError, ContractFileError, ParameterError, SourceError, TargetError
 from ..core.files import write_text
 from ..core.workspace import Workspace
-from ..outcomes import CellChange, Dataset, FileRef, Ingestion, LedgerEntry, Problem, TableRef, registered_model_name
+from ..outcomes import (CellChange, Dataset, FileRef, Ingestion, LabelSummary, LedgerEntry, Problem, TableRef,
+                              registered_model_name)
 from ..ml.outliers import OutlierMethod, separate_outliers
 from ..ml.target_values import apply_target_values
 from ..stores.sources.addresses import split_address_fragment
@@ -419,23 +420,25 @@ def update_labelling_queue(
     problem: Problem, # Task and target
     workspace: Workspace, # Has the queue
     settings: LabelSettings, # Size of the queue; number of suspect labels
-) -> dict[str, Any]: # Fields of the outcome
+) -> LabelSummary | None: # None: no row lacks a label, and all labels are those of the source
     "Put rows into the labelling queue whose label is missing or suspect."
     by_rules = source.labelled.rule_rows
-    train, found = parts["train"], {}
+    train, found, name = parts["train"], {}, registered_model_name(problem.source, problem.target)
     open_rows = pd.concat([source.unlabelled, train[train.index.isin(by_rules)]])
     train = train[~train.index.isin(by_rules)]
     if settings.queue_size and len(open_rows):
         chosen = choose_rows_for_queue(train, open_rows, problem, settings)
         found["queued"] = fill_source_queue(workspace, problem, chosen, source.labelled.rows)
-    elif queue_path(workspace, name := registered_model_name(problem.source, problem.target)).is_file():
+    elif queue_path(workspace, name).is_file():
         replace_queue_lines(workspace, name, "source", []) # Nothing is wanted any more
     if settings.suspect_labels:
         errors = find_suspect_labels(train, problem, settings)
         suspects = errors.suspects[errors.suspects.marked].head(settings.suspect_labels)
         found["suspect_labels"] = errors.message
         found["suspects"] = queue_suspect_labels(workspace, problem, suspects, source.labelled.rows)
-    return found
+    if not found:
+        return source.labelled.summary
+    return (source.labelled.summary or LabelSummary(label_set=name, consensus=settings.consensus)).model_copy(update=found)
 
 # %% ../../nbs/02_data.ipynb #82aedc8e
 def prepare_data(
@@ -459,8 +462,7 @@ def prepare_data(
 ) -> Dataset:
     """Read, clean, check, split and store the rows of a problem.
 
-    Raises `SourceError` if the source has changed since stage 1, `ContractError` if more rows break the contract than it
-    allows, and `ParameterError` if a step, column or share is wrong.
+    Raises `SourceError` if the source has changed, `ContractError` if too many rows break the contract, `ParameterError`.
     """
     workspace, steps = workspace or Workspace.from_project(), validate_and_order_cleaning_steps(cleaning_steps or [])
     choices |= apply_bundled_settings(problem.source, "data",
@@ -474,7 +476,7 @@ def prepare_data(
     check_source_limits(source, problem, workspace, contract_file, run)
     parts, how, source = split_labelled_rows(source, problem, split, **choices)
     dataset = store_dataset(parts, how, source, problem, workspace, outlier_method=outlier_method, run=run)
-    dataset = dataset.model_copy(update=update_labelling_queue(source, parts, problem, workspace, labels))
+    dataset = dataset.model_copy(update={"labels": update_labelling_queue(source, parts, problem, workspace, labels)})
     if write_contract:
         write_contract_file(dataset, workspace)
     return dataset

@@ -168,7 +168,7 @@ def prepare_labelling(
 def _problem_of_run(what: str, workspace: Workspace) -> Problem | None:
     "The problem of a run; None if there is no such run."
     try:
-        return get_run(workspace, what).problem
+        return get_run(what, workspace.project).problem
     except MlcycleError:
         return None
 

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['MIN_ROWS_PARALLEL', 'prepare_cross_validation_data', 'check_columns_vary', 'fingerprint_folds',
-           'score_naive_forecasts', 'register_best_model', 'find_model', 'build_candidate_outcome', 'name_study']
+           'score_naive_forecasts', 'register_best_model', 'read_training_rows', 'find_model',
+           'build_candidate_outcome', 'name_study']
 
 # %% ../../nbs/04_modelling.ipynb #4acbda3f
 import json
@@ -147,6 +148,15 @@ def register_best_model(
     return register_candidate(workspace, candidate, model, example=example, outputs=outputs, tags=tags, pyfunc=pyfunc,
                               trials=selection.trial_records())
 
+# %% ../../nbs/04_modelling.ipynb #16877e76
+def read_training_rows(
+    dataset: Dataset, # Of stage 2
+    workspace: Workspace, # Has the tables
+) -> tuple[pd.DataFrame, pd.DataFrame | None]: # Rows; origin and weight of their labels, None: all are of the source
+    "Read the training rows and the table of their labels."
+    labels = read_table(workspace.tables, dataset.tables["labels"]) if "labels" in dataset.tables else None
+    return read_table(workspace.tables, dataset.tables["train"]), labels
+
 # %% ../../nbs/04_modelling.ipynb #ff71a83e
 def find_model(
     problem: Problem, # Of stage 1
@@ -158,15 +168,13 @@ def find_model(
 ) -> tuple[Candidate, ModelSelection]: # The outcome; all trials, for plots
     """Compare models by cross-validation, fit the best one on all training rows, and register it.
 
-    Raises `StageError` if no candidate can be used, `ParameterError` or `TargetError` if the settings do not suit the rows.
-    """
+    Raises `StageError` if no candidate can be used, `ParameterError` or `TargetError` if settings do not suit the rows."""
     workspace = workspace or Workspace.from_project()
     settings = (settings or ModellingSettings()).for_rows(dataset.tables["train"].rows)
     load_workspace_functions(plan.user_functions, workspace)
     files = (plan.pipeline, plan.selector)
     preprocessor, selector = (file and load_model(workspace.root / file.path, file.sha256) for file in files)
-    rows = read_table(workspace.tables, dataset.tables["train"])
-    labels = read_table(workspace.tables, dataset.tables["labels"]) if "labels" in dataset.tables else None
+    rows, labels = read_training_rows(dataset, workspace)
     check_columns_vary(rows, plan.input_columns)
     study = workspace.root / "studies" / name_study(problem, dataset, plan, settings)
     with (TemporaryDirectory() as folder, shutdown_workers_on_exit(settings.jobs), workspace.lock(f"study-{study.name}"),

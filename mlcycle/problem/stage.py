@@ -283,10 +283,7 @@ def define_problem(
     probe_seconds: float = 10.0, # Time limit of the feasibility assessment, in seconds; 0: skip it
     **fields, # Further fields of problem.yaml: question, owner, metric, time, excluded, …
 ) -> Problem:
-    """Define a problem, check it against its data, and assess its feasibility.
-
-    Raises a subclass of `InputError` that names the field, and the line if it stands in problem.yaml.
-    """
+    "Define a problem, check it, and assess its feasibility; raises InputError that names the field, and the line of problem.yaml."
     given = {"source": source, "target": target, "criteria": criteria, **fields}
     merged = merge_problem_fields(document or ProblemDocument(), given)
     source_rows = read_problem_rows(merged) if rows is None else rows
@@ -302,10 +299,9 @@ def define_problem(
     share = float((values == positive).mean()) if task == "binary" else 0.5
     names, classes = resolve_metrics(merged, task, share), _classes(values, task)
     check_costs(merged, task, classes)
-    parsed = normalise_success_criteria(merged, task, names[0])
     found: dict[str, Any] = {"question": merged.question or f"What is '{merged.target}', given the other columns?", "task": task,
              "target_values": replacements, "positive": positive, "classes": classes, "metric": names[0], "metrics": names,
-             "criteria": parsed, "target_distribution": describe_target(values, task)}
+             "criteria": normalise_success_criteria(merged, task, names[0]), "target_distribution": describe_target(values, task)}
     problem = Problem(**dict(merged) | found, rows=len(rows), source_sha256=hash_rows(source_rows), decision="-")
     problem = problem.model_copy(update={"notes": propose_time_and_entity(rows, problem)})
     check_metric_requirements(merged, problem)

@@ -20,20 +20,21 @@ def describe_labels(
 ) -> str: # Markdown
     "Where labels come from, and what is to be labelled; one line if all are those of the source."
     name, lines = registered_model_name(problem.source, problem.target), []
-    if dataset.labels is not None:
-        made = dataset.labels.by_origin
-        lines.append("; ".join(f"{made[origin]:,} labels {words}" for origin, words in ORIGIN_NAMES.items() if origin in made) + ".")
-    if dataset.labels is not None and dataset.labels.changed:
-        lines.append(f"People changed {dataset.labels.changed:,} labels of the source; the ledger has examples.")
+    found = dataset.labels or LabelSummary(label_set=name, consensus="majority")
+    if made := found.by_origin:
+        parts = [f"{made[origin]:,} labels {words}" for origin, words in ORIGIN_NAMES.items() if origin in made]
+        lines.append("; ".join(parts) + ".")
+    if found.changed:
+        lines.append(f"People changed {found.changed:,} labels of the source; the ledger has examples.")
     if dataset.rows_unlabelled:
         share = dataset.rows_unlabelled / dataset.rows_in
-        lines.append(f"{dataset.rows_unlabelled:,} rows ({share:.1%}) have no label. {dataset.queued:,} of them are in the labelling "
-                     f"queue: `mlcycle label {name}` asks about them.")
-    elif dataset.queued:
-        lines.append(f"{dataset.queued:,} rows that are labelled by rules are in the labelling queue: `mlcycle label {name}`.")
-    if dataset.suspect_labels:
-        where = f" {dataset.suspects:,} are in the labelling queue: `mlcycle label {name}`." if dataset.suspects else ""
-        lines.append(f"{dataset.suspect_labels}{where}")
+        lines.append(f"{dataset.rows_unlabelled:,} rows ({share:.1%}) have no label. {found.queued:,} of them are in the "
+                     f"labelling queue: `mlcycle label {name}` asks about them.")
+    elif found.queued:
+        lines.append(f"{found.queued:,} rows that are labelled by rules are in the labelling queue: `mlcycle label {name}`.")
+    if found.suspect_labels:
+        where = f" {found.suspects:,} are in the labelling queue: `mlcycle label {name}`." if found.suspects else ""
+        lines.append(f"{found.suspect_labels}{where}")
     return "\n\n".join(lines) or "All labels are those of the source, and no row lacks one."
 
 # %% ../../../nbs/data/labelling/label_section.ipynb #4244a949

@@ -115,8 +115,8 @@ def label_by_rules(
     plain = lines.astype(object).where(lines.notna(), None).to_dict("records")
     return combined.labels, [LabellingRuleSummary(
         name=each["rule"], votes=each["polarity"], coverage=each["coverage"], overlaps=each["overlaps"],
-        conflicts=each["conflicts"], labelled=each["labelled"] or 0, accuracy=each["accuracy"], low=each["low"], high=each["high"],
-        inverted=bool(each["inverted"])) for each in plain]
+        conflicts=each["conflicts"], labelled=each["labelled"] or 0, accuracy=each["accuracy"], low=each["low"],
+        high=each["high"], inverted=bool(each["inverted"])) for each in plain]
 
 # %% ../../../nbs/data/labelling/row_labels.ipynb #e24ba0ba
 def label_changes(

@@ -11,7 +11,8 @@ __all__ = ['AnnotationAction', 'LabelOrigin', 'ANNOTATION_COLUMNS', 'APPEND_ONLY
 # %% ../../../nbs/stores/labels/label_store.ipynb #70a89821
 import re
 import uuid
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
@@ -125,7 +126,7 @@ def check_label(
     if label_set.task == "regression":
         try:
             number = float(label)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             number = float("nan")
         if isinstance(label, bool) or not abs(number) < float("inf"):
             raise InputError(f"The label {label!r} of '{label_set.target}' is no number.",
@@ -151,10 +152,19 @@ class LabelStore:
             self.engine = connect_event_database(url)
             create_label_tables(self.engine)
         except (ArgumentError, ImportError, ValueError, SQLAlchemyError) as error:
-            reason = (str(getattr(error, "orig", None) or error).strip().splitlines() or [type(error).__name__])[0]
-            raise InputError(f"The label store {mask_secrets(url)} cannot be used: {mask_secrets(reason, url)}.",
-                             remedy="Check labels_url under [stores] in settings.ini.") from error
-        self.tables = define_label_tables()
+            raise _label_store_error(url, error) from error
+        self.url, self.tables = url, define_label_tables()
+
+    @contextmanager
+    def transaction(self) -> Generator["sa.Connection"]:
+        "A connection whose changes are kept together, or none of them; raises InputError if the database fails."
+        from sqlalchemy.exc import SQLAlchemyError
+
+        try:
+            with self.engine.begin() as connection:
+                yield connection
+        except SQLAlchemyError as error:
+            raise _label_store_error(self.url, error) from error
 
     def close(self) -> None:
         "Close the connections."
@@ -164,7 +174,7 @@ class LabelStore:
         "All label sets by name."
         import sqlalchemy as sa
 
-        with self.engine.connect() as connection:
+        with self.transaction() as connection:
             found = connection.execute(sa.select(self.tables["label_sets"]).order_by("name")).all()
         return {name: LabelSet.model_validate(description) for name, description in found}
 
@@ -176,6 +186,31 @@ class LabelStore:
                              suggest_name(name, list(known)) if known else "Start one: mlcycle label SOURCE --target COLUMN")
         return known[name]
 
+# %% ../../../nbs/stores/labels/label_store.ipynb #21c039af
+def _label_store_error(url: str, error: Exception) -> InputError:
+    "What is wrong with a label store, in one line without secrets."
+    reason = (str(getattr(error, "orig", None) or error).strip().splitlines() or [type(error).__name__])[0]
+    return InputError(f"The label store {mask_secrets(url)} cannot be used: {mask_secrets(reason, url)}.",
+                      remedy="Check labels_url under [stores] in settings.ini.")
+
+# %% ../../../nbs/stores/labels/label_store.ipynb #337f455d
+def _one_writer(connection: "sa.Connection") -> None:
+    "Wait until no other process writes, so that lines become visible in the order of their numbers."
+    import sqlalchemy as sa
+
+    if connection.dialect.name == "sqlite": # The lock of writers, before anything is read
+        connection.exec_driver_sql("BEGIN IMMEDIATE")
+    if connection.dialect.name == "postgresql":
+        connection.execute(sa.select(sa.func.pg_advisory_xact_lock(7_193_143)))
+
+# %% ../../../nbs/stores/labels/label_store.ipynb #a2912bac
+def _insert_if_new(connection: "sa.Connection", table: "sa.Table", column: str) -> "sa.Insert":
+    "A statement that ignores rows whose value in a unique column is there already."
+    from sqlalchemy.dialects import postgresql, sqlite
+
+    insert = {"postgresql": postgresql.insert, "sqlite": sqlite.insert}.get(connection.dialect.name)
+    return insert(table).on_conflict_do_nothing(index_elements=[column]) if insert else table.insert()
+
 # %% ../../../nbs/stores/labels/label_store.ipynb #bb38ab59
 def ensure_label_set(
     store: LabelStore, # Receives the label set
@@ -185,11 +220,11 @@ def ensure_label_set(
     import sqlalchemy as sa
 
     table = store.tables["label_sets"]
-    with store.engine.begin() as connection:
+    with store.transaction() as connection:
+        _one_writer(connection)
+        new = {"name": wanted.name, "description": wanted.model_dump(mode="json")}
+        connection.execute(_insert_if_new(connection, table, "name"), [new]) # Another process may create it at this moment
         found = connection.execute(sa.select(table.c.description).where(table.c.name == wanted.name)).scalar()
-        if found is None:
-            connection.execute(table.insert().values(name=wanted.name, description=wanted.model_dump(mode="json")))
-            return wanted
         known = LabelSet.model_validate(found)
         if (known.target, known.task) != (wanted.target, wanted.task):
             raise InputError(f"The label set '{wanted.name}' has the target '{known.target}' of a {known.task} task.",
@@ -208,18 +243,15 @@ def add_annotations(
     annotations: Sequence[Annotation], # In order of time
 ) -> int: # Lines that the store did not have
     "Append lines in one transaction; lines that it has already are ignored. Raises InputError for an unknown label."
-    from sqlalchemy.dialects import postgresql, sqlite
-
     lines = [each.model_dump() | {"label_set": label_set.name} | (
         {"label": check_label(each.label, label_set)} if each.action == "label" else {"label": None}) for each in annotations]
-    table, dialect = store.tables["annotations"], store.engine.dialect.name
-    with store.engine.begin() as connection:
+    table = store.tables["annotations"]
+    with store.transaction() as connection:
+        _one_writer(connection)
         known = _known_annotation_ids(connection, table, [each.annotation_id for each in annotations])
         new = [line for line in lines if line["annotation_id"] not in known]
-        insert = {"postgresql": postgresql.insert, "sqlite": sqlite.insert}.get(dialect)
-        statement = insert(table).on_conflict_do_nothing(index_elements=["annotation_id"]) if insert else table.insert()
         if new:
-            connection.execute(statement, new)
+            connection.execute(_insert_if_new(connection, table, "annotation_id"), new)
     return len(new)
 
 # %% ../../../nbs/stores/labels/label_store.ipynb #49b2275b
@@ -262,7 +294,7 @@ def _select_lines(store: LabelStore, name: str, item: str = "", after: int = 0) 
     query = sa.select(*columns).where(table.c.label_set == name, table.c.number > after).order_by(table.c.number)
     if item:
         query = query.where(table.c.item == item)
-    with store.engine.connect() as connection:
+    with store.transaction() as connection:
         return connection.execute(query).all()
 
 # %% ../../../nbs/stores/labels/label_store.ipynb #0789e8c5
@@ -284,7 +316,7 @@ def label_set_version(
 
     table = store.tables["annotations"]
     which = (table.c.label_set == name) & table.c.action.in_(["label", "undo"])
-    with store.engine.connect() as connection:
+    with store.transaction() as connection:
         n_lines, last = connection.execute(sa.select(sa.func.count(), sa.func.max(table.c.number)).where(which)).one()
         found = connection.execute(sa.select(table.c.annotation_id).where(table.c.number == last)).scalar()
     return f"{n_lines}-{found[:12]}" if found else ""
