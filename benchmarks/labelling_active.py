@@ -110,7 +110,7 @@ Tables that were not used while the defaults were chosen:
 
 {markdown_table(header, compare_strategies(new, ["random", "auto"]))}
 
-For a regression, the mean absolute error, and the difference in percent of it. No strategy is better on all tables, so
+For a regression, the mean absolute error, and the difference in percent of it. The committee is worse with few labels, so
 `auto` chooses random rows.
 
 {markdown_table(header, compare_strategies(numbers, ["random", "committee", "diverse"], regression=True))}
