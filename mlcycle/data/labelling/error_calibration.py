@@ -23,7 +23,7 @@ MAX_ERROR_SHARE = 0.5
 MAX_FIT_CELLS = 200_000 # Rows times classes on which the parameters are fitted, at most
 MAX_SHARE_CLASSES = 20 # Number of classes up to which each may have an error share of its own
 
-# %% ../../../nbs/data/labelling/error_calibration.ipynb #0deee1e8
+# %% ../../../nbs/data/labelling/error_calibration.ipynb #a892f970
 @dataclass(frozen=True)
 class ErrorCalibration:
     "Calibration parameters, and the estimated share of wrong labels."
@@ -33,7 +33,7 @@ class ErrorCalibration:
     class_error_shares: tuple[float, ...] # Share of wrong labels among rows of each true class, 0 to 1
     error_share: float # Share of wrong labels, 0 to 1; 0 if it is not significant
     low: float # Lower end of its 95 % interval, from the profile likelihood
-    high: float # Upper end
+    high: float # Upper end; if no share is significant, for errors that are as frequent in every class
     likelihood_ratio: float # Twice the gain in log likelihood over a model without label errors
 
     def true_class(

@@ -31,7 +31,7 @@ from ...outcomes import Problem
 SUSPECT_COLUMNS = ["item", "label", "suggested", "quality", "p_label", "p_suggested", "error_probability", "marked",
                    "confident_learning", "reason"]
 
-# %% ../../../nbs/data/labelling/label_errors.ipynb #63760950
+# %% ../../../nbs/data/labelling/label_errors.ipynb #66455c3a
 @dataclass(frozen=True)
 class LabelErrors:
     "Labels ranked by how suspect they are, and the estimated number of wrong ones."
@@ -40,7 +40,7 @@ class LabelErrors:
     n_labels: int # Number of judged labels
     error_share: float # Estimated share of wrong labels, 0 to 1
     low: float # Lower end of its 95 % interval
-    high: float # Upper end; 1 if it is not known
+    high: float # Upper end, if errors are as frequent in every class; 1 if it is not known
     message: str # What was found, in words
 
     @property
@@ -84,12 +84,12 @@ def rank_class_labels(
     order = np.lexsort((quality, -np.round(wrong, 9)))
     return found.iloc[order].reset_index(drop=True), calibration
 
-# %% ../../../nbs/data/labelling/label_errors.ipynb #5a4c3044
+# %% ../../../nbs/data/labelling/label_errors.ipynb #9d95d1ff
 def _describe_class_errors(found: pd.DataFrame, calibration: ErrorCalibration) -> str:
     "The estimated number of errors in words."
     if not calibration.error_share:
         return (f"No significant share of the {len(found):,} labels looks wrong; "
-                f"a share of {calibration.high:.1%} or less cannot be excluded.")
+                f"if errors are as frequent in every class, at most {calibration.high:.1%} are wrong.")
     share = calibration.error_share
     return (f"About {share * len(found):,.0f} of {len(found):,} labels look wrong ({share:.1%}, "
             f"95 % interval {calibration.low:.1%} to {calibration.high:.1%}); {found['marked'].sum():,} are marked.")
