@@ -17,9 +17,9 @@ import numpy as np
 from ...outcomes import Label
 from ...stores.labels.label_store import Annotation, LabelSet, LabelStore, read_new_annotations
 
-# %% ../../../nbs/data/labelling/annotation_index.ipynb #ae089b2b
-class AnnotationIndex:
-    "The current labels of a queue of items."
+# %% ../../../nbs/data/labelling/annotation_index.ipynb #cf8062fc
+class _CurrentLabels:
+    "What holds now for the items of a queue."
 
     def __init__(self, store: LabelStore, label_set: LabelSet, items: Sequence[str]):
         self.store, self.label_set, self.lock = store, label_set, threading.RLock()
@@ -34,6 +34,48 @@ class AnnotationIndex:
         self.seconds: dict[str, list[float]] = defaultdict(list) # By annotator: time spent on items of the queue, sorted
         self.number = 0 # Of the last line that was read
         self.offered: dict[str, tuple[str, float]] = {} # By item: to whom, and when (monotonic seconds)
+
+    def decided(self, annotator: str) -> np.ndarray: # Booleans, by position
+        "The items that an annotator has labelled, skipped, or is unsure about."
+        return self.done.setdefault(annotator, np.zeros(len(self.positions), dtype=bool))
+
+    def current(self, item: str, annotator: str) -> Annotation | None:
+        "The line that holds for an item and an annotator."
+        return next(reversed(self.lines[item, annotator].values()), None) if (item, annotator) in self.lines else None
+
+    def labels(self, item: str) -> list[Label]:
+        "The labels of an item that hold, one for each annotator."
+        found = [self.current(item, annotator) for annotator in self.done]
+        return [line.label for line in found if line is not None and line.action == "label" and line.label is not None]
+
+# %% ../../../nbs/data/labelling/annotation_index.ipynb #493d5e88
+def _count_actions(index: _CurrentLabels, annotator: str, before: Annotation | None, after: Annotation | None) -> None:
+    "Count what holds now for an item and an annotator, instead of what held before."
+    actions, seconds = index.actions[annotator], index.seconds[annotator]
+    if before is not None:
+        actions[before.action] -= 1
+        if before.seconds is not None:
+            del seconds[bisect_left(seconds, before.seconds)]
+    if after is not None:
+        actions[after.action] += 1
+        if after.seconds is not None:
+            insort(seconds, after.seconds)
+
+# %% ../../../nbs/data/labelling/annotation_index.ipynb #97715ae2
+def _count_labels(index: _CurrentLabels, item: str) -> None:
+    "Count the labels of an item, and the pairs of them that agree."
+    labels = index.labels(item)
+    index.n_labels[index.positions[item]] = len(labels)
+    agreeing, n_pairs = index.pairs.pop(item, (0, 0))
+    index.agreeing, index.all_pairs = index.agreeing - agreeing, index.all_pairs - n_pairs
+    if len(labels) > 1:
+        equal = [one == other for one, other in combinations(labels, 2)]
+        index.pairs[item] = sum(equal), len(equal)
+        index.agreeing, index.all_pairs = index.agreeing + sum(equal), index.all_pairs + len(equal)
+
+# %% ../../../nbs/data/labelling/annotation_index.ipynb #ae089b2b
+class AnnotationIndex(_CurrentLabels):
+    "The current labels of a queue of items."
 
     def refresh(self) -> None:
         "Read the lines that were added since the last time."
@@ -53,44 +95,8 @@ class AnnotationIndex:
             self.lines[key][line.annotation_id] = holding[line.annotation_id] = line
         if line.item in self.positions:
             self.decided(line.annotator)[self.positions[line.item]] = bool(self.lines[key])
-            self.count_actions(line.annotator, before, self.current(*key))
-            self.count_labels(line.item)
-
-    def count_actions(self, annotator: str, before: Annotation | None, after: Annotation | None) -> None:
-        "Count what holds now for an item and an annotator, instead of what held before."
-        actions, seconds = self.actions[annotator], self.seconds[annotator]
-        if before is not None:
-            actions[before.action] -= 1
-            if before.seconds is not None:
-                del seconds[bisect_left(seconds, before.seconds)]
-        if after is not None:
-            actions[after.action] += 1
-            if after.seconds is not None:
-                insort(seconds, after.seconds)
-
-    def decided(self, annotator: str) -> np.ndarray: # Booleans, by position
-        "The items that an annotator has labelled, skipped, or is unsure about."
-        return self.done.setdefault(annotator, np.zeros(len(self.positions), dtype=bool))
-
-    def current(self, item: str, annotator: str) -> Annotation | None:
-        "The line that holds for an item and an annotator."
-        return next(reversed(self.lines[item, annotator].values()), None) if (item, annotator) in self.lines else None
-
-    def labels(self, item: str) -> list[Label]:
-        "The labels of an item that hold, one for each annotator."
-        found = [self.current(item, annotator) for annotator in self.done]
-        return [line.label for line in found if line is not None and line.action == "label" and line.label is not None]
-
-    def count_labels(self, item: str) -> None:
-        "Count the labels of an item, and the pairs of them that agree."
-        labels = self.labels(item)
-        self.n_labels[self.positions[item]] = len(labels)
-        agreeing, n_pairs = self.pairs.pop(item, (0, 0))
-        self.agreeing, self.all_pairs = self.agreeing - agreeing, self.all_pairs - n_pairs
-        if len(labels) > 1:
-            equal = [one == other for one, other in combinations(labels, 2)]
-            self.pairs[item] = sum(equal), len(equal)
-            self.agreeing, self.all_pairs = self.agreeing + sum(equal), self.all_pairs + len(equal)
+            _count_actions(self, line.annotator, before, self.current(*key))
+            _count_labels(self, line.item)
 
 # %% ../../../nbs/data/labelling/annotation_index.ipynb #10ef174a
 def last_line(

@@ -254,7 +254,7 @@ class _StudioTask(BaseModel):
     meta: dict[str, Any] | None = None
     annotations: list[_StudioAnnotation] = []
 
-# %% ../../../nbs/data/labelling/label_studio.ipynb #431948f0
+# %% ../../../nbs/data/labelling/label_studio.ipynb #b0a172a6
 @dataclass(frozen=True)
 class LabelStudioFile:
     "The tasks of a file, and what they are compared with."
@@ -271,11 +271,6 @@ class LabelStudioFile:
         return choice_names(self.label_set.classes)
 
     @cached_property
-    def description(self) -> dict[str, str]:
-        "What a task of the label set has in its `meta`."
-        return _describe_label_set(self.label_set)
-
-    @cached_property
     def items(self) -> dict[str, str]:
         "The items by the numbers of their rows."
         return {row_id: item for item, row_id in self.row_ids.items() if row_id}
@@ -286,8 +281,8 @@ class LabelStudioFile:
             return _StudioTask.model_validate(task)
         except ValidationError as error:
             first = error.errors(include_url=False, include_context=False)[0]
-            field, number = ".".join(str(part) for part in first["loc"]), task.get("id") if isinstance(task, dict) else None
-            where = f"task {number}" if number is not None else f"the task in place {place}"
+            field = ".".join(str(part) for part in first["loc"])
+            where = f"task {task['id']}" if isinstance(task, dict) and "id" in task else f"the task in place {place}"
             raise InputError(f"{self.name}, {where}: {field or 'it'} is {str(first['input'])[:80]!r}: {first['msg']}.",
                              "Tasks are expected as Label Studio exports them (JSON, not JSON-MIN).") from error
 
@@ -331,10 +326,10 @@ def _task_item(file: LabelStudioFile, task: Any) -> str:
                               remedy="Import it with the rows that were labelled.")
     return item if isinstance(item, str) else file.items[str(row_id)]
 
-# %% ../../../nbs/data/labelling/label_studio.ipynb #69c24649
+# %% ../../../nbs/data/labelling/label_studio.ipynb #e6931f75
 def _check_label_set(file: LabelStudioFile, task: Any, about: Mapping[str, Any]) -> None:
     "Raise InputError if a task was exported from another label set, or with other columns."
-    wanted = file.description
+    wanted = _describe_label_set(file.label_set)
     found = {name: about.get(name) for name in wanted}
     for name, words in {"label_set": "label set", "target": "target", "task": "task type"}.items():
         if found[name] != wanted[name]:

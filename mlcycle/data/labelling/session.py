@@ -62,9 +62,9 @@ def class_choices(
     keys = [*CLASS_KEYS, *[""] * len(classes)]
     return [{"value": label, "name": str(label), "key": key} for label, key in zip(classes, keys, strict=False)]
 
-# %% ../../../nbs/data/labelling/session.ipynb #bd272635
-class LabellingSession:
-    "The state of one annotator, and their actions."
+# %% ../../../nbs/data/labelling/session.ipynb #b71059b7
+class _ItemChooser:
+    "Decides which item an annotator sees."
 
     def __init__(self, store: LabelStore, queue: LabellingQueue, annotator: str, index: AnnotationIndex | None = None):
         if not annotator.strip() or len(annotator) > 200:
@@ -95,6 +95,10 @@ class LabellingSession:
         person, since = self.index.offered.get(item, (self.annotator, now))
         wanted = self.queue.overlap - self.index.n_labels[self.index.positions[item]]
         return person != self.annotator and now - since < OFFER_SECONDS and wanted <= 1
+
+# %% ../../../nbs/data/labelling/session.ipynb #bd272635
+class LabellingSession(_ItemChooser):
+    "The state of one annotator, and their actions."
 
     def state(self, message: str = "", error: str = "") -> dict[str, Any]:
         "What is shown: the item, the choices, the progress."

@@ -139,9 +139,9 @@ def check_label(
     raise InputError(f"The label {label!r} is no class of '{label_set.target}'.",
                      f"Classes are: {', '.join(names[:20])}.", suggest_name(str(label), names))
 
-# %% ../../../nbs/stores/labels/label_store.ipynb #95f744dc
-class LabelStore:
-    "The label sets of a project; raises InputError if the database cannot be used."
+# %% ../../../nbs/stores/labels/label_store.ipynb #0891e32f
+class _LabelDatabase:
+    "A database with the tables of labels."
 
     def __init__(self, url: str):
         from sqlalchemy.exc import ArgumentError, SQLAlchemyError
@@ -169,6 +169,10 @@ class LabelStore:
     def close(self) -> None:
         "Close the connections."
         self.engine.dispose()
+
+# %% ../../../nbs/stores/labels/label_store.ipynb #95f744dc
+class LabelStore(_LabelDatabase):
+    "The label sets of a project; raises InputError if the database cannot be used."
 
     def label_sets(self) -> dict[str, LabelSet]:
         "All label sets by name."
