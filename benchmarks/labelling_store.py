@@ -14,7 +14,7 @@ from results_pages import markdown_table, write_section
 
 from mlcycle.data.labelling.label_studio import import_label_studio, write_label_studio
 from mlcycle.data.labelling.label_tables import import_label_table, write_label_table
-from mlcycle.data.labelling.readable_rows import read_rows
+from mlcycle.data.labelling.readable_rows import fields_of_rows
 from mlcycle.data.labelling.session import LabellingQueue, LabellingSession, QueuedItem
 from mlcycle.stores.labels.label_items import item_ids
 from mlcycle.stores.labels.label_store import (
@@ -86,7 +86,7 @@ def measure_label_store() -> None:
             for n, item in enumerate(rows.index)
         ]
         add_annotations(store, label_set, given)
-        queue = LabellingQueue(label_set, [QueuedItem(item) for item in rows.index], read_rows(rows, "late"), overlap=2)
+        queue = LabellingQueue(label_set, [QueuedItem(item) for item in rows.index], fields_of_rows(rows, "late"), overlap=2)
         opened, saved = save_labels(store, queue, "anna")
         history = read_annotations(store, "orders-late")
         export_json = seconds_of(write_label_studio, home / "l.json", label_set, history, queue.reader, row_ids)

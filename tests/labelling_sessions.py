@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from mlcycle.data.labelling.readable_rows import read_rows
+from mlcycle.data.labelling.readable_rows import fields_of_rows
 from mlcycle.data.labelling.session import LabellingQueue, LabellingSession, QueuedItem
 from mlcycle.errors import InputError
 from mlcycle.stores.labels.label_store import LabelSet, LabelStore, current_annotations, ensure_label_set, read_annotations
@@ -104,7 +104,7 @@ class OrderLabels:
         store = LabelStore(self.url)
         items, numbers = [QueuedItem(item) for item in self.rows.index], {f"item-{n}": str(100 + n) for n in range(30)}
         queue = LabellingQueue(
-            ensure_label_set(store, wanted), items, read_rows(self.rows, "late"), "Is it late?", row_ids=numbers
+            ensure_label_set(store, wanted), items, fields_of_rows(self.rows, "late"), "Is it late?", row_ids=numbers
         )
         return LabellingSession(store, queue, annotator)
 

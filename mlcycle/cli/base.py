@@ -29,7 +29,8 @@ COMMAND_GROUPS = {"Project and runs": ("init", "update", "doctor", "clean", "run
                   "Deployment and monitoring": ("serve", "score", "package", "deployments", "verify", "key", "monitor",
                                                 "retrain", "trace", "alerts", "watch"),
                   "Problem, data, models, governance": ("problem", "contract", "data", "label", "labels", "models",
-                                                        "approve", "reject", "rollback", "history", "audit", "card", "dossier")} # Commands by heading
+                                                        "approve", "reject", "rollback", "history", "audit", "card",
+                                                        "dossier")} # Commands by heading
 SHARED_LINES = {"init": ("update", "Create a project; merge changes of the shipped notebooks."),
                 "approve": ("reject", "Make a version champion; bar one from promotion."),
                 "compare": ("diff", "Compare runs: selected models; parameters, scores and outcomes."),

@@ -180,7 +180,7 @@ def export_labels(
         from mlcycle.core.workspace import Workspace
         from mlcycle.data.labelling.label_studio import write_label_studio
         from mlcycle.data.labelling.label_tables import write_label_table
-        from mlcycle.data.labelling.readable_rows import read_rows
+        from mlcycle.data.labelling.readable_rows import fields_of_rows
         from mlcycle.stores.labels.label_store import read_annotations
 
         workspace = Workspace.from_project(project)
@@ -191,7 +191,7 @@ def export_labels(
                 write_label_table(file, label_set, history, row_ids)
             else:
                 wanted = [item for item in dict.fromkeys(history["item"]) if item in rows.index]
-                write_label_studio(file, label_set, history, read_rows(rows.loc[wanted], label_set.target), row_ids)
+                write_label_studio(file, label_set, history, fields_of_rows(rows.loc[wanted], label_set.target), row_ids)
         console.print(f"{file}: {history['item'].nunique():,} rows.", markup=False)
 
 # %% ../../nbs/cli/label.ipynb #0c8d14fa

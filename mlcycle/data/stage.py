@@ -33,7 +33,7 @@ from .contract_inference import infer_contract
 from .labelling.fill_queue import (choose_rows_for_queue, fill_source_queue, find_suspect_labels,
                                                queue_suspect_labels)
 from .labelling.queue_file import queue_path, replace_queue_lines
-from .labelling.row_labels import LabelledRows, LabelSettings, label_rows, separate_rule_rows
+from .labelling.row_labels import LabelSettings, RowsWithLabels, label_rows, separate_rule_rows
 from .split_overlap import describe_split_overlap
 from .quarantine import ContractResult, apply_contract, check_contract_columns, check_contract_limits
 from .split import SplitMethod, SplitParts, split_rows
@@ -262,7 +262,7 @@ class CheckedSource(NamedTuple):
     facts: dict # Fields of the outcome
     tables: dict[str, pd.DataFrame] # Quarantine, changed cells, malformed lines
     unlabelled: pd.DataFrame # Clean rows without a label
-    labelled: LabelledRows # Rows as they were read, with their labels
+    labelled: RowsWithLabels # Rows as they were read, with their labels
 
 # %% ../../nbs/02_data.ipynb #ef551b4b
 def read_cleaning_plan(
@@ -400,8 +400,8 @@ def store_dataset(
         "set_aside": len(aside), "unlabelled": len(source.unlabelled), "quarantine": source.checked.quarantined}
     changed = describe_changed_cells(source.facts["changed_cells"], len(source.facts["not_applied"]))
     return Dataset(**source.facts, tables=tables, contract=contract, cleaning_plan=plan, rows_clean=sum(map(len, parts.values())),
-                   rows_set_aside=len(aside), rows_unlabelled=len(source.unlabelled), split_description=how, split_overlap=overlap,
-                   decision=describe_row_counts(counts) + changed)
+                   rows_set_aside=len(aside), rows_unlabelled=len(source.unlabelled), split_description=how,
+                   split_overlap=overlap, decision=describe_row_counts(counts) + changed)
 
 # %% ../../nbs/02_data.ipynb #606f60b4
 def write_contract_file(
@@ -438,7 +438,8 @@ def update_labelling_queue(
         found["suspects"] = queue_suspect_labels(workspace, problem, suspects, source.labelled.rows)
     if not found:
         return source.labelled.summary
-    return (source.labelled.summary or LabelSummary(label_set=name, consensus=settings.consensus)).model_copy(update=found)
+    summary = source.labelled.summary or LabelSummary(label_set=name, consensus=settings.consensus)
+    return summary.model_copy(update=found)
 
 # %% ../../nbs/02_data.ipynb #82aedc8e
 def prepare_data(
@@ -460,10 +461,7 @@ def prepare_data(
     run: str = "", # Id of the run, for the commits
     **choices, # Further parameters of `split_rows`
 ) -> Dataset:
-    """Read, clean, check, split and store the rows of a problem.
-
-    Raises `SourceError` if the source has changed, `ContractError` if too many rows break the contract, `ParameterError`.
-    """
+    "Read, clean, check, split and store rows; raises SourceError, ContractError and ParameterError, as the steps do."
     workspace, steps = workspace or Workspace.from_project(), validate_and_order_cleaning_steps(cleaning_steps or [])
     choices |= apply_bundled_settings(problem.source, "data",
                                       {name: choices.pop(name, "") for name in ("holdout_from", "future_from")})
@@ -476,10 +474,9 @@ def prepare_data(
     check_source_limits(source, problem, workspace, contract_file, run)
     parts, how, source = split_labelled_rows(source, problem, split, **choices)
     dataset = store_dataset(parts, how, source, problem, workspace, outlier_method=outlier_method, run=run)
-    dataset = dataset.model_copy(update={"labels": update_labelling_queue(source, parts, problem, workspace, labels)})
     if write_contract:
         write_contract_file(dataset, workspace)
-    return dataset
+    return dataset.model_copy(update={"labels": update_labelling_queue(source, parts, problem, workspace, labels)})
 
 # %% ../../nbs/02_data.ipynb #9bcbc142
 def describe_row_counts(

@@ -26,7 +26,6 @@ from ..nb.dependencies import ModuleIndex, find_reachable_code
 from ..nb.fingerprints import code_cells, hash_cell, used_library_versions
 from ..outcomes import registered_model_name
 from ..stores.events import connect_event_database, log_state
-from ..stores.labels.label_store import LabelStore, has_label_store, label_set_version
 from ..stores.models.audit_log import readable_entries
 
 # %% ../../nbs/lifecycle/stage_inputs.ipynb #c3300e8c
@@ -159,7 +158,11 @@ def label_inputs(
     stage: str, # Name of the stage
 ) -> dict[str, str]: # Empty for other stages, and if nobody has labelled anything
     "The state of the label store, on which stages 1 and 2 depend."
-    if stage not in ("problem", "data") or not has_label_store(plan.workspace.labels_url):
+    if stage not in ("problem", "data"):
+        return {}
+    from mlcycle.stores.labels.label_store import LabelStore, has_label_store, label_set_version # Imported late: it needs pandas
+
+    if not has_label_store(plan.workspace.labels_url):
         return {}
     try:
         store = LabelStore(plan.workspace.labels_url)

@@ -283,7 +283,7 @@ def define_problem(
     probe_seconds: float = 10.0, # Time limit of the feasibility assessment, in seconds; 0: skip it
     **fields, # Further fields of problem.yaml: question, owner, metric, time, excluded, …
 ) -> Problem:
-    "Define a problem, check it, and assess its feasibility; raises InputError that names the field, and the line of problem.yaml."
+    "Define a problem, check it, assess its feasibility; raises InputError that names the field, and the line of problem.yaml."
     given = {"source": source, "target": target, "criteria": criteria, **fields}
     merged = merge_problem_fields(document or ProblemDocument(), given)
     source_rows = read_problem_rows(merged) if rows is None else rows

@@ -21,7 +21,7 @@ from mlcycle.data.labelling.quick_probabilities import (
     MIN_MODEL_ROWS,
     QuickPredictions,
     encode_labelling_rows,
-    encode_targets,
+    label_codes,
     fit_predict_quickly,
     labelling_folds,
     quick_predictions,
@@ -147,7 +147,7 @@ def choose_items(
     seed: int = 0, # Random seed
 ) -> pd.DataFrame: # Columns `item`, `score`, `reason`, `strategy`; the most useful item first; fewer lines if fewer are left
     "Choose the items to label next, with the reason of each."
-    codes = encode_targets(labels, problem)
+    codes = label_codes(labels, problem)
     labelled = np.isfinite(codes) if problem.task == "regression" else codes >= 0
     places = _candidates(rows, labelled, exclude, seed)
     n, quick = min(n, len(places)), None
@@ -210,7 +210,7 @@ def decide_to_stop(
     seed: int = 0, # Random seed
 ) -> StopDecision:
     "Decide whether labelling can stop, since predictions are stable."
-    codes = encode_targets(labels, problem)
+    codes = label_codes(labels, problem)
     known = np.isfinite(codes) if problem.task == "regression" else codes >= 0
     count, open_rows = int(known.sum()), np.flatnonzero(~known)
     if not len(open_rows):
@@ -265,7 +265,7 @@ def label_learning_curve(
     empty = pd.DataFrame(columns=["labels", "score", "low", "high", "metric"])
     if quick.reason or len(used) < 2 * MIN_MODEL_ROWS:
         return empty
-    codes = encode_targets(labels, problem)[used]
+    codes = label_codes(labels, problem)[used]
     folds = labelling_folds(rows.iloc[used], codes, problem, seed=seed)
     sizes = np.unique(np.geomspace(MIN_MODEL_ROWS, min(len(train) for train, _ in folds), points).astype(int)).tolist()
     scores = np.array([_fold_scores(sizes, train, valid, features[used], codes, quick.model, problem, seed)

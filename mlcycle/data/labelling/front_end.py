@@ -79,24 +79,26 @@ class SessionGuard:
     ) -> dict[str, Any]: # New state, with the `request` of the action
         "Let the session handle an action, unless it was handled before."
         with self._lock:
-            return self._note(self._act(action)) | {"request": action.get("request", "")}
-
-    def _act(self, action: dict) -> dict:
-        request, item = action.get("request", ""), action.get("item")
-        if request and request in self._requests:
-            return self.session.state()
-        if action.get("kind") in ROW_ACTIONS and item in self._done:
-            return self.session.state() | {"error": "This row was labelled in another window. Nothing was saved."}
-        try:
-            state = self.session.act(action)
-        except InputError as error:
-            return self.session.state() | {"error": str(error)}
-        if not state.get("error"):
-            self._requests.append(request)
-            self._done |= {str(item)} if action.get("kind") in ROW_ACTIONS else set()
-        return state
+            return self._note(_act_once(self, action)) | {"request": action.get("request", "")}
 
     def _note(self, state: dict) -> dict:
         if item := state.get("item"):
             self._done.discard(item["id"]) # It is asked again, such as after an undo
         return state
+
+# %% ../../../nbs/data/labelling/front_end.ipynb #ac315ebc
+def _act_once(guard: SessionGuard, action: dict) -> dict:
+    "Let the session of a guard handle an action, unless it was handled before, or the row was labelled in another window."
+    request, item, is_decision = action.get("request", ""), action.get("item"), action.get("kind") in ROW_ACTIONS
+    if request and request in guard._requests:
+        return guard.session.state()
+    if is_decision and item in guard._done:
+        return guard.session.state() | {"error": "This row was labelled in another window. Nothing was saved."}
+    try:
+        state = guard.session.act(action)
+    except InputError as error:
+        return guard.session.state() | {"error": str(error)}
+    if not state.get("error"):
+        guard._requests.append(request)
+        guard._done |= {str(item)} if is_decision else set()
+    return state

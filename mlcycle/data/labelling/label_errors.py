@@ -21,7 +21,7 @@ from mlcycle.data.labelling.quick_probabilities import (
     MIN_CLASS_ROWS,
     QuickPredictions,
     encode_labelling_rows,
-    encode_targets,
+    label_codes,
     quick_predictions,
 )
 from ...errors import InputError
@@ -175,7 +175,7 @@ def find_label_errors(
     seed: int = 0, # Random seed
 ) -> LabelErrors:
     "Rank all labels by how suspect they are, and estimate how many are wrong."
-    codes = encode_targets(labels, problem)
+    codes = label_codes(labels, problem)
     if predictions is None:
         quick = quick or quick_predictions(rows, labels, problem, features=features, seed=seed)
         if quick.reason:

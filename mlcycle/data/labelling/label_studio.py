@@ -27,7 +27,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import from_json, to_json
 
 from ...core.files import json_hash, short_json_hash, write_text
-from .readable_rows import FieldKind, RowReader, show_value
+from .readable_rows import FieldKind, RowFields, value_field
 from ...errors import InputError, suggest_name
 from ...outcomes import Label
 from mlcycle.stores.labels.label_store import (
@@ -73,7 +73,7 @@ def task_fields(
 # %% ../../../nbs/data/labelling/label_studio.ipynb #fb0eb06d
 def label_studio_config(
     label_set: LabelSet, # Has the classes
-    reader: RowReader, # Has the columns
+    reader: RowFields, # Has the columns
     question: str = "", # Such as "Is the order late?"
 ) -> str: # XML
     "The labelling configuration of a project in Label Studio: the columns of a row, and the choices."
@@ -111,7 +111,7 @@ def _shown_values(column: pd.Series, kind: FieldKind, folder: Path) -> list[Any]
         return [value if isinstance(value, int | float) and math.isfinite(value) else str(value) for value in values]
     if kind == "text":
         return ["" if missing else str(value) for value, missing in zip(column, column.isna(), strict=True)]
-    shown = [show_value(str(column.name), value, kind, folder) for value in column]
+    shown = [value_field(str(column.name), value, kind, folder) for value in column]
     if kind == "link":
         return [f'<a href="{html.escape(each["url"])}" target="_blank" rel="noopener">{html.escape(each["text"])}</a>'
                 if each["url"] else "" for each in shown]
@@ -167,7 +167,7 @@ def _plain_line(line: Mapping[str, Any]) -> dict[str, Any]:
 def label_studio_tasks(
     label_set: LabelSet, # Has the classes
     history: pd.DataFrame, # From `read_annotations`
-    reader: RowReader, # Has the rows, indexed by item
+    reader: RowFields, # Has the rows, indexed by item
     row_ids: Mapping[str, str] | None = None, # Number of the row in its source, by item
     users: Mapping[str, int] | None = None, # Numbers of users in Label Studio, by annotator; default: 1, 2, … in order of name
 ) -> Iterator[dict[str, Any]]: # In order of the rows; then those of labels whose rows are no longer there
@@ -211,7 +211,7 @@ def write_label_studio(
     path: Path, # Of the JSON file; the configuration is beside it, with the suffix `.xml`
     label_set: LabelSet, # Has the classes
     history: pd.DataFrame, # From `read_annotations`
-    reader: RowReader, # Has the rows, indexed by item
+    reader: RowFields, # Has the rows, indexed by item
     row_ids: Mapping[str, str] | None = None, # Number of the row in its source, by item
     users: Mapping[str, int] | None = None, # Numbers of users in Label Studio, by annotator
     question: str = "", # Such as "Is the order late?"

@@ -16,7 +16,7 @@ from pydantic_core import from_json, to_json
 
 from ...core.files import write_text
 from ...core.workspace import Workspace
-from .readable_rows import image_uri, read_rows
+from .readable_rows import image_uri, fields_of_rows
 from .session import LabellingQueue, QueuedItem
 from ...errors import InputError
 from ...stores.labels.label_store import LabelSet
@@ -127,5 +127,5 @@ def open_queue(
     items = {queued.item: (queued, features, row) for queued, features, row in entries}
     rows = pd.DataFrame([features for _, features, _ in items.values()], index=pd.Index([*items], name="item"))
     rows = rows.drop(columns=label_set.target, errors="ignore")
-    return LabellingQueue(label_set, [queued for queued, _, _ in items.values()], read_rows(rows, label_set.target, folder),
+    return LabellingQueue(label_set, [queued for queued, _, _ in items.values()], fields_of_rows(rows, label_set.target, folder),
                           question, overlap, {item: row for item, (_, _, row) in items.items()})

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from .annotation_index import AnnotationIndex, last_line, observed_agreement
-from .readable_rows import RowReader
+from .readable_rows import RowFields
 from ...errors import InputError
 from ...outcomes import Label
 from ...stores.labels.label_store import Annotation, LabelSet, LabelStore, add_annotations, check_label
@@ -44,7 +44,7 @@ class LabellingQueue:
 
     label_set: LabelSet
     items: Sequence[QueuedItem] # In the order in which they are asked
-    reader: RowReader # Shows their rows
+    reader: RowFields # Shows their rows
     question: str = "" # Such as "Is the order late?"
     overlap: int = 1 # Persons who label each item
     row_ids: Mapping[str, str] = field(default_factory=dict) # Number of the row in its source, by item

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from mlcycle.data.labelling.label_studio import choice_names, import_label_studio, label_studio_tasks, write_label_studio
 from mlcycle.data.labelling.label_tables import import_label_table, write_label_table
-from mlcycle.data.labelling.readable_rows import read_rows
+from mlcycle.data.labelling.readable_rows import fields_of_rows
 from mlcycle.errors import InputError
 from mlcycle.stores.labels.label_store import (
     Annotation,
@@ -91,7 +91,7 @@ def histories(draw):
 
 def export(store, folder, name, label_set):
     "The JSON file of a store, as bytes."
-    write_label_studio(folder / name, label_set, read_annotations(store, "toy"), read_rows(ROWS, "late"), ITEMS)
+    write_label_studio(folder / name, label_set, read_annotations(store, "toy"), fields_of_rows(ROWS, "late"), ITEMS)
     return (folder / name).read_bytes()
 
 
@@ -256,7 +256,7 @@ def test_each_user_of_label_studio_has_a_name():
 
 def test_users_of_label_studio_get_their_numbers():
     with label_store(TOY, LINES) as (store, _):
-        tasks = list(label_studio_tasks(TOY, read_annotations(store, "toy"), read_rows(ROWS, "late"), users={"ben": 1}))
+        tasks = list(label_studio_tasks(TOY, read_annotations(store, "toy"), fields_of_rows(ROWS, "late"), users={"ben": 1}))
     assert [each["completed_by"] for task in tasks for each in task["annotations"]] == [2, 2, 1]
 
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from mlcycle.data.labelling import session as session_module
 from mlcycle.data.labelling.annotation_index import AnnotationIndex
-from mlcycle.data.labelling.readable_rows import read_rows
+from mlcycle.data.labelling.readable_rows import fields_of_rows
 from mlcycle.data.labelling.session import LabellingQueue, LabellingSession, QueuedItem
 from mlcycle.errors import InputError
 from mlcycle.stores.labels.label_store import LabelSet, LabelStore, current_annotations, ensure_label_set, read_annotations
@@ -24,7 +24,7 @@ def sessions(*people: str, overlap: int = 1, items=ITEMS, shared: bool = True):
     "A store, and a session for each person; with an index that they share, as in one server, or each with its own."
     store = LabelStore("sqlite://")  # In memory
     queue = LabellingQueue(
-        ensure_label_set(store, TOY), [QueuedItem(each) for each in items], read_rows(ROWS, "late"), overlap=overlap
+        ensure_label_set(store, TOY), [QueuedItem(each) for each in items], fields_of_rows(ROWS, "late"), overlap=overlap
     )
     index = AnnotationIndex(store, TOY, items) if shared else None
     try:
@@ -136,7 +136,7 @@ def test_an_action_with_an_error_saves_nothing(action, message):
 @pytest.mark.parametrize("name", ["", "  ", "x" * 201])
 def test_an_annotator_has_a_name(name):
     with sessions() as (store,), pytest.raises(InputError, match="of the annotator cannot be used"):
-        LabellingSession(store, LabellingQueue(TOY, [], read_rows(ROWS, "late")), name)
+        LabellingSession(store, LabellingQueue(TOY, [], fields_of_rows(ROWS, "late")), name)
 
 
 @pytest.mark.parametrize("seconds", [None, -1, 1e9, float("nan"), True, "3"])
