@@ -975,6 +975,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                                               'mlcycle/data/labelling/error_calibration.py')},
             'mlcycle.data.labelling.fill_queue': { 'mlcycle.data.labelling.fill_queue.choose_rows_for_queue': ( 'data/labelling/fill_queue.html#choose_rows_for_queue',
                                                                                                                 'mlcycle/data/labelling/fill_queue.py'),
+                                                   'mlcycle.data.labelling.fill_queue.describe_suspects': ( 'data/labelling/fill_queue.html#describe_suspects',
+                                                                                                            'mlcycle/data/labelling/fill_queue.py'),
                                                    'mlcycle.data.labelling.fill_queue.fill_source_queue': ( 'data/labelling/fill_queue.html#fill_source_queue',
                                                                                                             'mlcycle/data/labelling/fill_queue.py'),
                                                    'mlcycle.data.labelling.fill_queue.find_suspect_labels': ( 'data/labelling/fill_queue.html#find_suspect_labels',

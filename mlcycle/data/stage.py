@@ -30,8 +30,8 @@ from .clean import (add_source_formats, check_cleaning_settings, join_cleaning_p
 from .cleaning_rules import PlanUnderTest, setting_text
 from .contract import Contract, contract_of_table, contract_to_yaml, parse_contract
 from .contract_inference import infer_contract
-from .labelling.fill_queue import (choose_rows_for_queue, fill_source_queue, find_suspect_labels,
-                                               queue_suspect_labels)
+from .labelling.fill_queue import (choose_rows_for_queue, describe_suspects, fill_source_queue,
+                                               find_suspect_labels, queue_suspect_labels)
 from .labelling.queue_file import queue_path, replace_queue_lines
 from .labelling.row_labels import LabelSettings, RowsWithLabels, label_rows, separate_rule_rows
 from .split_overlap import describe_split_overlap
@@ -415,15 +415,17 @@ def write_contract_file(
 
 # %% ../../nbs/02_data.ipynb #26ed21d5
 def update_labelling_queue(
+    dataset: Dataset, # With its tables
     source: CheckedSource, # With the rows as they were read
     parts: SplitParts, # Parts of the split
     problem: Problem, # Task and target
     workspace: Workspace, # Has the queue
     settings: LabelSettings, # Size of the queue; number of suspect labels
-) -> LabelSummary | None: # None: no row lacks a label, and all labels are those of the source
+) -> Dataset: # With what is in the queue
     "Put rows into the labelling queue whose label is missing or suspect."
     by_rules = source.labelled.rule_rows
-    train, found, name = parts["train"], {}, registered_model_name(problem.source, problem.target)
+    train, found, tables = parts["train"], {}, dataset.tables
+    name = registered_model_name(problem.source, problem.target)
     open_rows = pd.concat([source.unlabelled, train[train.index.isin(by_rules)]])
     train = train[~train.index.isin(by_rules)]
     if settings.queue_size and len(open_rows):
@@ -435,11 +437,12 @@ def update_labelling_queue(
         errors = find_suspect_labels(train, problem, settings)
         suspects = errors.suspects[errors.suspects.marked].head(settings.suspect_labels)
         found["suspect_labels"] = errors.message
+        tables = tables | write_tables({"suspects": describe_suspects(train, suspects, problem)}, workspace, {})
         found["suspects"] = queue_suspect_labels(workspace, problem, suspects, source.labelled.rows)
     if not found:
-        return source.labelled.summary
-    summary = source.labelled.summary or LabelSummary(label_set=name, consensus=settings.consensus)
-    return summary.model_copy(update=found)
+        return dataset
+    summary = dataset.labels or LabelSummary(label_set=name, consensus=settings.consensus)
+    return dataset.model_copy(update={"labels": summary.model_copy(update=found), "tables": tables})
 
 # %% ../../nbs/02_data.ipynb #82aedc8e
 def prepare_data(
@@ -476,7 +479,7 @@ def prepare_data(
     dataset = store_dataset(parts, how, source, problem, workspace, outlier_method=outlier_method, run=run)
     if write_contract:
         write_contract_file(dataset, workspace)
-    return dataset.model_copy(update={"labels": update_labelling_queue(source, parts, problem, workspace, labels)})
+    return update_labelling_queue(dataset, source, parts, problem, workspace, labels)
 
 # %% ../../nbs/02_data.ipynb #9bcbc142
 def describe_row_counts(

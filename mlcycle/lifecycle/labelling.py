@@ -28,8 +28,9 @@ from ..problem.document import ProblemDocument
 from ..problem.stage import decide_target_values, merge_problem_fields, read_problem_rows
 from ..service.bundle import read_description
 from ..stores.event_log import open_event_log
-from ..stores.labels.label_store import LabelSet, LabelStore, current_annotations, ensure_label_set, read_annotations
-from ..stores.labels.stored_labels import labelled_target
+from ..stores.labels.label_store import (LabelSet, LabelStore, current_annotations, ensure_label_set, has_label_store,
+                                               read_annotations)
+from ..stores.labels.stored_labels import labelled_target, majority_labels
 
 # %% ../../nbs/lifecycle/labelling.ipynb #9f45252e
 @dataclass(frozen=True, kw_only=True)
@@ -195,8 +196,8 @@ def import_labels_as_actuals(
     name: str, # Of the label set and registered model
 ) -> ImportedActuals | None: # None: no row of the prediction log is labelled
     "Import the labels of rows of the prediction log as actual values."
-    from mlcycle.stores.labels.stored_labels import majority_labels
-
+    if not has_label_store(workspace.labels_url):
+        return None
     store = LabelStore(workspace.labels_url)
     try:
         holding = current_annotations(read_annotations(store, name))

@@ -20,6 +20,7 @@ from ..core.files import user_name
 from ..core.workspace import Workspace
 from ..errors import InputError, ParameterError, StageError
 from .canary_deployments import CanaryChanges, update_deployments
+from .labelling import import_labels_as_actuals
 from .labelling_queue import write_labelling_queue
 from .model_monitoring import health_file
 from .retraining import (RetrainingWork, advance_retraining, describe_retraining, end_retraining,
@@ -137,10 +138,12 @@ def list_rows_to_label(
 ) -> str: # What was done
     "Add rows that are worth a label to the queue of a model."
     try:
+        import_labels_as_actuals(workspace, target.model) # Of people whose page was ended before it could do so
         queue = write_labelling_queue(workspace, target.model)
     except InputError as error:
         return f"No rows to label: {error}"
-    return f"{queue.n_rows:,} rows to label are in {queue.path}, {queue.n_added:,} of them are new."
+    return (f"{queue.n_rows:,} rows to label are in {queue.path}, {queue.n_added:,} of them are new: "
+            f"mlcycle label {target.model}")
 
 # %% ../../nbs/lifecycle/monitoring_actions.ipynb #687b7c8e
 def continue_retraining(

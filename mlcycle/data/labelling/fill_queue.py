@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MIN_OPEN_SHARE', 'label_set_of_problem', 'choose_rows_for_queue', 'fill_source_queue', 'find_suspect_labels',
-           'queue_suspect_labels']
+           'describe_suspects', 'queue_suspect_labels']
 
 # %% ../../../nbs/data/labelling/fill_queue.ipynb #8501e6bb
 import numpy as np
@@ -12,7 +12,7 @@ import pandas as pd
 
 from ...core.workspace import Workspace
 from .active_learning import Strategy, choose_items
-from .label_errors import LabelErrors, find_label_errors
+from .label_errors import LabelErrors, find_label_errors, nearest_neighbours
 from .queue_file import replace_queue_lines, source_queue_line
 from .row_labels import LabelSettings
 from ...outcomes import Problem, registered_model_name
@@ -75,6 +75,19 @@ def find_suspect_labels(
 ) -> LabelErrors:
     "Search the labels of training rows for errors."
     return find_label_errors(train, train[problem.target], problem, seed=settings.seed)
+
+# %% ../../../nbs/data/labelling/fill_queue.ipynb #1e93efcd
+def describe_suspects(
+    train: pd.DataFrame, # Training rows
+    suspects: pd.DataFrame, # Of `find_suspect_labels`, the most suspect ones
+    problem: Problem, # Target
+) -> pd.DataFrame: # By `row_id`: `label`, `suggested`, `quality`, `reason`, `neighbours`
+    "Suspect labels with the labels of the most similar rows, for the page."
+    near = nearest_neighbours(train, train[problem.target], [*suspects["item"]], problem, k=5)
+    texts = near.assign(text=near.label.astype("str") + " (row " + near.neighbour.astype("str") + ")").groupby("item").text
+    shown = suspects.set_index("item")[["label", "suggested", "quality", "reason"]].astype(
+        {"label": "str", "suggested": "str", "reason": "str"})
+    return shown.assign(neighbours=texts.agg(", ".join).reindex(shown.index).fillna("").astype("str")).rename_axis("row_id")
 
 # %% ../../../nbs/data/labelling/fill_queue.ipynb #8793d4ee
 def queue_suspect_labels(
