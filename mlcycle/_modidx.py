@@ -1305,6 +1305,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                    'mlcycle/data/labelling/session.py'),
                                                 'mlcycle.data.labelling.session.LabellingQueue.by_id': ( 'data/labelling/session.html#labellingqueue.by_id',
                                                                                                          'mlcycle/data/labelling/session.py'),
+                                                'mlcycle.data.labelling.session.LabellingQueue.open_index': ( 'data/labelling/session.html#labellingqueue.open_index',
+                                                                                                              'mlcycle/data/labelling/session.py'),
                                                 'mlcycle.data.labelling.session.LabellingSession': ( 'data/labelling/session.html#labellingsession',
                                                                                                      'mlcycle/data/labelling/session.py'),
                                                 'mlcycle.data.labelling.session.LabellingSession.act': ( 'data/labelling/session.html#labellingsession.act',

@@ -188,7 +188,7 @@ def open_labelling(
     label_set = ensure_label_set(store, label_set)
     queue = open_queue(workspace, label_set, question=options.question or question or f"What is '{label_set.target}'?",
                        overlap=options.overlap, folder=folder)
-    return OpenLabelling(workspace, store, queue, AnnotationIndex(store, label_set, [each.item for each in queue.items]))
+    return OpenLabelling(workspace, store, queue, queue.open_index(store))
 
 # %% ../../nbs/lifecycle/labelling.ipynb #3c65a5ac
 def import_labels_as_actuals(

@@ -9,7 +9,7 @@ __all__ = ['AnnotationIndex', 'last_line', 'observed_agreement']
 import threading
 from bisect import bisect_left, insort
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from itertools import combinations
 
 import numpy as np
@@ -21,8 +21,9 @@ from ...stores.labels.label_store import Annotation, LabelSet, LabelStore, read_
 class _CurrentLabels:
     "What holds now for the items of a queue."
 
-    def __init__(self, store: LabelStore, label_set: LabelSet, items: Sequence[str]):
+    def __init__(self, store: LabelStore, label_set: LabelSet, items: Sequence[str], corrections: Collection[str] = ()):
         self.store, self.label_set, self.lock = store, label_set, threading.RLock()
+        self.corrections = frozenset(corrections) # Items whose label is suspect: what was decided before does not count
         self.positions = {item: place for place, item in enumerate(items)}
         self.n_labels = np.zeros(len(self.positions), dtype=int) # Persons who have labelled the item
         self.lines: dict[tuple[str, str], dict[str, Annotation]] = defaultdict(dict) # By item and annotator, then by id
@@ -86,6 +87,8 @@ class AnnotationIndex(_CurrentLabels):
 
     def take(self, line: Annotation) -> None:
         "Take over a line."
+        if line.item in self.corrections and line.origin != "correction":
+            return
         key, holding = (line.item, line.annotator), self.by_annotator[line.annotator]
         before = self.current(*key)
         if line.action == "undo":

@@ -54,6 +54,10 @@ class LabellingQueue:
         "The items by id."
         return {each.item: each for each in self.items}
 
+    def open_index(self, store: LabelStore) -> AnnotationIndex:
+        "The labels that the items have."
+        return AnnotationIndex(store, self.label_set, [*self.by_id], [each.item for each in self.items if each.is_correction])
+
 # %% ../../../nbs/data/labelling/session.ipynb #6088db4d
 def class_choices(
     classes: Sequence[Label], # In order
@@ -71,7 +75,7 @@ class _ItemChooser:
             raise InputError(f"The name {annotator!r} of the annotator cannot be used.",
                              "A name of 1 to 200 characters is expected.")
         self.store, self.queue, self.annotator = store, queue, annotator.strip()
-        self.index = index or AnnotationIndex(store, queue.label_set, [each.item for each in queue.items])
+        self.index = index or queue.open_index(store)
         self.shown = "" # Item before the eyes of the annotator
 
     def open_items(self) -> np.ndarray: # Positions in the queue
