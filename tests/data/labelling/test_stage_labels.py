@@ -355,3 +355,21 @@ def test_suspect_labels_are_queued_and_a_person_wins_over_the_source(project):
     assert (labels.origin == "correction").sum() == len(lines)
     used = project.used(again)
     assert (used.late != np.where(used.spend > 50, "Yes", "No")).sum() == 12 - len(found)
+
+
+def test_a_row_stays_in_the_queue_until_enough_people_have_labelled_it(project):
+    project.data(queue_size=10, overlap=2)
+    first = project.label_queue("anna", honest, 6)  # The overlap is that of stage 2
+    dataset = project.data(queue_size=10, overlap=2)
+    lines = project.queue()
+    assert [line["source_row"] for line in lines if "1 of 2" in line["reason"]] == sorted(first, key=int)
+    assert len(lines) == 16 and dataset.labels.queued == 10 and dataset.rows_unlabelled == 34
+    assert project.label_queue("ben", honest, 6) == sorted(first, key=int), "what another person has labelled comes first"
+    project.write(orders(labelled=120))
+    project.data(overlap=3)
+    assert len(project.queue()) == 6 and {line["reason"] for line in project.queue()} == {"Labelled by 2 of 3 people."}
+    project.data(overlap=2)
+    assert not project.queue()
+    for wrong in ({"overlap": 0}, {"queue_size": -1}, {"suspect_labels": -1}):
+        with pytest.raises(InputError, match=f"{next(iter(wrong))} = .* is too small"):
+            project.data(**wrong)
