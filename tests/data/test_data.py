@@ -56,7 +56,7 @@ def test_a_first_ingestion_writes_the_contract_and_a_later_one_is_held_to_it(pre
     bad.loc[9, "price"] = "a lot"
     second = prepared(bad)
     assert second.contract_version == "1.0.0" and second.rows_quarantined == 4
-    assert second.rows_in == second.rows_clean + second.rows_quarantined + second.rows_set_aside
+    assert second.rows_in == second.rows_clean + second.rows_quarantined + second.rows_set_aside + second.rows_unlabelled
     kept = rows_of(tmp_path, second, "quarantine")
     assert set(kept.index) == {3, 9, 50, 70} and kept.quarantine_reason.str.startswith("price: ").all()
     assert list(kept) == [*bad, "quarantine_reason"] and kept.loc[9, "shop"] in ("Rome", "Oslo", "Lima")
@@ -104,7 +104,9 @@ def test_columns_of_the_user_are_kept_beside_those_that_are_added(prepared, tmp_
     rows = orders().assign(reason="gift", quarantine_reason="none", row_id=7)
     first = prepared(pd.concat([rows, rows.iloc[:3]]).assign(late=lambda all_rows: all_rows.late.mask(all_rows.id == "A000030")))
     aside = rows_of(tmp_path, first, "set_aside")
-    assert set(aside.reason) == {"gift"} and "'late' is missing" in set(aside.reason_)
+    assert set(aside.reason) == {"gift"} and set(aside.reason_) == {"exact duplicate of an earlier row"}
+    unlabelled = rows_of(tmp_path, first, "unlabelled")
+    assert unlabelled.id.tolist() == ["A000030"] and set(unlabelled.reason) == {"gift"} and list(unlabelled) == list(rows)
     rows.loc[5, "price"] = None
     kept = rows_of(tmp_path, prepared(rows), "quarantine")
     assert kept[["quarantine_reason", "quarantine_reason_"]].values.tolist() == [["none", "price: Never missing."]]
@@ -147,13 +149,16 @@ def test_every_row_and_every_changed_cell_is_kept_somewhere(prepared, tmp_path):
     dirty.loc[20:25, "shop"] = " rome"
     dirty.loc[30:33, "late"] = None
     made = prepared(dirty, cleaning_steps=[])
-    assert made.rows_set_aside == 14 and {line.step for line in made.ledger} >= {"strip", "case", "set aside"}
+    assert (made.rows_set_aside, made.rows_unlabelled) == (10, 4)
+    assert {line.step for line in made.ledger} >= {"strip", "case", "set aside", "unlabelled"}
     ledger = rows_of(tmp_path, made, "ledger")
     assert set(ledger[ledger.column == "shop"].index) == set(range(20, 26))
     aside = rows_of(tmp_path, made, "set_aside")
-    assert aside.reason.value_counts().to_dict() == {"exact duplicate of an earlier row": 10, "'late' is missing": 4}
-    assert sum(made.tables[name].rows for name in ("train", "holdout", "future", "set_aside")) == len(dirty)
-    assert prepared(dirty, cleaning_steps=["case"]).rows_set_aside == 4, "other steps are left out"
+    assert aside.reason.value_counts().to_dict() == {"exact duplicate of an earlier row": 10}
+    assert set(rows_of(tmp_path, made, "unlabelled").index) == set(range(30, 34))
+    assert sum(made.tables[name].rows for name in ("train", "holdout", "future", "set_aside", "unlabelled")) == len(dirty)
+    again = prepared(dirty, cleaning_steps=["case"])
+    assert (again.rows_set_aside, again.rows_unlabelled) == (0, 4), "other steps are left out"
 
 
 def test_malformed_lines_are_found_and_kept(tmp_path):

@@ -124,7 +124,7 @@ def test_infinite_numbers_are_missing_and_in_the_ledger(tmp_path, target):
     _, dataset, train = stages(tmp_path, table, target)
     line = next(line for line in dataset.ledger if line.step == "infinite")
     assert (line.column, line.rows) == ("ratio", 25) and not np.isinf(train.ratio).any()
-    assert dataset.rows_set_aside == (25 if target == "ratio" else 0)
+    assert (dataset.rows_unlabelled, dataset.rows_set_aside) == ((25 if target == "ratio" else 0), 0)
 
 
 @pytest.mark.parametrize("name", ["row_id", "index", "level_0", "reason", "prediction", "row"])

@@ -39,7 +39,7 @@ def test_finds_the_task_and_loses_no_row(run):
     name = run.problem.source.removesuffix(".csv")
     assert run.problem.task == TASKS[name]
     dataset, frame = run.dataset, TABLES[name][0]()
-    assert dataset.rows_in == len(frame) == dataset.rows_clean + dataset.rows_set_aside
+    assert dataset.rows_in == len(frame) == dataset.rows_clean + dataset.rows_set_aside + dataset.rows_unlabelled
     tables = {name: stored_rows(run, name) for name in dataset.tables if name not in ("ledger", "malformed")}
     ids = pd.concat([pd.Series(rows.index) for rows in tables.values()])
     assert sorted(ids) == list(range(len(frame))), "every row is in exactly one table"
@@ -90,7 +90,7 @@ def test_flights_in_time_order(tmp_path):
     when = "scheduled_departure"
     assert parts["train"][when].max() < pd.Timestamp("2013-09-01") <= parts["holdout"][when].min()
     assert parts["holdout"][when].max() < pd.Timestamp("2013-11-01") <= parts["future"][when].min()
-    assert parts["set_aside"].late.isna().all()
+    assert len(parts["unlabelled"]) == run.dataset.rows_unlabelled and parts["unlabelled"].late.isna().all()
     afterwards = {"dep_time", "dep_delay", "arr_time", "arr_delay", "air_time"}
     assert not afterwards & set(run.plan.input_columns)
     assert afterwards <= set(run.plan.dropped_columns)

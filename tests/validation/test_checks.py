@@ -47,7 +47,8 @@ def clean_inputs() -> CheckInputs:
     train, holdout = whole[:1000], whole[1000:]
     problem = {"task": "binary", "target": "y", "time": "day", "sign_off": "agreed", "owner": "-", "metric": "roc_auc"}
     problem |= {"excluded": {"c": "-"}}
-    dataset = {"rows_in": 1500, "rows_set_aside": 0, "rows_quarantined": 0, "rule_failures": [], "split_overlap": []}
+    dataset = {"rows_in": 1500, "rows_set_aside": 0, "rows_unlabelled": 0, "rows_quarantined": 0}
+    dataset |= {"rule_failures": [], "split_overlap": []}
     plan = {"input_columns": ["a", "b"], "leakage_suspects": [], "features": [feature("a", 0.1, 1.0), feature("b", 0.01, 0.6)]}
     plan |= {"dropped_columns": {"c": "-"}}
     folds = [0.75, 0.76, 0.74, 0.755, 0.745]

@@ -21,7 +21,7 @@ from .quick_probabilities import quick_predictions
 from .rule_labels import combine_votes
 from .rule_summary import summarise_rules
 from .rules import apply_rules, load_rules
-from ...errors import InputError
+from ...errors import InputError, TargetError
 from ...outcomes import (AgreementScore, CellChange, LabellingRuleSummary, LabelSummary, LedgerEntry, Problem,
                               registered_model_name)
 from ...stores.labels.label_items import item_ids
@@ -152,6 +152,10 @@ def label_rows(
     if with_rules:
         rules = take_rule_labels(table, rows.drop(columns=problem.target, errors="ignore"), problem, settings)
     known = table[table.label.notna()]
+    if not len(known):
+        raise TargetError(f"No row has a label: label_source = {problem.label_source}, and there are none of that kind.",
+                          remedy=f"Label some rows: mlcycle label {problem.source} --target {problem.target}; or leave "
+                                 "label_source empty.")
     counts = {str(origin): int(n) for origin, n in known.origin.value_counts().items()}
     summary = LabelSummary(
         label_set=name, consensus=settings.consensus, by_origin=counts,

@@ -1,0 +1,160 @@
+"""`mlcycle label` and `mlcycle labels`: a page over HTTP, what is listed, exported and imported, and errors."""
+
+import csv
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pandas as pd
+import pytest
+from typer.testing import CliRunner
+
+from mlcycle.cli.app import app
+from mlcycle.cli.base import console
+from mlcycle.core.workspace import Workspace
+from mlcycle.lifecycle.labelling import LabellingOptions, open_labelling
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    "A project with orders of which the last ones have no label."
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(console, "width", 200)  # A worker of pytest has imported it with another
+    (tmp_path / "settings.ini").write_text("[stores]\n")
+    spend = np.random.default_rng(0).normal(50, 12, 60).round(2)
+    late = pd.Series(np.where(spend > 50, "Yes", "No"), dtype=object)
+    late[50:] = None
+    pd.DataFrame({"spend": spend, "late": late}).to_csv("orders.csv", index=False)
+    return tmp_path
+
+
+def call(*words):
+    "What a command prints."
+    done = CliRunner().invoke(app, words, env={"COLUMNS": "200"})
+    assert done.exit_code == 0, done.stderr
+    return " ".join(done.stdout.split())
+
+
+def refused(*words):
+    "The message of a command that is refused."
+    done = CliRunner().invoke(app, words, env={"COLUMNS": "200"})
+    assert done.exit_code == 2, (done.output, done.exception)
+    return " ".join(done.stderr.split())
+
+
+def label_all(project: Path, who: str, labels: list[str], overlap: int = 1) -> list[str]:
+    "Give labels to the first rows of the queue; returns the items."
+    opened = open_labelling("orders.csv", Workspace.from_project(project), LabellingOptions(target="late", overlap=overlap))
+    session, items = opened.session(who), []
+    for label in labels:
+        item = session.state()["item"]["id"]
+        assert not session.act({"kind": "label", "item": item, "label": label, "seconds": 2.0})["error"]
+        items.append(item)
+    opened.store.close()
+    return items
+
+
+def test_rows_are_labelled_over_http_until_the_page_is_stopped(project):
+    command = [str(Path(sys.executable).parent / "mlcycle"), "label", "orders.csv", "--target", "late", "--port", "0"]
+    command += ["--question", "Is the order late?", "--strategy", "random"]
+    process = subprocess.Popen(command, cwd=project, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                               env=os.environ | {"COLUMNS": "200"})  # fmt: skip
+    try:
+        printed = []
+        while not (printed and printed[-1].startswith("http")):
+            printed.append(process.stdout.readline().strip())
+            assert printed[-1], process.stderr.read()
+        assert printed[0] == "10 rows are in the labelling queue of orders-late."
+        with httpx.Client(base_url=printed[-1], params={"annotator": "anna"}, headers={"Origin": printed[-1]}) as client:
+            state = client.get("/api/state").raise_for_status().json()
+            assert (state["question"], state["progress"]["left"]) == ("Is the order late?", 10)
+            for label in ("Yes", "No", "Yes"):
+                action = {"kind": "label", "item": state["item"]["id"], "label": label, "seconds": 1.5, "comment": ""}
+                state = client.post("/api/act", json=action).raise_for_status().json()
+                assert state["message"] == f"Saved: {label}." and not state["error"]
+            assert state["progress"]["done"] == 3
+        process.send_signal(signal.SIGTERM)
+        stdout, stderr = process.communicate(timeout=20)
+    finally:
+        process.kill()
+    assert process.returncode == 0 and not stderr, stderr
+    assert "3 of 10 rows of the queue are labelled." in stdout and "The next mlcycle run uses the labels" in stdout
+    assert re.search(r"orders-late late binary 3 1 0", call("labels", "show"))
+
+
+def test_show_and_history(project):
+    items = label_all(project, "anna", ["Yes", "Yes", "No", "No"], overlap=2)
+    label_all(project, "ben", ["Yes", "Yes", "No", "Yes"], overlap=2)
+    assert re.search(r"orders-late late binary 8 2 0", call("labels", "show"))
+    shown = call("labels", "show", "orders-late")
+    assert re.search(r"anna 4 2\.0 0\.0% 0\.0%", shown) and re.search(r"ben 4 2\.0 0\.0% 0\.0%", shown)
+    assert f"Look again at {items[3]}" in shown
+    history = call("labels", "history", "orders-late")
+    assert all(history.count(item) == 2 for item in items)
+    assert call("labels", "history", "orders-late", items[0]).count("label Yes") == 2
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".json"])
+def test_exported_labels_can_be_imported_elsewhere(project, tmp_path_factory, monkeypatch, suffix):
+    items = label_all(project, "anna", ["Yes", "No", "Yes"])
+    file = project / f"labels{suffix}"
+    assert "3 rows" in call("labels", "export", "orders-late", str(file))
+    assert "0 labels are new" in call("labels", "import", "orders-late", str(file)), "they are there already"
+    other = tmp_path_factory.mktemp("other")
+    (other / "settings.ini").write_text("[stores]\n")
+    (other / "orders.csv").write_bytes((project / "orders.csv").read_bytes())
+    monkeypatch.chdir(other)
+    label_all(other, "ben", ["Yes"])
+    added = int(re.search(r"(\d+) labels are new in orders-late", call("labels", "import", "orders-late", str(file)))[1])
+    assert added == 3
+    again = other / f"again{suffix}"
+    call("labels", "export", "orders-late", str(again))
+    if suffix == ".csv":
+        read = {(line["item"], line["annotator"]): line["label"] for line in csv.DictReader(again.open())}
+        assert [read[item, "anna"] for item in items] == ["Yes", "No", "Yes"] and len(read) == 4
+    else:
+        assert {task["data"].get("item", "") for task in json.loads(again.read_text())} >= set(items)
+
+
+def test_a_csv_by_hand_names_rows_by_their_number(project):
+    label_all(project, "anna", ["Yes"])
+    (project / "hand.csv").write_text("row_id,label\n50,Yes\n59,No\n")
+    assert "the annotator '' cannot be used" in refused("labels", "import", "orders-late", "hand.csv")
+    assert "2 labels are new in orders-late" in call("labels", "import", "orders-late", "hand.csv", "--annotator", "carl")
+
+
+def test_what_cannot_be_used_is_a_clear_error(project):
+    for words in (["show"], ["history", "orders-late"], ["export", "orders-late", "a.csv"], ["import", "orders-late", "a.csv"]):
+        message = refused("labels", *words)
+        assert "There are no labels yet" in message and "mlcycle label" in message
+    assert not list(project.rglob("labels.db")), "no command that reads makes a store"
+    label = ["label", "orders.csv", "--target", "late", "--port", "0"]
+    assert "There is only one class: yes" in refused(*label, "--classes", "yes")
+    assert "overlap = 0 is too small" in refused(*label, "--overlap", "0")
+    assert "Invalid value" in refused(*label, "--rows", "0") and "Invalid value" in refused(*label, "--strategy", "best")
+    assert "No target is named" in refused("label", "orders.csv", "--port", "0")
+    assert "The classes of 'paid' are not known" in refused("label", "orders.csv", "--target", "paid", "--port", "0")
+    assert "no source, no label set and no released model" in refused("label", "nothing", "--port", "0")
+    label_all(project, "anna", ["Yes"])
+    for words in (
+        ["show", "orders-lat"],
+        ["history", "orders-lat"],
+        ["export", "orders-lat", "a.csv"],
+        ["import", "orders-lat", "a.csv"],
+    ):
+        assert "There is no label set 'orders-lat'" in refused("labels", *words)
+    (project / "hand.csv").write_text("row_id,label,annotator\n50,Yes,carl\n51,Perhaps,carl\n")
+    message = refused("labels", "import", "orders-late", "hand.csv")
+    assert "hand.csv, line 3: the label 'Perhaps' is no class of 'late'" in message
+    assert "orders-late late binary 1 1 0" in call("labels", "show"), "all or none"
+    (project / "hand.csv").write_text("row_id,label,annotator\n600,Yes,carl\n")
+    assert "the row '600' does not exist" in refused("labels", "import", "orders-late", "hand.csv")
+    for command in ("export", "import"):
+        assert "The format of labels.xlsx is not known" in refused("labels", command, "orders-late", "labels.xlsx")
+    assert "none.csv cannot be read" in refused("labels", "import", "orders-late", "none.csv")
