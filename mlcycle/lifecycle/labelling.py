@@ -104,7 +104,7 @@ def queue_source_rows(
     both = rows.assign(**{problem.target: target})
     known = target.notna()
     chosen = choose_rows_for_queue(both[known], both[~known], problem, settings)
-    return fill_source_queue(workspace, problem, chosen, rows)
+    return fill_source_queue(workspace, problem, chosen, rows, settings.overlap)
 
 # %% ../../nbs/lifecycle/labelling.ipynb #3dff6402
 @dataclass
@@ -161,7 +161,7 @@ def prepare_labelling(
     source = run.source if run is not None else what
     options = options if run is None else replace(options, target=run.target, question=options.question or run.question)
     problem, rows = problem_of_source(source, options, workspace)
-    queue_source_rows(problem, rows, workspace, options.settings)
+    queue_source_rows(problem, rows, workspace, replace(options.settings, overlap=options.overlap))
     return label_set_of_problem(problem, [*rows.columns]), problem.question, Path(source).parent
 
 # %% ../../nbs/lifecycle/labelling.ipynb #b3bf2a40
