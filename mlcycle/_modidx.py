@@ -3263,6 +3263,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                     'mlcycle/lifecycle/labelling.py'),
                                              'mlcycle.lifecycle.labelling._problem_of_run': ( 'lifecycle/labelling.html#_problem_of_run',
                                                                                               'mlcycle/lifecycle/labelling.py'),
+                                             'mlcycle.lifecycle.labelling.document_of_source': ( 'lifecycle/labelling.html#document_of_source',
+                                                                                                 'mlcycle/lifecycle/labelling.py'),
                                              'mlcycle.lifecycle.labelling.import_labels_as_actuals': ( 'lifecycle/labelling.html#import_labels_as_actuals',
                                                                                                        'mlcycle/lifecycle/labelling.py'),
                                              'mlcycle.lifecycle.labelling.known_classes': ( 'lifecycle/labelling.html#known_classes',
