@@ -186,7 +186,7 @@ def export_labels(
         workspace = Workspace.from_project(project)
         with opened_store(workspace) as store:
             label_set, history = store.read_label_set(name), read_annotations(store, name)
-            rows, row_ids = rows_of_label_set(label_set)
+            rows, row_ids = rows_of_label_set(label_set, workspace)
             if check_label_format(file) == "csv":
                 write_label_table(file, label_set, history, row_ids)
             else:
@@ -208,9 +208,10 @@ def import_labels(
         from mlcycle.data.labelling.label_studio import import_label_studio
         from mlcycle.data.labelling.label_tables import import_label_table
 
-        with opened_store(Workspace.from_project(project)) as store:
+        workspace = Workspace.from_project(project)
+        with opened_store(workspace) as store:
             label_set = store.read_label_set(name)
-            _, row_ids = rows_of_label_set(label_set)
+            _, row_ids = rows_of_label_set(label_set, workspace)
             if check_label_format(file) == "csv":
                 added = import_label_table(store, file, label_set, row_ids, annotator)
             else:
@@ -232,13 +233,14 @@ def check_label_format(
 # %% ../../nbs/cli/label.ipynb #6da5a82f
 def rows_of_label_set(
     label_set: "LabelSet", # Has the source
+    workspace: "Workspace", # Names the project, whose problem.yaml tells how the source is read
 ) -> tuple["pd.DataFrame", dict[str, str]]: # Rows by item, each once; number of the row by item
     "The rows of a label set, read from its source."
-    from mlcycle.problem.document import ProblemDocument
-    from mlcycle.problem.stage import merge_problem_fields, read_problem_rows
+    from mlcycle.lifecycle.labelling import document_of_source
+    from mlcycle.problem.stage import read_problem_rows
     from mlcycle.stores.labels.label_items import item_ids
 
-    rows = read_problem_rows(merge_problem_fields(ProblemDocument(), {"source": label_set.source, "target": label_set.target}))
+    rows = read_problem_rows(document_of_source(label_set.source, label_set.target, workspace))
     items = item_ids(rows, label_set.target).drop_duplicates()
     found = rows.loc[items.index].drop(columns=label_set.target, errors="ignore").set_axis(items.to_numpy())
     return found, {item: str(number) for number, item in items.items()}

@@ -19,6 +19,8 @@ from mlcycle.cli.app import app
 from mlcycle.cli.base import console
 from mlcycle.core.workspace import Workspace
 from mlcycle.lifecycle.labelling import LabellingOptions, open_labelling
+from mlcycle.problem.document import load_project_problem
+from mlcycle.problem.stage import define_problem
 
 
 @pytest.fixture
@@ -158,3 +160,25 @@ def test_what_cannot_be_used_is_a_clear_error(project):
     for command in ("export", "import"):
         assert "The format of labels.xlsx is not known" in refused("labels", command, "orders-late", "labels.xlsx")
     assert "none.csv cannot be read" in refused("labels", "import", "orders-late", "none.csv")
+
+
+def test_rows_are_read_as_problem_yaml_tells(project):
+    rows = pd.read_csv("orders.csv").assign(town=["-", "Oslo"] * 30)
+    rows.to_csv("orders.csv", index=False)
+    (project / "problem.yaml").write_text("source: orders.csv\ntarget: late\nna_values: ['-']\n")
+    workspace = Workspace.from_project(project)
+    opened = open_labelling("orders.csv", workspace)  # The target is that of problem.yaml
+    session = opened.session("anna")
+    session.act({"kind": "label", "item": session.state()["item"]["id"], "label": "Yes"})
+    opened.store.close()
+    problem = define_problem(document=load_project_problem(project), workspace=workspace, probe_seconds=0)
+    assert "51 labelled rows" in problem.decision
+    call("labels", "export", "orders-late", "labels.csv")
+    labelled = pd.read_csv("labels.csv").row_id.item()
+    assert 50 <= labelled < 60
+    (project / "hand.csv").write_text(f"row_id,label,annotator\n{58 if labelled == 59 else 59},No,carl\n")
+    assert "1 labels are new" in call("labels", "import", "orders-late", "hand.csv")
+    problem = define_problem(document=load_project_problem(project), workspace=workspace, probe_seconds=0)
+    assert "52 labelled rows" in problem.decision
+    (project / "problem.yaml").write_text("source: others.csv\ntarget: worth\n")
+    assert "No target is named" in refused("label", "orders.csv", "--port", "0"), "it is about another source"

@@ -64,11 +64,13 @@ def source_queue_line(
     note: str = "", # What else a person should see
     origin: QueueOrigin = "source", # suspect: it has a label that may be wrong
     source_row: Any = "", # Number of the row
+    overlap: int = 1, # People who label it
 ) -> str: # JSON
     "A row of the source as a line of the queue."
     features = {name: plain_value(value) for name, value in values.items()}
     line = {"row_id": item, "actual": None, "origin": origin, "source_row": str(source_row), "reason": reason, "note": note}
-    return to_json(line | {"features": features}, inf_nan_mode="null").decode()
+    more = {"overlap": overlap} if overlap > 1 else {}
+    return to_json({**line, **more, "features": features}, inf_nan_mode="null").decode()
 
 # %% ../../../nbs/data/labelling/queue_file.ipynb #f6a0d85e
 def line_origin(
@@ -110,7 +112,7 @@ def open_queue(
     label_set: LabelSet, # Has name, target and classes
     *,
     question: str = "", # Shown above each row
-    overlap: int = 1, # Persons who label each item
+    overlap: int = 1, # Persons who label each item; more if a line of the queue wants more
     folder: Path = Path(), # Of the source, for images
 ) -> LabellingQueue:
     "Open the queue of a label set; raises InputError if it has no row or a line that cannot be read."
@@ -118,6 +120,7 @@ def open_queue(
     for number, line in enumerate(path.read_text().splitlines() if path.is_file() else [], 1):
         try:
             entries.append((_queued_item(entry := from_json(line)), dict(entry["features"]), str(entry.get("source_row", ""))))
+            overlap = max(overlap, int(entry.get("overlap", 1)))
         except (ValueError, KeyError, TypeError) as error:
             raise InputError(f"Line {number} of the labelling queue {path} cannot be read: {error!r}.",
                              "Each line is a row in JSON, with row_id and features.", "Remove the line.") from error

@@ -21,7 +21,7 @@ from .quick_probabilities import quick_predictions
 from .rule_labels import combine_votes
 from .rule_summary import summarise_rules
 from .rules import apply_rules, load_rules
-from ...errors import InputError, TargetError
+from ...errors import InputError, ParameterError, TargetError
 from ...outcomes import (AgreementScore, CellChange, LabellingRuleSummary, LabelSummary, LedgerEntry, Problem,
                               registered_model_name)
 from ...stores.labels.label_items import item_ids
@@ -40,6 +40,11 @@ class LabelSettings:
     query_strategy: Strategy = "auto" # How rows are chosen for the queue
     suspect_labels: int = 0 # Labels that may be wrong and are put into the queue; 0: they are not searched
     seed: int = 0
+
+    def __post_init__(self):
+        for name, least in (("overlap", 1), ("queue_size", 0), ("suspect_labels", 0)):
+            if (given := getattr(self, name)) < least:
+                raise ParameterError(f"{name} = {given} is too small.", f"A whole number from {least} on is expected.")
 
 # %% ../../../nbs/data/labelling/row_labels.ipynb #afb9a814
 @dataclass(frozen=True)
