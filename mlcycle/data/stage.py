@@ -32,7 +32,7 @@ from .contract import Contract, contract_of_table, contract_to_yaml, parse_contr
 from .contract_inference import infer_contract
 from .labelling.fill_queue import (choose_rows_for_queue, describe_suspects, fill_source_queue,
                                                find_suspect_labels, queue_suspect_labels)
-from .labelling.queue_file import queue_path, replace_queue_lines
+from .labelling.queue_file import queue_path
 from .labelling.row_labels import LabelSettings, RowsWithLabels, label_rows, separate_rule_rows
 from .split_overlap import describe_split_overlap
 from .quarantine import ContractResult, apply_contract, check_contract_columns, check_contract_limits
@@ -430,9 +430,9 @@ def update_labelling_queue(
     train = train[~train.index.isin(by_rules)]
     if settings.queue_size and len(open_rows):
         chosen = choose_rows_for_queue(train, open_rows, problem, settings)
-        found["queued"] = fill_source_queue(workspace, problem, chosen, source.labelled.rows)
-    elif queue_path(workspace, name).is_file():
-        replace_queue_lines(workspace, name, "source", []) # Nothing is wanted any more
+        found["queued"] = fill_source_queue(workspace, problem, chosen, source.labelled.rows, settings.overlap)
+    elif queue_path(workspace, name).is_file(): # Nothing is wanted any more, but a label by another person
+        fill_source_queue(workspace, problem, pd.DataFrame(columns=["item", "reason"]), source.labelled.rows, settings.overlap)
     if settings.suspect_labels:
         errors = find_suspect_labels(train, problem, settings)
         suspects = errors.suspects[errors.suspects.marked].head(settings.suspect_labels)

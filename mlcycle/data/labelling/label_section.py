@@ -25,7 +25,7 @@ def describe_labels(
         parts = [f"{made[origin]:,} labels {words}" for origin, words in ORIGIN_NAMES.items() if origin in made]
         lines.append("; ".join(parts) + ".")
     if found.changed:
-        lines.append(f"People changed {found.changed:,} labels of the source; the ledger has examples.")
+        lines.append(f"Labels of the source that people changed: {found.changed:,}; the ledger has examples.")
     if dataset.rows_unlabelled:
         share = dataset.rows_unlabelled / dataset.rows_in
         lines.append(f"{dataset.rows_unlabelled:,} rows ({share:.1%}) have no label. {found.queued:,} of them are in the "
