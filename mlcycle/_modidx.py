@@ -3393,6 +3393,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                           'mlcycle/lifecycle/merged_parameters.py'),
                                                      'mlcycle.lifecycle.merged_parameters.fit_contract_to_rows': ( 'lifecycle/merged_parameters.html#fit_contract_to_rows',
                                                                                                                    'mlcycle/lifecycle/merged_parameters.py'),
+                                                     'mlcycle.lifecycle.merged_parameters.label_parameters': ( 'lifecycle/merged_parameters.html#label_parameters',
+                                                                                                               'mlcycle/lifecycle/merged_parameters.py'),
                                                      'mlcycle.lifecycle.merged_parameters.merged_parameters': ( 'lifecycle/merged_parameters.html#merged_parameters',
                                                                                                                 'mlcycle/lifecycle/merged_parameters.py'),
                                                      'mlcycle.lifecycle.merged_parameters.problem_parameters': ( 'lifecycle/merged_parameters.html#problem_parameters',
