@@ -18,7 +18,6 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import pandas as pd
 from pydantic import Field
 
 from ...core.secrets import mask_secrets
@@ -26,7 +25,8 @@ from ...errors import InputError, suggest_name
 from ...outcomes import Label, Record, Task
 from ..events import connect_event_database
 
-if TYPE_CHECKING: # Imported late: most importers of this module open no database
+if TYPE_CHECKING: # Imported late: most importers of this module open no database, and read no labels
+    import pandas as pd
     import sqlalchemy as sa
 
 # %% ../../../nbs/stores/labels/label_store.ipynb #2c3894a6
@@ -272,8 +272,10 @@ def read_annotations(
     name: str, # Of the label set
     item: str = "", # Only of this item; empty: of all
     after: int = 0, # Only lines with a higher number
-) -> pd.DataFrame: # Columns `ANNOTATION_COLUMNS`, in order of time, indexed by `number`
+) -> "pd.DataFrame": # Columns `ANNOTATION_COLUMNS`, in order of time, indexed by `number`
     "The history of a label set: all lines, those that were taken back included."
+    import pandas as pd
+
     found = _select_lines(store, name, item, after)
     frame = pd.DataFrame([tuple(line) for line in found], columns=["number", *ANNOTATION_COLUMNS], dtype=object)
     return frame.astype({"number": "int64", "when": "datetime64[us]", "seconds": float}).set_index("number")
@@ -303,8 +305,8 @@ def _select_lines(store: LabelStore, name: str, item: str = "", after: int = 0) 
 
 # %% ../../../nbs/stores/labels/label_store.ipynb #0789e8c5
 def current_annotations(
-    history: pd.DataFrame, # From `read_annotations`
-) -> pd.DataFrame: # At most one line for each item and annotator, in order of time
+    history: "pd.DataFrame", # From `read_annotations`
+) -> "pd.DataFrame": # At most one line for each item and annotator, in order of time
     "The lines that hold now: neither taken back nor followed by another one of the same annotator on the same item."
     undone = set(history.undoes[history.action == "undo"])
     holding = history[(history.action != "undo") & ~history.annotation_id.isin(undone)]

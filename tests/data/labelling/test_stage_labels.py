@@ -239,7 +239,7 @@ def test_a_person_corrects_the_source(project):
     assert (line.rows, line.column, dataset.labels.changed) == (1, "late", 1)
     example = line.examples[0]
     assert (example.before, example.after) == (rows.late[3], "No" if rows.late[3] == "Yes" else "Yes")
-    assert "People changed 1 labels of the source" in describe_labels(dataset, project.problem())
+    assert "Labels of the source that people changed: 1" in describe_labels(dataset, project.problem())
 
 
 # --- Where labels come from -------------------------------------------------------------------------------------------------
