@@ -208,6 +208,7 @@ LabellingWidget(FileSession(Path("labels")))
 
 def execute_cell(page) -> None:
     "Execute the first cell, and wait for the widget."
+    page.get_by_text("| Idle").wait_for(timeout=60_000)  # Else the kernel is not connected, and nothing is executed
     page.locator(".jp-CodeCell .cm-content").first.click(timeout=60_000)
     page.keyboard.press("Shift+Enter")
     page.wait_for_selector(".labelling[data-phase=ready]", timeout=60_000)
