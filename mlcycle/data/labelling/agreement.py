@@ -270,7 +270,8 @@ def fleiss_kappa(
     n_labels = votes.sum(axis=1)
     compared = n_labels > 1
     summands = np.column_stack([compared, compared * (1 - equal_pairs(votes)), votes / n_labels[:, None]])
-    return _agreement("Fleiss' kappa", labels, n_labels, summands, _fleiss_disagreement, n_resamples, seed)
+    return _agreement("Fleiss' kappa", labels, n_labels, summands, _fleiss_disagreement, n_resamples, seed,
+                      lowest=-np.inf)
 
 # %% ../../../nbs/data/labelling/agreement.ipynb #d754dc89
 def _nominal_disagreement(sums: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
