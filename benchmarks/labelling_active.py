@@ -22,26 +22,26 @@ MAX_ROWS = 1800
 def simulate(
     rows: pd.DataFrame, target: str, regression: bool, strategy: str, seed: int, budgets=BUDGETS, batch: int = 20
 ) -> dict:
-    """Label rows batch by batch; score on 30 % of the rows, which are never asked about: accuracy or mean absolute error."""
+    """Label rows batch by batch; score on 30 % of the rows, which are never offered for labelling: accuracy or mean absolute error."""
     problem = labelling_problem(rows, target, regression)
-    features, truth = encode_labelling_rows(rows, problem), rows[target]
+    features, actual = encode_labelling_rows(rows, problem), rows[target]
     holdout = np.random.default_rng(1000 + seed).permutation(len(rows)) < 0.3 * len(rows)
-    labels = truth.astype(object if not regression else float).where(np.zeros(len(rows), dtype=bool))
+    labels = actual.astype(object if not regression else float).where(np.zeros(len(rows), dtype=bool))
     scores: dict = {}
     while True:
         done = int(labels.notna().sum())
         if done in budgets:
             made = quick_predictions(rows, labels, problem, features=features, seed=seed, min_class_rows=2).predicted
             if regression:
-                scores[done] = float(np.abs(made - truth)[holdout].mean())
+                scores[done] = float(np.abs(made - actual)[holdout].mean())
             else:
-                scores[done] = float((np.asarray(problem.classes)[made] == truth)[holdout].mean())
+                scores[done] = float((np.asarray(problem.classes)[made] == actual)[holdout].mean())
         if done >= max(budgets):
             return scores
         chosen = choose_items(
             rows, labels, batch, problem, strategy=strategy, exclude=rows.index[holdout], features=features, seed=seed
         )
-        labels.loc[chosen["item"]] = truth[chosen["item"]]
+        labels.loc[chosen["item"]] = actual[chosen["item"]]
 
 
 def compare_strategies(tables: dict, strategies: list[str], regression: bool = False, seeds: int = 5) -> list[list[str]]:
@@ -70,21 +70,21 @@ def stopping(tables: dict, most: int = 600) -> list[list[str]]:
     for name, make in tables.items():
         rows, target = make()
         rows = rows.sample(min(MAX_ROWS, len(rows)), random_state=0).reset_index(drop=True)
-        problem, truth = labelling_problem(rows, target), rows[target]
+        problem, actual = labelling_problem(rows, target), rows[target]
         features = encode_labelling_rows(rows, problem)
         holdout = np.random.default_rng(1000).permutation(len(rows)) < 0.3 * len(rows)
-        labels, when = truth.astype(object).where(np.zeros(len(rows), dtype=bool)), pd.Series(np.nan, index=rows.index)
+        labels, when = actual.astype(object).where(np.zeros(len(rows), dtype=bool)), pd.Series(np.nan, index=rows.index)
         stop = decide_to_stop(rows, labels, problem, when=when, features=features)
         while not stop.stop and stop.n_labels < min(most, (~holdout).sum()):
             step = max(20, stop.n_labels // 5)
             chosen = choose_items(rows, labels, step, problem, exclude=rows.index[holdout], features=features)
-            labels.loc[chosen["item"]] = truth[chosen["item"]]
+            labels.loc[chosen["item"]] = actual[chosen["item"]]
             when.loc[chosen["item"]] = stop.n_labels + np.arange(len(chosen))
             stop = decide_to_stop(rows, labels, problem, when=when, features=features)
         scores = []
-        for given in (labels, truth.where(~holdout)):
+        for given in (labels, actual.where(~holdout)):
             codes = quick_predictions(rows, given, problem, features=features).predicted
-            scores.append(f"{(np.asarray(problem.classes)[codes] == truth)[holdout].mean():.3f}")
+            scores.append(f"{(np.asarray(problem.classes)[codes] == actual)[holdout].mean():.3f}")
         lines.append([name, f"{(~holdout).sum():,}", f"{stop.n_labels}{'' if stop.stop else ' (not stopped)'}", *scores])
         print(lines[-1], flush=True)
     return lines
@@ -93,12 +93,12 @@ def stopping(tables: dict, most: int = 600) -> list[list[str]]:
 def write_active_learning() -> None:
     """Measure all, and write the section "Active learning" of the results."""
     header = ["table", "strategy", *(f"{budget} labels" for budget in BUDGETS), "points better than random at 200"]
-    stops = ["table", "rows that may be asked about", "labels at the stop", "accuracy there", "accuracy with all labels"]
+    stops = ["table", "rows that may be labelled", "labels at the stop", "accuracy there", "accuracy with all labels"]
     others = ["random", "entropy", "committee", "diverse"]
     numbers = {name: NUMBERS[name] for name in ("ames", "diamonds", "diabetes")}
     known, new = ({name: source[name] for name in names} for source, names in [(CLASSES, TABLES), (NEW_CLASSES, NEW_TABLES)])
     text = f"""`python benchmarks/labelling.py active`, default settings, batches of 20, mean of five seeds; ± is half of the 95 %
-interval of the mean of the paired differences. Accuracy on 30 % of the rows, which are never asked about.
+interval of the mean of the paired differences. Accuracy on 30 % of the rows, which are never offered for labelling.
 
 {markdown_table(header, compare_strategies(known, ["random", "auto"]))}
 

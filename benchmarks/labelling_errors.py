@@ -87,11 +87,11 @@ def number_counts(tables: dict) -> list[list[str]]:
     return lines
 
 
-def holdout_error(features: np.ndarray, labels, truth, holdout: np.ndarray, model: str) -> float:
+def holdout_error(features: np.ndarray, labels, actual, holdout: np.ndarray, model: str) -> float:
     """Error on the holdout of a model with scikit-learn's default settings, fitted on given labels of the other rows."""
     made = LogisticRegression(max_iter=500) if model == "logistic regression" else HistGradientBoostingClassifier(random_state=0)
     made.fit(features[~holdout], labels[~holdout].astype(int))
-    return float((made.predict(features[holdout]) != truth[holdout]).mean())
+    return float((made.predict(features[holdout]) != actual[holdout]).mean())
 
 
 def corrected_digits(seeds: int = 5) -> list[list[str]]:

@@ -137,19 +137,19 @@ def measure_draw(rows: pd.DataFrame, test: pd.DataFrame, actual: pd.Series, vote
 def measure_set(name: str) -> dict[str, np.ndarray]:
     """Whether each holdout row is predicted correctly, by variant, as an array of shape (seeds, rows)."""
     rows, actual, votes, training, holdout = load_set(name)
-    test, truth = rows.iloc[holdout], actual.iloc[holdout]
+    test, holdout_actual = rows.iloc[holdout], actual.iloc[holdout]
     alone = {"14 rules alone": narrow(votes), "19 rules alone": votes}
     alone = {key: combine_votes(each, CLASSES).labels["label"].iloc[holdout] for key, each in alone.items()}
     alone |= {f"{key}, no label: not positive": labels.where(labels.notna(), CLASSES[0]) for key, labels in alone.items()}
     alone["vaderSentiment alone"] = vader(test["text"])
-    hits = {key: [correct(labels, truth)] for key, labels in alone.items()}
+    hits = {key: [correct(labels, holdout_actual)] for key, labels in alone.items()}
     for seed in range(SEEDS):
         drawn = np.random.default_rng(seed).choice(training, int(0.8 * len(training)), replace=False)
         for key, classes in measure_draw(rows.iloc[drawn], test, actual.iloc[drawn], votes.iloc[drawn]).items():
-            hits.setdefault(key, []).append(correct(pd.Series(classes, truth.index), truth))
+            hits.setdefault(key, []).append(correct(pd.Series(classes, holdout_actual.index), holdout_actual))
             if key == MODEL:
-                mixed = alone["14 rules alone"].where(alone["14 rules alone"].notna(), pd.Series(classes, truth.index))
-                hits.setdefault(MIXED, []).append(correct(mixed, truth))
+                mixed = alone["14 rules alone"].where(alone["14 rules alone"].notna(), pd.Series(classes, holdout_actual.index))
+                hits.setdefault(MIXED, []).append(correct(mixed, holdout_actual))
     return {key: np.stack(each) for key, each in hits.items()}
 
 

@@ -31,7 +31,7 @@ def order_fields(n: int) -> list[dict]:
 
 
 class FileSession:
-    "Rows that are asked in order, until each has a line."
+    "Rows that are shown in order, until each has a line."
 
     def __init__(self, file: Path, rows: int = 30, choices: dict = YES_NO, fields=order_fields, annotator: str = "anna"):
         self.file, self.rows, self.choices, self.fields, self.annotator = file, rows, choices, fields, annotator

@@ -116,7 +116,7 @@ MAX_CANDIDATES = 20_000
 
 # %% ../../../nbs/data/labelling/active_learning.ipynb #e26fef9f
 def _candidates(rows: pd.DataFrame, labelled: np.ndarray, exclude: Collection, seed: int) -> np.ndarray:
-    "Positions of rows that may be asked about: without a label, not excluded, each item once, a random sample of very many."
+    "Positions of rows that may be labelled: without a label, not excluded, each item once, a random sample of very many."
     items = pd.Index(rows.index)
     closed = set(items[labelled]) | set(exclude)
     places = np.flatnonzero(~labelled & ~items.isin(closed) & ~items.duplicated())
@@ -124,7 +124,7 @@ def _candidates(rows: pd.DataFrame, labelled: np.ndarray, exclude: Collection, s
 
 # %% ../../../nbs/data/labelling/active_learning.ipynb #41ac22bd
 def _reason(strategy: str, quick: QuickPredictions | None, place: int, score: float, problem: Problem) -> str:
-    "Why a row is asked about, with the figures."
+    "Why a row is chosen, with the figures."
     if quick is None:
         return f"far from all labelled rows (distance {score:.2g})"
     if strategy == "committee":
@@ -142,7 +142,7 @@ def choose_items(
     *,
     strategy: Strategy = "auto", # See above
     diversity: bool = True, # Choose uncertain rows that differ from each other
-    exclude: Collection = (), # Items that are not asked about, such as skipped ones
+    exclude: Collection = (), # Items that are left out, such as skipped ones
     features: np.ndarray | None = None, # Of `encode_labelling_rows`; None: encode
     seed: int = 0, # Random seed
 ) -> pd.DataFrame: # Columns `item`, `score`, `reason`, `strategy`; the most useful item first; fewer lines if fewer are left

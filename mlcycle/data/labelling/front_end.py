@@ -83,7 +83,7 @@ class SessionGuard:
 
     def _note(self, state: dict) -> dict:
         if item := state.get("item"):
-            self._done.discard(item["id"]) # It is asked again, such as after an undo
+            self._done.discard(item["id"]) # It is shown again, such as after an undo
         return state
 
 # %% ../../../nbs/data/labelling/front_end.ipynb #ac315ebc

@@ -67,7 +67,7 @@ def encode_labelling_rows(
     texts = sum(column_types[name] in ("text", "many categories") for name in kept)
     encoder = StringEncoder(n_components=max(10, min(100, 300 // max(texts, 1))), random_state=seed)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore") # Such as fewer components than asked for
+        warnings.simplefilter("ignore") # Such as fewer components than wanted
         vectorizer = TableVectorizer(high_cardinality=encoder, n_jobs=1).fit(some[kept])
         encoded = vectorizer.transform(plain[kept]).to_numpy(float, na_value=np.nan)
     sources = [name for name, outputs in vectorizer.input_to_outputs_.items() for _ in outputs]

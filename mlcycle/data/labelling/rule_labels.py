@@ -111,8 +111,8 @@ def rule_skills(
     counts = known["worker"].value_counts()
     known = known[known["worker"].isin(counts.index[counts >= MIN_LABELLED_VOTES])]
     if len(known):
-        truth = pd.Series(actual, name="label").rename_axis("task")
-        skills.update(pd.Series(GoldMajorityVote().fit(known, truth[truth >= 0]).skills_))
+        gold = pd.Series(actual, name="label").rename_axis("task")
+        skills.update(pd.Series(GoldMajorityVote().fit(known, gold[gold >= 0]).skills_))
     return skills.to_numpy(float)
 
 # %% ../../../nbs/data/labelling/rule_labels.ipynb #ab8f7c54

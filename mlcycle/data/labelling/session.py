@@ -33,7 +33,7 @@ class QueuedItem:
     "An item to be labelled."
 
     item: str # Id
-    reason: str = "" # Why it is asked
+    reason: str = "" # Why its label is wanted
     note: str = "" # What else the person should see, such as a prediction; not for blind labelling
     is_correction: bool = False # The item has a label that is suspect
 
@@ -43,7 +43,7 @@ class LabellingQueue:
     "Items to be labelled, with their rows."
 
     label_set: LabelSet
-    items: Sequence[QueuedItem] # In the order in which they are asked
+    items: Sequence[QueuedItem] # In the order in which they are shown
     reader: RowFields # Shows their rows
     question: str = "" # Such as "Is the order late?"
     overlap: int = 1 # Persons who label each item

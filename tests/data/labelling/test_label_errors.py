@@ -25,10 +25,10 @@ from labelling_tables import CLASSES, NUMBERS, corrupt_numbers, flip_labels, lab
 
 def test_flipped_digits_are_ranked_first_and_correcting_them_lowers_the_holdout_error():
     digits = load_digits(as_frame=True).frame
-    problem, truth = labelling_problem(digits, "target"), digits["target"]
+    problem, actual = labelling_problem(digits, "target"), digits["target"]
     features = encode_labelling_rows(digits, problem)
     holdout = np.random.default_rng(0).permutation(len(digits)) < 500
-    labels, changed = flip_labels(truth, problem.classes, 0.1, seed=0)
+    labels, changed = flip_labels(actual, problem.classes, 0.1, seed=0)
     found = find_label_errors(digits, labels.where(~holdout), problem, features=features)
     assert roc_auc_score(changed[~holdout], suspicion(found, digits[~holdout])) >= 0.97
     assert found.low <= changed[~holdout].mean() <= found.high
@@ -37,11 +37,11 @@ def test_flipped_digits_are_ranked_first_and_correcting_them_lowers_the_holdout_
     assert marked[changed & ~holdout].mean() > 0.85
     top = found.suspects["item"].head(round(0.1 * found.n_labels))
     corrected = labels.copy()
-    corrected[top] = truth[top]
+    corrected[top] = actual[top]
     errors = []
     for given in (labels, corrected):
         model = LogisticRegression(max_iter=300).fit(features[~holdout], given[~holdout].astype(int))
-        errors.append((model.predict(features[holdout]) != truth[holdout]).mean())
+        errors.append((model.predict(features[holdout]) != actual[holdout]).mean())
     assert errors[1] < errors[0]
 
 

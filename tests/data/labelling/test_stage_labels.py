@@ -214,8 +214,8 @@ def test_people_who_differ_give_less_weight(project):
     project.data(queue_size=20)
     project.label_queue("anna", honest, overlap=2)
     flip = {"Yes": "No", "No": "Yes"}
-    asked = iter(range(20))
-    project.label_queue("ben", lambda fields: flip[honest(fields)] if next(asked) < 4 else honest(fields), overlap=2)
+    numbers = iter(range(20))
+    project.label_queue("ben", lambda fields: flip[honest(fields)] if next(numbers) < 4 else honest(fields), overlap=2)
     dataset = project.data()
     labels = project.table(dataset, "labels")
     both = labels[labels.n_annotators == 2]
