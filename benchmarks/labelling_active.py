@@ -22,7 +22,7 @@ MAX_ROWS = 1800
 def simulate(
     rows: pd.DataFrame, target: str, regression: bool, strategy: str, seed: int, budgets=BUDGETS, batch: int = 20
 ) -> dict:
-    """Label rows batch by batch; score on 30 % of the rows, which are never offered for labelling: accuracy or mean absolute error."""
+    """Label rows batch by batch; score on 30 % of the rows, which are never labelled: accuracy or mean absolute error."""
     problem = labelling_problem(rows, target, regression)
     features, actual = encode_labelling_rows(rows, problem), rows[target]
     holdout = np.random.default_rng(1000 + seed).permutation(len(rows)) < 0.3 * len(rows)
