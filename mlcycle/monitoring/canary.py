@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['CANARY_LEVEL', 'SLICE_REQUESTS', 'RATE_FACTORS', 'FAILED_TOLERANCE', 'SLOWER_FACTOR', 'SLOWER_MS',
-           'MIN_CANARY_REQUESTS', 'MAX_CANARY_LIFE', 'NOISE_ERRORS', 'segment_names', 'compared_events',
+           'MIN_CANARY_REQUESTS', 'MAX_CANARY_LIFE', 'NOISE_ERRORS', 'recording_processes', 'compared_events',
            'canary_requests', 'excess_evidence', 'ExcessRequests', 'compare_failures', 'latency_limit',
            'compare_latency', 'compare_scores', 'standard_error', 'is_as_good', 'CanaryDecision', 'judge_canary',
            'decide_canary', 'describe_scores']
@@ -33,13 +33,13 @@ MAX_CANARY_LIFE = 10 # Times the rows that are needed; a canary that is not as g
 NOISE_ERRORS = 1.0 # Standard errors by which the score of a canary may be below that of the champion
 
 # %% ../../nbs/monitoring/canary.ipynb #8a2a4bce
-def segment_names(
+def recording_processes(
     events: pd.DataFrame, # Of the log, best with `event_id`
 ) -> pd.Series: # Empty where the id is not known
-    "The segment of the spool in which each event was recorded."
+    "The process that recorded each event."
     if "event_id" not in events:
         return pd.Series("", index=events.index)
-    return events["event_id"].astype(object).fillna("").astype("str").str.replace(r"-\d+$", "", regex=True)
+    return events["event_id"].astype(object).fillna("").astype("str").str.replace(r"^\d+-|-\d+$", "", regex=True)
 
 # %% ../../nbs/monitoring/canary.ipynb #2d42ccde
 def compared_events(
@@ -52,7 +52,7 @@ def compared_events(
     both = [events, errors[(errors["kind"] == "failed").to_numpy()]]
     own = [((version_names(each) == canary) & (each["role"] == "canary")).to_numpy() for each in both]
     other = [((version_names(each) == champion) & (each["role"] == "champion")).to_numpy() for each in both]
-    names = [segment_names(each) for each in both]
+    names = [recording_processes(each) for each in both]
     tried = [pd.DataFrame({"name": name[of], "when": each["when"][of]}) for name, each, of in zip(names, both, own, strict=True)]
     first = pd.to_datetime(pd.concat([each for each in tried if len(each)] or tried[:1]).groupby("name")["when"].min())
     since = [each["when"].to_numpy("datetime64[us]") >= first.reindex(name).to_numpy("datetime64[us]")

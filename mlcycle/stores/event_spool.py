@@ -101,8 +101,8 @@ class MemorySegment:
 
     path = None
 
-    def __init__(self):
-        self.name, self.data, self.size, self.written = uuid4().hex, bytearray(), 0, 0
+    def __init__(self, name: str):
+        self.name, self.data, self.size, self.written = name, bytearray(), 0, 0
 
     def append(self, data: bytes) -> None:
         "Append lines; SpoolFullError beyond the limit."
@@ -233,6 +233,7 @@ class EventSpool(SpoolReader):
         self.max_bytes, self.error, self.retry = max_bytes, "", 0.0 # `error`: why no file can be written at present
         self.away: list[MemorySegment] = [] # Handed over; kept until the database has their events
         self.bytes_away = 0 # Size of all segments that were handed over
+        self.process = uuid4().hex[:12] # Id of this process, in the ids of its events
 
     def append(self, lines: list[bytes]) -> None:
         "Append events, each a JSON object and a newline. Raises SpoolFullError, with nothing appended."
@@ -245,8 +246,12 @@ class EventSpool(SpoolReader):
             except OSError as error:
                 self.error, self.retry = error.strerror or str(error), time.monotonic() + 5
                 in_memory = isinstance(self.current, MemorySegment)
-                (self.current if in_memory else self._begin(MemorySegment())).append(data)
+                (self.current if in_memory else self._begin(MemorySegment(self._new_name()))).append(data)
             self.backlog += len(lines)
+
+    def _new_name(self) -> str:
+        "Name of a segment: its time in nanoseconds, and the process."
+        return f"{time.time_ns()}-{self.process}"
 
     def _begin(self, segment: SpoolSegment | MemorySegment) -> SpoolSegment | MemorySegment:
         self.current = segment
@@ -259,7 +264,7 @@ class EventSpool(SpoolReader):
         retry = isinstance(used, MemorySegment) and time.monotonic() >= self.retry
         if used is None or retry or used.size >= SEGMENT_BYTES or used.written == used.size >= REUSE_BYTES:
             self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-            used = self._begin(SpoolSegment(self.folder / f"{time.time_ns()}-{uuid4().hex[:12]}.jsonl"))
+            used = self._begin(SpoolSegment(self.folder / f"{self._new_name()}.jsonl"))
             self.error = ""
         return used
 
