@@ -8648,6 +8648,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                            'mlcycle/stores/labels/label_store.py'),
                                                    'mlcycle.stores.labels.label_store.has_label_store': ( 'stores/labels/label_store.html#has_label_store',
                                                                                                           'mlcycle/stores/labels/label_store.py'),
+                                                   'mlcycle.stores.labels.label_store.label_column_type': ( 'stores/labels/label_store.html#label_column_type',
+                                                                                                            'mlcycle/stores/labels/label_store.py'),
                                                    'mlcycle.stores.labels.label_store.label_set_version': ( 'stores/labels/label_store.html#label_set_version',
                                                                                                             'mlcycle/stores/labels/label_store.py'),
                                                    'mlcycle.stores.labels.label_store.read_annotations': ( 'stores/labels/label_store.html#read_annotations',

@@ -9,7 +9,7 @@ from tempfile import TemporaryDirectory
 
 import pandas as pd
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from mlcycle.data.labelling.label_studio import choice_names, import_label_studio, label_studio_tasks, write_label_studio
@@ -95,8 +95,12 @@ def export(store, folder, name, label_set):
     return (folder / name).read_bytes()
 
 
+LARGE = LabelSet(**TOY.model_dump() | {"classes": [0, 2**63 + 1]})
+
+
 @settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
 @given(histories())
+@example((LARGE, [Annotation(item="a1", annotator="anna", label=2**63 + 1)]))
 def test_export_import_export_is_the_same_file(history):
     label_set, lines = history
     with label_store(label_set, lines) as (store, folder), label_store(label_set) as (empty, _):
