@@ -338,3 +338,33 @@ def test_numbers_of_32_bits_stay_as_they_are():
     given = pd.DataFrame({"a": [0.0, -0.0, 5e-324, 1e30, -3.4e38, np.nan, np.inf]})
     assert np.array_equal(columns_to_floats(given, ["a"])[:-2, 0], given.a[:-2].to_numpy())
     assert np.isnan(columns_to_floats(given, ["a"])[-2:]).all()
+
+
+def make_texts(rows: int, seed: int) -> tuple[pd.DataFrame, np.ndarray]:
+    "Texts of eight of 400 words, and a number: the mean of the words' values, which are 1 or -1."
+    words = ["".join(letters) for letters in np.random.default_rng(0).choice(list("abcdefghijklmnop"), (400, 6))]
+    places = np.random.default_rng(seed).integers(0, 400, (rows, 8))
+    return pd.DataFrame({"text": [" ".join(words[place] for place in line) for line in places]}), (places % 2 - 0.5).mean(axis=1)
+
+
+def test_a_text_whose_single_words_matter_is_learnt():
+    (rows, value), (new, later) = make_texts(1000, 1), make_texts(1000, 2)
+    for encoding in ("trees", "linear"):
+        encode = FeatureEncoder({"text": "text"}, encoding)
+        made, scored = np.asarray(encode.fit_transform(rows, value > 0)), np.asarray(encode.transform(new))
+        model = LogisticRegression(C=0.1).fit(made, value > 0)
+        assert model.score(scored, later > 0) > 0.8  # 0.62 by the 30 components alone
+    target = np.select([value < -0.1, value > 0.1], ["low", "high"], "middle")
+    names = FeatureEncoder({"text": "text"}).fit(rows, target).get_feature_names_out()
+    assert names[30:].tolist() == ["text_score_high", "text_score_low", "text_score_middle"]
+    encode = FeatureEncoder({"text": "text"}, classification=False).fit(rows, value)
+    assert np.corrcoef(encode.transform(new)[:, -1], later)[0, 1] > 0.9
+
+
+@pytest.mark.parametrize("time_ordered", [False, True])
+def test_training_texts_are_scored_by_other_rows(time_ordered):
+    rows, chance = make_texts(600, 1)[0], np.random.default_rng(0).random(600)
+    encode = FeatureEncoder({"text": "text"}, classification=False, time_ordered=time_ordered)
+    made = encode.fit_transform(rows, chance)
+    assert abs(np.corrcoef(made[:, -1], chance)[0, 1]) < 0.15
+    assert np.corrcoef(encode.transform(rows)[:, -1], chance)[0, 1] > 0.6  # As if the training rows were new

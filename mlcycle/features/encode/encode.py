@@ -220,7 +220,7 @@ def make_transformers_for_type(
 ) -> tuple: # Applied one after the other
     "The unfitted transformers for columns of a type; empty if values stay as they are."
     if column_type == "text":
-        return (TextComponents(seed=encoder.seed),)
+        return (TextComponents(seed=encoder.seed, classification=encoder.classification, time_ordered=encoder.time_ordered),)
     scale = ()
     if encoder.encoding in ("linear", "neighbours"):
         impute = SimpleImputer(strategy="median", add_indicator=True, keep_empty_features=True)
