@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SplitMethod', 'SplitParts', 'parse_split_cutoff', 'split_by_time', 'split_at_random', 'class_codes', 'split_by_group',
-           'split_by_column', 'check_split_parameters', 'split_rows', 'check_split']
+           'split_by_column', 'is_predefined', 'check_split_parameters', 'split_rows', 'check_split']
 
 # %% ../../nbs/data/split.ipynb #72d44de9
 from typing import Literal
@@ -163,6 +163,14 @@ def split_by_column(
              for part in ("train", "holdout", "future")}
     return parts, f"Predefined by the column '{split_column}'."
 
+# %% ../../nbs/data/split.ipynb #65aa7764
+def is_predefined(
+    method: SplitMethod, # How rows are split
+    split_column: str, # Column with the part of each row; empty: none
+) -> bool:
+    "Whether rows are split by a column."
+    return method == "predefined" or method == "auto" and bool(split_column)
+
 # %% ../../nbs/data/split.ipynb #1927911b
 def check_split_parameters(
     method: str, # Split method, such as `group`
@@ -203,7 +211,8 @@ def split_rows(
 ) -> tuple[SplitParts, str]: # Parts; a description
     "Split rows into training rows, holdout and future rows; raise ParameterError if that is impossible."
     if method == "auto":
-        method = "predefined" if split_column else "time" if problem.time else "group" if problem.entity else "stratified"
+        by_column = is_predefined(method, split_column)
+        method = "predefined" if by_column else "time" if problem.time else "group" if problem.entity else "stratified"
     check_split_parameters(method, time=problem.time, entity=problem.entity, split_column=split_column,
                            holdout_share=holdout_share, future_share=future_share)
     ways = {"time": lambda: split_by_time(

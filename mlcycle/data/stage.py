@@ -33,10 +33,10 @@ from .contract_inference import infer_contract
 from .labelling.fill_queue import (choose_rows_for_queue, describe_suspects, fill_source_queue,
                                                find_suspect_labels, queue_suspect_labels)
 from .labelling.queue_file import queue_path
-from .labelling.row_labels import LabelSettings, RowsWithLabels, label_rows, separate_rule_rows
+from .labelling.row_labels import LabelSettings, RowsWithLabels, label_rows, separate_rule_rows, train_on_rule_rows
 from .split_overlap import describe_split_overlap
 from .quarantine import ContractResult, apply_contract, check_contract_columns, check_contract_limits
-from .split import SplitMethod, SplitParts, split_rows
+from .split import SplitMethod, SplitParts, check_split, is_predefined, split_rows
 from ..errors import ContractError, ContractFileError, ParameterError, SourceError, TargetError
 from ..core.files import write_text
 from ..core.workspace import Workspace
@@ -101,21 +101,23 @@ class CleaningChoices:
     force: list[str] # Steps, or steps of a column, that are applied whatever their test says
     key: list[str] # Columns that identify a row; empty: none
     newest_by: str # Of rows with the same key, the one with the largest value in this column is kept
-    train_index: Callable[[pd.DataFrame], pd.Index] # `row_id` of the training rows among clean rows
+    train_index: Callable[..., pd.Index] # `row_id` of the training rows among clean rows, a DataFrame
 
     def without(self, left_out: pd.Index) -> "CleaningChoices":
         "The same; rules are tested without some training rows, such as those that are labelled by rules."
-        find = self.train_index
-        return replace(self, train_index=lambda clean: find(clean.drop(left_out.intersection(clean.index))))
+        return replace(self, train_index=partial(self.train_index, left_out=left_out))
 
 # %% ../../nbs/02_data.ipynb #f77744fd
 def find_training_rows(
     clean: pd.DataFrame, # Clean rows, indexed by `row_id`
     problem: Problem, # Names target, time and entity
     split: SplitMethod, # How rows are split
+    left_out: pd.Index | None = None, # Rows that are labelled by rules alone; a predefined split has places for them
     **choices, # Further parameters of `split_rows`
 ) -> pd.Index: # `row_id` of the training rows
     "Find the training rows by a split of the columns on which it depends."
+    if left_out is not None and not is_predefined(split, choices.get("split_column", "")):
+        clean = clean.drop(left_out.intersection(clean.index))
     needed = {problem.target, problem.time, problem.entity, choices.get("split_column", "")}
     return split_rows(clean[[name for name in clean if name in needed]], problem, split, **choices)[0]["train"].index
 
@@ -356,8 +358,13 @@ def split_labelled_rows(
                           f"Label some rows: mlcycle label {problem.source} --target {problem.target}")
     if not by_rules.any():
         return *split_rows(clean, problem, split, **choices), source
-    parts, how = split_rows(clean[~by_rules], problem, split, **choices)
-    parts, unusable = separate_rule_rows(parts, clean[by_rules], problem)
+    if is_predefined(split, choices.get("split_column", "")):
+        parts, how = split_rows(clean, problem, split, **choices)
+        parts, unusable = train_on_rule_rows(parts, source.labelled.rule_rows, problem)
+        check_split(parts, problem)
+    else:
+        parts, how = split_rows(clean[~by_rules], problem, split, **choices)
+        parts, unusable = separate_rule_rows(parts, clean[by_rules], problem)
     n_added = int(by_rules.sum()) - len(unusable)
     how += f" {n_added:,} rows that are labelled by rules alone are training rows."
     unusable = unusable.astype({problem.target: source.unlabelled[problem.target].dtype})

@@ -1,5 +1,7 @@
 """Splits: what is on which side, and what both sides share that they should not."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -9,6 +11,7 @@ from sklearn.datasets import load_breast_cancer, load_wine
 
 from mlcycle.data.split import split_rows
 from mlcycle.data.split_overlap import describe_split_overlap, measure_split_overlap
+from mlcycle.data.stage import CheckedSource, find_training_rows, split_labelled_rows
 from mlcycle.errors import ParameterError
 from mlcycle.outcomes import Problem
 from mlcycle.stores.sources.ingest import normalise_dtypes, read_source
@@ -49,6 +52,22 @@ def test_what_fits_is_chosen():
     assert words.startswith("Predefined by the column 'part'")
     assert "part" not in parts["train"]
     assert len(parts["train"]) == 400
+
+
+def test_rows_that_rules_label_stay_where_a_column_puts_them():
+    rows = visits().assign(part=lambda rows: np.where(rows.day < 400, "train", "holdout"))
+    by_rules, problem = rows.index[50:450], asked()
+    source = CheckedSource(*[None] * len(CheckedSource._fields))._replace(
+        checked=SimpleNamespace(clean=rows), labelled=SimpleNamespace(rule_rows=by_rules), unlabelled=rows.head(0)
+    )
+    parts, words, source = split_labelled_rows(source, problem, "auto", split_column="part")
+    assert {name: len(part) for name, part in parts.items() if len(part)} == {"train": 400, "holdout": 150}
+    assert all("part" not in part for part in parts.values())
+    assert "350 rows that are labelled by rules alone are training rows" in words
+    assert source.unlabelled.index.tolist() == list(range(400, 450))
+    assert source.unlabelled.y.isna().all()
+    found = find_training_rows(rows, problem, "auto", left_out=by_rules, split_column="part")
+    assert found.equals(parts["train"].index)
 
 
 @settings(max_examples=60, deadline=None)

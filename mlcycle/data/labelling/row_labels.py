@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['LabelSettings', 'RowsWithLabels', 'combine_people_labels', 'measure_people_agreement', 'label_by_rules',
-           'label_changes', 'label_rows', 'take_people_labels', 'take_rule_labels', 'separate_rule_rows']
+           'label_changes', 'label_rows', 'take_people_labels', 'take_rule_labels', 'separate_rule_rows',
+           'train_on_rule_rows']
 
 # %% ../../../nbs/data/labelling/row_labels.ipynb #e4f0a823
 from dataclasses import dataclass, field
@@ -222,3 +223,14 @@ def separate_rule_rows(
         usable &= ~by_rules[problem.entity].isin(shared).to_numpy()
     train = pd.concat([parts["train"], by_rules[usable]]).sort_index()
     return parts | {"train": train}, by_rules[~usable].assign(**{problem.target: None})
+
+# %% ../../../nbs/data/labelling/row_labels.ipynb #00b85d7b
+def train_on_rule_rows(
+    parts: dict[str, pd.DataFrame], # Of a predefined split of all rows
+    rule_rows: pd.Index, # `row_id` of the rows that are labelled by rules alone
+    problem: Problem, # Names the target
+) -> tuple[dict[str, pd.DataFrame], pd.DataFrame]: # Parts without them, but for training rows; rows that may not be used
+    "Remove rows that are labelled by rules alone from all parts but the training rows."
+    removed = {name: rows.index.isin(rule_rows) & (name != "train") for name, rows in parts.items()}
+    unusable = pd.concat([rows[removed[name]] for name, rows in parts.items()])
+    return {name: rows[~removed[name]] for name, rows in parts.items()}, unusable.assign(**{problem.target: None})

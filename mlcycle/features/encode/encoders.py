@@ -161,6 +161,7 @@ class _FittedText(NamedColumnsTransformer):
     vocabulary_: np.ndarray # Character n-grams
     idf_: np.ndarray # Weight of each
     components_: np.ndarray # Shape (components and scores, n-grams)
+    scores_: list[str] # Name of each score
 
     def transform(self, X: pd.DataFrame) -> np.ndarray:
         "Floats of shape (n, components and scores)."
@@ -176,6 +177,13 @@ class _FittedText(NamedColumnsTransformer):
             self._vectorizer = _make_vectorizer(self.vocabulary_, self.idf_)
         name = self.feature_names_in_[0]
         return self._vectorizer.transform(column_to_text(rows, [name])[name]) @ self.components_.T
+
+    def get_feature_names_out(self, input_features=None) -> np.ndarray:
+        "The name of the column followed by a number, or by `score` and a class."
+        check_is_fitted(self)
+        name = self.feature_names_in_[0] if input_features is None else input_features[0]
+        places = range(len(self.components_) - len(self.scores_))
+        return np.array([*(f"{name}_{place}" for place in places), *(f"{name}_{score}" for score in self.scores_)], dtype=object)
 
 # %% ../../../nbs/features/encode/encoders.ipynb #878e555a
 class TextComponents(_FittedText):
@@ -214,13 +222,6 @@ class TextComponents(_FittedText):
         coefficients, scores = _cross_fit(weights, targets, splitter)
         self.components_ = np.vstack([self.components_, coefficients])
         return np.hstack([made, scores])
-
-    def get_feature_names_out(self, input_features=None) -> np.ndarray:
-        "The name of the column followed by a number, or by `score` and a class."
-        check_is_fitted(self)
-        name = self.feature_names_in_[0] if input_features is None else input_features[0]
-        places = range(len(self.components_) - len(self.scores_))
-        return np.array([*(f"{name}_{place}" for place in places), *(f"{name}_{score}" for score in self.scores_)], dtype=object)
 
 # %% ../../../nbs/features/encode/encoders.ipynb #355602b3
 def _decompose(texts: pd.Series, ngrams: list[str], n_components: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
