@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['Label', 'Task', 'NA_VALUES', 'RareClasses', 'LabelSource', 'LeakageKind', 'ColumnType', 'OUTCOME_TYPES', 'STAGES',
            'Record', 'Outcome', 'TableRef', 'FileRef', 'Score', 'LearningCurvePoint', 'Feasibility', 'Problem',
-           'registered_model_name', 'AgreementScore', 'LabellingRuleSummary', 'LabelSummary', 'Ingestion', 'CellChange',
-           'LedgerEntry', 'RuleFailure', 'Dataset', 'LeakageSuspect', 'Feature', 'FeaturePlan', 'LeaderboardEntry',
-           'ModelRef', 'Calibration', 'Conformal', 'Candidate', 'AdversarialValidation', 'ScorePeriod', 'SeedStability',
-           'SingleColumn', 'ReferenceModel', 'Generalization', 'GroupCoverage', 'Uncertainty', 'PartialDependence',
-           'Contribution', 'RowExplanation', 'Explanations', 'Gate', 'WeakSlice', 'GroupComparison', 'Perturbation',
-           'CheckResult', 'Verdict', 'FormParity', 'Parity', 'Release', 'ColumnDrift', 'Window', 'VersionHealth',
-           'OutlierRow', 'Alarm', 'Health']
+           'registered_model_name', 'AgreementScore', 'LabellingRuleSummary', 'RowToRelabel', 'LabelCurvePoint',
+           'LabelSummary', 'Ingestion', 'CellChange', 'LedgerEntry', 'RuleFailure', 'Dataset', 'LeakageSuspect',
+           'Feature', 'FeaturePlan', 'LeaderboardEntry', 'ModelRef', 'Calibration', 'Conformal', 'Candidate',
+           'AdversarialValidation', 'ScorePeriod', 'SeedStability', 'SingleColumn', 'ReferenceModel', 'Generalization',
+           'GroupCoverage', 'Uncertainty', 'PartialDependence', 'Contribution', 'RowExplanation', 'Explanations',
+           'Gate', 'WeakSlice', 'GroupComparison', 'Perturbation', 'CheckResult', 'Verdict', 'FormParity', 'Parity',
+           'Release', 'ColumnDrift', 'Window', 'VersionHealth', 'OutlierRow', 'Alarm', 'Health']
 
 # %% ../nbs/outcomes.ipynb #d262a4f8
 import re
@@ -212,6 +212,25 @@ class LabellingRuleSummary(Record):
     high: float | None = None
     inverted: bool = False # Significantly worse than chance
 
+# %% ../nbs/outcomes.ipynb #0a6bf5fc
+class RowToRelabel(Record):
+    "A row whose consensus is least sure."
+
+    row_id: str
+    label: str # Consensus
+    confidence: float # In it, 0 to 1
+    n_labels: int
+    reason: str # The labels that it has
+
+# %% ../nbs/outcomes.ipynb #ca16c821
+class LabelCurvePoint(Record):
+    "The score of a quick model that is trained on the labels that were given first."
+
+    labels: int # Training labels
+    score: float # Cross-validated
+    low: float | None = None # 95 % confidence interval
+    high: float | None = None
+
 # %% ../nbs/outcomes.ipynb #7541b9eb
 class LabelSummary(Record):
     "Where labels come from, and how good they are."
@@ -227,6 +246,10 @@ class LabelSummary(Record):
     queued: int = 0 # Rows without a label in the labelling queue
     suspects: int = 0 # Rows with a suspect label in the labelling queue
     suspect_labels: str = "" # What the search for wrong labels has found; empty: it was not made
+    rows_to_relabel: list[RowToRelabel] = [] # The least sure ones first
+    learning_curve: list[LabelCurvePoint] = [] # Empty: people have labelled too few rows, or none
+    can_stop: bool = False # Whether predictions hardly change with more labels
+    stop_reason: str = "" # Why; empty: it was not examined
 
 # %% ../nbs/outcomes.ipynb #9d6431f8
 class Ingestion(Record):

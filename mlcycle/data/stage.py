@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 import pandas as pd
-
 from ..core.column_names import unused_column_name
 from ..ml.cleaning import summarise_cleaning
 from ..ml.cleaning_plan import CleaningPlan
@@ -30,8 +29,9 @@ from .clean import (add_source_formats, check_cleaning_settings, join_cleaning_p
 from .cleaning_rules import PlanUnderTest, setting_text
 from .contract import Contract, contract_of_table, contract_to_yaml, parse_contract
 from .contract_inference import infer_contract
-from .labelling.fill_queue import (choose_rows_for_queue, describe_suspects, fill_source_queue,
-                                               find_suspect_labels, queue_suspect_labels)
+from .labelling.fill_queue import choose_rows_for_queue, describe_suspects, fill_source_queue
+from .labelling.fill_queue import find_suspect_labels, queue_suspect_labels
+from .labelling.label_progress import describe_label_progress
 from .labelling.queue_file import queue_path
 from .labelling.row_labels import LabelSettings, RowsWithLabels, label_rows, separate_rule_rows, train_on_rule_rows
 from .split_overlap import describe_split_overlap
@@ -40,8 +40,8 @@ from .split import SplitMethod, SplitParts, check_split, is_predefined, split_ro
 from ..errors import ContractError, ContractFileError, ParameterError, SourceError, TargetError
 from ..core.files import write_text
 from ..core.workspace import Workspace
-from ..outcomes import (CellChange, Dataset, FileRef, Ingestion, LabelSummary, LedgerEntry, Problem, TableRef,
-                              registered_model_name)
+from ..outcomes import CellChange, Dataset, FileRef, Ingestion, LabelSummary, LedgerEntry, Problem, TableRef
+from ..outcomes import registered_model_name
 from ..ml.outliers import OutlierMethod, separate_outliers
 from ..ml.target_values import apply_target_values
 from ..stores.sources.addresses import split_address_fragment
@@ -436,7 +436,8 @@ def update_labelling_queue(
     open_rows = pd.concat([source.unlabelled, train[train.index.isin(by_rules)]])
     train = train[~train.index.isin(by_rules)]
     if settings.queue_size and len(open_rows):
-        chosen = choose_rows_for_queue(train, open_rows, problem, settings)
+        found, features = describe_label_progress(source.labelled, train, open_rows, problem, settings.seed)
+        chosen = choose_rows_for_queue(train, open_rows, problem, settings, features)
         found["queued"] = fill_source_queue(workspace, problem, chosen, source.labelled.rows, settings.overlap)
     elif queue_path(workspace, name).is_file(): # Nothing is wanted any more, but a label by another person
         fill_source_queue(workspace, problem, pd.DataFrame(columns=["item", "reason"]), source.labelled.rows, settings.overlap)

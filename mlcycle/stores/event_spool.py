@@ -246,12 +246,8 @@ class EventSpool(SpoolReader):
             except OSError as error:
                 self.error, self.retry = error.strerror or str(error), time.monotonic() + 5
                 in_memory = isinstance(self.current, MemorySegment)
-                (self.current if in_memory else self._begin(MemorySegment(self._new_name()))).append(data)
+                (self.current if in_memory else self._begin(MemorySegment(f"{time.time_ns()}-{self.process}"))).append(data)
             self.backlog += len(lines)
-
-    def _new_name(self) -> str:
-        "Name of a segment: its time in nanoseconds, and the process."
-        return f"{time.time_ns()}-{self.process}"
 
     def _begin(self, segment: SpoolSegment | MemorySegment) -> SpoolSegment | MemorySegment:
         self.current = segment
@@ -264,7 +260,7 @@ class EventSpool(SpoolReader):
         retry = isinstance(used, MemorySegment) and time.monotonic() >= self.retry
         if used is None or retry or used.size >= SEGMENT_BYTES or used.written == used.size >= REUSE_BYTES:
             self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-            used = self._begin(SpoolSegment(self.folder / f"{self._new_name()}.jsonl"))
+            used = self._begin(SpoolSegment(self.folder / f"{time.time_ns()}-{self.process}.jsonl"))
             self.error = ""
         return used
 

@@ -104,7 +104,8 @@ def _queued_item(entry: dict[str, Any]) -> QueuedItem:
     "An item of a line."
     origin, reason = entry.get("origin", ""), str(entry.get("reason") or "")
     note = str(entry.get("note") or "")
-    return QueuedItem(str(entry["row_id"]) if origin else f"{LOG_PREFIX}{entry['row_id']}", reason, note, origin == "suspect")
+    item = str(entry["row_id"]) if origin else f"{LOG_PREFIX}{entry['row_id']}"
+    return QueuedItem(item, reason, note, origin == "suspect", int(entry.get("overlap", 1)))
 
 # %% ../../../nbs/data/labelling/queue_file.ipynb #ddfabf31
 def open_queue(
@@ -112,7 +113,7 @@ def open_queue(
     label_set: LabelSet, # Has name, target and classes
     *,
     question: str = "", # Shown above each row
-    overlap: int = 1, # Persons who label each item; more if a line of the queue wants more
+    overlap: int = 1, # Persons who label each item; more if its line wants more
     folder: Path = Path(), # Of the source, for images
 ) -> LabellingQueue:
     "Open the queue of a label set; raises InputError if it has no row or a line that cannot be read."
@@ -120,7 +121,6 @@ def open_queue(
     for number, line in enumerate(path.read_text().splitlines() if path.is_file() else [], 1):
         try:
             entries.append((_queued_item(entry := from_json(line)), dict(entry["features"]), str(entry.get("source_row", ""))))
-            overlap = max(overlap, int(entry.get("overlap", 1)))
         except (ValueError, KeyError, TypeError) as error:
             raise InputError(f"Line {number} of the labelling queue {path} cannot be read: {error!r}.",
                              "Each line is a row in JSON, with row_id and features.", "Remove the line.") from error

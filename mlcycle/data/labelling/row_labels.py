@@ -9,7 +9,7 @@ __all__ = ['LabelSettings', 'RowsWithLabels', 'combine_people_labels', 'measure_
 
 # %% ../../../nbs/data/labelling/row_labels.ipynb #e4f0a823
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -17,13 +17,13 @@ import pandas as pd
 from ...core.workspace import Workspace
 from .active_learning import Strategy
 from .agreement import measure_agreement
-from .consensus import Consensus, find_consensus
+from .consensus import Consensus, find_consensus, items_to_relabel
 from .quick_probabilities import quick_predictions
 from .rule_labels import combine_votes
 from .rule_summary import summarise_rules
 from .rules import apply_rules, load_rules
 from ...errors import InputError, ParameterError, TargetError
-from ...outcomes import (AgreementScore, CellChange, LabellingRuleSummary, LabelSummary, LedgerEntry, Problem,
+from ...outcomes import (AgreementScore, CellChange, LabellingRuleSummary, LabelSummary, LedgerEntry, Problem, RowToRelabel,
                               registered_model_name)
 from ...stores.labels.label_items import item_ids
 from ...stores.labels.stored_labels import check_items, read_people_labels, with_labels
@@ -152,9 +152,9 @@ def label_rows(
     empty = pd.Series(None, index=rows.index, dtype=object, name=problem.target)
     given = rows[problem.target] if by_source and problem.target in rows else empty
     table = pd.DataFrame({"label": given.astype(object), "origin": "source", "weight": 1.0, "n_annotators": 0}, rows.index)
-    annotations, agreement, rules = None, [], []
+    annotations, of_people, rules = None, {}, []
     if people is not None and len(people[1]):
-        annotations, agreement = take_people_labels(table, rows, people, problem, settings)
+        annotations, of_people = take_people_labels(table, rows, people, problem, settings)
     if with_rules:
         rules = take_rule_labels(table, rows.drop(columns=problem.target, errors="ignore"), problem, settings)
     known = table[table.label.notna()]
@@ -164,9 +164,8 @@ def label_rows(
                                  "label_source empty.")
     counts = {str(origin): int(n) for origin, n in known.origin.value_counts().items()}
     summary = LabelSummary(
-        label_set=name, consensus=settings.consensus, by_origin=counts,
-        annotators=annotations.annotator.nunique() if annotations is not None else 0, agreement=agreement, rules=rules,
-        rules_combined=settings.rule_combination if rules else "")
+        label_set=name, consensus=settings.consensus, by_origin=counts, rules=rules,
+        rules_combined=settings.rule_combination if rules else "", **of_people)
     target = with_labels(empty, table.label)
     ledger = label_changes(given, target.where(table.origin != "rule"), len(rows))
     summary = summary.model_copy(update={"changed": ledger[0].rows if ledger else 0})
@@ -179,17 +178,23 @@ def take_people_labels(
     people: tuple, # Label set and annotations, from `read_people_labels`
     problem: Problem, # Task, target and classes
     settings: LabelSettings, # Consensus
-) -> tuple[pd.DataFrame, list[AgreementScore]]: # Annotations of these rows; agreement
-    "Put the consensus of people into the table of labels."
+) -> tuple[pd.DataFrame, dict[str, Any]]: # Annotations of these rows; fields of `LabelSummary`
+    "Put the consensus of people into the table of labels, and describe how far they agree."
     label_set, annotations = people
     items = item_ids(rows, problem.target)
     check_items(annotations, items, label_set, [name for name in rows if name != problem.target])
     annotations = annotations[annotations["item"].isin(items)]
-    found = combine_people_labels(annotations, problem, rows, items, settings).labels
+    consensus = combine_people_labels(annotations, problem, rows, items, settings)
+    found = consensus.labels
     labelled = items.isin(found.index)
     for column, source in (("label", "label"), ("origin", "origin"), ("weight", "confidence"), ("n_annotators", "n_annotators")):
         table.loc[labelled, column] = items[labelled].map(found[source])
-    return annotations, measure_people_agreement(annotations, problem, settings.seed)
+    first = dict(zip(items[::-1], items.index[::-1], strict=True)) # Row by item
+    again = items_to_relabel(annotations, consensus).reset_index()
+    again = again.assign(row_id=again.pop("item").map(first).map(str), label=again.label.map(str)).to_dict("records")
+    return annotations, {"annotators": annotations.annotator.nunique(),
+                         "agreement": measure_people_agreement(annotations, problem, settings.seed),
+                         "rows_to_relabel": [RowToRelabel(**each) for each in again]}
 
 # %% ../../../nbs/data/labelling/row_labels.ipynb #c5913e43
 def take_rule_labels(

@@ -36,6 +36,7 @@ class QueuedItem:
     reason: str = "" # Why its label is wanted
     note: str = "" # What else the person should see, such as a prediction; not for blind labelling
     is_correction: bool = False # The item has a label that is suspect
+    overlap: int = 1 # Persons who label it
 
 # %% ../../../nbs/data/labelling/session.ipynb #693332d0
 @dataclass(frozen=True)
@@ -46,13 +47,18 @@ class LabellingQueue:
     items: Sequence[QueuedItem] # In the order in which they are shown
     reader: RowFields # Shows their rows
     question: str = "" # Such as "Is the order late?"
-    overlap: int = 1 # Persons who label each item
+    overlap: int = 1 # Persons who label each item, at least
     row_ids: Mapping[str, str] = field(default_factory=dict) # Number of the row in its source, by item
 
     @cached_property
     def by_id(self) -> dict[str, QueuedItem]:
         "The items by id."
         return {each.item: each for each in self.items}
+
+    @cached_property
+    def n_wanted(self) -> np.ndarray:
+        "Number of labels that each item needs."
+        return np.array([max(self.overlap, each.overlap) for each in self.items], dtype=int)
 
     def open_index(self, store: LabelStore) -> AnnotationIndex:
         "The labels that the items have."
@@ -80,7 +86,7 @@ class _ItemChooser:
 
     def open_items(self) -> np.ndarray: # Positions in the queue
         "The items that this annotator may label."
-        return np.flatnonzero(~self.index.decided(self.annotator) & (self.index.n_labels < self.queue.overlap))
+        return np.flatnonzero(~self.index.decided(self.annotator) & (self.index.n_labels < self.queue.n_wanted))
 
     def next_item(self) -> QueuedItem | None: # None: all is done
         "The item that is shown: the one before, as long as it is open; else the next one that nobody else has before their eyes."
@@ -97,7 +103,8 @@ class _ItemChooser:
     def is_held_back(self, item: str, now: float) -> bool:
         "Whether another person has the item before their eyes, and no further label is wanted."
         person, since = self.index.offered.get(item, (self.annotator, now))
-        wanted = self.queue.overlap - self.index.n_labels[self.index.positions[item]]
+        place = self.index.positions[item]
+        wanted = self.queue.n_wanted[place] - self.index.n_labels[place]
         return person != self.annotator and now - since < OFFER_SECONDS and wanted <= 1
 
 # %% ../../../nbs/data/labelling/session.ipynb #bd272635
