@@ -223,6 +223,16 @@ def test_people_who_differ_give_less_weight(project):
     assert dataset.labels.annotators == 2
     kappa = {each.statistic: each for each in dataset.labels.agreement}
     assert any(each.value is not None and 0 < each.value < 1 and each.items == 20 for each in kappa.values())
+    again = dataset.labels.rows_to_relabel
+    assert {each.row_id for each in again} == set(map(str, both.index[both.weight == 0.5]))
+    assert all(each.confidence == 0.5 and each.reason == "labels: No (1), Yes (1)" for each in again)
+    assert "predictions" in describe_labels(dataset, project.problem()).lower() and dataset.labels.stop_reason
+    sizes = [each.labels for each in dataset.labels.learning_curve]
+    assert sizes == sorted(sizes) and 20 <= sizes[0] < sizes[-1] < dataset.tables["train"].rows
+    assert set(project.label_queue("cleo", honest, limit=4)) == {each.row_id for each in again}, (
+        "rows without a majority come first"
+    )
+    assert {each.n_labels for each in project.data(queue_size=0).labels.rows_to_relabel} == {3}
     for unknown in ({"consensus": "loudest"}, {"query_strategy": "nicest"}, {"rule_combination": "dice", "rules_file": "x.py"}):
         with pytest.raises(InputError):
             project.data(**unknown)
