@@ -71,21 +71,26 @@ def split_at_random(
     *,
     holdout_share: float = 0.2, # Share of the rows, 0 to 1
     seed: int = 0, # Seed of the random generator
+    keep_parts: bool = False, # Whether the part of a row stays the same if other rows get a label
 ) -> tuple[SplitParts, str]: # `train`, `holdout`; a description
-    """Split rows at random; a classification keeps the proportions of its classes.
+    """Split rows at random; a classification keeps the proportions of its classes, nearly so with `keep_parts`.
 
     Raises ParameterError if a class has a single row.
     """
     classes, rng, drawn = class_codes(rows, problem), np.random.default_rng(seed), []
+    keys = rng.random(int(rows.index.to_numpy().max()) + 1)[rows.index] if keep_parts else None
     for code in range(classes.max() + 1):
         members = np.flatnonzero(classes == code)
         if len(members) < 2:
             raise ParameterError(f"The class '{rows[problem.target].iloc[members[0]]}' of '{problem.target}' has a single row.",
                                  "Training rows and holdout need a row of each class.",
                                  "Merge rare classes, or remove their rows.")
-        many = int(np.clip(round(holdout_share * len(members)), 1, len(members) - 1))
-        drawn.append(rng.choice(members, many, replace=False, shuffle=False))
-    method = "At random" if problem.task == "regression" else "At random, stratified by class"
+        many = round(holdout_share * len(members)) if keys is None else int((keys[members] < holdout_share).sum())
+        many = int(np.clip(many, 1, len(members) - 1))
+        drawn.append(rng.choice(members, many, replace=False, shuffle=False) if keys is None
+                     else members[np.argsort(keys[members], kind="stable")[:many]])
+    method = "At random, each row by its number" if keep_parts else (
+        "At random" if problem.task == "regression" else "At random, stratified by class")
     return _split_by_mask(rows, np.concatenate(drawn)), f"{method}: {holdout_share:.0%} of the rows are in the holdout."
 
 # %% ../../nbs/data/split.ipynb #18b958af
@@ -208,6 +213,7 @@ def split_rows(
     future_share: float = 0.1, # By time: share of the rows, 0 to 1
     seed: int = 0, # Seed of a random split
     exclude_shared_entities: bool = False, # Whether to set aside holdout rows whose entity is in the training rows
+    keep_parts: bool = False, # At random: whether the part of a row stays the same if other rows get a label
 ) -> tuple[SplitParts, str]: # Parts; a description
     "Split rows into training rows, holdout and future rows; raise ParameterError if that is impossible."
     if method == "auto":
@@ -219,7 +225,7 @@ def split_rows(
                 rows, problem.time, holdout_from=holdout_from, future_from=future_from, holdout_share=holdout_share,
                 future_share=future_share),
             "group": lambda: split_by_group(rows, problem, holdout_share=holdout_share, seed=seed),
-            "stratified": lambda: split_at_random(rows, problem, holdout_share=holdout_share, seed=seed),
+            "stratified": lambda: split_at_random(rows, problem, holdout_share=holdout_share, seed=seed, keep_parts=keep_parts),
             "predefined": lambda: split_by_column(rows, split_column)}
     if method not in ways:
         raise ParameterError(f"The split '{method}' is not known.", f"Known are auto, {', '.join(ways)}.",

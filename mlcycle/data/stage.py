@@ -103,9 +103,10 @@ class CleaningChoices:
     newest_by: str # Of rows with the same key, the one with the largest value in this column is kept
     train_index: Callable[..., pd.Index] # `row_id` of the training rows among clean rows, a DataFrame
 
-    def without(self, left_out: pd.Index) -> "CleaningChoices":
-        "The same; rules are tested without some training rows, such as those that are labelled by rules."
-        return replace(self, train_index=partial(self.train_index, left_out=left_out))
+    def for_labels(self, labelled: RowsWithLabels, target: str) -> "CleaningChoices":
+        "The same; rules are tested on training rows whose label is not by rules, by the split that depends on the labels."
+        return replace(self, train_index=partial(self.train_index, left_out=labelled.rule_rows,
+                                                 keep_parts=labelled.is_being_labelled(target)))
 
 # %% ../../nbs/02_data.ipynb #f77744fd
 def find_training_rows(
@@ -294,7 +295,7 @@ def read_clean_and_check(
     """
     rows, malformed, readings = read_source_and_verify_hash(problem)
     labelled = label_rows(rows, problem, workspace, labels)
-    cleaning = cleaning.without(labelled.rule_rows)
+    cleaning = cleaning.for_labels(labelled, problem.target)
     clean, set_aside, trial, ledger = plan_and_apply_cleaning(labelled.rows, problem, cleaning, readings)
     set_aside, unlabelled, ledger = separate_unlabelled(set_aside, ledger, problem)
     contract, files = load_contract(clean, problem, contract_file, workspace.project, contract_table)
@@ -351,6 +352,7 @@ def split_labelled_rows(
 ) -> tuple[SplitParts, str, CheckedSource]: # Parts; a description; the source with further rows without a usable label
     "Split rows; those that are labelled by rules alone become training rows. Raises TargetError if there are no others."
     clean = source.checked.clean
+    choices["keep_parts"] = source.labelled.is_being_labelled(problem.target)
     by_rules = clean.index.isin(source.labelled.rule_rows)
     if by_rules.all() and len(clean):
         raise TargetError(f"All {len(clean):,} labels are by rules.",

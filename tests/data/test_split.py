@@ -9,6 +9,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from sklearn.datasets import load_breast_cancer, load_wine
 
+from mlcycle.data.labelling.row_labels import RowsWithLabels
 from mlcycle.data.split import split_rows
 from mlcycle.data.split_overlap import describe_split_overlap, measure_split_overlap
 from mlcycle.data.stage import CheckedSource, find_training_rows, split_labelled_rows
@@ -57,8 +58,9 @@ def test_what_fits_is_chosen():
 def test_rows_that_rules_label_stay_where_a_column_puts_them():
     rows = visits().assign(part=lambda rows: np.where(rows.day < 400, "train", "holdout"))
     by_rules, problem = rows.index[50:450], asked()
+    table = pd.DataFrame({"origin": np.where(rows.index.isin(by_rules), "rule", "source")}, rows.index)
     source = CheckedSource(*[None] * len(CheckedSource._fields))._replace(
-        checked=SimpleNamespace(clean=rows), labelled=SimpleNamespace(rule_rows=by_rules), unlabelled=rows.head(0)
+        checked=SimpleNamespace(clean=rows), labelled=RowsWithLabels(rows, table), unlabelled=rows.head(0)
     )
     parts, words, source = split_labelled_rows(source, problem, "auto", split_column="part")
     assert {name: len(part) for name, part in parts.items() if len(part)} == {"train": 400, "holdout": 150}

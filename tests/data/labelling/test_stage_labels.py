@@ -158,6 +158,8 @@ def test_labels_by_people_become_the_target_and_change_the_inputs_of_both_stages
     )
     used = project.used(dataset)
     assert (used.late == np.where(used.spend > 50, "Yes", "No")).all() and set(by_people) <= set(used.index)
+    for part in ("train", "holdout"):
+        assert set(project.table(first, part).index) < set(project.table(dataset, part).index), "a labelled row keeps its part"
     assert len(project.table(dataset, "annotations")) == 15
     assert not dataset.ledger or all(line.step != "labels" for line in dataset.ledger), "no label of the source changed"
     assert len(project.queue()) == 25, "labelled rows leave the queue"
