@@ -172,9 +172,11 @@ def split_by_column(
 def is_predefined(
     method: SplitMethod, # How rows are split
     split_column: str, # Column with the part of each row; empty: none
+    holdout_from: str = "", # First time of the holdout; empty: by its share of the rows
 ) -> bool:
-    "Whether rows are split by a column."
-    return method == "predefined" or method == "auto" and bool(split_column)
+    "Whether the part of a row does not depend on other rows: a column or the time decides."
+    by_time = method in ("auto", "time") and bool(holdout_from)
+    return method == "predefined" or method == "auto" and bool(split_column) or by_time
 
 # %% ../../nbs/data/split.ipynb #1927911b
 def check_split_parameters(

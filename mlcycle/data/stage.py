@@ -117,7 +117,7 @@ def find_training_rows(
     **choices, # Further parameters of `split_rows`
 ) -> pd.Index: # `row_id` of the training rows
     "Find the training rows by a split of the columns on which it depends."
-    if left_out is not None and not is_predefined(split, choices.get("split_column", "")):
+    if left_out is not None and not is_predefined(split, choices.get("split_column", ""), choices.get("holdout_from", "")):
         clean = clean.drop(left_out.intersection(clean.index))
     needed = {problem.target, problem.time, problem.entity, choices.get("split_column", "")}
     return split_rows(clean[[name for name in clean if name in needed]], problem, split, **choices)[0]["train"].index
@@ -360,7 +360,7 @@ def split_labelled_rows(
                           f"Label some rows: mlcycle label {problem.source} --target {problem.target}")
     if not by_rules.any():
         return *split_rows(clean, problem, split, **choices), source
-    if is_predefined(split, choices.get("split_column", "")):
+    if is_predefined(split, choices.get("split_column", ""), choices.get("holdout_from", "")):
         parts, how = split_rows(clean, problem, split, **choices)
         parts, unusable = train_on_rule_rows(parts, source.labelled.rule_rows, problem)
         check_split(parts, problem)

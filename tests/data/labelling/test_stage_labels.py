@@ -13,9 +13,11 @@ from mlcycle.data.labelling.queue_file import queue_path
 from mlcycle.data.labelling.row_labels import LabelSettings
 from mlcycle.data.stage import prepare_data
 from mlcycle.errors import InputError, TargetError
+from mlcycle.features.stage import FeatureSettings, find_leakage_suspects
 from mlcycle.lifecycle.labelling import LabellingOptions, open_labelling
 from mlcycle.lifecycle.stage_inputs import label_inputs
 from mlcycle.ml.folds import exclude_from_validation, make_folds
+from mlcycle.modelling.stage import find_unscored_rows
 from mlcycle.modelling.weights import sample_weights
 from mlcycle.outcomes import Dataset, Problem
 from mlcycle.problem.stage import define_problem
@@ -325,6 +327,21 @@ def test_weights_of_rules_count_in_training_and_their_rows_are_not_scored(projec
     validated = np.concatenate([valid for _, valid in folds])
     assert set(train.index[validated]) == set(train.index) - set(by_rules), "each other row is scored once"
     assert all(train.index[fitted].isin(by_rules).any() for fitted, _ in folds), "models learn from rules"
+
+
+def test_rules_may_label_all_rows_before_a_holdout_that_is_labelled_otherwise(project, tmp_path):
+    (tmp_path / "rules.py").write_text(RULES)
+    rows = orders(200, 200).drop(columns="town").assign(day=pd.date_range("2026-01-01", periods=200))
+    noisy = np.where(rows.spend + np.random.default_rng(1).normal(0, 4, 200) > 50, "Yes", "No")
+    project.write(rows.assign(late=np.where(rows.day < "2026-05-01", None, noisy)))
+    (tmp_path / "rules.py").write_text(RULES.rpartition("@rule")[0])
+    problem, settings = project.problem(time="day"), LabelSettings(rules_file=str(tmp_path / "rules.py"), queue_size=0)
+    dataset = prepare_data(problem, project.workspace, labels=settings, split="time", holdout_from="2026-05-01", future_share=0)
+    train, labels = project.table(dataset, "train"), project.table(dataset, "labels")
+    assert set(labels.origin[train.index]) == {"rule"} and dataset.tables["holdout"].rows == 80
+    assert find_unscored_rows(labels, train) is None, "no other rows can be scored"
+    suspects, _ = find_leakage_suspects(problem, dataset, train, project.workspace, FeatureSettings())
+    assert not suspects, "that rules read a column is no target leakage"
 
 
 def test_labels_by_rules_alone_cannot_be_judged(project, tmp_path):
