@@ -1159,6 +1159,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                      'mlcycle/data/labelling/queue_file.py'),
                                                    'mlcycle.data.labelling.queue_file.plain_value': ( 'data/labelling/queue_file.html#plain_value',
                                                                                                       'mlcycle/data/labelling/queue_file.py'),
+                                                   'mlcycle.data.labelling.queue_file.queue_lines': ( 'data/labelling/queue_file.html#queue_lines',
+                                                                                                      'mlcycle/data/labelling/queue_file.py'),
                                                    'mlcycle.data.labelling.queue_file.queue_path': ( 'data/labelling/queue_file.html#queue_path',
                                                                                                      'mlcycle/data/labelling/queue_file.py'),
                                                    'mlcycle.data.labelling.queue_file.read_queue_lines': ( 'data/labelling/queue_file.html#read_queue_lines',

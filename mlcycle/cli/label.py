@@ -133,10 +133,14 @@ def print_annotators(
         return
     numeric = label_set.task == "regression"
     consensus = find_consensus(labels, "median" if numeric else "majority", None if numeric else label_set.classes)
-    table = make_table("annotator", "labels", "median seconds", "skipped", "unsure", "agreement", "note")
+    table = make_table("annotator", "labels", "median seconds", "skipped", "unsure", "agreement", "chance-corrected", "remark")
+
+    def known(value: float, digits: int) -> str:
+        return "" if pd.isna(value) else f"{value:.{digits}f}"
+
     for who, each in annotator_quality(holding[holding.origin != "rule"], consensus).iterrows():
-        table.add_row(str(who), f"{each.n_labels:,.0f}", f"{each.seconds_median:.1f}", f"{each.skipped:.1%}",
-                      f"{each.unsure:.1%}", f"{each.agreement:.3f}", str(each.get("reason", "") or ""))
+        table.add_row(str(who), f"{each.n_labels:,.0f}", known(each.seconds_median, 1), f"{each.skipped:.1%}",
+                      f"{each.unsure:.1%}", known(each.agreement, 3), known(each.chance_corrected, 3), each.remark)
     console.print(table)
     if labels.annotator.nunique() > 1:
         found = measure_agreement(labels, None if numeric else label_set.classes, numeric=numeric)
