@@ -256,9 +256,10 @@ def opened_store(
 ) -> "Generator[LabelStore]":
     "Context manager: the label store of a project; raises InputError if there is none."
     from mlcycle.errors import InputError
-    from mlcycle.stores.labels.label_store import LabelStore, has_label_store
+    from mlcycle.stores.events import database_exists
+    from mlcycle.stores.labels.label_store import LabelStore
 
-    if not has_label_store(workspace.labels_url):
+    if not database_exists(workspace.labels_url):
         raise InputError("There are no labels yet.", remedy="Start: mlcycle label SOURCE --target COLUMN --classes yes,no")
     store = LabelStore(workspace.labels_url)
     try:
