@@ -183,7 +183,7 @@ def export_labels(
     with exit_on_error("Nothing was written."):
         from mlcycle.core.workspace import Workspace
         from mlcycle.data.labelling.label_studio import write_label_studio
-        from mlcycle.data.labelling.label_tables import write_label_table
+        from mlcycle.data.labelling.label_csv import write_label_table
         from mlcycle.data.labelling.readable_rows import fields_of_rows
         from mlcycle.stores.labels.label_store import read_annotations
 
@@ -210,7 +210,7 @@ def import_labels(
     with exit_on_error("Nothing was imported."):
         from mlcycle.core.workspace import Workspace
         from mlcycle.data.labelling.label_studio import import_label_studio
-        from mlcycle.data.labelling.label_tables import import_label_table
+        from mlcycle.data.labelling.label_csv import import_label_table
 
         workspace = Workspace.from_project(project)
         with opened_store(workspace) as store:

@@ -41,7 +41,7 @@ class LabellingOptions:
     classes: Sequence[str] = () # Names of the classes; empty: those of the source or the label set
     numeric: bool = False # The labels are numbers
     question: str = "" # Shown above each row; empty: a plain one
-    overlap: int = 1 # Persons who label each row
+    overlap: int = 1 # Annotators who label each row
     settings: LabelSettings = field(default_factory=LabelSettings) # Size and strategy of the queue
 
 # %% ../../nbs/lifecycle/labelling.ipynb #3fc9a04f

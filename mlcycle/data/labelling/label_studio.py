@@ -402,7 +402,7 @@ def _user_name(file: LabelStudioFile, task: Any, completed_by: Any) -> str:
 
 # %% ../../../nbs/data/labelling/label_studio.ipynb #7327d391
 def _given_action(file: LabelStudioFile, task: Any, annotation: Any) -> dict[str, Any]:
-    "What an annotation says: `action`, `label` and `comment`."
+    "The `action`, `label` and `comment` of an annotation."
     results = [each for each in annotation.result if each.type not in ("relation", "textarea")]
     texts = [each.value.get("text") for each in annotation.result if each.type == "textarea"]
     comment = "\n".join(str(part) for text in texts for part in (text if isinstance(text, list) else [text]))

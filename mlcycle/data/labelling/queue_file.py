@@ -120,7 +120,7 @@ def open_queue(
     label_set: LabelSet, # Has name, target and classes
     *,
     question: str = "", # Shown above each row
-    overlap: int = 1, # Persons who label each item; more if its line wants more
+    overlap: int = 1, # Annotators who label each item; more if its line has a higher `overlap`
     folder: Path = Path(), # Of the source, for images
 ) -> LabellingQueue:
     "Open the queue of a label set; raises InputError if it has no row or a line that cannot be read."
