@@ -12,8 +12,8 @@ import numpy as np
 import pandas as pd
 from results_pages import markdown_table, write_section
 
+from mlcycle.data.labelling.label_csv import import_label_table, write_label_table
 from mlcycle.data.labelling.label_studio import import_label_studio, write_label_studio
-from mlcycle.data.labelling.label_tables import import_label_table, write_label_table
 from mlcycle.data.labelling.readable_rows import fields_of_rows
 from mlcycle.data.labelling.session import LabellingQueue, LabellingSession, QueuedItem
 from mlcycle.stores.labels.label_items import item_ids

@@ -321,7 +321,7 @@ class Dataset(Outcome):
     rows_clean: int
     rows_set_aside: int
     rows_quarantined: int = 0
-    rows_unlabelled: int = 0 # Rows without a label; `mlcycle label` asks about them
+    rows_unlabelled: int = 0 # Rows without a label; `mlcycle label` shows them
     labels: LabelSummary | None = None # Labels by people and rules, labelling queue; None: all labels are those of the source
     ledger: list[LedgerEntry]
     not_applied: list[LedgerEntry] = [] # Cleaning rules that are not applied, with the reason and the setting that applies them

@@ -133,10 +133,14 @@ def print_annotators(
         return
     numeric = label_set.task == "regression"
     consensus = find_consensus(labels, "median" if numeric else "majority", None if numeric else label_set.classes)
-    table = make_table("annotator", "labels", "median seconds", "skipped", "unsure", "agreement", "note")
+    table = make_table("annotator", "labels", "median seconds", "skipped", "unsure", "agreement", "chance-corrected", "remark")
+
+    def known(value: float, digits: int) -> str:
+        return "" if pd.isna(value) else f"{value:.{digits}f}"
+
     for who, each in annotator_quality(holding[holding.origin != "rule"], consensus).iterrows():
-        table.add_row(str(who), f"{each.n_labels:,.0f}", f"{each.seconds_median:.1f}", f"{each.skipped:.1%}",
-                      f"{each.unsure:.1%}", f"{each.agreement:.3f}", str(each.get("reason", "") or ""))
+        table.add_row(str(who), f"{each.n_labels:,.0f}", known(each.seconds_median, 1), f"{each.skipped:.1%}",
+                      f"{each.unsure:.1%}", known(each.agreement, 3), known(each.chance_corrected, 3), each.remark)
     console.print(table)
     if labels.annotator.nunique() > 1:
         found = measure_agreement(labels, None if numeric else label_set.classes, numeric=numeric)
@@ -179,7 +183,7 @@ def export_labels(
     with exit_on_error("Nothing was written."):
         from mlcycle.core.workspace import Workspace
         from mlcycle.data.labelling.label_studio import write_label_studio
-        from mlcycle.data.labelling.label_tables import write_label_table
+        from mlcycle.data.labelling.label_csv import write_label_table
         from mlcycle.data.labelling.readable_rows import fields_of_rows
         from mlcycle.stores.labels.label_store import read_annotations
 
@@ -206,7 +210,7 @@ def import_labels(
     with exit_on_error("Nothing was imported."):
         from mlcycle.core.workspace import Workspace
         from mlcycle.data.labelling.label_studio import import_label_studio
-        from mlcycle.data.labelling.label_tables import import_label_table
+        from mlcycle.data.labelling.label_csv import import_label_table
 
         workspace = Workspace.from_project(project)
         with opened_store(workspace) as store:
@@ -252,9 +256,10 @@ def opened_store(
 ) -> "Generator[LabelStore]":
     "Context manager: the label store of a project; raises InputError if there is none."
     from mlcycle.errors import InputError
-    from mlcycle.stores.labels.label_store import LabelStore, has_label_store
+    from mlcycle.stores.events import database_exists
+    from mlcycle.stores.labels.label_store import LabelStore
 
-    if not has_label_store(workspace.labels_url):
+    if not database_exists(workspace.labels_url):
         raise InputError("There are no labels yet.", remedy="Start: mlcycle label SOURCE --target COLUMN --classes yes,no")
     store = LabelStore(workspace.labels_url)
     try:

@@ -28,8 +28,8 @@ from ..problem.document import ProblemDocument, load_project_problem
 from ..problem.stage import decide_target_values, merge_problem_fields, read_problem_rows
 from ..service.bundle import read_description
 from ..stores.event_log import open_event_log
-from ..stores.labels.label_store import (LabelSet, LabelStore, current_annotations, ensure_label_set, has_label_store,
-                                               read_annotations)
+from ..stores.events import database_exists
+from ..stores.labels.label_store import (LabelSet, LabelStore, current_annotations, ensure_label_set, read_annotations)
 from ..stores.labels.stored_labels import labelled_target, majority_labels
 
 # %% ../../nbs/lifecycle/labelling.ipynb #9f45252e
@@ -41,7 +41,7 @@ class LabellingOptions:
     classes: Sequence[str] = () # Names of the classes; empty: those of the source or the label set
     numeric: bool = False # The labels are numbers
     question: str = "" # Shown above each row; empty: a plain one
-    overlap: int = 1 # Persons who label each row
+    overlap: int = 1 # Annotators who label each row
     settings: LabelSettings = field(default_factory=LabelSettings) # Size and strategy of the queue
 
 # %% ../../nbs/lifecycle/labelling.ipynb #3fc9a04f
@@ -209,7 +209,7 @@ def import_labels_as_actuals(
     name: str, # Of the label set and registered model
 ) -> ImportedActuals | None: # None: no row of the prediction log is labelled
     "Import the labels of rows of the prediction log as actual values."
-    if not has_label_store(workspace.labels_url):
+    if not database_exists(workspace.labels_url):
         return None
     store = LabelStore(workspace.labels_url)
     try:

@@ -215,15 +215,6 @@ def serve_labelling(
     started: Callable[[str], object] = print, # Receives the address of the page
 ) -> None:
     "Serve the labelling page until SIGTERM or Ctrl-C; raises InputError if the address cannot be used."
-    import uvicorn
+    from mlcycle.service.server import serve_page
 
-    from mlcycle.service.server import bind_socket, ignore_stop_signals
-
-    bound = bind_socket(host, port)
-    ignore_stop_signals()
-    config = uvicorn.Config(create_labelling_app(sessions, host), log_level="warning", access_log=False, server_header=False,
-                            timeout_graceful_shutdown=2)
-    bound.listen()
-    shown = f"[{host}]" if ":" in host else host
-    started(f"http://{shown}:{bound.getsockname()[1]}")
-    uvicorn.Server(config).run(sockets=[bound])
+    serve_page(lambda: create_labelling_app(sessions, host), host, port, started)

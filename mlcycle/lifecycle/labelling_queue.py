@@ -21,7 +21,7 @@ from pydantic_core import from_json, to_json
 
 from ..core.files import write_text
 from ..core.workspace import Workspace
-from ..data.labelling.queue_file import line_origin, queue_path, read_queue_lines
+from ..data.labelling.queue_file import line_origin, queue_lines, queue_path, read_queue_lines
 from .actual_value_import import recorded_actuals
 from .serving import target_of_model
 from ..service.bundle import read_description
@@ -192,7 +192,7 @@ def prune_labelling_queues(
     removed = 0
     for path in sorted((workspace.root / "labelling").glob("*.jsonl")):
         with workspace.lock(f"labelling/{path.stem}"):
-            lines = path.read_text().splitlines()
+            lines = queue_lines(path)
             kept = [line for line in lines if not is_old(line)]
             if len(kept) < len(lines):
                 write_text(path, "".join(f"{line}\n" for line in kept))

@@ -21,7 +21,8 @@ from ..core.workspace import Workspace
 from ..errors import MlcycleError, ParameterError, suggest_name
 from ..service.rows import to_json_rows
 from ..stores.event_export import recorded_versions
-from ..stores.event_log import has_event_log, open_event_log, read_log
+from ..stores.event_log import open_event_log, read_log
+from ..stores.events import database_exists
 from ..stores.models.registry_queries import every_version, open_registry_read_only
 from ..stores.tables.datasets import HOLDOUT, TableVersion, resolve_table_address, table_names, table_path, table_versions
 from ..stores.tables.lineage import TABLE_ROLES
@@ -228,7 +229,7 @@ def count_predictions(
     versions: Iterable[Mapping[str, Any]], # `model` and `version`
 ) -> dict[tuple[str, int], dict[str, Any]]: # By model and version: `rows`, `shadow_rows`, `labelled`, `first`, `last`
     "What the log has of each version; nothing without a log."
-    if not has_event_log(workspace.events_url):
+    if not database_exists(workspace.events_url):
         return {}
     counted = recorded_versions(open_event_log(workspace.events_url))
     lines = {(row["model"], str(row["version"])): row for row in counted.to_dict("records")}
@@ -315,7 +316,7 @@ def write_affected_predictions(
     count = 0
     with atomic_write(Path(path)) as draft, open(draft, "w", newline="") as file:
         file.write(",".join(columns) + "\n")
-        for model, numbers in versions.items() if has_event_log(workspace.events_url) else ():
+        for model, numbers in versions.items() if database_exists(workspace.events_url) else ():
             for block in read_log(open_event_log(workspace.events_url), model, {}, versions=numbers, shadow=None):
                 events = block.events.rename(columns={"model_version": "version"}).assign(model=model)
                 events[columns].to_csv(file, header=False, index=False)

@@ -25,7 +25,7 @@ from .plan import Plan
 from ..nb.dependencies import ModuleIndex, find_reachable_code
 from ..nb.fingerprints import code_cells, hash_cell, used_library_versions
 from ..outcomes import registered_model_name
-from ..stores.events import connect_event_database, log_state
+from ..stores.events import connect_event_database, database_exists, log_state
 from ..stores.models.audit_log import readable_entries
 
 # %% ../../nbs/lifecycle/stage_inputs.ipynb #c3300e8c
@@ -160,9 +160,9 @@ def label_inputs(
     "The state of the label store, on which stages 1 and 2 depend."
     if stage not in ("problem", "data"):
         return {}
-    from mlcycle.stores.labels.label_store import LabelStore, has_label_store, label_set_version # Imported late: it needs pandas
+    from mlcycle.stores.labels.label_store import LabelStore, label_set_version # Imported late: it needs pandas
 
-    if not has_label_store(plan.workspace.labels_url):
+    if not database_exists(plan.workspace.labels_url):
         return {}
     try:
         store = LabelStore(plan.workspace.labels_url)

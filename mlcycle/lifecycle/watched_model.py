@@ -22,8 +22,8 @@ from ..monitoring.recorded_traffic import monitor_traffic
 from ..outcomes import Health
 from ..core.secrets import mask_secrets
 from ..errors import ArtifactError
-from ..stores.event_log import has_event_log, open_event_log
-from ..stores.events import connect_event_database, log_state, open_event_database, sqlite_file_id
+from ..stores.event_log import open_event_log
+from ..stores.events import connect_event_database, database_exists, log_state, open_event_database, sqlite_file_id
 
 if TYPE_CHECKING: # Imported late: it takes long
     import sqlalchemy as sa
@@ -57,7 +57,7 @@ class WatchedLog:
 
     def is_there(self) -> bool:
         "Whether there is a database; one on a server counts as there."
-        there = has_event_log(self.url)
+        there = database_exists(self.url)
         if not there and self._was_there:
             raise ArtifactError(f"The file of the prediction log, {mask_secrets(self.url)}, was there and is gone.")
         self._was_there |= there

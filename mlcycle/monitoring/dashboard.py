@@ -10,6 +10,7 @@ __all__ = ['STALE_AFTER', 'SECURITY_HEADERS', 'PAGE_FILES', 'RangeName', 'clock_
 import ipaddress
 import socket
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack, closing
 from datetime import datetime, timedelta
 from functools import cache
 from typing import TYPE_CHECKING, Any, Literal
@@ -165,19 +166,10 @@ def watch_model(
     started: Callable[[str], object] = print, # Receives the address of the page
 ) -> None:
     "Serve the live page until SIGTERM or Ctrl-C; raises InputError if the address cannot be used."
-    import uvicorn
+    from mlcycle.service.server import serve_page
 
-    from mlcycle.service.server import bind_socket, ignore_stop_signals
+    with ExitStack() as stack:
+        def create_application() -> FastAPI:
+            return create_dashboard(stack.enter_context(closing(BackgroundHealth(source))), source, model, host)
 
-    bound = bind_socket(host, port)
-    ignore_stop_signals()
-    background = BackgroundHealth(source)
-    config = uvicorn.Config(create_dashboard(background, source, model, host), log_level="warning", access_log=False,
-                            server_header=False, timeout_graceful_shutdown=2)
-    bound.listen()
-    shown = f"[{host}]" if ":" in host else host
-    started(f"http://{shown}:{bound.getsockname()[1]}")
-    try:
-        uvicorn.Server(config).run(sockets=[bound])
-    finally:
-        background.close()
+        serve_page(create_application, host, port, started)

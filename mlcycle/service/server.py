@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['SERVE_OPTIONS', 'SERVICE_MAIN', 'THREAD_LIMITS', 'STARTUP_FAILURE', 'bind_socket', 'ServeOptions', 'open_socket',
            'note_started', 'make_application', 'app_from_environment', 'server_settings', 'stop_at_end_of_input',
-           'ignore_stop_signals', 'serve', 'add_setting_arguments', 'add_serve_arguments', 'complete_flags',
-           'read_arguments', 'main']
+           'ignore_stop_signals', 'serve_page', 'serve', 'add_setting_arguments', 'add_serve_arguments',
+           'complete_flags', 'read_arguments', 'main']
 
 # %% ../../nbs/service/server.ipynb #e7d217be
 import argparse
@@ -159,6 +159,25 @@ def ignore_stop_signals() -> None:
     if threading.current_thread() is threading.main_thread():
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, ignore_signal)
+
+# %% ../../nbs/service/server.ipynb #53a7ce08
+def serve_page(
+    create_application: Callable[[], Callable], # Creates the ASGI application
+    host: str, # Address to listen on
+    port: int, # Port; 0: a free one
+    started: Callable[[str], object] = print, # Receives the address of the page
+) -> None:
+    "Serve a web page until SIGTERM or Ctrl-C; raises InputError if the address cannot be used."
+    import uvicorn
+
+    bound = bind_socket(host, port)
+    ignore_stop_signals()
+    config = uvicorn.Config(create_application(), log_level="warning", access_log=False, server_header=False,
+                            timeout_graceful_shutdown=2)
+    bound.listen()
+    shown = f"[{host}]" if ":" in host else host
+    started(f"http://{shown}:{bound.getsockname()[1]}")
+    uvicorn.Server(config).run(sockets=[bound])
 
 # %% ../../nbs/service/server.ipynb #97508576
 def serve(

@@ -4,13 +4,15 @@
 
 # %% auto #0
 __all__ = ['DRIVER_PACKAGES', 'TABLES_LOCK', 'MAX_REINDEXED', 'PIECE_EVENTS', 'define_event_tables', 'connect_event_database',
-           'JsonText', 'check_event_driver', 'create_event_tables', 'open_event_database', 'sqlite_file_id',
-           'with_typed_columns', 'add_events', 'add_event_batch', 'delete_events_of_run', 'find_unknown_row_ids',
-           'read_events', 'log_state']
+           'database_exists', 'JsonText', 'check_event_driver', 'create_event_tables', 'open_event_database',
+           'sqlite_file_id', 'with_typed_columns', 'add_events', 'add_event_batch', 'delete_events_of_run',
+           'find_unknown_row_ids', 'read_events', 'log_state']
 
 # %% ../../nbs/stores/events.ipynb #9c4dbe21
 import os
+import re
 from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic_core import from_json, to_json
@@ -92,6 +94,14 @@ def connect_event_database(
     if engine.dialect.name == "sqlite":
         event.listen(engine, "connect", _allow_concurrent_sqlite)
     return engine
+
+# %% ../../nbs/stores/events.ipynb #759f3eff
+def database_exists(
+    url: str, # SQLAlchemy URL
+) -> bool: # True for a database on a server, whose state is not known
+    "Whether a database exists; a SQLite file is not created by reading."
+    file = re.fullmatch(r"sqlite(?:\+\w+)?:///([^?]+)(\?.*)?", url)
+    return not file or Path(file[1]).exists()
 
 # %% ../../nbs/stores/events.ipynb #bbd55745
 class JsonText(str):

@@ -27,8 +27,8 @@ from mlcycle.lifecycle.deployments import add_deployment
 from mlcycle.lifecycle.serving import traffic_file
 from mlcycle.service.rows import to_json_rows
 from mlcycle.service.traffic import TrafficPlan, read_traffic_plan, routing_position, write_traffic_plan
-from mlcycle.stores.event_log import has_event_log, open_event_log
-from mlcycle.stores.events import define_event_tables
+from mlcycle.stores.event_log import open_event_log
+from mlcycle.stores.events import database_exists, define_event_tables
 from mlcycle.stores.models.audit_log import readable_entries, verify_audit_log
 from mlcycle.stores.models.registry import set_alias
 
@@ -40,7 +40,7 @@ def versions(workspace: Workspace) -> dict[str, tuple]:
 
 def n_actual_values(workspace: Workspace, since: datetime) -> int:
     "Number of actual values that the prediction log has received since a time."
-    if not has_event_log(workspace.events_url):  # Its first event creates it
+    if not database_exists(workspace.events_url):  # Its first event creates it
         return 0
     actuals, engine = define_event_tables()["actuals"], open_event_log(workspace.events_url)
     with engine.connect() as connection:

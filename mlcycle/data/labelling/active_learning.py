@@ -44,7 +44,7 @@ STRATEGIES = {"classification": ["auto", "random", "margin", "entropy", "committ
 def min_random_labels(
     problem: Problem, # Task and classes
 ) -> int:
-    "Number of labels up to which `auto` asks about random rows."
+    "Number of labels up to which `auto` queries random rows."
     return max(MIN_MODEL_ROWS, 2 * len(problem.classes))
 
 # %% ../../../nbs/data/labelling/active_learning.ipynb #f471bc1f
@@ -69,7 +69,7 @@ def query_utilities(
     quick: QuickPredictions, # Predictions of all rows
     places: np.ndarray, # Positions of the candidates, which have no label
     strategy: str, # `margin`, `entropy` or `committee`
-) -> np.ndarray: # Shape (candidates,); high: ask
+) -> np.ndarray: # Shape (candidates,); high: a label is useful
     "Utility of a label for each candidate, by scikit-activeml."
     from skactiveml.pool import average_kl_divergence, uncertainty_scores
 
@@ -261,7 +261,7 @@ def label_learning_curve(
     "Cross-validated score of the quick model by number of labels, with 95 % intervals."
     features = encode_labelling_rows(rows, problem, seed) if features is None else features
     quick = quick_predictions(rows, labels, problem, features=features, seed=seed)
-    used = _labelling_order(quick.learnt, when, seed)[:20_000]
+    used = _labelling_order(quick.eligible, when, seed)[:20_000]
     empty = pd.DataFrame(columns=["labels", "score", "low", "high", "metric"])
     if quick.reason or len(used) < 2 * MIN_MODEL_ROWS:
         return empty

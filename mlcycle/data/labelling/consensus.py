@@ -18,7 +18,7 @@ import pandas as pd
 from scipy import stats
 
 from .agreement import (count_votes, encode_labels, explain_no_agreement, krippendorff_alpha, list_classes,
-                                              numeric_labels, select_current_lines, select_labels)
+                                              numeric_labels, select_current_annotations, select_labels)
 from ...errors import InputError, suggest_name
 
 # %% ../../../nbs/data/labelling/consensus.ipynb #18af0c2c
@@ -28,7 +28,7 @@ ORIGINS = ("correction", "person", "source", "rule") # The first one that occurs
 # %% ../../../nbs/data/labelling/consensus.ipynb #8bdd6e26
 @dataclass(frozen=True)
 class Consensus:
-    "One label for each item, and how sure it is."
+    "One label for each item, and its confidence."
 
     method: ConsensusMethod
     labels: pd.DataFrame # By item: `label`, `confidence` in [0, 1], `n_labels`, `n_annotators`, `origin`; numbers: `spread`
@@ -280,7 +280,7 @@ MIN_COMPARED, CHANCE_LEVEL = 10, 0.2
 # %% ../../../nbs/data/labelling/consensus.ipynb #1427c66b
 def _count_work(annotations: pd.DataFrame) -> pd.DataFrame:
     "By annotator: number of labels, median seconds, shares of rows that were skipped and of which they were unsure."
-    lines = select_current_lines(annotations)
+    lines = select_current_annotations(annotations)
     actions = lines.action if "action" in lines else pd.Series("label", lines.index)
     seconds = lines.seconds.where(actions == "label") if "seconds" in lines else pd.Series(np.nan, lines.index)
     frame = pd.DataFrame({"annotator": lines.annotator, "n_labels": (actions == "label").astype(int),
@@ -389,7 +389,7 @@ def items_to_relabel(
     consensus: Consensus, # Of these annotations
     max_items: int = 20, # That are returned
 ) -> pd.DataFrame: # By item, lowest confidence first: `label`, `confidence`, `n_labels`, `reason`
-    "Find the items whose consensus is least sure."
+    "Find the items whose consensus has the lowest confidence."
     doubtful = consensus.labels[consensus.labels.confidence < 1 - 1e-9]
     doubtful = doubtful.rename_axis("item").reset_index().sort_values(["confidence", "n_labels", "item"]).head(max_items)
     labels = select_labels(annotations)

@@ -157,9 +157,9 @@ def rank_number_labels(
     return found.iloc[np.argsort(-np.abs(residuals), kind="stable")].reset_index(drop=True)
 
 # %% ../../../nbs/data/labelling/label_errors.ipynb #c4aea559
-def _not_judged(codes: np.ndarray, learnt: np.ndarray, problem: Problem) -> str:
+def _not_judged(codes: np.ndarray, eligible: np.ndarray, problem: Problem) -> str:
     "A sentence about the labels that are not judged; empty if all are."
-    rare = [problem.classes[each] for each in np.unique(codes[(codes >= 0) & ~learnt]).astype(int)]
+    rare = [problem.classes[each] for each in np.unique(codes[(codes >= 0) & ~eligible]).astype(int)]
     names = ", ".join(f"'{each}'" for each in rare[:5]) + (", …" if len(rare) > 5 else "")
     return f" Not judged: {names}, with fewer than {MIN_CLASS_ROWS} labels each." if rare else ""
 
@@ -180,15 +180,15 @@ def find_label_errors(
         quick = quick or quick_predictions(rows, labels, problem, features=features, seed=seed)
         if quick.reason:
             return LabelErrors(pd.DataFrame(columns=SUSPECT_COLUMNS), 0, 0.0, 0.0, 1.0, f"Labels are not judged: {quick.reason}")
-        predictions, learnt = quick.raw, quick.learnt
+        predictions, eligible = quick.raw, quick.eligible
     else:
-        learnt = np.isfinite(codes) if problem.task == "regression" else codes >= 0
-    items = rows.index[learnt].tolist()
+        eligible = np.isfinite(codes) if problem.task == "regression" else codes >= 0
+    items = rows.index[eligible].tolist()
     if problem.task == "regression":
-        return _number_errors(rank_number_labels(items, codes[learnt], predictions[learnt]))
+        return _number_errors(rank_number_labels(items, codes[eligible], predictions[eligible]))
     known = quick.calibration if quick is not None else None
-    found, calibration = rank_class_labels(items, codes[learnt], predictions[learnt], problem, known)
-    message = _describe_class_errors(found, calibration) + _not_judged(codes, learnt, problem)
+    found, calibration = rank_class_labels(items, codes[eligible], predictions[eligible], problem, known)
+    message = _describe_class_errors(found, calibration) + _not_judged(codes, eligible, problem)
     return LabelErrors(found, len(found), calibration.error_share, calibration.low, calibration.high, message)
 
 # %% ../../../nbs/data/labelling/label_errors.ipynb #2651604f

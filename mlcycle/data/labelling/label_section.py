@@ -35,7 +35,7 @@ def describe_labels(
     if dataset.rows_unlabelled:
         share = dataset.rows_unlabelled / dataset.rows_in
         lines.append(f"{dataset.rows_unlabelled:,} rows ({share:.1%}) have no label. {found.queued:,} of them are in the "
-                     f"labelling queue: `mlcycle label {name}` asks about them.")
+                     f"labelling queue: `mlcycle label {name}` shows them.")
     elif found.queued:
         lines.append(f"{found.queued:,} rows that are labelled by rules are in the labelling queue: `mlcycle label {name}`.")
     if found.stop_reason:
@@ -66,7 +66,7 @@ def rules_frame(
 def relabel_frame(
     labels: LabelSummary, # Of stage 2
 ) -> pd.DataFrame: # For the page
-    "The rows whose consensus is least sure, a line each."
+    "The rows whose consensus has the lowest confidence, a line each."
     return pd.DataFrame([each.model_dump() for each in labels.rows_to_relabel]).rename(
         columns={"label": "consensus", "n_labels": "labels"})
 

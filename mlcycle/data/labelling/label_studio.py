@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['LABEL_CONTROL', 'UNSURE_CONTROL', 'COMMENT_CONTROL', 'UNSURE_CHOICE', 'LINE_DEFAULTS', 'choice_names', 'task_fields',
-           'label_studio_config', 'label_studio_tasks', 'write_label_studio', 'LabelStudioFile', 'open_label_studio',
-           'read_label_studio', 'import_label_studio']
+           'label_studio_config', 'label_studio_tasks', 'write_label_studio', 'LabelFile', 'LabelStudioFile',
+           'open_label_studio', 'read_label_studio', 'import_label_studio']
 
 # %% ../../../nbs/data/labelling/label_studio.ipynb #306b0ef8
 import html
@@ -254,26 +254,32 @@ class _StudioTask(BaseModel):
     meta: dict[str, Any] | None = None
     annotations: list[_StudioAnnotation] = []
 
-# %% ../../../nbs/data/labelling/label_studio.ipynb #b0a172a6
+# %% ../../../nbs/data/labelling/label_studio.ipynb #0a620da8
 @dataclass(frozen=True)
-class LabelStudioFile:
-    "The tasks of a file, and what they are compared with."
+class LabelFile:
+    "A file of labels, and what it is compared with."
 
     name: str # Of the file
     label_set: LabelSet # Has the classes
     row_ids: Mapping[str, str] # Number of the row in its source, by item: the items that there are
-    users: Mapping[str, int] # Numbers of users in Label Studio, by annotator
-    tasks: list[Any] # As they are in the file
 
     @cached_property
     def names(self) -> dict[str, Label]:
-        "The classes by the names of their choices."
+        "The classes by their names in the file."
         return choice_names(self.label_set.classes)
 
     @cached_property
     def items(self) -> dict[str, str]:
         "The items by the numbers of their rows."
         return {row_id: item for item, row_id in self.row_ids.items() if row_id}
+
+# %% ../../../nbs/data/labelling/label_studio.ipynb #b0a172a6
+@dataclass(frozen=True)
+class LabelStudioFile(LabelFile):
+    "The tasks of a JSON file of Label Studio."
+
+    users: Mapping[str, int] # Numbers of users in Label Studio, by annotator
+    tasks: list[Any] # As they are in the file
 
     def read_task(self, task: Any, place: int) -> _StudioTask:
         "A task with the types that it must have; raises InputError that names the field and its value."
@@ -396,7 +402,7 @@ def _user_name(file: LabelStudioFile, task: Any, completed_by: Any) -> str:
 
 # %% ../../../nbs/data/labelling/label_studio.ipynb #7327d391
 def _given_action(file: LabelStudioFile, task: Any, annotation: Any) -> dict[str, Any]:
-    "What an annotation says: `action`, `label` and `comment`."
+    "The `action`, `label` and `comment` of an annotation."
     results = [each for each in annotation.result if each.type not in ("relation", "textarea")]
     texts = [each.value.get("text") for each in annotation.result if each.type == "textarea"]
     comment = "\n".join(str(part) for text in texts for part in (text if isinstance(text, list) else [text]))

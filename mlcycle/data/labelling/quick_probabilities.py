@@ -73,11 +73,12 @@ def encode_labelling_rows(
     sources = [name for name, outputs in vectorizer.input_to_outputs_.items() for _ in outputs]
     order = [place for outputs in vectorizer.input_to_outputs_.values() for place in outputs]
     places = pd.Index(vectorizer.all_outputs_).get_indexer(order)
-    gaps = np.column_stack([np.empty((len(rows), 0)), *(plain[name].isna() for name in kept if some[name].isna().any())])
-    return _balance_blocks(np.hstack([encoded[:, places], gaps]), [*sources, *(f"gap {n}" for n in range(gaps.shape[1]))])
+    missing = np.column_stack([np.empty((len(rows), 0)), *(plain[name].isna() for name in kept if some[name].isna().any())])
+    sources += [f"missing {n}" for n in range(missing.shape[1])]
+    return _balance_blocks(np.hstack([encoded[:, places], missing]), sources)
 
 # %% ../../../nbs/data/labelling/quick_probabilities.ipynb #ef9fa042
-MIN_CLASS_ROWS = 5 # Labelled rows of a class below which it is not learnt
+MIN_CLASS_ROWS = 5 # Labelled rows of a class below which it is left out
 MIN_MODEL_ROWS = 20 # Labelled rows below which no model is fitted
 
 # %% ../../../nbs/data/labelling/quick_probabilities.ipynb #47f71d37
@@ -187,7 +188,7 @@ class QuickPredictions:
     probabilities: np.ndarray # Calibrated probabilities of the label, shape (rows, classes); empty for a regression
     committee: np.ndarray # Predictions of the single models for rows that were not used for training, shape (models, rows, ...)
     committee_place: np.ndarray # Position of each row of the table in `committee`, shape (rows,); -1: used for training
-    learnt: np.ndarray # Whether each labelled row belongs to a class that was learnt, shape (rows,); False without a label
+    eligible: np.ndarray # Whether each row has a label of a class with enough labelled rows, shape (rows,)
     calibration: ErrorCalibration | None # None for a regression, or without a model
 
 # %% ../../../nbs/data/labelling/quick_probabilities.ipynb #e5402d8b
@@ -251,7 +252,7 @@ def quick_predictions(
     folds: int = 5, # Number of folds
     seed: int = 0, # Seed of folds, encoders and boosting
     max_rows: int = 20_000, # Labelled rows on which models are fitted, at most
-    min_class_rows: int = MIN_CLASS_ROWS, # Labelled rows of a class below which it is not learnt
+    min_class_rows: int = MIN_CLASS_ROWS, # Labelled rows of a class below which it is left out
     min_rows: int = MIN_MODEL_ROWS, # Labelled rows below which there is no model
 ) -> QuickPredictions:
     "Predict all rows out of fold with a quick, calibrated model."

@@ -36,7 +36,7 @@ class LabelSettings:
     rules_file: str = "" # Python file or notebook with labelling rules; empty: none
     rule_combination: Literal["majority", "weighted", "snorkel"] = "majority" # How votes of rules are combined
     consensus: Literal["majority", "dawid-skene", "crowdlab"] = "majority" # How labels of several people are combined
-    overlap: int = 1 # Persons who label each row
+    overlap: int = 1 # Annotators who label each row
     queue_size: int = 200 # Rows in the labelling queue; 0: none
     query_strategy: Strategy = "auto" # How rows are chosen for the queue
     suspect_labels: int = 0 # Labels that may be wrong and are put into the queue; 0: they are not searched

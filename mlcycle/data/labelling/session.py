@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from .annotation_index import AnnotationIndex, last_line, observed_agreement
+from .annotation_index import AnnotationIndex, last_annotation, observed_agreement
 from .readable_rows import RowFields
 from ...errors import InputError
 from ...outcomes import Label
@@ -24,8 +24,8 @@ from ...stores.labels.label_store import Annotation, LabelSet, LabelStore, add_a
 
 # %% ../../../nbs/data/labelling/session.ipynb #324fa598
 CLASS_KEYS = "123456789abdefghijklmnopqrtvwxy" # Not c (comment), s (skip), u (unsure), z (undo)
-OFFER_SECONDS = 600.0 # So long is an item held back that is shown to another person
-MAX_SECONDS = 3600.0 # More time spent on an item is not recorded
+OFFER_SECONDS = 600.0 # Time for which an item that is shown to another annotator is held back
+MAX_SECONDS = 3600.0 # A longer time spent on an item is not recorded
 
 # %% ../../../nbs/data/labelling/session.ipynb #c8601588
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class QueuedItem:
     reason: str = "" # Why its label is wanted
     note: str = "" # What else the person should see, such as a prediction; not for blind labelling
     is_correction: bool = False # The item has a label that is suspect
-    overlap: int = 1 # Persons who label it
+    overlap: int = 1 # Annotators who label it
 
 # %% ../../../nbs/data/labelling/session.ipynb #693332d0
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class LabellingQueue:
     items: Sequence[QueuedItem] # In the order in which they are shown
     reader: RowFields # Shows their rows
     question: str = "" # Such as "Is the order late?"
-    overlap: int = 1 # Persons who label each item, at least
+    overlap: int = 1 # Annotators who label each item, at least
     row_ids: Mapping[str, str] = field(default_factory=dict) # Number of the row in its source, by item
 
     @cached_property
@@ -82,14 +82,14 @@ class _ItemChooser:
                              "A name of 1 to 200 characters is expected.")
         self.store, self.queue, self.annotator = store, queue, annotator.strip()
         self.index = index or queue.open_index(store)
-        self.shown = "" # Item before the eyes of the annotator
+        self.shown = "" # Item on the page of the annotator
 
     def open_items(self) -> np.ndarray: # Positions in the queue
         "The items that this annotator may label."
         return np.flatnonzero(~self.index.decided(self.annotator) & (self.index.n_labels < self.queue.n_wanted))
 
     def next_item(self) -> QueuedItem | None: # None: all is done
-        "The item that is shown: the one before, as long as it is open; else the next one that nobody else has before their eyes."
+        "The item that is shown: the same as before while it is open; else the next one that no other annotator is shown."
         places, now = self.open_items(), time.monotonic()
         if self.shown in self.queue.by_id and self.index.positions[self.shown] in places:
             return self.queue.by_id[self.shown]
@@ -101,7 +101,7 @@ class _ItemChooser:
         return free
 
     def is_held_back(self, item: str, now: float) -> bool:
-        "Whether another person has the item before their eyes, and no further label is wanted."
+        "Whether another annotator is shown the item, and no further label is wanted."
         person, since = self.index.offered.get(item, (self.annotator, now))
         place = self.index.positions[item]
         wanted = self.queue.n_wanted[place] - self.index.n_labels[place]
@@ -115,7 +115,7 @@ class LabellingSession(_ItemChooser):
         "What is shown: the item, the choices, the progress."
         with self.index.lock:
             self.index.refresh()
-            last = last_line(self.index, self.annotator)
+            last = last_annotation(self.index, self.annotator)
             return {"title": self.queue.label_set.name, "question": self.queue.question, "annotator": self.annotator,
                     "item": describe_item(self.queue, self.next_item()), "choices": describe_choices(self.queue.label_set),
                     "progress": describe_progress(self), "last": None if last is None else {
@@ -209,7 +209,7 @@ def undo_last(
     session: LabellingSession, # Of an annotator
 ) -> str: # What was taken back, in words
     "Take back the last line of an annotator, and show its item again; raises InputError if there is none."
-    last = last_line(session.index, session.annotator)
+    last = last_annotation(session.index, session.annotator)
     if last is None:
         raise InputError(f"There is nothing that '{session.annotator}' could undo.")
     undo = Annotation(item=last.item, annotator=session.annotator, origin=last.origin, action="undo", undoes=last.annotation_id)

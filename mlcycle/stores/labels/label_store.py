@@ -4,13 +4,11 @@
 
 # %% auto #0
 __all__ = ['AnnotationAction', 'LabelOrigin', 'ANNOTATION_COLUMNS', 'APPEND_ONLY', 'LabelSet', 'Annotation', 'label_column_type',
-           'define_label_tables', 'create_label_tables', 'has_label_store', 'check_label', 'LabelStore',
-           'ensure_label_set', 'add_annotations', 'read_annotations', 'read_new_annotations', 'current_annotations',
-           'label_set_version']
+           'define_label_tables', 'create_label_tables', 'check_label', 'LabelStore', 'ensure_label_set',
+           'add_annotations', 'read_annotations', 'read_new_annotations', 'current_annotations', 'label_set_version']
 
 # %% ../../../nbs/stores/labels/label_store.ipynb #70a89821
 import json
-import re
 import uuid
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
@@ -125,14 +123,6 @@ def create_label_tables(
                 connection.execute(sa.schema.CreateIndex(index, if_not_exists=True))
         for statement in APPEND_ONLY.get(engine.dialect.name, []):
             connection.exec_driver_sql(statement)
-
-# %% ../../../nbs/stores/labels/label_store.ipynb #931423df
-def has_label_store(
-    url: str, # SQLAlchemy URL
-) -> bool: # True for a database on a server, whose state is not known
-    "Whether there is a label store; a SQLite file that does not exist is none, and is not created by reading."
-    file = re.fullmatch(r"sqlite(?:\+\w+)?:///([^?]+)(\?.*)?", url)
-    return not file or Path(file[1]).exists()
 
 # %% ../../../nbs/stores/labels/label_store.ipynb #fa9308bc
 def check_label(

@@ -11,8 +11,9 @@ import pandas as pd
 from ...core.workspace import Workspace
 from ...errors import InputError
 from ...outcomes import LabelSource, registered_model_name
+from ..events import database_exists
 from .label_items import item_ids
-from .label_store import LabelSet, LabelStore, current_annotations, has_label_store, read_annotations
+from .label_store import LabelSet, LabelStore, current_annotations, read_annotations
 from ..sources.rows import normalise_dtypes
 
 # %% ../../../nbs/stores/labels/stored_labels.ipynb #859b01a4
@@ -21,7 +22,7 @@ def read_people_labels(
     name: str, # Of the label set
 ) -> tuple[LabelSet, pd.DataFrame] | None: # With the current annotations of people; None: there is no such label set
     "The label set of a problem, and the labels in it that people gave to rows of a source."
-    if not has_label_store(workspace.labels_url):
+    if not database_exists(workspace.labels_url):
         return None
     store = LabelStore(workspace.labels_url)
     try:

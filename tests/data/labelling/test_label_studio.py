@@ -12,8 +12,8 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+from mlcycle.data.labelling.label_csv import import_label_table, write_label_table
 from mlcycle.data.labelling.label_studio import choice_names, import_label_studio, label_studio_tasks, write_label_studio
-from mlcycle.data.labelling.label_tables import import_label_table, write_label_table
 from mlcycle.data.labelling.readable_rows import fields_of_rows
 from mlcycle.errors import InputError
 from mlcycle.stores.labels.label_store import (
