@@ -239,6 +239,7 @@ class LabelSummary(Record):
     consensus: str # How labels of several people are combined
     by_origin: dict[str, int] = {} # Rows by the origin of their label: person, correction, source, rule
     annotators: int = 0
+    unmatched: int = 0 # Labelled items that are no row of the source any more
     changed: int = 0 # Labels of the source that people changed
     agreement: list[AgreementScore] = []
     rules: list[LabellingRuleSummary] = []
@@ -250,6 +251,15 @@ class LabelSummary(Record):
     learning_curve: list[LabelCurvePoint] = [] # Empty: people have labelled too few rows, or none
     can_stop: bool = False # Whether predictions hardly change with more labels
     stop_reason: str = "" # Why; empty: it was not examined
+
+    @property
+    def notices(self) -> list[str]:
+        "Labels that are not used."
+        inverted = [each.name for each in self.rules if each.inverted]
+        lines = [f"{self.unmatched:,} labelled rows are not in the source any more, since values have changed or rows were "
+                 "removed: their labels are not used."] if self.unmatched else []
+        return lines + ([f"Labelling rules that are significantly worse than chance have no vote: {', '.join(inverted)}."]
+                        if inverted else [])
 
 # %% ../nbs/outcomes.ipynb #9d6431f8
 class Ingestion(Record):
@@ -347,7 +357,8 @@ class Dataset(Outcome):
         text = [f"Cleaning changed {'; '.join(line.summary for line in changes[:3])}{more[0]}. "
                 f"Undo a step with a setting such as {changes[0].setting}."] if changes else []
         text += [f"{line.column}: {line.note}." for line in kept[:3]]
-        return read + text + ([f"All changes and rules{more[1]}: mlcycle data ledger"] if text else [])
+        labels = self.labels.notices if self.labels else []
+        return read + labels + text + ([f"All changes and rules{more[1]}: mlcycle data ledger"] if text else [])
 
 # %% ../nbs/outcomes.ipynb #cbc894d5
 LeakageKind = Literal["copy of the target", "missing with the label", "present for one class", "row counter", "future date",

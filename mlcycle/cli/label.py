@@ -245,7 +245,7 @@ def rows_of_label_set(
     from mlcycle.stores.labels.label_items import item_ids
 
     rows = read_problem_rows(document_of_source(label_set.source, label_set.target, workspace))
-    items = item_ids(rows, label_set.target).drop_duplicates()
+    items = item_ids(rows, label_set.target, label_set.columns).drop_duplicates()
     found = rows.loc[items.index].drop(columns=label_set.target, errors="ignore").set_axis(items.to_numpy())
     return found, {item: str(number) for number, item in items.items()}
 

@@ -35,10 +35,12 @@ def input_file_hashes(
 ) -> dict[str, str]: # Hash of the bytes by `file PATH`
     """Hashes of the files, folders and patterns that parameters refer to.
 
-    Text that names no file has no entry. Databases and web APIs are not covered: their content is unknown.
+    Text that names no file has no entry, nor has text in a contract, which names no files. Databases and web APIs are not
+    covered: their content is unknown.
     """
     texts = _short_texts(parameters)
-    yamls = [Path(project) / text for text in texts if text.endswith((".yaml", ".yml"))]
+    yamls = [Path(project) / text for text in texts
+             if text.endswith((".yaml", ".yml")) and text != parameters.get("contract_file")]
     nested = [text for path in yamls if path.is_file() for text in _short_texts(_yaml_texts(path))]
     hashes = {_relative_path(text, project): hash_path(text, project) for text in dict.fromkeys([*texts, *nested])}
     return {f"file {text}": found for text, found in hashes.items() if found}

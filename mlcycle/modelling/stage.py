@@ -203,9 +203,7 @@ def find_model(
         curve = measure_learning_curve(selection, rows, plan.columns_read, sample_weight) if settings.learning_curve else []
     candidate = build_candidate_outcome(
         problem, dataset, cv, selection, latency_ms=latency_ms, learning_curve=curve, train_rows=len(rows),
-        study=study.relative_to(workspace.root).as_posix(),
-        notes=[ONLY_RULE_LABELS] if labels is not None and cv.unscored is None else [],
-        naive_scores=score_naive_forecasts(cv, rows, plan.label_delay),
+        study=study.relative_to(workspace.root).as_posix(), naive_scores=score_naive_forecasts(cv, rows, plan.label_delay),
         conformal=calibrate_conformal(selection.cv, selection.chosen, rows, settings.coverage, settings.coverage_by))
     tags = lineage_tags(problem, dataset, run, code_tags=stage_fingerprint(workspace), **asdict(settings))
     tags |= {"study": study.name} | ({"functions": plan.user_functions.sha256} if plan.user_functions else {})
@@ -232,6 +230,7 @@ def build_candidate_outcome(
     ranges = search_ranges(chosen_type, problem.task, min(len(train) for train, _ in cv.folds)) if chosen_type else {}
     return Candidate(
         model=ModelRef(name=registered_model_name(problem.source, problem.target), version=0, run_id="", sha256=""),
+        notes=[ONLY_RULE_LABELS] if "labels" in dataset.tables and cv.unscored is None else [],
         search_rows=len(cv.rows), search_ranges=ranges, train_table=dataset.tables["train"],
         fold_mean_scores=mean_scores_over_folds(selection.cv, selection.chosen),
         decision=f"{chosen['winner']} is selected with a cross-validated {score}{warning}", selection_reason=reason, **chosen,

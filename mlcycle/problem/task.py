@@ -7,6 +7,7 @@ __all__ = ['MAX_CLASSES', 'MAX_INTEGER_CLASSES', 'MIN_TARGET_ROWS', 'POSITIVE_LA
            'infer_task', 'check_target', 'infer_positive_class', 'choose_positive_class']
 
 # %% ../../nbs/problem/task.ipynb #24471025
+import shlex
 from typing import Any
 
 import pandas as pd
@@ -57,7 +58,9 @@ def check_target(
     """
     name = f"The target '{values.name}'"
     if len(values) < MIN_TARGET_ROWS:
-        raise TargetError(f"{name} has {len(values)} labelled rows.", f"At least {MIN_TARGET_ROWS} are needed.")
+        raise TargetError(f"{name} has {len(values)} labelled rows.", f"At least {MIN_TARGET_ROWS} are needed.",
+                          "If other rows lack a label, label them: "
+                          f"mlcycle label SOURCE --target {shlex.quote(str(values.name))}")
     if values.nunique() < 2:
         raise TargetError(f"{name} is constant: it is always '{values.iloc[0]}'.", "At least two values are needed.",
                           "Choose another column.")

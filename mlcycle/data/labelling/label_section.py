@@ -32,12 +32,12 @@ def describe_labels(
         lines.append("; ".join(parts) + ".")
     if found.changed:
         lines.append(f"Labels of the source that people changed: {found.changed:,}; the ledger has examples.")
+    lines += found.notices
     if dataset.rows_unlabelled:
-        share = dataset.rows_unlabelled / dataset.rows_in
-        lines.append(f"{dataset.rows_unlabelled:,} rows ({share:.1%}) have no label. {found.queued:,} of them are in the "
-                     f"labelling queue: `mlcycle label {name}` shows them.")
-    elif found.queued:
-        lines.append(f"{found.queued:,} rows that are labelled by rules are in the labelling queue: `mlcycle label {name}`.")
+        lines.append(f"{dataset.rows_unlabelled:,} rows ({dataset.rows_unlabelled / dataset.rows_in:.1%}) have no label.")
+    if found.queued:
+        lines.append(f"{found.queued:,} rows without a label by a person or the source are in the labelling queue: "
+                     f"`mlcycle label {name}` shows them.")
     if found.stop_reason:
         lines.append(f"{found.stop_reason} {'Labelling can stop.' if found.can_stop else 'More labels are worth their time.'}")
     if found.suspect_labels:

@@ -56,7 +56,7 @@ class RowsWithLabels:
     "Rows with their labels."
 
     rows: pd.DataFrame # With the target
-    table: pd.DataFrame | None = None # By `row_id`: `label`, `origin`, `weight`, `n_annotators`; None: all are of the source
+    table: pd.DataFrame | None = None # By `row_id`, see `label_rows`; None: all labels are of the source
     annotations: pd.DataFrame | None = None # Labels that people gave to these rows, one for each item and annotator
     summary: LabelSummary | None = None # None: all labels are of the source
     ledger: list[LedgerEntry] = field(default_factory=list) # Labels of the source that people changed
@@ -118,14 +118,15 @@ def label_by_rules(
     problem: Problem, # Task and classes
     settings: LabelSettings, # Rules and how they are combined
 ) -> tuple[pd.DataFrame, list[LabellingRuleSummary]]: # `label`, `weight` of all rows; the rules
-    "Apply the rules of a file; raises InputError if they cannot be used."
+    "Apply the rules of a file, those that look inverted have no vote; raises InputError if they cannot be used."
     if problem.task == "regression":
         raise InputError(f"Rules vote for classes, and '{problem.target}' is a number.", "The task is a regression.",
                          "Leave rules_file empty.")
     votes = apply_rules(rows, load_rules(settings.rules_file), problem.classes)
     known = known.astype(object).where(known.notna(), None)
-    combined = combine_votes(votes, problem.classes, settings.rule_combination, labels=known, seed=settings.seed)
     lines = summarise_rules(votes, known, problem.classes).reset_index()
+    used = votes.drop(columns=lines.rule[lines.inverted.astype(bool)])
+    combined = combine_votes(used, problem.classes, settings.rule_combination, labels=known, seed=settings.seed)
     plain = lines.astype(object).where(lines.notna(), None).to_dict("records")
     return combined.labels, [LabellingRuleSummary(
         name=each["rule"], votes=each["polarity"], coverage=each["coverage"], overlaps=each["overlaps"],
@@ -159,13 +160,17 @@ def label_rows(
         return RowsWithLabels(rows)
     empty = pd.Series(None, index=rows.index, dtype=object, name=problem.target)
     given = rows[problem.target] if by_source and problem.target in rows else empty
-    table = pd.DataFrame({"label": given.astype(object), "origin": "source", "weight": 1.0, "n_annotators": 0}, rows.index)
+    table = pd.DataFrame({"label": given.astype(object), "origin": "source", "weight": 1.0, "n_annotators": 0,
+                          "when": pd.Series(pd.NaT, rows.index, dtype="datetime64[us]")})
     annotations, of_people, rules = None, {}, []
     if people is not None and len(people[1]):
         annotations, of_people = take_people_labels(table, rows, people, problem, settings)
     if with_rules:
         rules = take_rule_labels(table, rows.drop(columns=problem.target, errors="ignore"), problem, settings)
     known = table[table.label.notna()]
+    if problem.label_source == "rules" and not settings.rules_file:
+        raise ParameterError("label_source = rules needs rules, and rules_file is empty.",
+                             remedy="Name their file: -p rules_file=rules.py; or leave label_source empty.")
     if not len(known):
         raise TargetError(f"No row has a label: label_source = {problem.label_source}, and there are none of that kind.",
                           remedy=f"Label some rows: mlcycle label {problem.source} --target {problem.target}; or leave "
@@ -189,18 +194,19 @@ def take_people_labels(
 ) -> tuple[pd.DataFrame, dict[str, Any]]: # Annotations of these rows; fields of `LabelSummary`
     "Put the consensus of people into the table of labels, and describe how far they agree."
     label_set, annotations = people
-    items = item_ids(rows, problem.target)
+    items = item_ids(rows, problem.target, label_set.columns)
     check_items(annotations, items, label_set, [name for name in rows if name != problem.target])
-    annotations = annotations[annotations["item"].isin(items)]
+    n_items, annotations = annotations["item"].nunique(), annotations[annotations["item"].isin(items)]
     consensus = combine_people_labels(annotations, problem, rows, items, settings)
     found = consensus.labels
     labelled = items.isin(found.index)
     for column, source in (("label", "label"), ("origin", "origin"), ("weight", "confidence"), ("n_annotators", "n_annotators")):
         table.loc[labelled, column] = items[labelled].map(found[source])
+    table.loc[labelled, "when"] = items[labelled].map(annotations.groupby("item")["when"].max())
     first = dict(zip(items[::-1], items.index[::-1], strict=True)) # Row by item
     again = items_to_relabel(annotations, consensus).reset_index()
     again = again.assign(row_id=again.pop("item").map(first).map(str), label=again.label.map(str)).to_dict("records")
-    return annotations, {"annotators": annotations.annotator.nunique(),
+    return annotations, {"annotators": annotations.annotator.nunique(), "unmatched": n_items - annotations["item"].nunique(),
                          "agreement": measure_people_agreement(annotations, problem, settings.seed),
                          "rows_to_relabel": [RowToRelabel(**each) for each in again]}
 

@@ -186,7 +186,8 @@ def _label_rows(soft: np.ndarray, prior: np.ndarray, classes: Sequence[Any], tie
     labelled = voted & (~tied if ties == "none" else True)
     sums = np.bincount(chosen[labelled], confidence[labelled], len(classes)).astype(float)
     wanted = np.where(sums > 0, prior, 0.0)
-    scale = np.divide(wanted / max(wanted.sum(), 1e-300) * sums.sum(), sums, out=np.zeros_like(sums), where=sums > 0)
+    scale = np.divide(wanted, sums, out=np.zeros_like(sums), where=sums > 0)
+    scale /= max(scale.max(), 1e-300) # A label by rules never weighs more than its confidence
     label = [classes[place] if given else None for place, given in zip(chosen, labelled, strict=True)]
     return pd.DataFrame({
         "label": pd.Series(label, dtype=object), "confidence": np.where(voted, confidence, np.nan),

@@ -6,6 +6,8 @@
 __all__ = ['item_ids']
 
 # %% ../../../nbs/stores/labels/label_items.ipynb #71636812
+from collections.abc import Collection
+
 import numpy as np
 import pandas as pd
 from pandas.api.types import is_bool_dtype, is_datetime64_any_dtype, is_numeric_dtype
@@ -30,10 +32,11 @@ def _hash_column(column: pd.Series) -> np.ndarray:
 def item_ids(
     rows: pd.DataFrame, # Of a source, indexed by `row_id`
     target: str, # Name of the target; it need not be a column
+    columns: Collection[str] = (), # Columns on which the ids depend; all if empty, or if one is missing
 ) -> pd.Series: # Ids of 16 hexadecimal digits, with the index of the rows
     "The item id of each row: a hash of its values without the target."
-    mixed = np.zeros(len(rows), dtype="uint64")
-    for name in sorted(name for name in rows.columns if name != target):
+    mixed, used = np.zeros(len(rows), dtype="uint64"), set(columns) if set(columns) <= set(rows.columns) else set()
+    for name in sorted(name for name in used or rows.columns if name != target):
         salt = hash_array(np.array([name], dtype=object), categorize=False)[0]
         with np.errstate(over="ignore"):
             mixed = hash_array(mixed * np.uint64(0x9E3779B97F4A7C15) + (_hash_column(rows[name]) ^ salt))

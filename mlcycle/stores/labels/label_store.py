@@ -241,7 +241,8 @@ def ensure_label_set(
             raise InputError(f"The label set '{wanted.name}' has the target '{known.target}' of a {known.task} task.",
                              f"Wanted is '{wanted.target}', {wanted.task}.", "Name another label set: --name NAME.")
         added = [label for label in wanted.classes if label not in known.classes]
-        merged = wanted.model_copy(update={"classes": [*known.classes, *added], "columns": wanted.columns or known.columns})
+        columns = known.columns if set(known.columns) <= set(wanted.columns) else wanted.columns # Ids do not change with new ones
+        merged = wanted.model_copy(update={"classes": [*known.classes, *added], "columns": columns or known.columns})
         if merged != known:
             changed = table.update().where(table.c.name == wanted.name)
             connection.execute(changed.values(description=merged.model_dump(mode="json")))

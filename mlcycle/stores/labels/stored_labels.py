@@ -51,7 +51,9 @@ def check_items(
     raise InputError(f"The label set '{label_set.name}' has {len(labelled):,} labels, and none belongs to a row of this source"
                      + (f", whose columns have changed: {'; '.join(what)}." if what else ", whose values have changed."),
                      f"They were given to another version of '{label_set.source}'.",
-                     "Use that version; or leave the labels out: label_source = source.")
+                     "Use that version. Or take the labels along by row number: with the earlier source, mlcycle labels export "
+                     f"{label_set.name} labels.csv; keep row_id, annotator and label; and mlcycle labels import them with this "
+                     "source. Or leave them out: mlcycle run -p label_source=source")
 
 # %% ../../../nbs/stores/labels/stored_labels.ipynb #fa861a8f
 def majority_labels(
@@ -87,7 +89,7 @@ def labelled_target(
     label_set, labelled = found
     if not len(labelled):
         return None
-    items = item_ids(rows, target)
+    items = item_ids(rows, target, label_set.columns)
     check_items(labelled, items, label_set, [column for column in rows if column != target])
     empty = pd.Series(None, index=rows.index, dtype=object)
     before = rows[target] if target in rows and label_source == "auto" else empty
