@@ -1131,6 +1131,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                                     'mlcycle/data/labelling/label_tables.py'),
                                                      'mlcycle.data.labelling.label_tables.LabelTable.names': ( 'data/labelling/label_tables.html#labeltable.names',
                                                                                                                'mlcycle/data/labelling/label_tables.py'),
+                                                     'mlcycle.data.labelling.label_tables._check_one_label': ( 'data/labelling/label_tables.html#_check_one_label',
+                                                                                                               'mlcycle/data/labelling/label_tables.py'),
                                                      'mlcycle.data.labelling.label_tables._contents': ( 'data/labelling/label_tables.html#_contents',
                                                                                                         'mlcycle/data/labelling/label_tables.py'),
                                                      'mlcycle.data.labelling.label_tables._new_labels': ( 'data/labelling/label_tables.html#_new_labels',
