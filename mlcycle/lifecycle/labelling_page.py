@@ -5,13 +5,14 @@
 # %% auto #0
 __all__ = ['MAX_NAME', 'LABELLING_HEADERS', 'MAX_ACTION_BYTES', 'LABELLING_FILES', 'check_annotator', 'AnnotatorSessions',
            'is_own_origin', 'read_action', 'address_images', 'labelling_error', 'labelling_entry', 'read_image',
-           'create_labelling_app', 'add_labelling_files', 'serve_labelling']
+           'create_labelling_app', 'add_labelling_files', 'stop_by_signals', 'serve_labelling']
 
 # %% ../../nbs/lifecycle/labelling_page.ipynb #ad98fa00
+import signal
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from threading import Lock
-from typing import Any
+from threading import Lock, current_thread, main_thread
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlsplit
 
 from fastapi import FastAPI, Request
@@ -23,6 +24,9 @@ from ..data.labelling.front_end import LabellingProtocol, SessionGuard, labellin
 from ..errors import InputError, MlcycleError
 from ..monitoring.dashboard import SECURITY_HEADERS, HostCheckMiddleware
 from ..service.error_responses import RequestError, json_response
+
+if TYPE_CHECKING: # Imported late: it takes long
+    import uvicorn
 
 # %% ../../nbs/lifecycle/labelling_page.ipynb #b5583f63
 MAX_NAME = 80 # Characters of an annotator's name
@@ -206,6 +210,18 @@ def add_labelling_files(
             return PlainTextResponse("Not found.", 404)
         return Response(labelling_templates().get_template(template).render(), media_type=kind)
 
+# %% ../../nbs/lifecycle/labelling_page.ipynb #2d2c6189
+def stop_by_signals(
+    server: "uvicorn.Server", # Not yet running
+) -> None:
+    "Let SIGTERM and Ctrl-C end the server before uvicorn handles them; raised again at its end, they do nothing."
+    def stop(*_: object) -> None:
+        server.should_exit = True
+
+    if current_thread() is main_thread():
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, stop)
+
 # %% ../../nbs/lifecycle/labelling_page.ipynb #62f9e3fd
 def serve_labelling(
     sessions: Callable[[str], LabellingProtocol], # Session of an annotator
@@ -217,13 +233,14 @@ def serve_labelling(
     "Serve the labelling page until SIGTERM or Ctrl-C; raises InputError if the address cannot be used."
     import uvicorn
 
-    from mlcycle.service.server import bind_socket, ignore_stop_signals
+    from mlcycle.service.server import bind_socket
 
     bound = bind_socket(host, port)
-    ignore_stop_signals()
     config = uvicorn.Config(create_labelling_app(sessions, host), log_level="warning", access_log=False, server_header=False,
                             timeout_graceful_shutdown=2)
+    server = uvicorn.Server(config)
+    stop_by_signals(server)
     bound.listen()
     shown = f"[{host}]" if ":" in host else host
     started(f"http://{shown}:{bound.getsockname()[1]}")
-    uvicorn.Server(config).run(sockets=[bound])
+    server.run(sockets=[bound])
