@@ -154,13 +154,13 @@ def find_similar_name(
 def suggest_name(
     name: str, # Name that is not known
     names: list[str], # Names that exist
-    limit: int = 12, # Maximum number of names to list if none is similar
+    limit: int = 12, # Maximum number of names to list if none is similar; 0: they are listed already
 ) -> str: # One sentence; empty if there are no names
     "Suggest the most similar name, or list the known names."
     if near := find_similar_name(name, names):
         return f"Did you mean '{near}'?"
     more = ", …" if len(names) > limit else ""
-    return f"Known are: {', '.join(sorted(names)[:limit])}{more}." if names else ""
+    return f"Known are: {', '.join(sorted(names)[:limit])}{more}." if names and limit else ""
 
 # %% ../nbs/errors.ipynb #0016da55
 def _print_warning(message: Warning | str, *rest: object) -> None:

@@ -33,6 +33,8 @@ def order_fields(n: int) -> list[dict]:
 class FileSession:
     "Rows that are shown in order, until each has a line."
 
+    pairs = 12
+
     def __init__(self, file: Path, rows: int = 30, choices: dict = YES_NO, fields=order_fields, annotator: str = "anna"):
         self.file, self.rows, self.choices, self.fields, self.annotator = file, rows, choices, fields, annotator
         self.error: Exception | None = None  # Raised by the next action
@@ -61,7 +63,7 @@ class FileSession:
         kept = self.current()
         count = {kind: sum(each["kind"] == kind for each in kept) for kind in ("label", "skip", "unsure")}
         progress = {"done": count["label"], "total": self.rows, "skipped": count["skip"], "unsure": count["unsure"],
-                    "left": self.rows - len(kept), "agreement": 0.83, "pairs": 12, "seconds_median": 4.2}  # fmt: skip
+                    "left": self.rows - len(kept), "agreement": 0.83, "pairs": self.pairs, "seconds_median": 4.2}  # fmt: skip
         item, n = None, len(kept)
         if n < self.rows:
             note = "labelled No by the source; the model predicts Yes with .97" if n % 2 else ""

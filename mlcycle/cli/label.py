@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['labels_app', 'STRATEGY', 'LABEL_SET', 'describe_labels_group', 'label', 'print_labelling_end', 'show_labels',
            'print_annotators', 'show_history', 'export_labels', 'import_labels', 'check_label_format',
-           'rows_of_label_set', 'opened_store']
+           'rows_of_label_set', 'row_numbers', 'figure_or_dash', 'opened_store']
 
 # %% ../../nbs/cli/label.ipynb #0b4dd987
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -53,10 +53,12 @@ def label(
     """Label rows in a browser, by keyboard or mouse.
 
     Without a label are rows of a source whose target is missing, and rows of the prediction log that stage 7 wants to know
-    about. Each label is saved at once. The next `mlcycle run` uses the labels. The page has no login: keep it on the loopback
-    address.
+    about. Each label is saved at once. `mlcycle run` uses them from then on. The page has no login: keep it on the
+    loopback address.
     """
     with exit_on_error("Nobody can label now."):
+        doing = f"Reading {what} and choosing rows" if target or Path(what.partition("#")[0]).exists() else f"Opening {what}"
+        errors.print(f"{doing} …", markup=False, soft_wrap=True)
         from mlcycle.core.workspace import Workspace
         from mlcycle.data.labelling.row_labels import LabelSettings
         from mlcycle.lifecycle.labelling import LabellingOptions, open_labelling
@@ -82,14 +84,23 @@ def print_labelling_end(
     from mlcycle.lifecycle.labelling import import_labels_as_actuals
 
     opened.index.refresh()
-    name, labelled = opened.queue.label_set.name, int((opened.index.n_labels > 0).sum())
-    console.print(f"{labelled:,} of {len(opened.queue.items):,} rows of the queue are labelled.", markup=False)
-    if any(each.item.startswith(LOG_PREFIX) for each in opened.queue.items):
-        imported = import_labels_as_actuals(opened.workspace, name)
+    queue, n_labels = opened.queue, opened.index.n_labels
+    done, waiting = int((n_labels >= queue.n_wanted).sum()), int(((n_labels > 0) & (n_labels < queue.n_wanted)).sum())
+    count = f"{done:,} of {len(queue.items):,} rows"
+    if (queue.n_wanted > 1).any():
+        console.print(f"{count} have all their labels, {waiting:,} {'waits' if waiting == 1 else 'wait'} for another person.",
+                      markup=False)
+    else:
+        console.print(f"{count} of the queue are labelled.", markup=False)
+    labelled = [each.item.startswith(LOG_PREFIX) for each, n in zip(queue.items, n_labels, strict=True) if n]
+    if any(each.item.startswith(LOG_PREFIX) for each in queue.items):
+        imported = import_labels_as_actuals(opened.workspace, queue.label_set.name)
         if imported is not None:
-            console.print(f"{imported.n_added:,} labels are new actual values in the prediction log.", markup=False)
-    if labelled:
-        console.print("The next mlcycle run uses the labels of rows of the source.", markup=False)
+            console.print(f"{imported.n_added:,} labels are new actual values in the prediction log; monitoring and retraining "
+                          "use them.", markup=False)
+    if not all(labelled):
+        which = "the labels of rows of the source" if any(labelled) else "these labels"
+        console.print(f"mlcycle run uses {which} from now on.", markup=False)
     opened.store.close()
 
 # %% ../../nbs/cli/label.ipynb #76ed4789
@@ -103,10 +114,11 @@ def show_labels(
         from mlcycle.core.workspace import Workspace
         from mlcycle.stores.labels.label_store import current_annotations, read_annotations
 
-        with opened_store(Workspace.from_project(project)) as store:
+        workspace = Workspace.from_project(project)
+        with opened_store(workspace) as store:
             if name:
                 label_set = store.read_label_set(name)
-                print_annotators(label_set, current_annotations(read_annotations(store, name)))
+                print_annotators(label_set, current_annotations(read_annotations(store, name)), workspace)
                 return
             table = make_table("label set", "target", "task", "labels", "people", "rules")
             for each in store.label_sets().values():
@@ -120,10 +132,9 @@ def show_labels(
 def print_annotators(
     label_set: "LabelSet", # Task and classes
     holding: "pd.DataFrame", # Current annotations
+    workspace: "Workspace", # Names the project, whose problem.yaml tells how the source is read
 ) -> None:
     "Print the annotators of a label set, their agreement, and rows on which they differ."
-    import pandas as pd
-
     from mlcycle.data.labelling.agreement import measure_agreement
     from mlcycle.data.labelling.consensus import annotator_quality, find_consensus, items_to_relabel
 
@@ -134,21 +145,21 @@ def print_annotators(
     numeric = label_set.task == "regression"
     consensus = find_consensus(labels, "median" if numeric else "majority", None if numeric else label_set.classes)
     table = make_table("annotator", "labels", "median seconds", "skipped", "unsure", "agreement", "chance-corrected", "remark")
-
-    def known(value: float, digits: int) -> str:
-        return "" if pd.isna(value) else f"{value:.{digits}f}"
-
     for who, each in annotator_quality(holding[holding.origin != "rule"], consensus).iterrows():
-        table.add_row(str(who), f"{each.n_labels:,.0f}", known(each.seconds_median, 1), f"{each.skipped:.1%}",
-                      f"{each.unsure:.1%}", known(each.agreement, 3), known(each.chance_corrected, 3), each.remark)
+        table.add_row(str(who), f"{each.n_labels:,.0f}", figure_or_dash(each.seconds_median, ".1f"), f"{each.skipped:.1%}",
+                      f"{each.unsure:.1%}", figure_or_dash(each.agreement, ".3f"),
+                      figure_or_dash(each.chance_corrected, ".3f"), each.remark)
     console.print(table)
     if labels.annotator.nunique() > 1:
         found = measure_agreement(labels, None if numeric else label_set.classes, numeric=numeric)
         for _, each in found.iterrows():
-            value = f"{each['value']:.3f} [{each.low:.3f}, {each.high:.3f}]" if pd.notna(each["value"]) else str(each.reason)
-            console.print(f"{each.statistic}: {value}", markup=False)
-        for item, line in items_to_relabel(labels, consensus, 10).iterrows():
-            console.print(f"Look again at {item}: {line.reason}", markup=False)
+            interval = f" ({each.reason})" if each.reason else f" [{each.low:.3f}, {each.high:.3f}]"
+            console.print(f"{each.statistic}: {figure_or_dash(each['value'], '.3f')}{interval}", markup=False)
+        again = items_to_relabel(labels, consensus, 10)
+        row_ids = row_numbers(label_set, workspace) if len(again) else {}
+        for item, reason in again.reason.items():
+            row = f"row {row_ids[str(item)]} ({item})" if item in row_ids else item
+            console.print(f"Look again at {row}: {reason}", markup=False)
 
 # %% ../../nbs/cli/label.ipynb #be527761
 @labels_app.command("history")
@@ -162,14 +173,15 @@ def show_history(
         from mlcycle.core.workspace import Workspace
         from mlcycle.stores.labels.label_store import read_annotations
 
-        with opened_store(Workspace.from_project(project)) as store:
-            store.read_label_set(name)
-            table = make_table("when (UTC)", "item", "annotator", "action", "label", "seconds", "reason", "comment")
+        workspace = Workspace.from_project(project)
+        with opened_store(workspace) as store:
+            row_ids = row_numbers(store.read_label_set(name), workspace)
+            table = make_table("when (UTC)", "row", "item", "annotator", "action", "label", "seconds", "reason", "comment")
             for each in read_annotations(store, name, item).to_dict("records"):
-                seconds = "" if each["seconds"] != each["seconds"] else f"{each['seconds']:.1f}"
                 label = "" if each["label"] is None else str(each["label"])
-                table.add_row(f"{each['when']:%Y-%m-%d %H:%M:%S}", each["item"], each["annotator"], each["action"], label,
-                              seconds, each["reason"], each["comment"])
+                table.add_row(f"{each['when']:%Y-%m-%d %H:%M:%S}", row_ids.get(each["item"], "–"), each["item"],
+                              each["annotator"], each["action"], label, figure_or_dash(each["seconds"], ".1f"), each["reason"],
+                              each["comment"])
             console.print(table)
 
 # %% ../../nbs/cli/label.ipynb #8a18c2e3
@@ -185,8 +197,11 @@ def export_labels(
         from mlcycle.data.labelling.label_studio import write_label_studio
         from mlcycle.data.labelling.label_csv import write_label_table
         from mlcycle.data.labelling.readable_rows import fields_of_rows
+        from mlcycle.errors import InputError
         from mlcycle.stores.labels.label_store import read_annotations
 
+        if not file.parent.is_dir():
+            raise InputError(f"The folder {file.parent} does not exist.", remedy="Create it, or name a file in another folder.")
         workspace = Workspace.from_project(project)
         with opened_store(workspace) as store:
             label_set, history = store.read_label_set(name), read_annotations(store, name)
@@ -202,11 +217,14 @@ def export_labels(
 @labels_app.command("import")
 def import_labels(
     name: LABEL_SET,
-    file: Annotated[Path, typer.Argument(help="CSV with item or row_id, label and annotator; or JSON of Label Studio.")],
+    file: Annotated[Path, typer.Argument(help="CSV with label, annotator, and item or row_id; or JSON of Label Studio.")],
     annotator: Annotated[str, typer.Option(help="Who labelled lines of a CSV file that name nobody.")] = "",
     project: PROJECT = None,
 ):
-    "Add labels of a file to the label store: all of them, or none if one cannot be used."
+    """Add labels of a file to the label store: all of them, or none if one cannot be used.
+
+    `row_id` is the number of the row in the source, from 0; `item` is its id, as in an exported file.
+    """
     with exit_on_error("Nothing was imported."):
         from mlcycle.core.workspace import Workspace
         from mlcycle.data.labelling.label_studio import import_label_studio
@@ -240,6 +258,7 @@ def rows_of_label_set(
     workspace: "Workspace", # Names the project, whose problem.yaml tells how the source is read
 ) -> tuple["pd.DataFrame", dict[str, str]]: # Rows by item, each once; number of the row by item
     "The rows of a label set, read from its source."
+    errors.print(f"Reading {label_set.source} …", markup=False, soft_wrap=True)
     from mlcycle.lifecycle.labelling import document_of_source
     from mlcycle.problem.stage import read_problem_rows
     from mlcycle.stores.labels.label_items import item_ids
@@ -248,6 +267,28 @@ def rows_of_label_set(
     items = item_ids(rows, label_set.target, label_set.columns).drop_duplicates()
     found = rows.loc[items.index].drop(columns=label_set.target, errors="ignore").set_axis(items.to_numpy())
     return found, {item: str(number) for number, item in items.items()}
+
+# %% ../../nbs/cli/label.ipynb #14c9b258
+def row_numbers(
+    label_set: "LabelSet", # Has the source
+    workspace: "Workspace", # Names the project, whose problem.yaml tells how the source is read
+) -> Mapping[str, str]: # By item; empty: the source cannot be read
+    "The numbers of the rows of a label set in its source."
+    from mlcycle.errors import MlcycleError
+
+    try:
+        return rows_of_label_set(label_set, workspace)[1]
+    except MlcycleError as error:
+        errors.print(f"Numbers of rows are not shown: {error.found}", markup=False, soft_wrap=True)
+        return {}
+
+# %% ../../nbs/cli/label.ipynb #190f3ead
+def figure_or_dash(
+    value: float, # NaN: not known
+    form: str, # Such as `.3f`
+) -> str:
+    "A figure, or a dash if it is not known."
+    return "–" if value != value else f"{value:{form}}"
 
 # %% ../../nbs/cli/label.ipynb #15eb9817
 @contextmanager

@@ -150,7 +150,7 @@ def stored_or_released_label_set(
             known_names = [*store.label_sets()]
             raise InputError(f"'{name}' is no source, no label set and no released model.",
                              f"Label sets are: {', '.join(known_names)}." if known_names else "",
-                             suggest_name(name, known_names) if known_names else "Start with a source: "
+                             suggest_name(name, known_names, 0) if known_names else "Start with a source: "
                              "mlcycle label orders.csv --target late --classes yes,no") from error
         return ensure_label_set(store, label_set_of_problem(problem, [])), problem.question
     finally:

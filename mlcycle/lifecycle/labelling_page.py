@@ -24,6 +24,7 @@ from ..errors import InputError, MlcycleError
 from ..monitoring.dashboard import SECURITY_HEADERS, HostCheckMiddleware
 from ..service.error_responses import RequestError, json_response
 
+
 # %% ../../nbs/lifecycle/labelling_page.ipynb #b5583f63
 MAX_NAME = 80 # Characters of an annotator's name
 

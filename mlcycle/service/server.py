@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['SERVE_OPTIONS', 'SERVICE_MAIN', 'THREAD_LIMITS', 'STARTUP_FAILURE', 'bind_socket', 'ServeOptions', 'open_socket',
            'note_started', 'make_application', 'app_from_environment', 'server_settings', 'stop_at_end_of_input',
-           'ignore_stop_signals', 'serve_page', 'serve', 'add_setting_arguments', 'add_serve_arguments',
-           'complete_flags', 'read_arguments', 'main']
+           'ignore_stop_signals', 'stop_by_signals', 'serve_page', 'serve', 'add_setting_arguments',
+           'add_serve_arguments', 'complete_flags', 'read_arguments', 'main']
 
 # %% ../../nbs/service/server.ipynb #e7d217be
 import argparse
@@ -22,12 +22,15 @@ from dataclasses import asdict, dataclass, field
 from functools import partial
 from multiprocessing import parent_process
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError, MlcycleError, shorten_warnings
 from .graceful_stop import ignore_signal
 from .platforms import PlatformRoutes, check_platform_routes, platform_defaults, read_platform_routes
 from .systemd import inherited_socket, notify_manager
+
+if TYPE_CHECKING: # Imported late: it takes long
+    import uvicorn
 
 # %% ../../nbs/service/server.ipynb #94484468
 def bind_socket(
@@ -160,6 +163,18 @@ def ignore_stop_signals() -> None:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, ignore_signal)
 
+# %% ../../nbs/service/server.ipynb #2d2c6189
+def stop_by_signals(
+    server: "uvicorn.Server", # Not yet running
+) -> None:
+    "Let SIGTERM and Ctrl-C end the server before uvicorn handles them; raised again at its end, they do nothing."
+    def stop(*_: object) -> None:
+        server.should_exit = True
+
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, stop)
+
 # %% ../../nbs/service/server.ipynb #53a7ce08
 def serve_page(
     create_application: Callable[[], Callable], # Creates the ASGI application
@@ -171,13 +186,14 @@ def serve_page(
     import uvicorn
 
     bound = bind_socket(host, port)
-    ignore_stop_signals()
     config = uvicorn.Config(create_application(), log_level="warning", access_log=False, server_header=False,
                             timeout_graceful_shutdown=2)
+    server = uvicorn.Server(config)
+    stop_by_signals(server)
     bound.listen()
     shown = f"[{host}]" if ":" in host else host
     started(f"http://{shown}:{bound.getsockname()[1]}")
-    uvicorn.Server(config).run(sockets=[bound])
+    server.run(sockets=[bound])
 
 # %% ../../nbs/service/server.ipynb #97508576
 def serve(

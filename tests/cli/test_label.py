@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 
 from mlcycle.cli.app import app
 from mlcycle.cli.base import console
+from mlcycle.cli.label import opened_store, print_labelling_end, rows_of_label_set
 from mlcycle.core.workspace import Workspace
 from mlcycle.lifecycle.labelling import LabellingOptions, open_labelling
 from mlcycle.problem.document import load_project_problem
@@ -85,9 +86,35 @@ def test_rows_are_labelled_over_http_until_the_page_is_stopped(project):
         stdout, stderr = process.communicate(timeout=20)
     finally:
         process.kill()
-    assert process.returncode == 0 and not stderr, stderr
-    assert "3 of 10 rows of the queue are labelled." in stdout and "The next mlcycle run uses the labels" in stdout
+    assert process.returncode == 0 and stderr == "Reading orders.csv and choosing rows …\n"
+    assert "3 of 10 rows of the queue are labelled." in stdout and "mlcycle run uses these labels from now on." in stdout
     assert re.search(r"orders-late late binary 3 1 0", call("labels", "show"))
+
+
+def number_of(project: Path, item: str) -> str:
+    "The number of an item in the source."
+    workspace = Workspace.from_project(project)
+    with opened_store(workspace) as store:
+        return rows_of_label_set(store.read_label_set("orders-late"), workspace)[1][item]
+
+
+def test_the_end_counts_rows_that_have_all_their_labels(project, capsys):
+    label_all(project, "anna", ["Yes", "Yes", "No"], overlap=2)
+    opened = open_labelling("orders.csv", Workspace.from_project(project), LabellingOptions(target="late", overlap=2))
+    session = opened.session("ben")
+    for label in ("Yes", "No"):
+        session.act({"kind": "label", "item": session.state()["item"]["id"], "label": label})
+    print_labelling_end(opened)
+    assert "2 of 10 rows have all their labels, 1 waits for another person." in capsys.readouterr().out
+
+
+def test_a_figure_that_is_not_known_is_a_dash(project):
+    opened = open_labelling("orders.csv", Workspace.from_project(project), LabellingOptions(target="late"))
+    session = opened.session("anna")
+    session.act({"kind": "label", "item": session.state()["item"]["id"], "label": "Yes"})
+    opened.store.close()
+    assert "anna 1 – 0.0% 0.0% – too few labels in common" in call("labels", "show", "orders-late")
+    assert " Yes – " in call("labels", "history", "orders-late")
 
 
 def test_show_and_history(project):
@@ -96,9 +123,16 @@ def test_show_and_history(project):
     assert re.search(r"orders-late late binary 8 2 0", call("labels", "show"))
     shown = call("labels", "show", "orders-late")
     assert re.search(r"anna 4 2\.0 0\.0% 0\.0%", shown) and re.search(r"ben 4 2\.0 0\.0% 0\.0%", shown)
-    assert f"Look again at {items[3]}" in shown and shown.count("too few labels in common with others") == 2
+    rows = [number_of(project, item) for item in items]
+    assert f"Look again at row {rows[3]} ({items[3]})" in shown
+    assert "percent agreement: 0.750 (too few items for an interval)" in shown and "too few labels in common" in shown
+    assert "nan" not in shown
     history = call("labels", "history", "orders-late")
-    assert all(history.count(item) == 2 for item in items)
+    assert all(history.count(f"{row} {item}") == 2 for row, item in zip(rows, items, strict=True))
+    (project / "orders.csv").rename(project / "moved.csv")
+    assert f"Look again at {items[3]}" in call("labels", "show", "orders-late"), "the source cannot be read"
+    assert call("labels", "history", "orders-late").count(f"– {items[0]}") == 2
+    (project / "moved.csv").rename(project / "orders.csv")
     assert call("labels", "history", "orders-late", items[0]).count("label Yes") == 2
 
 
@@ -127,7 +161,9 @@ def test_exported_labels_can_be_imported_elsewhere(project, tmp_path_factory, mo
 def test_a_csv_by_hand_names_rows_by_their_number(project):
     label_all(project, "anna", ["Yes"])
     (project / "hand.csv").write_text("row_id,label\n50,Yes\n59,No\n")
-    assert "the annotator '' cannot be used" in refused("labels", "import", "orders-late", "hand.csv")
+    message = refused("labels", "import", "orders-late", "hand.csv")
+    assert "nobody is named who gave the label" in message and "--annotator NAME" in message
+    assert "the number of the row in the source, from 0" in call("labels", "import", "--help")
     assert "2 labels are new in orders-late" in call("labels", "import", "orders-late", "hand.csv", "--annotator", "carl")
 
 
@@ -144,6 +180,8 @@ def test_what_cannot_be_used_is_a_clear_error(project):
     assert "The classes of 'paid' are not known" in refused("label", "orders.csv", "--target", "paid", "--port", "0")
     assert "no source, no label set and no released model" in refused("label", "nothing", "--port", "0")
     label_all(project, "anna", ["Yes"])
+    message = refused("label", "nothing", "--port", "0")
+    assert "Label sets are: orders-late." in message and "Known are" not in message
     for words in (
         ["show", "orders-lat"],
         ["history", "orders-lat"],
@@ -159,6 +197,8 @@ def test_what_cannot_be_used_is_a_clear_error(project):
     assert "the row '600' does not exist" in refused("labels", "import", "orders-late", "hand.csv")
     for command in ("export", "import"):
         assert "The format of labels.xlsx is not known" in refused("labels", command, "orders-late", "labels.xlsx")
+    assert f"The folder {project / 'none'} does not exist" in refused("labels", "export", "x", str(project / "none" / "a.csv"))
+    assert not (project / "none").exists()
     assert "none.csv cannot be read" in refused("labels", "import", "orders-late", "none.csv")
 
 

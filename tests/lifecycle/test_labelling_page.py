@@ -1,6 +1,7 @@
 """The labelling page in a browser: keyboard, reload, lost connections, several tabs and people, untrusted values."""
 
 import re
+import signal
 import threading
 from base64 import b64decode
 from contextlib import contextmanager
@@ -12,7 +13,7 @@ from labelling_sessions import MANY, NUMBER, FileSession, OrderLabels, text_fiel
 from playwright.sync_api import expect
 
 from mlcycle.errors import InputError
-from mlcycle.lifecycle.labelling_page import create_labelling_app
+from mlcycle.lifecycle.labelling_page import create_labelling_app, serve_labelling
 from mlcycle.service.server import bind_socket
 
 EVIL = "<script>window.hit = 1</script><img src=x onerror='window.hit = 1'>\"'&{{7*7}}"
@@ -92,10 +93,13 @@ def test_thirty_rows_by_keyboard_with_a_reload_in_the_middle(open_page, tmp_path
                 on_row(page, n)
                 expect(page.get_by_role("status")).to_have_text("Taken back: No. Next is row 109.")
                 page.keyboard.press(key)
-        expect(page.locator(".lb-finished")).to_have_text("All rows are labelled.")
+        expect(page.locator(".lb-finished")).to_have_text(
+            "No row is left for anna: 16 labelled, 7 skipped, 7 unsure. Undo goes back to the last one. "
+            "mlcycle label with the source chooses the next rows; mlcycle run uses the labels."
+        )
         assert "16 of 30 labelled · 7 skipped · 7 unsure · 0 left" in page.inner_text(".lb-counts")
         page.reload()
-        expect(page.locator(".lb-finished")).to_have_text("All rows are labelled.")
+        expect(page.locator(".lb-finished")).to_contain_text("No row is left for")
     assert labels.current() == wanted
     history = labels.history()
     assert len(history) == 32, "30 choices, one that was taken back, and the line that takes it back"
@@ -324,6 +328,20 @@ class PhotoSession(FileSession):
         return b64decode(PIXEL), "image/png"
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_stops_the_page_as_soon_as_the_address_is_known(tmp_path, number):
+    before = {each: signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)}
+    late = threading.Timer(20, lambda: signal.raise_signal(signal.SIGTERM))  # Else a fault would last for ever
+    late.start()
+    try:
+        serve_labelling(lambda annotator: FileSession(tmp_path / "labels"), port=0, started=lambda _: signal.raise_signal(number))
+        assert late.is_alive()
+    finally:
+        late.cancel()
+        for each, handler in before.items():
+            signal.signal(each, handler)
+
+
 def test_images_come_from_the_session_of_the_person(open_page, tmp_path):  # noqa: F811
     fields = [text_field("photo", "a b.png", "image", "/image/anna/a%20b.png"),
               text_field("gone", "c.png", "image", "/image/c.png"),
@@ -372,11 +390,14 @@ def test_the_name_is_taken_before_anything_is_labelled(open_page, tmp_path):  # 
     def create(annotator):
         if annotator == "eve":
             raise InputError("eve is not one of the annotators.")
-        return FileSession(tmp_path / "labels", rows=1, annotator=annotator)
+        session = FileSession(tmp_path / "labels", rows=1, annotator=annotator)
+        session.pairs = 1
+        return session
 
     with served(create) as address:
         page = open_page(f"{address}/", color_scheme="dark")
         assert violations(page) == []
+        assert page.evaluate("document.activeElement.id") == "annotator"
         page.get_by_label("Your name").fill("eve")
         page.keyboard.press("Enter")
         expect(page.get_by_role("alert")).to_have_text("eve is not one of the annotators.")
@@ -385,8 +406,9 @@ def test_the_name_is_taken_before_anything_is_labelled(open_page, tmp_path):  # 
         page.keyboard.press("Enter")
         ready(page)
         assert re.search(r"annotator=\+?Ana", page.url)
+        expect(page.locator(".lb-quality")).to_contain_text("agreement 0.83 on 1 row labelled twice")
         page.keyboard.press("1")
-        expect(page.locator(".lb-finished")).to_have_text("All rows are labelled.")
+        expect(page.locator(".lb-finished")).to_contain_text("No row is left for")
         assert violations(page) == []
         page.complaints.clear()  # The status 422 of the first name
     assert kinds(FileSession(tmp_path / "labels", annotator="Ana María")) == "Yes"

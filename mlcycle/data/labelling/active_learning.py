@@ -131,7 +131,7 @@ def _reason(strategy: str, quick: QuickPredictions | None, place: int, score: fl
         return f"models disagree ({'standard deviation' if problem.task == 'regression' else 'divergence'} {score:.2g})"
     first, second = np.argsort(-quick.probabilities[place], kind="stable")[:2]
     shares = [f"{problem.classes[each]} {quick.probabilities[place, each]:.2f}" for each in (first, second)]
-    return f"uncertain: {', '.join(shares)}"
+    return f"least certain: {', '.join(shares)}"
 
 # %% ../../../nbs/data/labelling/active_learning.ipynb #b90974cf
 def choose_items(

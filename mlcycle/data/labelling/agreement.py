@@ -69,7 +69,7 @@ def encode_labels(
         first = labels.iloc[int(np.argmax(codes < 0))]
         names = [str(label) for label in classes]
         raise InputError(f"The label {first['label']!r} of item '{first['item']}' by '{first['annotator']}' is unknown.",
-                         f"Classes are: {', '.join(names[:20])}.", suggest_name(str(first["label"]), names))
+                         f"Classes are: {', '.join(names[:20])}.", suggest_name(str(first["label"]), names, 0))
     return codes
 
 # %% ../../../nbs/data/labelling/agreement.ipynb #e0a63c20
@@ -160,6 +160,8 @@ def _agreement(statistic: str, labels: pd.DataFrame, n_labels: np.ndarray, summa
     n_items, n_annotators, value, low, high = int((n_labels > 1).sum()), labels.annotator.nunique(), np.nan, np.nan, np.nan
     if not (reason := explain_no_agreement(n_labels, n_annotators)):
         value, low, high = bootstrap_agreement(summands, disagreement, n_resamples, seed, lowest)
+        if n_items < MIN_ITEMS_INTERVAL: # The summands may be of all items
+            low, high = np.nan, np.nan
         if np.isnan(value):
             reason = "all labels are the same, so that agreement by chance is certain"
         elif np.isnan(low):

@@ -105,7 +105,7 @@ def _numbered_lines(text: str, delimiter: str) -> Iterator[tuple[int, list[str]]
 # %% ../../../nbs/data/labelling/label_csv.ipynb #775354a8
 def _table_item(table: LabelTable, number: int, line: Mapping[str, str]) -> str:
     "The item of a line; raises InputError if there is no such row."
-    item, row_id = line.get("item", ""), line.get("row_id", "")
+    item, row_id = line.get("item", ""), line.get("row_id", "").removesuffix(".0")
     if item in table.row_ids or (not item and row_id in table.items):
         return item or table.items[row_id]
     found = f"item {item!r}" if item else f"row {row_id!r}"
@@ -115,8 +115,9 @@ def _table_item(table: LabelTable, number: int, line: Mapping[str, str]) -> str:
 # %% ../../../nbs/data/labelling/label_csv.ipynb #5bacaf96
 def _table_label(table: LabelTable, number: int, text: str) -> Label:
     "The class that a text names, or a number; raises InputError for an unknown label."
-    if text in table.names:
-        return table.names[text]
+    for name in (text, text.removesuffix(".0")): # As pandas writes 4 beside a missing value
+        if name in table.names:
+            return table.names[name]
     try:
         value = float(text)
     except ValueError:
@@ -130,7 +131,7 @@ def _table_label(table: LabelTable, number: int, text: str) -> Label:
         raise table.line_error(number, f"the label {text[:80]!r} of '{table.label_set.target}' is no number.")
     names = list(table.names)
     raise table.line_error(number, f"the label {text[:80]!r} is no class of '{table.label_set.target}'.",
-                           f"Classes are: {', '.join(names[:20])}.", suggest_name(text, names))
+                           f"Classes are: {', '.join(names[:20])}.", suggest_name(text, names, 0))
 
 # %% ../../../nbs/data/labelling/label_csv.ipynb #7920c5a7
 def _table_annotation(table: LabelTable, number: int, line: Mapping[str, str]) -> Annotation | None:
@@ -141,7 +142,10 @@ def _table_annotation(table: LabelTable, number: int, line: Mapping[str, str]) -
     if action == "label" and not line["label"]:
         return None
     annotator = line.get("annotator", "").strip() or table.annotator
-    if not annotator or len(annotator) > 200:
+    if not annotator:
+        raise table.line_error(number, "nobody is named who gave the label.", "Each line names an annotator.",
+                               "Fill the column 'annotator', or name who labelled the other lines: --annotator NAME")
+    if len(annotator) > 200:
         raise table.line_error(number, f"the annotator {annotator[:80]!r} cannot be used.",
                                "A name of 1 to 200 characters is expected.")
     given: dict[str, Any] = {"item": _table_item(table, number, line), "annotator": annotator, "action": action}
@@ -169,21 +173,38 @@ def import_label_table(
     table = open_label_table(path, label_set, row_ids, annotator)
     return add_annotations(store, label_set, _new_labels(table, read_annotations(store, label_set.name)))
 
+# %% ../../../nbs/data/labelling/label_csv.ipynb #ffd475f3
+def _check_one_label(
+    table: LabelTable, # Has the numbers of the rows
+    number: int, # Of the line
+    made: Annotation, # Of this line
+    decided: dict[tuple[str, str], tuple[int, Annotation]], # Line by item and annotator; receives this one
+) -> None:
+    "Raise InputError if a person gives two different labels to one row."
+    line, first = decided.setdefault((made.item, made.annotator), (number, made))
+    if (first.action, first.label) != (made.action, made.label):
+        row = f"row {table.row_ids[made.item]}" if table.row_ids[made.item] else f"item '{made.item}'"
+        one, other = (str(each.action if each.label is None else each.label) for each in (made, first))
+        raise table.line_error(number, f"'{made.annotator}' gives {row} the label {one}, and {other} in line {line}.",
+                               "One label of a person for a row is expected.", "Remove one of the lines.")
+
 # %% ../../../nbs/data/labelling/label_csv.ipynb #9c7b27d4
 def _new_labels(table: LabelTable, history: pd.DataFrame) -> list[Annotation]:
     "The labels of a table that the store does not have."
     known, holding = _contents(history, ["annotation_id"]), _contents(current_annotations(history), ["item", "annotator"])
     wanted: dict[tuple[str, ...], Annotation] = {}
+    decided: dict[tuple[str, str], tuple[int, Annotation]] = {}
     for number, line in table.lines:
         made = _table_annotation(table, number, line)
         if made is None:
             continue
         own, pair = (made.annotation_id,), (made.item, made.annotator)
+        _check_one_label(table, number, made, decided)
         if line.get("annotation_id") and own not in known: # Of another store
             if own in wanted:
                 raise table.line_error(number, f"the id {made.annotation_id!r} occurs twice.")
             wanted[own] = made
-        elif known.get(own) != (*pair, made.action, made.label): # Without an id, or edited; the last line of a pair counts
+        elif known.get(own) != (*pair, made.action, made.label): # Without an id, or edited
             wanted[pair] = made.model_copy(update={"annotation_id": uuid.uuid4().hex})
     return [made for key, made in wanted.items() if holding.get(key) != (*key, made.action, made.label)]
 

@@ -428,7 +428,7 @@ def _chosen_label(file: LabelStudioFile, task: Any, value: Any) -> Label:
     names = file.names
     if not isinstance(value[0], str) or value[0] not in names:
         raise file.task_error(task, f"the label {value[0]!r} is no class of '{file.label_set.target}'.",
-                              f"Classes are: {', '.join(list(names)[:20])}.", suggest_name(str(value[0]), list(names)))
+                              f"Classes are: {', '.join(list(names)[:20])}.", suggest_name(str(value[0]), list(names), 0))
     return names[value[0]]
 
 # %% ../../../nbs/data/labelling/label_studio.ipynb #1dd9c424

@@ -9,7 +9,8 @@ __all__ = ['FieldKind', 'IMAGE_TYPES', 'IMAGE_SUFFIXES', 'IMAGE_URI', 'MAX_IMAGE
 # %% ../../../nbs/data/labelling/readable_rows.ipynb #96f97616
 import base64
 import re
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -77,10 +78,13 @@ class RowFields:
     rows: pd.DataFrame # Indexed by item
     kinds: dict[str, FieldKind] # By column; other columns are not shown
     folder: Path # Of the source, for images
+    own_columns: Mapping[str, Collection[str]] = field(default_factory=dict) # By item: columns that it has; else all
 
     def fields(self, item: str) -> list[dict[str, Any]]: # `name`, `kind` (also `missing`), `text`, `url`
         "The fields of an item, in the order of the columns."
-        return [value_field(name, self.rows.at[item, name], kind, self.folder) for name, kind in self.kinds.items()]
+        own = self.own_columns.get(item, self.kinds)
+        return [value_field(name, self.rows.at[item, name], kind, self.folder)
+                for name, kind in self.kinds.items() if name in own]
 
 # %% ../../../nbs/data/labelling/readable_rows.ipynb #0ebfadc3
 def value_field(

@@ -48,7 +48,7 @@ class LabellingQueue:
     reader: RowFields # Shows their rows
     question: str = "" # Such as "Is the order late?"
     overlap: int = 1 # Annotators who label each item, at least
-    row_ids: Mapping[str, str] = field(default_factory=dict) # Number of the row in its source, by item
+    row_ids: Mapping[str, str] = field(default_factory=dict) # By item: number of the row in its source, or row id
 
     @cached_property
     def by_id(self) -> dict[str, QueuedItem]:

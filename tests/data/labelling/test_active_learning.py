@@ -49,7 +49,7 @@ def test_a_mixed_table_has_items_with_reasons(penguins):
     some = penguins["Species"].where(np.random.default_rng(0).random(len(penguins)) < 0.2)
     chosen = choose_items(penguins, some, 12, problem)
     assert (chosen["strategy"] == "margin").all()
-    assert chosen["reason"].str.startswith("uncertain: ").all()
+    assert chosen["reason"].str.startswith("least certain: ").all()
     assert some[chosen["item"]].isna().all()
     assert chosen["item"].is_unique
     pd.testing.assert_frame_equal(chosen, choose_items(penguins, some, 12, problem))

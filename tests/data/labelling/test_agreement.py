@@ -170,6 +170,11 @@ def test_what_cannot_be_measured_has_a_reason():
     assert np.isnan(krippendorff_alpha(same.assign(label=3.3), "interval").value)
     few = percent_agreement(frame(two[:8]))
     assert few.value == 1.0 and np.isnan(few.low) and few.reason == "too few items for an interval"
+    singles = [(f"single-{n}", "p", "ab"[n % 2]) for n in range(30)]
+    nine = [(f"{n}", who, "ab"[n % 2]) for n in range(8) for who in "pq"] + [("8", "p", "a"), ("8", "q", "b")]
+    found = measure_agreement(frame(nine + singles))
+    assert found.low.isna().all() and found.high.isna().all() and (found.reason == "too few items for an interval").all()
+    assert found.value.notna().all() and (found.n_items == 9).all()
 
 
 def test_pairs_without_a_common_item():

@@ -267,7 +267,7 @@ def test_users_of_label_studio_get_their_numbers():
 @pytest.mark.parametrize(
     ("table", "message"),
     [
-        ("item,label\na1,No\nb2,Maybe\n", "toy.csv, line 3: the label 'Maybe' is no class of 'late'. Classes are: No, Yes."),
+        ("item,label\na1,No\nb2,Maybe\n", "toy.csv, line 3: the label 'Maybe' is no class of 'late'. Classes are: No, Yes.$"),
         ('item,comment,label\na1,"two\nlines",No\nz9,,No\n', "toy.csv, line 4: the item 'z9' does not exist"),
         ("row_id,label\n7,No\n", "toy.csv, line 2: the row '7' does not exist"),
         ("item,name\na1,No\n", "toy.csv has the columns item, name. Needed are 'label', and 'item' or 'row_id'."),
@@ -277,7 +277,12 @@ def test_users_of_label_studio_get_their_numbers():
         ("item,label,action\na1,No,undo\n", "toy.csv, line 2: the action 'undo' is unknown"),
         ("item,label,when\na1,No,today\n", "toy.csv, line 2: 'when' is 'today'"),
         ("item,label,seconds\na1,No,-1\n", "toy.csv, line 2: seconds '-1'"),
-        ("item,label,annotator\na1,No,\n", "toy.csv, line 2: the annotator '' cannot be used"),
+        ("item,label,annotator\na1,No,\n", "toy.csv, line 2: nobody is named who gave the label.*--annotator NAME"),
+        (f"item,label,annotator\na1,No,{'x' * 201}\n", "toy.csv, line 2: the annotator 'xxx.* cannot be used"),
+        (
+            "row_id,label,annotator\n1,No,ben\n1,No,anna\n1,Yes,ben\n",
+            "toy.csv, line 4: 'ben' gives row 1 the label Yes, and No in line 2",
+        ),
         ('item,label\na1,"No\n', "toy.csv cannot be read"),
     ],
 )
@@ -287,6 +292,16 @@ def test_nothing_is_imported_from_a_table_with_an_error(table, message):
         with pytest.raises(InputError, match=message):
             import_label_table(store, folder / "toy.csv", TOY, ITEMS, "" if "annotator" in table else "anna")
         assert read_annotations(store, "toy").empty
+
+
+@pytest.mark.parametrize("classes", [[3, 4], ["3", "4"]])
+def test_a_class_is_found_as_pandas_writes_whole_numbers_beside_a_missing_one(classes):
+    label_set = TOY.model_copy(update={"classes": classes})
+    with label_store(label_set) as (store, folder):
+        pd.DataFrame({"row_id": [1, 2, None], "label": [4, None, None]}).to_csv(folder / "toy.csv", index=False)
+        assert "1.0,4.0" in (folder / "toy.csv").read_text()
+        assert import_label_table(store, folder / "toy.csv", label_set, ITEMS, "anna") == 1
+        assert read_annotations(store, "toy").label.tolist() == [classes[1]]
 
 
 def test_a_label_that_is_edited_in_a_table_is_a_new_line():

@@ -67,9 +67,15 @@ function progressText(progress) {
   parts.push(`${progress.left} left`);
   return parts.join(" · ");
 }
+function finishedText({ progress, annotator, can_undo }) {
+  if (progress.left) return "There is no row to label now.";
+  const own = [`${progress.done} labelled`, `${progress.skipped} skipped`, `${progress.unsure} unsure`].join(", ");
+  const back = can_undo ? "Undo goes back to the last one. " : "";
+  return `No row is left for ${annotator || "you"}: ${own}. ${back}mlcycle label with the source chooses the next rows; mlcycle run uses the labels.`;
+}
 function qualityText(progress) {
   const parts = [];
-  if (typeof progress.agreement === "number") parts.push(`agreement ${share(progress.agreement)} on ${progress.pairs} rows labelled twice`);
+  if (typeof progress.agreement === "number") parts.push(`agreement ${share(progress.agreement)} on ${progress.pairs} ${progress.pairs === 1 ? "row" : "rows"} labelled twice`);
   if (typeof progress.seconds_median === "number") parts.push(`${progress.seconds_median.toFixed(1)} s a row`);
   return parts.join(" · ");
 }
@@ -352,7 +358,7 @@ function render({ model, el, keys = null }) {
     drawRow(next.item);
     drawProgress(next.progress);
     drawLast(next);
-    setText(parts.finished, next.item ? "" : next.progress.left ? "There is no row to label now." : "All rows are labelled.");
+    setText(parts.finished, next.item ? "" : finishedText(next));
     state = next;
     if (moved) {
       const kept = next.item ? drafts.read(next.item.id) : {};
