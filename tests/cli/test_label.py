@@ -113,7 +113,7 @@ def test_a_figure_that_is_not_known_is_a_dash(project):
     session = opened.session("anna")
     session.act({"kind": "label", "item": session.state()["item"]["id"], "label": "Yes"})
     opened.store.close()
-    assert "anna 1 – 0.0% 0.0% – too few labels in common" in call("labels", "show", "orders-late")
+    assert "anna 1 – 0.0% 0.0% – – too few labels in common" in call("labels", "show", "orders-late")
     assert " Yes – " in call("labels", "history", "orders-late")
 
 
