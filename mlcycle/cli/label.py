@@ -96,8 +96,8 @@ def print_labelling_end(
     if any(each.item.startswith(LOG_PREFIX) for each in queue.items):
         imported = import_labels_as_actuals(opened.workspace, queue.label_set.name)
         if imported is not None:
-            console.print(f"{imported.n_added:,} labels are new actual values in the prediction log; monitoring and retraining "
-                          "use them.", markup=False)
+            new = "label is a new actual value" if imported.n_added == 1 else "labels are new actual values"
+            console.print(f"{imported.n_added:,} {new} in the prediction log, for monitoring and retraining.", markup=False)
     if not all(labelled):
         which = "the labels of rows of the source" if any(labelled) else "these labels"
         console.print(f"mlcycle run uses {which} from now on.", markup=False)

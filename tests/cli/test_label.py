@@ -19,6 +19,9 @@ from mlcycle.cli.app import app
 from mlcycle.cli.base import console
 from mlcycle.cli.label import opened_store, print_labelling_end, rows_of_label_set
 from mlcycle.core.workspace import Workspace
+from mlcycle.data.labelling.queue_file import queue_path
+from mlcycle.lifecycle import labelling
+from mlcycle.lifecycle.actual_value_import import ImportedActuals
 from mlcycle.lifecycle.labelling import LabellingOptions, open_labelling
 from mlcycle.problem.document import load_project_problem
 from mlcycle.problem.stage import define_problem
@@ -106,6 +109,28 @@ def test_the_end_counts_rows_that_have_all_their_labels(project, capsys):
         session.act({"kind": "label", "item": session.state()["item"]["id"], "label": label})
     print_labelling_end(opened)
     assert "2 of 10 rows have all their labels, 1 waits for another person." in capsys.readouterr().out
+
+
+def test_rows_of_the_prediction_log_come_before_those_of_the_source(project, capsys, monkeypatch):
+    label_all(project, "anna", [])
+    workspace = Workspace.from_project(project)
+    with queue_path(workspace, "orders-late").open("a") as file:
+        file.write('{"row_id": "order-17", "actual": null, "reason": "drawn at random", "features": {"town": "Oslo"}}\n')
+    imported = []
+    monkeypatch.setattr(labelling, "import_labels_as_actuals", lambda *args: imported.append(args) or ImportedActuals(n_added=1))
+    for n_more in (0, 1):
+        opened = open_labelling("orders-late", workspace)
+        session = opened.session("anna")
+        for _ in range(1 + n_more):
+            item = session.state()["item"]
+            if not n_more:
+                assert item["row_id"] == "order-17" and [each["name"] for each in item["fields"]] == ["town"]
+            session.act({"kind": "label", "item": item["id"], "label": "Yes"})
+        print_labelling_end(opened)
+        printed = capsys.readouterr().out
+        assert "1 label is a new actual value in the prediction log, for monitoring and retraining." in printed
+        assert ("mlcycle run uses the labels of rows of the source from now on." in printed) == bool(n_more)
+    assert len(imported) == 2
 
 
 def test_a_figure_that_is_not_known_is_a_dash(project):

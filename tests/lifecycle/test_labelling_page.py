@@ -1,7 +1,8 @@
 """The labelling page in a browser: keyboard, reload, lost connections, several tabs and people, untrusted values."""
 
 import re
-import signal
+import subprocess
+import sys
 import threading
 from base64 import b64decode
 from contextlib import contextmanager
@@ -13,7 +14,7 @@ from labelling_sessions import MANY, NUMBER, FileSession, OrderLabels, text_fiel
 from playwright.sync_api import expect
 
 from mlcycle.errors import InputError
-from mlcycle.lifecycle.labelling_page import create_labelling_app, serve_labelling
+from mlcycle.lifecycle.labelling_page import create_labelling_app
 from mlcycle.service.server import bind_socket
 
 EVIL = "<script>window.hit = 1</script><img src=x onerror='window.hit = 1'>\"'&{{7*7}}"
@@ -328,18 +329,19 @@ class PhotoSession(FileSession):
         return b64decode(PIXEL), "image/png"
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_stops_the_page_as_soon_as_the_address_is_known(tmp_path, number):
-    before = {each: signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)}
-    late = threading.Timer(20, lambda: signal.raise_signal(signal.SIGTERM))  # Else a fault would last for ever
-    late.start()
-    try:
-        serve_labelling(lambda annotator: FileSession(tmp_path / "labels"), port=0, started=lambda _: signal.raise_signal(number))
-        assert late.is_alive()
-    finally:
-        late.cancel()
-        for each, handler in before.items():
-            signal.signal(each, handler)
+STOPPED = """
+import signal
+from mlcycle.lifecycle.labelling_page import serve_labelling
+for number in (signal.SIGINT, signal.SIGTERM):
+    serve_labelling(print, port=0, started=lambda _: signal.raise_signal(number))
+    print(number.name)
+"""
+
+
+def test_a_signal_stops_the_page_as_soon_as_the_address_is_known():
+    "In a process of its own: the browser of other tests has the event loop of this one."
+    done = subprocess.run([sys.executable, "-c", STOPPED], timeout=60, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "SIGINT\nSIGTERM\n"), done.stderr
 
 
 def test_images_come_from_the_session_of_the_person(open_page, tmp_path):  # noqa: F811
