@@ -144,7 +144,7 @@ def check_label(
             return known
     names = [str(name) for name in label_set.classes]
     raise InputError(f"The label {label!r} is no class of '{label_set.target}'.",
-                     f"Classes are: {', '.join(names[:20])}.", suggest_name(str(label), names))
+                     f"Classes are: {', '.join(names[:20])}.", suggest_name(str(label), names, 0))
 
 # %% ../../../nbs/stores/labels/label_store.ipynb #0891e32f
 class _LabelDatabase:
@@ -194,7 +194,7 @@ class LabelStore(_LabelDatabase):
         known = self.label_sets()
         if name not in known:
             raise InputError(f"There is no label set '{name}'.", f"Label sets are: {', '.join(known)}." if known else "",
-                             suggest_name(name, list(known)) if known else "Start one: mlcycle label SOURCE --target COLUMN")
+                             suggest_name(name, list(known), 0) if known else "Start one: mlcycle label SOURCE --target COLUMN")
         return known[name]
 
 # %% ../../../nbs/stores/labels/label_store.ipynb #21c039af
