@@ -277,8 +277,8 @@ RUN_TEXT = """The movie lines through `mlcycle run`, stages 1 to 5, with `rules_
 `models = ["linear", "lightgbm"]`, `repeats = 1`, `select = off`; the metric is accuracy. A column marks the same holdout as
 above. People have labelled it, and 500 training rows: rows that rules label are not scored, so that models and the threshold
 are chosen on these; without them, on agreement with the rules. All other training rows have no label in the source. The accuracy
-is that of the verdict of stage 5; in brackets, 95 % bootstrap intervals. Runs without rules are compared with the better of the two
-sets of rules."""
+is that of the verdict of stage 5; in brackets, 95 % bootstrap intervals. Runs without rules are compared with the better
+of the two sets of rules."""
 TEXT = """Is a text positive, by the mean of all its ratings? Rules: 14 on single words and phrases, or 19 with five that sum up
 the lexicon's ratings of all words. "Alone": the majority vote on the holdout; a row without a label (a tie, or no vote) counts as
 half right, or is called "not positive", as by vaderSentiment. Models: logistic regression on TF-IDF of words, pairs of words and
