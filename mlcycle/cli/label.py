@@ -211,7 +211,10 @@ def export_labels(
             else:
                 wanted = [item for item in dict.fromkeys(history["item"]) if item in rows.index]
                 write_label_studio(file, label_set, history, fields_of_rows(rows.loc[wanted], label_set.target), row_ids)
+            n_lost = len(set(history["item"]) - set(row_ids))
         console.print(f"{file}: {history['item'].nunique():,} rows.", markup=False)
+        if n_lost:
+            errors.print(f"{n_lost:,} of them are not in the source any more and have no row_id.", markup=False)
 
 # %% ../../nbs/cli/label.ipynb #0c8d14fa
 @labels_app.command("import")
@@ -229,11 +232,13 @@ def import_labels(
         from mlcycle.core.workspace import Workspace
         from mlcycle.data.labelling.label_studio import import_label_studio
         from mlcycle.data.labelling.label_csv import import_label_table
+        from mlcycle.stores.labels.label_store import ensure_label_set
 
         workspace = Workspace.from_project(project)
         with opened_store(workspace) as store:
             label_set = store.read_label_set(name)
-            _, row_ids = rows_of_label_set(label_set, workspace)
+            rows, row_ids = rows_of_label_set(label_set, workspace)
+            label_set = ensure_label_set(store, label_set.model_copy(update={"columns": [*rows.columns]}))
             if check_label_format(file) == "csv":
                 added = import_label_table(store, file, label_set, row_ids, annotator)
             else:

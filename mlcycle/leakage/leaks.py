@@ -351,5 +351,6 @@ def plot_target_leakage(
         axes.text(score + 0.01, place, f"{score:.2f}" + (" *" if kind != "not suspected" else ""), va="center", fontsize="small")
     marked = ", * suspect" if state else ""
     axes.set(xlim=(0, 1.08), ylabel="", xlabel=f"share of the target explained by the column alone{marked}")
-    axes.legend(title=None, loc="lower right")
+    if len(axes.get_legend_handles_labels()[0]):
+        axes.legend(title=None, loc="lower right")
     return axes

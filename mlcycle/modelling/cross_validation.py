@@ -40,6 +40,7 @@ class CrossValidation:
     jobs: int = 1 # Number of processes
     groups: np.ndarray | None = None # Entity of each row, as integer codes
     unscored: pd.Index | None = None # Rows for training only, such as those labelled by rules; None: none
+    scores_rules: bool = False # Whether rows that are labelled by rules are scored, since there are too few others
 
     def actual(self, fold: int) -> pd.Series:
         "The target of the validation rows of a fold."

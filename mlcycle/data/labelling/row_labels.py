@@ -170,11 +170,11 @@ def label_rows(
     known = table[table.label.notna()]
     if problem.label_source == "rules" and not settings.rules_file:
         raise ParameterError("label_source = rules needs rules, and rules_file is empty.",
-                             remedy="Name their file: -p rules_file=rules.py; or leave label_source empty.")
+                             remedy="Name their file: -p rules_file=rules.py; or use label_source = auto.")
     if not len(known):
         raise TargetError(f"No row has a label: label_source = {problem.label_source}, and there are none of that kind.",
-                          remedy=f"Label some rows: mlcycle label {problem.source} --target {problem.target}; or leave "
-                                 "label_source empty.")
+                          remedy=f"Label some rows: mlcycle label {problem.source} --target {problem.target}; or use "
+                                 "label_source = auto.")
     counts = {str(origin): int(n) for origin, n in known.origin.value_counts().items()}
     summary = LabelSummary(
         label_set=name, consensus=settings.consensus, by_origin=counts, rules=rules,
@@ -205,7 +205,8 @@ def take_people_labels(
     table.loc[labelled, "when"] = items[labelled].map(annotations.groupby("item")["when"].max())
     first = dict(zip(items[::-1], items.index[::-1], strict=True)) # Row by item
     again = items_to_relabel(annotations, consensus).reset_index()
-    again = again.assign(row_id=again.pop("item").map(first).map(str), label=again.label.map(str)).to_dict("records")
+    shown = [f"{label:g}" if isinstance(label, float) else str(label) for label in again.label]
+    again = again.assign(row_id=again.pop("item").map(first).map(str), label=shown).to_dict("records")
     return annotations, {"annotators": annotations.annotator.nunique(), "unmatched": n_items - annotations["item"].nunique(),
                          "agreement": measure_people_agreement(annotations, problem, settings.seed),
                          "rows_to_relabel": [RowToRelabel(**each) for each in again]}

@@ -350,9 +350,15 @@ def test_rules_may_label_all_rows_before_a_holdout_that_is_labelled_otherwise(pr
     dataset = prepare_data(problem, project.workspace, labels=settings, split="time", holdout_from="2026-05-01", future_share=0)
     train, labels = project.table(dataset, "train"), project.table(dataset, "labels")
     assert set(labels.origin[train.index]) == {"rule"} and dataset.tables["holdout"].rows == 80
-    assert find_unscored_rows(labels, train) is None, "no other rows can be scored"
+    folds = make_folds(problem, train, 3, 0)
+    assert find_unscored_rows(labels, train, folds, problem) is None, "no other rows can be scored"
     suspects, _ = find_leakage_suspects(problem, dataset, train, project.workspace, FeatureSettings())
     assert not suspects, "that rules read a column is no target leakage"
+    few = prepare_data(problem, project.workspace, labels=settings, split="time", holdout_from="2026-05-05", future_share=0)
+    train, labels = project.table(few, "train"), project.table(few, "labels")
+    assert labels.origin[train.index].value_counts()["source"] == 4
+    assert find_unscored_rows(labels, train, make_folds(problem, train, 3, 0), problem) is None
+    assert find_leakage_suspects(problem, few, train, project.workspace, FeatureSettings()) == ([], {})
 
 
 def test_labels_by_rules_alone_cannot_be_judged(project, tmp_path):
