@@ -69,7 +69,8 @@ def open_inference_paths(
         paths[path] = {"get": _v2_operation("Model metadata", "ModelMetadata", {404: "No such model."}), "parameters": parameters}
         paths[f"{path}/ready"] = {"get": _v2_operation("Model ready", "ReadyResponse", {404: "No such model."}),
                                   "parameters": parameters}
-        errors = BODY_ERRORS | LIMIT_ERRORS | {400: "The body or its rows cannot be used.", 404: "No such model."}
+        errors = BODY_ERRORS | LIMIT_ERRORS | {400: "The body or its rows cannot be used.", 404: "No such model.",
+                                               405: "The name is a dot, which makes another address."}
         body = json_content(schema_ref("InferRequest"), **_infer_example(bundle))
         paths[f"{path}/infer"] = {"post": _v2_operation("Infer", "InferResponse", errors, body), "parameters": parameters}
     return paths

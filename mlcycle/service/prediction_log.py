@@ -149,6 +149,7 @@ class SpoolingQueue(threading.Thread):
         self.writer, self.personal, self.spool, self.reports = writer, personal, spool, writer.reports
         self.items: queue.SimpleQueue[QueueItem] = queue.SimpleQueue()
         self.n_waiting, self.lock, self.hurry = 0, threading.Lock(), Event()
+        self.gathered = 0.0 # Monotonic time at which the events that are being written were taken
         self.pauses, self.is_awaited = Pauses(partial(may_pause, self)), False # Whether someone waits for events in the spool
 
     def put(self, queued: QueuedEvents) -> None:
@@ -165,7 +166,7 @@ class SpoolingQueue(threading.Thread):
         "Append what is waiting, until the end."
         items: list[QueueItem] = []
         while None not in items:
-            items = gather_items(self.items, self.hurry)
+            items, self.gathered = gather_items(self.items, self.hurry), time.monotonic()
             self.is_awaited = any(not isinstance(item, QueuedEvents) for item in items)
             if (requests := [item for item in items if isinstance(item, QueuedEvents)]):
                 spool_requests(self.spool, requests, self.reports, self.personal, self.pauses)
@@ -180,8 +181,8 @@ class SpoolingQueue(threading.Thread):
 def may_pause(
     events: SpoolingQueue, # Queue with its thread
 ) -> bool:
-    "Whether a request is being handled, few events wait, and nobody waits for them."
-    few = events.n_waiting <= FEW_WAITING
+    "Whether a request is being handled, few events wait and not for long, and nobody waits for them."
+    few = events.n_waiting <= FEW_WAITING and time.monotonic() - events.gathered < GATHER_SECONDS
     return few and not events.is_awaited and not events.hurry.is_set() and events.reports.n_requests_in_progress > 0
 
 # %% ../../nbs/service/prediction_log.ipynb #30eefb2c

@@ -11,6 +11,7 @@ __all__ = ['DRIVER_PACKAGES', 'TABLES_LOCK', 'MAX_REINDEXED', 'PIECE_EVENTS', 'd
 # %% ../../nbs/stores/events.ipynb #9c4dbe21
 import os
 import re
+import time
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -204,9 +205,20 @@ def _drop_narrow_indexes(connection: "sa.Connection", table: "sa.Table") -> None
 
 # %% ../../nbs/stores/events.ipynb #eb847030
 def _allow_concurrent_sqlite(connection, _) -> None:
-    "Configure a SQLite connection for use by several processes."
-    for pragma in ("busy_timeout = 30000", "journal_mode = WAL", "synchronous = NORMAL"):
-        connection.execute(f"PRAGMA {pragma}")
+    "Configure a SQLite connection for use by several processes; of a new file, one of them changes the journal."
+    import sqlite3
+
+    connection.execute("PRAGMA busy_timeout = 30000")
+    deadline = time.monotonic() + 30
+    while True:
+        try: # SQLite does not wait here, whatever the time-out is
+            connection.execute("PRAGMA journal_mode = WAL")
+            break
+        except sqlite3.OperationalError as error:
+            if "locked" not in str(error) or time.monotonic() > deadline:
+                raise
+            time.sleep(0.02)
+    connection.execute("PRAGMA synchronous = NORMAL")
 
 # %% ../../nbs/stores/events.ipynb #c1f2ec1e
 def sqlite_file_id(

@@ -76,7 +76,7 @@ def test_any_metric_of_the_holdout_rows_will_do(project, runs):
 
 
 def test_a_wrong_name_is_said(project, runs):
-    year = runs[0].id[:6]
+    year = runs[0].id[:2]  # All runs begin so, whenever they were made
     for words, said in (
         (("compare", "none"), "There is no run 'none'"),
         (("compare", year), f"3 runs begin with '{year}'"),

@@ -166,7 +166,8 @@ def test_it_refreshes_by_itself_and_keeps_scroll_fold_and_focus(open_page):  # n
         assert page.evaluate("document.activeElement.dataset.key") == "quality-chart-0"
         assert page.evaluate("window.before === document.querySelector('#drift')"), "what has not changed is not drawn again"
         assert "G test" in part(page, "drift"), "the fold is still open"
-        page.select_option("#refresh", "0")
+        with page.expect_response("**/api/dashboard*"):  # It is read once more at this moment
+            page.select_option("#refresh", "0")
         log.state, log.made = 3, {"rows": 77}
         page.clock.fast_forward(120_000)
         assert "54,321" in part(page, "figures")

@@ -1,6 +1,7 @@
 """The prediction log: many writers, late and contradictory actual values, retention, faults; on SQLite and on PostgreSQL."""
 
 import multiprocessing
+import threading
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -319,3 +320,24 @@ def test_the_same_log_gives_the_same_blocks(engine):
     first, second = (read_all(engine, block_rows=20) for _ in range(2))
     for one, other in zip(first, second, strict=True):
         pd.testing.assert_frame_equal(one, other)
+
+
+def test_many_may_open_a_new_sqlite_file_at_once(tmp_path):
+    "The first one turns its journal into a write-ahead log, for which SQLite lets no other one wait."
+    for number in range(20):
+        barrier, failed = threading.Barrier(8), []
+
+        def connect(url=f"sqlite:///{tmp_path}/{number}.db", barrier=barrier, failed=failed):
+            engine = connect_event_database(url)
+            barrier.wait()
+            try:
+                create_event_tables(engine)
+            except Exception as error:
+                failed.append(error)
+            finally:
+                engine.dispose()
+
+        threads = [threading.Thread(target=connect) for _ in range(8)]
+        [thread.start() for thread in threads]
+        [thread.join() for thread in threads]
+        assert not failed
