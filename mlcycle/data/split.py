@@ -142,9 +142,9 @@ def split_by_group(
     width = classes.max() + 1
     counts = np.bincount(groups * width + classes, minlength=(groups.max() + 1) * width).reshape(-1, width)
     names = rows[problem.entity].astype("str").to_numpy()[np.unique(groups, return_index=True)[1]]
-    drawn = np.flatnonzero(stable_numbers(names, seed) < holdout_share)
+    drawn = np.flatnonzero(stable_numbers(names, seed) < holdout_share) if keep_parts else np.empty(0, dtype=int)
     there, total = counts[drawn].sum(axis=0), counts.sum(axis=0)
-    if not keep_parts or (there == 0).any() or (there == total).any():
+    if (there == 0).any() or (there == total).any():
         drawn = _draw_groups(counts, holdout_share, seed)
     chosen = np.zeros(len(counts), dtype=bool)
     chosen[drawn] = True

@@ -16,7 +16,7 @@ import pandas as pd
 from ...core.workspace import Workspace
 from .active_learning import Strategy, choose_items
 from .agreement import count_votes
-from .consensus import describe_votes, select_deciding_labels
+from .consensus import select_deciding_labels
 from .label_errors import LabelErrors, find_label_errors, nearest_neighbours
 from .queue_file import replace_queue_lines, source_queue_line
 from .row_labels import MIN_OPEN_SHARE, LabelSettings
@@ -67,12 +67,12 @@ def choose_rows_for_queue(
 # %% ../../../nbs/data/labelling/fill_queue.ipynb #f4899550
 def describe_ties(
     annotations: pd.DataFrame, # Current labels of people: `item`, `annotator`, `label`, `origin`
-) -> dict[str, str]: # Votes by item
+) -> dict[str, str]: # Why another label is wanted, by item; without the votes, since the next person labels blind
     "The items on which several people differ, and no label has more than half of the votes."
     labels = select_deciding_labels(annotations)
     votes = count_votes(labels)
     tied = votes[2 * votes.max(axis=1) <= votes.sum(axis=1)]
-    return {str(item): f"No majority: {describe_votes(tied.loc[item])}." for item in tied.index}
+    return {str(item): f"No majority of {count} labels." for item, count in tied.sum(axis=1).items()}
 
 # %% ../../../nbs/data/labelling/fill_queue.ipynb #ba8a8387
 def rows_for_another_person(

@@ -231,6 +231,8 @@ def test_people_who_differ_give_less_weight(project):
     assert {each.row_id for each in again} == set(map(str, both.index[both.weight == 0.5]))
     assert all(each.confidence == 0.5 and each.reason == "labels: No (1), Yes (1)" for each in again)
     assert "predictions" in describe_labels(dataset, project.problem()).lower() and dataset.labels.stop_reason
+    ties = [line["reason"] for line in project.queue() if line.get("overlap") == 3]
+    assert ties == ["No majority of 2 labels."] * 4, "the next person does not see the labels of others"
     sizes = [each.labels for each in dataset.labels.learning_curve]
     assert sizes == sorted(sizes) and 20 <= sizes[0] < sizes[-1] < dataset.tables["train"].rows
     assert set(project.label_queue("cleo", honest, limit=4)) == {each.row_id for each in again}, (
