@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['EXECUTOR_VARIABLE', 'SCHEDULER_VARIABLE', 'CONNECT_SECONDS', 'NO_WORKER_SECONDS', 'MAX_ATTEMPTS', 'RESULT_PACKAGES',
-           'ExecutionSettings', 'read_execution_settings', 'is_dask_task', 'close_dask', 'dask_client', 'count_threads',
-           'SharedValue', 'Task', 'map_tasks']
+           'ExecutionSettings', 'read_execution_settings', 'is_dask_task', 'scheduler_unreachable', 'close_dask',
+           'dask_client', 'count_threads', 'SharedValue', 'Task', 'map_tasks']
 
 # %% ../../nbs/core/execution.ipynb #58b8e368
 import atexit
@@ -153,7 +153,7 @@ def _connect(settings: ExecutionSettings, attempts: int) -> _Connection:
         if cluster and folder:
             stop_cluster(cluster)
             folder.cleanup()
-        raise _unreachable(address) from error
+        raise scheduler_unreachable(address) from error
     made = _Connection(client, cluster, folder)
     try:
         _check_workers(client, address)
@@ -163,7 +163,9 @@ def _connect(settings: ExecutionSettings, attempts: int) -> _Connection:
     return made
 
 # %% ../../nbs/core/execution.ipynb #9655d4e1
-def _unreachable(address: str) -> ExecutionError:
+def scheduler_unreachable(
+    address: str, # Of the scheduler
+) -> ExecutionError:
     "The error for a scheduler that does not respond."
     return ExecutionError(f"The Dask scheduler at {address} does not respond.", "A running scheduler is expected.",
                           f"Check the address ('scheduler' in [execution] of {SETTINGS_FILE}) and the network, or start a "
