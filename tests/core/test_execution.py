@@ -7,15 +7,16 @@ import sys
 import threading
 import time
 from dataclasses import replace
-from pathlib import Path
 
 import cluster_tasks
 import pandas as pd
 import psutil
 import pytest
+from dask_clusters import TESTS, start_test_cluster, worker_processes
 
-from mlcycle.core import dask_cluster, execution
-from mlcycle.core.dask_cluster import living_processes, start_cluster, stop_cluster
+from mlcycle.core import dask_cluster as cluster_module
+from mlcycle.core import execution
+from mlcycle.core.dask_cluster import stop_cluster
 from mlcycle.core.execution import (
     ExecutionSettings,
     SharedValue,
@@ -24,81 +25,58 @@ from mlcycle.core.execution import (
     map_tasks,
     read_execution_settings,
 )
-from mlcycle.errors import ExecutionError, ParameterError, SourceError
+from mlcycle.errors import ExecutionError, ParameterError, SourceError, TaskKilledError
 
-TESTS = Path(__file__).resolve().parent.parent
 SQUARES = [number * number for number in range(40)]
-
-
-def start(folder: Path, workers: int = 2, port: int = 0):
-    "A cluster whose workers can import the functions of the tests."
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", os.pathsep.join([str(TESTS), os.environ.get("PYTHONPATH", "")]))
-        return start_cluster(folder, workers, "600 MB", port=port, follow_parent=True)
-
-
-@pytest.fixture(scope="module")
-def cluster(tmp_path_factory):
-    "A cluster of two workers."
-    made = start(tmp_path_factory.mktemp("dask"))
-    yield made
-    close_dask()
-    stop_cluster(made)
-
-
-@pytest.fixture
-def settings(cluster):
-    "The settings of a project that uses the cluster."
-    return ExecutionSettings("dask", cluster.address)
 
 
 @pytest.fixture
 def short_cluster(tmp_path):
     "A cluster that a test may destroy."
-    made = [start(tmp_path / "dask")]
+    made = [start_test_cluster(tmp_path / "dask")]
     yield made
     close_dask()
     stop_cluster(made[-1])
 
 
-def test_results_have_the_order_of_the_items(settings):
-    assert list(map_tasks(cluster_tasks.square, range(40), settings, label="squares")) == SQUARES
+def test_results_have_the_order_of_the_items(on_dask):
+    assert list(map_tasks(cluster_tasks.square, range(40), on_dask, label="squares")) == SQUARES
     assert list(map_tasks(cluster_tasks.square, range(40), ExecutionSettings())) == SQUARES
 
 
 @pytest.mark.parametrize("executor", ["local", "dask"])
-def test_items_are_read_as_results_are_needed(settings, executor):
+def test_items_are_read_as_results_are_needed(on_dask, executor):
     read = []
     items = (read.append(number) or number for number in range(1000))
-    results = map_tasks(cluster_tasks.square, items, settings if executor == "dask" else ExecutionSettings())
+    results = map_tasks(cluster_tasks.square, items, on_dask if executor == "dask" else ExecutionSettings())
     assert [next(results) for _ in range(3)] == SQUARES[:3]
     assert len(read) <= 3 + 2 * 2
     results.close()
 
 
-def test_an_error_arrives_as_itself(settings):
+def test_an_error_arrives_as_itself(on_dask):
     with pytest.raises(SourceError) as found:
-        list(map_tasks(cluster_tasks.refuse, [3], settings))
+        list(map_tasks(cluster_tasks.refuse, [3], on_dask))
     assert (found.value.found, found.value.remedy) == ("No 3.", "Take another one.")
     assert "refuse" in [entry.name for entry in found.traceback], "the traceback is that of the worker"
 
 
-def test_an_error_of_a_store_is_repeated_and_another_one_is_not(settings, tmp_path):
-    assert list(map_tasks(cluster_tasks.square_at_the_third_time, [(7, tmp_path / "a")], settings)) == [49]
+def test_an_error_of_a_store_is_repeated_and_another_one_is_not(on_dask, tmp_path):
+    assert list(map_tasks(cluster_tasks.square_at_the_third_time, [(7, tmp_path / "a")], on_dask)) == [49]
     with pytest.raises(ConnectionError, match="the store"):
-        list(map_tasks(cluster_tasks.square_at_the_third_time, [(7, tmp_path / "b")], settings, retries=1))
+        list(map_tasks(cluster_tasks.square_at_the_third_time, [(7, tmp_path / "b")], on_dask, retries=1))
     assert (tmp_path / "b").read_text() == ".."
 
 
-def test_a_worker_that_is_killed_costs_no_result(settings, tmp_path):
+def test_a_worker_that_is_killed_costs_no_result(on_dask, tmp_path):
     tasks = [(number, tmp_path / "flag" if number == 9 else TESTS) for number in range(40)]
-    assert list(map_tasks(cluster_tasks.square_and_kill_once, tasks, settings)) == SQUARES
+    assert list(map_tasks(cluster_tasks.square_and_kill_once, tasks, on_dask)) == SQUARES
     assert (tmp_path / "flag").exists()
 
 
 def test_a_task_that_kills_its_workers_is_a_clear_error(short_cluster, monkeypatch):
-    monkeypatch.setattr(execution, "MAX_ATTEMPTS", 1)
-    with pytest.raises(ExecutionError, match="lost 1 times") as found:
+    monkeypatch.setattr(execution, "MAX_KILLED", 1)
+    with pytest.raises(TaskKilledError, match="lost 1 times") as found:
         list(map_tasks(cluster_tasks.kill, [1], ExecutionSettings("dask", short_cluster[0].address)))
     assert short_cluster[0].address in str(found.value) and "more memory" in found.value.remedy
 
@@ -110,7 +88,7 @@ def test_a_scheduler_that_is_restarted_at_its_port_costs_no_result(short_cluster
     def restart():
         os.kill(short_cluster[0].processes["scheduler"][0], signal.SIGKILL)
         stop_cluster(short_cluster[0])
-        short_cluster.append(start(tmp_path / "again", port=port))
+        short_cluster.append(start_test_cluster(tmp_path / "again", port=port))
 
     for result in map_tasks(cluster_tasks.slow_square, range(40), settings):
         results.append(result)
@@ -127,10 +105,8 @@ def test_a_value_whose_worker_is_killed_is_sent_again(short_cluster):
     first = Task(settings, cluster_tasks.total, shared, 1)
     twice = Task(settings, cluster_tasks.total, shared, 2)
     assert (first.result(), twice.result()) == (499_500, 999_000)
-    supervisor = living_processes(short_cluster[0])["workers"]
-    for process in supervisor.children(recursive=True):
-        if "spawn_main" in " ".join(process.cmdline()):
-            process.kill()
+    for process in worker_processes(short_cluster[0]):
+        process.kill()
     assert Task(settings, cluster_tasks.total, shared, 3).result() == 1_498_500
 
 
@@ -140,25 +116,25 @@ def test_a_scheduler_that_stays_away_is_a_clear_error(monkeypatch, tmp_path):
         list(map_tasks(cluster_tasks.square, [1], ExecutionSettings("dask", "tcp://127.0.0.1:9")))
 
 
-def test_workers_with_other_versions_are_refused(settings, monkeypatch):
+def test_workers_with_other_versions_are_refused(on_dask, monkeypatch):
     there = {**execution.installed_versions(execution.RESULT_PACKAGES), "pandas": "2.3.3"}
     monkeypatch.setattr("distributed.Client.run", lambda *rest: {"tcp://w": there})
     with pytest.raises(ExecutionError, match=r"The worker tcp://w has pandas 2\.3\.3, this process has 3\."):
-        list(map_tasks(cluster_tasks.square, [1], replace(settings, workers=9)))  # A connection of its own
+        list(map_tasks(cluster_tasks.square, [1], replace(on_dask, workers=9)))  # A connection of its own
 
 
 def test_dask_is_an_extra(monkeypatch):
-    monkeypatch.setattr(dask_cluster, "find_spec", lambda name: None)
+    monkeypatch.setattr(cluster_module, "find_spec", lambda name: None)
     with pytest.raises(ExecutionError, match=r"pip install 'mlcycle-notebooks\[dask\]'"):
         list(map_tasks(cluster_tasks.square, [1], ExecutionSettings("dask")))
 
 
-def test_a_task_starts_no_tasks(settings, tmp_path, monkeypatch):
-    assert list(map_tasks(cluster_tasks.executor_here, [1], settings)) == ["local"]
+def test_a_task_starts_no_tasks(on_dask, tmp_path, monkeypatch):
+    assert list(map_tasks(cluster_tasks.executor_here, [1], on_dask)) == ["local"]
     (tmp_path / "settings.ini").write_text("[execution]\nexecutor = dask\nworkers = 3\n")
     assert read_execution_settings(tmp_path) == ExecutionSettings("dask", workers=3)
-    monkeypatch.setenv("MLCYCLE_SCHEDULER", settings.scheduler)
-    assert read_execution_settings(tmp_path).scheduler == settings.scheduler
+    monkeypatch.setenv("MLCYCLE_SCHEDULER", on_dask.scheduler)
+    assert read_execution_settings(tmp_path).scheduler == on_dask.scheduler
     monkeypatch.setenv("MLCYCLE_EXECUTOR", "local")
     assert not read_execution_settings(tmp_path).is_distributed
 
