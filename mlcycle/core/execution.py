@@ -18,7 +18,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import CancelledError
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -141,8 +141,10 @@ def _connection(settings: ExecutionSettings, quiet: bool = False) -> _Connection
 def _connect(settings: ExecutionSettings, attempts: int) -> _Connection:
     "Connect to the scheduler, or start a cluster; check that its workers can execute tasks with the same results."
     check_dask_is_installed()
+    import dask
     from distributed import Client
 
+    dask.config.set({"distributed.admin.large-graph-warning-threshold": "1 GB"}) # Few tasks with large arguments wait at a time
     logging.getLogger("distributed.client").setLevel(logging.CRITICAL) # A lost connection is handled, or raised, here
     folder = cluster = None
     if not settings.scheduler:
@@ -214,8 +216,7 @@ def shared_cluster(
     if not settings.is_distributed:
         yield ""
         return
-    with _LOCK:
-        client = _connection(settings, quiet=True).client
+    client = _connection(settings, quiet=True).client
     before = os.environ.get(SCHEDULER_VARIABLE)
     os.environ[SCHEDULER_VARIABLE] = client.scheduler_info(n_workers=0)["address"]
     try:
@@ -412,10 +413,11 @@ def _submit_again(task: Task) -> None:
 
 # %% ../../nbs/core/execution.ipynb #4f7fa70b
 def map_tasks(
-    function: Callable, # A function of a module, with one argument
+    function: Callable, # A function of a module; called with an item, and `arguments`
     items: Iterable, # Arguments, in order; read only as far as tasks are submitted
     settings: ExecutionSettings, # Where tasks are executed
     *,
+    arguments: Sequence = (), # Further arguments of each call; large ones as a SharedValue
     label: str = "", # Name of the progress bar; empty: none
     retries: int = 2, # Repetitions of a task after an OSError, if Dask executes it
 ) -> Iterator: # Results, in the order of the items
@@ -425,16 +427,19 @@ def map_tasks(
     cluster cannot be used.
     """
     total = getattr(items, "__len__", lambda: None)()
-    results = _map_on_dask(function, items, settings, retries) if settings.is_distributed else map(function, items)
+    more = [each.value if isinstance(each, SharedValue) and not settings.is_distributed else each for each in arguments]
+    results = (_map_on_dask(function, items, more, settings, retries) if settings.is_distributed else
+               (function(item, *more) for item in items))
     yield from _show_progress(results, label, total) if label else results
 
 # %% ../../nbs/core/execution.ipynb #186bd24e
-def _map_on_dask(function: Callable, items: Iterable, settings: ExecutionSettings, retries: int) -> Iterator:
+def _map_on_dask(function: Callable, items: Iterable, arguments: Sequence, settings: ExecutionSettings,
+                 retries: int) -> Iterator:
     "Submit tasks as earlier ones end."
     waiting = deque[Task]()
     try:
         for item in items:
-            waiting.append(Task(settings, function, item, retries=retries))
+            waiting.append(Task(settings, function, item, *arguments, retries=retries))
             while len(waiting) >= 2 * count_threads(settings):
                 yield waiting[0].result()
                 waiting.popleft()
