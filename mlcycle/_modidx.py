@@ -4288,6 +4288,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                       'mlcycle.ml.bootstrap.pool_predictions': ( 'ml/bootstrap.html#pool_predictions',
                                                                                  'mlcycle/ml/bootstrap.py'),
                                       'mlcycle.ml.bootstrap.rule_of_three': ('ml/bootstrap.html#rule_of_three', 'mlcycle/ml/bootstrap.py'),
+                                      'mlcycle.ml.bootstrap.score_part_of_draws': ( 'ml/bootstrap.html#score_part_of_draws',
+                                                                                    'mlcycle/ml/bootstrap.py'),
                                       'mlcycle.ml.bootstrap.score_resamples': ( 'ml/bootstrap.html#score_resamples',
                                                                                 'mlcycle/ml/bootstrap.py'),
                                       'mlcycle.ml.bootstrap.wilson_interval': ( 'ml/bootstrap.html#wilson_interval',

@@ -217,12 +217,14 @@ def shared_cluster(
         yield ""
         return
     client = _connection(settings, quiet=True).client
-    before = os.environ.get(SCHEDULER_VARIABLE)
-    os.environ[SCHEDULER_VARIABLE] = client.scheduler_info(n_workers=0)["address"]
+    address = client.scheduler_info(n_workers=0)["address"]
+    before = {name: os.environ.get(name) for name in (EXECUTOR_VARIABLE, SCHEDULER_VARIABLE)}
+    os.environ.update({EXECUTOR_VARIABLE: settings.executor, SCHEDULER_VARIABLE: address})
     try:
-        yield f"Dask: {os.environ[SCHEDULER_VARIABLE]}, dashboard: {client.dashboard_link}"
+        yield f"Dask: {address}, dashboard: {client.dashboard_link}"
     finally:
-        os.environ.pop(SCHEDULER_VARIABLE) if before is None else os.environ.update({SCHEDULER_VARIABLE: before})
+        for name, value in before.items():
+            os.environ.pop(name) if value is None else os.environ.update({name: value})
 
 # %% ../../nbs/core/execution.ipynb #bcd4f515
 @contextmanager
