@@ -302,6 +302,9 @@ class SharedValue:
             [self.future] = client.scatter([self.value], hash=False)
         return self.future
 
+# %% ../../nbs/core/execution.ipynb #33a050b3
+_TASKS: "WeakSet[Task]" = WeakSet() # All whose results may still be read
+
 # %% ../../nbs/core/execution.ipynb #eb172bfb
 class Task:
     """A call that Dask executes.
@@ -332,10 +335,7 @@ class Task:
         return self.future
 
     def result(self) -> Any:
-        """Wait for the result, or raise what the function raised.
-
-        Raises ExecutionError if the cluster is lost again and again, TaskKilledError if the task ends its workers.
-        """
+        "The result, or what the function raised; ExecutionError for a lost cluster, TaskKilledError if it ends its workers."
         return _wait(self)
 
     def cancel(self) -> None:
@@ -343,8 +343,6 @@ class Task:
         _TASKS.discard(self)
         with suppress(Exception): # The cluster is gone, and the task with it
             self.future.cancel()
-
-_TASKS: WeakSet[Task] = WeakSet() # All that may still be waited for
 
 # %% ../../nbs/core/execution.ipynb #d398d956
 def _wait(task: Task) -> Any:

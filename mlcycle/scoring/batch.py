@@ -30,6 +30,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
+# %% ../../nbs/scoring/batch.ipynb #fa3ae620
 from .. import __version__
 from ..core.execution import ExecutionSettings
 from ..core.files import atomic_folder, atomic_write, hash_file, is_same_file, write_text
