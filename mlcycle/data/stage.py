@@ -7,8 +7,9 @@ __all__ = ['read_source_and_verify_hash', 'CleaningChoices', 'find_training_rows
            'separate_unlabelled', 'describes_other_table', 'find_table_of_rows', 'load_contract', 'save_text_by_hash',
            'write_tables', 'separate_training_outliers', 'CheckedSource', 'read_cleaning_plan', 'read_clean_and_check',
            'store_tables', 'check_source_limits', 'split_labelled_rows', 'label_tables', 'store_dataset',
-           'write_contract_file', 'update_labelling_queue', 'prepare_data', 'describe_row_counts',
-           'describe_changed_cells']
+           'write_contract_file', 'update_labelling_queue', 'LargeTableSettings', 'LargeTable', 'clean_large_table',
+           'check_large_table', 'without_rules', 'split_large_table', 'write_large_tables', 'prepare_large_table',
+           'prepare_data', 'describe_row_counts', 'describe_changed_cells']
 
 # %% ../../nbs/02_data.ipynb #07bed2e2
 import json
@@ -27,6 +28,7 @@ from ..ml.cleaning_plan import CleaningPlan
 from .clean import (add_source_formats, check_cleaning_settings, join_cleaning_plans, keep_values_of_source,
                                 plan_cleaning, separate_unusable_rows, validate_and_order_cleaning_steps)
 from .cleaning_rules import PlanUnderTest, setting_text
+from .partition_cleaning import ledger_of_target
 from .contract import Contract, contract_of_table, contract_to_yaml, parse_contract
 from .contract_inference import infer_contract
 from .labelling.fill_queue import choose_rows_for_queue, describe_suspects, fill_source_queue
@@ -40,7 +42,7 @@ from .split import SplitMethod, SplitParts, check_split, is_predefined, split_ro
 from ..errors import ContractError, ContractFileError, ParameterError, SourceError, TargetError
 from ..core.files import write_text
 from ..core.workspace import Workspace
-from ..outcomes import CellChange, Dataset, FileRef, Ingestion, LabelSummary, LedgerEntry, Problem, TableRef
+from ..outcomes import Dataset, FileRef, Ingestion, LabelSummary, LedgerEntry, Problem, TableRef
 from ..outcomes import registered_model_name
 from ..ml.outliers import OutlierMethod, separate_outliers
 from ..ml.target_values import apply_target_values
@@ -79,17 +81,6 @@ def _ledger_of_reading(readings: list[Ingestion], rows: int) -> list[LedgerEntry
             words.setdefault("read as missing: " + ", ".join(f"'{word}'" for word in counts), {})[name] = sum(counts.values())
     return lines("infinite", "infinite numbers are read as missing", infinite) + [
         line for note, counts in words.items() for line in lines("na_values", note, counts)]
-
-# %% ../../nbs/02_data.ipynb #2e13ff6b
-def _ledger_of_target(rows: pd.DataFrame, renamed: pd.DataFrame, problem: Problem) -> list[LedgerEntry]:
-    "A line of the ledger for values of the target that were replaced; empty if there are none."
-    if renamed is rows:
-        return []
-    before, after = rows[problem.target], renamed[problem.target]
-    changed = before.index[before.notna() & (before.map(str, na_action="ignore") != after)]
-    examples = [CellChange(row_id=row, before=str(before[row]), after=str(after[row])) for row in changed[:3]]
-    return [LedgerEntry(step="target", column=problem.target, rows=len(changed), share=len(changed) / len(rows),
-                        note="other spellings of a class, or merged classes (rare_classes)", examples=examples)]
 
 # %% ../../nbs/02_data.ipynb #dd50a8b2
 @dataclass(kw_only=True)
@@ -151,7 +142,7 @@ def plan_and_apply_cleaning(
             break
     made = [line.model_copy(update={"setting": setting_text("skip_cleaning", line.step, line.column)})
             for line in summarise_cleaning(trial.changes, len(rows))]
-    return clean, set_aside, trial, [*_ledger_of_target(rows, renamed, problem), *made, *lines]
+    return clean, set_aside, trial, [*ledger_of_target(rows, renamed, problem), *made, *lines]
 
 # %% ../../nbs/02_data.ipynb #9c45ac2b
 def separate_unlabelled(
@@ -454,6 +445,306 @@ def update_labelling_queue(
     summary = dataset.labels or LabelSummary(label_set=name, consensus=settings.consensus)
     return dataset.model_copy(update={"labels": summary.model_copy(update=found), "tables": tables})
 
+# %% ../../nbs/02_data.ipynb #defdfb86
+from uuid import uuid4
+import shutil
+
+import numpy as np
+
+from .partition_checks import (PART_NAMES, CheckTask, CheckedPartition, ContractTotals, WriteTask,
+                                           find_repeated_values, join_failures, unique_rules, write_frames)
+from .partition_cleaning import (CleanPartition, CleanTable, CleanTask, common_dtypes, drop_duplicates_on_disk,
+                                             join_ledgers)
+from .quarantine import REASON
+from ..stores.sources.large_sources import large_source, read_malformed_lines, store_large_source
+from ..stores.sources.partitions import MapTasks, PartitionedSource, read_row_file
+from ..stores.tables.datasets import WrittenFile, commit_table, discard_table_files
+
+# %% ../../nbs/02_data.ipynb #e93451b0
+@dataclass
+class LargeTableSettings:
+    "Settings of stage 2 that apply to large tables too."
+
+    contract_file: str # Relative to the project; empty: none
+    contract_table: str # Table of the contract, if it describes several
+    cleaning: CleaningChoices
+    earlier_cleaning: str # Cleaning plan with which the rows were cleaned before; empty: none
+    split: SplitMethod
+    choices: dict # Further parameters of `split_rows`
+    outlier_method: str # Must be empty
+
+    def split_columns(self, problem: Problem) -> list[str]:
+        "The columns on which the split depends."
+        named = (problem.target, problem.time, problem.entity, self.choices.get("split_column", ""))
+        return list(dict.fromkeys(filter(None, named)))
+
+    def check(self, n_rows: int) -> None:
+        "Raise ParameterError if a setting needs a table that fits into memory."
+        for name, value in (("outlier_method", self.outlier_method),
+                            ("cleaning_steps", "near_duplicates" if "near_duplicates" in self.cleaning.steps else "")):
+            if value:
+                raise ParameterError(f"{name} cannot be {value} for a table of {n_rows:,} rows, which is read in partitions.",
+                                     "It needs a table that fits into memory.",
+                                     "Leave it out, or set partition_rows to more rows than the table has.")
+
+# %% ../../nbs/02_data.ipynb #11a8bc7a
+@dataclass
+class LargeTable:
+    "A large table between two steps of stage 2."
+
+    source: PartitionedSource
+    parts: list[CleanPartition] # What was found when partitions were cleaned
+    table: CleanTable # Clean rows
+    sample: pd.DataFrame # Clean rows of the sample, without duplicates
+    trial: PlanUnderTest # The cleaning plan, as it was tested on the sample
+    ledger: list[LedgerEntry]
+    records: list[Ingestion] # Of reading the sources
+
+    @property
+    def n_partitions(self) -> int:
+        "Number of partitions."
+        return len(self.parts)
+
+    def frame_for_contract(self) -> pd.DataFrame:
+        "Rows from which the contract is inferred: the sample, and representatives of each partition."
+        some = pd.concat([self.sample, *(part.representatives for part in self.parts)])
+        some = some[~some.index.duplicated() & ~some.index.isin(self.table.dropped.index)].sort_index()
+        return some.astype(self.table.dtypes)
+
+# %% ../../nbs/02_data.ipynb #f980b8e4
+def _ledger_of_rows(parts: list[CleanPartition], table: CleanTable, repeats: int, target: str) -> list[LedgerEntry]:
+    "Lines of the ledger for rows that are set aside."
+    reasons, total = pd.Series(dtype="int64"), sum(part.n_rows for part in parts)
+    for each in (*(pd.Series(part.reasons, dtype="int64") for part in parts), table.dropped.value_counts()):
+        reasons = reasons.add(each, fill_value=0)
+    lines = [LedgerEntry(step="unlabelled" if why == f"'{target}' is missing" else "set aside", rows=int(count),
+                         share=count / total, note=str(why))
+             for why, count in reasons.sort_values(ascending=False, kind="stable").items()]
+    why = f"{repeats:,} rows equal an earlier row, which chance explains with these columns: they are kept"
+    return lines + ([LedgerEntry(step="duplicates", rows=0, note=why)] if repeats else [])
+
+# %% ../../nbs/02_data.ipynb #9a818b2d
+def clean_large_table(
+    source: PartitionedSource, # Large source
+    problem: Problem, # Of stage 1
+    cleaning: CleaningChoices, # Settings of the cleaning
+    folder: Path, # Receives files of partitions
+    map_tasks: MapTasks, # Calls a function for each partition
+) -> LargeTable:
+    "Infer the cleaning plan from the sample, clean all partitions, and find duplicates among all rows."
+    records = [Ingestion(**record) for record in source.records]
+    sample, _, trial, _ = plan_and_apply_cleaning(source.sample(), problem, cleaning, records)
+    parts = list(map_tasks(CleanTask(source, trial.plan, problem, str(folder)), range(len(source.files))))
+    dtypes = common_dtypes([part.dtypes for part in parts])
+    table = CleanTable(tuple(part.clean for part in parts), dtypes, pd.Series(dtype="str"))
+    steps = tuple(step for step in cleaning.steps if step not in cleaning.skip)
+    table, repeats = drop_duplicates_on_disk(table, sample.astype(dtypes), is_sampled=source.is_sampled, key=cleaning.key,
+                                             newest_by=cleaning.newest_by, steps=steps)
+    total = source.n_rows
+    ledger = [*_ledger_of_reading(records, total), *join_ledgers([part.ledger for part in parts], trial.plan, total),
+              *_ledger_of_rows(parts, table, repeats, problem.target)]
+    return LargeTable(source, parts, table, sample, trial, ledger, records)
+
+# %% ../../nbs/02_data.ipynb #b304e37c
+def check_large_table(
+    large: LargeTable, # Clean rows
+    problem: Problem, # Of stage 1
+    workspace: Workspace, # Of the project
+    settings: LargeTableSettings, # Contract file and split
+    folder: Path, # Receives files of partitions
+    map_tasks: MapTasks, # Calls a function for each partition
+) -> tuple[Contract, list[str], list[CheckedPartition], ContractTotals]: # Contract; its file; what was found
+    "Load or infer the contract, and check all partitions."
+    frame, file = large.frame_for_contract(), workspace.project / settings.contract_file
+    contract, files = load_contract(frame, problem, settings.contract_file, workspace.project, settings.contract_table)
+    inferred = not files or not file.is_file()
+    repeated = {key: find_repeated_values(large.table, names) for key, (_, names) in unique_rules(contract).items()
+                if set(names) <= set(large.table.dtypes)}
+    if inferred and (broken := {key for key, ids in repeated.items() if len(ids)}):
+        contract, repeated = without_rules(contract, broken), {key: ids for key, ids in repeated.items() if key not in broken}
+    errors = {key: ids for key, ids in repeated.items() if unique_rules(contract)[key][0].level == "error"}
+    columns = tuple(name for name in settings.split_columns(problem) if name in large.table.dtypes)
+    task = CheckTask(large.table, contract, columns, str(folder), errors)
+    parts = list(map_tasks(task, range(large.n_partitions)))
+    failures, total = join_failures(parts, contract, repeated), sum(part.n_rows for part in parts)
+    if inferred: # Rules that rows outside of the sample break
+        contract = without_rules(contract, {(each.column, each.rule) for each in failures if each.severity == "warning"})
+        failures = [each for each in failures if each.severity == "error"]
+    known = {name: sum(part.known[name] for part in parts) / max(total, 1) for name in parts[0].known}
+    return contract, files, parts, ContractTotals(frame.iloc[:0], sum(part.quarantined for part in parts), total, failures, known)
+
+# %% ../../nbs/02_data.ipynb #62796d3c
+def without_rules(
+    contract: Contract, # Inferred from a sample
+    broken: set[tuple[str, str]], # Columns and names of rules
+) -> Contract:
+    "A contract without some quality rules of its columns."
+    table = contract.tables[0]
+    kept = [[rule for rule in column.quality if (column.name, rule.name) not in broken] for column in table.properties]
+    properties = [column.model_copy(update={"quality": rules}) for column, rules in zip(table.properties, kept, strict=True)]
+    return contract.model_copy(update={"tables": [table.model_copy(update={"properties": properties}), *contract.tables[1:]]})
+
+# %% ../../nbs/02_data.ipynb #3ceed122
+def split_large_table(
+    checked: list[CheckedPartition], # What was found when partitions were checked
+    problem: Problem, # Names time, entity and target
+    settings: LargeTableSettings, # How rows are split
+) -> tuple[pd.Series, dict[str, int], str]: # Position of the part in `PART_NAMES` by `row_id`; rows by part; description
+    "Split all rows by the columns on which the split depends."
+    columns = settings.split_columns(problem)
+    frames = [read_row_file(Path(part.narrow), tuple(columns)) for part in checked if part.narrow]
+    index = frames[0].index.append([frame.index for frame in frames[1:]]).rename("row_id")
+    narrow = pd.DataFrame({name: _join_columns([frame[name] for frame in frames], index) for name in columns}, index)
+    del frames
+    parts, how = split_rows(narrow, problem, settings.split, **settings.choices)
+    places = np.full(len(index), -1, dtype=np.int8)
+    for name, part in parts.items():
+        places[index.get_indexer(part.index)] = PART_NAMES.index(name)
+    return pd.Series(places, index), {name: len(part) for name, part in parts.items()}, how
+
+# %% ../../nbs/02_data.ipynb #d7eab751
+def _join_columns(parts: list[pd.Series], index: pd.Index) -> pd.Series:
+    "A column of all partitions; text as categories, which need less memory."
+    if all(part.dtype != "str" for part in parts):
+        return pd.Series(np.concatenate([part.to_numpy() for part in parts]), index)
+    codes = [pd.Categorical(part.astype("str")) for part in parts]
+    return pd.Series(pd.api.types.union_categoricals(codes), index)
+
+# %% ../../nbs/02_data.ipynb #8ec7453c
+def write_large_tables(
+    large: LargeTable, # Clean rows
+    checked: list[CheckedPartition], # With quarantine
+    contract: Contract, # Of the table
+    places: pd.Series, # Part of each row
+    problem: Problem, # Of stage 1
+    tables: Path, # Folder of tables
+    tag: str, # Of the writing
+    left_out: tuple[str, ...], # Columns that the parts do not have
+    map_tasks: MapTasks, # Calls a function for each partition
+) -> dict[str, tuple[list[WrittenFile], dict[str, str]]]: # Files and dtypes by name of the table
+    "Write the files of all tables; no version has them yet."
+    dtypes = common_dtypes([part.dtypes for part in checked])
+    ends = np.cumsum([part.n_rows - part.quarantined for part in checked])
+    tasks = [(number, places.iloc[end - part.n_rows + part.quarantined:end])
+             for number, (part, end) in enumerate(zip(checked, ends, strict=True))]
+    task = WriteTask(large.table, contract, tables, tag, dtypes, left_out, large.n_partitions)
+    kept = {name: kind for name, kind in dtypes.items() if name not in left_out}
+    written: dict[str, tuple[list[WrittenFile], dict[str, str]]] = {}
+    for files in map_tasks(task, tasks):
+        for name, file in files.items():
+            written.setdefault(name, ([], kept if name != "set_aside" else kept | {unused_column_name("reason", kept): "str"}))
+            written[name][0].append(file)
+    for name, frames, kinds in _other_tables(large, checked, problem):
+        files = write_frames(tables, name, frames, kinds, tag)
+        before = written.get(name, ([], {}))[0]
+        if files or before:
+            written[name] = (files + before, kinds)
+    return written
+
+# %% ../../nbs/02_data.ipynb #5fd6d466
+def _other_tables(large: LargeTable, checked: list[CheckedPartition], problem: Problem):
+    "Name, rows of each partition, and dtypes of the tables of rows that are not used, and of changed cells."
+    clean = large.table.dtypes
+    with_reason = clean | {unused_column_name("reason", clean): "str"}
+    with_rules = clean | {unused_column_name(REASON, clean): "str"}
+    changes = dict.fromkeys(("column", "step", "before", "after"), "str")
+    missing, reason, numbers = f"'{problem.target}' is missing", [*with_reason][-1], range(large.n_partitions)
+
+    def aside(number: int) -> pd.DataFrame:
+        path = large.parts[number].aside
+        return (read_row_file(Path(path), tuple(with_reason)) if path else
+                pd.DataFrame(columns=list(with_reason)).rename_axis("row_id")).astype(with_reason)
+
+    def set_aside(number: int) -> pd.DataFrame:
+        rows, dropped = aside(number), large.table.dropped
+        ids = dropped.index
+        again = large.table.read(number, with_duplicates=True)
+        again = again[again.index.isin(ids)]
+        again = again.assign(**{reason: dropped.reindex(again.index).astype("str")})
+        rows = rows[rows[reason] != missing]
+        return pd.concat([part for part in (rows, again) if len(part)] or [rows]).sort_index()
+
+    def unlabelled(number: int) -> pd.DataFrame:
+        rows = aside(number)
+        return rows[rows[reason] == missing].drop(columns=reason)
+
+    target = {problem.target: "float64" if problem.task == "regression" else "str"}
+    yield "set_aside", map(set_aside, numbers), with_reason
+    yield "unlabelled", map(unlabelled, numbers), clean | target
+    bad, cells = [part.quarantine for part in checked if part.quarantine], [part.changes for part in large.parts if part.changes]
+    yield "quarantine", (read_row_file(Path(path), tuple(with_rules)) for path in bad), with_rules
+    yield "ledger", (read_row_file(Path(path), tuple(changes)) for path in cells), changes
+
+# %% ../../nbs/02_data.ipynb #ce96f6ff
+def prepare_large_table(
+    source: PartitionedSource, # Large source
+    problem: Problem, # Of stage 1
+    workspace: Workspace, # Holds the tables
+    settings: LargeTableSettings, # Settings of the stage
+    *,
+    run: str, # Id of the run, for the commits
+    write_contract: bool, # Whether to write an inferred contract into the project
+    map_tasks: MapTasks, # Calls a function for each partition
+) -> Dataset:
+    "Clean, check, split and store a large table in partitions; raises the errors of `prepare_data`."
+    settings.check(source.n_rows)
+    if source.sha256 != problem.source_sha256:
+        raise SourceError(f"The rows of '{problem.source}' are not those that stage 1 read.", remedy="Run stage 1 again.")
+    tag = uuid4().hex[:12]
+    folder = workspace.root / "partitions" / f"work-{tag}"
+    folder.mkdir()
+    try:
+        large = clean_large_table(source, problem, settings.cleaning, folder, map_tasks)
+        contract, files, checked, totals = check_large_table(large, problem, workspace, settings, folder, map_tasks)
+        check_contract_columns(totals, contract, settings.contract_file)
+        check_contract_limits(totals, contract, file=settings.contract_file, quarantine="")
+        places, counts, how = split_large_table(checked, problem, settings)
+        predefined = settings.choices.get("split_column") and how.startswith("Predefined")
+        left_out = (settings.choices["split_column"],) if predefined else ()
+        written = write_large_tables(large, checked, contract, places, problem, workspace.tables, tag, left_out, map_tasks)
+        dataset = _store_large_dataset(large, contract, files, totals, written, (places, counts, how), problem, workspace,
+                                       settings, run)
+    except BaseException:
+        discard_table_files(workspace.tables, tag)
+        raise
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    if write_contract:
+        write_contract_file(dataset, workspace)
+    return dataset
+
+# %% ../../nbs/02_data.ipynb #24f2126f
+def _store_large_dataset(large: LargeTable, contract: Contract, files: list[str], totals: ContractTotals, written: dict,
+                         split: tuple[pd.Series, dict[str, int], str], problem: Problem, workspace: Workspace,
+                         settings: LargeTableSettings, run: str) -> Dataset:
+    "Commit the tables, and describe them as the outcome."
+    places, counts, how = split
+    workspace.prepare()
+    kept = save_text_by_hash(contract_to_yaml(contract), "contracts/{}.yaml", workspace)
+    commits = delta_commit_metadata(run, problem, contract=kept, contract_version=contract.version, ingestions=large.records)
+    tables = {name: commit_table(workspace.tables, name, some, dtypes, **commits) for name, (some, dtypes) in written.items()}
+    tables |= write_tables({"malformed": read_malformed_lines(large.source)}, workspace, commits)
+    plan = add_source_formats(large.trial.plan, large.records, large.sample)
+    if settings.earlier_cleaning:
+        earlier = read_cleaning_plan(workspace.project / settings.earlier_cleaning)
+        plan = join_cleaning_plans(earlier, plan, large.table.dtypes)
+    saved = save_text_by_hash(plan.model_dump_json(indent=1) + "\n", "cleaning/{}.json", workspace)
+    rows = {name: tables[name].rows for name in ("set_aside", "unlabelled") if name in tables}
+    counts = counts | rows | {"quarantine": totals.quarantined}
+    some = large.sample.loc[large.sample.index.intersection(places.index)]
+    parts = {name: some[(places.loc[some.index] == place).to_numpy()] for place, name in enumerate(PART_NAMES[:3])}
+    found = describe_split_overlap(parts, problem) if len(parts["train"]) and len(parts["holdout"]) else []
+    sampled = f" (in a sample of {len(some):,} rows)" if large.source.is_sampled else ""
+    changed = sum(part.n_changed for part in large.parts)
+    pieces = f" Read in {large.n_partitions:,} partitions; contract and cleaning plan are inferred from {len(some):,} rows."
+    return Dataset(
+        ingestions=large.records, rows_in=large.source.n_rows, rows_quarantined=totals.quarantined, ledger=large.ledger,
+        contract_version=contract.version, rule_failures=totals.failures, completeness=totals.completeness, project_files=files,
+        not_applied=large.trial.not_applied, changed_cells=changed, tables=tables, contract=kept, cleaning_plan=saved,
+        rows_clean=sum(counts.get(name, 0) for name in PART_NAMES[:3]), rows_set_aside=counts.get("set_aside", 0),
+        rows_unlabelled=counts.get("unlabelled", 0), split_description=how, split_overlap=[line + sampled for line in found],
+        decision=describe_row_counts(counts) + describe_changed_cells(changed, len(large.trial.not_applied)) + pieces)
+
 # %% ../../nbs/02_data.ipynb #82aedc8e
 def prepare_data(
     problem: Problem, # Of stage 1
@@ -472,6 +763,7 @@ def prepare_data(
     labels: LabelSettings | None = None, # Rules, consensus and labelling queue; the defaults if not given
     split: SplitMethod = "auto", # auto: predefined, by time, by entity or stratified
     run: str = "", # Id of the run, for the commits
+    map_tasks: MapTasks = map, # Calls a function for each partition of a large source
     **choices, # Further parameters of `split_rows`
 ) -> Dataset:
     "Read, clean, check, split and store rows; raises SourceError, ContractError and ParameterError, as the steps do."
@@ -482,6 +774,10 @@ def prepare_data(
     cleaning = CleaningChoices(steps=steps, skip=skip_cleaning or [], force=apply_cleaning or [], key=key or [],
                                newest_by=newest_by, train_index=find)
     labels = labels or LabelSettings(seed=choices.get("seed", 0))
+    if large := store_large_source(large_source(problem), workspace.root / "partitions", map_tasks=map_tasks):
+        settings = LargeTableSettings(contract_file, contract_table, cleaning, earlier_cleaning, split, choices, outlier_method)
+        return prepare_large_table(large, problem, workspace, settings, run=run, write_contract=write_contract,
+                                   map_tasks=map_tasks)
     source = read_clean_and_check(problem, workspace, contract_file=contract_file, contract_table=contract_table,
                                   cleaning=cleaning, labels=labels, earlier_cleaning=earlier_cleaning)
     check_source_limits(source, problem, workspace, contract_file, run)

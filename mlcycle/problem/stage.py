@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['RARE_POSITIVE_SHARE', 'RARE_POSITIVE_METRICS', 'merge_problem_fields', 'read_problem_rows', 'read_problem_source',
-           'large_source', 'with_stored_labels', 'check_problem_columns', 'columns_named_besides_target',
-           'check_column_role', 'check_time_column', 'check_costs', 'fill_in_default_metrics', 'named_metrics',
-           'resolve_metrics', 'normalise_success_criteria', 'check_metric_requirements', 'decide_target_values',
-           'describe_target_values', 'define_problem', 'describe_target', 'draft_problem_fields']
+           'with_stored_labels', 'check_problem_columns', 'columns_named_besides_target', 'check_column_role',
+           'check_time_column', 'check_costs', 'fill_in_default_metrics', 'named_metrics', 'resolve_metrics',
+           'normalise_success_criteria', 'check_metric_requirements', 'decide_target_values', 'describe_target_values',
+           'define_problem', 'describe_target', 'draft_problem_fields']
 
 # %% ../../nbs/01_problem.ipynb #c1a81beb
 import re
@@ -29,7 +29,7 @@ from .time_and_entity import propose_time_and_entity
 from ..stores.labels.stored_labels import labelled_target
 from ..stores.sources.compressed_files import open_decompressed
 from ..stores.sources.ingest import apply_bundled_settings, hash_rows, read_source
-from ..stores.sources.large_sources import LargeSource, store_large_source
+from ..stores.sources.large_sources import large_source, store_large_source
 from ..stores.sources.partitions import MapTasks, PartitionedSource, read_whole_column
 
 # %% ../../nbs/01_problem.ipynb #78adc087
@@ -74,14 +74,6 @@ def read_problem_source(
                                  "Labels by people and by rules need a table that fits into memory.",
                                  "Take fewer rows, or set partition_rows to more than the table has.")
     return large.sample(), large
-
-# %% ../../nbs/01_problem.ipynb #5a22a89e
-def large_source(
-    document: ProblemDocument | Problem, # Names the source, or several sources and a query
-) -> LargeSource:
-    "The source of a problem as one that may be large."
-    return LargeSource(document.source, document.sources, document.query, document.target, tuple(document.na_values),
-                       document.partition_rows)
 
 # %% ../../nbs/01_problem.ipynb #8fb1cc1b
 def with_stored_labels(

@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['MAX_CELLS_IN_MEMORY', 'PARTITION_CELLS', 'MapTasks', 'MAX_ROUNDS', 'rows_of_partition', 'needs_partitions',
            'TextPartition', 'ParquetPartition', 'StoredPartition', 'rows_with_extremes', 'store_partition',
-           'write_rows', 'PartitionedSource', 'read_rows', 'read_whole_column', 'store_partitions', 'sample_of_text']
+           'write_row_file', 'PartitionedSource', 'read_row_file', 'read_whole_column', 'store_partitions',
+           'sample_of_text']
 
 # %% ../../../nbs/stores/sources/partitions.ipynb #314c53f9
 import json
@@ -127,12 +128,12 @@ def store_partition(
     doubtful = sorted({place for places in reading.doubtful.values() for place in places})
     path = Path(folder, f"part-{number:05d}.parquet")
     with atomic_write(path) as half:
-        write_rows(rows, half)
+        write_row_file(rows, half)
     return StoredPartition(path.name, len(rows), hash_rows(rows), reading.na_counts, reading.infinite,
                            raw.iloc[doubtful] if doubtful else None, reading.unreadable, rows_with_extremes(rows))
 
 # %% ../../../nbs/stores/sources/partitions.ipynb #40615e5c
-def write_rows(
+def write_row_file(
     rows: pd.DataFrame, # Indexed by `row_id`
     path: Path, # Of the Parquet file
 ) -> None:
@@ -171,15 +172,15 @@ class PartitionedSource:
         columns: Iterable[str] | None = None, # All columns if not given
     ) -> pd.DataFrame: # Indexed by `row_id`
         "Read a partition."
-        return read_rows(self.folder / self.files[number], self.columns, columns)
+        return read_row_file(self.folder / self.files[number], self.columns, columns)
 
     def sample(self) -> pd.DataFrame: # Indexed by `row_id`
         "Read the sample: every `step`-th row, and the rows with the least and the largest numbers of each partition."
-        return read_rows(self.folder / "sample.parquet", self.columns)
+        return read_row_file(self.folder / "sample.parquet", self.columns)
 
 # %% ../../../nbs/stores/sources/partitions.ipynb #a0c04d4e
-def read_rows(
-    path: Path, # Parquet file that `write_rows` has written
+def read_row_file(
+    path: Path, # Parquet file that `write_row_file` has written
     names: tuple[str, ...], # Of all its columns
     columns: Iterable[str] | None = None, # To be read; all if not given
 ) -> pd.DataFrame: # Indexed by `row_id`
@@ -233,7 +234,7 @@ def store_partitions(
         rows = pd.concat([rows, *(each.extremes for each in stored)])
         rows = rows[~rows.index.duplicated()].sort_index()
     with atomic_write(Path(folder, "sample.parquet")) as half:
-        write_rows(rows, half)
+        write_row_file(rows, half)
     digest = sha256(json.dumps([*map(str, rows.columns), *(each.sha256 for each in stored)]).encode()).hexdigest()
     return PartitionedSource(Path(folder), tuple(each.file for each in stored), tuple(each.n_rows for each in stored),
                              tuple(map(str, rows.columns)), digest, step), _with_counts(typed, plan, stored)

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['MAX_DOUBTFUL_ROWS', 'ColumnReading', 'ReadingPlan', 'infer_reading_plan', 'read_plain_numbers',
-           'read_formatted_numbers', 'read_dates', 'PartitionReading', 'read_column_by_plan', 'read_partition_by_plan']
+           'read_formatted_numbers', 'read_formatted_dates', 'PartitionReading', 'read_column_by_plan',
+           'read_partition_by_plan']
 
 # %% ../../../nbs/stores/sources/reading_plan.ipynb #311131ed
 from dataclasses import dataclass, field, replace
@@ -53,8 +54,8 @@ def infer_reading_plan(
     settled: frozenset = frozenset(), # Columns that stay text
 ) -> tuple[ReadingPlan, SourceRows]: # The plan; the sample with types
     "Infer from a sample how the columns of a source are read."
-    rows, _ = drop_unnamed_empty_columns(sample.rows)
-    typed = convert_types(replace(sample, rows=rows), target, na_values)
+    rows, notes = drop_unnamed_empty_columns(sample.rows)
+    typed = convert_types(replace(sample, rows=rows, description=", ".join([sample.description, *notes])), target, na_values)
     findings, plain = typed.findings, normalise_dtypes(rows)
     given = sample.options.na_values if sample.options.na_values is not None else na_values or None
     columns = {}
@@ -115,7 +116,7 @@ def read_formatted_numbers(
     return None, column.isin(wrong).to_numpy() if wrong else column.notna().to_numpy()
 
 # %% ../../../nbs/stores/sources/reading_plan.ipynb #857585a4
-def read_dates(
+def read_formatted_dates(
     column: pd.Series, # Text column, its missing values are NaN
     form: str, # Of `strptime`; empty: ISO 8601
 ) -> tuple[pd.Series | None, np.ndarray]: # Dates, None if a value is none; doubtful cells, booleans
@@ -156,7 +157,7 @@ def read_column_by_plan(
         return values.mask(values.isin([*missing, ""])), new, counts
     column = pd.Series(text.to_pandas(), dtype="str")
     if reading.dtype == "datetime64[us]":
-        read, doubtful = read_dates(column, reading.date_format)
+        read, doubtful = read_formatted_dates(column, reading.date_format)
     elif reading.number_format is not None:
         read, doubtful = read_formatted_numbers(column, reading)
     else:
