@@ -24,7 +24,7 @@ from .partition_cleaning import DUCKDB_MEMORY, CleanTable
 from .quarantine import MAX_EXAMPLES, REASON, describe_reasons, summarise_violations
 from ..outcomes import RuleFailure
 from ..stores.sources.files import connect_duckdb, sql_literal
-from ..stores.sources.partitions import write_row_file
+from ..stores.sources.partitions import read_row_file, write_row_file
 from ..stores.tables.datasets import WrittenFile, write_table_file
 
 # %% ../../nbs/data/partition_checks.ipynb #3fc82d68
@@ -159,15 +159,15 @@ class WriteTask:
 
     def __call__(
         self,
-        task: tuple[int, pd.Series], # Number of the partition; position of the part in `PART_NAMES`, by `row_id`
+        task: tuple[int, str, np.ndarray], # Number of the partition; file of its rows; position of their part in `PART_NAMES`
     ) -> dict[str, WrittenFile]: # By name of the table
-        number, places = task
+        number, narrow, places = task
         rows, _ = coerce_to_contract(self.table.read(number), self.contract)
-        rows = rows.loc[places.index]
+        rows = rows.loc[read_row_file(Path(narrow), (), ()).index]
         rows = rows.astype({name: kind for name, kind in self.dtypes.items() if str(rows[name].dtype) != kind})
         made = {}
         for place, name in enumerate(PART_NAMES):
-            part = rows[(places == place).to_numpy()].drop(columns=[*self.left_out])
+            part = rows[places == place].drop(columns=[*self.left_out])
             if name == "set_aside":
                 part = part.assign(**{unused_column_name("reason", part): "its entity is in the training rows"})
                 part = part.astype({part.columns[-1]: "str"})

@@ -17,7 +17,7 @@ import pandas as pd
 
 from ..core.column_names import unused_column_name
 from ..core.files import atomic_write
-from .clean import CELL_STEPS
+from .clean import order_ledger
 from .cleaning_rules import setting_text
 from .duplicates import drop_duplicates
 from .split_overlap import exceeds_expected, hash_rows_by_cell, probabilities_of_duplicates
@@ -130,32 +130,23 @@ def common_dtypes(
 # %% ../../nbs/data/partition_cleaning.ipynb #d30d7fbf
 def join_ledgers(
     ledgers: Sequence[list[LedgerEntry]], # Of the partitions, in order
-    plan: CleaningPlan, # Gives the order of columns
+    columns: Sequence[str], # Of the table, in order
     total: int, # Number of all rows
 ) -> list[LedgerEntry]:
     "Join the ledgers of partitions: one entry for each step and column, with the first five examples."
     joined: dict[tuple, list[LedgerEntry]] = {}
     for line in (line for ledger in ledgers for line in ledger):
         joined.setdefault((line.step, line.column), []).append(line)
-    columns = list(plan.columns)
-
-    def order(key: tuple) -> tuple:
-        step, column = key
-        swapped = any(column in (rule.first, rule.second) for rule in plan.swap_rules)
-        first = -2 if step == "target" else -1 if step == "pairs" and swapped else len(columns) if step == "pairs" else (
-            columns.index(column))
-        return first, ("target", *CELL_STEPS).index(step)
-
     made = []
-    for key in sorted(joined, key=order):
-        lines, rows = joined[key], sum(line.rows for line in joined[key])
+    for key, lines in joined.items():
+        rows = sum(line.rows for line in lines)
         shown = [one for line in lines for one in line.examples][:3]
         if key[0] != "target": # Different ones
             shown = list({one.before: one for line in reversed(lines) for one in reversed(line.examples)}.values())[::-1][:5]
         made.append(lines[0].model_copy(update={
             "rows": rows, "share": rows / max(total, 1), "examples": shown,
             "setting": "" if key[0] == "target" else setting_text("skip_cleaning", *key)}))
-    return made
+    return order_ledger(made, columns)
 
 # %% ../../nbs/data/partition_cleaning.ipynb #01e74fc8
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@ __all__ = ['read_source_and_verify_hash', 'CleaningChoices', 'DataSettings', 'fi
            'write_tables', 'separate_training_outliers', 'CheckedSource', 'read_cleaning_plan', 'read_clean_and_check',
            'store_tables', 'check_source_limits', 'split_labelled_rows', 'label_tables', 'store_dataset',
            'write_contract_file', 'update_labelling_queue', 'prepare_table', 'LargeTable', 'clean_large_table',
-           'check_large_table', 'without_rules', 'split_large_table', 'write_large_tables', 'prepare_large_table',
-           'prepare_data', 'describe_row_counts', 'describe_changed_cells']
+           'check_large_table', 'without_rules', 'split_large_table', 'sampled_parts', 'write_large_tables',
+           'prepare_large_table', 'prepare_data', 'describe_row_counts', 'describe_changed_cells']
 
 # %% ../../nbs/02_data.ipynb #07bed2e2
 import json
@@ -19,14 +19,14 @@ from dataclasses import dataclass, replace
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import pandas as pd
 from ..core.column_names import unused_column_name
 from ..ml.cleaning import summarise_cleaning
 from ..ml.cleaning_plan import CleaningPlan
 from .clean import (add_source_formats, check_cleaning_settings, join_cleaning_plans, keep_values_of_source,
-                                plan_cleaning, separate_unusable_rows, validate_and_order_cleaning_steps)
+                                order_ledger, plan_cleaning, separate_unusable_rows, validate_and_order_cleaning_steps)
 from .cleaning_rules import PlanUnderTest, setting_text
 from .contract import Contract, contract_of_table, contract_to_yaml, parse_contract
 from .contract_inference import infer_contract
@@ -184,7 +184,7 @@ def plan_and_apply_cleaning(
         if not trial.rules or not trial.drop_failing(target.loc[choices.train_index(clean)], problem.task == "regression"):
             break
     made = [line.model_copy(update={"setting": setting_text("skip_cleaning", line.step, line.column)})
-            for line in summarise_cleaning(trial.changes, len(rows))]
+            for line in order_ledger(summarise_cleaning(trial.changes, len(rows)), rows.columns)]
     return clean, set_aside, trial, [*ledger_of_target(rows, renamed, problem), *made, *lines]
 
 # %% ../../nbs/02_data.ipynb #9c45ac2b
@@ -560,7 +560,7 @@ def clean_large_table(
     table, repeats = drop_duplicates_on_disk(table, sample.astype(dtypes), is_sampled=source.is_sampled, key=cleaning.key,
                                              newest_by=cleaning.newest_by, steps=steps)
     total = source.n_rows
-    ledger = [*_ledger_of_reading(records, total), *join_ledgers([part.ledger for part in parts], trial.plan, total),
+    ledger = [*_ledger_of_reading(records, total), *join_ledgers([part.ledger for part in parts], source.columns, total),
               *_ledger_of_rows(parts, table, repeats, problem.target)]
     return LargeTable(source, parts, table, sample, trial, ledger, records)
 
@@ -608,33 +608,54 @@ def split_large_table(
     checked: list[CheckedPartition], # What was found when partitions were checked
     problem: Problem, # Names time, entity and target
     settings: DataSettings, # How rows are split
-) -> tuple[pd.Series, dict[str, int], str]: # Position of the part in `PART_NAMES` by `row_id`; rows by part; description
+) -> tuple[np.ndarray, dict[str, int], str]: # Position of each row's part in `PART_NAMES`; rows by part; description
     "Split all rows by the columns on which the split depends."
     columns = settings.split_columns(problem)
-    frames = [read_row_file(Path(part.narrow), tuple(columns)) for part in checked if part.narrow]
-    index = frames[0].index.append([frame.index for frame in frames[1:]]).rename("row_id")
-    narrow = pd.DataFrame({name: _join_columns([frame[name] for frame in frames], index) for name in columns}, index)
-    del frames
+    frames = [_compact(read_row_file(Path(part.narrow), tuple(columns))) for part in checked if part.narrow]
+    ids = np.concatenate([frame.index.to_numpy() for frame in frames]) # In ascending order
+    narrow = pd.DataFrame({name: _join_columns([frame.pop(name) for frame in frames]) for name in columns},
+                          pd.Index(ids, name="row_id", copy=False), copy=False)
     parts, how = split_rows(narrow, problem, settings.split, **settings.choices)
-    places = np.full(len(index), -1, dtype=np.int8)
+    places = np.full(len(ids), -1, dtype=np.int8)
     for name, part in parts.items():
-        places[index.get_indexer(part.index)] = PART_NAMES.index(name)
-    return pd.Series(places, index), {name: len(part) for name, part in parts.items()}, how
+        places[np.searchsorted(ids, part.index.to_numpy())] = PART_NAMES.index(name)
+    return places, {name: len(part) for name, part in parts.items()}, how
 
 # %% ../../nbs/02_data.ipynb #d7eab751
-def _join_columns(parts: list[pd.Series], index: pd.Index) -> pd.Series:
-    "A column of all partitions; text as categories, which need less memory."
-    if all(part.dtype != "str" for part in parts):
-        return pd.Series(np.concatenate([part.to_numpy() for part in parts]), index)
-    codes = [pd.Categorical(part.astype("str")) for part in parts]
-    return pd.Series(pd.api.types.union_categoricals(codes), index)
+def _compact(rows: pd.DataFrame) -> pd.DataFrame:
+    "Rows with text as categories, which need less memory."
+    texts = [name for name, kind in rows.dtypes.items() if kind == "str"]
+    return rows.astype(dict.fromkeys(texts, "category"))
+
+# %% ../../nbs/02_data.ipynb #6c1a44cd
+def _join_columns(parts: list[pd.Series]) -> Any:
+    "A column of all partitions."
+    if any(part.dtype == "category" for part in parts):
+        return pd.api.types.union_categoricals([pd.Categorical(part.astype("str")) for part in parts])
+    return np.concatenate([part.to_numpy() for part in parts])
+
+# %% ../../nbs/02_data.ipynb #d2520a16
+def sampled_parts(
+    sample: pd.DataFrame, # Clean rows of the sample
+    checked: list[CheckedPartition], # What was found when partitions were checked
+    places: np.ndarray, # Position of each row's part in `PART_NAMES`
+) -> dict[str, pd.DataFrame]: # By name of the part
+    "The rows of the sample in each part."
+    part_of, start = pd.Series(-1, sample.index), 0
+    for part in checked:
+        if part.narrow:
+            ids = read_row_file(Path(part.narrow), (), ()).index
+            known = sample.index.intersection(ids)
+            part_of[known] = places[start + np.searchsorted(ids, known)]
+            start += len(ids)
+    return {name: sample[(part_of == place).to_numpy()] for place, name in enumerate(PART_NAMES[:3])}
 
 # %% ../../nbs/02_data.ipynb #8ec7453c
 def write_large_tables(
     large: LargeTable, # Clean rows
     checked: list[CheckedPartition], # With quarantine
     contract: Contract, # Of the table
-    places: pd.Series, # Part of each row
+    places: np.ndarray, # Part of each row
     problem: Problem, # Of stage 1
     tables: Path, # Folder of tables
     tag: str, # Of the writing
@@ -644,8 +665,8 @@ def write_large_tables(
     "Write the files of all tables; no version has them yet."
     dtypes = common_dtypes([part.dtypes for part in checked])
     ends = np.cumsum([part.n_rows - part.quarantined for part in checked])
-    tasks = [(number, places.iloc[end - part.n_rows + part.quarantined:end])
-             for number, (part, end) in enumerate(zip(checked, ends, strict=True))]
+    tasks = [(number, part.narrow, places[end - part.n_rows + part.quarantined:end])
+             for number, (part, end) in enumerate(zip(checked, ends, strict=True)) if part.narrow]
     task = WriteTask(large.table, contract, tables, tag, dtypes, left_out, large.n_partitions)
     kept = {name: kind for name, kind in dtypes.items() if name not in left_out}
     written: dict[str, tuple[list[WrittenFile], dict[str, str]]] = {}
@@ -718,7 +739,8 @@ def prepare_large_table(
         predefined = settings.choices.get("split_column") and how.startswith("Predefined")
         left_out = (settings.choices["split_column"],) if predefined else ()
         written = write_large_tables(large, checked, contract, places, problem, workspace.tables, tag, left_out, map_tasks)
-        dataset = _store_large_dataset(large, contract, files, totals, written, (places, counts, how), problem, workspace,
+        parts = sampled_parts(large.sample, checked, places)
+        dataset = _store_large_dataset(large, contract, files, totals, written, (parts, counts, how), problem, workspace,
                                        settings)
     except BaseException:
         discard_table_files(workspace.tables, tag)
@@ -731,10 +753,10 @@ def prepare_large_table(
 
 # %% ../../nbs/02_data.ipynb #24f2126f
 def _store_large_dataset(large: LargeTable, contract: Contract, files: list[str], totals: ContractTotals, written: dict,
-                         split: tuple[pd.Series, dict[str, int], str], problem: Problem, workspace: Workspace,
+                         split: tuple[dict[str, pd.DataFrame], dict[str, int], str], problem: Problem, workspace: Workspace,
                          settings: DataSettings) -> Dataset:
     "Commit the tables, and describe them as the outcome."
-    places, counts, how = split
+    parts, counts, how = split
     workspace.prepare()
     kept = save_text_by_hash(contract_to_yaml(contract), "contracts/{}.yaml", workspace)
     commits = delta_commit_metadata(settings.run, problem, contract=kept, contract_version=contract.version,
@@ -748,12 +770,11 @@ def _store_large_dataset(large: LargeTable, contract: Contract, files: list[str]
     saved = save_text_by_hash(plan.model_dump_json(indent=1) + "\n", "cleaning/{}.json", workspace)
     rows = {name: tables[name].rows for name in ("set_aside", "unlabelled") if name in tables}
     counts = counts | rows | {"quarantine": totals.quarantined}
-    some = large.sample.loc[large.sample.index.intersection(places.index)]
-    parts = {name: some[(places.loc[some.index] == place).to_numpy()] for place, name in enumerate(PART_NAMES[:3])}
     found = describe_split_overlap(parts, problem) if len(parts["train"]) and len(parts["holdout"]) else []
-    sampled = f" (in a sample of {len(some):,} rows)" if large.source.is_sampled else ""
+    n_sampled = sum(map(len, parts.values()))
+    sampled = f" (in a sample of {n_sampled:,} rows)" if large.source.is_sampled else ""
     changed = sum(part.n_changed for part in large.parts)
-    pieces = f" Read in {large.n_partitions:,} partitions; contract and cleaning plan are inferred from {len(some):,} rows."
+    pieces = f" Read in {large.n_partitions:,} partitions; contract and cleaning plan are inferred from {n_sampled:,} rows."
     return Dataset(
         ingestions=large.records, rows_in=large.source.n_rows, rows_quarantined=totals.quarantined, ledger=large.ledger,
         contract_version=contract.version, rule_failures=totals.failures, completeness=totals.completeness, project_files=files,

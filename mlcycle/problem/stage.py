@@ -7,7 +7,7 @@ __all__ = ['RARE_POSITIVE_SHARE', 'RARE_POSITIVE_METRICS', 'merge_problem_fields
            'with_stored_labels', 'check_problem_columns', 'columns_named_besides_target', 'check_column_role',
            'check_time_column', 'check_costs', 'fill_in_default_metrics', 'named_metrics', 'resolve_metrics',
            'normalise_success_criteria', 'check_metric_requirements', 'decide_target_values', 'describe_target_values',
-           'define_problem', 'describe_target', 'draft_problem_fields']
+           'define_problem', 'count_labelled_rows', 'describe_target', 'draft_problem_fields']
 
 # %% ../../nbs/01_problem.ipynb #c1a81beb
 import re
@@ -30,7 +30,7 @@ from ..stores.labels.stored_labels import labelled_target
 from ..stores.sources.compressed_files import open_decompressed
 from ..stores.sources.ingest import apply_bundled_settings, hash_rows, read_source
 from ..stores.sources.large_sources import large_source, store_large_source
-from ..stores.sources.partitions import MapTasks, PartitionedSource, read_whole_column
+from ..stores.sources.partitions import MapTasks, PartitionedSource, count_values, representative_values
 
 # %% ../../nbs/01_problem.ipynb #78adc087
 def merge_problem_fields(
@@ -309,11 +309,7 @@ def define_problem(
     source_rows = read_problem_rows(merged) if rows is None else rows
     rows = source_rows if large else with_stored_labels(source_rows, merged, workspace)
     check_problem_columns(rows, merged)
-    targets = read_whole_column(large, merged.target) if large else rows[[merged.target]]
-    with merged.at("target"):
-        task, replacements = decide_target_values(targets[merged.target].dropna(), merged)
-        kept = _usable_rows(targets, merged.target, replacements)
-        check_target(values := kept[merged.target].dropna(), task)
+    task, replacements, values, n_labelled, n_aside = _decide_target(rows, large, merged)
     with merged.at("positive"):
         positive = choose_positive_class(values, merged.positive, task)
     share = float((values == positive).mean()) if task == "binary" else 0.5
@@ -322,13 +318,12 @@ def define_problem(
     found: dict[str, Any] = {"question": merged.question or f"What is '{merged.target}', given the other columns?", "task": task,
              "target_values": replacements, "positive": positive, "classes": classes, "metric": names[0], "metrics": names,
              "criteria": normalise_success_criteria(merged, task, names[0]), "target_distribution": describe_target(values, task)}
-    problem = Problem(**dict(merged) | found, rows=len(targets), decision="-",
+    problem = Problem(**dict(merged) | found, rows=large.n_rows if large else len(rows), decision="-",
                       source_sha256=large.sha256 if large else hash_rows(source_rows))
     check_metric_requirements(merged, problem := problem.model_copy(update={"notes": propose_time_and_entity(rows, problem)}))
     usable = _usable_rows(rows, merged.target, replacements)
     probe = assess_feasibility(usable, problem, probe_seconds) if probe_seconds > 0 else None
-    return problem.model_copy(update={"feasibility": probe, "decision": _decide(problem, values, len(targets) - len(kept),
-                                                                                probe)})
+    return problem.model_copy(update={"feasibility": probe, "decision": _decide(problem, values, n_labelled, n_aside, probe)})
 
 # %% ../../nbs/01_problem.ipynb #dade6c42
 def _usable_rows(rows: pd.DataFrame, target: str, replacements: dict[str, str | None]) -> pd.DataFrame:
@@ -336,11 +331,35 @@ def _usable_rows(rows: pd.DataFrame, target: str, replacements: dict[str, str | 
     renamed, aside = apply_target_values(rows, target, replacements)
     return renamed[~aside] if aside.any() else renamed
 
+# %% ../../nbs/01_problem.ipynb #6db14649
+def count_labelled_rows(
+    targets: pd.Series, # The target as it was read
+    replacements: dict[str, str | None], # New value by old one, as text; None: the row is set aside
+    counts: pd.Series | None = None, # Of a large source: number of rows by value
+) -> tuple[int, int]: # Rows with a label that is used; rows of rare classes that are set aside
+    "Count the labelled rows, and those that are set aside."
+    counts = targets.value_counts() if counts is None else counts
+    rare = [old for old, new in replacements.items() if new is None]
+    aside = int(counts[[str(value) in rare for value in counts.index]].sum()) if rare else 0
+    return int(counts.sum()) - aside, aside
+
+# %% ../../nbs/01_problem.ipynb #1fd7f504
+def _decide_target(rows: pd.DataFrame, large: PartitionedSource | None,
+                   document: ProblemDocument) -> tuple[Task, dict[str, str | None], pd.Series, int, int]:
+    "Task, replacements in the target, its usable values, and the numbers of labelled rows and of rows that are set aside."
+    name = document.target
+    counts = count_values(large, name) if large and large.is_sampled else None
+    targets = rows[[name]] if counts is None else representative_values(counts).to_frame()
+    with document.at("target"):
+        task, replacements = decide_target_values(targets[name].dropna(), document)
+        check_target(values := _usable_rows(targets, name, replacements)[name].dropna(), task)
+    return task, replacements, values, *count_labelled_rows(targets[name], replacements, counts)
+
 # %% ../../nbs/01_problem.ipynb #4abc7bf2
-def _decide(problem: Problem, values: pd.Series, aside: int, probe: Feasibility | None) -> str:
+def _decide(problem: Problem, values: pd.Series, known: int, aside: int, probe: Feasibility | None) -> str:
     "Summarise the problem and its feasibility in a few sentences."
     positive = f" with the positive class '{problem.positive}'" if problem.task == "binary" else ""
-    what = (f"A {problem.task} task{positive} on {len(values):,} labelled rows (of {problem.rows:,}); success criteria: "
+    what = (f"A {problem.task} task{positive} on {known:,} labelled rows (of {problem.rows:,}); success criteria: "
             f"{' and '.join(problem.criteria)}.")
     what += describe_target_values(problem.target_values, aside)
     if problem.task == "binary" and (share := float((values == problem.positive).mean())) < RARE_POSITIVE_SHARE:

@@ -271,7 +271,7 @@ def read_partitioned_table(
     parts, start, step = [], 0, 0
     for rows in iterate_table(folder, table):
         step = step or -(-table.rows // (max_rows or max(MAX_CELLS_READ // max(rows.shape[1], 1), 1)))
-        parts.append(rows.iloc[-start % step::step])
+        parts.append(rows.iloc[-start % step::step].copy()) # A view would keep all rows in memory
         start += len(rows)
     return pd.concat(parts)
 
