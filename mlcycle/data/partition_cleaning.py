@@ -140,11 +140,12 @@ def join_ledgers(
     made = []
     for key, lines in joined.items():
         rows = sum(line.rows for line in lines)
-        shown = [one for line in lines for one in line.examples][:3]
-        if key[0] != "target": # Different ones
-            shown = list({one.before: one for line in reversed(lines) for one in reversed(line.examples)}.values())[::-1][:5]
+        shown = [one for line in lines for one in line.examples]
+        if key[0] != "target":
+            shown = list({one.before: one for one in reversed(shown)}.values()) # The first one of each value
+            shown = sorted(shown, key=lambda one: one.row_id)
         made.append(lines[0].model_copy(update={
-            "rows": rows, "share": rows / max(total, 1), "examples": shown,
+            "rows": rows, "share": rows / max(total, 1), "examples": shown[:3 if key[0] == "target" else 5],
             "setting": "" if key[0] == "target" else setting_text("skip_cleaning", *key)}))
     return order_ledger(made, columns)
 

@@ -277,10 +277,9 @@ def _with_counts(typed: SourceRows, plan: ReadingPlan, stored: list[StoredPartit
     words = {name: _add_counts(each.na_counts.get(name, {}) for each in stored) for name in plan.columns}
     texts = {name: reading.dtype == "str" for name, reading in plan.columns.items()}
     kept = {name: set(typed.findings.kept_words.get(name, {})) if texts[name] else set() for name in words}
-    typed.findings.kept_words = {name: some for name, counts in words.items()
-                                 if (some := {word: count for word, count in counts.items() if word in kept[name]})}
-    typed.findings.na_counts = {name: some for name, counts in words.items()
-                                if (some := {word: count for word, count in counts.items() if word not in kept[name]})}
+    both = [{name: {word: count for word, count in counts.items() if (word in kept[name]) == is_kept}
+             for name, counts in words.items()} for is_kept in (True, False)]
+    typed.findings.kept_words, typed.findings.na_counts = ({name: some for name, some in each.items() if some} for each in both)
     return typed
 
 # %% ../../../nbs/stores/sources/partitions.ipynb #92b0de63
