@@ -78,7 +78,7 @@ system:  ## Install the system packages of some tests: a browser, Prometheus, Al
 	apt-get update -qq && apt-get install -y -qq --no-install-recommends buildah chromium debootstrap fonts-liberation prometheus \
 		prometheus-alertmanager
 
-LOCK := uv pip compile --quiet --universal --python-version 3.11 --extra docs --extra holidays --extra lab --extra onnx --extra postgres \
+LOCK := uv pip compile --quiet --universal --python-version 3.11 --extra dask --extra docs --extra holidays --extra lab --extra onnx --extra postgres \
 	--extra test --generate-hashes --no-annotate --no-header pyproject.toml
 lock: setup  ## Update the pinned versions of all dependencies
 	python -m pip install --quiet uv

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['STORAGE_PROBLEMS', 'MlcycleError', 'InputError', 'SourceError', 'TargetError', 'MetricError', 'CriterionError',
            'ParameterError', 'ContractFileError', 'ContractError', 'ArtifactError', 'RegistryError', 'HoldoutError',
-           'StageError', 'DiskFullError', 'StorageError', 'find_error_class', 'find_similar_name', 'suggest_name',
-           'shorten_warnings']
+           'StageError', 'ExecutionError', 'TaskKilledError', 'DiskFullError', 'StorageError', 'find_error_class',
+           'find_similar_name', 'suggest_name', 'shorten_warnings']
 
 # %% ../nbs/errors.ipynb #09c7adcd
 import errno
@@ -84,6 +84,14 @@ class HoldoutError(MlcycleError):
 # %% ../nbs/errors.ipynb #cd3ce644
 class StageError(MlcycleError):
     "A stage that failed: its notebook, or a check such as the parity of service and pipeline."
+
+# %% ../nbs/errors.ipynb #da8fb59f
+class ExecutionError(MlcycleError):
+    "A Dask cluster that cannot be reached, cannot be used, or loses its workers."
+
+# %% ../nbs/errors.ipynb #679fcd98
+class TaskKilledError(ExecutionError):
+    "A task whose workers die again and again while they execute it, most often for want of memory."
 
 # %% ../nbs/errors.ipynb #f01bd446
 class DiskFullError(MlcycleError):

@@ -14,6 +14,7 @@ import pytest
 import sqlalchemy as sa
 from browsing import browser, open_page  # noqa: F401 - fixtures of all tests
 from commands import cli, start_warm_server
+from dask_clusters import dask_cluster, on_dask  # noqa: F401 - fixtures of several modules
 from filelock import FileLock
 from projects import base, finished_toy, new, new_toy, package, project, toy  # noqa: F401 - fixtures too
 from served_models import served  # noqa: F401 - a fixture of several modules

@@ -15,6 +15,7 @@ from . import (checks, doctor, governance, image, label, log, monitor, package, 
                          serve, trace, watch)
 from .alerts import alert_app
 from .base import app
+from .cluster import cluster_app
 from .contract import contract_app
 from .data import data_app
 from .deployments import deployment_app
@@ -27,7 +28,7 @@ from ..core.cache_folders import choose_cache_folders
 COMMANDS = (project, doctor, run, runs, checks, governance, label, serve, score, package, image, log, monitor, retrain, trace,
             watch)
 for group, name in ((data_app, "data"), (contract_app, "contract"), (model_app, "models"), (problem_app, "problem"),
-                    (key_app, "key"), (deployment_app, "deployments"), (alert_app, "alerts")):
+                    (key_app, "key"), (deployment_app, "deployments"), (alert_app, "alerts"), (cluster_app, "cluster")):
     app.add_typer(group, name=name)
 
 # %% ../../nbs/cli/app.ipynb #c90963a4

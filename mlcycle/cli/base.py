@@ -25,7 +25,7 @@ from ..errors import MlcycleError, ParameterError, StorageError
 
 # %% ../../nbs/cli/base.ipynb #898d7189
 COMMAND_GROUPS = {"Project and runs": ("init", "update", "doctor", "clean", "run", "status", "why", "params", "batch", "nb",
-                                       "runs", "compare", "diff", "report", "checks"),
+                                       "runs", "compare", "diff", "report", "checks", "cluster"),
                   "Deployment and monitoring": ("serve", "score", "package", "deployments", "verify", "key", "monitor",
                                                 "retrain", "trace", "alerts", "watch"),
                   "Problem, data, models, governance": ("problem", "contract", "data", "label", "labels", "models",
@@ -33,7 +33,7 @@ COMMAND_GROUPS = {"Project and runs": ("init", "update", "doctor", "clean", "run
                                                         "dossier")} # Commands by heading
 SHARED_LINES = {"init": ("update", "Create a project; merge changes of the shipped notebooks."),
                 "approve": ("reject", "Make a version champion; bar one from promotion."),
-                "compare": ("diff", "Compare runs: selected models; parameters, scores and outcomes."),
+                "compare": ("diff", "Compare runs: models; parameters, scores and outcomes."),
                 "label": ("labels", "Label rows in a browser; show, export and import labels."),
                 "history": ("audit", "Show the audit log; verify it, or trace a version."),
                 "card": ("dossier", "Write the model card of a version; a page for an assessor."),

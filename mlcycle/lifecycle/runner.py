@@ -16,6 +16,7 @@ from typing import Any
 
 from filelock import Timeout
 
+from ..core.execution import shared_cluster
 from ..core.runs import Run, update_run_info
 from ..engine.forkserver import PRELOAD_LATER, call_in_fork, import_statements, start_fork_server
 from ..engine.warmup import warmup_statements
@@ -71,6 +72,8 @@ def run_plan(
         if "batch" not in facts: # A batch has checked all its plans
             check_values([plan], [state.stage for state in stale], callback)
     with ExitStack() as stack, remove_on_full_disk(plan.workspace):
+        if stale and (addresses := stack.enter_context(shared_cluster(plan.workspace.project))):
+            callback.on_notice(addresses)
         run, pages = resume_or_start_run(plan, states[STAGES[0]], callback, stack, facts)
         with remove_on_full_disk(plan.workspace, run.folder, pages):
             save_last_options(plan, run.id)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MAX_SELECTION_ROWS', 'CrossValidation', 'check_classes_in_folds', 'EncodedFold', 'early_stopping_split',
-           'select_features_of_fold', 'set_encoding', 'cache_encoded_fold']
+           'choose_features', 'select_features_of_fold', 'encode_fold', 'set_encoding', 'cache_encoded_fold']
 
 # %% ../../nbs/modelling/cross_validation.ipynb #a7235411
 from dataclasses import KW_ONLY, dataclass
@@ -19,6 +19,7 @@ from sklearn.base import clone
 from sklearn.model_selection import GroupShuffleSplit, train_test_split
 from sklearn.pipeline import Pipeline
 
+from ..core.execution import ExecutionSettings
 from ..errors import TargetError
 from .boosters import MIN_ROWS_EARLY_STOPPING
 from ..outcomes import Problem
@@ -38,6 +39,7 @@ class CrossValidation:
     sample_weight: np.ndarray | None = None # Weight of each row in training
     seed: int = 0
     jobs: int = 1 # Number of processes
+    execution: ExecutionSettings = ExecutionSettings() # Where folds are encoded and fitted
     groups: np.ndarray | None = None # Entity of each row, as integer codes
     unscored: pd.Index | None = None # Rows for training only, such as those labelled by rules; None: none
     scores_rules: bool = False # Whether rows that are labelled by rules are scored, since there are too few others
@@ -102,6 +104,16 @@ def early_stopping_split(
 # %% ../../nbs/modelling/cross_validation.ipynb #8a02deff
 MAX_SELECTION_ROWS = 2_500
 
+# %% ../../nbs/modelling/cross_validation.ipynb #5d508f4a
+def choose_features(
+    cv: CrossValidation, # Rows, folds and selector
+    number: int, # Position of the fold
+) -> Pipeline: # Unfitted
+    "A preprocessor with the features that are chosen on the training rows of a fold."
+    rows = cv.rows.iloc[cv.folds[number][0]]
+    selector = clone(cv.selector).set_params(n_repeats=1, max_rows=min(cv.selector.max_rows, MAX_SELECTION_ROWS), jobs=1)
+    return selector.fit(rows.drop(columns=cv.problem.target), rows[cv.problem.target]).preprocessor_
+
 # %% ../../nbs/modelling/cross_validation.ipynb #97a43237
 def select_features_of_fold(
     cv: CrossValidation, # Rows, folds, selector and cache folder
@@ -111,20 +123,22 @@ def select_features_of_fold(
     assert cv.preprocessor is not None and cv.cache_folder is not None # Needed to encode a fold
     if cv.selector is None:
         return cv.preprocessor
-    path, rows = Path(cv.cache_folder, f"preprocessor-{number}.joblib"), cv.rows.iloc[cv.folds[number][0]]
+    path = Path(cv.cache_folder, f"preprocessor-{number}.joblib")
     if not path.exists():
-        limit = min(cv.selector.max_rows, MAX_SELECTION_ROWS)
-        selector = clone(cv.selector).set_params(n_repeats=1, max_rows=limit, jobs=1)
-        fitted = selector.fit(rows.drop(columns=cv.problem.target), rows[cv.problem.target])
-        joblib.dump(fitted.preprocessor_, path)
+        joblib.dump(choose_features(cv, number), path)
     return joblib.load(path)
 
 # %% ../../nbs/modelling/cross_validation.ipynb #1eae6760
-def _encode(cv: CrossValidation, encoding: str, number: int) -> EncodedFold:
+def encode_fold(
+    cv: CrossValidation, # Rows and folds
+    encoding: str, # Encoding of the features
+    number: int, # Position of the fold
+    preprocessor: Pipeline, # Unfitted
+) -> EncodedFold:
     "Encode a fold, with the preprocessor fitted on its training rows."
     (train_index, valid_index), problem = cv.folds[number], cv.problem
     X, y = cv.rows.drop(columns=problem.target), cv.rows[problem.target].to_numpy()[train_index]
-    preprocessor = set_encoding(select_features_of_fold(cv, number), encoding)
+    preprocessor = set_encoding(preprocessor, encoding)
     X_train = preprocessor.fit_transform(X.iloc[train_index], y)
     groups, sample_weight = (None if one is None else one[train_index] for one in (cv.groups, cv.sample_weight))
     inner = early_stopping_split(y, problem, cv.seed, groups)
@@ -148,7 +162,7 @@ def cache_encoded_fold(
     assert cv.cache_folder is not None # Needed to encode a fold
     path = Path(cv.cache_folder, f"{encoding}-{number}.joblib")
     if not path.exists():
-        joblib.dump(_encode(cv, encoding, number), path)
+        joblib.dump(encode_fold(cv, encoding, number, select_features_of_fold(cv, number)), path)
     return path
 
 # %% ../../nbs/modelling/cross_validation.ipynb #7cdedc7e

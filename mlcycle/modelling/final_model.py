@@ -6,6 +6,7 @@
 __all__ = ['make_unfitted_final_model', 'fit_first_acceptable_model', 'fit_final_model', 'measure_learning_curve']
 
 # %% ../../nbs/modelling/final_model.ipynb #0ef51ebe
+import os
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -18,6 +19,7 @@ from sklearn.base import BaseEstimator
 from sklearn.frozen import FrozenEstimator
 from sklearn.model_selection import FixedThresholdClassifier
 
+from ..core.execution import ExecutionSettings, fits_workers
 from ..core.progress import report_progress
 from ..errors import StageError
 from ..ml.meta_estimators import CalibratedClassifier, fit_with_sample_weight
@@ -129,6 +131,8 @@ def measure_learning_curve(
     points = []
     whole = replace(cv, rows=rows[[*columns, problem.target]], folds=folds, sample_weight=sample_weight,
                     groups=entity_groups(problem, rows))
+    if not fits_workers(cv.execution, int(whole.rows.memory_usage().sum())):
+        whole = replace(whole, execution=ExecutionSettings(), jobs=min(cv.jobs, len(os.sched_getaffinity(0))))
     for share, folder in _folders_with_features(whole, train_shares):
         fewer = [(train[np.unique(np.linspace(0, len(train) - 1, max(2, int(share * len(train)))).astype(int))], valid)
                  for train, valid in folds]

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['FOLDS_BEFORE_PRUNING', 'FoldResult', 'check_predictions', 'fit_and_score_fold', 'Trial', 'copy_trial', 'run_trial',
-           'worker_processes', 'start_in_worker', 'shutdown_workers_on_exit', 'evaluate_trials', 'encode_folds',
+           'worker_processes', 'start_in_worker', 'shutdown_workers_on_exit', 'evaluate_trials',
+           'choose_features_on_worker', 'encode_fold_on_worker', 'fit_and_score_on_worker', 'encode_folds',
            'select_features_of_folds']
 
 # %% ../../nbs/modelling/trials.ipynb #857107f0
@@ -21,12 +22,16 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+import joblib
 import numpy as np
 import pandas as pd
+from sklearn.pipeline import Pipeline
 from threadpoolctl import ThreadpoolController
 
+from ..core.execution import SharedValue, Task
 from ..core.progress import report_progress
 from ..engine.forkserver import IN_FORK, exit_with_parent, hidden_main
+from ..errors import ExecutionError, TaskKilledError
 from ..ml.meta_estimators import fit_with_sample_weight
 from ..ml.metrics import compute_score
 from ..ml.predictions import Predictions, predict
@@ -37,6 +42,8 @@ from mlcycle.modelling.cross_validation import (
     EncodedFold,
     _load_encoded_fold,
     cache_encoded_fold,
+    choose_features,
+    encode_fold,
     select_features_of_fold,
 )
 
@@ -93,11 +100,11 @@ def fit_and_score_fold(
     model: CandidateModel, # Candidate
     parameters: dict, # Hyperparameters that differ from the defaults
     cv: CrossValidation, # Problem and seed; rows are not needed
-    path: Path, # File of the encoded fold
+    fold: EncodedFold | Path, # The encoded fold, or its file
     actual: pd.Series, # Target of the validation rows
 ) -> FoldResult:
     "Fit a candidate on the training rows of a fold and score it on the validation rows."
-    fold = _load_encoded_fold(path)
+    fold = _load_encoded_fold(fold) if isinstance(fold, Path) else fold
     estimator = model.make_estimator(cv.problem.task, cv.seed, parameters)
     start = time.perf_counter()
     with _thread_pools().limit(limits=1), warnings.catch_warnings():
@@ -238,6 +245,7 @@ def shutdown_workers_on_exit(
         yield
     finally:
         _load_encoded_fold.cache_clear()
+        _ON_CLUSTER.clear()
         while _FORKS:
             _FORKS.pop().shutdown(cancel_futures=True)
         if jobs > 1:
@@ -264,7 +272,6 @@ def evaluate_trials(
 # %% ../../nbs/modelling/trials.ipynb #a1ff6005
 def _start_folds(trial: Trial, cv: CrossValidation, model: CandidateModel, out_of_time: Callable) -> Generator[Callable]:
     "Start the evaluation of each fold that a trial lacks, until it fails or time is up."
-    bare = replace(cv, preprocessor=None, selector=None, rows=None, sample_weight=None, groups=None, folds=[])
     for place in range(len(trial.scores), len(cv.folds)):
         if trial.status == "complete" and out_of_time(trial, place):
             trial.status, trial.reason = "timed_out", "time limit reached"
@@ -272,11 +279,95 @@ def _start_folds(trial: Trial, cv: CrossValidation, model: CandidateModel, out_o
             return
         trial.started = trial.started or time.time()
         try:
-            path = encode_folds(cv, model, trial.encoding)[place]
+            started = _start_fold(trial, cv, model, place)
         except Exception as error: # As for a fit that raises
-            trial.status, trial.reason = "failed", f"{type(error).__name__}: {error}"
+            _fail(trial, error)
             return
-        yield start_in_worker(cv.jobs, model, fit_and_score_fold, model, trial.parameters, bare, path, cv.actual(place))
+        yield started
+
+# %% ../../nbs/modelling/trials.ipynb #9b3f3233
+def _start_fold(trial: Trial, cv: CrossValidation, model: CandidateModel, place: int) -> Callable[[], FoldResult]:
+    "Start the evaluation of one fold."
+    bare = replace(cv, preprocessor=None, selector=None, rows=None, sample_weight=None, groups=None, folds=[])
+    if cv.execution.is_distributed:
+        fold = _encode_on_cluster(cv, trial.encoding, place)
+        return Task(cv.execution, fit_and_score_on_worker, model, trial.parameters, bare, fold).result
+    path = encode_folds(cv, model, trial.encoding)[place]
+    return start_in_worker(cv.jobs, model, fit_and_score_fold, model, trial.parameters, bare, path, cv.actual(place))
+
+# %% ../../nbs/modelling/trials.ipynb #909c05c4
+def _fail(trial: Trial, error: Exception) -> None:
+    "Exclude a trial because of an error; the loss of the whole cluster ends the search instead."
+    if isinstance(error, ExecutionError) and not isinstance(error, TaskKilledError):
+        raise error
+    trial.status, trial.reason = "failed", f"{type(error).__name__}: {error}"
+
+# %% ../../nbs/modelling/trials.ipynb #47a1f6f7
+_ON_CLUSTER: dict[tuple, Any] = {} # Rows, folds and encoded folds by cache folder, kept until `shutdown_workers_on_exit` ends
+
+# %% ../../nbs/modelling/trials.ipynb #acf1aa9a
+def _keep_on_cluster(cv: CrossValidation, name: str, make: Callable[[], Any]) -> Any:
+    "What is on the cluster for a cross-validation; made if it is not there yet."
+    key = cv.cache_folder, name
+    if key not in _ON_CLUSTER:
+        _ON_CLUSTER[key] = make()
+    return _ON_CLUSTER[key]
+
+# %% ../../nbs/modelling/trials.ipynb #87485506
+def _fold_on_cluster(cv: CrossValidation, place: int) -> tuple[SharedValue, SharedValue]:
+    "The rows of a cross-validation, and the positions of those of a fold."
+    bare = replace(cv, folds=[], preprocessor=None, selector=None)
+    return (_keep_on_cluster(cv, "rows", lambda: SharedValue(cv.execution, bare)),
+            _keep_on_cluster(cv, f"fold {place}", lambda: SharedValue(cv.execution, cv.folds[place])))
+
+# %% ../../nbs/modelling/trials.ipynb #7bb6386c
+def choose_features_on_worker(
+    cv: CrossValidation, # Rows
+    fold: tuple[np.ndarray, np.ndarray], # Positions of training and validation rows
+    selector: Any, # Unfitted
+) -> Pipeline: # Unfitted
+    "Choose the features of a fold on a worker of a cluster."
+    return choose_features(replace(cv, folds=[fold], selector=selector), 0)
+
+# %% ../../nbs/modelling/trials.ipynb #e5991d99
+def encode_fold_on_worker(
+    cv: CrossValidation, # Rows
+    fold: tuple[np.ndarray, np.ndarray], # Positions of training and validation rows
+    encoding: str, # Encoding of the features
+    preprocessor: Pipeline, # Unfitted
+) -> tuple[EncodedFold, pd.Series]: # The fold; the target of the validation rows
+    "Encode a fold on a worker of a cluster."
+    here = replace(cv, folds=[fold])
+    return encode_fold(here, encoding, 0, preprocessor), here.actual(0)
+
+# %% ../../nbs/modelling/trials.ipynb #8585feff
+def fit_and_score_on_worker(
+    model: CandidateModel, # Candidate
+    parameters: dict, # Hyperparameters that differ from the defaults
+    cv: CrossValidation, # Problem and seed; rows are not needed
+    encoded: tuple[EncodedFold, pd.Series], # From `encode_fold_on_worker`
+) -> FoldResult:
+    "Fit and score a candidate on a worker of a cluster."
+    return fit_and_score_fold(model, parameters, cv, *encoded)
+
+# %% ../../nbs/modelling/trials.ipynb #51e4dbcb
+def _select_features_on_cluster(cv: CrossValidation) -> None:
+    "Choose the features of the folds for which this has not been done; the files of their preprocessors stay on this machine."
+    assert cv.cache_folder is not None # Needed to encode a fold
+    files = {place: file for place in range(len(cv.folds))
+             if not (file := Path(cv.cache_folder, f"preprocessor-{place}.joblib")).exists()}
+    started = {file: Task(cv.execution, choose_features_on_worker, *_fold_on_cluster(cv, place), cv.selector)
+               for place, file in files.items()}
+    for file, task in started.items():
+        joblib.dump(task.result(), file)
+
+# %% ../../nbs/modelling/trials.ipynb #7f2b7d3b
+def _encode_on_cluster(cv: CrossValidation, encoding: str, place: int) -> Task:
+    "An encoded fold in the memory of a worker."
+    if cv.selector is not None:
+        _select_features_on_cluster(cv)
+    return _keep_on_cluster(cv, f"{encoding} {place}", lambda: Task(
+        cv.execution, encode_fold_on_worker, *_fold_on_cluster(cv, place), encoding, select_features_of_fold(cv, place)))
 
 # %% ../../nbs/modelling/trials.ipynb #bcc8698c
 def encode_folds(
@@ -301,6 +392,9 @@ def select_features_of_folds(
     if cv.selector is None:
         return
     report_progress(f"creating and selecting features in {len(cv.folds)} folds")
+    if cv.execution.is_distributed:
+        _select_features_on_cluster(cv)
+        return
     for wait in [start_in_worker(cv.jobs, None, select_features_of_fold, cv, place) for place in range(len(cv.folds))]:
         wait()
 
@@ -317,7 +411,7 @@ def _take_result(cv: CrossValidation, waiting: deque) -> list[Trial]:
         try:
             _add_result(trial, wait())
         except Exception as error: # A candidate that raises is excluded; the others go on
-            trial.status, trial.reason = "failed", f"{type(error).__name__}: {error}"
+            _fail(trial, error)
     return []
 
 # %% ../../nbs/modelling/trials.ipynb #4093596c

@@ -31,11 +31,13 @@ import pandas as pd
 import pyarrow as pa
 
 from .. import __version__
+from ..core.execution import ExecutionSettings
 from ..core.files import atomic_folder, atomic_write, hash_file, is_same_file, write_text
 from ..core.secrets import mask_secrets
 from ..errors import DiskFullError, InputError, MlcycleError, ParameterError, SourceError, StorageError, suggest_name
 from ..ml.predictions import Predictions
 from .block_scorer import Block, BlockCounts, BlockScorer, OutputColumns
+from .cluster_workers import score_on_cluster
 from .open_sources import named_paths, open_row_sources
 from .output_formats import OUTPUT_ENDINGS, OutputFormat, join_parts, output_format, read_tables, whole_schema
 from .part_files import PartFolder, begin_or_resume, join_rejects, lock_folder, total_counts
@@ -65,6 +67,7 @@ class ScoreOptions:
     workers: int = 1 # Processes that predict
     block_rows: int = 50_000 # Rows of a block
     functions: Path | None = None # File of trusted user functions; its code is executed
+    execution: ExecutionSettings = ExecutionSettings() # `dask`: a cluster predicts, instead of processes
 
 # %% ../../nbs/scoring/batch.ipynb #7b22151a
 class TooManyRejectsError(MlcycleError):
@@ -505,8 +508,11 @@ def run_blocks(
     missing = missing_blocks(make_blocks(plan.sources, names, plan.options.block_rows), parts, hashed, progress)
     first = list(islice(missing, 2))
     blocks = chain(first, missing)
-    scored = (score_in_workers(plan.setup, workers, blocks) if workers > 1 and len(first) > 1
-              else score_in_process(plan.scorer, parts, blocks))
+    if plan.options.execution.is_distributed and len(first) > 1:
+        scored = score_on_cluster(plan.setup, plan.options.execution, blocks)
+    else:
+        scored = (score_in_workers(plan.setup, workers, blocks) if workers > 1 and len(first) > 1
+                  else score_in_process(plan.scorer, parts, blocks))
     for block, description in scored:
         progress.add(block.number, description)
         yield
@@ -584,7 +590,8 @@ def score_plan(
         parts, counts = PartFolder(plan.setup.parts, plan.setup.form), progress.counts()
         finish_output(plan.place, parts, progress, metadata, plan.files, plan.options.overwrite)
         notes = [note] * bool(note) + list(plan.sources[0].notes) + column_notes(plan)
-        where, cpu = str(rejects or "") * bool(counts.rejected), progress.cpu if plan.options.workers > 1 else 0.0
+        elsewhere = plan.options.workers > 1 or plan.options.execution.is_distributed
+        where, cpu = str(rejects or "") * bool(counts.rejected), progress.cpu * elsewhere
         summary = ScoreSummary(model.name, model.version, mask_secrets(plan.place.address), where, counts, tuple(notes),
                                equal_in_blocks, progress.resumed, cpu_seconds=cpu)
         if plan.place.kind != "database" and not to_stdout:

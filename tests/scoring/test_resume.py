@@ -11,11 +11,14 @@ from pathlib import Path
 import psutil
 import pytest
 import sqlalchemy as sa
+from dask_clusters import worker_processes
 from toy_releases import toy_release, toy_rows
 
+from mlcycle.core.execution import ExecutionSettings
 from mlcycle.errors import DiskFullError, ParameterError
 from mlcycle.scoring.batch import ScoreOptions, score
 from mlcycle.scoring.part_files import lock_folder
+from mlcycle.service.release_files import write_archive
 
 pytestmark = pytest.mark.filterwarnings("ignore:The release")
 SCORE = """
@@ -172,3 +175,37 @@ def test_two_runs_into_one_output_are_refused(release, source, tmp_path):
         score(release, str(source), str(tmp_path / "out.csv"))
     os.close(lock)
     assert score(release, str(source), str(tmp_path / "out.csv")).counts.predicted == 7_920
+
+
+def test_a_cluster_writes_the_same_bytes_and_goes_on_with_what_is_scored(release, source, tmp_path, on_dask, dask_cluster):
+    whole, output = tmp_path / "whole.csv", tmp_path / "again.csv"
+    score(release, str(source), str(whole), ScoreOptions(block_rows=200))
+    options = ScoreOptions(block_rows=200, execution=on_dask)
+    with pytest.raises(InterruptedError):
+        score(release, str(source), str(output), options, stop_after(10))
+    worker_processes(dask_cluster)[0].kill()
+    again = score(release, str(source), str(output), options)
+    assert again.resumed_rows >= 2000 and again.cpu_seconds > 0
+    assert companions(output) == companions(whole)
+
+
+def stop_after(blocks: int):
+    "Interrupts after so many blocks."
+    left = iter(range(blocks))
+
+    def show(*_):
+        if next(left, None) is None:
+            raise InterruptedError
+
+    return show
+
+
+def test_an_archive_is_sent_whole(tmp_path, on_dask):
+    folder = toy_release(tmp_path / "toy", 1)
+    write_archive(folder, packed := tmp_path / "release.tar.gz")
+    toy_rows(500, seed=3).to_csv(tmp_path / "rows.csv", index=False)
+    for place, (release, execution) in enumerate(((folder, ExecutionSettings()), (packed, on_dask))):
+        score(
+            release, str(tmp_path / "rows.csv"), str(tmp_path / f"{place}.csv"), ScoreOptions(block_rows=100, execution=execution)
+        )
+    assert (tmp_path / "0.csv").read_bytes() == (tmp_path / "1.csv").read_bytes()
