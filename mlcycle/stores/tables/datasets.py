@@ -99,7 +99,7 @@ def _commit(storage: TableStorage, facts: dict[str, str], write: Callable[[Commi
     commit = uuid4().hex
     with store_errors(storage.place):
         try:
-            write(CommitProperties(custom_metadata=facts | {"commit": commit}))
+            write(CommitProperties(custom_metadata=facts | {"commit": commit}, max_commit_retries=0))
         except Exception: # Of many types
             if not storage.is_remote or not (versions := _versions_with(storage, "commit", commit)):
                 raise
@@ -129,10 +129,8 @@ def _write_rows(storage: TableStorage, rows: pd.DataFrame, commit: CommitPropert
 # %% ../../../nbs/stores/tables/datasets.ipynb #6260d0eb
 def _versions_with(storage: TableStorage, key: str, value: str) -> list[int]:
     "Versions of a table whose commits have a value, newest first."
-    if not storage.log_files(): # Nothing was written, or the first write was interrupted
-        return []
     try:
-        return [commit["version"] for commit in storage.open().history() if commit.get(key) == value]
+        return [commit["version"] for commit in storage.commits() if commit.get(key) == value]
     except Exception as error: # deltalake raises many types; each means an unreadable log
         raise_if_unreachable(storage.place, error)
         if storage.is_remote:
@@ -386,7 +384,7 @@ def table_versions(
                              remedy=suggest_name(name, table_names(folder)) or "Run stage 2 first.")
     storage = table_storage(folder, name)
     try:
-        return [_version(name, commit) for commit in storage.open().history() if "sha256" in commit]
+        return [_version(name, commit) for commit in storage.commits() if "sha256" in commit]
     except Exception as error: # deltalake raises many types; each means an unreadable log
         raise_if_unreachable(storage.place, error)
         raise ArtifactError(f"The log of the table '{name}' cannot be read.", remedy="Run stage 2 again.") from error

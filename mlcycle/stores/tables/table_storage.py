@@ -13,7 +13,7 @@ from collections.abc import Generator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from deltalake import DeltaTable
 from filelock import FileLock
@@ -125,7 +125,7 @@ class TableStorage:
         return open_filesystem(self.place)
 
     def open(self, version: int | None = None) -> DeltaTable:
-        "Open the newest or another version; `to_pandas` and `history` read it."
+        "Open the newest or another version."
         return DeltaTable(str(self.place), version=version, storage_options=self.options)
 
     def data_files(self, version: int | None = None) -> list[str]:
@@ -135,6 +135,13 @@ class TableStorage:
     def log_files(self) -> list[str]:
         "Sorted paths of the entries of the Delta log, relative to the table."
         return sorted(name for name in list_files(self.place, "_delta_log") if re.fullmatch(r"_delta_log/\d+\.json", name))
+
+    def commits(self) -> list[dict[str, Any]]:
+        "All commits with their metadata and their number `version`, newest first."
+        if not (names := self.log_files()):
+            return []
+        oldest, found = int(Path(names[0]).stem), self.open().history()
+        return [commit | {"version": oldest + len(found) - 1 - place} for place, commit in enumerate(found)]
 
     def lock(self) -> AbstractContextManager:
         "A lock that keeps other processes from writing to the table; for an object store, none."
