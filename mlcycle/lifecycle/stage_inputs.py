@@ -205,7 +205,8 @@ def stage_inputs(
             | {f"cell {name}": hash_cell(source, modules.summaries) for name, source in cells.items()}
             | {f"code {name}": value for name, value in reach.code.items()}
             | used_library_versions(reach) | user_modules | governance_inputs(plan, stage) | traffic_inputs(plan, stage)
-            | table_inputs(plan, stage) | label_inputs(plan, stage) | {f"outcome {name}": value for name, value in outcome_hashes.items()})
+            | table_inputs(plan, stage) | label_inputs(plan, stage)
+            | {f"outcome {name}": value for name, value in outcome_hashes.items()})
 
 # %% ../../nbs/lifecycle/stage_inputs.ipynb #aaf1ba7d
 def changed_inputs(
