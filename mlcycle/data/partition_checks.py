@@ -151,7 +151,7 @@ class WriteTask:
 
     table: CleanTable
     contract: Contract
-    tables: Path # Folder of tables of a workspace
+    tables: Path | str # Folder or address of tables
     tag: str # Of the writing
     dtypes: dict[str, str] # Of coerced rows, by name of the column
     left_out: tuple[str, ...] = () # Columns that the parts do not have: that of a predefined split
@@ -188,7 +188,7 @@ class ContractTotals:
 
 # %% ../../nbs/data/partition_checks.ipynb #8c7b183d
 def write_frames(
-    tables: Path, # Folder of tables of a workspace
+    tables: Path | str, # Folder or address of tables
     name: str, # Of the table
     frames: Iterable[pd.DataFrame], # Rows of the partitions, indexed by `row_id`
     dtypes: dict[str, str], # Of all of them, by name of the column

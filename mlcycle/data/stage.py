@@ -57,13 +57,14 @@ import shutil
 
 import numpy as np
 
+from ..core.execution import ExecutionSettings, map_tasks, read_execution_settings
 from .partition_checks import (PART_NAMES, CheckTask, CheckedPartition, ContractTotals, WriteTask,
                                            find_repeated_values, join_failures, unique_rules, write_frames)
 from .partition_cleaning import (CleanPartition, CleanTable, CleanTask, common_dtypes, drop_duplicates_on_disk,
                                              join_ledgers, ledger_of_target)
 from .quarantine import REASON
 from ..stores.sources.large_sources import large_source, read_malformed_lines, store_large_source
-from ..stores.sources.partitions import MapTasks, PartitionedSource, read_row_file
+from ..stores.sources.partitions import PartitionedSource, read_row_file
 from ..stores.tables.datasets import WrittenFile, commit_table, discard_table_files
 
 # %% ../../nbs/02_data.ipynb #c90949ad
@@ -548,12 +549,13 @@ def clean_large_table(
     problem: Problem, # Of stage 1
     cleaning: CleaningChoices, # Settings of the cleaning
     folder: Path, # Receives files of partitions
-    map_tasks: MapTasks, # Calls a function for each partition
+    execution: ExecutionSettings, # Where partitions are processed
 ) -> LargeTable:
     "Infer the cleaning plan from the sample, clean all partitions, and find duplicates among all rows."
     records = [Ingestion(**record) for record in source.records]
     sample, _, trial, _ = plan_and_apply_cleaning(source.sample(), problem, cleaning, records)
-    parts = list(map_tasks(CleanTask(source, trial.plan, problem, str(folder)), range(len(source.files))))
+    parts = list(map_tasks(CleanTask(source, trial.plan, problem, str(folder)), range(len(source.files)), execution,
+                           label="cleaning"))
     dtypes = common_dtypes([part.dtypes for part in parts])
     table = CleanTable(tuple(part.clean for part in parts), dtypes, pd.Series(dtype="str"))
     steps = tuple(step for step in cleaning.steps if step not in cleaning.skip)
@@ -571,7 +573,7 @@ def check_large_table(
     workspace: Workspace, # Of the project
     settings: DataSettings, # Contract file and split
     folder: Path, # Receives files of partitions
-    map_tasks: MapTasks, # Calls a function for each partition
+    execution: ExecutionSettings, # Where partitions are processed
 ) -> tuple[Contract, list[str], list[CheckedPartition], ContractTotals]: # Contract; its file; what was found
     "Load or infer the contract, and check all partitions."
     frame, file = large.frame_for_contract(), workspace.project / settings.contract_file
@@ -584,7 +586,7 @@ def check_large_table(
     errors = {key: ids for key, ids in repeated.items() if unique_rules(contract)[key][0].level == "error"}
     columns = tuple(name for name in settings.split_columns(problem) if name in large.table.dtypes)
     task = CheckTask(large.table, contract, columns, str(folder), errors)
-    parts = list(map_tasks(task, range(large.n_partitions)))
+    parts = list(map_tasks(task, range(large.n_partitions), execution, label="contract"))
     failures, total = join_failures(parts, contract, repeated), sum(part.n_rows for part in parts)
     if inferred: # Rules that rows outside of the sample break
         contract = without_rules(contract, {(each.column, each.rule) for each in failures if each.severity == "warning"})
@@ -657,20 +659,21 @@ def write_large_tables(
     contract: Contract, # Of the table
     places: np.ndarray, # Part of each row
     problem: Problem, # Of stage 1
-    tables: Path, # Folder of tables
+    tables: Path | str, # Folder or address of tables
     tag: str, # Of the writing
     left_out: tuple[str, ...], # Columns that the parts do not have
-    map_tasks: MapTasks, # Calls a function for each partition
+    execution: ExecutionSettings, # Where partitions are processed
 ) -> dict[str, tuple[list[WrittenFile], dict[str, str]]]: # Files and dtypes by name of the table
     "Write the files of all tables; no version has them yet."
     dtypes = common_dtypes([part.dtypes for part in checked])
     ends = np.cumsum([part.n_rows - part.quarantined for part in checked])
     tasks = [(number, part.narrow, places[end - part.n_rows + part.quarantined:end])
              for number, (part, end) in enumerate(zip(checked, ends, strict=True)) if part.narrow]
-    task = WriteTask(large.table, contract, tables, tag, dtypes, left_out, large.n_partitions)
+    home = tables if isinstance(tables, str) else tables.resolve() # Workers have other working directories
+    task = WriteTask(large.table, contract, home, tag, dtypes, left_out, large.n_partitions)
     kept = {name: kind for name, kind in dtypes.items() if name not in left_out}
     written: dict[str, tuple[list[WrittenFile], dict[str, str]]] = {}
-    for files in map_tasks(task, tasks):
+    for files in map_tasks(task, tasks, execution, label="writing"):
         for name, file in files.items():
             written.setdefault(name, ([], kept if name != "set_aside" else kept | {unused_column_name("reason", kept): "str"}))
             written[name][0].append(file)
@@ -721,24 +724,24 @@ def prepare_large_table(
     problem: Problem, # Of stage 1
     workspace: Workspace, # Holds the tables
     settings: DataSettings, # Settings of the stage
-    map_tasks: MapTasks, # Calls a function for each partition
+    execution: ExecutionSettings, # Where partitions are processed
 ) -> Dataset:
     "Clean, check, split and store a large table in partitions; raises the errors of `prepare_data`."
     settings.check_large(source.n_rows)
     if source.sha256 != problem.source_sha256:
         raise SourceError(f"The rows of '{problem.source}' are not those that stage 1 read.", remedy="Run stage 1 again.")
     tag = uuid4().hex[:12]
-    folder = workspace.root / "partitions" / f"work-{tag}"
+    folder = (workspace.root / "partitions" / f"work-{tag}").resolve()
     folder.mkdir()
     try:
-        large = clean_large_table(source, problem, settings.cleaning, folder, map_tasks)
-        contract, files, checked, totals = check_large_table(large, problem, workspace, settings, folder, map_tasks)
+        large = clean_large_table(source, problem, settings.cleaning, folder, execution)
+        contract, files, checked, totals = check_large_table(large, problem, workspace, settings, folder, execution)
         check_contract_columns(totals, contract, settings.contract_file)
         check_contract_limits(totals, contract, file=settings.contract_file, quarantine="")
         places, counts, how = split_large_table(checked, problem, settings)
         predefined = settings.choices.get("split_column") and how.startswith("Predefined")
         left_out = (settings.choices["split_column"],) if predefined else ()
-        written = write_large_tables(large, checked, contract, places, problem, workspace.tables, tag, left_out, map_tasks)
+        written = write_large_tables(large, checked, contract, places, problem, workspace.tables, tag, left_out, execution)
         parts = sampled_parts(large.sample, checked, places)
         dataset = _store_large_dataset(large, contract, files, totals, written, (parts, counts, how), problem, workspace,
                                        settings)
@@ -801,7 +804,6 @@ def prepare_data(
     labels: LabelSettings | None = None, # Rules, consensus and labelling queue; the defaults if not given
     split: SplitMethod = "auto", # auto: predefined, by time, by entity or stratified
     run: str = "", # Id of the run, for the commits
-    map_tasks: MapTasks = map, # Calls a function for each partition of a large source
     **choices, # Further parameters of `split_rows`
 ) -> Dataset:
     "Read, clean, check, split and store rows; raises SourceError, ContractError and ParameterError, as the steps do."
@@ -814,8 +816,9 @@ def prepare_data(
     labels = labels or LabelSettings(seed=choices.get("seed", 0))
     settings = DataSettings(contract_file, contract_table, cleaning, earlier_cleaning, split, choices, outlier_method,
                             write_contract, run)
-    if large := store_large_source(large_source(problem), workspace.root / "partitions", map_tasks=map_tasks):
-        return prepare_large_table(large, problem, workspace, settings, map_tasks)
+    execution = read_execution_settings(workspace.project)
+    if large := store_large_source(large_source(problem), workspace.root / "partitions", execution=execution):
+        return prepare_large_table(large, problem, workspace, settings, execution)
     return prepare_table(problem, workspace, settings, labels)
 
 # %% ../../nbs/02_data.ipynb #9bcbc142

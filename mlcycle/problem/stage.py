@@ -16,6 +16,7 @@ from typing import Any
 
 import pandas as pd
 
+from ..core.execution import read_execution_settings
 from ..core.workspace import Workspace
 from ..ml.criteria import parse_criterion, parse_problem_criteria
 from ..errors import MetricError, ParameterError, TargetError, suggest_name
@@ -30,7 +31,7 @@ from ..stores.labels.stored_labels import labelled_target
 from ..stores.sources.compressed_files import open_decompressed
 from ..stores.sources.ingest import apply_bundled_settings, hash_rows, read_source
 from ..stores.sources.large_sources import large_source, store_large_source
-from ..stores.sources.partitions import MapTasks, PartitionedSource, count_values, representative_values
+from ..stores.sources.partitions import PartitionedSource, count_values, representative_values
 
 # %% ../../nbs/01_problem.ipynb #78adc087
 def merge_problem_fields(
@@ -61,11 +62,11 @@ def read_problem_rows(
 # %% ../../nbs/01_problem.ipynb #f1d6702a
 def read_problem_source(
     document: ProblemDocument, # Names the source, or several sources and a query
-    workspace: Workspace, # Holds the partitions of a large source
-    map_tasks: MapTasks = map, # Calls a function for each partition
+    workspace: Workspace, # Holds the partitions of a large source; its project has the settings of execution
 ) -> tuple[pd.DataFrame, PartitionedSource | None]: # Rows, of a large source a sample; the large source, if it is one
     "Read the rows of the problem's source; a large one is stored in partitions."
-    large = store_large_source(large_source(document), workspace.root / "partitions", map_tasks=map_tasks)
+    large = store_large_source(large_source(document), workspace.root / "partitions",
+                               execution=read_execution_settings(workspace.project))
     if large is None:
         return read_problem_rows(document), None
     if document.label_source in ("people", "rules"):

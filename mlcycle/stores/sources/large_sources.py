@@ -23,6 +23,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ... import __version__
+from ...core.execution import ExecutionSettings
 from ...core.files import write_text
 from ...core.secrets import mask_secrets
 from ...errors import SourceError
@@ -37,7 +38,7 @@ from .ingest import convert_types, read_one_source, source_kind, validate_source
 from .joins import hash_files, run_query
 from .line_index import LineIndex, index_lines
 from .malformed_lines import separate_malformed_lines
-from .partitions import (MapTasks, ParquetPartition, PartitionedSource, TextPartition, needs_partitions,
+from .partitions import (ParquetPartition, PartitionedSource, TextPartition, needs_partitions,
                                                rows_of_partition, sample_of_text, store_partitions)
 from .progress import ProgressBar, ProgressCallback
 from .rows import SourceRows, arrow_to_pandas
@@ -155,7 +156,7 @@ def _text_partitions(opened: list[_TextFile], indexes: list[LineIndex]) -> tuple
     return parts, ranges
 
 # %% ../../../nbs/stores/sources/large_sources.ipynb #421e1c5a
-def _store_text(source: LargeSource, files: list[Path], folder: Path, map_tasks: MapTasks,
+def _store_text(source: LargeSource, files: list[Path], folder: Path, execution: ExecutionSettings | None,
                 progress: ProgressCallback | None) -> tuple[PartitionedSource, SourceRows, str] | None:
     "Store text files in partitions; None if their table fits into memory."
     options = "" if Path(source.source).exists() else split_address_fragment(source.source)[1]
@@ -172,7 +173,7 @@ def _store_text(source: LargeSource, files: list[Path], folder: Path, map_tasks:
             raw = validate_source_table(sample_of_text(parts, ranges, indexes[0].step), source.source)
             sample = SourceRows(raw, str(opened[0].dialect), options=opened[0].dialect.options)
             stored, found = store_partitions(parts, sample, folder, step=indexes[0].step, target=source.target,
-                                             na_values=source.na_values, map_tasks=map_tasks)
+                                             na_values=source.na_values, execution=execution)
             break
         except (pa.ArrowInvalid, UnicodeDecodeError) as error:
             if last:
@@ -290,13 +291,13 @@ def _stream_files(place: str, files: list[Path], kind: str, source: LargeSource,
 
 # %% ../../../nbs/stores/sources/large_sources.ipynb #ecd1acc9
 def _store_stream(stream: RowStream, description: str, source: LargeSource, folder: Path,
-                  map_tasks: MapTasks) -> tuple[PartitionedSource, SourceRows]:
+                  execution: ExecutionSettings | None) -> tuple[PartitionedSource, SourceRows]:
     "Store the rows of a stream in partitions."
     parts, raw = stream.close()
     index = [name for name in raw.columns if str(name).startswith("__index_level_")] # Unnamed indices written by pandas
     raw = validate_source_table(raw.drop(columns=index), source.source)
     stored, found = store_partitions(parts, SourceRows(raw, description), folder, step=stream.sample.step, target=source.target,
-                                     na_values=source.na_values, map_tasks=map_tasks)
+                                     na_values=source.na_values, execution=execution)
     for part in parts:
         Path(part.path).unlink()
     return stored, found
@@ -306,7 +307,7 @@ def store_large_source(
     source: LargeSource, # The source, and how it is read
     folder: Path, # For the partitions of all sources, in the workspace
     *,
-    map_tasks: MapTasks = map, # Calls a function for each partition
+    execution: ExecutionSettings | None = None, # Where partitions are read; in this process if not given
     progress: ProgressCallback | None = None, # Called with rows, bytes and total bytes; by default a progress bar
 ) -> PartitionedSource | None: # None: it fits into memory, or is of a kind that is read at once
     """Store a large source in partitions, unless it was stored before and its files have not changed.
@@ -315,16 +316,17 @@ def store_large_source(
     """
     if not _may_be_large(source):
         return None
-    kept = Path(folder) / source.key
+    folder = Path(folder).resolve() # Workers have other working directories
+    kept = folder / source.key
     if (kept / "manifest.json").is_file():
         return _read_manifest(kept)
-    half, bar = Path(folder) / f"{source.key}.half-{uuid4().hex[:6]}", progress or ProgressBar(mask_secrets(source.source))
+    half, bar = folder / f"{source.key}.half-{uuid4().hex[:6]}", progress or ProgressBar(mask_secrets(source.source))
     half.mkdir(parents=True)
     try:
-        stored = _store(source, half, map_tasks, bar)
+        stored = _store(source, half, execution, bar)
         if stored is None:
             return None
-        for older in Path(folder).glob(f"{source.key.split('-')[0]}-*"):
+        for older in folder.glob(f"{source.key.split('-')[0]}-*"):
             shutil.rmtree(older) if older != half else None
         for copy in half.glob("*.csv"):
             copy.unlink()
@@ -352,15 +354,16 @@ def _read_manifest(folder: Path) -> PartitionedSource:
     return PartitionedSource(**facts | texts | {"folder": folder})
 
 # %% ../../../nbs/stores/sources/large_sources.ipynb #51d0882f
-def _store(source: LargeSource, folder: Path, map_tasks: MapTasks, progress: ProgressCallback) -> PartitionedSource | None:
+def _store(source: LargeSource, folder: Path, execution: ExecutionSettings | None,
+           progress: ProgressCallback) -> PartitionedSource | None:
     "Store a source in partitions, with the records of its reading."
     when, start = datetime.now(UTC).isoformat(timespec="seconds"), time.perf_counter()
     if source.query:
-        return _store_query(source, folder, map_tasks, progress, when)
+        return _store_query(source, folder, execution, progress, when)
     place = split_address_fragment(source.source if Path(source.source).exists() else expand_variables(source.source))[0]
     files, kind = ([], "delta") if is_delta(place) else (found := list_files(place), file_kind(found))
     if kind == "text":
-        made = _store_text(source, files, folder, map_tasks, progress)
+        made = _store_text(source, files, folder, execution, progress)
         if made is None:
             return None
         stored, found, digest = made
@@ -368,7 +371,7 @@ def _store(source: LargeSource, folder: Path, map_tasks: MapTasks, progress: Pro
         streamed = _stream_files(place, files, kind, source, folder, progress)
         if streamed is None:
             return None
-        stored, found = _store_stream(*streamed, source, folder, map_tasks)
+        stored, found = _store_stream(*streamed, source, folder, execution)
         digest = stored.sha256
     else:
         return None
@@ -378,7 +381,7 @@ def _store(source: LargeSource, folder: Path, map_tasks: MapTasks, progress: Pro
     return replace(stored, records=[record])
 
 # %% ../../../nbs/stores/sources/large_sources.ipynb #78f56c6c
-def _store_query(source: LargeSource, folder: Path, map_tasks: MapTasks, progress: ProgressCallback,
+def _store_query(source: LargeSource, folder: Path, execution: ExecutionSettings | None, progress: ProgressCallback,
                  when: str) -> PartitionedSource | None:
     "Store the rows of a query over files; None if they fit into memory."
     start, places = time.perf_counter(), {"source": source.source, **source.sources}
@@ -387,7 +390,7 @@ def _store_query(source: LargeSource, folder: Path, map_tasks: MapTasks, progres
                               partial(stream_query, folder=folder, given=source.partition_rows))
     if not needs_partitions(stream.n_rows, len(stream.schema), source.partition_rows):
         return None
-    stored, found = _store_stream(stream, "", source, folder, map_tasks)
+    stored, found = _store_stream(stream, "", source, folder, execution)
     seconds = round(time.perf_counter() - start, 3)
     records = [_record(part.reading, source=mask_secrets(places[name]), query=source.query, rows=part.rows, sha256=part.sha256,
                        bytes=part.reading.bytes, ingested_at=when, seconds=seconds) for name, part in named.items()]
