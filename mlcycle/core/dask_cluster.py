@@ -80,7 +80,8 @@ def start_cluster(
                        "--dashboard-address", f"127.0.0.1:{dashboard_port}", *watch)
     about = _wait_for_scheduler(file, scheduler)
     supervisor = _start(folder, "worker", about["address"], "--host", "127.0.0.1", "--nworkers", str(workers), "--nthreads", "1",
-                        "--memory-limit", memory_limit, "--name", "worker", "--no-dashboard", "--local-directory", str(folder))
+                        "--memory-limit", memory_limit, "--name", "worker", "--no-dashboard", "--local-directory", str(folder),
+                        *(["--preload-nanny", "mlcycle.core.parent_watch"] if follow_parent else []))
     dashboard = f"http://127.0.0.1:{about['services'].get('dashboard', dashboard_port)}/status"
     return ClusterProcesses(about["address"], dashboard, workers, memory_limit, {
         "scheduler": _identify(scheduler), "workers": _identify(supervisor)})

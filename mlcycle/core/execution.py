@@ -418,29 +418,30 @@ def map_tasks(
     settings: ExecutionSettings, # Where tasks are executed
     *,
     arguments: Sequence = (), # Further arguments of each call; large ones as a SharedValue
+    max_waiting: int = 0, # Number of tasks that wait or run at a time; 0: twice the number of threads
     label: str = "", # Name of the progress bar; empty: none
     retries: int = 2, # Repetitions of a task after an OSError, if Dask executes it
 ) -> Iterator: # Results, in the order of the items
     """Call a function for each item, here one after the other, or as tasks of a Dask cluster.
 
-    Twice as many tasks as there are threads wait at a time. Raises what the function raises, and ExecutionError if the
+    Raises what the function raises, and ExecutionError if the
     cluster cannot be used.
     """
     total = getattr(items, "__len__", lambda: None)()
     more = [each.value if isinstance(each, SharedValue) and not settings.is_distributed else each for each in arguments]
-    results = (_map_on_dask(function, items, more, settings, retries) if settings.is_distributed else
+    results = (_map_on_dask(function, items, more, settings, max_waiting, retries) if settings.is_distributed else
                (function(item, *more) for item in items))
     yield from _show_progress(results, label, total) if label else results
 
 # %% ../../nbs/core/execution.ipynb #186bd24e
-def _map_on_dask(function: Callable, items: Iterable, arguments: Sequence, settings: ExecutionSettings,
+def _map_on_dask(function: Callable, items: Iterable, arguments: Sequence, settings: ExecutionSettings, max_waiting: int,
                  retries: int) -> Iterator:
     "Submit tasks as earlier ones end."
     waiting = deque[Task]()
     try:
         for item in items:
             waiting.append(Task(settings, function, item, *arguments, retries=retries))
-            while len(waiting) >= 2 * count_threads(settings):
+            while len(waiting) >= (max_waiting or 2 * count_threads(settings)):
                 yield waiting[0].result()
                 waiting.popleft()
         while waiting:

@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 from typing import Any
 from uuid import uuid4
 
+from ..core.execution import read_execution_settings
 from ..engine.forkserver import start_fork_server
 from ..errors import ParameterError
 from .batch_results import BatchResults, write_batch_results
@@ -28,25 +29,28 @@ def run_batch(
     plans: list[Plan], # One for each run
     sets: list[dict[str, Any]], # Parameters in which the runs differ, in the order of the plans
     choice: StageChoice | None = None, # Which stages run; all if not given
-    jobs: int = 0, # Number of runs at a time; 0: the number of cores
+    jobs: int = 0, # Number of runs at a time; 0: the number of cores, or of threads of the cluster
     callback: BatchCallbackFactory | None = None, # Reports progress
 ) -> BatchResults:
     """Execute the plans of a batch; a run that fails does not stop the others.
 
     Raises ParameterError if `jobs` is negative. Errors of runs are returned in `BatchResults.errors`.
     """
+    from mlcycle.lifecycle.batch_on_cluster import run_batch_on_cluster
     from mlcycle.lifecycle.batch_workers import execute_batch_run, run_workers
 
-    choice, callback, jobs = choice or StageChoice(), callback or BatchCallbackFactory(), jobs or len(os.sched_getaffinity(0))
+    choice, callback = choice or StageChoice(), callback or BatchCallbackFactory()
     if jobs < 0:
         raise ParameterError(f"A batch cannot execute {jobs} runs at a time.", "A number of processes is expected, or 0.")
     name = f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{uuid4().hex[:4]}"
     callbacks = [callback.callback_for(number, format_parameter_set(parameters), len(choice.stages))
                  for number, parameters in enumerate(sets, 1)]
-    with limit_children_to_one_thread(jobs > 1):
+    execution = read_execution_settings(plans[0].workspace.project)
+    with limit_children_to_one_thread(jobs != 1):
         if start_batch_fork_server(plans, choice):
             check_batch_values(plans, choice)
-            done = run_workers(plans, choice, name, jobs, callbacks)
+            done = (run_batch_on_cluster(plans, choice, name, execution, jobs, callbacks) if execution.is_distributed else
+                    run_workers(plans, choice, name, jobs or len(os.sched_getaffinity(0)), callbacks))
         else:
             done = []
             for plan, each in zip(plans, callbacks, strict=True):

@@ -11,6 +11,7 @@ import pyarrow.parquet
 import pytest
 from commands import cli
 from conftest import TABLES, WORDS
+from dask_clusters import worker_processes
 from projects import add_cell, own_notebooks, processes_in
 
 import mlcycle as mc
@@ -194,16 +195,25 @@ if number in (1, 2) and not os.path.exists("go"):
 """
 
 
+def ends_with_the_batch(project: Path) -> bool:
+    "Whether nothing runs in a project any more; the workers of a cluster notice within seconds that they have lost it."
+    deadline = time.monotonic() + 20
+    while processes_in(project) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    return processes_in(project) == []
+
+
+@pytest.mark.parametrize("executor", ["local", "dask"])
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
-def test_a_batch_that_was_ended_goes_on_where_it_was(how, new_toy):
+def test_a_batch_that_was_ended_goes_on_where_it_was(how, executor, new_toy):
     add_cell(new_toy, "data", WAIT)
     with open(new_toy / "settings.ini", "a") as settings:
-        settings.write("[hooks]\non_failure = touch told\n")
+        settings.write(f"[hooks]\non_failure = touch told\n[execution]\nexecutor = {executor}\n")
     grid = ["-g", "data.number=3,1,2"]
     process = start(new_toy, *grid)
     process.send_signal(how)
     printed, complaints = process.communicate(timeout=60)
-    assert processes_in(new_toy) == []
+    assert ends_with_the_batch(new_toy) if executor == "dask" else processes_in(new_toy) == []
     before = {run.id: run.info for run in runs_of(new_toy)}
     first = next(run for run, info in before.items() if info["parameters"]["data"] == {"number": 3})
     assert before[first]["status"] == "done"
@@ -221,6 +231,24 @@ def test_a_batch_that_was_ended_goes_on_where_it_was(how, new_toy):
     assert rows[0]["run"] == first, "what was done is not done again"
     for row in rows[1:]:
         assert mc.open(row["run"], new_toy).info["stages"]["problem"]["reused"] in before
+
+
+def test_runs_on_a_cluster_survive_its_workers(new_toy, dask_cluster):
+    "A plan is executed again by another worker, from the cache; a run that fails is the error of its set."
+    add_cell(new_toy, "data", WAIT + STRANGE)
+    with open(new_toy / "settings.ini", "a") as settings:
+        settings.write(f"[execution]\nexecutor = dask\nscheduler = {dask_cluster.address}\n")
+    process = start(new_toy, "-g", "data.number=1,2,3,4")
+    for worker in worker_processes(dask_cluster):
+        worker.kill()
+    (new_toy / "go").touch()
+    printed, complaints = process.communicate(timeout=200)
+    assert "2 of 4 runs succeeded." in printed, printed + complaints
+    assert [row["status"] for row in results(new_toy)] == ["done", "failed", "running", "done"]
+    assert "the moon is full" in results(new_toy)[1]["error"] and "SIGKILL" in results(new_toy)[2]["error"]
+    killed = [run.id for run in runs_of(new_toy)][:2]
+    assert mc.open(results(new_toy)[0]["run"], new_toy).info["stages"]["problem"]["reused"] in killed
+    assert not list((new_toy / ".mlcycle").glob("batch-*"))
 
 
 @pytest.fixture(scope="module")

@@ -202,7 +202,7 @@ def stop_after(blocks: int):
 
 def test_an_archive_is_sent_whole(tmp_path, on_dask):
     folder = toy_release(tmp_path / "toy", 1)
-    write_archive(folder, packed := tmp_path / "release.tar.gz")
+    packed = write_archive(folder)
     toy_rows(500, seed=3).to_csv(tmp_path / "rows.csv", index=False)
     for place, (release, execution) in enumerate(((folder, ExecutionSettings()), (packed, on_dask))):
         score(
