@@ -103,7 +103,7 @@ def write_source() -> None:
     labels = {name: label for notebook in notebooks for name, label in exported_names(notebook).items()}
     for notebook in notebooks:
         write_page(notebook, SOURCE / notebook.relative_to(NOTEBOOKS), labels)
-    for page in ("index.md", "guide.md", "scheduling.md", "glossary.md"):
+    for page in ("index.md", "guide.md", "scale.md", "scheduling.md", "glossary.md"):
         shutil.copy(ROOT / "docs" / page, SOURCE)
     (SOURCE / "checks.md").write_text(describe_checks())
     pages = {name: [SOURCE / path.relative_to(NOTEBOOKS) for path in group] for name, group in groups.items()}

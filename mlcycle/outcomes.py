@@ -4,14 +4,14 @@
 
 # %% auto #0
 __all__ = ['Label', 'Task', 'NA_VALUES', 'RareClasses', 'LabelSource', 'LeakageKind', 'ColumnType', 'OUTCOME_TYPES', 'STAGES',
-           'Record', 'Outcome', 'TableRef', 'FileRef', 'Score', 'LearningCurvePoint', 'Feasibility', 'Problem',
-           'registered_model_name', 'AgreementScore', 'LabellingRuleSummary', 'RowToRelabel', 'LabelCurvePoint',
-           'LabelSummary', 'Ingestion', 'CellChange', 'LedgerEntry', 'RuleFailure', 'Dataset', 'LeakageSuspect',
-           'Feature', 'FeaturePlan', 'LeaderboardEntry', 'ModelRef', 'Calibration', 'Conformal', 'Candidate',
-           'AdversarialValidation', 'ScorePeriod', 'SeedStability', 'SingleColumn', 'ReferenceModel', 'Generalization',
-           'GroupCoverage', 'Uncertainty', 'PartialDependence', 'Contribution', 'RowExplanation', 'Explanations',
-           'Gate', 'WeakSlice', 'GroupComparison', 'Perturbation', 'CheckResult', 'Verdict', 'FormParity', 'Parity',
-           'Release', 'ColumnDrift', 'Window', 'VersionHealth', 'OutlierRow', 'Alarm', 'Health']
+           'Record', 'Outcome', 'TableRef', 'FileRef', 'Score', 'LearningCurvePoint', 'Feasibility', 'ProblemSource',
+           'Problem', 'registered_model_name', 'AgreementScore', 'LabellingRuleSummary', 'RowToRelabel',
+           'LabelCurvePoint', 'LabelSummary', 'Ingestion', 'CellChange', 'LedgerEntry', 'RuleFailure', 'Dataset',
+           'LeakageSuspect', 'Feature', 'FeaturePlan', 'LeaderboardEntry', 'ModelRef', 'Calibration', 'Conformal',
+           'Candidate', 'AdversarialValidation', 'ScorePeriod', 'SeedStability', 'SingleColumn', 'ReferenceModel',
+           'Generalization', 'GroupCoverage', 'Uncertainty', 'PartialDependence', 'Contribution', 'RowExplanation',
+           'Explanations', 'Gate', 'WeakSlice', 'GroupComparison', 'Perturbation', 'CheckResult', 'Verdict',
+           'FormParity', 'Parity', 'Release', 'ColumnDrift', 'Window', 'VersionHealth', 'OutlierRow', 'Alarm', 'Health']
 
 # %% ../nbs/outcomes.ipynb #d262a4f8
 import re
@@ -78,6 +78,7 @@ class TableRef(Record):
     version: int
     rows: int
     sha256: str # Hash of the rows
+    partitions: tuple[int, ...] = () # Rows of each file of a large table; empty: it was written at once
 
 # %% ../nbs/outcomes.ipynb #5908f8b6
 class FileRef(Record):
@@ -138,8 +139,19 @@ class Feasibility(Record):
     skipped: str = "" # What was left out because of the time limit
     seconds: float
 
+# %% ../nbs/outcomes.ipynb #938b514a
+class ProblemSource(Record):
+    "The rows of a problem: their source, how it is read, and their hash."
+
+    source: str # File, address, or name of a bundled source
+    sources: dict[str, str] = {} # Other sources of the query, by their name in it
+    query: str = "" # SQL over the sources; empty: all rows of `source`
+    na_values: list[str] = [] # Words that mean a missing value in all columns; empty: decided for each column
+    partition_rows: int = 0 # Rows of a partition of a large source; 0: by its number of columns
+    source_sha256: str # Hash of the rows as they were read
+
 # %% ../nbs/outcomes.ipynb #f693d979
-class Problem(Outcome):
+class Problem(ProblemSource, Outcome):
     "Outcome of stage 1: question, source, target, metrics and success criteria."
 
     stage: ClassVar[str] = "problem"
@@ -147,11 +159,6 @@ class Problem(Outcome):
     owner: str
     expert: str = "" # Subject-matter expert
     sign_off: str = "" # What the expert agrees to, in one sentence
-    source: str # File, address, or name of a bundled source
-    sources: dict[str, str] = {} # Other sources of the query, by their name in it
-    query: str = "" # SQL over the sources; empty: all rows of `source`
-    na_values: list[str] = [] # Words that mean a missing value in all columns; empty: decided for each column
-    source_sha256: str # Hash of the rows as they were read
     target: str
     task: Task
     rare_classes: RareClasses = "auto" # Treatment of classes with too few rows

@@ -47,11 +47,22 @@ def project_facts(
         runs = list_runs(workspace)
         free = shutil.disk_usage(workspace.root if workspace.root.exists() else folder).free / 2**30
         facts["workspace"] = f"{workspace.root}, {len(runs)} runs, {free:.1f} GiB free"
+        facts["tables"] = _tables_fact(workspace)
         facts["registry"] = _registry_fact(workspace)
         facts["prediction log"] = _prediction_log_fact(workspace)
     except (MlcycleError, OSError) as error:
         facts["workspace"] = f"error: {error}"
     return facts
+
+# %% ../../nbs/cli/doctor.ipynb #0c01696b
+def _tables_fact(workspace: Workspace) -> str:
+    "Folder or address of the tables and their number."
+    from mlcycle.stores.tables.datasets import table_names
+
+    try:
+        return f"{workspace.tables}, {len(table_names(workspace.tables))} tables"
+    except MlcycleError as error:
+        return f"error: {error}"
 
 # %% ../../nbs/cli/doctor.ipynb #99c79db2
 def _registry_fact(workspace: Workspace) -> str:

@@ -110,10 +110,11 @@ def clean(
 ):
     """Remove old runs.
 
-    Their pages, studies, cache entries and saved rows of retrainings are removed too, unless another run needs them.
+    Their pages, studies, cache entries and saved rows of retrainings are removed too, unless another run needs them; and
+    remains of failed writes to tables.
     """
     from mlcycle.core.workspace import Workspace
-    from mlcycle.lifecycle.housekeeping import delete_old_runs
+    from mlcycle.lifecycle.housekeeping import delete_old_runs, remove_write_remains
     from mlcycle.lifecycle.saved_rows import remove_unused_rows
 
     with exit_on_error():
@@ -122,6 +123,8 @@ def clean(
         console.print(f"{len(deleted)} runs {word}.", *deleted, sep="\n  ", highlight=False)
         if rows := remove_unused_rows(workspace, deleted, dry_run):
             console.print(f"Saved rows of {len(rows)} ended retrainings {word}.", *rows, sep="\n  ", highlight=False)
+        if files := remove_write_remains(workspace, dry_run):
+            console.print(f"{len(files)} files of failed writes {word}.", *files, sep="\n  ", highlight=False)
 
 # %% ../../nbs/cli/runs.ipynb #8261c9f4
 LABEL_WIDTH, COLUMN_WIDTH = 16, 10 # Characters; a terminal of 80 fits five runs

@@ -21,6 +21,7 @@ SETTINGS_FILE = "settings.ini"
 STORE_DEFAULTS = {
     "workspace": ".mlcycle", # A folder, relative to the project
     "reports": "reports", # A folder, relative to the project
+    "tables": "", # A folder, or an address such as s3://BUCKET/PREFIX; empty: in the workspace
     "tracking_uri": "", # MLflow tracking URI; empty: a SQLite file in the workspace
     "events_url": "", # SQLAlchemy URL of the prediction log; empty: a SQLite file in the workspace
     "labels_url": "", # SQLAlchemy URL of the label store; empty: a SQLite file in the workspace

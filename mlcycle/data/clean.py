@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['CELL_STEPS', 'ROW_STEPS', 'STEPS', 'DEFAULT_STEPS', 'SAMPLE_ROWS', 'validate_and_order_cleaning_steps',
            'check_cleaning_settings', 'plan_cleaning', 'plan_column_cleaning', 'add_source_formats',
-           'keep_values_of_source', 'join_cleaning_plans', 'separate_unusable_rows']
+           'keep_values_of_source', 'join_cleaning_plans', 'separate_unusable_rows', 'order_ledger']
 
 # %% ../../nbs/data/clean.ipynb #2daa0901
 from collections.abc import Iterable
@@ -247,3 +247,12 @@ def separate_unusable_rows(
         why = f"{repeats:,} rows equal an earlier row, which chance explains with these columns: they are kept"
         ledger.append(LedgerEntry(step="duplicates", rows=0, note=why))
     return (rows[reason.isna()] if len(aside) else rows), aside, ledger
+
+# %% ../../nbs/data/clean.ipynb #f3de7b14
+def order_ledger(
+    ledger: list[LedgerEntry], # Of changed cells
+    columns: Iterable[str], # Of the table, in order
+) -> list[LedgerEntry]:
+    "Order the entries of a ledger by column and step."
+    places, steps = {name: place for place, name in enumerate(columns)}, ("target", *CELL_STEPS)
+    return sorted(ledger, key=lambda line: (line.step != "target", places[line.column], steps.index(line.step)))

@@ -137,8 +137,8 @@ def equals_any(
     return values.isin(numbers.dropna()).to_numpy(dtype=bool) if comparable else np.zeros(len(values), dtype=bool)
 
 # %% ../../nbs/data/contract_checks.ipynb #bc9bd116
-def _column_violations(values: pd.Series, column: ContractColumn, lost: pd.DataFrame) -> Iterator[RuleViolation]:
-    "Violations of the rules of one column."
+def _column_violations(values: pd.Series, column: ContractColumn, lost: pd.DataFrame, partial: bool) -> Iterator[RuleViolation]:
+    "Violations of the rules of one column; of `partial` rows, those that depend on other rows are left out."
     unreadable, rules, bad = values.index.get_indexer(lost.row_id), column.rules, {}
     invalid = find_invalid_values(values, pandera_column(column))
     missing = np.setdiff1d(np.flatnonzero(values.isna()), unreadable)
@@ -147,6 +147,8 @@ def _column_violations(values: pd.Series, column: ContractColumn, lost: pd.DataF
             bad[name] = missing
         elif rule.metric == "missingValues":
             bad[name] = np.union1d(missing, np.flatnonzero(equals_any(values, rule.arguments.missingValues or [])))
+        elif rule.metric == "duplicateValues" and partial:
+            bad[name] = ()
         elif rule.metric == "duplicateValues":
             bad[name] = np.flatnonzero(values.duplicated(keep=False) & values.notna()) if not all_unique(values) else ()
         else:
@@ -155,9 +157,9 @@ def _column_violations(values: pd.Series, column: ContractColumn, lost: pd.DataF
         typed, positions = rule.metric == "invalidValues" and rule.arguments == type(rule.arguments)(), np.asarray(bad[name])
         shown = lost.value if typed else values.iloc[positions.astype("int64")].astype("str")
         repeated = rule.metric == "duplicateValues" and rule.unit == "rows"
-        over = exceeds_limit(rule, shown.nunique() if repeated else len(positions), len(values))
+        over = not partial and exceeds_limit(rule, shown.nunique() if repeated else len(positions), len(values))
         allowed = rule.metric == "missingValues" and rule.level == "warning" # It says how missing values are written
-        if over or len(positions) and not allowed:
+        if over or len(positions) and (partial or not allowed):
             yield RuleViolation(column.name, name, rule.level, describe_rule(rule, column.logicalType or ""),
                                 positions.astype("int64"), shown, over)
 
@@ -198,6 +200,7 @@ def _structure_violations(columns: list[str], declared: list[str]) -> Iterator[R
 def check_rows_against_contract(
     rows: pd.DataFrame, # Raw rows, indexed by `row_id`
     contract: Contract, # Contract of the table
+    partial: bool = False, # Whether the rows are a partition: duplicates, numbers of rows and limits are not checked
 ) -> tuple[pd.DataFrame, list[RuleViolation]]: # Coerced rows; violated rules
     """Coerce rows to the types of a contract and check them; return coerced rows and violations.
 
@@ -208,8 +211,9 @@ def check_rows_against_contract(
     found = list(_structure_violations(list(rows), list(contract.columns)))
     for name, column in contract.columns.items():
         if name in rows:
-            found += _column_violations(coerced[name], column, losses if losses.empty else losses[losses.column == name])
-    for name, rule in contract.tables[0].rules.items():
+            found += _column_violations(coerced[name], column, losses if losses.empty else losses[losses.column == name],
+                                        partial)
+    for name, rule in ({} if partial else contract.tables[0].rules).items():
         found += _table_violations(coerced, name, rule)
     return coerced, found
 

@@ -8,7 +8,7 @@ __all__ = ['MAX_EXAMPLES', 'REASON', 'ContractResult', 'summarise_violations', '
            'whole_numbers_as_integers', 'recheck_quarantine']
 
 # %% ../../nbs/data/quarantine.ipynb #cb736d19
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -98,7 +98,7 @@ def describe_reasons(
 
 # %% ../../nbs/data/quarantine.ipynb #f75e16cb
 def check_contract_columns(
-    checked: ContractResult, # Result of `apply_contract`
+    checked: Any, # Result of `apply_contract`, or the totals of several partitions
     contract: Contract, # Contract of the table
     file: str = "contract.yaml", # Name of the contract file, for the message
 ) -> None:
@@ -136,7 +136,7 @@ def _percent(part: int, whole: int) -> str:
 
 # %% ../../nbs/data/quarantine.ipynb #5b7173e9
 def check_contract_limits(
-    checked: ContractResult, # Result of `apply_contract`
+    checked: Any, # Result of `apply_contract`, or the totals of several partitions
     contract: Contract, # Contract of the table
     *,
     quarantine: str = "", # Where the quarantine is stored, for the message

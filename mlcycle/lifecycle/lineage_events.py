@@ -62,21 +62,22 @@ def table_dataset(
     table: TableRef, # Version of the table
 ) -> dict[str, Any]:
     "A table version as a data set, with its columns."
-    from deltalake import DeltaTable # Imported late, as all that imports pandas
-    from deltalake.exceptions import DeltaError
+    from deltalake.exceptions import DeltaError # Imported late, as all that imports pandas
 
-    from mlcycle.stores.tables.datasets import table_path
+    from mlcycle.stores.tables.table_storage import table_storage
 
-    path = table_path(workspace.tables, table.name)
+    storage = table_storage(workspace.tables, table.name)
+    place = storage.place if storage.is_remote or not Path(storage.place).is_relative_to(workspace.root) else (
+        Path(storage.place).relative_to(workspace.root))
     try:
-        columns = json.loads(DeltaTable(path, version=table.version).schema().to_json())["fields"]
+        columns = json.loads(storage.open(table.version).schema().to_json())["fields"]
     except (DeltaError, OSError, ValueError): # The version was removed
         columns = []
     fields = [{"name": each["name"], "type": each["type"] if isinstance(each["type"], str) else each["type"]["type"]}
               for each in columns]
     return {"namespace": job_namespace(workspace), "name": f"tables/{table.name}", "facets": make_facets(
         version={"datasetVersion": str(table.version)}, schema={"fields": fields} if fields else {},
-        dataSource={"name": "workspace", "uri": f"delta:{path.relative_to(workspace.root)}"},
+        dataSource={"name": "workspace", "uri": f"delta:{place}"},
         mlcycle_content={"role": "table", "sha256": table.sha256, "rows": table.rows})}
 
 # %% ../../nbs/lifecycle/lineage_events.ipynb #b8c4d75d

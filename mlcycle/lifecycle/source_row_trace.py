@@ -24,8 +24,9 @@ from ..stores.event_export import recorded_versions
 from ..stores.event_log import open_event_log, read_log
 from ..stores.events import database_exists
 from ..stores.models.registry_queries import every_version, open_registry_read_only
-from ..stores.tables.datasets import HOLDOUT, TableVersion, resolve_table_address, table_names, table_path, table_versions
+from ..stores.tables.datasets import TableVersion, resolve_table_address, table_names, table_versions
 from ..stores.tables.lineage import TABLE_ROLES
+from ..stores.tables.table_storage import HOLDOUT, table_storage
 
 if TYPE_CHECKING: # Imported late: slow
     import pyarrow as pa
@@ -33,15 +34,14 @@ if TYPE_CHECKING: # Imported late: slow
 
 # %% ../../nbs/lifecycle/source_row_trace.ipynb #5e63e2e0
 def open_version(
-    folder: Path, # Folder of tables of a workspace
+    folder: Path | str, # Folder or address of tables
     version: TableVersion, # To read
 ) -> "ds.Dataset": # Its first column has the row ids
     "Open the files of a table version without reading its rows; they are not compared with their hash."
     import pyarrow.dataset as ds
-    from deltalake import DeltaTable
 
-    path = table_path(folder, version.table.name)
-    return ds.dataset(DeltaTable(path, version=version.table.version).file_uris(), format="parquet")
+    storage = table_storage(folder, version.table.name)
+    return ds.dataset(storage.data_files(version.table.version), format="parquet", filesystem=storage.filesystem)
 
 # %% ../../nbs/lifecycle/source_row_trace.ipynb #ada7bcf9
 def value_condition(

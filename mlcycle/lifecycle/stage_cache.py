@@ -13,9 +13,18 @@ from pathlib import Path
 
 from ..core.files import hash_file, read_checksummed_json, atomic_folder, short_json_hash, write_checksummed_json
 from ..core.runs import Run
-from ..core.workspace import Workspace
+from ..core.workspace import Workspace, is_object_store
 from ..nb.html import long_output_files
 from ..outcomes import OUTCOME_TYPES
+
+# %% ../../nbs/lifecycle/stage_cache.ipynb #0b2ae249
+def _current_hash(file: Path | str) -> str:
+    "SHA-256 of a file, or state of an object in an object store; empty if it is missing."
+    if isinstance(file, str):
+        from mlcycle.stores.tables.table_storage import file_state # Imported late: slow
+
+        return file_state(file)
+    return hash_file(file) if file.is_file() else ""
 
 # %% ../../nbs/lifecycle/stage_cache.ipynb #685f5560
 @dataclass(frozen=True)
@@ -33,11 +42,11 @@ class CacheEntry:
 
     def damaged_file(self, workspace: Workspace) -> str:
         "Path of the first file that has changed or is missing; empty if all are intact."
-        entry_files = {self.folder / name: value for name, value in self.info["hashes"].items()}
+        files = {self.folder / name: value for name, value in self.info["hashes"].items()}
         try:
             artefacts = json.loads((self.folder / "files.json").read_text())
-            files = entry_files | {workspace.root / name: value for name, value in artefacts.items()}
-            return next((str(path) for path, value in files.items() if not path.is_file() or hash_file(path) != value), "")
+            files |= {name if is_object_store(name) else workspace.root / name: value for name, value in artefacts.items()}
+            return next((str(file) for file, value in files.items() if _current_hash(file) != value), "")
         except (OSError, ValueError):
             return str(self.folder / "files.json")
 

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['TABLE_FILES', 'UNTRACKED_PARAMETERS', 'USER_METRIC_FUNCTION', 'input_file_hashes', 'hash_path',
-           'hash_modules_named_in_parameters', 'governance_inputs', 'traffic_inputs', 'label_set_names', 'label_inputs',
-           'stage_inputs', 'changed_inputs', 'summarise_changes']
+           'hash_modules_named_in_parameters', 'governance_inputs', 'traffic_inputs', 'table_inputs', 'label_set_names',
+           'label_inputs', 'stage_inputs', 'changed_inputs', 'summarise_changes']
 
 # %% ../../nbs/lifecycle/stage_inputs.ipynb #4c523a14
 import glob
@@ -138,6 +138,15 @@ def traffic_inputs(
         return {"prediction log": f"cannot be read: {type(error).__name__}"}
     return {"prediction log": short_json_hash(list(state))} if any(state) else {}
 
+# %% ../../nbs/lifecycle/stage_inputs.ipynb #f0d6f900
+def table_inputs(
+    plan: Plan, # Has the settings
+    stage: str, # Name of the stage
+) -> dict[str, str]: # Empty for other stages, and if the tables are in the workspace
+    "Where the tables are stored: stage 2 writes them again to another place."
+    place = os.path.expandvars(plan.workspace.stores.get("tables", ""))
+    return {"setting tables": place} if place and stage == "data" else {}
+
 # %% ../../nbs/lifecycle/stage_inputs.ipynb #9c4e11e6
 def label_set_names(
     plan: Plan, # Has the parameters of stage 1, and the project with problem.yaml
@@ -196,7 +205,8 @@ def stage_inputs(
             | {f"cell {name}": hash_cell(source, modules.summaries) for name, source in cells.items()}
             | {f"code {name}": value for name, value in reach.code.items()}
             | used_library_versions(reach) | user_modules | governance_inputs(plan, stage) | traffic_inputs(plan, stage)
-            | label_inputs(plan, stage) | {f"outcome {name}": value for name, value in outcome_hashes.items()})
+            | table_inputs(plan, stage) | label_inputs(plan, stage)
+            | {f"outcome {name}": value for name, value in outcome_hashes.items()})
 
 # %% ../../nbs/lifecycle/stage_inputs.ipynb #aaf1ba7d
 def changed_inputs(

@@ -112,7 +112,7 @@ def summarise_cleaning(
     lines = []
     for _, made in changes.groupby(["step", "column"], sort=False):
         step, column = made["step"].iloc[0], made["column"].iloc[0]
-        shown = made.drop_duplicates("before").head(5)
+        shown = made.sort_values("row_id", kind="stable").drop_duplicates("before").head(5)
         examples = [CellChange(row_id=int(row), before=before, after=after)
                     for row, before, after in zip(shown.row_id, shown.before, shown.after, strict=True)]
         lines.append(LedgerEntry(step=step, column=column, rows=len(made), share=len(made) / max(total, 1), note=STEP_NOTES[step],

@@ -44,6 +44,7 @@ class ProblemDocument(BaseModel):
     sources: dict[str, str] = Field({}, description="Other sources, by the name that the query uses for them.")
     query: str = Field("", description="SQL query over the sources. Empty: all rows of the source.")
     na_values: list[str] = Field([], description="Words that mean a missing value. Empty: decided for each column.")
+    partition_rows: int = Field(0, ge=0, description="Rows of a partition of a large source. 0: by its number of columns.")
     target: str = Field("", description="The column to predict.")
     task: Literal["auto", "binary", "multiclass", "regression"] = Field("auto", description="auto: inferred from the target.")
     positive: str = Field("", description="Of a binary task: the positive class.", json_schema_extra=_ANY_SCALAR)

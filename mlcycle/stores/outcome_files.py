@@ -11,24 +11,33 @@ from pathlib import Path
 
 from ..core.files import hash_file, write_text
 from ..core.runs import Run
-from ..core.workspace import Workspace
+from ..core.workspace import Workspace, is_object_store
 from ..errors import ArtifactError
 from ..ml.cleaning_plan import CleaningPlan
 from ..outcomes import Candidate, Dataset, FileRef, Outcome, Record, Release, TableRef
+from .tables.table_storage import file_state
 from .tables.datasets import table_files
 
 # %% ../../nbs/stores/outcome_files.ipynb #871f824f
 def hash_outcome_files(
     outcome: Outcome, # Of any stage
     workspace: Workspace, # Contains the files
-) -> dict[str, str]: # SHA-256 by path relative to the workspace
+) -> dict[str, str]: # SHA-256 by path relative to the workspace; of an object in an object store, its state by its address
     """Hash the files that an outcome refers to.
 
-    Files outside the workspace, such as artifacts on a remote MLflow server, are omitted.
+    Other files than tables that are outside the workspace, such as artifacts on a remote MLflow server, are omitted.
     """
     files = [file for record in collect_nested_records(outcome) for file in list_files_of_record(record, workspace)]
-    inside = [Path(file) for file in files if Path(file).is_relative_to(workspace.root)]
-    return {str(file.relative_to(workspace.root)): hash_file(file) for file in inside}
+    objects = {str(file): file_state(str(file)) for file in files if is_object_store(file)}
+    names = {name: Path(file) for file in files if not is_object_store(file) and (name := _recorded_name(Path(file), workspace))}
+    return {name: hash_file(path) for name, path in names.items()} | objects
+
+# %% ../../nbs/stores/outcome_files.ipynb #4269e3c1
+def _recorded_name(file: Path, workspace: Workspace) -> str:
+    "Path relative to the workspace; of a table elsewhere, the whole path; empty for other files outside."
+    if file.is_relative_to(workspace.root):
+        return str(file.relative_to(workspace.root))
+    return str(file.absolute()) if file.is_relative_to(Path(workspace.tables).parent) else ""
 
 # %% ../../nbs/stores/outcome_files.ipynb #cbc6b9ec
 def collect_nested_records(
@@ -44,7 +53,7 @@ def collect_nested_records(
 def list_files_of_record(
     record: Record, # A reference to a table, file, bundle or model; other records have no files
     workspace: Workspace, # Contains the files
-) -> list[Path]:
+) -> list[Path | str]: # Paths, or addresses of objects
     "List the files that a single record refers to."
     if isinstance(record, TableRef):
         return table_files(workspace.tables, record)

@@ -14,8 +14,9 @@ import mlcycle as mc
 from mlcycle.errors import ArtifactError
 from mlcycle.ml.predictions import predict
 from mlcycle.stores.models.registry_queries import open_registry_read_only
-from mlcycle.stores.tables.datasets import table_path, write_table
+from mlcycle.stores.tables.datasets import write_table
 from mlcycle.stores.tables.holdout import read_any_table, read_holdout_accesses
+from mlcycle.stores.tables.table_storage import table_storage
 from mlcycle.validation.groups import UNDECIDED, calibration_by_group, compare_protected_groups, score_by_group
 from mlcycle.validation.stage import load_candidate_model, predict_with_champion, validate_model
 
@@ -91,7 +92,7 @@ def with_table(run: mc.Run, name: str, rows):
 
 def test_an_altered_holdout_is_noticed_by_its_hash_and_made_again(finished):
     project, table = finished.workspace.project, finished.dataset.tables["holdout"]
-    path = table_path(finished.workspace.tables, "holdout")
+    path = table_storage(finished.workspace.tables, "holdout").place
     (file,) = path.glob("*.parquet")
     rows = pd.read_parquet(file)
     rows.assign(price=rows.price + 0.001).to_parquet(file)

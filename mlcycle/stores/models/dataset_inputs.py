@@ -33,7 +33,7 @@ def log_dataset_input(
 
     if table is None:
         return
-    path = {"path": str(workspace.tables / table.name)} if workspace else {}
+    path = {"path": f"{workspace.tables}/{table.name}"} if workspace else {}
     source = {**path, "delta_table_version": table.version, "sha256": table.sha256}
     dataset = Dataset(name=table.name, digest=table.sha256[:DIGEST_LENGTH], source_type="delta_table",
                       source=json.dumps(source), profile=json.dumps({"num_rows": table.rows}))

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
@@ -148,7 +148,8 @@ def run_query(
     sources: dict[str, str], # Addresses by name
     read: Callable[[str], SourceRows], # Reads sources that are no view, and converts their types
     progress: ProgressCallback | None = None, # Called with the number of rows
-) -> tuple[pd.DataFrame, dict[str, NamedSource]]: # Rows before normalisation; sources by name
+    fetch: Callable[..., Any] = fetch_rows, # Fetches the result, given connection, query and progress
+) -> tuple[Any, dict[str, NamedSource]]: # What `fetch` returns: rows before normalisation; sources by name
     """Run a query over several sources; return its rows and a description of each source.
 
     Raises SourceError if the query is not a single SELECT, or fails.
@@ -162,7 +163,7 @@ def run_query(
             named = {name: register_source(connection, name, address, read, stack) for name, address in sources.items()}
             connection.execute("SET threads = 1")
             connection.execute("SET lock_configuration = true")
-            return fetch_rows(connection, query.strip().rstrip(";"), progress=progress), named
+            return fetch(connection, query.strip().rstrip(";"), progress=progress), named
         except duckdb.Error as error:
             message = mask_secrets(str(error).split("\n\n")[0].replace("\n", " ").split(": ", 1)[-1], " ".join(sources.values()))
             raise SourceError(f"The query fails: {message}",

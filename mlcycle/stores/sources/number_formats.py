@@ -147,11 +147,12 @@ class ParsedNumbers:
 def parse_numbers(
     column: pd.Series, # Text column, its missing values are NaN
     decimal: str = "", # Decimal mark, if it is known
+    check_bounds: bool = True, # Whether a column of which most values have `<` or `>` stays text
 ) -> ParsedNumbers | None: # None if not all values are numbers in one notation
     "Parse a text column as numbers if all its values are numbers in one notation, with at most one unit."
     known = pd.Series(column.dropna().unique(), dtype="str")
     parts = split_number_texts(known) if len(known) else None
-    if parts is None or not _bounds_are_rare(column, known, parts):
+    if parts is None or check_bounds and not _bounds_are_rare(column, known, parts):
         return None
     name, doubtful = detect_number_notation(pd.Series(parts.digits.unique(), dtype="str"), decimal)
     if not name or (parts.digits.str.contains(r"^0\d", regex=True) & (parts.unit == "")).any():

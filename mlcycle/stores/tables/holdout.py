@@ -11,15 +11,18 @@ import os
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
+from uuid import uuid4
 
 import pandas as pd
+from filelock import FileLock
 from pydantic import ValidationError
 
-from ...core.files import user_name
-from ...core.workspace import Workspace
+from ...core.files import short_json_hash, user_name
+from ...core.workspace import Workspace, is_object_store
 from ...errors import HoldoutError
 from ...outcomes import Record, TableRef
-from .datasets import HOLDOUT, _read_verified_rows
+from .datasets import _read_verified_rows
+from .table_storage import HOLDOUT, holdout_place, list_files, open_filesystem, place_in, store_errors
 
 # %% ../../../nbs/stores/tables/holdout.ipynb #2a1e0ac4
 class HoldoutAccess(Record):
@@ -41,22 +44,55 @@ class HoldoutAccess(Record):
 
 # %% ../../../nbs/stores/tables/holdout.ipynb #150c5531
 def holdout_access_file(
-    workspace: Workspace, # Contains the access log
-) -> Path:
-    "Path of the access log of the holdout."
-    return workspace.root / "holdout" / "accesses.jsonl"
+    workspace: Workspace, # Has the holdout
+) -> Path | str: # In an object store, the address of the folder of objects
+    "The access log of the holdout, which lies beside it."
+    return place_in(holdout_place(workspace.tables), "accesses" if is_object_store(workspace.tables) else "accesses.jsonl")
+
+# %% ../../../nbs/stores/tables/holdout.ipynb #2186e13c
+def _access_lines(log: Path | str) -> list[str]:
+    "The lines of an access log, oldest first."
+    if not is_object_store(log):
+        return Path(log).read_text(errors="replace").splitlines() if Path(log).is_file() else []
+    with store_errors(log):
+        files = open_filesystem(log)
+        lines = [files.open_input_stream(name).read().decode(errors="replace") for name in list_files(log)]
+    return sorted(lines, key=lambda line: line.partition('"accessed_at":"')[2])
+
+# %% ../../../nbs/stores/tables/holdout.ipynb #f432a48e
+def _record_access(workspace: Workspace, access: HoldoutAccess) -> None:
+    "Record an access; that of a stage of a run once."
+    log = holdout_access_file(workspace)
+    if is_object_store(log):
+        _put_access(str(log), access)
+        return
+    Path(log).parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    with FileLock(Path(log).with_suffix(".lock")):
+        before = read_holdout_accesses(workspace, access.sha256)
+        if not access.run or not any((each.run, each.stage) == (access.run, access.stage) for each in before):
+            _append_access(Path(log), access)
+
+# %% ../../../nbs/stores/tables/holdout.ipynb #9e156794
+def _put_access(log: str, access: HoldoutAccess) -> None:
+    "Write an access to an object store; an access by a stage of a run always has the same name."
+    part = short_json_hash([access.run, access.stage]) if access.run else f"{uuid4().hex}"
+    name = f"{access.sha256[:16]}-{part}.json"
+    with store_errors(log):
+        if name not in list_files(log):
+            with open_filesystem(log).open_output_stream(name) as file:
+                file.write(access.model_dump_json().encode())
 
 # %% ../../../nbs/stores/tables/holdout.ipynb #136a6b7b
 def read_holdout_accesses(
-    workspace: Workspace, # Contains the access log
+    workspace: Workspace, # Has the holdout
     sha256: str = "", # Hash of the holdout rows; all accesses if empty
 ) -> list[HoldoutAccess]: # Oldest first
     """Read the recorded accesses to the holdout.
 
     An incomplete line, left by a process that was killed, is skipped.
     """
-    path, found = holdout_access_file(workspace), []
-    for line in path.read_text(errors="replace").splitlines() if path.is_file() else []:
+    found = []
+    for line in _access_lines(holdout_access_file(workspace)):
         try:
             found.append(HoldoutAccess.model_validate_json(line))
         except ValidationError:
@@ -66,7 +102,6 @@ def read_holdout_accesses(
 # %% ../../../nbs/stores/tables/holdout.ipynb #b6f65fa9
 def _append_access(path: Path, access: HoldoutAccess) -> None:
     "Append one line completely or not at all, and flush it to the disk."
-    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     with open(path, "ab+") as file:
         size = file.seek(0, os.SEEK_END)
         file.seek(max(size - 1, 0))
@@ -86,7 +121,7 @@ ACCESS_PURPOSES: dict[str, Literal["evaluation", "inspection", "verification", "
 
 # %% ../../../nbs/stores/tables/holdout.ipynb #6325ea5b
 def read_holdout(
-    workspace: Workspace, # Contains the holdout and the access log
+    workspace: Workspace, # Has the holdout and the access log
     table: TableRef, # Version of the holdout
     *,
     run: str = "", # Id of the run; empty for a person
@@ -106,11 +141,9 @@ def read_holdout(
         raise HoldoutError(f"The stage '{stage}' cannot read a holdout that was not evaluated yet.",
                            "Stage 5 reads it first.", "Run stage 5.")
     rows = _read_verified_rows(workspace.tables, table)
-    with workspace.lock("holdout/accesses"):
-        if not run or not any((each.run, each.stage) == (run, stage) for each in read_holdout_accesses(workspace, table.sha256)):
-            _append_access(holdout_access_file(workspace), HoldoutAccess(
-                sha256=table.sha256, version=table.version, purpose=ACCESS_PURPOSES[stage], stage=stage, run=run,
-                user=user_name(), accessed_at=f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}", reason=reason.strip()))
+    _record_access(workspace, HoldoutAccess(
+        sha256=table.sha256, version=table.version, purpose=ACCESS_PURPOSES[stage], stage=stage, run=run,
+        user=user_name(), accessed_at=f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}", reason=reason.strip()))
     return rows
 
 # %% ../../../nbs/stores/tables/holdout.ipynb #26553206
@@ -127,7 +160,7 @@ def read_any_table(
 
 # %% ../../../nbs/stores/tables/holdout.ipynb #010bcb63
 def count_biasing_accesses(
-    workspace: Workspace, # Contains the access log
+    workspace: Workspace, # Has the holdout
     sha256: str, # Hash of the holdout rows
 ) -> int: # Evaluations, inspections and trainings
     "Count the holdout accesses that can bias later scores."

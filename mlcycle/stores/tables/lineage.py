@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING, Any
 from ...core.runs import read_stage_results
 from ...core.runs import Run, list_runs
 from ...core.workspace import Workspace
-from .datasets import HOLDOUT, TableVersion
+from ...outcomes import TableRef
+from .datasets import TableVersion
 from .holdout import read_holdout_accesses
+from .table_storage import HOLDOUT
 
 if TYPE_CHECKING:
     from rich.tree import Tree
@@ -44,7 +46,8 @@ def trace_lineage(
 def _use(run: Run, version: TableVersion) -> dict[str, Any]:
     "How a run used a version; empty if it used another one."
     outcomes = read_stage_results(run)
-    if outcomes["data"].get("tables", {}).get(version.table.name) != version.table.model_dump():
+    stored = outcomes["data"].get("tables", {}).get(version.table.name)
+    if not stored or TableRef.model_validate(stored) != version.table:
         return {}
     candidate, verdict, release = (outcomes[stage] for stage in ("modelling", "validation", "deployment"))
     model = candidate.get("model", {})
