@@ -48,14 +48,14 @@ def efficiency_table(stages: pd.DataFrame) -> str:
 def memory_table(records: list[dict]) -> str:
     """The largest memory of each run."""
     parts = ("run", "worker", "scheduler", "tree")
-    return markdown(("format", "executor", "workers", "until", "rows", "exit", "seconds", "largest process of the run, MB",
+    return markdown(("format", "executor", "workers", "cores", "until", "rows", "exit", "seconds", "largest process of the run, MB",
                      "largest worker, MB", "scheduler, MB", "all processes, MB"), (
-        (each["format"], each["executor"], each["workers"], each["until"], f"{each['rows']:,}", each["exit"], each["seconds"],
+        (each["format"], each["executor"], each["workers"], each["cores"], each["until"], f"{each['rows']:,}", each["exit"], each["seconds"],
          *(f"{each['peak_mb'][part]:,}" if part in each["peak_mb"] else "" for part in parts)) for each in records))  # fmt: skip
 
 
 def fit_stage(group: pd.DataFrame) -> tuple[np.ndarray, str]:
-    """Fixed seconds, seconds of a million rows that workers do not share, worker-seconds of a million rows; and how good this is."""
+    """Fixed seconds, seconds of a million rows that workers do not share, worker-seconds of a million rows; and a note."""
     rows, workers = group["rows"].to_numpy() / 1e6, group["workers"].to_numpy()
     parts = [np.ones(len(group)), rows, rows / workers]
     if group["rows"].nunique() == 1:  # Fixed and proportional seconds cannot be told apart
@@ -76,7 +76,8 @@ def model_table(stages: pd.DataFrame) -> str:
         workers = TARGET_WORKERS if executor == "dask" else 1
         million = TARGET_ROWS / 1e6
         hours = (fixed + serial * million + shared * million / workers) / 3600
-        rows += [(stage, kind, executor, f"{fixed:.1f}", f"{serial:.2f}", f"{shared:.2f}", f"{hours:.2f} on {workers}", note)]
+        target = f"{hours:.2f} on {workers}" if group["rows"].nunique() > 1 else "two sizes are needed"
+        rows += [(stage, kind, executor, f"{fixed:.1f}", f"{serial:.2f}", f"{shared:.2f}", target, note)]
     return markdown(("stage", "format", "executor", "fixed s", "s a million rows, not shared", "worker-s a million rows",
                      f"hours for {TARGET_ROWS:,} rows, workers", "fit"), rows)  # fmt: skip
 
@@ -102,6 +103,6 @@ The largest sum of the proportional set sizes of all processes at a time, and th
 
 Seconds = fixed + million rows · (not shared + shared / workers), by non-negative least squares. Where all runs have one number of
 workers, everything that grows with the rows counts as shared, which is a lower bound for more workers; where all have one size,
-nothing is fixed.
+what is fixed cannot be told from the rest, and nothing is extrapolated.
 
 {model_table(stages)}"""
