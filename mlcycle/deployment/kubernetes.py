@@ -233,13 +233,15 @@ def write_objects(
     target: Path, # Folder that is written, atomically
     objects: Mapping[str, KubernetesObject], # By path of the file
     readme: str, # Text of README.md
+    others: Mapping[str, bytes] | None = None, # Content of further files by path
 ) -> Path: # The same folder
-    "Write objects as YAML, and the commands that use them."
+    "Write objects as YAML, the commands that use them, and further files."
     with atomic_folder(target) as draft:
-        (draft / "README.md").write_text(readme)
-        for name, each in objects.items():
+        texts = {name: yaml.dump(each, Dumper=PlainDumper, sort_keys=False, width=120, allow_unicode=True).encode()
+                 for name, each in objects.items()}
+        for name, content in {"README.md": readme.encode(), **texts, **(others or {})}.items():
             (draft / name).parent.mkdir(parents=True, exist_ok=True)
-            (draft / name).write_text(yaml.dump(each, Dumper=PlainDumper, sort_keys=False, width=120, allow_unicode=True))
+            (draft / name).write_bytes(content)
     return target
 
 # %% ../../nbs/deployment/kubernetes.ipynb #ef97a52a
