@@ -9231,6 +9231,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                            'mlcycle/stores/models/registry_queries.py'),
                                                         'mlcycle.stores.models.registry_queries._refers_to': ( 'stores/models/registry_queries.html#_refers_to',
                                                                                                                'mlcycle/stores/models/registry_queries.py'),
+                                                        'mlcycle.stores.models.registry_queries._remove_model_files': ( 'stores/models/registry_queries.html#_remove_model_files',
+                                                                                                                        'mlcycle/stores/models/registry_queries.py'),
                                                         'mlcycle.stores.models.registry_queries._time': ( 'stores/models/registry_queries.html#_time',
                                                                                                           'mlcycle/stores/models/registry_queries.py'),
                                                         'mlcycle.stores.models.registry_queries._versions': ( 'stores/models/registry_queries.html#_versions',
