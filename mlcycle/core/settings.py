@@ -23,6 +23,7 @@ STORE_DEFAULTS = {
     "reports": "reports", # A folder, relative to the project
     "tables": "", # A folder, or an address such as s3://BUCKET/PREFIX; empty: in the workspace
     "tracking_uri": "", # MLflow tracking URI; empty: a SQLite file in the workspace
+    "artifacts": "", # Files of models: a folder, or s3://BUCKET/PREFIX; empty: in the workspace, or on the server
     "events_url": "", # SQLAlchemy URL of the prediction log; empty: a SQLite file in the workspace
     "labels_url": "", # SQLAlchemy URL of the label store; empty: a SQLite file in the workspace
 }

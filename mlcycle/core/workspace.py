@@ -53,7 +53,7 @@ def check_layout(
                             "its content is computed again by the next run.")
 
 # %% ../../nbs/core/workspace.ipynb #81922ddd
-OBJECT_STORE = "s3://" # Beginning of the address of an object store that can hold tables
+OBJECT_STORE = "s3://" # Beginning of the address of an object store
 
 # %% ../../nbs/core/workspace.ipynb #195333c2
 def is_object_store(
@@ -66,19 +66,20 @@ def is_object_store(
 def check_store_folders(
     stores: dict[str, str], # Section `[stores]` of the settings
 ) -> None:
-    "Raise ParameterError if the workspace or the reports are no folder, or the tables neither a folder nor in an object store."
+    "Raise ParameterError if a store that must be a folder is an address, or has an address that cannot be used."
     for name in ("workspace", "reports"):
         if "://" in stores[name]:
             raise ParameterError(
                 f"The setting '{name}' in [stores] of settings.ini cannot be '{mask_secrets(stores[name])}'.",
-                "A folder is expected.", "What several machines can share has options of its own: 'tables' (s3://BUCKET/PREFIX), "
-                "'tracking_uri', 'events_url' and 'labels_url' (a server or a database).")
-    tables = os.path.expandvars(stores.get("tables", ""))
-    if "://" in tables and not re.fullmatch(r"s3://[^/@:?#]+(/[^@?#]*)?", tables):
-        raise ParameterError(
-            f"The setting 'tables' in [stores] of settings.ini cannot be '{mask_secrets(stores['tables'])}'.",
-            "A folder or s3://BUCKET/PREFIX is expected.",
-            "Credentials and endpoint are environment variables: AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_ENDPOINT_URL.")
+                "A folder is expected.", "What several machines can share has options of its own: 'tables' and 'artifacts' "
+                "(s3://BUCKET/PREFIX), 'tracking_uri', 'events_url' and 'labels_url' (a server or a database).")
+    for name in ("tables", "artifacts"):
+        place = os.path.expandvars(stores.get(name, ""))
+        if "://" in place and not re.fullmatch(r"s3://[^/@:?#]+(/[^@?#]*)?", place):
+            raise ParameterError(
+                f"The setting '{name}' in [stores] of settings.ini cannot be '{mask_secrets(stores[name])}'.",
+                "A folder or s3://BUCKET/PREFIX is expected.",
+                "Credentials and endpoint are environment variables: AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_ENDPOINT_URL.")
 
 # %% ../../nbs/core/workspace.ipynb #34b4b1d5
 @dataclass(frozen=True)
@@ -108,7 +109,10 @@ class StoreAddresses:
         return os.path.expandvars(self.stores["tracking_uri"]) or f"sqlite:///{self.root / 'mlflow.db'}"
 
     @property
-    def artifacts(self) -> str:
+    def artifacts(self) -> str: # A folder, or an address in an object store; empty: where the MLflow server keeps them
+        home = os.path.expandvars(self.stores.get("artifacts", "")) # A run of an earlier version has no such option
+        if home:
+            return home.rstrip("/") if is_object_store(home) else str(Path(self.project) / home)
         return "" if self.tracking_uri.startswith("http") else str(self.root / "artifacts")
 
     @property

@@ -148,7 +148,7 @@ def call_in_fork(
     start_fork_server([])
     context = get_context("forkserver")
     here, there = context.Pipe(duplex=False)
-    process = context.Process(target=_send_result, args=(there, function, arguments))
+    process = context.Process(target=_send_result, args=(there, dict(os.environ), function, arguments))
     with hidden_main():
         process.start()
     there.close()
@@ -163,8 +163,10 @@ def call_in_fork(
     return result
 
 # %% ../../nbs/engine/forkserver.ipynb #196c0fdf
-def _send_result(there: Connection, function: Callable, arguments: tuple) -> None:
-    "Call a function and send its return value, or its traceback."
+def _send_result(there: Connection, environment: dict[str, str], function: Callable, arguments: tuple) -> None:
+    "Call a function with the environment of the caller, which may have changed, and send its return value, or its traceback."
+    os.environ.clear()
+    os.environ.update(environment)
     try:
         result = True, function(*arguments)
     except Exception: # It is raised again in the caller

@@ -19,6 +19,7 @@ from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +27,7 @@ from sklearn.base import BaseEstimator
 
 from ...core.files import atomic_write, user_name
 from ...core.secrets import mask_secrets
-from ...core.workspace import Workspace
+from ...core.workspace import Workspace, is_object_store
 from ...errors import RegistryError
 from ...outcomes import FileRef, ModelRef
 from .audit_log import Action, append_audit_entry, readable_entries
@@ -62,7 +63,8 @@ def is_registry_error(
     from mlflow.exceptions import MlflowException
     from sqlalchemy.exc import SQLAlchemyError
 
-    return isinstance(error, (MlflowException, SQLAlchemyError, OSError)) # Exceptions of requests are OSErrors
+    from_s3 = type(error).__module__.partition(".")[0] in ("boto3", "botocore") # May not be installed
+    return from_s3 or isinstance(error, (MlflowException, SQLAlchemyError, OSError)) # Exceptions of requests are OSErrors
 
 # %% ../../../nbs/stores/models/registry.ipynb #3c41b291
 def short_reason(
@@ -83,7 +85,7 @@ def short_reason(
     return lines[0] if len(lines[0]) <= 240 else f"{lines[0][:240]}…"
 
 # %% ../../../nbs/stores/models/registry.ipynb #c04e904f
-ARTIFACT_FOLDERS: dict[str, str] = {} # Current folder of artifacts by tracking URI; empty: as MLflow says
+ARTIFACT_FOLDERS: dict[str, str] = {} # Current local folder of artifacts by tracking URI; empty: as MLflow says
 
 # %% ../../../nbs/stores/models/registry.ipynb #602bec98
 def _make_database(tracking_uri: str) -> None:
@@ -110,12 +112,16 @@ def _check_database(tracking_uri: str) -> None:
 # %% ../../../nbs/stores/models/registry.ipynb #3a4ad1df
 def connect_registry(
     tracking_uri: str, # Such as sqlite:///…/mlflow.db
-    artifacts: str, # Folder of artifacts; empty for a server, which has its own
+    artifacts: str, # Folder or address of artifacts; empty for a server, which has its own
 ) -> "MlflowClient":
     """Connect to the registry, without an experiment.
 
-    Raises RegistryError if the registry is unavailable.
+    Raises RegistryError if the registry is unavailable, or artifacts are in an object store and boto3 is not installed.
     """
+    if is_object_store(artifacts) and find_spec("boto3") is None:
+        raise RegistryError(f"The artifacts at {artifacts} cannot be used.",
+                            "MLflow needs the library boto3 for an object store.",
+                            "Install it: pip install 'mlcycle-notebooks[s3]'")
     for name, value in HTTP_RETRIES.items():
         os.environ.setdefault(name, value)
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
@@ -127,7 +133,7 @@ def connect_registry(
         _make_database(tracking_uri)
         _check_database(tracking_uri)
         mlflow.set_tracking_uri(tracking_uri)
-        ARTIFACT_FOLDERS[tracking_uri] = artifacts
+        ARTIFACT_FOLDERS[tracking_uri] = "" if is_object_store(artifacts) else artifacts
         return mlflow.MlflowClient()
 
 # %% ../../../nbs/stores/models/registry.ipynb #d502325d
@@ -150,7 +156,7 @@ def database_created_meanwhile(
 # %% ../../../nbs/stores/models/registry.ipynb #b60362e1
 def open_experiment(
     tracking_uri: str, # Such as sqlite:///…/mlflow.db
-    artifacts: str, # Folder of artifacts; empty for a server, which has its own
+    artifacts: str, # Folder or address of artifacts; empty for a server, which has its own
     experiment: str, # Name of the experiment; created if it does not exist
 ) -> "MlflowClient":
     """Connect to the registry and activate an experiment.
@@ -162,7 +168,8 @@ def open_experiment(
     client = connect_registry(tracking_uri, artifacts)
     with registry_errors(tracking_uri):
         known = mlflow.get_experiment_by_name(experiment)
-        if known and artifacts and Path(known.artifact_location.removeprefix("file://")) != Path(artifacts).absolute():
+        place = artifacts if is_object_store(artifacts) else str(Path(artifacts).absolute())
+        if known and artifacts and known.artifact_location.removeprefix("file://").rstrip("/") != place:
             client.rename_experiment(known.experiment_id, f"{experiment}, before it was moved ({known.experiment_id})")
             known = None
         if known is None:

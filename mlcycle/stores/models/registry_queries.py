@@ -21,7 +21,7 @@ import pandas as pd
 from ...errors import ArtifactError, ParameterError, suggest_name
 from ...core.runs import read_stage_results
 from ...core.runs import list_runs
-from ...core.workspace import Workspace
+from ...core.workspace import Workspace, is_object_store
 from .audit_log import DECISION_TAG, append_audit_entry
 from .registry import (ARTIFACT_FOLDERS, CHALLENGER, CHAMPION, REASON_TAG, alias_history, connect_registry,
                                             download_model_artifact,
@@ -290,6 +290,16 @@ def raise_if_version_in_use(
         raise ArtifactError(f"{name} is in use and cannot be deleted.", " ".join(uses[:3]) + more,
                             "mlcycle clean removes old runs; --force deletes the version nevertheless.")
 
+# %% ../../../nbs/stores/models/registry_queries.ipynb #1b6160ba
+def _remove_model_files(workspace: Workspace, address: str) -> None:
+    "Remove the files of a model; a server keeps them until its owner runs `mlflow gc`."
+    if folder := ARTIFACT_FOLDERS.get(workspace.tracking_uri):
+        shutil.rmtree(Path(folder, *Path(address.removeprefix("file://")).parts[-3:-1]), ignore_errors=True)
+    elif is_object_store(workspace.artifacts):
+        from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+        get_artifact_repository(address).delete_artifacts()
+
 # %% ../../../nbs/stores/models/registry_queries.ipynb #7b25d472
 def delete_version(
     workspace: Workspace, # Has the registry
@@ -306,16 +316,15 @@ def delete_version(
         version = find_version(client, address)
         raise_if_version_in_use(workspace, version, force)
         assert client is not None # It has found a version
-        artifacts = ARTIFACT_FOLDERS.get(workspace.tracking_uri)
-        stored = Path(client.get_model_version_download_uri(version.name, str(version.version)).removeprefix("file://"))
+        files = client.get_model_version_download_uri(version.name, str(version.version))
         shared = [each for each in _versions(client, version.name) if each.source == version.source]
         if CHALLENGER in version.aliases:
             remove_alias(version.name, CHALLENGER, int(version.version), "Its version was deleted.", workspace=workspace)
         append_audit_entry(workspace, "delete", version.name, client=client, version=int(version.version),
                            run=version.tags.get("run", ""))
         client.delete_model_version(version.name, str(version.version))
-        if artifacts and len(shared) == 1: # A server keeps its files until its owner runs `mlflow gc`
-            shutil.rmtree(Path(artifacts, *stored.parts[-3:-1]), ignore_errors=True)
+        if len(shared) == 1:
+            _remove_model_files(workspace, files)
         if version.model_id and len(shared) == 1:
             client.delete_logged_model(version.model_id)
     return f"{version.name}@{version.version}"

@@ -31,7 +31,7 @@ from deltalake.transaction import AddAction, create_table_with_add_actions
 
 from ... import __version__
 from ...core.column_names import unused_column_name
-from ...errors import ArtifactError, ParameterError, HoldoutError, suggest_name
+from ...errors import ArtifactError, HoldoutError, ParameterError, StorageError, suggest_name
 from ...outcomes import FileRef, Ingestion, Problem, TableRef
 from ..sources.ingest import hash_rows
 from mlcycle.stores.tables.table_storage import (
@@ -41,7 +41,9 @@ from mlcycle.stores.tables.table_storage import (
     list_files,
     open_filesystem,
     place_in,
+    is_interrupted,
     raise_if_unreachable,
+    repeat_interrupted,
     store_errors,
     table_storage,
 )
@@ -73,15 +75,22 @@ def write_table(
     table = TableRef(name=name, version=0, rows=len(rows), sha256=hash_rows(rows))
     return _add_version(folder, table, metadata, partial(_write_rows, table_storage(folder, name), rows))[0]
 
+# %% ../../../nbs/stores/tables/datasets.ipynb #2690937a
+def _attempts_after(storage: TableStorage, state: tenacity.RetryCallState) -> int:
+    "How often a write is tried: many times if another writer was first, a few times if a response was interrupted, else once."
+    error = state.outcome.exception() if state.outcome else None
+    if isinstance(error, CommitFailedError):
+        return MAX_COMMITS
+    return 3 if any(is_interrupted(storage.place, each) for each in (error, error and error.__cause__) if each) else 1
+
 # %% ../../../nbs/stores/tables/datasets.ipynb #0063fa79
 def _add_version(folder: Path | str, table: TableRef, metadata: dict[str, str],
                  write: Callable[[CommitProperties], None]) -> tuple[TableRef, bool]:
     "Add a version to a table, unless an intact version has the same hash; the version, and whether it is new."
     storage = table_storage(folder, table.name)
     facts = {"sha256": table.sha256, "rows": str(table.rows), "mlcycle": __version__} | metadata
-    retries = tenacity.Retrying(retry=tenacity.retry_if_exception_type(CommitFailedError), reraise=True,
-                                stop=tenacity.stop_after_attempt(MAX_COMMITS),
-                                wait=tenacity.wait_random_exponential(multiplier=0.1, max=5))
+    retries = tenacity.Retrying(stop=lambda state: state.attempt_number >= _attempts_after(storage, state),
+                                wait=tenacity.wait_random_exponential(multiplier=0.1, max=5), reraise=True)
 
     def add() -> tuple[TableRef, bool]:
         for version in _versions_with(storage, "sha256", table.sha256):
@@ -91,7 +100,11 @@ def _add_version(folder: Path | str, table: TableRef, metadata: dict[str, str],
 
     storage.prepare()
     with storage.lock():
-        return retries(add)
+        try:
+            return retries(add)
+        except CommitFailedError as error:
+            raise StorageError(f"The table at {storage.place} could not be written.",
+                               f"Other writers were first {MAX_COMMITS} times.", "Run again.") from error
 
 # %% ../../../nbs/stores/tables/datasets.ipynb #d8a5acb1
 def _commit(storage: TableStorage, facts: dict[str, str], write: Callable[[CommitProperties], None]) -> int:
@@ -177,7 +190,7 @@ def _read_verified_rows(folder: Path | str, table: TableRef) -> pd.DataFrame:
         return read_partitioned_table(folder, table)
     storage = table_storage(folder, table.name)
     try:
-        rows = storage.open(table.version).to_pandas()
+        rows = repeat_interrupted(storage.place, lambda: storage.open(table.version).to_pandas())
         rows = rows.set_index(rows.columns[0]).rename_axis("row_id")
     except Exception as error: # deltalake raises many types; each means an unreadable version
         raise_if_unreachable(storage.place, error)
@@ -290,7 +303,8 @@ def iterate_table(
     try:
         files = storage.filesystem
         for name in storage.data_files(table.version):
-            rows = pq.read_table(name, filesystem=files).to_pandas(split_blocks=True)
+            stored = repeat_interrupted(storage.place, partial(pq.read_table, name, filesystem=files))
+            rows = stored.to_pandas(split_blocks=True)
             rows = rows.set_index(rows.columns[0]).rename_axis("row_id")
             hashes.append(hash_rows(rows))
             yield rows

@@ -22,7 +22,8 @@ from ...core.workspace import Workspace, is_object_store
 from ...errors import HoldoutError
 from ...outcomes import Record, TableRef
 from .datasets import _read_verified_rows
-from .table_storage import HOLDOUT, holdout_place, list_files, open_filesystem, place_in, store_errors
+from .table_storage import (HOLDOUT, holdout_place, list_files, open_filesystem, place_in,
+                                                  repeat_interrupted, store_errors)
 
 # %% ../../../nbs/stores/tables/holdout.ipynb #2a1e0ac4
 class HoldoutAccess(Record):
@@ -56,7 +57,8 @@ def _access_lines(log: Path | str) -> list[str]:
         return Path(log).read_text(errors="replace").splitlines() if Path(log).is_file() else []
     with store_errors(log):
         files = open_filesystem(log)
-        lines = [files.open_input_stream(name).read().decode(errors="replace") for name in list_files(log)]
+        lines = [repeat_interrupted(log, lambda name=name: files.open_input_stream(name).read()).decode(errors="replace")
+                 for name in list_files(log)]
     return sorted(lines, key=lambda line: line.partition('"accessed_at":"')[2])
 
 # %% ../../../nbs/stores/tables/holdout.ipynb #f432a48e

@@ -1,0 +1,99 @@
+"""Runs of two machines on shared stores: tables and models in an object store, registry, log and labels in PostgreSQL."""
+
+import os
+
+import pytest
+from commands import cli
+from conftest import WORDS, cancer, wine
+from object_stores import bucket, s3_client, s3_url, store_environment, stored_objects  # noqa: F401 - fixtures
+
+import mlcycle as mc
+from mlcycle.errors import ArtifactError, RegistryError
+from mlcycle.service.local import running_service
+from mlcycle.stores.models import registry
+from mlcycle.stores.models.registry import DOWNLOADS, load_registered_model, open_experiment
+from mlcycle.stores.tables.datasets import read_table
+
+SETTINGS = """[stores]
+tables = s3://$SHARED_BUCKET/project
+artifacts = s3://$SHARED_BUCKET/models
+tracking_uri = $SHARED_DATABASE
+events_url = $SHARED_DATABASE
+labels_url = $SHARED_DATABASE
+"""
+
+
+@pytest.fixture
+def machine(bucket, postgresql, tmp_path, monkeypatch):  # noqa: F811
+    "A function that makes a project folder, as on a machine of its own, and one that runs commands in it."
+    monkeypatch.setenv("SHARED_BUCKET", bucket)
+    monkeypatch.setenv("SHARED_DATABASE", postgresql.render_as_string(hide_password=False))
+
+    def make(name: str):
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / "settings.ini").write_text(SETTINGS)
+        return folder
+
+    def command(*words: str, cwd):
+        shared = {name: os.environ[name] for name in ("SHARED_BUCKET", "SHARED_DATABASE")}
+        done = cli(*words, cwd=cwd, **store_environment(), **shared)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    return make, command
+
+
+def test_two_machines_share_all_stores(machine, bucket):  # noqa: F811
+    make, command = machine
+    one, two = make("one"), make("two")
+    for folder in (one, two):
+        cancer().to_csv(folder / "cancer.csv", index=False)
+    words = ["run", "-q", "--source", "cancer.csv", "--target", "target", *WORDS]
+    command(*words, cwd=one)
+    first = mc.open("last", one)
+    names = stored_objects(bucket)
+    assert {name.split("/")[0] for name in names} == {"project", "models"}
+    assert any(name.startswith("models/models/m-") and name.endswith("/model.skops") for name in names)
+    assert not any((one / ".mlcycle" / name).exists() for name in ("tables", "holdout", "artifacts", "mlflow.db"))
+
+    command(*words, cwd=two)
+    second = mc.open("last", two)
+    assert second.dataset.tables == first.dataset.tables, "the same rows are stored once"
+    assert second.candidate.model == first.candidate.model, "the same model is registered once"
+    assert second.verdict.holdout_accesses == 2, "the access on the other machine counts"
+    assert "Nothing to do" in command(*words, cwd=one)
+
+    rows = read_table(second.workspace.tables, second.dataset.tables["train"]).head(20)
+    for run in (first, second):
+        DOWNLOADS.clear()
+        assert len(run.predict(rows)) == 20, "the model comes from the object store"
+    with running_service(two / ".mlcycle" / second.release.bundle, second.workspace.events_url, second.id) as service:
+        service.predict(rows[second.plan.input_columns].head(3), ["a", "b", "c"])
+    for word in ("1 model versions", "tables", "3 predictions"):
+        assert word in command("doctor", cwd=one)
+    for folder in (one, two):
+        assert not any(b"very-secret-key" in file.read_bytes() for file in folder.rglob("*") if file.is_file())
+
+
+def test_a_model_in_an_object_store_is_verified_and_deleted(machine, bucket):  # noqa: F811
+    make, command = machine
+    folder = make("one")
+    wine().to_csv(folder / "wine.csv", index=False)
+    command("run", "-q", "--source", "wine.csv", "--target", "target", *WORDS, "--until", "modelling", cwd=folder)
+    run = mc.open("last", folder)
+    (name,) = [name for name in stored_objects(bucket) if name.endswith("/model.skops")]
+    body = s3_client().get_object(Bucket=bucket, Key=name)["Body"].read()
+    s3_client().put_object(Bucket=bucket, Key=name, Body=body[:-10] + bytes(10))
+    DOWNLOADS.clear()
+    open_experiment(run.workspace.tracking_uri, run.workspace.artifacts, run.candidate.model.name)
+    with pytest.raises(ArtifactError, match="altered"):
+        load_registered_model(run.candidate.model, run.workspace)
+    command("models", "delete", f"{run.candidate.model.name}@1", "--yes", "--force", cwd=folder)
+    assert not [name for name in stored_objects(bucket) if name.startswith("models/models/")]
+
+
+def test_artifacts_in_an_object_store_need_boto3(monkeypatch):
+    monkeypatch.setattr(registry, "find_spec", lambda name: None)
+    with pytest.raises(RegistryError, match=r"mlcycle-notebooks\[s3\]"):
+        registry.connect_registry("sqlite:///none.db", "s3://bucket/models")
