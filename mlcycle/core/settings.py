@@ -38,6 +38,8 @@ EXECUTION_DEFAULTS = {
     "workers": "2", # Number of workers of that cluster, with one thread each
     "memory_limit": "2 GB", # Memory of each of them
 }
+
+# %% ../../nbs/core/settings.ipynb #ee532283
 HOOK_DEFAULTS = {
     "on_success": "", # A command, or the URL of a webhook
     "on_failure": "",

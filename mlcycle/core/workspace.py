@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LAYOUT_VERSION', 'LAYOUT_FILE', 'UNVERSIONED_PARTS', 'OBJECT_STORE', 'read_workspace_layout_version', 'check_layout',
-           'is_object_store', 'check_store_folders', 'StoreAddresses', 'Workspace']
+           'is_object_store', 'check_store_folders', 'FileStoreAddresses', 'StoreAddresses', 'Workspace']
 
 # %% ../../nbs/core/workspace.ipynb #eca3e5e9
 import json
@@ -83,8 +83,8 @@ def check_store_folders(
 
 # %% ../../nbs/core/workspace.ipynb #34b4b1d5
 @dataclass(frozen=True)
-class StoreAddresses:
-    "Addresses of a project's stores: workspace, reports, tables, MLflow, prediction log."
+class FileStoreAddresses:
+    "Addresses of a project's stores of files: workspace, reports, tables, and those of MLflow."
 
     project: Path # Folder of the project
     stores: dict[str, str] = field(default_factory=lambda: dict(STORE_DEFAULTS)) # Section `[stores]` of `settings.ini`
@@ -114,6 +114,11 @@ class StoreAddresses:
         if home:
             return home.rstrip("/") if is_object_store(home) else str(Path(self.project) / home)
         return "" if self.tracking_uri.startswith("http") else str(self.root / "artifacts")
+
+# %% ../../nbs/core/workspace.ipynb #3ce24836
+@dataclass(frozen=True)
+class StoreAddresses(FileStoreAddresses):
+    "Addresses of a project's stores: workspace, reports, tables, MLflow, prediction log."
 
     @property
     def events_url(self) -> str:

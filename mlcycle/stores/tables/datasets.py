@@ -38,7 +38,7 @@ from mlcycle.stores.tables.table_storage import (
     HOLDOUT,
     TableStorage,
     holdout_place,
-    list_files,
+    list_stored_files,
     open_filesystem,
     place_in,
     is_interrupted,
@@ -194,7 +194,7 @@ def _read_verified_rows(folder: Path | str, table: TableRef) -> pd.DataFrame:
         rows = rows.set_index(rows.columns[0]).rename_axis("row_id")
     except Exception as error: # deltalake raises many types; each means an unreadable version
         raise_if_unreachable(storage.place, error)
-        why = "Its files are damaged or altered." if list_files(storage.place) else "There is no such folder."
+        why = "Its files are damaged or altered." if list_stored_files(storage.place) else "There is no such folder."
         raise ArtifactError(f"Version {table.version} of the table '{table.name}' cannot be read from {storage.place}.", why,
                             "Run stage 2 again: mlcycle run") from error
     if hash_rows(rows) != table.sha256:
@@ -287,7 +287,7 @@ def discard_table_files(
 ) -> None:
     "Remove the files of a writing that was interrupted; call it only if its tables were not committed."
     for home in (folder, holdout_place(folder)):
-        for name in list_files(home):
+        for name in list_stored_files(home):
             if re.fullmatch(rf"[^/]+/part-\d{{5}}-{re.escape(tag)}\.parquet", name):
                 open_filesystem(home).delete_file(name)
 
@@ -442,7 +442,7 @@ def remove_uncommitted_files(
     "Remove the Parquet files of a table that no version has."
     storage = table_storage(folder, name)
     with storage.lock(), store_errors(storage.place):
-        there, committed = list_files(storage.place), set()
+        there, committed = list_stored_files(storage.place), set()
         for log in storage.log_files():
             lines = storage.filesystem.open_input_stream(log).read().splitlines()
             committed |= {unquote(action["add"]["path"]) for line in lines if "add" in (action := json.loads(line))}

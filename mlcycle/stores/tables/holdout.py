@@ -22,7 +22,7 @@ from ...core.workspace import Workspace, is_object_store
 from ...errors import HoldoutError
 from ...outcomes import Record, TableRef
 from .datasets import _read_verified_rows
-from .table_storage import (HOLDOUT, holdout_place, list_files, open_filesystem, place_in,
+from .table_storage import (HOLDOUT, holdout_place, list_stored_files, open_filesystem, place_in,
                                                   repeat_interrupted, store_errors)
 
 # %% ../../../nbs/stores/tables/holdout.ipynb #2a1e0ac4
@@ -58,7 +58,7 @@ def _access_lines(log: Path | str) -> list[str]:
     with store_errors(log):
         files = open_filesystem(log)
         lines = [repeat_interrupted(log, lambda name=name: files.open_input_stream(name).read()).decode(errors="replace")
-                 for name in list_files(log)]
+                 for name in list_stored_files(log)]
     return sorted(lines, key=lambda line: line.partition('"accessed_at":"')[2])
 
 # %% ../../../nbs/stores/tables/holdout.ipynb #f432a48e
@@ -80,7 +80,7 @@ def _put_access(log: str, access: HoldoutAccess) -> None:
     part = short_json_hash([access.run, access.stage]) if access.run else f"{uuid4().hex}"
     name = f"{access.sha256[:16]}-{part}.json"
     with store_errors(log):
-        if name not in list_files(log):
+        if name not in list_stored_files(log):
             with open_filesystem(log).open_output_stream(name) as file:
                 file.write(access.model_dump_json().encode())
 

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['HOLDOUT', 'S3_OPTIONS', 'S3_ATTEMPTS', 'READ_ATTEMPTS', 'INTERRUPTED', 'UNREACHABLE', 'NOT_FOUND', 'place_in',
-           'holdout_place', 'is_interrupted', 'repeat_interrupted', 'open_filesystem', 'list_files',
-           'raise_if_unreachable', 'store_errors', 'TableStorage', 'table_storage', 'file_state']
+           'holdout_place', 'is_interrupted', 'repeat_interrupted', 'open_filesystem', 'list_stored_files',
+           'raise_if_unreachable', 'store_errors', 'DeltaFiles', 'TableStorage', 'table_storage', 'file_state']
 
 # %% ../../../nbs/stores/tables/table_storage.ipynb #453f33e3
 import os
@@ -88,7 +88,7 @@ def open_filesystem(
     return fs.SubTreeFileSystem(str(place).removeprefix(OBJECT_STORE), client)
 
 # %% ../../../nbs/stores/tables/table_storage.ipynb #48e427df
-def list_files(
+def list_stored_files(
     place: Path | str, # A folder, or an address in an object store; may not exist
     under: str = "", # Folder in it
 ) -> dict[str, tuple[int, float]]: # Size in bytes and time of the last change, by path relative to `place`
@@ -133,8 +133,8 @@ def store_errors(
 
 # %% ../../../nbs/stores/tables/table_storage.ipynb #974ef335
 @dataclass(frozen=True)
-class TableStorage:
-    "Where the files of a table are, and how deltalake and pyarrow reach them."
+class DeltaFiles:
+    "Where the files of a Delta table are, and how deltalake and pyarrow reach them."
 
     place: Path | str # Folder, or address in an object store
 
@@ -159,9 +159,14 @@ class TableStorage:
         uris = repeat_interrupted(self.place, lambda: self.open(version).file_uris())
         return sorted(uri.rpartition("/")[2] for uri in uris)
 
+# %% ../../../nbs/stores/tables/table_storage.ipynb #e82502bf
+@dataclass(frozen=True)
+class TableStorage(DeltaFiles):
+    "The files of a Delta table, its log, and its lock."
+
     def log_files(self) -> list[str]:
         "Sorted paths of the entries of the Delta log, relative to the table."
-        return sorted(name for name in list_files(self.place, "_delta_log") if re.fullmatch(r"_delta_log/\d+\.json", name))
+        return sorted(name for name in list_stored_files(self.place, "_delta_log") if re.fullmatch(r"_delta_log/\d+\.json", name))
 
     def commits(self) -> list[dict[str, Any]]:
         "All commits with their metadata and their number `version`, newest first."
