@@ -490,6 +490,8 @@ class Candidate(Outcome):
     folds_sha256: str = "" # Hash of problem, rows and folds; equal in runs whose fold scores can be compared
     fold_sizes: list[list[int]] = [] # Training and validation rows of each fold, first repeat
     train_rows: int # Rows on which the registered model was fitted
+    preprocessing_rows: int | None = None # Rows on which its preprocessing was fitted; None if that was not recorded
+    sample_reason: str = "" # Why it was fitted on a sample of the training rows; empty: on all
     train_table: TableRef | None = None # Table with these rows; None in outcomes that were written before it was recorded
     threshold: float | None = None # Decision threshold of a binary task: the positive class from this score on
     threshold_metric: str = "" # Metric or operating points for which the threshold was chosen

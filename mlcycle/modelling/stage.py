@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['MIN_ROWS_PARALLEL', 'MIN_SCORED_ROWS', 'RULES_ARE_SCORED', 'choose_execution', 'find_unscored_rows',
            'prepare_cross_validation_data', 'check_columns_vary', 'fingerprint_folds', 'score_naive_forecasts',
-           'register_best_model', 'read_training_rows', 'find_model', 'build_candidate_outcome', 'name_study']
+           'register_best_model', 'read_training_rows', 'fit_selected_model', 'find_model', 'build_candidate_outcome',
+           'name_study']
 
 # %% ../../nbs/04_modelling.ipynb #4acbda3f
 import json
@@ -36,6 +37,7 @@ from .candidates import CANDIDATES
 from .choice import describe_selection
 from .conformal_calibration import calibrate_conformal, check_coverage_groups
 from .cross_validation import CrossValidation, check_classes_in_folds
+from .distributed_fit import fit_large_table, fit_time_limit, make_row_encoder, why_fitted_on_sample
 from .final_model import fit_first_acceptable_model, measure_learning_curve
 from .model_selection import ModelSelection, compare_models
 from .selection_score import mean_scores_over_folds
@@ -195,6 +197,32 @@ def read_training_rows(
     labels = read_table(workspace.tables, dataset.tables["labels"]) if "labels" in dataset.tables else None
     return read_table(workspace.tables, dataset.tables["train"]), labels
 
+# %% ../../nbs/04_modelling.ipynb #27f44948
+def fit_selected_model(
+    selection: ModelSelection, # Its ranking is used; the accepted trial becomes its first
+    dataset: Dataset, # Of stage 2
+    plan: FeaturePlan, # Of stage 3
+    workspace: Workspace, # Has the tables, and the settings of the cluster
+    rows: pd.DataFrame, # Training rows; of a large table, a sample
+    labels: pd.DataFrame | None, # Table of stage 2 with the weight of each label; None: all are 1
+    sample_weight: np.ndarray | None, # Weight of each row; None: no weights
+    settings: ModellingSettings, # Calibration and scheme of the weights
+) -> tuple[BaseEstimator, dict[str, Any]]: # Fitted model; fields of the outcome: latency, and rows that it was fitted on
+    "Fit the first acceptable model on the rows that were read, and then, on a cluster, on all rows of a large table."
+    cv, table, execution = selection.cv, dataset.tables["train"], read_execution_settings(workspace.project)
+    report_progress(f"fitting the selected model on {len(rows):,} rows")
+    known = rows[[*plan.input_columns, cv.problem.target]]
+    with threadpool_limits(1 if len(cv.rows) < MIN_ROWS_PARALLEL else None): # Threads cost more than they save
+        model, latency_ms = fit_first_acceptable_model(selection, known, sample_weight, settings.calibrate)
+    reason = why_fitted_on_sample(model, execution, labels) if len(rows) < table.rows else ""
+    if len(rows) < table.rows and not reason:
+        encoder = make_row_encoder(model, table, workspace.tables, rows, plan.input_columns, cv.problem, sample_weight,
+                                   settings.weights)
+        seconds = fit_time_limit(selection.ranking[0].fit_seconds, len(cv.folds[0][0]), table.rows)
+        model, latency_ms, reason = fit_large_table(model, latency_ms, encoder, rows, cv.problem, execution, seconds)
+    return model, {"latency_ms": latency_ms, "preprocessing_rows": len(rows), "sample_reason": reason,
+                   "train_rows": len(rows) if reason else table.rows}
+
 # %% ../../nbs/04_modelling.ipynb #ff71a83e
 def find_model(
     problem: Problem, # Of stage 1
@@ -204,7 +232,7 @@ def find_model(
     settings: ModellingSettings | None = None, # Parameters of the stage; the defaults if not given
     run: str = "", # Id of the run, part of the lineage
 ) -> tuple[Candidate, ModelSelection]: # The outcome; all trials, for plots
-    """Compare models by cross-validation, fit the best one on all training rows, and register it.
+    """Compare models by cross-validation, fit the best one on all training rows that can be read, and register it.
 
     Raises `StageError` if no candidate can be used, `ParameterError` or `TargetError` if settings do not suit the rows."""
     workspace = workspace or Workspace.from_project()
@@ -221,13 +249,10 @@ def find_model(
                                            labels, read_execution_settings(workspace.project))
         selection = compare_models(cv, settings, study, subsample_rows_evenly(rows, settings.search_rows), len(rows))
         sample_weight = sample_weights(problem, rows, settings.weights, labels)
-        report_progress(f"fitting the selected model on {len(rows):,} rows")
-        known = rows[[*plan.input_columns, problem.target]]
-        with threadpool_limits(1 if len(cv.rows) < MIN_ROWS_PARALLEL else None): # Threads cost more than they save
-            model, latency_ms = fit_first_acceptable_model(selection, known, sample_weight, settings.calibrate)
+        model, fields = fit_selected_model(selection, dataset, plan, workspace, rows, labels, sample_weight, settings)
         curve = measure_learning_curve(selection, rows, plan.columns_read, sample_weight) if settings.learning_curve else []
     candidate = build_candidate_outcome(
-        problem, dataset, cv, selection, latency_ms=latency_ms, learning_curve=curve, train_rows=len(rows),
+        problem, dataset, cv, selection, learning_curve=curve, **fields,
         study=study.relative_to(workspace.root).as_posix(), naive_scores=score_naive_forecasts(cv, rows, plan.label_delay),
         conformal=calibrate_conformal(selection.cv, selection.chosen, rows, settings.coverage, settings.coverage_by))
     tags = lineage_tags(problem, dataset, run, code_tags=stage_fingerprint(workspace), **asdict(settings))
