@@ -80,7 +80,8 @@ def run(
             found = measure_run(file, project, until, option or [])
             line = {"moment": moment.isoformat(timespec="seconds"), "file": file.name, "format": file.suffix[1:], "rows": rows,
                     "bytes": file.stat().st_size, "executor": executor.value, "workers": many, "memory_limit": memory_limit,
-                    "until": until, "options": option or [], "cores": os.cpu_count(), "versions": installed_versions(("dask", "pandas", "pyarrow")),
+                    "until": until, "options": option or [], "cores": os.cpu_count(),
+                    "versions": installed_versions(("dask", "pandas", "pyarrow")),
                     **found}  # fmt: skip
             with open(output, "a") as lines:
                 lines.write(json.dumps(line) + "\n")
