@@ -48,16 +48,12 @@ def efficiency_table(stages: pd.DataFrame) -> str:
 def memory_table(records: list[dict]) -> str:
     """The largest memory of each run."""
     parts = ("run", "worker", "scheduler", "tree")
-    names = ("format", "executor", "workers", "cores", "until", "rows", "exit", "seconds")
-    peaks = ("largest process of the run, MB", "largest worker, MB", "scheduler, MB", "all processes, MB")
-    lines = (
-        (
-            *(f"{each[name]:,}" if name == "rows" else each[name] for name in names),
-            *(f"{each['peak_mb'][part]:,}" if part in each["peak_mb"] else "" for part in parts),
-        )
-        for each in records
-    )
-    return markdown((*names, *peaks), lines)
+    return markdown(("format", "executor", "workers", "cores", "until", "rows", "exit", "seconds",
+                     "largest process of the run, MB",
+                     "largest worker, MB", "scheduler, MB", "all processes, MB"), (
+        (each["format"], each["executor"], each["workers"], each["cores"], each["until"], f"{each['rows']:,}",
+         each["exit"], each["seconds"],
+         *(f"{each['peak_mb'][part]:,}" if part in each["peak_mb"] else "" for part in parts)) for each in records))  # fmt: skip
 
 
 def fit_stage(group: pd.DataFrame) -> tuple[np.ndarray, str]:

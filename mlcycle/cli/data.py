@@ -34,14 +34,14 @@ def list_tables(project: PROJECT = None):
     from mlcycle.cli.base import exit_on_error, console, make_table
     from mlcycle.core.workspace import Workspace
     from mlcycle.stores.tables.datasets import table_names, table_versions
-    from mlcycle.stores.tables.table_storage import list_files, table_storage
+    from mlcycle.stores.tables.table_storage import list_stored_files, table_storage
 
     with exit_on_error():
         folder = Workspace.from_project(project).tables
         table = make_table("table", "versions", "rows", "newest run", "written", "size")
         for name in table_names(folder):
             versions = table_versions(folder, name)
-            size = sum(size for size, _ in list_files(table_storage(folder, name).place).values())
+            size = sum(size for size, _ in list_stored_files(table_storage(folder, name).place).values())
             table.add_row(name, str(len(versions)), f"{versions[0].table.rows:,}", versions[0].metadata.get("run", ""),
                           versions[0].written_at[:16], decimal(size))
         console.print(table if table.rows else "There are no tables yet. Create them: mlcycle run --until data")

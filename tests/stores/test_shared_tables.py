@@ -28,7 +28,7 @@ from mlcycle.stores.tables.datasets import (
 )
 from mlcycle.stores.tables.holdout import count_biasing_accesses, read_holdout, read_holdout_accesses
 from mlcycle.stores.tables.table_diff import diff_tables
-from mlcycle.stores.tables.table_storage import list_files, table_storage
+from mlcycle.stores.tables.table_storage import list_stored_files, table_storage
 
 
 def table(**columns) -> pd.DataFrame:
@@ -129,7 +129,7 @@ def test_tables_in_partitions(tables, tmp_path):
     discard_table_files(place, "dd")
     assert [len(part) for part in iterate_table(place, first)] == [5, 5]
     assert (second.version, read_table(place, second).x.tolist()) == (1, [0, 1, 2, 3, 4])
-    names = {name for name in list_files(table_storage(place, "train").place) if name.endswith(".parquet")}
+    names = {name for name in list_stored_files(table_storage(place, "train").place) if name.endswith(".parquet")}
     assert {name[-10:-8] for name in names} == {"aa", "cc"}
     assert remove_uncommitted_files(place, "train", timedelta(0)) == []
 
