@@ -102,8 +102,15 @@ def auc_of(actual, probabilities):
     return roc_auc_score(actual, probabilities, multi_class="ovr")
 
 
-@pytest.mark.parametrize(("task", "encoding", "weights"), [("binary", "native", ""), ("multiclass", "native", "balanced"),
-                                                           ("regression", "trees", "trust"), ("binary", "trees", "")])  # fmt: skip
+KINDS = [
+    ("binary", "native", ""),
+    ("multiclass", "native", "balanced"),
+    ("regression", "trees", "trust"),
+    ("binary", "trees", ""),
+]
+
+
+@pytest.mark.parametrize(("task", "encoding", "weights"), KINDS)
 def test_the_model_is_that_of_one_process(on_dask, tmp_path, task, encoding, weights):
     rows, new = make_rows(task), make_rows(task, 4001)
     table, sample = store(rows, tmp_path), rows[::5]
