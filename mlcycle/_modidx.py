@@ -1780,6 +1780,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                          'mlcycle/deployment/dask_kubernetes.py'),
                                                     'mlcycle.deployment.dask_kubernetes.helm_values': ( 'deployment/dask_kubernetes.html#helm_values',
                                                                                                         'mlcycle/deployment/dask_kubernetes.py'),
+                                                    'mlcycle.deployment.dask_kubernetes.image_extras': ( 'deployment/dask_kubernetes.html#image_extras',
+                                                                                                         'mlcycle/deployment/dask_kubernetes.py'),
                                                     'mlcycle.deployment.dask_kubernetes.make_dask_namespace': ( 'deployment/dask_kubernetes.html#make_dask_namespace',
                                                                                                                 'mlcycle/deployment/dask_kubernetes.py'),
                                                     'mlcycle.deployment.dask_kubernetes.make_dask_policy': ( 'deployment/dask_kubernetes.html#make_dask_policy',

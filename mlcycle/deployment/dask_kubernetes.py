@@ -4,21 +4,22 @@
 
 # %% auto #0
 __all__ = ['SCHEDULER_NAME', 'WORKER_NAME', 'RUN_NAME', 'CLAIM_NAME', 'SCHEDULER_PORT', 'DASHBOARD_PORT', 'WORKER_HTTP_PORT',
-           'PROJECT_PATH', 'WORKER_SHARE', 'KubernetesCluster', 'dask_metadata', 'dask_selector', 'health_probe',
-           'dask_container', 'dask_pod', 'dask_deployment', 'make_dask_scheduler', 'make_dask_workers', 'make_run_job',
-           'make_dask_service', 'make_project_claim', 'make_dask_policy', 'make_dask_namespace', 'helm_values',
-           'make_helm_policy', 'pinned_packages', 'cluster_objects', 'write_cluster_manifests']
+           'PROJECT_PATH', 'WORKER_SHARE', 'NO_IMAGE_EXTRAS', 'KubernetesCluster', 'dask_metadata', 'dask_selector',
+           'health_probe', 'dask_container', 'dask_pod', 'dask_deployment', 'make_dask_scheduler', 'make_dask_workers',
+           'make_run_job', 'make_dask_service', 'make_project_claim', 'make_dask_policy', 'make_dask_namespace',
+           'helm_values', 'make_helm_policy', 'pinned_packages', 'image_extras', 'cluster_objects',
+           'write_cluster_manifests']
 
 # %% ../../nbs/deployment/dask_kubernetes.ipynb #0d6973bd
 import re
 import sys
 from dataclasses import dataclass
-from importlib.metadata import distributions
+from importlib.metadata import distributions, metadata
 from pathlib import Path
 from typing import Any
 
 from ..core.own_wheel import pack_own_wheel
-from ..core.versions import DISTRIBUTION
+from ..core.versions import DISTRIBUTION, find_distribution
 from .image import default_base_image, fill_template, split_image_name
 from .kubernetes import DNS_PORTS, RESTRICTED, KubernetesObject, kustomization, write_objects
 from ..errors import ParameterError
@@ -247,6 +248,20 @@ def pinned_packages() -> str: # Text of a file with constraints for pip
     found = {re.sub(r"[-_.]+", "-", each.metadata["Name"]).lower(): each.version for each in distributions()}
     return "".join(f"{name}=={version}\n" for name, version in sorted(found.items()) if name != DISTRIBUTION)
 
+# %% ../../nbs/deployment/dask_kubernetes.ipynb #a746a1a0
+NO_IMAGE_EXTRAS = ("docs", "lab", "test") # For people who change or read notebooks
+
+# %% ../../nbs/deployment/dask_kubernetes.ipynb #9695ab8d
+def image_extras() -> list[str]: # Names of extras, sorted
+    "The extras of the image: Dask, and those whose packages are all installed here."
+    from packaging.requirements import Requirement
+
+    about = metadata(DISTRIBUTION)
+    needed = [*map(Requirement, about.get_all("Requires-Dist") or ())]
+    known = {extra: [each.name for each in needed if each.marker and each.marker.evaluate({"extra": extra})]
+             for extra in about.get_all("Provides-Extra") or () if extra not in NO_IMAGE_EXTRAS}
+    return sorted({"dask", *(extra for extra, names in known.items() if all(map(find_distribution, names)))})
+
 # %% ../../nbs/deployment/dask_kubernetes.ipynb #68d9c4c7
 def cluster_objects(
     cluster: KubernetesCluster, # Cluster
@@ -276,7 +291,8 @@ def write_cluster_manifests(
     cluster = KubernetesCluster(image, workers, memory, namespace)
     python, (wheel, content) = "{}.{}".format(*sys.version_info), pack_own_wheel()
     words = {"image": image, "namespace": namespace, "workers": workers, "scheduler": cluster.scheduler, "wheel": wheel,
-             "distribution": DISTRIBUTION, "python": python, "base_image": default_base_image(python)}
+             "distribution": DISTRIBUTION, "extras": ",".join(image_extras()), "python": python,
+             "base_image": default_base_image(python)}
     target = Path(folder) / f"{namespace}-dask"
     return write_objects(target, cluster_objects(cluster), fill_template("dask_readme.md", words), {
         "image/Dockerfile": fill_template("dask_dockerfile", words).encode(), f"image/{wheel}": content,

@@ -16,6 +16,7 @@ from dask.utils import parse_bytes
 from distributed import Client
 from test_image import HADOLINT, free_port
 
+from mlcycle.core.versions import find_distribution
 from mlcycle.deployment.dask_kubernetes import KubernetesCluster, cluster_objects, helm_values, write_cluster_manifests
 from mlcycle.errors import ParameterError
 
@@ -137,6 +138,11 @@ def test_the_image_has_this_mlcycle_and_the_packages_of_this_environment(folder)
 
     assert (pins["dask"], pins["scikit-learn"]) == (dask.__version__, sklearn.__version__)
     assert not any(name.startswith("mlcycle") for name in pins)
+    extras = text.split("mlcycle-notebooks[")[1].split("]")[0].split(",")
+    assert "dask" in extras and not {"docs", "lab", "test"} & {*extras}
+    assert ("postgres" in extras) == bool(find_distribution("psycopg")) and ("onnx" in extras) == bool(
+        find_distribution("skl2onnx")
+    )
 
 
 @pytest.mark.parametrize("wrong", [{"workers": 0}, {"memory": "4 GB"}, {"namespace": "A_b"}, {"image": "no name"}])
