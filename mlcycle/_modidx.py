@@ -5093,6 +5093,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                          'mlcycle/modelling/distributed_fit.py'),
                                                    'mlcycle.modelling.distributed_fit.make_row_encoder': ( 'modelling/distributed_fit.html#make_row_encoder',
                                                                                                            'mlcycle/modelling/distributed_fit.py'),
+                                                   'mlcycle.modelling.distributed_fit.name_encoded_columns': ( 'modelling/distributed_fit.html#name_encoded_columns',
+                                                                                                               'mlcycle/modelling/distributed_fit.py'),
                                                    'mlcycle.modelling.distributed_fit.remove_addresses': ( 'modelling/distributed_fit.html#remove_addresses',
                                                                                                            'mlcycle/modelling/distributed_fit.py'),
                                                    'mlcycle.modelling.distributed_fit.replace_trees': ( 'modelling/distributed_fit.html#replace_trees',

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from sklearn import config_context
 from sklearn.model_selection import KFold, StratifiedKFold
 from sklearn.preprocessing import OrdinalEncoder, TargetEncoder
 from sklearn.utils.validation import check_is_fitted
@@ -33,7 +34,7 @@ def fit_encoder_chain(
     for step in steps:
         if fitted and not values.shape[1]: # A date column whose parts are all constant
             break
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), config_context(enable_metadata_routing=False): # TargetEncoder would expect `groups`
             warnings.simplefilter("ignore", RuntimeWarning) # Columns without values in these rows
             values = step.fit_transform(values, target)
         marks = step.get_feature_names_out(marks)
