@@ -5103,8 +5103,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                      'mlcycle/modelling/distributed_fit.py'),
                                                    'mlcycle.modelling.distributed_fit.train_trees': ( 'modelling/distributed_fit.html#train_trees',
                                                                                                       'mlcycle/modelling/distributed_fit.py'),
-                                                   'mlcycle.modelling.distributed_fit.transformed_to_frame': ( 'modelling/distributed_fit.html#transformed_to_frame',
-                                                                                                               'mlcycle/modelling/distributed_fit.py'),
                                                    'mlcycle.modelling.distributed_fit.why_fitted_on_sample': ( 'modelling/distributed_fit.html#why_fitted_on_sample',
                                                                                                                'mlcycle/modelling/distributed_fit.py')},
             'mlcycle.modelling.ensemble': { 'mlcycle.modelling.ensemble._score_blends_at_best_threshold': ( 'modelling/ensemble.html#_score_blends_at_best_threshold',
