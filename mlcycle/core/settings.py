@@ -26,6 +26,7 @@ STORE_DEFAULTS = {
     "artifacts": "", # Files of models: a folder, or s3://BUCKET/PREFIX; empty: in the workspace, or on the server
     "events_url": "", # SQLAlchemy URL of the prediction log; empty: a SQLite file in the workspace
     "labels_url": "", # SQLAlchemy URL of the label store; empty: a SQLite file in the workspace
+    "studies_url": "", # SQLAlchemy URL of a database to which finished searches are copied; empty: none
 }
 ENGINE_DEFAULTS = {
     "name": "warm", # papermill engine: `warm`, or papermill's own `nbclient`

@@ -72,7 +72,7 @@ def check_store_folders(
             raise ParameterError(
                 f"The setting '{name}' in [stores] of settings.ini cannot be '{mask_secrets(stores[name])}'.",
                 "A folder is expected.", "What several machines can share has options of its own: 'tables' and 'artifacts' "
-                "(s3://BUCKET/PREFIX), 'tracking_uri', 'events_url' and 'labels_url' (a server or a database).")
+                "(s3://BUCKET/PREFIX), 'tracking_uri', 'events_url', 'labels_url' and 'studies_url'.")
     for name in ("tables", "artifacts"):
         place = os.path.expandvars(stores.get(name, ""))
         if "://" in place and not re.fullmatch(r"s3://[^/@:?#]+(/[^@?#]*)?", place):
@@ -127,6 +127,10 @@ class StoreAddresses(FileStoreAddresses):
     @property
     def labels_url(self) -> str:
         return os.path.expandvars(self.stores["labels_url"]) or f"sqlite:///{self.root / 'labels.db'}"
+
+    @property
+    def studies_url(self) -> str: # Empty: studies are only in the workspace
+        return os.path.expandvars(self.stores.get("studies_url", ""))
 
     @property
     def rehearsal_url(self) -> str: # Prediction log of replays, which are no traffic

@@ -42,7 +42,7 @@ from .final_model import fit_first_acceptable_model, measure_learning_curve
 from .model_selection import ModelSelection, compare_models
 from .selection_score import mean_scores_over_folds
 from .settings import ModellingSettings
-from .studies import hash_study
+from .studies import hash_study, publish_study
 from .trials import shutdown_workers_on_exit
 from .weights import sample_weights
 from ..nb.fingerprints import stage_fingerprint
@@ -251,6 +251,8 @@ def find_model(
         sample_weight = sample_weights(problem, rows, settings.weights, labels)
         model, fields = fit_selected_model(selection, dataset, plan, workspace, rows, labels, sample_weight, settings)
         curve = measure_learning_curve(selection, rows, plan.columns_read, sample_weight) if settings.learning_curve else []
+    publish_study(selection.search.folder, problem.metric, workspace.studies_url,
+                  f"{registered_model_name(problem.source, problem.target)}/{study.name}/{selection.search.folder.name}")
     candidate = build_candidate_outcome(
         problem, dataset, cv, selection, learning_curve=curve, **fields,
         study=study.relative_to(workspace.root).as_posix(), naive_scores=score_naive_forecasts(cv, rows, plan.label_delay),

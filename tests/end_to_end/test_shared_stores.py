@@ -2,13 +2,16 @@
 
 import os
 
+import optuna
 import pytest
+import sqlalchemy as sa
 from commands import cli
 from conftest import WORDS, cancer, wine
 from object_stores import bucket, s3_client, s3_url, store_environment, stored_objects  # noqa: F401 - fixtures
 
 import mlcycle as mc
 from mlcycle.errors import ArtifactError, RegistryError
+from mlcycle.modelling.studies import publish_study
 from mlcycle.service.local import running_service
 from mlcycle.stores.models import registry
 from mlcycle.stores.models.registry import DOWNLOADS, load_registered_model, open_experiment
@@ -20,6 +23,7 @@ artifacts = s3://$SHARED_BUCKET/models
 tracking_uri = $SHARED_DATABASE
 events_url = $SHARED_DATABASE
 labels_url = $SHARED_DATABASE
+studies_url = $SHARED_STUDIES
 """
 
 
@@ -28,6 +32,10 @@ def machine(bucket, postgresql, tmp_path, monkeypatch):  # noqa: F811
     "A function that makes a project folder, as on a machine of its own, and one that runs commands in it."
     monkeypatch.setenv("SHARED_BUCKET", bucket)
     monkeypatch.setenv("SHARED_DATABASE", postgresql.render_as_string(hide_password=False))
+    database = f"studies_{bucket[-8:]}"
+    with sa.create_engine(postgresql, isolation_level="AUTOCOMMIT", poolclass=sa.NullPool).connect() as connection:
+        connection.execute(sa.text(f"CREATE DATABASE {database}"))
+    monkeypatch.setenv("SHARED_STUDIES", postgresql.set(database=database).render_as_string(hide_password=False))
 
     def make(name: str):
         folder = tmp_path / name
@@ -36,7 +44,7 @@ def machine(bucket, postgresql, tmp_path, monkeypatch):  # noqa: F811
         return folder
 
     def command(*words: str, cwd):
-        shared = {name: os.environ[name] for name in ("SHARED_BUCKET", "SHARED_DATABASE")}
+        shared = {name: os.environ[name] for name in ("SHARED_BUCKET", "SHARED_DATABASE", "SHARED_STUDIES")}
         done = cli(*words, cwd=cwd, **store_environment(), **shared)
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
@@ -63,6 +71,12 @@ def test_two_machines_share_all_stores(machine, bucket):  # noqa: F811
     assert second.candidate.model == first.candidate.model, "the same model is registered once"
     assert second.verdict.holdout_accesses == 2, "the access on the other machine counts"
     assert "Nothing to do" in command(*words, cwd=one)
+
+    (study,) = optuna.get_all_study_summaries(second.workspace.studies_url)
+    assert study.n_trials == 2, "both machines have searched the same, so it is one study"
+    assert study.study_name.startswith(f"cancer-target/{second.candidate.study.split('/')[1]}/")
+    with pytest.warns(UserWarning, match="database of its own"):
+        assert not publish_study(one / ".mlcycle" / first.candidate.study, "roc_auc", first.workspace.tracking_uri, "x")
 
     rows = read_table(second.workspace.tables, second.dataset.tables["train"]).head(20)
     for run in (first, second):

@@ -1,6 +1,7 @@
 """An object store that refuses requests for a while, truncates bodies, or loses its responses."""
 
 from datetime import timedelta
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -9,6 +10,7 @@ from object_stores import bucket, faults, proxy_url, s3_url, stored_objects  # n
 from mlcycle.core.settings import STORE_DEFAULTS
 from mlcycle.core.workspace import Workspace
 from mlcycle.errors import StorageError
+from mlcycle.stores.models import registry
 from mlcycle.stores.tables import table_storage
 from mlcycle.stores.tables.datasets import (
     commit_table,
@@ -125,3 +127,22 @@ def test_holdout_rows_are_not_returned_without_a_record(space, faults, impatient
     faults("lost response", "holdout/accesses", count=1)
     assert len(read_holdout(space, holdout, **REASON)) == 5000
     assert len(read_holdout_accesses(space)) == 1
+
+
+@pytest.mark.parametrize("kind", ["503", "truncated"])
+def test_a_model_is_read_despite_faults_or_not_at_all(space, faults, bucket, tmp_path, kind):  # noqa: F811
+    from mlflow.artifacts import download_artifacts
+    from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+    (tmp_path / "model.skops").write_bytes(bytes(range(256)) * 4000)
+    place = f"s3://{bucket}/models/m-1/artifacts"
+    faults("503", "model.skops", "PUT", count=1)
+    get_artifact_repository(place).log_artifact(str(tmp_path / "model.skops"))
+    faults(kind, "model.skops", "GET", count=2)
+    try:
+        path = download_artifacts(f"{place}/model.skops", dst_path=str(tmp_path / "there"))
+    except Exception as error:
+        assert registry.is_registry_error(error), "a clear error, and no half of a file"
+        assert kind == "truncated"
+    else:
+        assert Path(path).read_bytes() == (tmp_path / "model.skops").read_bytes()
