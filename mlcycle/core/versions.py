@@ -5,14 +5,15 @@
 # %% auto #0
 __all__ = ['DISTRIBUTION', 'DISTRIBUTION_OF_MODULE', 'RECORDED_PACKAGES', 'RUN_PACKAGES', 'mlcycle_install_command',
            'distribution_version', 'find_distribution', 'package_version', 'installed_versions', 'entry_point_names',
-           'direct_dependencies']
+           'direct_dependencies', 'all_installed_versions', 'installed_extras']
 
 # %% ../../nbs/core/versions.ipynb #a0449762
 import platform
 import re
 from collections.abc import Sequence
 from functools import cache
-from importlib.metadata import Distribution, PackageNotFoundError, distribution, packages_distributions, requires, version
+from importlib.metadata import (Distribution, PackageNotFoundError, distribution, distributions, metadata, packages_distributions,
+                                requires, version)
 from importlib.util import find_spec
 
 from .. import __version__
@@ -91,3 +92,20 @@ def entry_point_names(
 def direct_dependencies() -> list[str]: # Names of distributions, sorted
     "The direct dependencies of mlcycle, those of its extras included."
     return sorted({re.split(r"[\s;\[<>=!~]", requirement, maxsplit=1)[0] for requirement in requires(DISTRIBUTION) or ()})
+
+# %% ../../nbs/core/versions.ipynb #39aba730
+def all_installed_versions() -> dict[str, str]: # By normalised name of the distribution, sorted
+    "The versions of all installed distributions."
+    found = {re.sub(r"[-_.]+", "-", each.metadata["Name"]).lower(): each.version for each in distributions()}
+    return dict(sorted(found.items()))
+
+# %% ../../nbs/core/versions.ipynb #09dc5f8c
+def installed_extras() -> list[str]: # Names of extras, sorted
+    "The extras of mlcycle whose packages are all installed."
+    from packaging.requirements import Requirement
+
+    about = metadata(DISTRIBUTION)
+    needed = [*map(Requirement, about.get_all("Requires-Dist") or ())]
+    names = {extra: [each.name for each in needed if each.marker and each.marker.evaluate({"extra": extra})]
+             for extra in about.get_all("Provides-Extra") or ()}
+    return sorted(extra for extra, packages in names.items() if all(map(find_distribution, packages)))

@@ -14,12 +14,11 @@ __all__ = ['SCHEDULER_NAME', 'WORKER_NAME', 'RUN_NAME', 'CLAIM_NAME', 'SCHEDULER
 import re
 import sys
 from dataclasses import dataclass
-from importlib.metadata import distributions, metadata
 from pathlib import Path
 from typing import Any
 
 from ..core.own_wheel import pack_own_wheel
-from ..core.versions import DISTRIBUTION, find_distribution
+from ..core.versions import DISTRIBUTION, all_installed_versions, installed_extras
 from .image import default_base_image, fill_template, split_image_name
 from .kubernetes import DNS_PORTS, RESTRICTED, KubernetesObject, kustomization, write_objects
 from ..errors import ParameterError
@@ -245,8 +244,7 @@ def make_helm_policy(
 # %% ../../nbs/deployment/dask_kubernetes.ipynb #f9cf48bd
 def pinned_packages() -> str: # Text of a file with constraints for pip
     "The versions of all packages that are installed here, except mlcycle itself."
-    found = {re.sub(r"[-_.]+", "-", each.metadata["Name"]).lower(): each.version for each in distributions()}
-    return "".join(f"{name}=={version}\n" for name, version in sorted(found.items()) if name != DISTRIBUTION)
+    return "".join(f"{name}=={version}\n" for name, version in all_installed_versions().items() if name != DISTRIBUTION)
 
 # %% ../../nbs/deployment/dask_kubernetes.ipynb #a746a1a0
 NO_IMAGE_EXTRAS = ("docs", "lab", "test") # For people who change or read notebooks
@@ -254,13 +252,7 @@ NO_IMAGE_EXTRAS = ("docs", "lab", "test") # For people who change or read notebo
 # %% ../../nbs/deployment/dask_kubernetes.ipynb #9695ab8d
 def image_extras() -> list[str]: # Names of extras, sorted
     "The extras of the image: Dask, and those whose packages are all installed here."
-    from packaging.requirements import Requirement
-
-    about = metadata(DISTRIBUTION)
-    needed = [*map(Requirement, about.get_all("Requires-Dist") or ())]
-    known = {extra: [each.name for each in needed if each.marker and each.marker.evaluate({"extra": extra})]
-             for extra in about.get_all("Provides-Extra") or () if extra not in NO_IMAGE_EXTRAS}
-    return sorted({"dask", *(extra for extra, names in known.items() if all(map(find_distribution, names)))})
+    return sorted({"dask", *installed_extras()} - set(NO_IMAGE_EXTRAS))
 
 # %% ../../nbs/deployment/dask_kubernetes.ipynb #68d9c4c7
 def cluster_objects(
