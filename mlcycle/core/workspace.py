@@ -68,7 +68,7 @@ def check_store_folders(
 ) -> None:
     "Raise ParameterError if a store that must be a folder is an address, or has an address that cannot be used."
     for name in ("workspace", "reports"):
-        if "://" in stores[name]:
+        if "://" in stores.get(name, ""):
             raise ParameterError(
                 f"The setting '{name}' in [stores] of settings.ini cannot be '{mask_secrets(stores[name])}'.",
                 "A folder is expected.", "What several machines can share has options of its own: 'tables' and 'artifacts' "
