@@ -15,7 +15,6 @@ import numpy as np
 import pandas as pd
 
 from ..core.column_names import unused_column_name
-from ..core.files import atomic_write
 from .coercion import coerce_to_contract
 from .contract import Contract
 from .contract_checks import check_rows_against_contract
@@ -24,7 +23,7 @@ from .partition_cleaning import DUCKDB_MEMORY, CleanTable
 from .quarantine import MAX_EXAMPLES, REASON, describe_reasons, summarise_violations
 from ..outcomes import RuleFailure
 from ..stores.sources.files import connect_duckdb, sql_literal
-from ..stores.sources.partitions import read_row_file, write_row_file
+from ..stores.sources.partitions import read_row_file, save_partition_file
 from ..stores.tables.datasets import WrittenFile, write_table_file
 
 # %% ../../nbs/data/partition_checks.ipynb #3fc82d68
@@ -67,20 +66,11 @@ class CheckTask:
             texts[found] = [f"{text} {column}: {rule}".strip() for text in texts[found]]
         bad |= any(each.rule == "column missing" for each in violations)
         quarantine = rows[bad].assign(**{unused_column_name(REASON, rows): pd.array(texts[bad], dtype="str")})
-        names = [_save(part, Path(self.folder, f"{name}-{number:05d}.parquet")) for name, part in
+        names = [save_partition_file(part, Path(self.folder, f"{name}-{number:05d}.parquet")) for name, part in
                  (("narrow", coerced.loc[~bad, [*self.columns]]), ("quarantine", quarantine))]
         known = {str(name): int(count) for name, count in coerced.count().items()}
         return CheckedPartition(*names, int(bad.sum()), failures, known, len(rows),
                                 {str(name): str(kind) for name, kind in coerced.dtypes.items()})
-
-# %% ../../nbs/data/partition_checks.ipynb #b36b8f4e
-def _save(rows: pd.DataFrame, path: Path) -> str:
-    "Write rows to a file, and return its path; empty if there are none."
-    if not len(rows):
-        return ""
-    with atomic_write(path) as half:
-        write_row_file(rows, half)
-    return str(path)
 
 # %% ../../nbs/data/partition_checks.ipynb #5c064b8b
 def find_repeated_values(

@@ -16,7 +16,6 @@ import numpy as np
 import pandas as pd
 
 from ..core.column_names import unused_column_name
-from ..core.files import atomic_write
 from .clean import order_ledger
 from .cleaning_rules import setting_text
 from .duplicates import drop_duplicates
@@ -26,7 +25,7 @@ from ..ml.cleaning_plan import CleaningPlan
 from ..ml.target_values import apply_target_values
 from ..outcomes import CellChange, LedgerEntry, Problem
 from ..stores.sources.files import connect_duckdb, sql_literal
-from ..stores.sources.partitions import PartitionedSource, read_row_file, rows_with_extremes, write_row_file
+from ..stores.sources.partitions import PartitionedSource, read_row_file, rows_with_extremes, save_partition_file
 
 # %% ../../nbs/data/partition_cleaning.ipynb #76ea441a
 @dataclass
@@ -84,22 +83,13 @@ class CleanTask:
         reason[rare & reason.isna()] = f"rare class of '{self.problem.target}'"
         aside = clean[reason.notna()].assign(**{unused_column_name("reason", clean): reason.dropna()})
         kept = clean[reason.isna()] if len(aside) else clean
-        names = [_save(part, Path(self.folder, f"{name}-{number:05d}.parquet")) for name, part in
+        names = [save_partition_file(part, Path(self.folder, f"{name}-{number:05d}.parquet")) for name, part in
                  (("clean", kept), ("aside", aside), ("changes", changes.set_index("row_id").rename_axis("row_id")))]
         ledger = ledger_of_target(rows, renamed, self.problem) + summarise_cleaning(changes, len(rows))
         return CleanPartition(*names, len(rows), len(changes.drop_duplicates(["row_id", "column"])),
                               {str(name): str(kind) for name, kind in kept.dtypes.items()}, ledger,
                               {str(why): int(count) for why, count in reason.value_counts().items()},
                               choose_representatives(kept))
-
-# %% ../../nbs/data/partition_cleaning.ipynb #b36b8f4e
-def _save(rows: pd.DataFrame, path: Path) -> str:
-    "Write rows to a file, and return its path; empty if there are none."
-    if not len(rows):
-        return ""
-    with atomic_write(path) as half:
-        write_row_file(rows, half)
-    return str(path)
 
 # %% ../../nbs/data/partition_cleaning.ipynb #caaafffd
 def ledger_of_target(

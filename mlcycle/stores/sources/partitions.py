@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['MAX_CELLS_IN_MEMORY', 'PARTITION_CELLS', 'MAX_VALUES_COUNTED', 'MAX_ROUNDS', 'rows_of_partition', 'needs_partitions',
            'TextPartition', 'ParquetPartition', 'StoredPartition', 'rows_with_extremes', 'store_partition',
-           'write_row_file', 'PartitionedSource', 'read_row_file', 'count_values', 'representative_values',
-           'store_partitions', 'sample_of_text']
+           'write_row_file', 'save_partition_file', 'PartitionedSource', 'read_row_file', 'count_values',
+           'representative_values', 'store_partitions', 'sample_of_text']
 
 # %% ../../../nbs/stores/sources/partitions.ipynb #314c53f9
 import json
@@ -142,6 +142,18 @@ def write_row_file(
 
     named = rows.set_axis([str(number) for number in range(rows.shape[1])], axis=1).rename_axis("row_id").reset_index()
     pq.write_table(pa.Table.from_pandas(named, preserve_index=False), path, row_group_size=1 << 18)
+
+# %% ../../../nbs/stores/sources/partitions.ipynb #eeede996
+def save_partition_file(
+    rows: pd.DataFrame, # Indexed by `row_id`
+    path: Path, # Of the Parquet file
+) -> str: # The path; empty if there are no rows
+    "Write the rows of a partition to a file, which gets its name when it is complete."
+    if not len(rows):
+        return ""
+    with atomic_write(path) as half:
+        write_row_file(rows, half)
+    return str(path)
 
 # %% ../../../nbs/stores/sources/partitions.ipynb #ae4cd66c
 @dataclass(frozen=True)
