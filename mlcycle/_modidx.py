@@ -5065,6 +5065,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                    'mlcycle/modelling/distributed_fit.py'),
                                                    'mlcycle.modelling.distributed_fit._join': ( 'modelling/distributed_fit.html#_join',
                                                                                                 'mlcycle/modelling/distributed_fit.py'),
+                                                   'mlcycle.modelling.distributed_fit._lost_workers': ( 'modelling/distributed_fit.html#_lost_workers',
+                                                                                                        'mlcycle/modelling/distributed_fit.py'),
                                                    'mlcycle.modelling.distributed_fit._number_target': ( 'modelling/distributed_fit.html#_number_target',
                                                                                                          'mlcycle/modelling/distributed_fit.py'),
                                                    'mlcycle.modelling.distributed_fit._read_file': ( 'modelling/distributed_fit.html#_read_file',

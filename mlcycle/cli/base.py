@@ -33,6 +33,7 @@ COMMAND_GROUPS = {"Project and runs": ("init", "update", "doctor", "clean", "run
                                                         "dossier")} # Commands by heading
 SHARED_LINES = {"init": ("update", "Create a project; merge changes of the shipped notebooks."),
                 "approve": ("reject", "Make a version champion; bar one from promotion."),
+                "runs": ("report", "List the runs, newest first; write the pages of all again."),
                 "compare": ("diff", "Compare runs: models; parameters, scores and outcomes."),
                 "label": ("labels", "Label rows in a browser; show, export and import labels."),
                 "history": ("audit", "Show the audit log; verify it, or trace a version."),

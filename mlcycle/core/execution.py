@@ -77,7 +77,7 @@ def read_execution_settings(
     "The settings of a project; those of the environment override them, and on a worker everything is local."
     if is_dask_task():
         return ExecutionSettings()
-    options = section_with_defaults(read_settings(find_project(project)), "execution")
+    options = section_with_defaults(read_settings(project or find_project()), "execution")
     return ExecutionSettings(os.environ.get(EXECUTOR_VARIABLE) or options["executor"],
                              os.path.expandvars(os.environ.get(SCHEDULER_VARIABLE) or options["scheduler"]),
                              int(options["workers"]), options["memory_limit"])

@@ -27,13 +27,14 @@ from .output_formats import OutputFormat
 from .part_files import PartFolder, encode_scored_block, save_part
 from .workers import WorkerSetup, load_release, pack_block, unpack_block
 from ..service.bundle import unpacked_release
+from ..service.release_files import unpack_archive
 
 # %% ../../nbs/scoring/cluster_workers.ipynb #04cf6c68
 @dataclass(frozen=True)
 class SentRelease:
     "A release and the settings of a worker, as bytes that can be sent."
 
-    files: bytes # The folder of the release, as a tar archive
+    files: bytes # The folder of the release, as an archive
     functions: bytes | None # Content of the file of trusted user functions
     wanted: OutputColumns # Columns of the output
     names: tuple[str, ...] # Columns of the input that are read
@@ -46,8 +47,9 @@ def pack_release(
 ) -> SentRelease:
     "Read a release and its functions."
     content = io.BytesIO()
-    with unpacked_release(setup.release) as folder, tarfile.open(fileobj=content, mode="w") as archive:
-        archive.add(folder, "release")
+    with unpacked_release(setup.release) as folder, tarfile.open(fileobj=content, mode="w:gz", compresslevel=1) as archive:
+        for file in sorted(folder.iterdir()):
+            archive.add(file, f"release/{file.name}")
     functions = setup.functions.read_bytes() if setup.functions else None
     digest = sha256(content.getvalue() + (functions or b"")).hexdigest()
     return SentRelease(content.getvalue(), functions, setup.wanted, setup.names, setup.form, digest)
@@ -72,12 +74,12 @@ def _load_sent_release(by_hash: _ByHash) -> BlockScorer:
     sent = by_hash.sent
     with TemporaryDirectory(prefix="mlcycle-release-") as home, warnings.catch_warnings():
         warnings.simplefilter("ignore") # The main process has shown them
-        with tarfile.open(fileobj=io.BytesIO(sent.files)) as archive:
-            archive.extractall(home, filter="data")
+        packed = Path(home, "release.tar.gz")
+        packed.write_bytes(sent.files)
         functions = Path(home, "functions.py") if sent.functions is not None else None
         if functions:
             functions.write_bytes(sent.functions or b"")
-        loaded = load_release(Path(home, "release"), functions)
+        loaded = load_release(unpack_archive(packed, Path(home)), functions)
     scorer = BlockScorer(loaded.bundle, loaded.predictor, sent.wanted)
     scorer.names = list(sent.names)
     return scorer
