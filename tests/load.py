@@ -12,7 +12,7 @@ import httpx
 class Load:
     "Context manager: threads that predict one row after the other. Nothing is sent twice."
 
-    def __init__(self, url: str, rows: list[dict], threads: int = 4, pause: float = 0.01):
+    def __init__(self, url: str, rows: list[dict], threads: int = 4, pause: float = 0.05):
         self.url, self.rows, self.pause, self.stopped = url, rows, pause, threading.Event()
         self.versions: Counter[int] = Counter()
         self.failed: list[str] = []

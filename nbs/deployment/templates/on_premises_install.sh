@@ -232,7 +232,8 @@ build_environment() { # From the wheelhouse alone; kept if another release had t
         cd "$1"
         env -i PATH="$PATH" HOME="$work" TMPDIR="$work" PWD="$PWD" PIP_CONFIG_FILE=/dev/null \
             "$environment/bin/python" "$pip" install --isolated --quiet --no-index --no-cache-dir \
-            --disable-pip-version-check --root-user-action ignore --find-links "$here/wheelhouse" -r requirements.txt
+            --no-compile --disable-pip-version-check --root-user-action ignore --find-links "$here/wheelhouse" -r requirements.txt &&
+            "$environment/bin/python" -m compileall -q -x '/tests?/' "$environment/lib" # The service may not write here
     ) > "$work/pip.log" 2>&1 || {
         tail -n 5 "$work/pip.log" >&2
         fail "The packages do not fit this machine, see above. Package the release on a machine of the same kind."
