@@ -86,7 +86,20 @@ def test_two_machines_share_all_stores(machine, bucket):  # noqa: F811
         service.predict(rows[second.plan.input_columns].head(3), ["a", "b", "c"])
     for word in ("1 model versions", "tables", "3 predictions"):
         assert word in command("doctor", cwd=one)
-    for folder in (one, two):
+    three = make("three")
+    cancer().to_csv(three / "cancer.csv", index=False)
+    for folder in (one, three):
+        (folder / "settings.ini").write_text(SETTINGS + "shared_workspace = s3://$SHARED_BUCKET/runs\n")
+    command("runs", cwd=one)
+    command(*words, "-p", "n_resamples=40", "--until", "validation", cwd=three)
+    continued = mc.open("last", three)
+    reused = [facts.get("reused", "") for facts in continued.info["stages"].values()]
+    assert reused[:4] == [first.id] * 4 and not any(reused[4:]), "the third machine continues where the first one has ended"
+    assert (three / "contract.yaml").read_text() == (one / "contract.yaml").read_text()
+    assert (three / "reports" / first.id / "07_monitoring.html").is_file()
+    assert continued.id in command("runs", cwd=one)
+    assert "2 runs" in (facts := command("doctor", cwd=one)) and f"s3://{bucket}/runs" in facts
+    for folder in (one, two, three):
         assert not any(b"very-secret-key" in file.read_bytes() for file in folder.rglob("*") if file.is_file())
 
 

@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 from object_stores import (  # noqa: F401 - fixtures
@@ -18,7 +17,7 @@ from object_stores import (  # noqa: F401 - fixtures
     stored_objects,
 )
 
-from mlcycle.core.files import write_checksummed_json, write_text
+from mlcycle.core.files import json_hash, write_checksummed_json, write_text
 from mlcycle.core.runs import list_runs
 from mlcycle.core.settings import STORE_DEFAULTS
 from mlcycle.core.workspace import Workspace
@@ -38,7 +37,7 @@ if "slow" in sys.argv:
     read_parts = shared_files.read_parts
     def slowly(path):
         for part in read_parts(path):
-            print("sending", flush=True)
+            print("sending", path.name, flush=True)
             time.sleep(60 if path.name == "late.html" else 0)
             yield part
     shared_files.read_parts = slowly
@@ -56,7 +55,9 @@ def machine(bucket, tmp_path):  # noqa: F811
 
     def make(name: str) -> Workspace:
         stores = {"shared_workspace": f"s3://{bucket}/project", "tables": f"s3://{bucket}/t", "tracking_uri": "http://registry"}
-        write_text(tmp_path / name / "settings.ini", "\n".join(["[stores]", *(f"{key} = {value}" for key, value in stores.items())]))
+        write_text(
+            tmp_path / name / "settings.ini", "\n".join(["[stores]", *(f"{key} = {value}" for key, value in stores.items())])
+        )
         return Workspace(tmp_path / name, STORE_DEFAULTS | stores)
 
     return make
@@ -64,6 +65,7 @@ def machine(bucket, tmp_path):  # noqa: F811
 
 def add_run(space: Workspace, run: str, key: str = "", pages: int = 3, **facts) -> None:
     "Write a run with pages, a release, and the result of a stage."
+    space.prepare()
     entry = space.root / "cache" / "deployment" / (key or f"key{run}")
     files = json.dumps({f"releases/model-{run}/bundle.json": "hash"})
     write_text(space.root / "releases" / f"model-{run}" / "bundle.json", f"release of {run}")
@@ -111,7 +113,7 @@ def test_two_machines_that_send_at_once_lose_nothing(machine):
     for space in (one, two, three):
         receive_units(space)
         assert all(is_complete(space, run) for run in "abcxyz")
-    (found,) = (json.loads((three.root / "cache/deployment/same/files.json").read_text()),)
+    found = json.loads((three.root / "cache/deployment/same/files.json").read_text())
     assert all((three.root / name).is_file() for name in found), "the result of the stage is that of one machine, and whole"
     assert send_units(one) == send_units(two) == send_units(three) == []
 
@@ -124,9 +126,7 @@ def test_a_killed_sender_leaves_the_former_state(machine, bucket):  # noqa: F811
     write_text(one.reports / "a" / "late.html", "late")
     add_run(one, "b")
     process = sender(one, "slow")
-    while process.stdout.readline() and not any("late" in name for name in os.listdir(one.reports / "a")):
-        pass
-    time.sleep(0.5)
+    assert "sending late.html\n" in iter(process.stdout.readline, ""), "its upload has begun"
     os.kill(process.pid, signal.SIGKILL)
     process.wait(10)
     assert not any("runs/b" in name for name in stored_objects(bucket))
@@ -141,9 +141,9 @@ def test_a_killed_sender_leaves_the_former_state(machine, bucket):  # noqa: F811
 def test_faults_of_a_store_are_overcome(machine, faults, kind, method):  # noqa: F811
     one, two = machine("one"), machine("two")
     add_run(one, "a")
-    faults(kind, "files|units", method, count=3)
+    faults(kind, "files|units", method, count=1)
     send_units(one)
-    faults(kind, "files|units", method, count=3)
+    faults(kind, "files|units", method, count=1)
     assert receive_units(two) == ["stages/deployment/keya", "runs/a"] and is_complete(two, "a")
 
 
@@ -173,21 +173,14 @@ def test_altered_and_foreign_content_is_refused(machine, bucket, caplog):  # noq
     body = s3_client().get_object(Bucket=bucket, Key=page)["Body"].read()
     s3_client().put_object(Bucket=bucket, Key=page, Body=bytes(len(body)))
     receive_units(two)
-    assert "is not complete" in caplog.text and not any(is_run_of(two))
+    assert "is not complete" in caplog.text and list_runs(two) == []
     store = SharedFiles(one.shared_address)
     index = json.loads(store.read("units/runs/a.json"))
-    from mlcycle.core.files import json_hash
-
     index["value"]["files"]["audit.jsonl"] = index["value"]["files"]["runs/a/run.json"]
     store.write("units/runs/a.json", [json.dumps({"value": index["value"], "sha256": json_hash(index["value"])}).encode()])
     with pytest.raises(ArtifactError, match=r"audit\.jsonl"):
         receive_units(two)
     assert not (two.root / "audit.jsonl").exists()
-
-
-def is_run_of(space: Workspace) -> list:
-    "The runs of a workspace."
-    return list_runs(space)
 
 
 def test_a_run_of_another_machine_is_neither_resumed_nor_deleted(machine):
