@@ -9356,6 +9356,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                 'mlcycle/stores/models/registry.py'),
                                                 'mlcycle.stores.models.registry.alias_history': ( 'stores/models/registry.html#alias_history',
                                                                                                   'mlcycle/stores/models/registry.py'),
+                                                'mlcycle.stores.models.registry.champion_lock': ( 'stores/models/registry.html#champion_lock',
+                                                                                                  'mlcycle/stores/models/registry.py'),
                                                 'mlcycle.stores.models.registry.connect_registry': ( 'stores/models/registry.html#connect_registry',
                                                                                                      'mlcycle/stores/models/registry.py'),
                                                 'mlcycle.stores.models.registry.database_created_meanwhile': ( 'stores/models/registry.html#database_created_meanwhile',

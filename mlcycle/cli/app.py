@@ -76,7 +76,7 @@ def share_workspace(
 # %% ../../nbs/cli/app.ipynb #c90963a4
 @app.callback()
 def main(
-    ctx: typer.Context,
+    ctx: typer.Context, # Has the command and its arguments
     version: Annotated[bool, typer.Option("--version", help="Print the version.", is_eager=True)] = False,
 ):
     "Machine-learning lifecycle for tabular data."

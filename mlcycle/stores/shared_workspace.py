@@ -216,7 +216,8 @@ def delete_units(
                   and _is_old(listed[index_name(index.unit)])]
         for index in unused:
             store.delete(index_name(index.unit))
-        used = referenced_files(index for index in kept if index not in unused)
+        dropped = {index.unit for index in unused}
+        used = referenced_files(index for index in kept if index.unit not in dropped)
         for name in [name for name, facts in store.all("files").items() if name not in used and _is_old(facts)]:
             store.delete(name)
     return [*gone, *(index.unit for index in unused)]

@@ -54,10 +54,10 @@ def machine(bucket, tmp_path):  # noqa: F811
     "A function that makes a project on a machine of its own."
 
     def make(name: str) -> Workspace:
-        stores = {"shared_workspace": f"s3://{bucket}/project", "tables": f"s3://{bucket}/t", "tracking_uri": "http://registry"}
-        write_text(
-            tmp_path / name / "settings.ini", "\n".join(["[stores]", *(f"{key} = {value}" for key, value in stores.items())])
-        )
+        stores = {"shared_workspace": f"s3://{bucket}/project", "tables": f"s3://{bucket}/t"}
+        stores |= {"tracking_uri": "http://registry"}
+        lines = ["[stores]", *(f"{key} = {value}" for key, value in stores.items())]
+        write_text(tmp_path / name / "settings.ini", "\n".join(lines))
         return Workspace(tmp_path / name, STORE_DEFAULTS | stores)
 
     return make
