@@ -37,7 +37,7 @@ if "slow" in sys.argv:
     read_parts = shared_files.read_parts
     def slowly(path):
         for part in read_parts(path):
-            print("sending", path.name, flush=True)
+            print(f"sending {path.name}\\n", end="", flush=True) # In one piece: there are several threads
             time.sleep(60 if path.name == "late.html" else 0)
             yield part
     shared_files.read_parts = slowly

@@ -103,7 +103,7 @@ def open_filesystem(
         return open_fsspec_address(str(place)) if "://" in str(place) else fs.SubTreeFileSystem(str(place), fs.LocalFileSystem())
     client = fs.S3FileSystem(endpoint_override=os.environ.get("AWS_ENDPOINT_URL") or None,
                              region=os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or None,
-                             connect_timeout=10, request_timeout=60, allow_delayed_open=True,
+                             connect_timeout=10, request_timeout=60,
                              retry_strategy=fs.AwsStandardS3RetryStrategy(max_attempts=S3_ATTEMPTS))
     return fs.SubTreeFileSystem(str(place).removeprefix(OBJECT_STORE), client)
 
