@@ -29,6 +29,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
             'mlcycle.cli.base': { 'mlcycle.cli.base.GroupedCommands': ('cli/base.html#groupedcommands', 'mlcycle/cli/base.py'),
                                   'mlcycle.cli.base.GroupedCommands.format_commands': ( 'cli/base.html#groupedcommands.format_commands',
                                                                                         'mlcycle/cli/base.py'),
+                                  'mlcycle.cli.base.GroupedCommands.parse_args': ( 'cli/base.html#groupedcommands.parse_args',
+                                                                                   'mlcycle/cli/base.py'),
                                   'mlcycle.cli.base.exit_on_error': ('cli/base.html#exit_on_error', 'mlcycle/cli/base.py'),
                                   'mlcycle.cli.base.join_lines': ('cli/base.html#join_lines', 'mlcycle/cli/base.py'),
                                   'mlcycle.cli.base.make_table': ('cli/base.html#make_table', 'mlcycle/cli/base.py'),

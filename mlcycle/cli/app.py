@@ -54,7 +54,7 @@ def share_workspace(
     ctx: typer.Context, # Of a command with its arguments
 ) -> None:
     "Receive the runs of other machines now, and send those of this machine when the command ends."
-    project = project_of_words(ctx.args)
+    project = project_of_words(ctx.meta["words"])
     try:
         if not read_settings(find_project(project)).get("stores", {}).get("shared_workspace"):
             return
@@ -84,5 +84,5 @@ def main(
     if version:
         print(f"mlcycle {__version__}")
         raise typer.Exit
-    if ctx.invoked_subcommand and ctx.invoked_subcommand not in LOCAL_COMMANDS and "--help" not in ctx.args:
+    if ctx.invoked_subcommand and ctx.invoked_subcommand not in LOCAL_COMMANDS and "--help" not in ctx.meta["words"]:
         share_workspace(ctx)

@@ -131,7 +131,7 @@ def test_two_machines_share_all_stores(machine, bucket):  # noqa: F811
     assert reused[:4] == [first.id] * 4 and not any(reused[4:]), "the third machine continues where the first one has ended"
     assert (three / "contract.yaml").read_text() == (one / "contract.yaml").read_text()
     assert (three / "reports" / first.id / "07_monitoring.html").is_file()
-    assert continued.id in command("runs", cwd=one)
+    assert continued.id in command("runs", "--project", one, cwd=two), "the option names the project that receives runs"
     assert "2 runs" in (facts := command("doctor", cwd=one)) and f"s3://{bucket}/runs" in facts
     assert sorted(moved_at_once(first, [one, two])) == ["moved False\n", "moved True\n"], "the second one sees the first move"
     for folder in (one, two, three):
