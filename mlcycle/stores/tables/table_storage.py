@@ -61,7 +61,8 @@ def is_interrupted(
 ) -> bool:
     "Whether a response of an object store was interrupted, and its request was not repeated by the library."
     text = str(error)
-    return is_object_store(place) and bool(INTERRUPTED.search(text)) and not re.search(r"after \d+ retries", text)
+    repeated = re.search(r"after \d+ retries|curlCode: [67]\b", text) # 6, 7: pyarrow has tried to connect several times
+    return is_object_store(place) and bool(INTERRUPTED.search(text)) and not repeated
 
 # %% ../../../nbs/stores/tables/table_storage.ipynb #f873e935
 def repeat_interrupted(
