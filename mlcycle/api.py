@@ -13,10 +13,12 @@ from typing import Any
 import pandas as pd
 
 from .core.runs import Run, get_run
+from .core.workspace import Workspace
 from .deployment.stage import describe_release
 from .lifecycle.choice import StageChoice
 from .lifecycle.plan import make_plan_from_parameters
 from .lifecycle.runner import run_plan
+from .lifecycle.workspace_sharing import receive_workspace, workspace_sharing
 from .service.prediction_table import predict_table
 from .service.row_scorer import compile_row_scorer
 from .stores.models.registry import load_registered_model, open_experiment
@@ -75,8 +77,9 @@ def run_lifecycle(
     if not isinstance(source, str | Path): # Stored where the stages can read it
         source = save_frame_as_source(source, make_plan_from_parameters({}, project, origin="program").workspace.root)
     named = {name: value for name, value in (("source", str(source)), ("target", target)) if value}
-    run = run_plan(make_plan_from_parameters(named | parameters, project, origin="program"), StageChoice(until=until))
-    return LifecycleRun(run.folder)
+    plan = make_plan_from_parameters(named | parameters, project, origin="program")
+    with workspace_sharing(plan.workspace):
+        return LifecycleRun(run_plan(plan, StageChoice(until=until)).folder)
 
 # %% ../nbs/api.ipynb #60b021ab
 def load_run(
@@ -87,4 +90,5 @@ def load_run(
 
     Raises ParameterError if no run, or more than one, matches.
     """
+    receive_workspace(Workspace.from_project(project))
     return LifecycleRun(get_run(name, project).folder)

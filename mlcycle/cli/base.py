@@ -44,6 +44,11 @@ SHARED_LINES = {"init": ("update", "Create a project; merge changes of the shipp
 class GroupedCommands(TyperGroup):
     "The app's commands, listed under headings."
 
+    def parse_args(self, ctx, args: list[str]) -> list[str]:
+        "Keep all words of the command line for the callback of the app, which sees none of those of a command."
+        ctx.meta["words"] = [*args]
+        return super().parse_args(ctx, args)
+
     def format_commands(self, ctx, formatter) -> None:
         "Write the headings and their commands into a help text."
         grouped = {name for names in COMMAND_GROUPS.values() for name in names}

@@ -47,12 +47,24 @@ def project_facts(
         runs = list_runs(workspace)
         free = shutil.disk_usage(workspace.root if workspace.root.exists() else folder).free / 2**30
         facts["workspace"] = f"{workspace.root}, {len(runs)} runs, {free:.1f} GiB free"
+        if workspace.shared_address:
+            facts["shared workspace"] = _shared_workspace_fact(workspace)
         facts["tables"] = _tables_fact(workspace)
         facts["registry"] = _registry_fact(workspace)
         facts["prediction log"] = _prediction_log_fact(workspace)
     except (MlcycleError, OSError) as error:
         facts["workspace"] = f"error: {error}"
     return facts
+
+# %% ../../nbs/cli/doctor.ipynb #373173a2
+def _shared_workspace_fact(workspace: Workspace) -> str:
+    "Address at which machines share runs, and what is there."
+    from mlcycle.stores.shared_workspace import describe_shared_workspace
+
+    try:
+        return describe_shared_workspace(workspace)
+    except MlcycleError as error:
+        return f"error: {error}"
 
 # %% ../../nbs/cli/doctor.ipynb #0c01696b
 def _tables_fact(workspace: Workspace) -> str:

@@ -116,11 +116,14 @@ def clean(
     from mlcycle.core.workspace import Workspace
     from mlcycle.lifecycle.housekeeping import delete_old_runs, remove_write_remains
     from mlcycle.lifecycle.saved_rows import remove_unused_rows
+    from mlcycle.stores.shared_workspace import delete_units
 
     with exit_on_error():
         workspace = Workspace.from_project(project)
         deleted, word = delete_old_runs(workspace, keep, dry_run), "would be removed" if dry_run else "removed"
         console.print(f"{len(deleted)} runs {word}.", *deleted, sep="\n  ", highlight=False)
+        if workspace.shared_address and not dry_run:
+            delete_units(workspace, deleted)
         if rows := remove_unused_rows(workspace, deleted, dry_run):
             console.print(f"Saved rows of {len(rows)} ended retrainings {word}.", *rows, sep="\n  ", highlight=False)
         if files := remove_write_remains(workspace, dry_run):

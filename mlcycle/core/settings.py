@@ -20,6 +20,7 @@ SETTINGS_FILE = "settings.ini"
 
 STORE_DEFAULTS = {
     "workspace": ".mlcycle", # A folder, relative to the project
+    "shared_workspace": "", # Address at which machines share runs, such as s3://BUCKET/PREFIX; empty: the workspace is not shared
     "reports": "reports", # A folder, relative to the project
     "tables": "", # A folder, or an address such as s3://BUCKET/PREFIX; empty: in the workspace
     "tracking_uri": "", # MLflow tracking URI; empty: a SQLite file in the workspace

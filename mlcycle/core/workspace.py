@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['LAYOUT_VERSION', 'LAYOUT_FILE', 'UNVERSIONED_PARTS', 'OBJECT_STORE', 'read_workspace_layout_version', 'check_layout',
-           'is_object_store', 'check_store_folders', 'FileStoreAddresses', 'StoreAddresses', 'Workspace']
+           'is_object_store', 'check_shared_workspace', 'check_store_folders', 'FileStoreAddresses', 'StoreAddresses',
+           'Workspace']
 
 # %% ../../nbs/core/workspace.ipynb #eca3e5e9
 import json
@@ -62,6 +63,23 @@ def is_object_store(
     "Whether a place is an address in an object store."
     return str(place).startswith(OBJECT_STORE)
 
+# %% ../../nbs/core/workspace.ipynb #4c75dcbc
+def check_shared_workspace(
+    stores: dict[str, str], # Section `[stores]` of the settings
+) -> None:
+    "Raise ParameterError if the workspace is shared at an address that cannot be used, or without the stores that runs refer to."
+    place = os.path.expandvars(stores.get("shared_workspace", ""))
+    if mask_secrets(place) != place or re.match(r"s3://(?![^/@:?#]+(/[^@?#]*)?$)", place):
+        raise ParameterError(
+            f"The setting 'shared_workspace' in [stores] of settings.ini cannot be '{mask_secrets(place)}'.",
+            "A folder, s3://BUCKET/PREFIX or another address without credentials is expected.",
+            "Credentials are environment variables, such as AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY.")
+    needed = ["tables", "tracking_uri"] + ["artifacts"] * (not os.path.expandvars(stores["tracking_uri"]).startswith("http"))
+    if place and (missing := [name for name in needed if not stores.get(name)]):
+        raise ParameterError(
+            "The setting 'shared_workspace' in [stores] of settings.ini needs other settings.", f"Missing: {', '.join(missing)}.",
+            "Runs refer to tables, the registry and files of models, which other machines must reach too.")
+
 # %% ../../nbs/core/workspace.ipynb #11b6fe16
 def check_store_folders(
     stores: dict[str, str], # Section `[stores]` of the settings
@@ -72,7 +90,7 @@ def check_store_folders(
             raise ParameterError(
                 f"The setting '{name}' in [stores] of settings.ini cannot be '{mask_secrets(stores[name])}'.",
                 "A folder is expected.", "What several machines can share has options of its own: 'tables' and 'artifacts' "
-                "(s3://BUCKET/PREFIX), 'tracking_uri', 'events_url', 'labels_url' and 'studies_url'.")
+                "(s3://BUCKET/PREFIX), 'shared_workspace', 'tracking_uri', 'events_url', 'labels_url' and 'studies_url'.")
     for name in ("tables", "artifacts"):
         place = os.path.expandvars(stores.get(name, ""))
         if "://" in place and not re.fullmatch(r"s3://[^/@:?#]+(/[^@?#]*)?", place):
@@ -80,6 +98,7 @@ def check_store_folders(
                 f"The setting '{name}' in [stores] of settings.ini cannot be '{mask_secrets(stores[name])}'.",
                 "A folder or s3://BUCKET/PREFIX is expected.",
                 "Credentials and endpoint are environment variables: AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_ENDPOINT_URL.")
+    check_shared_workspace(stores)
 
 # %% ../../nbs/core/workspace.ipynb #34b4b1d5
 @dataclass(frozen=True)
@@ -96,6 +115,11 @@ class FileStoreAddresses:
     @property
     def reports(self) -> Path:
         return Path(self.project) / self.stores["reports"]
+
+    @property
+    def shared_address(self) -> str: # Where machines share runs: an address, or a folder; empty: nowhere
+        home = os.path.expandvars(self.stores.get("shared_workspace", "")) # A run of an earlier version has no such option
+        return home.rstrip("/") if "://" in home or not home else str(Path(self.project) / home)
 
     @property
     def tables(self) -> Path | str: # A folder, or an address in an object store

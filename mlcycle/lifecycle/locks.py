@@ -37,10 +37,11 @@ def is_run_in_progress(
 ) -> bool:
     """Whether a process is executing a run.
 
-    A run that was killed still has the status `running`, but its lock is free.
+    A run that was killed still has the status `running`, but its lock is free. A run of another machine is regarded as being
+    executed there as long as it has this status.
     """
-    if run.info["status"] != "running":
-        return False
+    if run.info["status"] != "running" or run.info.get("received_from"):
+        return run.info["status"] == "running"
     try:
         with run_lock(run.workspace, run.id).acquire(timeout=0):
             return False

@@ -89,7 +89,8 @@ def find_unfinished_run(
     parameters = plan.non_default_parameters
     return next((run for run in list_runs(plan.workspace)
                  if run.info["status"] in ("running", "interrupted") and run.info["parameters"] == parameters
-                 and not run.info.get("batch") and run.info.get("keys") is not None and not is_run_in_progress(run)), None)
+                 and not run.info.get("batch") and run.info.get("keys") is not None and not run.info.get("received_from")
+                 and not is_run_in_progress(run)), None)
 
 # %% ../../nbs/lifecycle/run_folders.ipynb #7e1cb21f
 def find_finished_run(

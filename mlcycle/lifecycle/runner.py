@@ -34,6 +34,7 @@ from .run_folders import (check_folders_are_writable, find_finished_run, find_un
 from .execute_stage import restore_stage, execute_stage
 from .stage_cache import outcome_content_hash
 from .stage_pages import is_page_outdated
+from .workspace_sharing import send_stage
 from ..nb.dependencies import ModuleIndex
 from ..nb.fingerprints import code_cells, load_code_summaries, save_code_summaries
 from ..outcomes import STAGES
@@ -232,6 +233,7 @@ def _run_stages(plan: Plan, run: Run, pages: Path, choice: StageChoice, callback
                     if state.status != "fresh": # Another process may have computed it meanwhile
                         state = check_stage_freshness(plan, stage, outcome_hashes, modules)
                     _run_or_restore(plan, run, state, pages, stage in choice.forced, callback)
+            send_stage(run, stage, callback)
             outcome_hashes[stage] = outcome_content_hash(run.folder / f"{stage}.json", stage)
         return finish_run(run, callback=callback)
     except BaseException as error: # An interruption too ends the run

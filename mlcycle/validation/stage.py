@@ -26,8 +26,8 @@ from ..ml.resampling import choose_resampling, describe_resampling
 from ..outcomes import Candidate, Dataset, Gate, Problem, Score, Verdict
 from ..score_format import format_score
 from ..stores.models.decisions import promotion_hindrance
-from ..stores.models.registry import (connect_registry, get_alias_version, get_model_ref, load_registered_model,
-                                            open_experiment, set_alias)
+from ..stores.models.registry import (champion_lock, connect_registry, get_alias_version, get_model_ref,
+                                            load_registered_model, open_experiment, set_alias)
 from ..stores.tables.datasets import read_table
 from ..stores.tables.holdout import count_biasing_accesses, read_holdout
 from ..ml.baselines import choose_baseline
@@ -110,7 +110,7 @@ def promote_candidate(
 
     Returns None, and moves nothing, if the champion is no longer the version in `compared_with`.
     """
-    with workspace.lock("registry"):
+    with workspace.lock("registry"), champion_lock(workspace):
         client = connect_registry(workspace.tracking_uri, workspace.artifacts)
         if compared_with and get_alias_version(candidate.model.name) != compared_with[0]:
             return None

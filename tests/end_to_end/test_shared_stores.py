@@ -1,6 +1,9 @@
 """Runs of two machines on shared stores: tables and models in an object store, registry, log and labels in PostgreSQL."""
 
 import os
+import subprocess
+import sys
+from pathlib import Path
 
 import optuna
 import pytest
@@ -17,6 +20,20 @@ from mlcycle.stores.models import registry
 from mlcycle.stores.models.registry import DOWNLOADS, load_registered_model, open_experiment
 from mlcycle.stores.tables.datasets import read_table
 
+MOVER = """
+import sys, time
+from pathlib import Path
+from mlcycle.core.workspace import Workspace
+from mlcycle.outcomes import ModelRef
+from mlcycle.stores.models import champion_moves
+space, ref = Workspace.from_project(Path(sys.argv[1])), ModelRef(name=sys.argv[2], version=int(sys.argv[3]), run_id="", sha256="")
+set_alias = champion_moves.set_alias
+champion_moves.set_alias = lambda *words, **facts: (time.sleep(2), set_alias(*words, **facts))
+import mlflow, sqlalchemy
+print("ready", flush=True)
+sys.stdin.readline()
+print("moved", champion_moves.move_champion_once(space, ref, 1, sys.argv[3], "a better score"), flush=True)
+"""
 SETTINGS = """[stores]
 tables = s3://$SHARED_BUCKET/project
 artifacts = s3://$SHARED_BUCKET/models
@@ -50,6 +67,23 @@ def machine(bucket, postgresql, tmp_path, monkeypatch):  # noqa: F811
         return done.stdout
 
     return make, command
+
+
+def moved_at_once(run: mc.Run, folders: list[Path]) -> list[str]:
+    "What machines print that, at the same time, make each a version of its own champion in place of version 1."
+    name, client = run.candidate.model.name, open_experiment(run.workspace.tracking_uri, run.workspace.artifacts, "moves")
+    versions = [client.create_model_version(name, f"s3://nothing/{folder.name}").version for folder in folders]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    commands = [
+        [sys.executable, "-c", MOVER, str(folder), name, str(version)] for folder, version in zip(folders, versions, strict=True)
+    ]
+    movers = [subprocess.Popen(command, **pipes) for command in commands]
+    for mover in movers:
+        assert mover.stdout.readline() == "ready\n"
+    for mover in movers:
+        mover.stdin.write("\n")
+        mover.stdin.flush()
+    return [mover.communicate(timeout=120)[0] for mover in movers]
 
 
 def test_two_machines_share_all_stores(machine, bucket):  # noqa: F811
@@ -86,7 +120,21 @@ def test_two_machines_share_all_stores(machine, bucket):  # noqa: F811
         service.predict(rows[second.plan.input_columns].head(3), ["a", "b", "c"])
     for word in ("1 model versions", "tables", "3 predictions"):
         assert word in command("doctor", cwd=one)
-    for folder in (one, two):
+    three = make("three")
+    cancer().to_csv(three / "cancer.csv", index=False)
+    for folder in (one, three):
+        (folder / "settings.ini").write_text(SETTINGS + "shared_workspace = s3://$SHARED_BUCKET/runs\n")
+    command("runs", cwd=one)
+    command(*words, "-p", "n_resamples=40", "--until", "validation", cwd=three)
+    continued = mc.open("last", three)
+    reused = [facts.get("reused", "") for facts in continued.info["stages"].values()]
+    assert reused[:4] == [first.id] * 4 and not any(reused[4:]), "the third machine continues where the first one has ended"
+    assert (three / "contract.yaml").read_text() == (one / "contract.yaml").read_text()
+    assert (three / "reports" / first.id / "07_monitoring.html").is_file()
+    assert continued.id in command("runs", "--project", one, cwd=two), "the option names the project that receives runs"
+    assert "2 runs" in (facts := command("doctor", cwd=one)) and f"s3://{bucket}/runs" in facts
+    assert sorted(moved_at_once(first, [one, two])) == ["moved False\n", "moved True\n"], "the second one sees the first move"
+    for folder in (one, two, three):
         assert not any(b"very-secret-key" in file.read_bytes() for file in folder.rglob("*") if file.is_file())
 
 

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from ...core.workspace import Workspace
 from ...outcomes import ModelRef
 from .audit_log import AuditEntry, readable_entries
-from .registry import (CHALLENGER, CHAMPION, connect_registry, get_alias_version, registry_errors,
-                                            remove_alias, set_alias)
+from .registry import (CHALLENGER, CHAMPION, champion_lock, connect_registry, get_alias_version,
+                                            registry_errors, remove_alias, set_alias)
 
 # %% ../../../nbs/stores/models/champion_moves.ipynb #d8a328d9
 def has_moved_champion(
@@ -34,7 +34,7 @@ def move_champion_once(
     reason: str, # For the audit log
 ) -> bool: # Whether it is champion now, or was already; False: the champion is another version than the compared one
     "Make a version champion unless that was done before; nothing moves if the champion has changed since the comparison."
-    with workspace.lock("registry"), registry_errors(workspace.tracking_uri):
+    with workspace.lock("registry"), champion_lock(workspace), registry_errors(workspace.tracking_uri):
         connect_registry(workspace.tracking_uri, workspace.artifacts)
         present = get_alias_version(ref.name)
         if present != ref.version:

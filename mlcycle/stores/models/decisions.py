@@ -19,7 +19,7 @@ from ...errors import ArtifactError, ParameterError
 from ...outcomes import ModelRef, Verdict
 from .audit_log import (DECISION_TAG, Action, AuditEntry, append_audit_entry, earlier_champions,
                                              last_decision, readable_entries)
-from .registry import CHALLENGER, CHAMPION, remove_alias, set_alias
+from .registry import CHALLENGER, CHAMPION, champion_lock, remove_alias, set_alias
 from .registry_queries import find_version, open_registry_read_only
 
 if TYPE_CHECKING:
@@ -147,7 +147,7 @@ def approve_version(
     Raises ParameterError if this user must not approve it, ArtifactError if it does not pass all gates.
     """
     _raise_without_reason(reason)
-    with open_registry_read_only(workspace) as client:
+    with open_registry_read_only(workspace) as client, champion_lock(workspace):
         found = find_version(client, f"{name}@{version}")
         assert client is not None # It has found a version
         remark = _raise_if_not_approvable(workspace, client, found, force)
@@ -168,7 +168,7 @@ def reject_version(
     Raises ArtifactError if it is champion.
     """
     _raise_without_reason(reason)
-    with open_registry_read_only(workspace) as client:
+    with open_registry_read_only(workspace) as client, champion_lock(workspace):
         found = find_version(client, f"{name}@{version}")
         assert client is not None # It has found a version
         if CHAMPION in found.aliases:
@@ -192,7 +192,7 @@ def roll_back(
     Raises ParameterError if there is none, or the version was never champion or has been rejected.
     """
     _raise_without_reason(reason)
-    with open_registry_read_only(workspace) as client:
+    with open_registry_read_only(workspace) as client, champion_lock(workspace):
         found = find_version(client, f"{name}@{CHAMPION}")
         entries = readable_entries(workspace)
         known = [number for number in earlier_champions(entries, name, present=int(found.version))

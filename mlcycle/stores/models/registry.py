@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['HTTP_RETRIES', 'ARTIFACT_FOLDERS', 'DOWNLOADS', 'CHAMPION', 'CHALLENGER', 'REASON_TAG', 'ALIAS_HISTORY_TAG',
-           'registry_errors', 'is_registry_error', 'short_reason', 'connect_registry', 'database_created_meanwhile',
-           'open_experiment', 'download_model_artifact', 'registered_model_file', 'load_registered_model',
-           'get_alias_version', 'functions_ref', 'get_model_ref', 'set_alias', 'remove_alias', 'is_move_recorded',
-           'alias_history']
+           'CHAMPION_LOCK', 'CHAMPION_LOCK_SECONDS', 'registry_errors', 'is_registry_error', 'short_reason',
+           'connect_registry', 'database_created_meanwhile', 'open_experiment', 'download_model_artifact',
+           'registered_model_file', 'load_registered_model', 'champion_lock', 'get_alias_version', 'functions_ref',
+           'get_model_ref', 'set_alias', 'remove_alias', 'is_move_recorded', 'alias_history']
 
 # %% ../../../nbs/stores/models/registry.ipynb #2447325b
 import json
@@ -17,7 +17,7 @@ import re
 import tempfile
 from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, datetime
 from importlib.util import find_spec
 from pathlib import Path
@@ -226,6 +226,33 @@ def load_registered_model(
 CHAMPION, CHALLENGER = "champion", "challenger"
 REASON_TAG = "_reason" # End of the tag with the reason of an alias
 ALIAS_HISTORY_TAG = "alias_history." # Prefix of the tags of a registered model that record moves
+
+# %% ../../../nbs/stores/models/registry.ipynb #65246837
+CHAMPION_LOCK = 7_236_540_101 # Number of the advisory lock in PostgreSQL
+CHAMPION_LOCK_SECONDS = 60 # Longest wait for it
+
+# %% ../../../nbs/stores/models/registry.ipynb #2da5302a
+@contextmanager
+def champion_lock(
+    workspace: Workspace, # Has the registry
+) -> Generator[None]:
+    """Context manager: keep other machines from moving the alias `champion` in a registry in PostgreSQL.
+
+    Raises RegistryError if the registry is unavailable, or another machine holds the lock for a minute.
+    """
+    address = workspace.tracking_uri
+    if not address.startswith("postgresql"):
+        yield
+        return
+    import sqlalchemy as sa
+
+    engine = sa.create_engine(address, poolclass=sa.NullPool, isolation_level="AUTOCOMMIT", connect_args={"connect_timeout": 10})
+    with ExitStack() as stack:
+        with registry_errors(address):
+            connection = stack.enter_context(engine.connect())
+            connection.execute(sa.text(f"SET lock_timeout = '{CHAMPION_LOCK_SECONDS}s'"))
+            connection.execute(sa.text(f"SELECT pg_advisory_lock({CHAMPION_LOCK})"))
+        yield
 
 # %% ../../../nbs/stores/models/registry.ipynb #7e9bb263
 def get_alias_version(

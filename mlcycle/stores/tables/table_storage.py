@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['HOLDOUT', 'S3_OPTIONS', 'S3_ATTEMPTS', 'READ_ATTEMPTS', 'INTERRUPTED', 'UNREACHABLE', 'NOT_FOUND', 'place_in',
-           'holdout_place', 'is_interrupted', 'repeat_interrupted', 'open_filesystem', 'list_stored_files',
-           'raise_if_unreachable', 'store_errors', 'DeltaFiles', 'TableStorage', 'table_storage', 'file_state']
+           'holdout_place', 'is_interrupted', 'repeat_interrupted', 'open_fsspec_address', 'open_filesystem',
+           'list_stored_files', 'raise_if_unreachable', 'store_errors', 'DeltaFiles', 'TableStorage', 'table_storage',
+           'file_state']
 
 # %% ../../../nbs/stores/tables/table_storage.ipynb #453f33e3
 import os
@@ -22,7 +23,7 @@ from filelock import FileLock
 
 from ...core.secrets import mask_secrets
 from ...core.workspace import OBJECT_STORE, is_object_store
-from ...errors import StorageError
+from ...errors import ParameterError, StorageError
 
 if TYPE_CHECKING:
     from pyarrow.fs import FileSystem
@@ -60,7 +61,8 @@ def is_interrupted(
 ) -> bool:
     "Whether a response of an object store was interrupted, and its request was not repeated by the library."
     text = str(error)
-    return is_object_store(place) and bool(INTERRUPTED.search(text)) and not re.search(r"after \d+ retries", text)
+    repeated = re.search(r"after \d+ retries|curlCode: [67]\b", text) # 6, 7: pyarrow has tried to connect several times
+    return is_object_store(place) and bool(INTERRUPTED.search(text)) and not repeated
 
 # %% ../../../nbs/stores/tables/table_storage.ipynb #f873e935
 def repeat_interrupted(
@@ -72,6 +74,25 @@ def repeat_interrupted(
                              stop=tenacity.stop_after_attempt(READ_ATTEMPTS),
                              wait=tenacity.wait_random_exponential(multiplier=0.1, max=1))(function)
 
+# %% ../../../nbs/stores/tables/table_storage.ipynb #34fde503
+def open_fsspec_address(
+    address: str, # Such as gs://bucket/project
+) -> "FileSystem": # Paths are relative to the address
+    """Open an address by fsspec.
+
+    Raises ParameterError if fsspec, or the package that it needs for this address, is not installed.
+    """
+    from pyarrow import fs
+
+    try:
+        from fsspec.core import url_to_fs
+
+        system, path = url_to_fs(address)
+    except (ImportError, ValueError) as error:
+        raise ParameterError(f"Addresses such as {mask_secrets(address)} cannot be opened: {error}.", "",
+                             "Install fsspec and its package for this address, such as gcsfs; s3:// needs neither.") from error
+    return fs.SubTreeFileSystem(path, fs.PyFileSystem(fs.FSSpecHandler(system)))
+
 # %% ../../../nbs/stores/tables/table_storage.ipynb #ddf079bc
 def open_filesystem(
     place: Path | str, # A folder, or an address in an object store
@@ -80,7 +101,7 @@ def open_filesystem(
     from pyarrow import fs
 
     if not is_object_store(place):
-        return fs.SubTreeFileSystem(str(place), fs.LocalFileSystem())
+        return open_fsspec_address(str(place)) if "://" in str(place) else fs.SubTreeFileSystem(str(place), fs.LocalFileSystem())
     client = fs.S3FileSystem(endpoint_override=os.environ.get("AWS_ENDPOINT_URL") or None,
                              region=os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or None,
                              connect_timeout=10, request_timeout=60,
@@ -91,14 +112,14 @@ def open_filesystem(
 def list_stored_files(
     place: Path | str, # A folder, or an address in an object store; may not exist
     under: str = "", # Folder in it
-) -> dict[str, tuple[int, float]]: # Size in bytes and time of the last change, by path relative to `place`
+) -> dict[str, tuple[int, float]]: # Size in bytes and time of the last change (0: unknown), by path relative to `place`
     "List all files below a folder or an address."
     from pyarrow import fs
 
     below = fs.FileSelector(under, allow_not_found=True, recursive=True)
     with store_errors(place):
         found = repeat_interrupted(place, lambda: open_filesystem(place).get_file_info(below))
-    return {info.path: (info.size, info.mtime_ns / 1e9) for info in found if info.type == fs.FileType.File}
+    return {info.path: (info.size, (info.mtime_ns or 0) / 1e9) for info in found if info.type == fs.FileType.File}
 
 # %% ../../../nbs/stores/tables/table_storage.ipynb #3725aaba
 UNREACHABLE = re.compile(r"Generic S3 error|AWS Error|necessary privileges|authentication credentials", re.IGNORECASE)
@@ -116,7 +137,7 @@ def raise_if_unreachable(
     lines = [line.strip(" ↳").rstrip() for line in text.splitlines()]
     reason = mask_secrets(" ".join(line for line in lines if line)[-300:])
     raise StorageError(f"The object store at {place} cannot be used: … {reason}", "",
-                       "Check 'tables' under [stores] in settings.ini, the environment variables AWS_ENDPOINT_URL, "
+                       "Check the address under [stores] in settings.ini, the environment variables AWS_ENDPOINT_URL, "
                        "AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_REGION, and that the bucket exists.") from error
 
 # %% ../../../nbs/stores/tables/table_storage.ipynb #0e66d7a7
