@@ -335,6 +335,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                 'mlcycle/core/execution.py'),
                                         'mlcycle.core.execution._map_on_dask': ( 'core/execution.html#_map_on_dask',
                                                                                  'mlcycle/core/execution.py'),
+                                        'mlcycle.core.execution._open_client': ( 'core/execution.html#_open_client',
+                                                                                 'mlcycle/core/execution.py'),
                                         'mlcycle.core.execution._show_progress': ( 'core/execution.html#_show_progress',
                                                                                    'mlcycle/core/execution.py'),
                                         'mlcycle.core.execution._submit_again': ( 'core/execution.html#_submit_again',
