@@ -142,17 +142,17 @@ def _connect(settings: ExecutionSettings, attempts: int) -> _Connection:
     "Connect to the scheduler, or start a cluster; check that its workers can execute tasks with the same results."
     check_dask_is_installed()
     import dask
-    from distributed import Client
 
     dask.config.set({"distributed.admin.large-graph-warning-threshold": "1 GB"}) # Few tasks with large arguments wait at a time
-    logging.getLogger("distributed.client").setLevel(logging.CRITICAL) # A lost connection is handled, or raised, here
+    for name in ("client", "batched", "utils"): # A lost connection is handled, or raised, here
+        logging.getLogger(f"distributed.{name}").setLevel(logging.CRITICAL)
     folder = cluster = None
     if not settings.scheduler:
         folder = TemporaryDirectory(prefix="mlcycle-dask-")
         cluster = start_cluster(Path(folder.name), settings.workers, settings.memory_limit, follow_parent=True)
     address = cluster.address if cluster else settings.scheduler
     try:
-        client = Client(address, timeout=CONNECT_SECONDS * attempts, set_as_default=False)
+        client = _open_client(address, CONNECT_SECONDS * attempts)
     except (OSError, ValueError) as error: # TimeoutError too
         if cluster and folder:
             stop_cluster(cluster)
@@ -165,6 +165,20 @@ def _connect(settings: ExecutionSettings, attempts: int) -> _Connection:
         made.close()
         raise
     return made
+
+# %% ../../nbs/core/execution.ipynb #24a41a61
+def _open_client(address: str, seconds: float) -> "Client":
+    "Connect to a scheduler, and try again while connections are closed; raises OSError after a number of seconds."
+    from distributed import Client
+
+    until = time.monotonic() + seconds
+    while True:
+        try:
+            return Client(address, timeout=max(1, until - time.monotonic()), set_as_default=False)
+        except OSError: # TimeoutError too
+            if time.monotonic() > until:
+                raise
+            time.sleep(0.2)
 
 # %% ../../nbs/core/execution.ipynb #9655d4e1
 def scheduler_unreachable(
@@ -403,8 +417,11 @@ def _wait_until_done(future: Any) -> str:
 # %% ../../nbs/core/execution.ipynb #62a0ddc0
 def _submit_again(task: Task) -> None:
     "Submit a task again, and all others that were lost with it."
-    client = _connection(task.settings).client
-    if task.future.status in ("pending", "error"): # Without workers, or given up
+    try:
+        client = _connection(task.settings).client
+    except OSError: # Lost again, which `_try` will notice
+        return
+    if task.future and task.future.status in ("pending", "error"): # Without workers, or given up
         task.future = None
     for each in [task, *_TASKS]:
         if each.settings == task.settings:

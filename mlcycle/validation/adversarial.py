@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['MAX_TIME_CORRELATION', 'MIN_PART_ROWS', 'MAX_ADVERSARIAL_COLUMNS', 'FOLD_CORRECTION', 'columns_derived_from_time',
-           'sample_both_parts', 'score_out_of_fold_ranks', 'adversarial_validation', 'describe_adversarial_validation']
+           'sample_both_parts', 'score_adversarial_fold', 'score_out_of_fold_ranks', 'adversarial_validation',
+           'describe_adversarial_validation']
 
 # %% ../../nbs/validation/adversarial.ipynb #f1444bf4
 import numpy as np
@@ -13,6 +14,7 @@ from scipy import stats
 from sklearn.ensemble import HistGradientBoostingClassifier
 from threadpoolctl import threadpool_limits
 
+from ..core.execution import SharedValue, map_tasks, read_execution_settings
 from ..ml.bootstrap import bootstrap_intervals
 from ..ml.folds import make_folds
 from ..ml.naive_forecasts import time_to_number
@@ -54,11 +56,15 @@ def sample_both_parts(
     return pd.concat(parts, ignore_index=True), np.repeat([False, True], [len(part) for part in parts])
 
 # %% ../../nbs/validation/adversarial.ipynb #fd6c65ba
-def _score_fold(X: np.ndarray, is_holdout: np.ndarray, fold: tuple, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def score_adversarial_fold(
+    fold: tuple[np.ndarray, np.ndarray], # Places of the training and of the validation rows
+    shared: tuple, # Encoded columns, whether each row is from the holdout, and random seed
+) -> tuple[np.ndarray, np.ndarray]:
     "Ranks of the validation rows of a fold, and the decrease of its AUC for each permuted column."
-    train_index, valid_index = fold
+    (train_index, valid_index), (X, is_holdout, seed) = fold, shared
     model = HistGradientBoostingClassifier(max_iter=30, max_leaf_nodes=8, early_stopping=False, random_state=seed)
-    model.fit(X[train_index], is_holdout[train_index])
+    with threadpool_limits(1):
+        model.fit(X[train_index], is_holdout[train_index])
     valid, actual = X[valid_index], is_holdout[valid_index]
     order, n_columns = np.random.default_rng(seed).permutation(len(valid)), X.shape[1]
     tables = np.tile(valid, (n_columns + 1, 1)).reshape(n_columns + 1, *valid.shape)
@@ -115,8 +121,9 @@ def adversarial_validation(
     entity = {problem.entity: rows[problem.entity]} if problem.entity in rows else {}
     split = split if entity else split.model_copy(update={"entity": ""})
     folds = make_folds(split, pd.DataFrame(entity | {"part": is_holdout}), 5, seed, too_few_entities="warn")
-    with threadpool_limits(1):
-        found = [_score_fold(encoded.to_numpy(), is_holdout, fold, seed) for fold in folds]
+    execution = read_execution_settings()
+    shared = SharedValue(execution, (encoded.to_numpy(), is_holdout, seed))
+    found = list(map_tasks(score_adversarial_fold, folds, execution, arguments=[shared]))
     places, ranks = np.concatenate([valid for _, valid in folds]), np.concatenate([each for each, _ in found])
     actual, worth = is_holdout[places], np.mean([each for _, each in found], axis=0)
     auc, p_value = score_out_of_fold_ranks(split, actual, ranks, seed)

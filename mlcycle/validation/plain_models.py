@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['MIN_SHARE', 'MAX_CHECKED_COLUMNS', 'MAX_CHECKED_ROWS', 'simplify_raw_columns', 'make_plain_model',
            'predict_with_plain_model', 'compare_with_references', 'describe_reference', 'find_copies_on_holdout',
-           'check_single_columns', 'describe_single_columns']
+           'score_single_column', 'check_single_columns', 'describe_single_columns']
 
 # %% ../../nbs/validation/plain_models.ipynb #25a60e5c
 import numpy as np
@@ -18,6 +18,7 @@ from sklearn.preprocessing import OneHotEncoder, StandardScaler
 from sklearn.tree import DecisionTreeClassifier, DecisionTreeRegressor
 from threadpoolctl import threadpool_limits
 
+from ..core.execution import SharedValue, map_tasks, read_execution_settings
 from ..leakage.single_column import TargetSample, encode_single_column, encode_targets, explained_share
 from ..leakage.target_copies import MIN_COPY_SCORE, find_target_copies, target_oracle_score
 from ..ml.bootstrap import bootstrap_difference, bootstrap_intervals
@@ -127,6 +128,21 @@ def find_copies_on_holdout(
     copies = find_target_copies(fresh[columns], fresh[problem.target], regression)
     return {*copies, *(name for name, score in scores.items() if score >= MIN_COPY_SCORE[regression] * oracle > 0)}
 
+# %% ../../nbs/validation/plain_models.ipynb #1a7ee9e9
+def score_single_column(
+    values: pd.Series, # Encoded values, those of the training rows first
+    shared: tuple[Problem, np.ndarray, pd.Series], # Problem; target of the training rows; target of the holdout
+) -> float: # Primary metric on the holdout
+    "The score of a tree of one column."
+    problem, target, actual = shared
+    made, encoded = DecisionTreeRegressor if problem.task == "regression" else DecisionTreeClassifier, values.to_frame()
+    parts = encoded[:len(target)], encoded[len(target):]
+    tree = made(max_leaf_nodes=max(16, 2 * len(problem.classes)), min_samples_leaf=5, random_state=0).fit(parts[0], target)
+    threshold = None
+    if problem.task == "binary":
+        threshold = best_threshold(problem, encode_target(target, problem), predict(tree, parts[0], problem).values)
+    return compute_score(problem.metric, problem, actual, predict(tree, parts[1], problem, threshold))
+
 # %% ../../nbs/validation/plain_models.ipynb #58d0b619
 def check_single_columns(
     problem: Problem, # Has task and primary metric
@@ -140,16 +156,10 @@ def check_single_columns(
     "Score a tree of each column on the holdout, and compare it with the model and with the target oracle."
     train, columns = subsample_rows_evenly(train, max_rows), columns[:MAX_CHECKED_COLUMNS]
     encoded = encode_raw_columns(pd.concat([train[columns], holdout[columns]], ignore_index=True))
-    target, actual, sign = train[problem.target].to_numpy(), holdout[problem.target], get_metric(problem.metric).sign
-    made, found = DecisionTreeRegressor if problem.task == "regression" else DecisionTreeClassifier, []
-    for name, values in encoded.items():
-        parts = values.to_frame()[:len(train)], values.to_frame()[len(train):]
-        tree = made(max_leaf_nodes=max(16, 2 * len(problem.classes)), min_samples_leaf=5, random_state=0).fit(parts[0], target)
-        threshold = None
-        if problem.task == "binary":
-            threshold = best_threshold(problem, encode_target(target, problem), predict(tree, parts[0], problem).values)
-        predicted = predict(tree, parts[1], problem, threshold)
-        score = compute_score(problem.metric, problem, actual, predicted)
+    sign, execution, found = get_metric(problem.metric).sign, read_execution_settings(), []
+    shared = SharedValue(execution, (problem, train[problem.target].to_numpy(), holdout[problem.target]))
+    for name, score in zip(encoded, map_tasks(score_single_column, (values for _, values in encoded.items()), execution,
+                                              arguments=[shared]), strict=True):
         gain = sign * (model_score - baseline_score)
         share = sign * (score - baseline_score) / gain if gain > 0 else 0.0
         kind = "strong feature" if share >= MIN_SHARE else ""

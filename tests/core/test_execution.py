@@ -99,6 +99,47 @@ def test_a_scheduler_that_is_restarted_at_its_port_costs_no_result(short_cluster
     assert results == SQUARES and len(short_cluster) == 2
 
 
+@pytest.mark.parametrize("paused", ["scheduler", "worker"])
+def test_a_network_pause_costs_no_result(tmp_path, monkeypatch, paused):
+    monkeypatch.setenv("DASK_DISTRIBUTED__SCHEDULER__WORKER_TTL", "2s")  # A worker that is paused longer than 5 s is replaced
+    made, results = start_test_cluster(tmp_path / "dask"), []
+    settings, pid = ExecutionSettings("dask", made.address), made.processes["scheduler"][0]
+
+    def pause():
+        process = psutil.Process(pid if paused == "scheduler" else worker_processes(made)[0].pid)
+        process.suspend()
+        time.sleep(6)
+        if process.is_running():
+            process.resume()
+
+    thread = threading.Thread(target=pause)
+    try:
+        for result in map_tasks(cluster_tasks.slow_square, range(20), settings):
+            results.append(result)
+            if len(results) == 5:
+                thread.start()
+        thread.join()
+        assert results == SQUARES[:20]
+    finally:
+        close_dask()
+        stop_cluster(made)
+
+
+def test_connections_that_are_closed_at_once_are_tried_again(short_cluster, monkeypatch):
+    from distributed import Client
+
+    left = [ConnectionResetError("closed by a proxy")] * 2
+
+    def connect(*arguments, **options):
+        if left:
+            raise left.pop()
+        return Client(*arguments, **options)
+
+    monkeypatch.setattr("distributed.Client", connect)
+    assert list(map_tasks(cluster_tasks.square, range(4), ExecutionSettings("dask", short_cluster[0].address))) == SQUARES[:4]
+    assert not left
+
+
 def test_a_value_whose_worker_is_killed_is_sent_again(short_cluster):
     settings, table = ExecutionSettings("dask", short_cluster[0].address), pd.DataFrame({"a": range(1000)})
     shared = SharedValue(settings, table)
