@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['NO_STATISTICS', 'KEEP_LOG', 'MAX_COMMITS', 'MAX_CELLS_READ', 'write_table', 'delta_commit_metadata', 'read_table',
            'WrittenFile', 'arrow_schema', 'write_table_file', 'commit_table', 'discard_table_files', 'iterate_table',
-           'read_partitioned_table', 'is_intact', 'table_files', 'TableVersion', 'table_names', 'table_versions',
-           'resolve_table_address', 'remove_uncommitted_files']
+           'sample_step', 'read_partitioned_table', 'is_intact', 'table_files', 'TableVersion', 'table_names',
+           'table_versions', 'resolve_table_address', 'remove_uncommitted_files']
 
 # %% ../../../nbs/stores/tables/datasets.ipynb #19e4658a
 import json
@@ -319,6 +319,15 @@ def iterate_table(
 # %% ../../../nbs/stores/tables/datasets.ipynb #73a3871b
 MAX_CELLS_READ = 20_000_000 # Rows times columns that are read from a table in partitions
 
+# %% ../../../nbs/stores/tables/datasets.ipynb #f1a108de
+def sample_step(
+    table: TableRef, # Version of a table in partitions
+    n_columns: int, # Number of its columns
+    max_rows: int = 0, # Of the sample; 0: as many as have 20 million cells
+) -> int: # Every `step`-th row is in the sample
+    "The step of the even sample that is read from a table."
+    return -(-table.rows // (max_rows or max(MAX_CELLS_READ // max(n_columns, 1), 1)))
+
 # %% ../../../nbs/stores/tables/datasets.ipynb #33a5b6b7
 def read_partitioned_table(
     folder: Path | str, # Folder or address of tables
@@ -328,7 +337,7 @@ def read_partitioned_table(
     "Read an even sample of a table in partitions, and verify the hash of all its rows."
     parts, start, step = [], 0, 0
     for rows in iterate_table(folder, table):
-        step = step or -(-table.rows // (max_rows or max(MAX_CELLS_READ // max(rows.shape[1], 1), 1)))
+        step = step or sample_step(table, rows.shape[1], max_rows)
         parts.append(rows.iloc[-start % step::step].copy()) # A view would keep all rows in memory
         start += len(rows)
     return pd.concat(parts)
