@@ -286,12 +286,13 @@ MIN_NAMED_SHARE = 0.5 # Share of rows in frequent categories, below which a colu
 def number_bins(
     numbers: np.ndarray, # Of the reference; NaN and infinite ones are left out
     kind: Literal["number", "text"] = "number", # Numbers, or lengths of text
+    n_bins: int = PROFILE_BINS, # At most so many, beside those of frequent numbers
 ) -> ColumnBins:
     "Bins with about equally many numbers, and one for each frequent number."
     ordered = np.sort(numbers[np.isfinite(numbers)])
     if not (n := len(ordered)):
         return ColumnBins(kind)
-    n_bins = min(PROFILE_BINS, max(n // MIN_ROWS_PER_BIN, 1))
+    n_bins = min(n_bins, max(n // MIN_ROWS_PER_BIN, 1))
     cuts = ordered[np.ceil(np.arange(1, n_bins + 1) / n_bins * n).astype(int) - 1]
     first = np.flatnonzero(np.append(True, ordered[1:] != ordered[:-1]))
     frequent = ordered[first[np.diff(np.append(first, n)) > n / n_bins]]

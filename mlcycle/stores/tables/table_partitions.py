@@ -28,7 +28,7 @@ def read_table_file(
     file: str, # Of the version
     columns: Sequence[str] | None = None, # To be read; None: all
 ) -> pd.DataFrame: # Indexed by `row_id`
-    "Read a file of a table, on any machine; raise ArtifactError if it is not there. The hash of the rows is not verified."
+    "Read a file of a table, on any machine; raises ArtifactError if it is not there. The hash of the rows is not verified."
     import pyarrow.parquet as pq
 
     storage = table_storage(folder, name)
