@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['NO_STATISTICS', 'KEEP_LOG', 'MAX_COMMITS', 'MAX_CELLS_READ', 'write_table', 'delta_commit_metadata', 'read_table',
            'WrittenFile', 'arrow_schema', 'write_table_file', 'commit_table', 'discard_table_files', 'iterate_table',
-           'sample_step', 'read_partitioned_table', 'is_intact', 'table_files', 'TableVersion', 'table_names',
-           'table_versions', 'resolve_table_address', 'remove_uncommitted_files']
+           'sample_step', 'read_partitioned_table', 'read_rows_evenly', 'is_intact', 'table_files', 'TableVersion',
+           'table_names', 'table_versions', 'resolve_table_address', 'remove_uncommitted_files']
 
 # %% ../../../nbs/stores/tables/datasets.ipynb #19e4658a
 import json
@@ -21,6 +21,7 @@ from pathlib import Path
 from urllib.parse import unquote
 from uuid import uuid4
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import tenacity
@@ -339,6 +340,22 @@ def read_partitioned_table(
     for rows in iterate_table(folder, table):
         step = step or sample_step(table, rows.shape[1], max_rows)
         parts.append(rows.iloc[-start % step::step].copy()) # A view would keep all rows in memory
+        start += len(rows)
+    return pd.concat(parts)
+
+# %% ../../../nbs/stores/tables/datasets.ipynb #e4d61c50
+def read_rows_evenly(
+    folder: Path | str, # Folder or address of tables
+    table: TableRef, # Version to read
+    max_rows: int, # At most so many
+) -> pd.DataFrame: # Indexed by `row_id`
+    "Read some rows of a table, from the first to the last one, in equal steps; the same ones for a table in partitions."
+    places = np.linspace(0, table.rows - 1, min(table.rows, max_rows)).astype(int)
+    if not table.partitions:
+        return read_table(folder, table).iloc[places]
+    parts, start = [], 0
+    for rows in iterate_table(folder, table):
+        parts.append(rows.iloc[places[(places >= start) & (places < start + len(rows))] - start].copy())
         start += len(rows)
     return pd.concat(parts)
 
