@@ -52,7 +52,7 @@ def as_numbers(counts):
     return columns, seasons, counts.days.days.tolist(), {name: each.tolist() for name, each in counts.days.counts.items()}
 
 
-@settings(max_examples=5, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=4, deadline=None, suppress_health_check=list(HealthCheck))
 @given(seed=st.integers(0, 2**32), step=st.integers(1, 4), ends=st.lists(st.integers(1, 999), max_size=4), order=st.randoms())
 def test_counts_do_not_depend_on_how_rows_are_divided(seed, step, ends, order):
     rows = rows_of(seed, 1000)

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from mlcycle.features.explore.all_rows import count_rows, make_layout
+from mlcycle.features.explore.all_rows import count_statistics, make_layout
 from mlcycle.features.explore.explore import PERIOD_FREQUENCIES, explore
 from mlcycle.features.stage import sample_notes
 from mlcycle.ml import distinct_sketch
@@ -48,7 +48,7 @@ def as_numbers(counts):
     return columns, counts.patterns, counts.classes, counts.target.tolist(), periods
 
 
-@settings(max_examples=5, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=4, deadline=None, suppress_health_check=list(HealthCheck))
 @given(
     seed=st.integers(0, 2**32),
     ends=st.lists(st.integers(1, 599), max_size=4),
@@ -65,8 +65,8 @@ def test_statistics_do_not_depend_on_how_rows_are_divided(seed, ends, order, siz
     order.shuffle(pairs)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(distinct_sketch, "SKETCH_SIZE", size)
-        whole = count_rows(rows, 0, layout)
-        summed = reduce(add, (count_rows(rows[start:end], start, layout) for start, end in pairs))
+        whole = count_statistics(rows, 0, layout)
+        summed = reduce(add, (count_statistics(rows[start:end], start, layout) for start, end in pairs))
         assert as_numbers(summed) == as_numbers(whole)
         assert whole.columns["id"].distinct.is_exact == (size > 600)
         assert abs(whole.columns["id"].distinct.n_distinct / 600 - 1) < (0.7 if size == 50 else 1e-9)

@@ -12,7 +12,7 @@ import pytest
 from mlcycle.core.execution import ExecutionSettings
 from mlcycle.deployment.reference_counts import count_training_rows
 from mlcycle.errors import ArtifactError, HoldoutError
-from mlcycle.features.explore.all_rows import count_rows, make_layout
+from mlcycle.features.explore.all_rows import count_statistics, make_layout
 from mlcycle.features.explore.explore import explore
 from mlcycle.stores.tables import datasets
 from mlcycle.stores.tables.datasets import commit_table, read_table, write_table_file
@@ -38,7 +38,7 @@ def all_numbers(folder, table, sample, execution):
     counts = count_training_rows(sample, ["x", "code"], {}, "day", partitions)
     problem = SimpleNamespace(task="binary", positive="yes", time="")
     layout = make_layout(sample, explore(sample, "y", problem), problem)
-    seen = reduce(add, partitions.map(count_rows, [layout]))
+    seen = reduce(add, partitions.map(count_statistics, [layout]))
     x = seen.columns["x"]
     return ([(each.counts.tolist(), each.total, each.squares, each.high) for each in counts.profile.columns.values()],
             {name: each.tolist() for name, each in counts.days.counts.items()}, seen.target.tolist(), x.profile.total, x.cubes,

@@ -35,19 +35,9 @@ from ...core.column_names import unused_column_name
 from ...errors import ArtifactError, HoldoutError, ParameterError, StorageError, suggest_name
 from ...outcomes import FileRef, Ingestion, Problem, TableRef
 from ..sources.ingest import hash_rows
-from mlcycle.stores.tables.table_storage import (
-    HOLDOUT,
-    TableStorage,
-    holdout_place,
-    list_stored_files,
-    open_filesystem,
-    place_in,
-    is_interrupted,
-    raise_if_unreachable,
-    repeat_interrupted,
-    store_errors,
-    table_storage,
-)
+from .table_storage import (
+    HOLDOUT, TableStorage, holdout_place, is_interrupted, list_stored_files, open_filesystem, place_in, raise_if_unreachable,
+    repeat_interrupted, store_errors, table_storage)
 
 # %% ../../../nbs/stores/tables/datasets.ipynb #f17652e1
 NO_STATISTICS = ColumnProperties(statistics_enabled="NONE")
