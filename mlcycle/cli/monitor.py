@@ -131,12 +131,11 @@ def judge(
 ) -> "tuple[MonitoredLog, list[Alert]]": # What was measured; open alerts, and those that were resolved
     "Judge the log of a model or the rows of a source, and keep the outcome in the workspace."
     from mlcycle.lifecycle.model_monitoring import health_file, monitor_target, save_health, update_alerts
-    from mlcycle.lifecycle.monitored_rows import monitor_rows
-    from mlcycle.stores.sources.ingest import read_source
+    from mlcycle.lifecycle.monitored_rows import monitor_source
 
     since, until, width = read_limits(limits, now)
     if limits.rows:
-        return monitor_rows(target, read_source(limits.rows), workspace, time=limits.time, width=width, season=limits.season), []
+        return monitor_source(target, limits.rows, workspace, time=limits.time, width=width, season=limits.season), []
     monitored = monitor_target(target, workspace, since=since, until=until, width=width, season=limits.season, now=now)
     if not limits.is_whole_log or not monitored.health.rows: # A part of the log, or nothing, tells nothing about alerts
         return monitored, []

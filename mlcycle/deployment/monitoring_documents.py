@@ -13,15 +13,17 @@ from collections.abc import Sequence
 import pandas as pd
 
 from ..ml.predictions import Predictions, predict
-from ..ml.table_profile import TableProfile, profile_reference, profile_reference_column
+from .reference_counts import ReferenceCounts, count_training_rows
+from ..ml.table_profile import TableProfile, profile_reference_column
 from ..outcomes import Problem, Score
 from ..service.outlier_fit import fit_outlier_model
 from ..service.outlier_model import OUTLIER_MODEL_FILE, outlier_model_content
 from ..service.reference_days import count_days, encode_days
 from ..service.reference_profile import comparable_predictions, known_categories, reference_documents
 from ..service.reference_scores import choose_units, make_reference_scores, write_reference_scores
-from ..service.reference_seasons import SEASONS, profile_seasons, seasons_to_json
+from ..service.reference_seasons import seasons_to_json
 from ..service.release_description import Bundle
+from ..stores.tables.table_partitions import TablePartitions
 
 # %% ../../nbs/deployment/monitoring_documents.ipynb #18994676
 MAX_REFERENCE_PREDICTIONS = 20_000 # Holdout rows that are predicted
@@ -70,18 +72,14 @@ def prediction_day_documents(
 
 # %% ../../nbs/deployment/monitoring_documents.ipynb #b604ecb2
 def time_documents(
-    bundle: Bundle, # Description of the release
-    train: pd.DataFrame, # Training rows
+    counts: ReferenceCounts, # Of all training rows
 ) -> dict[str, bytes]: # Empty without times, and for tables with very many columns
     "The distribution of each column by month, weekday and hour of the time column, and by day."
-    columns = list(bundle.columns)
-    if not has_times(bundle, train) or len(columns) > MAX_SEASON_COLUMNS:
+    if counts.days is None:
         return {}
-    rows, times = train[columns], train[bundle.problem.time]
-    profile = profile_reference(rows, known_categories(bundle))
-    found = {season: seasons_to_json(profile_seasons(rows, times, profile, season)) for season in SEASONS}
+    found = {season: seasons_to_json(each) for season, each in counts.seasons.items()}
     return {"reference_seasons.json": (json.dumps(found, separators=(",", ":")) + "\n").encode(),
-            "reference_days.npz": encode_days(count_days(rows, times, profile))}
+            "reference_days.npz": encode_days(counts.days)}
 
 # %% ../../nbs/deployment/monitoring_documents.ipynb #abf0ed16
 def monitoring_documents(
@@ -90,12 +88,15 @@ def monitoring_documents(
     train: pd.DataFrame, # Training rows; columns that the model reads, and the time column if there is one
     holdout: pd.DataFrame, # Holdout rows, with the target
     scores: Sequence[Score] = (), # On the holdout, from stage 5; empty: computed from a sample of it
+    partitions: TablePartitions | None = None, # Of the training table; None: `train` has all training rows
 ) -> dict[str, bytes]: # Content by file name
     "Describe training rows, and predictions for the holdout, as monitoring compares them."
     columns, problem = list(bundle.columns), bundle.problem
     rows = holdout.sample(min(len(holdout), MAX_REFERENCE_PREDICTIONS), random_state=0)
     predictions = predict(model, rows[columns], problem, bundle.threshold)
-    return {**reference_documents(bundle, train[columns], predictions.labels, predictions.scores),
+    by_time = has_times(bundle, train) and len(columns) <= MAX_SEASON_COLUMNS
+    counts = count_training_rows(train, columns, known_categories(bundle), (problem.time or "") if by_time else "", partitions)
+    return {**reference_documents(bundle, train[columns], predictions.labels, predictions.scores, profile=counts.profile),
             "reference_scores.npz": score_document(problem, rows, columns, predictions, scores),
-            **time_documents(bundle, train), **prediction_day_documents(bundle, rows, predictions),
+            **time_documents(counts), **prediction_day_documents(bundle, rows, predictions),
             OUTLIER_MODEL_FILE: outlier_model_content(fit_outlier_model(train[columns]))}

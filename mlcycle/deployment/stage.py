@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from ..core.execution import read_execution_settings
 from ..core.versions import distribution_version
 from ..core.workspace import Workspace
 from .cloud_parity import CLOUD_ENVIRONMENT
@@ -37,6 +38,7 @@ from ..stores.models.model_files import load_model
 from ..stores.models.registry import open_experiment, registered_model_file
 from ..stores.outcome_files import load_cleaning_plan
 from ..stores.tables.datasets import read_table
+from ..stores.tables.table_partitions import partitions_beyond_sample
 from ..stores.tables.holdout import read_holdout
 
 # %% ../../nbs/06_deployment.ipynb #64ae665a
@@ -62,10 +64,12 @@ def release_documents(
     scores: Sequence[Score] = (), # On the holdout, from stage 5
 ) -> dict[str, bytes | Path]: # Content, or path of a file, by file name
     "Collect contract and model card, where they exist, and compute the references of monitoring."
-    train = read_table(workspace.tables, dataset.tables["train"])
+    table, execution = dataset.tables["train"], read_execution_settings(workspace.project)
+    train = read_table(workspace.tables, table)
+    partitions = partitions_beyond_sample(workspace.tables, table, train, execution)
     files = {"contract.yaml": workspace.root / dataset.contract.path,
              **{name: Path(card or "") / name for name in ("model_card.md", "model_card.html") if card}}
-    return {**monitoring_documents(bundle, model, train, holdout, scores),
+    return {**monitoring_documents(bundle, model, train, holdout, scores, partitions),
             **{name: path for name, path in files.items() if path.is_file()}}
 
 # %% ../../nbs/06_deployment.ipynb #92adad73

@@ -6,9 +6,9 @@
 __all__ = ['PROFILE_BINS', 'MAX_PROFILE_CATEGORIES', 'MIN_ROWS_PER_BIN', 'MAX_UNSEEN_NAMES', 'MIN_MANY_CATEGORIES',
            'MIN_NAMED_SHARE', 'CODED_BINS', 'CODED_KINDS', 'ColumnBins', 'ColumnProfile', 'add_profiles',
            'TableProfile', 'read_numbers', 'read_dates', 'read_lengths', 'bin_categories', 'read_values', 'bin_values',
-           'count_column', 'count_table', 'number_bins', 'frequent_categories', 'profile_categories',
-           'profile_reference_column', 'profile_reference', 'profile_quantile', 'profile_to_json', 'profile_from_json',
-           'bin_codes', 'code_rows']
+           'count_column', 'count_table', 'number_bins', 'frequent_categories', 'draw_half', 'profile_categories',
+           'profile_reference_column', 'profile_reference', 'extend_range', 'count_reference_part', 'profile_quantile',
+           'profile_to_json', 'profile_from_json', 'bin_codes', 'code_rows']
 
 # %% ../../nbs/ml/table_profile.ipynb #c2836aa5
 from collections.abc import Callable, Mapping
@@ -41,6 +41,7 @@ class ColumnBins:
     scale: float = 1.0 # Standard deviation of the reference
     whole: bool = False # Whether all numbers are whole
     expected_unseen: float = 0.0 # Share of new rows with a category that the reference does not have
+    halved: bool = False # Whether the names were chosen in one half of the rows, and counted in the other
 
     @property
     def n_bins(self) -> int:
@@ -285,12 +286,13 @@ MIN_NAMED_SHARE = 0.5 # Share of rows in frequent categories, below which a colu
 def number_bins(
     numbers: np.ndarray, # Of the reference; NaN and infinite ones are left out
     kind: Literal["number", "text"] = "number", # Numbers, or lengths of text
+    n_bins: int = PROFILE_BINS, # At most so many, beside those of frequent numbers
 ) -> ColumnBins:
     "Bins with about equally many numbers, and one for each frequent number."
     ordered = np.sort(numbers[np.isfinite(numbers)])
     if not (n := len(ordered)):
         return ColumnBins(kind)
-    n_bins = min(PROFILE_BINS, max(n // MIN_ROWS_PER_BIN, 1))
+    n_bins = min(n_bins, max(n // MIN_ROWS_PER_BIN, 1))
     cuts = ordered[np.ceil(np.arange(1, n_bins + 1) / n_bins * n).astype(int) - 1]
     first = np.flatnonzero(np.append(True, ordered[1:] != ordered[:-1]))
     frequent = ordered[first[np.diff(np.append(first, n)) > n / n_bins]]
@@ -309,6 +311,13 @@ def frequent_categories(
     counts = values.value_counts()
     return tuple(to_python(value) for value in counts[counts >= MIN_ROWS_PER_BIN].head(MAX_PROFILE_CATEGORIES).index)
 
+# %% ../../nbs/ml/table_profile.ipynb #cbb87347
+def draw_half(
+    n_rows: int, # Of the reference
+) -> np.ndarray: # Booleans, always the same
+    "The rows of the reference in which frequent categories are chosen; they are counted in the other rows."
+    return np.random.default_rng(0).random(n_rows) < 0.5
+
 # %% ../../nbs/ml/table_profile.ipynb #a236d483
 def profile_categories(
     values: pd.Series, # Of the reference
@@ -321,8 +330,8 @@ def profile_categories(
     (profile,) = count_column(values, bins)
     if len(counts) <= MIN_MANY_CATEGORIES or not profile.counts[-2:].any():
         return profile
-    chosen = np.random.default_rng(0).random(len(values)) < 0.5
-    bins = replace(bins, names=frequent_categories(values[chosen]))
+    chosen = draw_half(len(values))
+    bins = replace(bins, names=frequent_categories(values[chosen]), halved=True)
     (half,) = count_column(values[~chosen], bins)
     limited = known is not None or pd.api.types.is_numeric_dtype(values)
     if limited or half.counts[:-2].sum() >= MIN_NAMED_SHARE * half.known:
@@ -352,6 +361,34 @@ def profile_reference(
     with ThreadPoolExecutor(2) as threads:
         made = threads.map(lambda name: profile_reference_column(frame[name], (known or {}).get(name)), frame)
         return TableProfile(len(frame), dict(zip(map(str, frame), made, strict=True)))
+
+# %% ../../nbs/ml/table_profile.ipynb #e5b4805d
+def extend_range(
+    bins: ColumnBins, # Made from a sample
+    low: float, # Smallest number or length in all rows; infinite: there is none
+    high: float, # Largest one
+) -> ColumnBins:
+    "Bins of which the first and the last one are empty in all rows."
+    if bins.kind not in ("number", "text") or not (np.isfinite(low) and np.isfinite(high)):
+        return bins
+    edges = np.append(np.nextafter(low, -np.inf), high) if len(bins.edges) < 2 else bins.edges.copy()
+    edges[0], edges[-1] = min(edges[0], np.nextafter(low, -np.inf)), max(edges[-1], high)
+    return replace(bins, edges=edges)
+
+# %% ../../nbs/ml/table_profile.ipynb #ccaf7d00
+def count_reference_part(
+    rows: pd.DataFrame, # Some rows of the reference
+    layout: Mapping[str, ColumnBins], # Bins of each column
+    drawn: np.ndarray, # Which of these rows are in the half of the sample in which frequent categories were chosen
+) -> TableProfile: # To be added to those of other rows
+    "Count rows of the reference; a column with names from one half of the sample is counted in all other rows."
+    (profile,) = count_table(rows, layout)
+    halved = {name: bins for name, bins in layout.items() if bins.halved}
+    if halved and drawn.any():
+        (others,) = count_table(rows[~drawn], halved)
+        for name, each in others.columns.items():
+            profile.columns[name] = replace(each, rows=profile.rows, missing=profile.columns[name].missing)
+    return profile
 
 # %% ../../nbs/ml/table_profile.ipynb #bfc5734e
 def profile_quantile(

@@ -29,10 +29,11 @@ from sklearn.pipeline import Pipeline
 
 from ..core.execution import CONNECT_SECONDS, ExecutionSettings, dask_client, fits_workers
 from ..core.progress import report_progress
-from ..errors import ArtifactError, ExecutionError, MlcycleError, StageError
+from ..errors import ExecutionError, MlcycleError, StageError
 from ..ml.latency import measure_latency
 from .weights import column_weights
 from ..outcomes import Candidate, Problem, TableRef
+from ..stores.tables.table_partitions import read_table_file
 from ..stores.tables.table_storage import table_storage
 
 if TYPE_CHECKING:
@@ -97,15 +98,7 @@ class RowEncoder:
 # %% ../../nbs/modelling/distributed_fit.ipynb #17633b92
 def _read_rows(encoder: RowEncoder, number: int) -> pd.DataFrame:
     "Read the rows of a file, without those of the sample; raise ArtifactError if it is not there."
-    import pyarrow.parquet as pq
-
-    storage = table_storage(encoder.folder, encoder.table.name)
-    try:
-        rows = pq.read_table(encoder.files[number], filesystem=storage.filesystem).to_pandas(split_blocks=True)
-    except FileNotFoundError as error:
-        raise ArtifactError(f"A worker cannot read the table at {storage.place}.", "Workers read its files.",
-                            "Use a folder that all machines share, or an object store ('tables' in [stores]).") from error
-    rows = rows.set_index(rows.columns[0]).rename_axis("row_id")
+    rows = read_table_file(encoder.folder, encoder.table.name, encoder.files[number])
     return rows[~rows.index.isin(encoder.sampled)]
 
 # %% ../../nbs/modelling/distributed_fit.ipynb #6e660f09

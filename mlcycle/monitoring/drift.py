@@ -161,7 +161,8 @@ def describe_category_change(
     if not (reference.known and window.known):
         return ""
     before, after = reference.counts / reference.known, window.counts / window.known
-    unseen = [f"{name} (unseen) 0 % → {plain_percent(n / window.known)}" for name, n in window.unseen.items()][:2]
+    start = "" if before[-1] else "0 % " # The sample in which categories were looked for lacks some of all training rows
+    unseen = [f"{name} (unseen) {start}→ {plain_percent(n / window.known)}" for name, n in window.unseen.items()][:2]
     names = [*map(str, reference.bins.names), "other"]
     order = [place for place in np.argsort(-np.abs(after - before)[:-1], kind="stable") if before[place] != after[place]]
     named = [f"{names[place]} {plain_percent(before[place])} → {plain_percent(after[place])}" for place in order[:2]]

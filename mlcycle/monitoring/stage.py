@@ -30,7 +30,7 @@ from ..service.rows import to_json_rows
 from ..stores.event_log import open_event_log, read_log, read_requests
 from ..stores.events import connect_event_database, delete_events_of_run, open_event_database, sqlite_file_id
 from ..stores.models.function_files import workspace_functions_file
-from ..stores.tables.datasets import read_table
+from ..stores.tables.datasets import read_rows_evenly
 from ..stores.tables.holdout import read_holdout
 
 if TYPE_CHECKING: # Imported late: it takes long
@@ -48,11 +48,11 @@ def read_rows_to_replay(
 ) -> tuple[Literal["future", "holdout"], pd.DataFrame]: # Name of the table; its rows, in order of time
     "Read the rows that are sent through the service."
     name: Literal["future", "holdout"] = "future" if "future" in dataset.tables else "holdout"
-    rows = (read_table(workspace.tables, dataset.tables[name]) if name == "future"
-            else read_holdout(workspace, dataset.tables[name], run=run, stage="monitoring",
-                              reason="monitoring, since there are no future rows"))
-    max_rows = max_rows if name == "future" else min(max_rows, MAX_HOLDOUT_ROWS)
-    return name, rows.iloc[np.linspace(0, len(rows) - 1, min(len(rows), max_rows)).astype(int)]
+    if name == "future":
+        return name, read_rows_evenly(workspace.tables, dataset.tables[name], max_rows)
+    rows = read_holdout(workspace, dataset.tables[name], run=run, stage="monitoring",
+                        reason="monitoring, since there are no future rows")
+    return name, rows.iloc[np.linspace(0, len(rows) - 1, min(len(rows), max_rows, MAX_HOLDOUT_ROWS)).astype(int)]
 
 # %% ../../nbs/07_monitoring.ipynb #5e54d1a1
 def replay_through_service(

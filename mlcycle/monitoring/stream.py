@@ -59,7 +59,7 @@ def reference_counts(
     if 0 < profile.known < known:
         counts[-1] *= profile.known / known
     if profile.bins.kind == "category" and profile.bins.known is not None:
-        counts[-2] += profile.bins.expected_unseen * profile.known
+        counts[-2] = profile.bins.expected_unseen * profile.known
     return counts
 
 # %% ../../nbs/monitoring/stream.ipynb #7623b84f

@@ -26,6 +26,16 @@ class ReferenceDays:
     days: np.ndarray # Days since 1970, ascending, shape (days,)
     counts: dict[str, np.ndarray] # By column: rows by day and coarse bin, the last one missing values; shape (days, bins + 1)
 
+    def __add__(self, other: "ReferenceDays") -> "ReferenceDays":
+        if not (len(self.days) and len(other.days)):
+            return self if len(self.days) else other
+        days, counts = np.union1d(self.days, other.days), {}
+        for name, each in self.counts.items():
+            counts[name] = np.zeros((len(days), each.shape[1]), dtype=np.int64)
+            for some in (self, other):
+                counts[name][np.searchsorted(days, some.days)] += some.counts[name]
+        return ReferenceDays(days[-MAX_DAYS:], {name: each[-MAX_DAYS:] for name, each in counts.items()})
+
 # %% ../../nbs/service/reference_days.ipynb #eafc19e6
 def coarse_counts(
     profile: ColumnProfile, # Of a column

@@ -106,10 +106,13 @@ def reference_documents(
     labels: Iterable, # Predictions for rows that the model was not trained with
     scores: Any = None, # Their probabilities; None: a regression
     private: Iterable[str] = (), # Columns that are left out of the coded rows, beside entities and free texts
+    profile: TableProfile | None = None, # Of all training rows, if `train` is a sample of them; None: of `train`
 ) -> dict[str, bytes]: # Content by file name
     "The files of a release with which rows of production are compared."
-    profile = profile_reference(train, known_categories(bundle))
+    profile = profile or profile_reference(train, known_categories(bundle))
     described = make_reference_profile(profile, labels, scores, bundle.problem)
+    if len(train) < profile.rows:
+        described["bins_from_rows"] = len(train)
     names = coded_columns(profile, bundle.problem, private)
     return {"reference_profile.json": (json.dumps(described, ensure_ascii=False) + "\n").encode(),
             "reference_rows.npz": encode_reference_rows(train, profile, names)}

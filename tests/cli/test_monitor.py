@@ -1,6 +1,7 @@
 """`mlcycle monitor` and `mlcycle retrain`: rows of a file, and options that cannot be right."""
 
 import json
+import pickle
 
 import pandas as pd
 import pytest
@@ -10,7 +11,11 @@ from typer.testing import CliRunner
 
 from mlcycle.cli import monitor
 from mlcycle.cli.app import app
-from mlcycle.lifecycle import monitoring_actions
+from mlcycle.core.workspace import Workspace
+from mlcycle.errors import InputError
+from mlcycle.lifecycle import monitored_rows, monitoring_actions
+from mlcycle.lifecycle.monitored_rows import monitor_source
+from mlcycle.lifecycle.serving import find_target
 
 
 @pytest.fixture(scope="module")
@@ -35,6 +40,30 @@ def test_rows_of_a_file_are_judged(project, rows):
     assert (health["monitored"], health["rows"], health["n_labelled"]) == ("rows", 534, 534)
     assert health["alarms"][0]["rule"] == "missing column" and "proline" in health["decision"]
     assert health["action"] == "investigate" and len(health["windows"]) == 23
+
+
+def as_on_a_worker(function, items, execution, *, arguments=(), label=""):
+    "Results as a worker sends them: whatever it receives and sends is pickled."
+    for item in items:
+        call = pickle.loads(pickle.dumps((function, item, [getattr(each, "value", each) for each in arguments])))
+        yield pickle.loads(pickle.dumps(call[0](call[1], *call[2])))
+
+
+def test_rows_in_partitions_are_judged_as_those_in_memory(project, rows, monkeypatch):
+    workspace = Workspace.from_project(project)
+    target = find_target("last", workspace)
+    whole = monitor_source(target, str(rows), workspace, time="day")
+    monkeypatch.setattr(monitored_rows, "monitor_rows", None)  # Reads all rows at once
+    monkeypatch.setattr(monitored_rows, "map_tasks", as_on_a_worker)
+    parts = monitor_source(target, str(rows), workspace, time="day", partition_rows=100)
+    assert parts.health == whole.health and whole.health.rows == 534
+    for one, other in zip(parts.windows, whole.windows, strict=True):
+        assert {name: each.counts.tolist() for name, each in one.columns.columns.items()} == {
+            name: each.counts.tolist() for name, each in other.columns.columns.items()
+        }
+    with pytest.raises(InputError, match="no column 'dya'"):
+        monitor_source(target, str(rows), workspace, time="dya", partition_rows=100)
+    assert not list(workspace.root.glob("monitored-rows-*"))
 
 
 def test_the_table_of_the_command_shows_change_and_windows(project, rows):

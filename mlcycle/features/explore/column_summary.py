@@ -8,7 +8,7 @@ __all__ = ['NUMBER_STATISTICS', 'MAX_LISTED_VALUES', 'DATE_PATTERN', 'target_ind
            'profile_text_values', 'missingness_signal', 'summarize_columns', 'shorten_value']
 
 # %% ../../../nbs/features/explore/column_summary.ipynb #45752b8b
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 
 import numpy as np
 import pandas as pd
@@ -21,12 +21,15 @@ def target_indicators(
     target: pd.Series, # Target column
     problem: Problem, # Task and positive class
     max_classes: int = 6, # Maximum number of classes, the most frequent ones
+    classes: Sequence[Hashable] | None = None, # Of several classes, these; None: the most frequent ones
 ) -> dict[str, np.ndarray]: # By name of the class, or `mean`; NaN where the target is missing
     "The target as numeric columns: the target itself, or a 0/1 indicator of each class."
     if problem.task == "regression":
         return {"mean": column_to_floats(target)}
-    counts = target.value_counts()
-    classes = [problem.positive] if problem.task == "binary" else list(counts.index[:max_classes])
+    if problem.task == "binary":
+        classes = [problem.positive]
+    elif classes is None:
+        classes = list(target.value_counts().index[:max_classes])
     known = target.notna().to_numpy()
     return {str(one): np.where(known, (target == one).to_numpy(dtype=float, na_value=0.0), np.nan) for one in classes}
 

@@ -32,3 +32,4 @@ class Exploration:
     columns_over_time: pd.DataFrame = field(default_factory=pd.DataFrame) # The result of `summarize_by_period`
     time_associations: pd.DataFrame = field(default_factory=pd.DataFrame) # `association` of columns and period, highest first
     findings: pd.DataFrame = field(default_factory=pd.DataFrame) # `column`, `finding`, `detail`, `severity` from 0 to 1
+    sampled_rows: int = 0 # Rows of the even sample of a table in partitions; 0: the table was in memory

@@ -20,10 +20,12 @@ from mlcycle.features.explore.associations import (
     measure_associations,
 )
 from .column_summary import group_means, summarize_columns, target_indicators
+from .all_rows import add_all_rows
 from .exploration import Exploration
 from .findings import data_quality_findings
 from ...ml.missing import find_missing_patterns
 from ...outcomes import Problem
+from ...stores.tables.table_partitions import TablePartitions
 
 # %% ../../../nbs/features/explore/explore.ipynb #e0b6e43d
 PERIOD_FREQUENCIES = {"hour": "h", "day": "D", "week": "W", "month": "M", "quarter": "Q", "year": "Y"}
@@ -145,6 +147,7 @@ def explore(
     problem: Problem, # Task, classes and timestamp column
     max_rows: int = 20_000, # Size of the random sample for expensive statistics
     seed: int = 0, # Random seed of the sample
+    partitions: TablePartitions | None = None, # Of the table, if `rows` are a sample of it; None: `rows` are all rows
 ) -> Exploration:
     """Summaries, associations, changes over time and findings of a table.
 
@@ -165,6 +168,8 @@ def explore(
         quantiles_by_target=quantiles_by_group(shown, target_groups(shown[target_name], problem.task)))
     found = _over_time(found, rows, problem.time, targets, at)
     counts = rows[target_name].value_counts() if problem.task != "regression" else pd.Series(dtype=int)
+    if partitions is not None:
+        found, counts = add_all_rows(found, rows, problem, PERIOD_FREQUENCIES.get(found.period, ""), partitions)
     return replace(found, findings=data_quality_findings(found, counts))
 
 # %% ../../../nbs/features/explore/explore.ipynb #defc3bb3

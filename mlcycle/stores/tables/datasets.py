@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['NO_STATISTICS', 'KEEP_LOG', 'MAX_COMMITS', 'MAX_CELLS_READ', 'write_table', 'delta_commit_metadata', 'read_table',
            'WrittenFile', 'arrow_schema', 'write_table_file', 'commit_table', 'discard_table_files', 'iterate_table',
-           'read_partitioned_table', 'is_intact', 'table_files', 'TableVersion', 'table_names', 'table_versions',
-           'resolve_table_address', 'remove_uncommitted_files']
+           'sample_step', 'read_partitioned_table', 'read_rows_evenly', 'is_intact', 'table_files', 'TableVersion',
+           'table_names', 'table_versions', 'resolve_table_address', 'remove_uncommitted_files']
 
 # %% ../../../nbs/stores/tables/datasets.ipynb #19e4658a
 import json
@@ -21,6 +21,7 @@ from pathlib import Path
 from urllib.parse import unquote
 from uuid import uuid4
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import tenacity
@@ -34,19 +35,9 @@ from ...core.column_names import unused_column_name
 from ...errors import ArtifactError, HoldoutError, ParameterError, StorageError, suggest_name
 from ...outcomes import FileRef, Ingestion, Problem, TableRef
 from ..sources.ingest import hash_rows
-from mlcycle.stores.tables.table_storage import (
-    HOLDOUT,
-    TableStorage,
-    holdout_place,
-    list_stored_files,
-    open_filesystem,
-    place_in,
-    is_interrupted,
-    raise_if_unreachable,
-    repeat_interrupted,
-    store_errors,
-    table_storage,
-)
+from .table_storage import (
+    HOLDOUT, TableStorage, holdout_place, is_interrupted, list_stored_files, open_filesystem, place_in, raise_if_unreachable,
+    repeat_interrupted, store_errors, table_storage)
 
 # %% ../../../nbs/stores/tables/datasets.ipynb #f17652e1
 NO_STATISTICS = ColumnProperties(statistics_enabled="NONE")
@@ -319,6 +310,15 @@ def iterate_table(
 # %% ../../../nbs/stores/tables/datasets.ipynb #73a3871b
 MAX_CELLS_READ = 20_000_000 # Rows times columns that are read from a table in partitions
 
+# %% ../../../nbs/stores/tables/datasets.ipynb #f1a108de
+def sample_step(
+    table: TableRef, # Version of a table in partitions
+    n_columns: int, # Number of its columns
+    max_rows: int = 0, # Of the sample; 0: as many as have 20 million cells
+) -> int: # Every `step`-th row is in the sample
+    "The step of the even sample that is read from a table."
+    return -(-table.rows // (max_rows or max(MAX_CELLS_READ // max(n_columns, 1), 1)))
+
 # %% ../../../nbs/stores/tables/datasets.ipynb #33a5b6b7
 def read_partitioned_table(
     folder: Path | str, # Folder or address of tables
@@ -328,8 +328,24 @@ def read_partitioned_table(
     "Read an even sample of a table in partitions, and verify the hash of all its rows."
     parts, start, step = [], 0, 0
     for rows in iterate_table(folder, table):
-        step = step or -(-table.rows // (max_rows or max(MAX_CELLS_READ // max(rows.shape[1], 1), 1)))
+        step = step or sample_step(table, rows.shape[1], max_rows)
         parts.append(rows.iloc[-start % step::step].copy()) # A view would keep all rows in memory
+        start += len(rows)
+    return pd.concat(parts)
+
+# %% ../../../nbs/stores/tables/datasets.ipynb #e4d61c50
+def read_rows_evenly(
+    folder: Path | str, # Folder or address of tables
+    table: TableRef, # Version to read
+    max_rows: int, # At most so many
+) -> pd.DataFrame: # Indexed by `row_id`
+    "Read some rows of a table, from the first to the last one, in equal steps; the same ones for a table in partitions."
+    places = np.linspace(0, table.rows - 1, min(table.rows, max_rows)).astype(int)
+    if not table.partitions:
+        return read_table(folder, table).iloc[places]
+    parts, start = [], 0
+    for rows in iterate_table(folder, table):
+        parts.append(rows.iloc[places[(places >= start) & (places < start + len(rows))] - start].copy())
         start += len(rows)
     return pd.concat(parts)
 
