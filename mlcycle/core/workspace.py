@@ -74,7 +74,8 @@ def check_shared_workspace(
             f"The setting 'shared_workspace' in [stores] of settings.ini cannot be '{mask_secrets(place)}'.",
             "A folder, s3://BUCKET/PREFIX or another address without credentials is expected.",
             "Credentials are environment variables, such as AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY.")
-    needed = ["tables", "tracking_uri"] + ["artifacts"] * (not os.path.expandvars(stores["tracking_uri"]).startswith("http"))
+    server = os.path.expandvars(stores.get("tracking_uri", "")).startswith("http")
+    needed = ["tables", "tracking_uri"] + ["artifacts"] * (not server)
     if place and (missing := [name for name in needed if not stores.get(name)]):
         raise ParameterError(
             "The setting 'shared_workspace' in [stores] of settings.ini needs other settings.", f"Missing: {', '.join(missing)}.",

@@ -203,8 +203,7 @@ def ends_with_the_batch(project: Path) -> bool:
     return processes_in(project) == []
 
 
-@pytest.mark.parametrize("executor", ["local", "dask"])
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
+@pytest.mark.parametrize(("how", "executor"), [(signal.SIGINT, "local"), (signal.SIGKILL, "local"), (signal.SIGKILL, "dask")])
 def test_a_batch_that_was_ended_goes_on_where_it_was(how, executor, new_toy):
     add_cell(new_toy, "data", WAIT)
     with open(new_toy / "settings.ini", "a") as settings:
