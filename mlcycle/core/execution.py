@@ -179,6 +179,10 @@ def _open_client(address: str, seconds: float) -> "Client":
             if time.monotonic() > until:
                 raise
             time.sleep(0.2)
+        except TypeError as error: # A worker has another way to identify itself
+            raise ExecutionError(f"There is no Dask scheduler at {address}, but another part of a cluster.",
+                                 "The address of a scheduler is expected.",
+                                 "Take the one that `mlcycle cluster up` or the log of the scheduler shows.") from error
 
 # %% ../../nbs/core/execution.ipynb #9655d4e1
 def scheduler_unreachable(
@@ -187,7 +191,7 @@ def scheduler_unreachable(
     "The error for a scheduler that does not respond."
     return ExecutionError(f"The Dask scheduler at {address} does not respond.", "A running scheduler is expected.",
                           f"Check the address ('scheduler' in [execution] of {SETTINGS_FILE}) and the network, or start a "
-                          "cluster: mlcycle cluster up. Without one: executor = local.")
+                          "cluster (mlcycle cluster up) and set its address. Without one: executor = local.")
 
 # %% ../../nbs/core/execution.ipynb #bcc8347e
 def _check_workers(client: "Client", address: str) -> None:

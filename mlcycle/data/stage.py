@@ -804,7 +804,8 @@ def _store_large_dataset(large: LargeTable, contract: Contract, files: list[str]
     n_sampled = sum(map(len, parts.values()))
     sampled = f" (in a sample of {n_sampled:,} rows)" if large.source.is_sampled else ""
     changed = sum(part.n_changed for part in large.parts)
-    pieces = f" Read in {large.n_partitions:,} partitions; contract and cleaning plan are inferred from {n_sampled:,} rows."
+    which = f"an even sample of {n_sampled:,} rows" if large.source.is_sampled else "all rows"
+    pieces = f" Read in {large.n_partitions:,} partitions; contract and cleaning plan are inferred from {which}."
     return Dataset(
         ingestions=large.records, rows_in=large.source.n_rows, rows_quarantined=totals.quarantined, ledger=large.ledger,
         contract_version=contract.version, rule_failures=totals.failures, completeness=totals.completeness, project_files=files,

@@ -50,7 +50,7 @@ class KubernetesCluster:
                 ("namespace", re.fullmatch(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?", self.namespace),
                  "Expected: up to 63 lower-case letters, digits and hyphens.")):
             if not fits:
-                raise ParameterError(f"The {name} of a cluster cannot be {getattr(self, name)!r}.", expected)
+                raise ParameterError(f"The option --{name} cannot be {getattr(self, name)!r}.", expected)
 
     @property
     def scheduler(self) -> str:

@@ -157,6 +157,13 @@ def test_a_scheduler_that_stays_away_is_a_clear_error(monkeypatch, tmp_path):
         list(map_tasks(cluster_tasks.square, [1], ExecutionSettings("dask", "tcp://127.0.0.1:9")))
 
 
+def test_the_address_of_a_worker_is_a_clear_error(on_dask):
+    with execution.dask_client(on_dask) as client:
+        worker = next(iter(client.nthreads()))
+    with pytest.raises(ExecutionError, match="no Dask scheduler at"):
+        list(map_tasks(abs, [1], ExecutionSettings("dask", worker)))
+
+
 def test_workers_with_other_versions_are_refused(on_dask, monkeypatch):
     there = {**execution.installed_versions(execution.RESULT_PACKAGES), "pandas": "2.3.3"}
     monkeypatch.setattr("distributed.Client.run", lambda *rest: {"tcp://w": there})
