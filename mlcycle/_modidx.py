@@ -636,6 +636,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                               'mlcycle/data/cleaning_rules.py'),
                                              'mlcycle.data.cleaning_rules._grade_word': ( 'data/cleaning_rules.html#_grade_word',
                                                                                           'mlcycle/data/cleaning_rules.py'),
+                                             'mlcycle.data.cleaning_rules._join_changes': ( 'data/cleaning_rules.html#_join_changes',
+                                                                                            'mlcycle/data/cleaning_rules.py'),
                                              'mlcycle.data.cleaning_rules._reason': ( 'data/cleaning_rules.html#_reason',
                                                                                       'mlcycle/data/cleaning_rules.py'),
                                              'mlcycle.data.cleaning_rules._regrade_far': ( 'data/cleaning_rules.html#_regrade_far',

@@ -494,6 +494,12 @@ def _clean_columns(rows: pd.DataFrame, plan: CleaningPlan, names: set[str]) -> t
     part = plan.model_copy(update={"columns": columns, "order_rules": ()})
     return apply_cleaning_plan(rows[[name for name in rows if name in names]], part)
 
+# %% ../../nbs/data/cleaning_rules.ipynb #5b1d7ce4
+def _join_changes(*parts: pd.DataFrame) -> pd.DataFrame:
+    "Changed cells of several parts; one without cells has columns of no type, which must not decide those of the others."
+    some = [part for part in parts if len(part)]
+    return pd.concat(some, ignore_index=True) if some else parts[0]
+
 # %% ../../nbs/data/cleaning_rules.ipynb #3716bd85
 class PlanUnderTest:
     "A cleaning plan that is applied to a table, and from which rules are dropped that fail."
@@ -510,7 +516,7 @@ class PlanUnderTest:
         self.clean, self.changes = self._cells, self._cell_changes
         if self.plan.order_rules:
             self.clean, more = apply_cleaning_plan(self._cells, CleaningPlan(order_rules=self.plan.order_rules))
-            self.changes = pd.concat([self._cell_changes, more], ignore_index=True) if len(self.changes) else more
+            self.changes = _join_changes(self._cell_changes, more)
 
     def drop_failing(self, target: pd.Series, regression: bool) -> bool:
         "Drop the rules that fail on the training rows, whose target is given; return whether there were any."
@@ -531,5 +537,5 @@ class PlanUnderTest:
         for name in again:
             self._cells[name] = again[name]
         others = self._cell_changes[~self._cell_changes.column.isin(list(again))]
-        self._cell_changes = pd.concat([others, changes], ignore_index=True)
+        self._cell_changes = _join_changes(others, changes)
         self._apply_order_rules()
