@@ -14,7 +14,7 @@ __all__ = ['read_source_and_verify_hash', 'CleaningChoices', 'DataSettings', 'fi
 # %% ../../nbs/02_data.ipynb #07bed2e2
 import json
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from hashlib import sha256
@@ -54,15 +54,16 @@ from ..stores.sources.ingest import BUNDLED_SOURCES, apply_bundled_settings, rea
 # %% ../../nbs/02_data.ipynb #defdfb86
 from uuid import uuid4
 import shutil
+from operator import itemgetter
 
 import numpy as np
 
 from ..core.execution import ExecutionSettings, map_tasks, read_execution_settings
-from .partition_checks import (PART_NAMES, CheckTask, CheckedPartition, ContractTotals, WriteTask,
-                                           find_repeated_values, join_failures, unique_rules, write_frames)
+from .partition_checks import (PART_NAMES, CheckTask, CheckedPartition, ContractTotals, PartitionFiles, WriteTask,
+                                           dtypes_of_other_tables, find_repeated_values, join_failures, unique_rules,
+                                           write_frames)
 from .partition_cleaning import (CleanPartition, CleanTable, CleanTask, common_dtypes, drop_duplicates_on_disk,
                                              join_ledgers, ledger_of_target)
-from .quarantine import REASON
 from ..stores.sources.large_sources import large_source, read_malformed_lines, store_large_source
 from ..stores.sources.partitions import PartitionedSource, read_row_file
 from ..stores.tables.datasets import WrittenFile, commit_table, discard_table_files
@@ -613,21 +614,15 @@ def split_large_table(
 ) -> tuple[np.ndarray, dict[str, int], str]: # Position of each row's part in `PART_NAMES`; rows by part; description
     "Split all rows by the columns on which the split depends."
     columns = settings.split_columns(problem)
-    frames = [_compact(read_row_file(Path(part.narrow), tuple(columns))) for part in checked if part.narrow]
+    frames = [read_row_file(Path(part.narrow), tuple(columns), text_as_categories=True) for part in checked if part.narrow]
     ids = np.concatenate([frame.index.to_numpy() for frame in frames]) # In ascending order
     narrow = pd.DataFrame({name: _join_columns([frame.pop(name) for frame in frames]) for name in columns},
                           pd.Index(ids, name="row_id", copy=False), copy=False)
     parts, how = split_rows(narrow, problem, settings.split, **settings.choices)
-    places = np.full(len(ids), -1, dtype=np.int8)
+    place_of = np.full(ids[-1] + 1, -1, dtype=np.int8) # By `row_id`
     for name, part in parts.items():
-        places[np.searchsorted(ids, part.index.to_numpy())] = PART_NAMES.index(name)
-    return places, {name: len(part) for name, part in parts.items()}, how
-
-# %% ../../nbs/02_data.ipynb #c9c974b6
-def _quarantined(checked: list[CheckedPartition], dtypes: dict[str, str]) -> tuple[Iterator[pd.DataFrame], dict[str, str]]:
-    "The rows in quarantine of each partition, and their dtypes."
-    kinds = dtypes | {unused_column_name(REASON, dtypes): "str"}
-    return (read_row_file(Path(part.quarantine), tuple(kinds)) for part in checked if part.quarantine), kinds
+        place_of[part.index.to_numpy()] = PART_NAMES.index(name)
+    return place_of[ids], {name: len(part) for name, part in parts.items()}, how
 
 # %% ../../nbs/02_data.ipynb #3095fb40
 def check_large_limits(
@@ -646,23 +641,19 @@ def check_large_limits(
         check_contract_limits(totals, contract, file=settings.contract_file,
                               quarantine="the table 'quarantine' (mlcycle data show quarantine --csv bad.csv)")
     except ContractError:
-        frames, kinds = _quarantined(checked, large.table.dtypes)
+        kinds = dtypes_of_other_tables(large.table.dtypes, problem)["quarantine"]
+        frames = (read_row_file(Path(part.quarantine), tuple(kinds)) for part in checked if part.quarantine)
         if files := write_frames(workspace.tables, "quarantine", frames, kinds, f"{tag}q"): # Files of `tag` are removed
             commits = delta_commit_metadata(settings.run, problem, ingestions=large.records)
             commit_table(workspace.tables, "quarantine", files, kinds, **commits)
         raise
 
-# %% ../../nbs/02_data.ipynb #d7eab751
-def _compact(rows: pd.DataFrame) -> pd.DataFrame:
-    "Rows with text as categories, which need less memory."
-    texts = [name for name, kind in rows.dtypes.items() if kind == "str"]
-    return rows.astype(dict.fromkeys(texts, "category"))
-
 # %% ../../nbs/02_data.ipynb #6c1a44cd
 def _join_columns(parts: list[pd.Series]) -> Any:
     "A column of all partitions."
     if any(part.dtype == "category" for part in parts):
-        return pd.api.types.union_categoricals([pd.Categorical(part.astype("str")) for part in parts])
+        texts = [part if part.dtype == "category" else pd.Series(pd.Categorical(part.astype("str"))) for part in parts]
+        return pd.api.types.union_categoricals(texts, sort_categories=True)
     return np.concatenate([part.to_numpy() for part in parts])
 
 # %% ../../nbs/02_data.ipynb #d2520a16
@@ -696,55 +687,18 @@ def write_large_tables(
     "Write the files of all tables; no version has them yet."
     dtypes = common_dtypes([part.dtypes for part in checked])
     ends = np.cumsum([part.n_rows - part.quarantined for part in checked])
-    tasks = [(number, part.narrow, places[end - part.n_rows + part.quarantined:end])
-             for number, (part, end) in enumerate(zip(checked, ends, strict=True)) if part.narrow]
+    tasks = [PartitionFiles(number, clean.aside, clean.changes, part.narrow, part.quarantine,
+                            places[end - part.n_rows + part.quarantined:end])
+             for number, (clean, part, end) in enumerate(zip(large.parts, checked, ends, strict=True))]
     home = tables if isinstance(tables, str) else tables.resolve() # Workers have other working directories
-    task = WriteTask(large.table, contract, home, tag, dtypes, left_out, large.n_partitions)
-    kept = {name: kind for name, kind in dtypes.items() if name not in left_out}
-    written: dict[str, tuple[list[WrittenFile], dict[str, str]]] = {}
+    task = WriteTask(large.table, contract, home, tag, dtypes, problem, left_out, large.n_partitions)
+    written: dict[str, list[tuple[int, WrittenFile]]] = {}
     for files in map_tasks(task, tasks, execution, label="writing"):
-        for name, file in files.items():
-            written.setdefault(name, ([], kept if name != "set_aside" else kept | {unused_column_name("reason", kept): "str"}))
-            written[name][0].append(file)
-    for name, frames, kinds in _other_tables(large, checked, problem):
-        files = write_frames(tables, name, frames, kinds, tag)
-        before = written.get(name, ([], {}))[0]
-        if files or before:
-            written[name] = (files + before, kinds)
-    return written
-
-# %% ../../nbs/02_data.ipynb #5fd6d466
-def _other_tables(large: LargeTable, checked: list[CheckedPartition], problem: Problem):
-    "Name, rows of each partition, and dtypes of the tables of rows that are not used, and of changed cells."
-    clean = large.table.dtypes
-    with_reason = clean | {unused_column_name("reason", clean): "str"}
-    changes = dict.fromkeys(("column", "step", "before", "after"), "str")
-    missing, reason, numbers = f"'{problem.target}' is missing", [*with_reason][-1], range(large.n_partitions)
-
-    def aside(number: int) -> pd.DataFrame:
-        path = large.parts[number].aside
-        return (read_row_file(Path(path), tuple(with_reason)) if path else
-                pd.DataFrame(columns=list(with_reason)).rename_axis("row_id")).astype(with_reason)
-
-    def set_aside(number: int) -> pd.DataFrame:
-        rows, dropped = aside(number), large.table.dropped
-        ids = dropped.index
-        again = large.table.read(number, with_duplicates=True)
-        again = again[again.index.isin(ids)]
-        again = again.assign(**{reason: dropped.reindex(again.index).astype("str")})
-        rows = rows[rows[reason] != missing]
-        return pd.concat([part for part in (rows, again) if len(part)] or [rows]).sort_index()
-
-    def unlabelled(number: int) -> pd.DataFrame:
-        rows = aside(number)
-        return rows[rows[reason] == missing].drop(columns=reason)
-
-    target = {problem.target: "float64" if problem.task == "regression" else "str"}
-    yield "set_aside", map(set_aside, numbers), with_reason
-    yield "unlabelled", map(unlabelled, numbers), clean | target
-    cells = [part.changes for part in large.parts if part.changes]
-    yield "quarantine", *_quarantined(checked, clean)
-    yield "ledger", (read_row_file(Path(path), tuple(changes)) for path in cells), changes
+        for name, number, file in files:
+            written.setdefault(name, []).append((number, file))
+    kept = {name: kind for name, kind in dtypes.items() if name not in left_out}
+    kinds = dict.fromkeys(PART_NAMES, kept) | dtypes_of_other_tables(large.table.dtypes, problem)
+    return {name: ([file for _, file in sorted(files, key=itemgetter(0))], kinds[name]) for name, files in written.items()}
 
 # %% ../../nbs/02_data.ipynb #ce96f6ff
 def prepare_large_table(

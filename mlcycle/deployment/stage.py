@@ -65,7 +65,7 @@ def release_documents(
 ) -> dict[str, bytes | Path]: # Content, or path of a file, by file name
     "Collect contract and model card, where they exist, and compute the references of monitoring."
     table, execution = dataset.tables["train"], read_execution_settings(workspace.project)
-    train = read_table(workspace.tables, table)
+    train = read_table(workspace.tables, table, execution)
     partitions = partitions_beyond_sample(workspace.tables, table, train, execution)
     files = {"contract.yaml": workspace.root / dataset.contract.path,
              **{name: Path(card or "") / name for name in ("model_card.md", "model_card.html") if card}}

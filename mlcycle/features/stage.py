@@ -15,6 +15,7 @@ from typing import Literal
 import pandas as pd
 from sklearn.base import BaseEstimator, clone
 
+from ..core.execution import read_execution_settings
 from ..core.progress import report_progress
 from ..core.workspace import Workspace
 from ..errors import TargetError
@@ -117,7 +118,7 @@ def plan_features(
     Raises `TargetError` if no column can be used, `InputError` if a user function fails or depends on other rows.
     """
     workspace, settings = workspace or Workspace.from_project(), settings or FeatureSettings()
-    rows = read_table(workspace.tables, dataset.tables["train"])
+    rows = read_table(workspace.tables, dataset.tables["train"], read_execution_settings(workspace.project))
     for function in functions: # Before the slow steps
         check_feature_function(function, rows.drop(columns=problem.target))
     report_progress("target leakage")

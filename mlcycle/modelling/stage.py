@@ -195,7 +195,7 @@ def read_training_rows(
 ) -> tuple[pd.DataFrame, pd.DataFrame | None]: # Rows; origin and weight of their labels, None: all are of the source
     "Read the training rows and the table of their labels."
     labels = read_table(workspace.tables, dataset.tables["labels"]) if "labels" in dataset.tables else None
-    return read_table(workspace.tables, dataset.tables["train"]), labels
+    return read_table(workspace.tables, dataset.tables["train"], read_execution_settings(workspace.project)), labels
 
 # %% ../../nbs/04_modelling.ipynb #27f44948
 def fit_selected_model(

@@ -310,7 +310,7 @@ def define_problem(
     source_rows = read_problem_rows(merged) if rows is None else rows
     rows = source_rows if large else with_stored_labels(source_rows, merged, workspace)
     check_problem_columns(rows, merged)
-    task, replacements, values, n_labelled, n_aside = _decide_target(rows, large, merged)
+    task, replacements, values, n_labelled, n_aside = _decide_target(rows, large, merged, workspace)
     with merged.at("positive"):
         positive = choose_positive_class(values, merged.positive, task)
     share = float((values == positive).mean()) if task == "binary" else 0.5
@@ -345,11 +345,12 @@ def count_labelled_rows(
     return int(counts.sum()) - aside, aside
 
 # %% ../../nbs/01_problem.ipynb #1fd7f504
-def _decide_target(rows: pd.DataFrame, large: PartitionedSource | None,
-                   document: ProblemDocument) -> tuple[Task, dict[str, str | None], pd.Series, int, int]:
+def _decide_target(rows: pd.DataFrame, large: PartitionedSource | None, document: ProblemDocument,
+                   workspace: Workspace | None) -> tuple[Task, dict[str, str | None], pd.Series, int, int]:
     "Task, replacements in the target, its usable values, and the numbers of labelled rows and of rows that are set aside."
     name = document.target
-    counts = count_values(large, name) if large and large.is_sampled else None
+    execution = read_execution_settings(workspace.project) if workspace else None
+    counts = count_values(large, name, execution) if large and large.is_sampled else None
     targets = rows[[name]] if counts is None else representative_values(counts).to_frame()
     with document.at("target"):
         task, replacements = decide_target_values(targets[name].dropna(), document)

@@ -15,6 +15,7 @@ from typing import Any
 
 import pandas as pd
 
+from ..core.execution import read_execution_settings
 from ..core.workspace import Workspace
 from ..ml.bootstrap import bootstrap_intervals
 from ..ml.criteria import parse_problem_criteria
@@ -301,7 +302,7 @@ def read_evaluation_rows(
     StageError if it has one class only.
     """
     raise_if_other_training_rows(candidate, dataset)
-    train = read_table(workspace.tables, dataset.tables["train"])
+    train = read_table(workspace.tables, dataset.tables["train"], read_execution_settings(workspace.project))
     holdout = read_holdout(workspace, dataset.tables["holdout"], run=run, stage="validation",
                            reason=f"evaluation of {candidate.model.name} version {candidate.model.version}")
     raise_if_schema_differs(train, holdout)

@@ -10,6 +10,7 @@ __all__ = ['MIN_LARGE_BYTES', 'STREAM_ROWS', 'STREAM_MEMORY', 'LargeSource', 'la
 import json
 import shutil
 import time
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
@@ -164,23 +165,26 @@ def _store_text(source: LargeSource, files: list[Path], folder: Path, execution:
     if any(each.dialect.names != opened[0].dialect.names for each in opened):
         raise SourceError(f"The files '{files[0]}' and others have different columns, or the same ones in another order.",
                           "Large files of one source have the same columns in the same order.")
-    for last in (False, False, True):
-        indexes = _index_files(opened, source, progress)
-        if indexes is None:
-            return None
-        parts, ranges = _text_partitions(opened, indexes)
-        try:
-            raw = validate_source_table(sample_of_text(parts, ranges, indexes[0].step), source.source)
-            sample = SourceRows(raw, str(opened[0].dialect), options=opened[0].dialect.options)
-            stored, found = store_partitions(parts, sample, folder, step=indexes[0].step, target=source.target,
-                                             na_values=source.na_values, execution=execution)
-            break
-        except (pa.ArrowInvalid, UnicodeDecodeError) as error:
-            if last:
-                raise
-            opened = [_repair(each, options, error, folder) for each in opened]
-    found.malformed_lines = [line for each in opened for line in each.malformed]
-    return stored, found, hash_files(files)
+    digest: Future[str] | None = None
+    repairs = 0
+    with ThreadPoolExecutor(1) as pool: # The files are hashed while their partitions are read
+        while True:
+            indexes = _index_files(opened, source, progress)
+            if indexes is None:
+                return None
+            digest = digest or pool.submit(hash_files, files)
+            parts, ranges = _text_partitions(opened, indexes)
+            try:
+                raw = validate_source_table(sample_of_text(parts, ranges, indexes[0].step), source.source)
+                sample = SourceRows(raw, str(opened[0].dialect), options=opened[0].dialect.options)
+                stored, found = store_partitions(parts, sample, folder, step=indexes[0].step, target=source.target,
+                                                 na_values=source.na_values, execution=execution)
+                found.malformed_lines = [line for each in opened for line in each.malformed]
+                return stored, found, digest.result()
+            except (pa.ArrowInvalid, UnicodeDecodeError) as error:
+                if (repairs := repairs + 1) > 2:
+                    raise
+                opened = [_repair(each, options, error, folder) for each in opened]
 
 # %% ../../../nbs/stores/sources/large_sources.ipynb #9068060f
 class RowSample:

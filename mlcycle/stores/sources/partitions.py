@@ -195,14 +195,17 @@ def read_row_file(
     path: Path, # Parquet file that `write_row_file` has written
     names: tuple[str, ...], # Of all its columns
     columns: Iterable[str] | None = None, # To be read; all if not given
+    *,
+    text_as_categories: bool = False, # Needs less time and memory
 ) -> pd.DataFrame: # Indexed by `row_id`
     "Read rows from a Parquet file."
     import pyarrow.parquet as pq
 
     wanted = list(names if columns is None else columns)
-    table = pq.read_table(path, columns=["row_id", *(str(names.index(name)) for name in wanted)])
+    places = [str(names.index(name)) for name in wanted]
+    table = pq.read_table(path, columns=["row_id", *places], read_dictionary=places if text_as_categories else None)
     rows = table.to_pandas(split_blocks=True).set_index("row_id")
-    texts = [name for name, kind in rows.dtypes.items() if not isinstance(kind, np.dtype)]
+    texts = [] if text_as_categories else [name for name, kind in rows.dtypes.items() if not isinstance(kind, np.dtype)]
     return rows.astype(dict.fromkeys(texts, "str")).set_axis(wanted, axis=1)
 
 # %% ../../../nbs/stores/sources/partitions.ipynb #1efd99f7
@@ -212,16 +215,29 @@ MAX_VALUES_COUNTED = 100_000 # Different values of a column that are counted
 def count_values(
     large: PartitionedSource, # A large source
     name: str, # Of the column
+    execution: ExecutionSettings | None = None, # Where partitions are read; in this process if not given
 ) -> pd.Series | None: # Number of rows by value, in the order of their first row; None: more than 100,000 different values
     "Count the values of a column in all rows of a large source; missing values are left out."
     counts: dict[Any, int] = {}
-    for number in range(len(large.files)):
-        for value, count in large.read(number, [name])[name].value_counts(sort=False).items():
+    for some in map_tasks(_CountTask(large, name), range(len(large.files)), execution or ExecutionSettings()):
+        for value, count in (some.items() if some is not None else ()):
             counts[value] = counts.get(value, 0) + int(count)
-        if len(counts) > MAX_VALUES_COUNTED:
+        if some is None or len(counts) > MAX_VALUES_COUNTED:
             return None
     dtype = large.read(0, [name])[name].dtype
     return pd.Series(list(counts.values()), pd.Index(list(counts), dtype=dtype), dtype="int64", name=name)
+
+# %% ../../../nbs/stores/sources/partitions.ipynb #f0cdb41b
+@dataclass(frozen=True)
+class _CountTask:
+    "Counts the values of a column in a partition, as an object that a worker can receive."
+
+    large: PartitionedSource
+    name: str
+
+    def __call__(self, number: int) -> pd.Series | None: # In the order of the first row; None: too many different values
+        counts = self.large.read(number, [self.name])[self.name].value_counts(sort=False)
+        return counts if len(counts) <= MAX_VALUES_COUNTED else None
 
 # %% ../../../nbs/stores/sources/partitions.ipynb #284a9ae7
 def representative_values(

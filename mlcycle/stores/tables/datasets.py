@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import partial
+from itertools import accumulate
 from hashlib import sha256 as sha256_of
 from pathlib import Path
 from urllib.parse import unquote
@@ -32,6 +33,7 @@ from deltalake.transaction import AddAction, create_table_with_add_actions
 
 from ... import __version__
 from ...core.column_names import unused_column_name
+from ...core.execution import ExecutionSettings, map_tasks
 from ...errors import ArtifactError, HoldoutError, ParameterError, StorageError, suggest_name
 from ...outcomes import FileRef, Ingestion, Problem, TableRef
 from ..sources.ingest import hash_rows
@@ -164,6 +166,7 @@ def delta_commit_metadata(
 def read_table(
     folder: Path | str, # Folder or address of tables
     table: TableRef, # Version to read
+    execution: ExecutionSettings | None = None, # Where the files of a table in partitions are read; None: in this process
 ) -> pd.DataFrame: # Indexed by `row_id`, in the order of writing
     """Read the rows of a table version and verify their hash; of a table in partitions, a sample with 20 million cells.
 
@@ -172,13 +175,13 @@ def read_table(
     if table.name == HOLDOUT:
         raise HoldoutError("The holdout cannot be read like other tables.", "Stage 5 reads it to evaluate a candidate.",
                            "To inspect it: read_holdout, or mlcycle data show holdout --reason '…'. Both are recorded.")
-    return _read_verified_rows(folder, table)
+    return _read_verified_rows(folder, table, execution)
 
 # %% ../../../nbs/stores/tables/datasets.ipynb #ef50629a
-def _read_verified_rows(folder: Path | str, table: TableRef) -> pd.DataFrame:
+def _read_verified_rows(folder: Path | str, table: TableRef, execution: ExecutionSettings | None = None) -> pd.DataFrame:
     "Read the rows of any version, the holdout included, and verify their hash."
     if table.partitions:
-        return read_partitioned_table(folder, table)
+        return read_partitioned_table(folder, table, execution=execution)
     storage = table_storage(folder, table.name)
     try:
         rows = repeat_interrupted(storage.place, lambda: storage.open(table.version).to_pandas())
@@ -288,22 +291,41 @@ def iterate_table(
     table: TableRef, # Version of a table in partitions
 ) -> Iterator[pd.DataFrame]: # Indexed by `row_id`
     "Iterate over the partitions of a table; raise ArtifactError if one cannot be read, or the hash of all of them differs."
-    import pyarrow.parquet as pq
+    yield from _iterate_verified(folder, table, [slice(None)] * len(table.partitions))
 
+# %% ../../../nbs/stores/tables/datasets.ipynb #6252ffbe
+@dataclass(frozen=True)
+class _ReadTask:
+    "Reads a file of a table, as an object that a worker can receive: the hash of its rows, and those at some places."
+
+    folder: Path | str
+    name: str
+
+    def __call__(self, task: tuple[str, slice | np.ndarray]) -> tuple[str, pd.DataFrame]:
+        import pyarrow.parquet as pq
+
+        file, places = task
+        storage = table_storage(self.folder, self.name)
+        stored = repeat_interrupted(storage.place, partial(pq.read_table, file, filesystem=storage.filesystem))
+        rows = stored.to_pandas(split_blocks=True)
+        rows = rows.set_index(rows.columns[0]).rename_axis("row_id")
+        return hash_rows(rows), rows.iloc[places].copy() # A view would keep all in memory
+
+# %% ../../../nbs/stores/tables/datasets.ipynb #4947595a
+def _iterate_verified(folder: Path | str, table: TableRef, places: list, execution: ExecutionSettings | None = None) -> Iterator:
+    "Iterate over rows of each partition at the given places; all rows are verified."
     storage, hashes = table_storage(folder, table.name), []
+    task = _ReadTask(folder if isinstance(folder, str) else Path(folder).resolve(), table.name)
     try:
-        files = storage.filesystem
-        for name in storage.data_files(table.version):
-            stored = repeat_interrupted(storage.place, partial(pq.read_table, name, filesystem=files))
-            rows = stored.to_pandas(split_blocks=True)
-            rows = rows.set_index(rows.columns[0]).rename_axis("row_id")
-            hashes.append(hash_rows(rows))
+        files = storage.data_files(table.version)
+        for found, rows in map_tasks(task, list(zip(files, places)), execution or ExecutionSettings()): # noqa: B905
+            hashes.append(found)
             yield rows
     except OSError as error:
         raise_if_unreachable(storage.place, error)
         raise ArtifactError(f"Version {table.version} of the table '{table.name}' cannot be read from {storage.place}.",
                             "Its files are damaged, or gone.", "Run stage 2 again: mlcycle run") from error
-    if _hash_of_hashes(hashes) != table.sha256:
+    if len(files) != len(places) or _hash_of_hashes(hashes) != table.sha256:
         raise ArtifactError(f"Version {table.version} of the table '{table.name}' has been altered.",
                             f"Its hash should be {table.sha256[:12]}….", "Run stage 2 again: mlcycle run")
 
@@ -324,30 +346,31 @@ def read_partitioned_table(
     folder: Path | str, # Folder or address of tables
     table: TableRef, # Version of a table in partitions
     max_rows: int = 0, # At most so many; 0: as many as have 20 million cells
+    execution: ExecutionSettings | None = None, # Where files are read; None: in this process
 ) -> pd.DataFrame: # Every k-th row, indexed by `row_id`
     "Read an even sample of a table in partitions, and verify the hash of all its rows."
-    parts, start, step = [], 0, 0
-    for rows in iterate_table(folder, table):
-        step = step or sample_step(table, rows.shape[1], max_rows)
-        parts.append(rows.iloc[-start % step::step].copy()) # A view would keep all rows in memory
-        start += len(rows)
-    return pd.concat(parts)
+    storage = table_storage(folder, table.name)
+    with store_errors(storage.place):
+        n_columns = len(repeat_interrupted(storage.place, lambda: storage.open(table.version).schema()).fields) - 1
+    step = sample_step(table, n_columns, max_rows)
+    places = [slice(-start % step, None, step) for start in accumulate(table.partitions[:-1], initial=0)]
+    return pd.concat(_iterate_verified(folder, table, places, execution))
 
 # %% ../../../nbs/stores/tables/datasets.ipynb #e4d61c50
 def read_rows_evenly(
     folder: Path | str, # Folder or address of tables
     table: TableRef, # Version to read
     max_rows: int, # At most so many
+    execution: ExecutionSettings | None = None, # Where files are read; None: in this process
 ) -> pd.DataFrame: # Indexed by `row_id`
     "Read some rows of a table, from the first to the last one, in equal steps; the same ones for a table in partitions."
     places = np.linspace(0, table.rows - 1, min(table.rows, max_rows)).astype(int)
     if not table.partitions:
         return read_table(folder, table).iloc[places]
-    parts, start = [], 0
-    for rows in iterate_table(folder, table):
-        parts.append(rows.iloc[places[(places >= start) & (places < start + len(rows))] - start].copy())
-        start += len(rows)
-    return pd.concat(parts)
+    starts = accumulate(table.partitions[:-1], initial=0)
+    some = [places[(places >= start) & (places < start + many)] - start
+            for start, many in zip(starts, table.partitions, strict=True)]
+    return pd.concat(_iterate_verified(folder, table, some, execution))
 
 # %% ../../../nbs/stores/tables/datasets.ipynb #a0fb4f16
 def is_intact(
