@@ -81,8 +81,9 @@ def measure_run(source: Path, project: Path, until: str, options: list[str]) -> 
     with open(project / "log", "w") as log, subprocess.Popen(command, cwd=project, stdout=log, stderr=log) as process:
         watch = MemoryWatch(psutil.Process(process.pid))
         while process.poll() is None:
+            began = time.perf_counter()
             watch.measure()
-            time.sleep(PAUSE)
+            time.sleep(max(PAUSE, 20 * (time.perf_counter() - began)))  # Else measuring slows the workers down
     seconds = round(time.perf_counter() - start, 1)
     runs = sorted((project / ".mlcycle" / "runs").glob("*/run.json"))
     stages = json.loads(runs[-1].read_text()).get("stages", {}) if runs else {}

@@ -44,6 +44,7 @@ from .partitions import (ParquetPartition, PartitionedSource, TextPartition, nee
 from .progress import ProgressBar, ProgressCallback
 from .rows import SourceRows, arrow_to_pandas
 
+# %% ../../../nbs/stores/sources/large_sources.ipynb #1bd9f528
 if TYPE_CHECKING:
     import duckdb
 
