@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['PART_NAMES', 'CheckedPartition', 'CheckTask', 'find_repeated_values', 'unique_rules', 'join_failures',
-           'PartitionFiles', 'dtypes_of_other_tables', 'rows_not_used', 'WriteTask', 'ContractTotals', 'write_frames']
+           'PartitionFiles', 'dtypes_of_other_tables', 'rows_not_used', 'rows_of_parts', 'WriteTask', 'ContractTotals',
+           'write_frames']
 
 # %% ../../nbs/data/partition_checks.ipynb #6e90aaef
 from collections.abc import Iterable, Iterator, Sequence
@@ -178,6 +179,23 @@ def rows_not_used(
         made["set_aside"] = pd.concat([made["set_aside"], again]).sort_index() if len(made.get("set_aside", ())) else again
     return made
 
+# %% ../../nbs/data/partition_checks.ipynb #b2b8a142
+def rows_of_parts(
+    partition: PartitionFiles, # The partition
+    coerced: pd.DataFrame, # Its rows without duplicates, coerced to the contract
+    dtypes: dict[str, str], # That all partitions have, by name of the column
+    left_out: Sequence[str], # Columns that the parts do not have
+) -> Iterator[tuple[str, pd.DataFrame]]: # Name and rows, in the order of `PART_NAMES`
+    "The rows of each part of the split."
+    rows = coerced.loc[read_row_file(Path(partition.narrow), (), ()).index]
+    rows = rows.astype({name: kind for name, kind in dtypes.items() if str(rows[name].dtype) != kind})
+    for place, name in enumerate(PART_NAMES):
+        part = rows[partition.places == place].drop(columns=[*left_out])
+        if name == "set_aside":
+            part = part.assign(**{unused_column_name("reason", part): "its entity is in the training rows"})
+            part = part.astype({part.columns[-1]: "str"})
+        yield name, part
+
 # %% ../../nbs/data/partition_checks.ipynb #85faf539
 @dataclass(frozen=True)
 class WriteTask:
@@ -200,24 +218,12 @@ class WriteTask:
         repeats = rows.index.isin(self.table.dropped.index)
         for name, part in rows_not_used(partition, rows[repeats], self.table, self.problem).items():
             made.append((name, partition.number, write_table_file(self.tables, name, part, partition.number, self.tag)))
-        for place, (name, part) in enumerate(self._parts(partition, rows[~repeats] if repeats.any() else rows)):
-            number = partition.number + self.first_aside * (place == 3)
-            made.append((name, number, write_table_file(self.tables, name, part, number, self.tag)))
+        if partition.narrow:
+            coerced, _ = coerce_to_contract(rows[~repeats] if repeats.any() else rows, self.contract)
+            for place, (name, part) in enumerate(rows_of_parts(partition, coerced, self.dtypes, self.left_out)):
+                number = partition.number + self.first_aside * (place == 3)
+                made.append((name, number, write_table_file(self.tables, name, part, number, self.tag)))
         return [(name, number, file) for name, number, file in made if file]
-
-    def _parts(self, partition: PartitionFiles, rows: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
-        "Name and rows of each part of the split."
-        if not partition.narrow:
-            return
-        rows, _ = coerce_to_contract(rows, self.contract)
-        rows = rows.loc[read_row_file(Path(partition.narrow), (), ()).index]
-        rows = rows.astype({name: kind for name, kind in self.dtypes.items() if str(rows[name].dtype) != kind})
-        for place, name in enumerate(PART_NAMES):
-            part = rows[partition.places == place].drop(columns=[*self.left_out])
-            if name == "set_aside":
-                part = part.assign(**{unused_column_name("reason", part): "its entity is in the training rows"})
-                part = part.astype({part.columns[-1]: "str"})
-            yield name, part
 
 # %% ../../nbs/data/partition_checks.ipynb #d6abf07a
 @dataclass

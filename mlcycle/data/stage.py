@@ -611,7 +611,7 @@ def split_large_table(
     checked: list[CheckedPartition], # What was found when partitions were checked
     problem: Problem, # Names time, entity and target
     settings: DataSettings, # How rows are split
-) -> tuple[np.ndarray, dict[str, int], str]: # Position of each row's part in `PART_NAMES`; rows by part; description
+) -> tuple[pd.Series, dict[str, int], str]: # Position of the part in `PART_NAMES` by `row_id`; rows by part; description
     "Split all rows by the columns on which the split depends."
     columns = settings.split_columns(problem)
     frames = [read_row_file(Path(part.narrow), tuple(columns), text_as_categories=True) for part in checked if part.narrow]
@@ -622,7 +622,8 @@ def split_large_table(
     place_of = np.full(ids[-1] + 1, -1, dtype=np.int8) # By `row_id`
     for name, part in parts.items():
         place_of[part.index.to_numpy()] = PART_NAMES.index(name)
-    return place_of[ids], {name: len(part) for name, part in parts.items()}, how
+    places = pd.Series(place_of[ids], pd.Index(ids, name="row_id", copy=False), copy=False)
+    return places, {name: len(part) for name, part in parts.items()}, how
 
 # %% ../../nbs/02_data.ipynb #3095fb40
 def check_large_limits(
@@ -659,25 +660,20 @@ def _join_columns(parts: list[pd.Series]) -> Any:
 # %% ../../nbs/02_data.ipynb #d2520a16
 def sampled_parts(
     sample: pd.DataFrame, # Clean rows of the sample
-    checked: list[CheckedPartition], # What was found when partitions were checked
-    places: np.ndarray, # Position of each row's part in `PART_NAMES`
+    places: pd.Series, # Position of the part in `PART_NAMES` by `row_id`, in ascending order
 ) -> dict[str, pd.DataFrame]: # By name of the part
     "The rows of the sample in each part."
-    part_of, start = pd.Series(-1, sample.index), 0
-    for part in checked:
-        if part.narrow:
-            ids = read_row_file(Path(part.narrow), (), ()).index
-            known = sample.index.intersection(ids)
-            part_of[known] = places[start + np.searchsorted(ids, known)]
-            start += len(ids)
-    return {name: sample[(part_of == place).to_numpy()] for place, name in enumerate(PART_NAMES[:3])}
+    ids = places.index.to_numpy()
+    near = np.searchsorted(ids, sample.index).clip(max=len(ids) - 1)
+    part_of = np.where(ids[near] == sample.index, places.to_numpy()[near], -1)
+    return {name: sample[part_of == place] for place, name in enumerate(PART_NAMES[:3])}
 
 # %% ../../nbs/02_data.ipynb #8ec7453c
 def write_large_tables(
     large: LargeTable, # Clean rows
     checked: list[CheckedPartition], # With quarantine
     contract: Contract, # Of the table
-    places: np.ndarray, # Part of each row
+    places: pd.Series, # Position of the part in `PART_NAMES` by `row_id`
     problem: Problem, # Of stage 1
     tables: Path | str, # Folder or address of tables
     tag: str, # Of the writing
@@ -688,7 +684,7 @@ def write_large_tables(
     dtypes = common_dtypes([part.dtypes for part in checked])
     ends = np.cumsum([part.n_rows - part.quarantined for part in checked])
     tasks = [PartitionFiles(number, clean.aside, clean.changes, part.narrow, part.quarantine,
-                            places[end - part.n_rows + part.quarantined:end])
+                            places.to_numpy()[end - part.n_rows + part.quarantined:end])
              for number, (clean, part, end) in enumerate(zip(large.parts, checked, ends, strict=True))]
     home = tables if isinstance(tables, str) else tables.resolve() # Workers have other working directories
     task = WriteTask(large.table, contract, home, tag, dtypes, problem, left_out, large.n_partitions)
@@ -723,7 +719,7 @@ def prepare_large_table(
         predefined = settings.choices.get("split_column") and how.startswith("Predefined")
         left_out = (settings.choices["split_column"],) if predefined else ()
         written = write_large_tables(large, checked, contract, places, problem, workspace.tables, tag, left_out, execution)
-        parts = sampled_parts(large.sample, checked, places)
+        parts = sampled_parts(large.sample, places)
         dataset = _store_large_dataset(large, contract, files, totals, written, (parts, counts, how), problem, workspace,
                                        settings)
     except BaseException:

@@ -6,6 +6,7 @@
 __all__ = ['SCAN_BYTES', 'LineIndex', 'iterate_record_ends', 'offset_of_line', 'index_lines', 'read_ranges']
 
 # %% ../../../nbs/stores/sources/line_index.ipynb #0c9de2b3
+import mmap
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,9 +41,11 @@ def iterate_record_ends(
         last = b"\n"
         while block := file.read(SCAN_BYTES):
             codes = np.frombuffer(block, np.uint8)
-            ends, quotes = np.flatnonzero(codes == 10), np.flatnonzero(codes == 34)
-            ends = ends[(np.searchsorted(quotes, ends) + inside) % 2 == 0]
-            inside, last = (inside + len(quotes)) % 2, block[-1:]
+            ends, last = np.flatnonzero(codes == 10), block[-1:]
+            if inside or b'"' in block:
+                quotes = np.flatnonzero(codes == 34)
+                ends = ends[(np.searchsorted(quotes, ends) + inside) % 2 == 0]
+                inside = (inside + len(quotes)) % 2
             yield ends + at + 1
             at += len(block)
             if progress:
@@ -75,9 +78,9 @@ def index_lines(
     for ends in iterate_record_ends(path, begin, progress):
         if not len(ends):
             continue
-        numbers, begins = count + np.arange(len(ends)), np.concatenate([[before], ends[:-1]])
-        starts += (ends[(numbers + 1) % rows == 0]).tolist()
-        sample.append(np.column_stack([begins, ends])[numbers % step == 0])
+        starts += ends[-(count + 1) % rows::rows].tolist()
+        begins, first = np.concatenate([[before], ends[:-1]]), -count % step
+        sample.append(np.column_stack([begins[first::step], ends[first::step]]))
         count, before = count + len(ends), int(ends[-1])
         while sum(map(len, sample)) > 2 * sample_rows:
             sample, step = [np.concatenate(sample)[::2]], 2 * step
@@ -91,11 +94,10 @@ def read_ranges(
     ranges: np.ndarray, # (ranges, 2) offsets of begin and end in bytes, in ascending order
 ) -> bytes:
     "Read some ranges of a file, one after the other."
-    with open(path, "rb") as file:
-        pieces = []
-        for begin, end in ranges.tolist():
-            file.seek(begin)
-            pieces.append(file.read(end - begin))
-    if pieces and not pieces[-1].endswith(b"\n"): # The last line of the file
+    if not len(ranges):
+        return b""
+    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        pieces = [content[begin:end] for begin, end in ranges.tolist()]
+    if not pieces[-1].endswith(b"\n"): # The last line of the file
         pieces.append(b"\n")
     return b"".join(pieces)
