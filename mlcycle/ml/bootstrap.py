@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['MAX_CELLS', 'MIN_CELLS_CLUSTER', 'MAX_UNITS_JACKKNIFE', 'MIN_ROWS_INTERVAL', 'MIN_CLASS_ROWS_INTERVAL',
-           'MIN_UNITS_INTERVAL', 'MIN_FOLD_ROWS', 'score_resamples', 'needs_every_class', 'score_part_of_draws',
-           'bootstrap_distribution', 'effective_degrees', 'interval_in_range', 'count_share', 'wilson_interval',
-           'rule_of_three', 'has_too_few_rows', 'bootstrap_intervals', 'bootstrap_difference', 'pool_predictions',
-           'fold_standard_error']
+           'MIN_UNITS_INTERVAL', 'MIN_FOLD_ROWS', 'score_resamples', 'resample_scorer', 'needs_every_class',
+           'score_part_of_draws', 'bootstrap_distribution', 'effective_degrees', 'interval_in_range', 'count_share',
+           'wilson_interval', 'rule_of_three', 'has_too_few_rows', 'bootstrap_intervals', 'bootstrap_difference',
+           'pool_predictions', 'fold_standard_error']
 
 # %% ../../nbs/ml/bootstrap.ipynb #a1b4f0c5
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -23,6 +24,7 @@ from .metrics import (bind_metric_to_problem, encode_target, explain_metric_erro
                                 select_scores_or_labels)
 from .predictions import Predictions
 from .resampling import Resampling, draw_weights, leave_one_out_weights
+from .weighted_metrics import WeightedRanking
 from ..outcomes import Problem, Score
 
 # %% ../../nbs/ml/bootstrap.ipynb #fc0841e3
@@ -44,6 +46,18 @@ def score_resamples(
             return metric.weighted_function(actual, predicted, weights)
         drawn = (np.repeat(np.arange(len(actual)), each.astype(int)) for each in weights)
         return np.array([float(metric.function(actual[rows], predicted[rows])) for rows in drawn])
+
+# %% ../../nbs/ml/bootstrap.ipynb #7f4c8f30
+def resample_scorer(
+    metric: Metric, # Bound to the problem
+    problem: Problem, # Task and classes
+    actual: np.ndarray, # Encoded target, shape (n,)
+    predicted: np.ndarray, # Labels, numbers or scores, as the metric needs; shape (n,) or (n, classes)
+) -> Callable: # (weights of shape (resamples, n)) -> shape (resamples,)
+    "A metric as a function of weights, for several calls: rows are sorted once. Raises `MetricError` when it is called."
+    if isinstance(metric.weighted_function, WeightedRanking) and not metric.from_confusion:
+        return metric.weighted_function.bind(actual, predicted)
+    return partial(score_resamples, metric, problem, actual, predicted)
 
 # %% ../../nbs/ml/bootstrap.ipynb #4796031e
 MAX_CELLS = 2_000_000 # Weights in memory at a time
@@ -93,8 +107,8 @@ def bootstrap_distribution(
     "The bootstrap distribution of one metric; a value is missing (NaN) if a resample lacks a class that the metric needs."
     metric, encoded = bind_metric_to_problem(name, problem), encode_target(actual, problem)
     given = select_scores_or_labels(metric, problem, predictions)
-    return _score_draws(lambda weights: score_resamples(metric, problem, encoded, given, weights), encoded,
-                        resampling or Resampling(), stratified, n_resamples, seed)
+    return _score_draws(resample_scorer(metric, problem, encoded, given), encoded, resampling or Resampling(), stratified,
+                        n_resamples, seed)
 
 # %% ../../nbs/ml/bootstrap.ipynb #69abb993
 def effective_degrees(
@@ -239,10 +253,9 @@ def bootstrap_intervals(
     for stratified in (False, True):
         places = [k for k, metric in enumerate(metrics) if stratified == (needs_every_class(metric) and encoded.dtype != float)]
         if places:
-            drawn, degrees = _bootstrap_errors(
-                lambda weights, places=places: np.stack(
-                    [score_resamples(metrics[k], problem, encoded, given[k], weights) for k in places]),
-                encoded, resampling, stratified, n_resamples, seed)
+            scorers = [resample_scorer(metrics[k], problem, encoded, given[k]) for k in places]
+            drawn, degrees = _bootstrap_errors(lambda weights, scorers=scorers: np.stack([score(weights) for score in scorers]),
+                                               encoded, resampling, stratified, n_resamples, seed)
             spreads |= {place: (drawn[k], degrees[k]) for k, place in enumerate(places)}
     return [_score_with_interval(metric, score_encoded(metric, encoded, each), count_share(metric, encoded, each),
                                  *spreads[place], encoded, problem, resampling)
@@ -267,9 +280,9 @@ def bootstrap_difference(
     metric, encoded = bind_metric_to_problem(name, problem), encode_target(actual, problem)
     given, resampling = [select_scores_or_labels(metric, problem, each) for each in (predictions, other_predictions)], (
         resampling or Resampling())
+    first, second = [resample_scorer(metric, problem, encoded, each) for each in given]
     drawn, degrees = _bootstrap_errors(
-        lambda weights: metric.sign * np.subtract(
-            *(score_resamples(metric, problem, encoded, each, weights) for each in given))[None],
+        lambda weights: metric.sign * (first(weights) - second(weights))[None],
         encoded, resampling, needs_every_class(metric) and encoded.dtype != float, n_resamples, seed)
     value = metric.sign * (score_encoded(metric, encoded, given[0]) - score_encoded(metric, encoded, given[1]))
     error = _standard_error(drawn[0], resampling.count_units(len(encoded)))

@@ -26,8 +26,8 @@ from mlcycle.ml.confusion import (
     score_labels_via_confusion_matrix,
 )
 from mlcycle.ml.weighted_metrics import (
+    WeightedRanking,
     make_weighted_mean,
-    make_weighted_ranking,
     row_brier,
     row_log_loss,
     weighted_median_error,
@@ -182,7 +182,7 @@ _SCORES_LOSS: dict[str, Any] = _SCORES | {"higher_is_better": False}
 
 SCORE_METRICS = [
     Metric("roc_auc", _one_vs_rest(sk.roc_auc_score), **_SCORES, batch_function=_batch_roc_auc,
-           weighted_function=make_weighted_ranking("roc_auc"),
+           weighted_function=WeightedRanking("roc_auc"),
            description="The probability that a positive has a higher score than a negative."),
     Metric("roc_auc_ovr_weighted", _one_vs_rest(sk.roc_auc_score, weighted=True), **_SCORES_MULTICLASS,
            description="The area under the ROC curve of each class against the rest, weighted by the rows of the class."),
@@ -191,7 +191,7 @@ SCORE_METRICS = [
     Metric("roc_auc_ovo_weighted", partial(_one_vs_one_auc, weighted=True), **_SCORES_MULTICLASS,
            description="The area under the ROC curve, averaged over all pairs of classes, weighted by their rows."),
     Metric("average_precision", _one_vs_rest(sk.average_precision_score), **_SCORES, batch_function=_batch_average_precision,
-           weighted_function=make_weighted_ranking("average_precision"),
+           weighted_function=WeightedRanking("average_precision"),
            description="The precision-recall curve in one number: precision averaged over recall."),
     Metric("top_k_accuracy", _with_labels(sk.top_k_accuracy_score), **_SCORES_MULTICLASS,
            description="The share of rows whose actual class has one of the two highest scores."),
