@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from ..core.execution import EXECUTOR_VARIABLE, ExecutionSettings, dask_client, map_tasks
+from ..core.files import short_json_hash
 from ..core.parent_watch import PARENT_VARIABLE
 from ..core.runs import Run
 from ..engine.processes import describe_exit
@@ -41,7 +42,8 @@ def execute_sent_plan() -> None:
         with lock: # Progress of a long cell comes from a thread
             print(json.dumps(message), file=messages, flush=True)
 
-    with suppress(KeyboardInterrupt): # The run has been finished as interrupted
+    lock_of_plan = plan.workspace.lock(f"locks/batch-{batch}-{short_json_hash(plan.non_default_parameters)}")
+    with suppress(KeyboardInterrupt), lock_of_plan: # The run has been finished as interrupted
         callback = BatchRunCallback(lambda done, text: send("progress", done, text))
         run, error = execute_batch_run(plan, choice, callback, batch)
         send("result", str(run.folder) if run else "", error)

@@ -1,6 +1,8 @@
 """Batches: many sets of parameters side by side; what goes wrong in one is no matter for the others."""
 
 import json
+import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -15,6 +17,7 @@ from dask_clusters import worker_processes
 from projects import add_cell, own_notebooks, processes_in
 
 import mlcycle as mc
+from mlcycle.core.parent_watch import PARENT_VARIABLE
 from mlcycle.core.runs import Run, list_runs
 from mlcycle.core.workspace import Workspace
 from mlcycle.errors import ParameterError
@@ -248,6 +251,30 @@ def test_runs_on_a_cluster_survive_its_workers(new_toy, dask_cluster):
     killed = [run.id for run in runs_of(new_toy)][:2]
     assert mc.open(results(new_toy)[0]["run"], new_toy).info["stages"]["problem"]["reused"] in killed
     assert not list((new_toy / ".mlcycle").glob("batch-*"))
+
+
+def test_a_plan_that_is_sent_twice_is_one_run(new_toy):
+    "As after a lost connection, while the first process goes on."
+    [plan] = plan_batch([{"data.number": "1"}], {}, new_toy)
+    code = "from mlcycle.lifecycle.batch_on_cluster import execute_sent_plan; execute_sent_plan()"
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", code],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            cwd=new_toy,
+            start_new_session=True,
+            env=os.environ | {PARENT_VARIABLE: str(os.getpid())},
+        )
+        for _ in range(2)
+    ]
+    for process in processes:
+        pickle.dump((plan, StageChoice(until="data"), "twice"), process.stdin)
+        process.stdin.close()
+    ends = [json.loads(process.stdout.read().splitlines()[-1]) for process in processes]
+    assert all(process.wait(60) == 0 for process in processes)
+    [run] = runs_of(new_toy)
+    assert ends == [["result", str(run.folder), ""]] * 2
 
 
 @pytest.fixture(scope="module")
