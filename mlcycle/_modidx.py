@@ -1599,6 +1599,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                        'mlcycle.data.spelling._are_magnitudes': ( 'data/spelling.html#_are_magnitudes',
                                                                                   'mlcycle/data/spelling.py'),
                                        'mlcycle.data.spelling._find_marks': ('data/spelling.html#_find_marks', 'mlcycle/data/spelling.py'),
+                                       'mlcycle.data.spelling._find_rare_currency': ( 'data/spelling.html#_find_rare_currency',
+                                                                                      'mlcycle/data/spelling.py'),
                                        'mlcycle.data.spelling._find_units': ('data/spelling.html#_find_units', 'mlcycle/data/spelling.py'),
                                        'mlcycle.data.spelling._other_order': ( 'data/spelling.html#_other_order',
                                                                                'mlcycle/data/spelling.py'),

@@ -17,6 +17,7 @@ import pandas as pd
 from ..ml.cleaning_plan import ColumnCleaningPlan, NumberFormat
 from ..ml.text_matching import HOMOGLYPHS, fold_case, split_words_and_codes, find_closest_spelling, normalise_whitespace
 from ..ml.value_parsing import parse_date, parse_number
+from ..stores.sources.number_formats import NUMBER_PARTS
 
 # %% ../../nbs/data/spelling.ipynb #0e690719
 MISSING_WORDS = ("", "n/a", "na", "nan", "#n/a", "n.a.", "null", "nil", "<na>", "missing", "unknown", "not available",
@@ -104,7 +105,7 @@ def _find_units(known: pd.Series) -> dict[str, float] | None:
     often = known.groupby(found).sum()
     often = often[[unit != "" for unit in often.index]].sort_values(ascending=False)
     if not len(often) or often.iloc[0] < 0.01 * known.sum():
-        return {}
+        return _find_rare_currency(known.index)
     suffixes = set(often.index) <= set(MAGNITUDES)
     if suffixes and (len(often) > 1 or often.sum() < known.sum()): # Else a constant unit, such as kelvin or metres
         return {unit: MAGNITUDES[unit] for unit in often.index} if _are_magnitudes(known.index, found) else None
@@ -112,6 +113,13 @@ def _find_units(known: pd.Series) -> dict[str, float] | None:
                  key=lambda units: sum(often.get(u, 0) for u in units),
                  default={})
     return {unit: factor / family[often.index[0]] for unit, factor in family.items() if unit in often.index}
+
+# %% ../../nbs/data/spelling.ipynb #3d5e3ef8
+def _find_rare_currency(texts: Iterable[str]) -> dict[str, float]:
+    "The only currency in cells of which nearly all are plain numbers; empty if there is none, or more than one."
+    parts = [match for match in map(NUMBER_PARTS.match, texts) if match]
+    found = {(part["before"] or part["after"] or "").lower() for part in parts} - {"", "%", "‰"}
+    return dict.fromkeys(found, 1.0) if len(found) == 1 else {}
 
 # %% ../../nbs/data/spelling.ipynb #14c21b38
 def _are_magnitudes(texts: Iterable[str], suffixes: list[str]) -> bool:

@@ -57,6 +57,17 @@ def test_people_with_equal_categories_are_rows(tmp_path):
     assert line.rows == 0 and f"{table.duplicated().sum():,} rows equal an earlier row" in line.note
 
 
+@pytest.mark.parametrize("cell", ["USD 1,234.50", "1,234.50 €", "CHF 1,234.50"])
+def test_a_rare_currency_among_plain_numbers_is_read_where_other_cells_are_no_numbers(tmp_path, cell):
+    rng = np.random.default_rng(0)
+    table = pd.DataFrame({"amount": [f"{x:.2f}" for x in rng.gamma(3, 15, 600)], "late": rng.choice(["yes", "no"], 600)})
+    table.loc[[100, 200, 300], "amount"] = [cell, "see invoice", "USD EUR"]
+    _, dataset, _ = stages(tmp_path, table, "late")
+    [line] = [line for line in dataset.ledger if line.column == "amount"]
+    assert (line.step, line.rows) == ("numbers", 3)
+    assert [(change.before, change.after) for change in line.examples][:2] == [(cell, "1234.5"), ("see invoice", "")]
+
+
 @pytest.mark.parametrize("make", [few_categories, dependent, survey])
 @pytest.mark.parametrize("rows", [300, 3000, 30000])
 def test_repeats_of_few_distinct_values_are_no_copies(make, rows):
