@@ -3141,6 +3141,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
             'mlcycle.features.stage': { 'mlcycle.features.stage.FeatureSettings': ( 'features.html#featuresettings',
                                                                                     'mlcycle/features/stage.py'),
                                         'mlcycle.features.stage._count': ('features.html#_count', 'mlcycle/features/stage.py'),
+                                        'mlcycle.features.stage._describe_selection': ( 'features.html#_describe_selection',
+                                                                                        'mlcycle/features/stage.py'),
                                         'mlcycle.features.stage._save_estimator': ( 'features.html#_save_estimator',
                                                                                     'mlcycle/features/stage.py'),
                                         'mlcycle.features.stage._save_plan': ('features.html#_save_plan', 'mlcycle/features/stage.py'),

@@ -311,10 +311,11 @@ class LedgerEntry(Record):
 
     @property
     def summary(self) -> str:
-        "Step, column, number of rows and an example, in a phrase."
+        "What was done, number of rows, column and an example, in a phrase."
         first = self.examples[0] if self.examples else None
         change = f" ('{first.before}' → {repr(first.after) if first.after else 'missing'})" if first else ""
-        return f"{self.step} of '{self.column}' in {self.rows:,} row{'' if self.rows == 1 else 's'}{change}"
+        done = self.note[:1].lower() + self.note[1:].rstrip(".")
+        return f"{done} in {self.rows:,} row{'' if self.rows == 1 else 's'} of '{self.column}'{change}"
 
 # %% ../nbs/outcomes.ipynb #9d0a2410
 class RuleFailure(Record):
@@ -355,14 +356,17 @@ class Dataset(Outcome):
     @property
     def notices(self) -> list[str]:
         "How text was read, the three largest changes by cleaning, and the three largest rules that are not applied."
-        read = [f"Reading: {note}." for each in self.ingestions for note in each.notes]
+        notes = [note for each in self.ingestions for note in each.notes]
+        notes += [f"{count:,} infinite {'number' if count == 1 else 'numbers'} of {name}, read as missing"
+                  for each in self.ingestions for name, count in each.infinite.items()]
+        read = [f"Reading: {note}." for note in notes]
         read = read[:5] + [f"Reading: {len(read) - 5} more notes on the page of stage 2."] * (len(read) > 5)
         cleaned = [line for line in self.ledger if line.setting and line.column and line.rows]
         changes = sorted(cleaned, key=lambda line: -line.rows)
         kept = sorted(self.not_applied, key=lambda line: -line.rows)
         more = [f" and {len(lines) - 3} more" if len(lines) > 3 else "" for lines in (changes, kept)]
-        text = [f"Cleaning changed {'; '.join(line.summary for line in changes[:3])}{more[0]}. "
-                f"Undo a step with a setting such as {changes[0].setting}."] if changes else []
+        text = [f"Cleaning: {'; '.join(line.summary for line in changes[:3])}{more[0]}. "
+                f"A step is undone by a setting such as {changes[0].setting}."] if changes else []
         text += [f"{line.column}: {line.note}." for line in kept[:3]]
         labels = self.labels.notices if self.labels else []
         return read + labels + text + ([f"All changes and rules{more[1]}: mlcycle data ledger"] if text else [])

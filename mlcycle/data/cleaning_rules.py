@@ -116,18 +116,18 @@ def grade_sentinel(
 ) -> tuple[Grade, str]: # Grade, and why it is doubtful
     "Grade a number that the plan takes for a missing value."
     if value % 1 and bulk.fractions and value != -999.25: # The missing value of well logs
-        return "doubtful", "it is written like the other values"
+        return "doubtful", "they are written like the other values"
     if value in (2**31 - 1, -2**31, 32767, -32768) and not bulk.low <= value <= bulk.high:
         return "certain", ""
     if value < 0 <= bulk.low and value <= -99:
         return "certain", ""
     if value < 0 <= bulk.low:
         apart = bulk.low - value >= 0.25 * (bulk.middle - bulk.low) and bulk.usual_low > 0
-        return ("likely", "") if apart else ("doubtful", "it may be a true value")
+        return ("likely", "") if apart else ("doubtful", "they may be true values")
     if abs(value) >= 99 and bulk.is_far(value):
         return ("certain" if (bulk.short_above if value > 0 else bulk.short_below) else "far"), ""
     apart = value <= -99 or value >= 99 and value - bulk.high >= 3 * (bulk.high - bulk.middle)
-    return ("likely", "") if apart else ("doubtful", "it is close to the other values")
+    return ("likely", "") if apart else ("doubtful", "they are close to the other values")
 
 # %% ../../nbs/data/cleaning_rules.ipynb #06d007b3
 def grade_negative_values(
@@ -265,7 +265,7 @@ def _rules_of_spelling(made: pd.DataFrame, clean: pd.Series, step: str) -> list[
         if not values:
             continue
         rows = pd.Index(made.row_id[made.before.isin(values)])
-        text = f"values '{values[0]}' for '{after[values[0]]}'" + (f" and {len(values) - 1} more" if len(values) > 1 else "")
+        text = f"values '{values[0]}' beside '{after[values[0]]}'" + (f" and {len(values) - 1} more" if len(values) > 1 else "")
         rules.append(CleaningRule(step, (column,), tuple(values), rows, grade, text, doubt, peers=_rows_of_correct(clean, rows)))
     return rules
 
@@ -379,11 +379,12 @@ def why_not_applied(
 def _reason(rule: CleaningRule, target: pd.Series, regression: bool, pool: pd.Index | None) -> str:
     "Why a rule is not applied; empty if it is. `pool` has the rows of such rules of several columns."
     if rule.share > MAX_SHARE[rule.grade]:
-        return rule.doubt or f"{rule.share:.1%} of the values are not rare"
+        return rule.doubt or f"they are {rule.share:.1%} of the values, too many for errors"
     broken, others = _split_target(target, rule.rows, rule.peers)
     if rule.grade in ("likely", "far") and pool is None and len(broken) < MIN_ROWS:
-        rows = f"{len(broken):,} training row{'' if len(broken) == 1 else 's'}"
-        return f"with {rows}, too few to test whether they are related to '{target.name}'"
+        rows = f"only {len(broken):,} training row{' has' if len(broken) == 1 else 's have'} them" if len(broken) else (
+            "no training row has them")
+        return f"{rows}, so that a relation to '{target.name}' cannot be tested"
     tested = [(broken, others)] if pool is None else [(broken, others), _split_target(target, pool, None)]
     p_value = min(relation_p_value(*parts, regression) for parts in tested)
     shown = "< 0.0001" if p_value < 1e-4 else f"= {p_value:.2g}"
@@ -480,7 +481,7 @@ def describe_kept_rule(
     "Entry of the ledger for a rule that is not applied: reason, and the setting that applies it."
     setting = setting_text("apply_cleaning", rule.step, rule.columns[0])
     some = [CellChange(row_id=row, before=before, after=after) for row, before, after in rule.examples or []]
-    note = f"Not changed: {rule.words}; {reason}. To change them, set {setting}"
+    note = f"{rule.words[:1].upper()}{rule.words[1:]} are kept: {reason}. To change them, set {setting}"
     return LedgerEntry(step=rule.step, column=", ".join(rule.columns), rows=len(rule.rows), share=rule.share, note=note,
                        setting=setting, examples=some)
 

@@ -161,11 +161,20 @@ def _save_plan(problem: Problem, rows: pd.DataFrame, selector: FeatureSelector, 
         pipeline=_save_estimator(preprocessor, workspace, "plans"),
         selector=_save_estimator(selector, workspace, "selectors") if selector.create or selector.select != "off" else None,
         label_delay=selector.label_delay,
-        decision=f"{_count(columns, 'input column')} used ({len(outputs)} features if encoded for trees); "
-                 f"{sum(each.selected for each in created)} of {len(created)} created features are selected; "
-                 f"{_count(dropped, 'column')} dropped"
-                 + (f", of which {len(leaking)} for suspected target leakage ({', '.join(leaking)})" if leaking else "")
-                 + (f"; {_count(others, 'column')} not selected." if others else "."))
+        decision=_describe_selection(columns, len(outputs), [each.selected for each in created], dropped, leaking, others))
+
+# %% ../../nbs/03_features.ipynb #8fe81e73
+def _describe_selection(columns: list[str], outputs: int, created: list[bool], dropped: Collection[str], leaking: list[str],
+                        others: Collection[str]) -> str:
+    "The decision in words: columns that are used, created features that are selected, columns that are left out."
+    chosen = sum(created)
+    parts = [f"{_count(columns, 'input column')} used ({outputs} feature{'' if outputs == 1 else 's'} if encoded for trees)",
+             f"{chosen or 'none'} of {len(created)} created features {'is' if chosen == 1 else 'are'} selected" if created else
+             "no features are created"]
+    if dropped:
+        leaks = f", of which {len(leaking)} for suspected target leakage ({', '.join(leaking)})" if leaking else ""
+        parts.append(f"{_count(dropped, 'column')} dropped{leaks}")
+    return "; ".join([*parts, *([f"{_count(others, 'column')} not selected"] if others else [])]) + "."
 
 # %% ../../nbs/03_features.ipynb #4ee7a4a3
 def _save_estimator(estimator: BaseEstimator, workspace: Workspace, folder: str) -> FileRef:

@@ -97,8 +97,10 @@ def apply_cleaning_plan(
 
 # %% ../../nbs/ml/cleaning.ipynb #c94519bc
 STEP_NOTES = {"strip": "White space was removed.", "case": "Upper and lower case were unified.",
-              "categories": "Misspelt categories were corrected.", "numbers": "Numbers written as text were parsed.",
-              "dates": "Dates written as text were parsed.", "units": "Values in another unit were converted.",
+              "categories": "Misspelt categories were corrected.",
+              "numbers": "Text was read as numbers, or set to missing if it is none.",
+              "dates": "Text was read as dates, or set to missing if it is none.",
+              "units": "Values in another unit were converted.",
               "sentinels": "Values that stand for a missing value were set to missing.",
               "limits": "Impossible values were set to missing.",
               "pairs": "Pairs of values in the wrong order or column were swapped, or the second was set to missing."}

@@ -136,6 +136,7 @@ def test_infinite_numbers_are_missing_and_in_the_ledger(tmp_path, target):
     line = next(line for line in dataset.ledger if line.step == "infinite")
     assert (line.column, line.rows) == ("ratio", 25) and not np.isinf(train.ratio).any()
     assert (dataset.rows_unlabelled, dataset.rows_set_aside) == ((25 if target == "ratio" else 0), 0)
+    assert dataset.notices == ["Reading: 25 infinite numbers of ratio, read as missing."]
 
 
 @pytest.mark.parametrize("name", ["row_id", "index", "level_0", "reason", "prediction", "row"])
@@ -187,6 +188,8 @@ def test_rare_values_that_predict_are_kept(tmp_path, seed):
     assert dataset.changed_cells == 0 and "0 cells changed" in dataset.decision
     kept = {line.column.split(", ")[0] for line in dataset.not_applied}
     assert kept >= {"delivered", "start_date", "own_funds", "price", "payment", "visits", "state"}
+    note = next(line.note for line in dataset.not_applied if line.column == "price")
+    assert note.startswith("Values of 999.99 are kept: they are written like the other values, and they are related to 'fails'")
     for name in odd:
         assert (train[name].astype(str) == pd.Series(table[name])[train.index].astype(str)).all(), name
 
@@ -219,7 +222,7 @@ def test_errors_unrelated_to_the_target_are_corrected_and_told(tmp_path):
     lines = {(line.step, line.column): line.rows for line in dataset.ledger}
     assert lines == {("sentinels", "length"): 20, ("limits", "length"): 10} and dataset.changed_cells == 30
     assert train.length.between(20, 70).sum() == train.length.notna().sum() < len(train)
-    assert "sentinels of 'length' in 20 rows ('-999' → missing)" in dataset.notices[0]
+    assert "set to missing in 20 rows of 'length' ('-999' → missing)" in dataset.notices[0]
     assert "skip_cleaning=sentinels:length" in dataset.notices[0] and "apply_cleaning=sentinels:price" in dataset.notices[1]
 
 
@@ -230,7 +233,7 @@ def test_the_command_shows_the_ledger(tmp_path):
     )
     done = cli("run", "--source", "in.csv", "--target", "fails", "--until", "data", "-p", "probe_seconds=0", cwd=tmp_path)
     assert done.returncode == 0 and "25 cells changed" in " ".join(done.stdout.split()), done.stderr
-    assert "strip of 'size' in 25 rows" in done.stderr and "apply_cleaning=limits:own_funds" in done.stderr
+    assert "white space was removed in 25 rows of 'size'" in done.stderr and "apply_cleaning=limits:own_funds" in done.stderr
     shown = cli("data", "ledger", cwd=tmp_path).stdout
     assert all(word in shown for word in ("Not applied", "skip_cleaning=strip:size", "apply_cleaning=limits:own_funds"))
 
