@@ -6,6 +6,7 @@
 __all__ = ['cluster_app', 'PROJECT', 'JSON_OUTPUT', 'up', 'status', 'print_cluster', 'down', 'manifests']
 
 # %% ../../nbs/cli/cluster.ipynb #295432cf
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -38,10 +39,13 @@ def up(
     with exit_on_error("Interrupted. The cluster was stopped."):
         from dataclasses import asdict, replace
 
-        from mlcycle.core.execution import read_execution_settings
+        from mlcycle.core.execution import MEMORY_SIZE, read_execution_settings
         from mlcycle.core.project_cluster import start_project_cluster
         from mlcycle.core.workspace import Workspace
+        from mlcycle.errors import ParameterError
 
+        if memory and not re.fullmatch(MEMORY_SIZE, memory):
+            raise ParameterError(f"The option --memory cannot be '{memory}'.", "Expected: a size such as 2GB.")
         workspace = Workspace.from_project(project)
         settings = read_execution_settings(workspace.project)
         settings = replace(settings, workers=workers or settings.workers, memory_limit=memory or settings.memory_limit)
@@ -57,7 +61,10 @@ def up(
 # %% ../../nbs/cli/cluster.ipynb #35746d38
 @cluster_app.command()
 def status(as_json: JSON_OUTPUT = False, project: PROJECT = None):
-    "Show workers, memory and tasks of the project's cluster, or of the one that settings.ini names."
+    """Show workers, memory and tasks of the project's cluster, or of the one that settings.ini names.
+
+    The exit code is 1 if there is no cluster, or if it does not respond.
+    """
     from mlcycle.cli.base import console, exit_on_error
 
     with exit_on_error():
@@ -77,6 +84,8 @@ def status(as_json: JSON_OUTPUT = False, project: PROJECT = None):
             print_cluster(found)
         else:
             print("There is no cluster. Start one: mlcycle cluster up")
+        if not found:
+            raise typer.Exit(1)
 
 # %% ../../nbs/cli/cluster.ipynb #0fa29c8e
 def print_cluster(
@@ -98,7 +107,7 @@ def print_cluster(
 # %% ../../nbs/cli/cluster.ipynb #f1ba6954
 @cluster_app.command()
 def down(project: PROJECT = None):
-    "Stop the cluster of the project, and no other process."
+    "Stop the cluster of the project, and no other process; without a cluster, nothing happens."
     from mlcycle.cli.base import exit_on_error
 
     with exit_on_error():
@@ -106,8 +115,11 @@ def down(project: PROJECT = None):
         from mlcycle.core.workspace import Workspace
 
         cluster, ended = stop_project_cluster(Workspace.from_project(project))
-        print(f"Stopped the Dask cluster at {cluster.address}." if ended else
-              f"The Dask cluster at {cluster.address} was not running any more.")
+        if cluster is None:
+            print("This project has no Dask cluster. Nothing to stop.")
+        else:
+            print(f"Stopped the Dask cluster at {cluster.address}." if ended else
+                  f"The Dask cluster at {cluster.address} was not running any more.")
 
 # %% ../../nbs/cli/cluster.ipynb #f573326f
 @cluster_app.command()

@@ -85,11 +85,11 @@ def _wait_for_workers(cluster: ClusterProcesses) -> None:
 # %% ../../nbs/core/project_cluster.ipynb #480c9f1b
 def stop_project_cluster(
     workspace: Workspace, # Of the project
-) -> tuple[ClusterProcesses, int]: # The cluster, and the number of its processes that were running
-    "End the processes of a project's cluster; raise ExecutionError if it has none."
+) -> tuple[ClusterProcesses | None, int]: # The cluster, None if there is none; the number of its processes that were running
+    "End the processes of a project's cluster, if it has one."
     with workspace.lock("cluster"):
         if (found := read_cluster(workspace.root)) is None:
-            raise ExecutionError("This project has no Dask cluster.", remedy="Start one: mlcycle cluster up")
+            return None, 0
         ended = stop_cluster(found)
         (workspace.root / CLUSTER_FILE).unlink()
         return found, ended

@@ -33,8 +33,16 @@ def test_a_cluster_is_started_shown_and_stopped(folder):
     assert "worker-1" in cli("cluster", "status", cwd=folder).stdout
     assert "Stopped" in cli("cluster", "down", cwd=folder).stdout
     assert not any(psutil.pid_exists(pid) for pid, _ in made.processes.values())
-    assert json.loads(cli("cluster", "status", "--json", cwd=folder).stdout) == {"running": False}
-    assert cli("cluster", "down", cwd=folder).returncode == 1
+    gone = cli("cluster", "status", "--json", cwd=folder)
+    assert json.loads(gone.stdout) == {"running": False} and gone.returncode == 1
+
+
+def test_without_a_cluster_there_is_nothing_to_stop_or_show(tmp_path):
+    stopped, shown = cli("cluster", "down", cwd=tmp_path), cli("cluster", "status", cwd=tmp_path)
+    assert stopped.returncode == 0 and "no Dask cluster" in stopped.stdout
+    assert shown.returncode == 1 and "There is no cluster" in shown.stdout
+    wrong = cli("cluster", "up", "--memory", "2XB", cwd=tmp_path)
+    assert wrong.returncode == 2 and "--memory" in wrong.stderr and "settings.ini" not in wrong.stderr
 
 
 def test_a_file_of_a_cluster_that_has_ended_names_no_other_process(folder):
