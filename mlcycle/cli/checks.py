@@ -69,7 +69,14 @@ def results_of_run(
     """
     import mlcycle
 
-    return mlcycle.open(run, project).verdict.checks
+    found = mlcycle.open(run, project)
+    if "validation" not in found.info["stages"]:
+        raise mlcycle.errors.ArtifactError(
+            f"The run {found.id} has no results of checks: they are evaluated in the stage 'validation', and the last finished "
+            f"stage of the run is '{next(reversed(found.info['stages']), 'none')}'.",
+            "All checks need its model and rows of the holdout, also those of data (MLC2…) and features (MLC3…).",
+            "Continue the run with the same options and --until validation.")
+    return found.verdict.checks
 
 # %% ../../nbs/cli/checks.ipynb #28258bd9
 def print_results(

@@ -126,17 +126,20 @@ def run(
             done = run_plan(plan, choice, bars)
         if bars.done:
             console.print(f"Nothing to do: run {done.id} is fresh.", highlight=False)
-        return print_run(done)
+        return print_run(done, choice.stages, computed=not bars.done)
 
 # %% ../../nbs/cli/run.ipynb #dfe73ece
 def print_run(
     run: "Run", # A finished run
+    stages: list[str], # Stages to print; the run may have later ones
+    computed: bool = True, # Whether this command has computed a stage; otherwise all are those of an earlier command
 ) -> None:
-    "Print stage, seconds and decision of each stage of a run. Seconds in parentheses: restored from cache."
+    "Print stage, seconds and decision of stages of a run. Seconds in parentheses: nothing was computed, the stage is reused."
     table = make_table("stage", "seconds", "decision", title=f"Run {run.id}")
     for stage, facts in run.info["stages"].items():
-        took = f"({facts['seconds']:.1f})" if facts.get("reused") else f"{facts['seconds']:.1f}"
-        table.add_row(stage, took, escape(facts["decision"]))
+        if stage in stages:
+            took = f"{facts['seconds']:.1f}" if computed and not facts.get("reused") else f"({facts['seconds']:.1f})"
+            table.add_row(stage, took, escape(facts["decision"]))
     console.print(table)
     reports = run.workspace.reports
     console.print(f"Pages: {reports / run.id}\nAll runs: {reports / 'index.html'}", soft_wrap=True, highlight=False)

@@ -1,6 +1,7 @@
 """What is fresh and what is stale, why, and which stages run."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -46,6 +47,15 @@ def test_finding_nothing_to_do_imports_nothing_heavy(project):
     assert "Nothing to do" in done.stdout
     assert done.stdout.splitlines()[-1] == "[]"
     assert len(list_runs(Workspace(project))) == 1
+
+
+def test_stages_that_are_not_computed_have_parentheses_and_later_ones_are_left_out(project):
+    first = run(project, "--until", "data").stdout
+    assert re.findall(r"^ ?([a-z]+) +\([\d.]+\)", first, re.MULTILINE) == ["problem", "data"] and "features" not in first
+    made = run(project, "-p", "holdout_share=0.35", "--until", "data").stdout
+    assert re.search(r"^ ?problem +\([\d.]+\)", made, re.MULTILINE) and re.search(r"^ ?data +[\d.]+", made, re.MULTILINE)
+    checks = cli("checks", "--run", "last", cwd=project)
+    assert checks.returncode == 1 and "stage of the run is 'data'" in checks.stderr and "--until validation" in checks.stderr
 
 
 @pytest.mark.parametrize(
