@@ -351,6 +351,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                         'mlcycle.core.execution._wait': ('core/execution.html#_wait', 'mlcycle/core/execution.py'),
                                         'mlcycle.core.execution._wait_until_done': ( 'core/execution.html#_wait_until_done',
                                                                                      'mlcycle/core/execution.py'),
+                                        'mlcycle.core.execution._wait_while_refused': ( 'core/execution.html#_wait_while_refused',
+                                                                                        'mlcycle/core/execution.py'),
                                         'mlcycle.core.execution.close_dask': ( 'core/execution.html#close_dask',
                                                                                'mlcycle/core/execution.py'),
                                         'mlcycle.core.execution.count_threads': ( 'core/execution.html#count_threads',

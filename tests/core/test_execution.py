@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -155,6 +156,32 @@ def test_a_scheduler_that_stays_away_is_a_clear_error(monkeypatch, tmp_path):
     monkeypatch.setattr(execution, "CONNECT_SECONDS", 1)
     with pytest.raises(ExecutionError, match=r"tcp://127.0.0.1:9 does not respond.*settings.ini"):
         list(map_tasks(cluster_tasks.square, [1], ExecutionSettings("dask", "tcp://127.0.0.1:9")))
+
+
+@pytest.mark.parametrize("address", ["tcp://127.0.0.1:9", "tcp://no-such-host.invalid:8786"])
+def test_a_first_connection_that_is_refused_fails_at_once_and_another_waits(monkeypatch, address):
+    monkeypatch.setattr(execution, "REFUSED_SECONDS", 0.5)
+    monkeypatch.setattr(execution, "CONNECT_SECONDS", 3)
+
+    def seconds_until_error() -> float:
+        since = time.monotonic()
+        with pytest.raises(ExecutionError, match="does not respond"):
+            execution._connection(ExecutionSettings("dask", address))
+        return time.monotonic() - since
+
+    assert seconds_until_error() < 2.5
+    monkeypatch.setenv(execution.CONNECTED_VARIABLE, address)  # As in a stage, whose run has connected
+    assert seconds_until_error() >= 3
+
+
+def test_a_first_connection_waits_for_a_scheduler_that_is_slow_to_listen(monkeypatch):
+    with socket.socket() as place:
+        place.bind(("127.0.0.1", 0))
+        listen = threading.Timer(0.6, place.listen)
+        listen.start()
+        since = time.monotonic()
+        execution._wait_while_refused(f"tcp://127.0.0.1:{place.getsockname()[1]}", 5)
+        assert 0.5 < time.monotonic() - since < 4
 
 
 def test_the_address_of_a_worker_is_a_clear_error(on_dask):
