@@ -100,6 +100,18 @@ def sender(space: Workspace, *words: str) -> subprocess.Popen:
     return process
 
 
+def test_runs_whose_tables_are_on_this_machine_only_are_named_once(machine, caplog):
+    space = machine("one")
+    add_run(space, "new", keys={"data": "k"})
+    add_run(space, "old", keys={"data": "k"}, stores=STORE_DEFAULTS)
+    add_run(space, "planned", keys={"problem": "k"}, stores=STORE_DEFAULTS)  # Has no tables
+    assert len([unit for unit in send_units(space) if unit.startswith("runs/")]) == 3
+    (text,) = [record.getMessage() for record in caplog.records]
+    assert ": old, in " in text and str(space.root / "tables") in text and "mlcycle run" in text
+    add_run(space, "old", keys={"data": "k"}, stores=STORE_DEFAULTS, pages=4)
+    assert "runs/old" in send_units(space) and len(caplog.records) == 1
+
+
 def test_two_machines_that_send_at_once_lose_nothing(machine):
     one, two, three = machine("one"), machine("two"), machine("three")
     for space, runs in ((one, "abc"), (two, "xyz")):
