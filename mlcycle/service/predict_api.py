@@ -91,7 +91,8 @@ def predict_response(
     "The body of the response of `POST /predict`."
     ids, bundle, prepared, scores = served.row_ids, served.bundle, served.prepared, served.predictions.scores
     outputs = {name: at_sent_rows(values, served) for name, values in served.outputs.items()}
-    notes = {name: [{"row_id": ids[note["row"]], **{key: shorten(value) for key, value in note.items()}} for note in listed]
+    notes = {name: [{"row_id": ids[note["row"]],
+                     **{key: value if key == "warning" else shorten(value) for key, value in note.items()}} for note in listed]
              for name, listed in (("changes", prepared.changes), ("warnings", prepared.warnings))}
     more: dict[str, Any] = {"coercions": prepared.coercions} if prepared.coercions else {}
     if options.intervals and bundle.conformal:

@@ -136,6 +136,7 @@ def test_long_texts_are_cut_off_in_the_response_and_complete_in_the_log(client, 
     text = "x" * 200_000
     body = predict(client, ROW | {"owner": text}, ROW | {"owner": "ALAN TURING"}, row_ids=["long", "case"], reasons=5)
     assert body["warnings"][0]["value"] == "x" * 59 + "…"
+    assert body["warnings"][0]["warning"].endswith("it is treated as an unseen one.")
     assert body["changes"][0]["before"] == "ALAN TURING"
     assert max(len(each["value"]) for row in body["reasons"] for each in row if each["column"] == "owner") <= 60
     assert flush_prediction_log(client.app.state.service.log)
