@@ -25,12 +25,17 @@ def parse_numbers_with_unit(
     column: pd.Series, # Text column
     min_share: float = 0.95, # Share of the values that must be numbers, 0 to 1
 ) -> pd.Series | None: # Numbers; NaN where a value is missing or no number. None if it is no such column
-    "Convert a text column of numbers with one unit to numbers."
+    "Convert a text column of numbers, without a unit or with one, to numbers."
     distinct = pd.Series(column.dropna().astype(str).unique(), dtype="str")
     units = distinct.str.extract(r"\d\s*([^\d\s.,]+)\s*$")[0].str.lower().value_counts()
-    if not len(units) or units.iloc[0] < min_share * len(distinct):
+    plain = distinct.str.fullmatch(r"\s*[-+]?(\d+\.?\d*|\.\d+)\s*")
+    codes = distinct.str.fullmatch(r"\s*([-+]?0\d+|\d{16,})\s*")
+    if len(distinct) and plain.mean() >= min_share and not codes.any():
+        form = NumberFormat()
+    elif len(units) and units.iloc[0] >= min_share * len(distinct):
+        form = NumberFormat(units={str(units.index[0]): 1.0})
+    else:
         return None
-    form = NumberFormat(units={str(units.index[0]): 1.0})
     numbers = {text: parse_number(text, form) for text in distinct}
     parsed = column.astype(object).where(column.notna(), None).map(numbers, na_action="ignore").astype(float)
     return parsed if parsed.notna().sum() >= min_share * column.notna().sum() else None
@@ -39,7 +44,7 @@ def parse_numbers_with_unit(
 def convert_numbers_with_unit(
     rows: pd.DataFrame, # Rows with all columns
 ) -> pd.DataFrame: # Rows in which such columns are numbers
-    "Convert the text columns that hold numbers with one unit; a column is tried on its first 200 values."
+    "Convert the text columns that hold numbers; a column is tried on its first 200 values."
     texts = [name for name, dtype in rows.dtypes.items() if isinstance(dtype, pd.StringDtype) or dtype == "object"]
     likely = [name for name in texts if parse_numbers_with_unit(rows[name].dropna().head(200)) is not None]
     parsed = {name: parse_numbers_with_unit(rows[name]) for name in likely}

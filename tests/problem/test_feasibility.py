@@ -85,6 +85,14 @@ def test_numbers_with_a_unit_are_numbers():
     assert abs(found.extrapolated_score.value - plain.extrapolated_score.value) < 0.01 and not found.left_out
 
 
+def test_a_few_other_texts_do_not_hide_the_signal_of_a_column_of_numbers():
+    table = numbers(columns=2)
+    texts = table.assign(x0=table.x0.map("{:.3f}".format), x1=table.x1.map("{:.3f}".format))
+    texts.loc[[3, 40], "x0"] = "see invoice"
+    found, plain = assess(texts), assess(table)
+    assert abs(found.scores["linear"].value - plain.scores["linear"].value) < 0.02 and not found.left_out
+
+
 def test_late_deliveries_are_visible_in_the_difference_of_dates_only():
     rng = np.random.default_rng(3)
     promised = pd.Timestamp("2024-01-01") + pd.to_timedelta(rng.integers(0, 300, 2000), unit="D")
