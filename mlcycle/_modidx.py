@@ -6682,6 +6682,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'mlcycle.outcomes.GroupCoverage': ('outcomes.html#groupcoverage', 'mlcycle/outcomes.py'),
                                   'mlcycle.outcomes.Health': ('outcomes.html#health', 'mlcycle/outcomes.py'),
                                   'mlcycle.outcomes.Ingestion': ('outcomes.html#ingestion', 'mlcycle/outcomes.py'),
+                                  'mlcycle.outcomes.Ingestion.reading_notes': ( 'outcomes.html#ingestion.reading_notes',
+                                                                                'mlcycle/outcomes.py'),
                                   'mlcycle.outcomes.LabelCurvePoint': ('outcomes.html#labelcurvepoint', 'mlcycle/outcomes.py'),
                                   'mlcycle.outcomes.LabelSummary': ('outcomes.html#labelsummary', 'mlcycle/outcomes.py'),
                                   'mlcycle.outcomes.LabelSummary.notices': ('outcomes.html#labelsummary.notices', 'mlcycle/outcomes.py'),

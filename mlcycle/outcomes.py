@@ -289,6 +289,13 @@ class Ingestion(Record):
     ingested_at: str = "" # UTC, ISO 8601
     seconds: float = 0.0
 
+    @property
+    def reading_notes(self) -> list[str]:
+        "How values were read where it is not obvious: notations, decisions, infinite numbers."
+        infinite = [f"{count:,} infinite {'number' if count == 1 else 'numbers'} of {name}, read as missing"
+                    for name, count in self.infinite.items()]
+        return self.notes + infinite
+
 # %% ../nbs/outcomes.ipynb #67233785
 class CellChange(Record):
     "A changed cell: value before and after."
@@ -356,10 +363,7 @@ class Dataset(Outcome):
     @property
     def notices(self) -> list[str]:
         "How text was read, the three largest changes by cleaning, and the three largest rules that are not applied."
-        notes = [note for each in self.ingestions for note in each.notes]
-        notes += [f"{count:,} infinite {'number' if count == 1 else 'numbers'} of {name}, read as missing"
-                  for each in self.ingestions for name, count in each.infinite.items()]
-        read = [f"Reading: {note}." for note in notes]
+        read = [f"Reading: {note}." for each in self.ingestions for note in each.reading_notes]
         read = read[:5] + [f"Reading: {len(read) - 5} more notes on the page of stage 2."] * (len(read) > 5)
         cleaned = [line for line in self.ledger if line.setting and line.column and line.rows]
         changes = sorted(cleaned, key=lambda line: -line.rows)
