@@ -79,6 +79,7 @@ class TableRef(Record):
     rows: int
     sha256: str # Hash of the rows
     partitions: tuple[int, ...] = () # Rows of each file of a large table; empty: it was written at once
+    sorted_by: str = "" # Column by which rows of its files are put in order when they are read; empty: that of the files
 
 # %% ../nbs/outcomes.ipynb #5908f8b6
 class FileRef(Record):

@@ -236,7 +236,10 @@ def split_rows(
     exclude_shared_entities: bool = False, # Whether to set aside holdout rows whose entity is in the training rows
     keep_parts: bool = False, # At random and by group: whether the part of a row stays the same if other rows get a label
 ) -> tuple[SplitParts, str]: # Parts; a description
-    "Split rows into training rows, holdout and future rows; raise ParameterError if that is impossible."
+    """Split rows into training rows, holdout and future rows, each in order of time if there is a time column.
+
+    Raises ParameterError if that is impossible.
+    """
     if method == "auto":
         by_column = is_predefined(method, split_column)
         method = "predefined" if by_column else "time" if problem.time else "group" if problem.entity else "stratified"
@@ -252,6 +255,8 @@ def split_rows(
         raise ParameterError(f"The split '{method}' is not known.", f"Known are auto, {', '.join(ways)}.",
                              suggest_name(method, [*ways]))
     parts, words = ways[method]()
+    if problem.time and method != "time":
+        parts = {name: part.sort_values(problem.time, kind="stable") for name, part in parts.items()}
     if exclude_shared_entities and problem.entity and method != "group":
         parts, words = _exclude_shared_entities(parts, words, problem.entity)
     check_split(parts, problem)

@@ -741,7 +741,9 @@ def _store_large_dataset(large: LargeTable, contract: Contract, files: list[str]
     kept = save_text_by_hash(contract_to_yaml(contract), "contracts/{}.yaml", workspace)
     commits = delta_commit_metadata(settings.run, problem, contract=kept, contract_version=contract.version,
                                     ingestions=large.records)
-    tables = {name: commit_table(workspace.tables, name, some, dtypes, **commits) for name, (some, dtypes) in written.items()}
+    tables = {name: commit_table(workspace.tables, name, some, dtypes, **commits,
+                                 sorted_by=(problem.time or "") if name in PART_NAMES[:3] else "")
+              for name, (some, dtypes) in written.items()}
     tables |= write_tables({"malformed": read_malformed_lines(large.source)}, workspace, commits)
     plan = add_source_formats(large.trial.plan, large.records, large.sample)
     if settings.earlier_cleaning:

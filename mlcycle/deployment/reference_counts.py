@@ -14,11 +14,12 @@ from operator import add
 import numpy as np
 import pandas as pd
 
+from ..core.execution import SharedValue
 from ..ml.table_profile import (ColumnBins, ColumnProfile, TableProfile, count_reference_part, draw_half, extend_range,
                                         profile_reference, read_values)
 from ..service.reference_days import ReferenceDays, count_days
 from ..service.reference_seasons import SEASONS, SeasonalReference, profile_seasons
-from ..stores.tables.table_partitions import TablePartitions, places_in_sample
+from ..stores.tables.table_partitions import TablePartitions
 
 # %% ../../nbs/deployment/reference_counts.ipynb #75a0e7b0
 @dataclass(frozen=True, eq=False)
@@ -72,13 +73,10 @@ def count_partition(
     start: int, # Place of its first row
     layout: dict[str, ColumnBins], # Bins of each column
     time: str, # Column of times; empty: there is none
-    step: int, # Every `step`-th row is in the sample
-    sample_rows: int, # Of the sample
+    drawn: pd.Index, # `row_id` of the half of the sample from which bins are made
 ) -> ReferenceCounts:
     "Count the rows of a partition in the bins of the sample."
-    places, drawn = places_in_sample(step, start, len(rows)), np.zeros(len(rows), dtype=bool)
-    drawn[places >= 0] = draw_half(sample_rows)[places[places >= 0]]
-    return add_times(count_reference_part(rows[list(layout)], layout, drawn), rows, time)
+    return add_times(count_reference_part(rows[list(layout)], layout, rows.index.isin(drawn)), rows, time)
 
 # %% ../../nbs/deployment/reference_counts.ipynb #9954d993
 def expect_unseen(
@@ -108,7 +106,7 @@ def count_training_rows(
     layout = sample.layout | {name: extend_range(bins, min(each[name][0] for each in ends), max(each[name][1] for each in ends))
                               for name, bins in ranged.items()}
     read = list(dict.fromkeys([*columns, *([time] if time else [])]))
-    counted = reduce(add, partitions.map(count_partition, [layout, time, partitions.step, len(train)], columns=read,
-                                         label="reference profile"))
+    drawn = SharedValue(partitions.execution, train.index[draw_half(len(train))])
+    counted = reduce(add, partitions.map(count_partition, [layout, time, drawn], columns=read, label="reference profile"))
     made = {name: expect_unseen(each, sample.columns[name]) for name, each in counted.profile.columns.items()}
     return replace(counted, profile=TableProfile(counted.profile.rows, made))

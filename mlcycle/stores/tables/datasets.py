@@ -244,14 +244,16 @@ def commit_table(
     name: str, # Of the table
     files: Sequence[WrittenFile], # In the order of the rows
     dtypes: dict[str, str], # By name of the column
+    *,
+    sorted_by: str = "", # Column by which rows are put in order when they are read; empty: they have the order of the files
     **metadata: str, # For the commit, see `delta_commit_metadata`
 ) -> TableRef:
     "Make files a new version of a table in one transaction, unless an intact version contains the same rows."
     storage, partitions = table_storage(folder, name), tuple(file.n_rows for file in files)
     wanted = TableRef(name=name, version=0, rows=sum(partitions), sha256=_hash_of_hashes([file.sha256 for file in files]),
-                      partitions=partitions)
-    table, is_new = _add_version(folder, wanted, {"partitions": json.dumps(partitions)} | metadata,
-                                 partial(_commit_files, storage, files, dtypes))
+                      partitions=partitions, sorted_by=sorted_by)
+    facts = {"partitions": json.dumps(partitions), "sorted_by": sorted_by} | metadata
+    table, is_new = _add_version(folder, wanted, facts, partial(_commit_files, storage, files, dtypes))
     if not is_new:
         for file in files:
             storage.filesystem.delete_file(file.name)
@@ -341,20 +343,27 @@ def sample_step(
     "The step of the even sample that is read from a table."
     return -(-table.rows // (max_rows or max(MAX_CELLS_READ // max(n_columns, 1), 1)))
 
+# %% ../../../nbs/stores/tables/datasets.ipynb #b2802419
+def _in_order(rows: pd.DataFrame, table: TableRef) -> pd.DataFrame:
+    "Rows of files in the order of their table."
+    if not table.sorted_by or rows[table.sorted_by].is_monotonic_increasing:
+        return rows
+    return rows.sort_values(table.sorted_by, kind="stable")
+
 # %% ../../../nbs/stores/tables/datasets.ipynb #33a5b6b7
 def read_partitioned_table(
     folder: Path | str, # Folder or address of tables
     table: TableRef, # Version of a table in partitions
     max_rows: int = 0, # At most so many; 0: as many as have 20 million cells
     execution: ExecutionSettings | None = None, # Where files are read; None: in this process
-) -> pd.DataFrame: # Every k-th row, indexed by `row_id`
-    "Read an even sample of a table in partitions, and verify the hash of all its rows."
+) -> pd.DataFrame: # Every k-th row of the files, indexed by `row_id`
+    "Read an even sample of a table in partitions, in the order of the table, and verify the hash of all its rows."
     storage = table_storage(folder, table.name)
     with store_errors(storage.place):
         n_columns = len(repeat_interrupted(storage.place, lambda: storage.open(table.version).schema()).fields) - 1
     step = sample_step(table, n_columns, max_rows)
     places = [slice(-start % step, None, step) for start in accumulate(table.partitions[:-1], initial=0)]
-    return pd.concat(_iterate_verified(folder, table, places, execution))
+    return _in_order(pd.concat(_iterate_verified(folder, table, places, execution)), table)
 
 # %% ../../../nbs/stores/tables/datasets.ipynb #e4d61c50
 def read_rows_evenly(
@@ -363,14 +372,14 @@ def read_rows_evenly(
     max_rows: int, # At most so many
     execution: ExecutionSettings | None = None, # Where files are read; None: in this process
 ) -> pd.DataFrame: # Indexed by `row_id`
-    "Read some rows of a table, from the first to the last one, in equal steps; the same ones for a table in partitions."
+    "Read some rows of a table in equal steps, from the first to the last one; of files that are not sorted, from row to row."
     places = np.linspace(0, table.rows - 1, min(table.rows, max_rows)).astype(int)
     if not table.partitions:
         return read_table(folder, table).iloc[places]
     starts = accumulate(table.partitions[:-1], initial=0)
     some = [places[(places >= start) & (places < start + many)] - start
             for start, many in zip(starts, table.partitions, strict=True)]
-    return pd.concat(_iterate_verified(folder, table, some, execution))
+    return _in_order(pd.concat(_iterate_verified(folder, table, some, execution)), table)
 
 # %% ../../../nbs/stores/tables/datasets.ipynb #a0fb4f16
 def is_intact(
@@ -447,7 +456,8 @@ def _version(name: str, commit: dict) -> TableVersion:
     "Convert an entry of the Delta log to a version."
     rows = int(commit.get("rows") or commit["operationMetrics"]["num_added_rows"])
     partitions = tuple(json.loads(commit.get("partitions") or "[]"))
-    table = TableRef(name=name, version=commit["version"], rows=rows, sha256=commit["sha256"], partitions=partitions)
+    table = TableRef(name=name, version=commit["version"], rows=rows, sha256=commit["sha256"], partitions=partitions,
+                     sorted_by=str(commit.get("sorted_by") or ""))
     metadata = {key: str(value) for key, value in commit.items()
                 if key in ("run", "source", "contract", "contract_file", "contract_version", "ingestions", "mlcycle")}
     return TableVersion(table, f"{datetime.fromtimestamp(commit['timestamp'] / 1000, UTC):%Y-%m-%d %H:%M:%S} UTC", metadata)
