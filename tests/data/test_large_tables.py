@@ -156,6 +156,9 @@ def written(kind, folder):
         path.write_text(text.replace("\n1000,", "\nid,price,town,y\n1000,"))
     elif kind == "quoted.csv":
         path.write_text(ORDERS.assign(town=ORDERS.town + ' "a,\nb"').to_csv(index=False))
+    elif kind == "times.csv":
+        times = pd.date_range("2024-01-01", periods=len(ORDERS), freq="7h")
+        ORDERS.assign(day=times.strftime("%d.%m.%Y %H:%M"), hour=times.strftime("%m/%d/%Y %I:%M %p")).to_csv(path, index=False)
     elif kind == "parquet":
         ORDERS.assign(price=pd.to_numeric(ORDERS.price)).to_parquet(path)
     elif kind == "jsonl":
@@ -167,8 +170,8 @@ def written(kind, folder):
     return path
 
 
-@pytest.mark.parametrize("kind", ["csv.gz", "latin.csv", "utf16.csv", "malformed.csv", "headers.csv", "quoted.csv", "parquet",
-                                  "jsonl", "folder"])  # fmt: skip
+@pytest.mark.parametrize("kind", ["csv.gz", "latin.csv", "utf16.csv", "malformed.csv", "headers.csv", "quoted.csv", "times.csv",
+                                  "parquet", "jsonl", "folder"])  # fmt: skip
 def test_any_file_is_read_as_it_is_read_into_memory(tmp_path, kind):
     path = written(kind, tmp_path)
     whole, malformed, records = read_source_with_provenance(str(path))
@@ -179,7 +182,7 @@ def test_any_file_is_read_as_it_is_read_into_memory(tmp_path, kind):
     lines = read_malformed_lines(large)
     assert lines.drop(columns="source").values.tolist() == malformed.drop(columns="source").values.tolist()
     known = records[0].model_dump()
-    for name in ("rows", "na_counts", "kept_words", "malformed_lines", "number_formats"):
+    for name in ("rows", "na_counts", "kept_words", "malformed_lines", "number_formats", "date_formats"):
         assert large.records[0][name] == known[name], name
 
 

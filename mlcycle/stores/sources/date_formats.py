@@ -44,7 +44,7 @@ def parse_dates(
         return None if dates is None else ParsedDates(dates)
     for (days, formats), (hours, clock) in product(DATE_PATTERNS.items(), TIME_PATTERNS.items()):
         if re.fullmatch(days + hours, first.iloc[0]) and first.str.fullmatch(days + hours).all():
-            read = {form: dates for form in formats if (dates := read_dates_in_format(column, form + clock)) is not None}
+            read = {form + clock: dates for form in formats if (dates := read_dates_in_format(column, form + clock)) is not None}
             if read:
                 return _choose_order(column, read, day_first)
     return None
