@@ -46,8 +46,12 @@ def split_by_time(
 ) -> tuple[SplitParts, str]: # `train`, `holdout`, `future`; a description
     """Split rows in order of time into training rows, holdout and future rows.
 
-    Rows with equal times are in the same part. Raises ParameterError if `train` or `holdout` has no rows.
+    Rows with equal times are in the same part. Raises ParameterError if the column is text, or `train` or `holdout` has no rows.
     """
+    if rows[time].dtype.kind not in "iufM":
+        shown = ", ".join(f"'{value}'" for value in rows[time].dropna().astype("str").unique()[:3])
+        raise ParameterError(f"The time column '{time}' is text: its values are not all dates of one notation.",
+                             f"It has values such as {shown}.", "Write all dates in the same notation, best ISO 8601.")
     if not rows[time].is_monotonic_increasing:
         rows = rows.sort_values(time, kind="stable")
     times = rows[time]
@@ -236,10 +240,7 @@ def split_rows(
     exclude_shared_entities: bool = False, # Whether to set aside holdout rows whose entity is in the training rows
     keep_parts: bool = False, # At random and by group: whether the part of a row stays the same if other rows get a label
 ) -> tuple[SplitParts, str]: # Parts; a description
-    """Split rows into training rows, holdout and future rows, each in order of time if there is a time column.
-
-    Raises ParameterError if that is impossible.
-    """
+    "Split rows into training rows, holdout and future rows, each in order of time; raise ParameterError if that is impossible."
     if method == "auto":
         by_column = is_predefined(method, split_column)
         method = "predefined" if by_column else "time" if problem.time else "group" if problem.entity else "stratified"

@@ -21,7 +21,8 @@ from ..ml.cell_cleaning import clean_value
 from ..ml.cleaning_plan import ColumnCleaningPlan, NumberFormat
 from ..ml.column_cleaning import to_python
 from ..ml.text_matching import fold_case, normalise_whitespace
-from ..ml.value_parsing import BOOLEAN_WORDS, find_date_readings, format_value, parse_date, parse_number
+from ..ml.value_parsing import (BOOLEAN_WORDS, find_date_readings, format_value, parse_date, parse_number,
+                                      with_any_clock)
 from ..outcomes import NA_VALUES, Label, Record
 
 # %% ../../nbs/service/input_values.ipynb #626aa41a
@@ -231,7 +232,7 @@ def read_date(
         raise UnreadableValueError(f"{_with_article(value)} is not a date", expected)
     text = normalise_whitespace(value)
     try:
-        learnt = parse_date(text, (*plan.date_formats, "ISO8601"))
+        learnt = parse_date(text, (*with_any_clock(plan.date_formats), "ISO8601"))
     except OverflowError: # The first or last day, with a zone
         learnt = None
     readings = {learnt} if learnt else find_date_readings(text)
