@@ -87,6 +87,7 @@ def model_table(stages: pd.DataFrame) -> str:
 def report_scale(records: list[dict]) -> str:
     """All tables."""
     stages = stage_table(records)
+    with_cores = stage_table([each for each in records if each["workers"] <= each["cores"]])
     return f"""## Cost of a row
 
 {cost_table(stages)}
@@ -105,6 +106,6 @@ The largest sum of the proportional set sizes of all processes at a time, and th
 
 Seconds = fixed + million rows · (not shared + shared / workers), by non-negative least squares. Where all runs have one number of
 workers, everything that grows with the rows counts as shared, which is a lower bound for more workers; where all have one size,
-what is fixed cannot be told from the rest, and nothing is extrapolated.
+what is fixed cannot be told from the rest, and nothing is extrapolated. Runs with more workers than cores are left out.
 
-{model_table(stages)}"""
+{model_table(with_cores)}"""
