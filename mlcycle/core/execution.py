@@ -5,11 +5,13 @@
 # %% auto #0
 __all__ = ['EXECUTOR_VARIABLE', 'SCHEDULER_VARIABLE', 'CONNECTED_VARIABLE', 'MEMORY_SIZE', 'CONNECT_SECONDS', 'REFUSED_SECONDS',
            'NO_WORKER_SECONDS', 'MAX_ATTEMPTS', 'MAX_KILLED', 'RESULT_PACKAGES', 'KILLED', 'ExecutionSettings',
-           'read_execution_settings', 'is_dask_task', 'scheduler_unreachable', 'close_dask', 'shared_cluster',
-           'dask_client', 'count_threads', 'fits_workers', 'SharedValue', 'Task', 'map_tasks']
+           'read_execution_settings', 'is_dask_task', 'without_garbage_collection', 'scheduler_unreachable',
+           'close_dask', 'shared_cluster', 'dask_client', 'count_threads', 'fits_workers', 'SharedValue', 'Task',
+           'map_tasks']
 
 # %% ../../nbs/core/execution.ipynb #58b8e368
 import atexit
+import gc
 import logging
 import os
 import pickle
@@ -103,6 +105,18 @@ MAX_ATTEMPTS = 4 # Submissions of a task that is lost with the cluster
 MAX_KILLED = 2 # Submissions of a task for which Dask gives up, each time after four workers have died
 RESULT_PACKAGES = ("numpy", "pandas", "scikit-learn", "lightgbm", "dask") # Must be the same on workers
 
+# %% ../../nbs/core/execution.ipynb #aef7629f
+@contextmanager
+def without_garbage_collection() -> Generator[None]:
+    "Context manager: cyclic garbage, such as dropped clients of Dask, is collected later."
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
 # %% ../../nbs/core/execution.ipynb #4a805f6e
 @dataclass
 class _Connection:
@@ -116,7 +130,7 @@ class _Connection:
 
     def close(self) -> None:
         "End the connection, and the cluster if it was started for it."
-        with suppress(Exception): # The scheduler may be gone already, in which case there is nothing to close
+        with suppress(Exception), without_garbage_collection(): # A scheduler that is gone has nothing to close
             self.client.close(timeout=2)
         if self.cluster and self.folder:
             stop_cluster(self.cluster, grace=0.5) # Nothing in it is needed any more
@@ -197,7 +211,8 @@ def _open_client(address: str, seconds: float) -> "Client":
     until = time.monotonic() + seconds
     while True:
         try:
-            return Client(address, timeout=max(1, until - time.monotonic()), set_as_default=False)
+            with without_garbage_collection():
+                return Client(address, timeout=max(1, until - time.monotonic()), set_as_default=False)
         except OSError: # TimeoutError too
             if time.monotonic() > until:
                 raise

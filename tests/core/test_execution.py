@@ -1,5 +1,6 @@
 """Tasks in this process and on real clusters of Dask, whose workers and schedulers are killed."""
 
+import gc
 import os
 import signal
 import socket
@@ -10,6 +11,7 @@ import time
 from dataclasses import replace
 
 import cluster_tasks
+import distributed
 import pandas as pd
 import psutil
 import pytest
@@ -239,3 +241,32 @@ def test_a_cluster_ends_with_the_process_that_is_killed():
     while time.monotonic() < until and any(map(psutil.pid_exists, pids)):
         time.sleep(0.1)
     assert len(pids) == 2 and not any(map(psutil.pid_exists, pids))
+
+
+def test_a_dropped_client_does_not_wait_for_a_lock_of_its_own_thread(dask_cluster, monkeypatch):
+    "It is closed when it is collected, which may happen at any allocation, and closing takes the lock of opening."
+    waited, threads, before = [], distributed.utils._CollectErrorThread, gc.get_threshold()
+
+    class Dropped:
+        def __init__(self):
+            self.itself = self
+
+        def __del__(self):
+            if distributed.utils.LoopRunner._lock.acquire(timeout=0.2):
+                distributed.utils.LoopRunner._lock.release()
+            else:
+                waited.append(self)
+
+    def thread(*arguments, **options):
+        Dropped()
+        gc.set_threshold(1)
+        [[] for _ in range(100)]
+        return threads(*arguments, **options)
+
+    monkeypatch.setattr(distributed.utils, "_CollectErrorThread", thread)
+    try:
+        client = execution._open_client(dask_cluster.address, 10)
+    finally:
+        gc.set_threshold(*before)
+    client.close()
+    assert waited == []
